@@ -1,0 +1,93 @@
+"""The one place where pixels are normalised and put back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssdd_hub.errors import require
+
+
+@dataclass(frozen=True)
+class PixelSpace:
+    """An affine pixel space: `normalised = (pixel - mean) / std` for pixels in `[0, 1]`.
+
+    Attributes:
+        mean: One value per channel.
+        std: One value per channel, above 0.
+
+    Raises:
+        SettingsError: The lengths differ, no channel is given, or a std is not positive.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
+        require(
+            (
+                len(self.mean) == len(self.std) > 0,
+                f"a pixel space needs as many means as stds, at least one; got {self.mean} and {self.std}",
+            ),
+            (all(value > 0 for value in self.std), f"every std of a pixel space must be above 0; got {self.std}"),
+        )
+
+    @classmethod
+    def raw(cls, channels: int) -> "PixelSpace":
+        """Returns the space in which pixels stay in `[0, 1]`."""
+        return cls((0.0,) * channels, (1.0,) * channels)
+
+    @classmethod
+    def of(cls, pixels: Tensor, chunk: int = 4096) -> "PixelSpace":
+        """Measures the space in which these pixels have mean 0 and std 1 in each channel.
+
+        Args:
+            pixels: `(N, C, H, W)`, uint8.
+            chunk: Images converted to float64 at a time.
+        """
+        count = pixels.shape[0] * pixels.shape[2] * pixels.shape[3]
+        total = torch.zeros(pixels.shape[1], dtype=torch.float64)
+        squares = torch.zeros_like(total)
+        for part in pixels.split(chunk):
+            part = part.to(torch.float64) / 255
+            total += part.sum((0, 2, 3)).cpu()
+            squares += part.square().sum((0, 2, 3)).cpu()
+        mean = total / count
+        # A constant channel has no scale of its own; 1 leaves it as it is.
+        std = (squares / count - mean.square()).clamp_min(0).sqrt()
+        std = torch.where(std > 1e-6, std, torch.ones_like(std))
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
+    @property
+    def channels(self) -> int:
+        """Number of channels `C`."""
+        return len(self.mean)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Maps pixels in `[0, 1]`, `(..., C, H, W)`, into this space."""
+        mean, std = self._columns(pixels)
+        return (pixels - mean) / std
+
+    def denormalise(self, images: Tensor) -> Tensor:
+        """Maps images `(..., C, H, W)` of this space back to pixels; distilled ones may lie outside `[0, 1]`."""
+        mean, std = self._columns(images)
+        return images * std + mean
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Returns the JSON form, read back by `from_dict`."""
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Sequence[Any]]) -> "PixelSpace":
+        """Reads the JSON form that `to_dict` writes."""
+        return cls(tuple(values["mean"]), tuple(values["std"]))
+
+    def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        if images.shape[-3] != self.channels:
+            raise ValueError(f"this pixel space has {self.channels} channels, the images {tuple(images.shape)} do not")
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return mean, std

@@ -1,0 +1,55 @@
+"""Random numbers as pure functions of a seed, a purpose and counters.
+
+No generator is carried from step to step. What step `s` draws depends on `(seed, purpose, s)` alone, hence a resumed
+run, and a run on another number of processes, draw what the unbroken run on one process would have drawn.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def derive_seed(seed: int, purpose: str, *counters: int) -> int:
+    """Hashes a seed, a purpose and counters to a seed of 63 bits.
+
+    Args:
+        seed: The seed of the run.
+        purpose: What the numbers are for; different purposes give unrelated streams.
+        *counters: Step, slot, epoch and the like.
+    """
+    key = "/".join([str(seed), purpose, *map(str, counters)]).encode()
+    return int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1
+
+
+def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
+    """Returns a CPU generator for one purpose at one point; the arguments are those of `derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, *counters))
+
+
+@contextmanager
+def seeded(seed: int, purpose: str, *counters: int) -> Iterator[None]:
+    """Seeds torch's global CPU generator inside the block, for code that takes no generator, and puts it back after.
+
+    Network initialisation is such code: networks are built on the CPU, so that they start alike on every device.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, purpose, *counters))
+        yield
+
+
+def draw_batch(num_items: int, batch_size: int, seed: int, purpose: str, step: int) -> torch.Tensor:
+    """Returns the indices of one batch out of endlessly repeated shuffles.
+
+    Batch `step` holds the positions `[step * batch_size, (step + 1) * batch_size)` of the concatenation of one
+    permutation per epoch, so every item is drawn equally often, also when `num_items < batch_size`.
+
+    Returns:
+        Indices `(batch_size,)`, int64, on the CPU.
+    """
+    start, stop = step * batch_size, (step + 1) * batch_size
+    epochs = range(start // num_items, (stop - 1) // num_items + 1)
+    shuffled = torch.cat([torch.randperm(num_items, generator=generator(seed, purpose, epoch)) for epoch in epochs])
+    offset = epochs[0] * num_items
+    return shuffled[start - offset : stop - offset]
