@@ -1,0 +1,88 @@
+"""Batches of real images with their targets: batch `s` is a pure function of `(seed, s)`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssdd_hub.augment import crop_flip, draw_views
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.streams import draw_batch, generator
+from ssdd_hub.targets import TargetTransform, fixed_views
+from ssdd_hub.teacher import Teacher
+
+
+@dataclass(kw_only=True)
+class RealBatches:
+    """What every kind of batch shares: which images, and which part of them is this process's.
+
+    Attributes:
+        pixels: `(N, C, H, W)`, uint8.
+        pixel_space: The space in which students see real images.
+        batch_size: Images `B` of a batch, over all processes.
+        seed: Seed of the run.
+        device: Where the batches go.
+        dtype: Type of images and targets.
+    """
+
+    pixels: Tensor
+    pixel_space: PixelSpace
+    batch_size: int
+    seed: int
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def _take(self, step: int, rank: int, world: int) -> tuple[slice, Tensor, Tensor]:
+        """Returns this process's slice of the batch, its indices, and its pixels in `[0, 1]`."""
+        mine = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
+        indices = draw_batch(len(self.pixels), self.batch_size, self.seed, "real batch", step)[mine]
+        pixels = self.pixels[indices.to(self.pixels.device)].to(self.device, self.dtype) / 255
+        return mine, indices, pixels
+
+
+@dataclass(kw_only=True)
+class CachedBatches(RealBatches):
+    """Real images with targets computed before: of the images as they are, or of `K` fixed augmented views of them.
+
+    Attributes:
+        targets: `(N, D)`, or `(K, N, D)` for the views that `targets.fixed_views` gives.
+    """
+
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        self.crops: Tensor | None = None
+        if self.targets.ndim == 3:
+            views = range(len(self.targets))
+            self.crops = torch.stack([fixed_views(len(self.pixels), view, self.seed) for view in views])
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
+        mine, indices, pixels = self._take(step, rank, world)
+        if self.crops is None:
+            targets = self.targets[indices]
+        else:
+            views = torch.randint(len(self.crops), (self.batch_size,), generator=generator(self.seed, "view", step))
+            pixels = crop_flip(pixels, self.crops[views[mine], indices])
+            targets = self.targets[views[mine], indices]
+        return self.pixel_space.normalise(pixels), targets.to(self.device, self.dtype)
+
+
+@dataclass(kw_only=True)
+class AugmentedBatches(RealBatches):
+    """Freshly cropped and flipped images, and the teacher run on just these, as in KRR-ST's released code.
+
+    Attributes:
+        teacher: On `device`.
+        transform: Makes targets of its features.
+    """
+
+    teacher: Teacher
+    transform: TargetTransform
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
+        mine, _, pixels = self._take(step, rank, world)
+        pixels = crop_flip(pixels, draw_views(self.batch_size, generator(self.seed, "augment", step))[mine])
+        targets = self.transform(self.teacher(pixels))
+        return self.pixel_space.normalise(pixels), targets.to(self.device, self.dtype)
