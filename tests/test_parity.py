@@ -1,4 +1,4 @@
-"""The authors' released algorithm, step by step: their recorded tensors against `ConvNet`, `StudentPool`, `Distiller`."""
+"""The authors' released algorithm, step by step: recorded tensors against `ConvNet`, `StudentPool`, `Distiller`."""
 
 import json
 from pathlib import Path

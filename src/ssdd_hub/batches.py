@@ -1,6 +1,7 @@
 """Batches of real images with their targets: batch `s` is a pure function of `(seed, s)`."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,13 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.streams import draw_batch, generator
 from ssdd_hub.targets import TargetTransform, fixed_views
 from ssdd_hub.teacher import Teacher
+
+
+class Batches(Protocol):
+    """Gives the real batch of an outer step."""
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Returns one process's slice: images `(b, C, H, W)` and targets `(b, D)`, on the device of the students."""
 
 
 @dataclass(kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssdd_hub.backbones import pre_logits
+from ssdd_hub.batches import Batches
 from ssdd_hub.checkpoint import to_device
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.krr import outer_loss
@@ -75,13 +76,6 @@ class DistillerSettings:
                 for name in ("kernel_precision", "precision")
             ),
         )
-
-
-class Batches(Protocol):
-    """Gives the real batch of an outer step; see `batches.RealBatches`."""
-
-    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Returns one process's slice: images `(b, C, H, W)` and targets `(b, D)`, on the device of the students."""
 
 
 class Distiller:

@@ -52,7 +52,7 @@ class PixelSpace:
         count = pixels.shape[0] * pixels.shape[2] * pixels.shape[3]
         total = torch.zeros(pixels.shape[1], dtype=torch.float64)
         squares = torch.zeros_like(total)
-        for part in pixels.split(chunk):
+        for part in torch.split(pixels, chunk):
             part = part.to(torch.float64) / 255
             total += part.sum((0, 2, 3)).cpu()
             squares += part.square().sum((0, 2, 3)).cpu()

@@ -1,6 +1,7 @@
 """Students: the ConvNets of the distillation literature, and any timm model in their place."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -12,6 +13,19 @@ from ssdd_hub.backbones import pre_logits
 from ssdd_hub.errors import InputError, require
 
 NORMS = ("batch", "instance", "none")
+
+
+@dataclass(frozen=True)
+class StudentSettings:
+    """Which network is the student.
+
+    Attributes:
+        name: A timm model name; `list_students()` gives ours.
+        model_args: Further arguments of the model, such as `widths` and `norm` of the ConvNets.
+    """
+
+    name: str = "ssdd_convnet3"
+    model_args: dict[str, Any] = field(default_factory=dict)
 
 
 class ConvNet(nn.Module):

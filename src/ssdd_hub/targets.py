@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from ssdd_hub.augment import crop_flip, draw_views
 from ssdd_hub.checkpoint import atomic_path
 from ssdd_hub.errors import require
+from ssdd_hub.images import ImageBank
 from ssdd_hub.streams import generator
 from ssdd_hub.teacher import Teacher
 
@@ -131,47 +133,59 @@ def compute_features(
     return torch.cat([merged[start] for start in starts])
 
 
-def load_or_compute_features(
-    teacher: Teacher,
-    pixels: Tensor,
-    fingerprint: str,
-    accelerator: Accelerator,
-    settings: TargetSettings,
-    cache: Path,
-    seed: int = 0,
-) -> Tensor:
-    """Returns the teacher's features of all images, from the cache where they are there.
+class FeatureCache:
+    """A teacher's features of whole image banks, computed once and kept on disk.
+
+    A file's name is the hash of all that its content depends on: the images, the teacher's weights, size and pixel
+    space, the type, the views.
 
     Args:
-        teacher: See `compute_features`.
-        pixels: `(N, C, H, W)`, uint8.
-        fingerprint: Hash of `pixels`.
+        teacher: On `accelerator.device`.
         accelerator: See `compute_features`.
-        settings: Number of fixed views, batch size, refresh.
-        cache: Folder of cached features; a file's name is the hash of all that its content depends on.
-        seed: Seed of the fixed views.
-
-    Returns:
-        `(N, D)`, or `(K, N, D)` when `settings.views` is `K > 0`; on the CPU.
+        folder: Where the files are.
+        batch_size: Images per forward pass.
+        refresh: Compute again although a file is there.
     """
-    key = {
-        "images": fingerprint,
-        "teacher": teacher.describe(),
-        "dtype": str(next(teacher.parameters()).dtype),
-        "views": settings.views,
-        "seed": seed if settings.views else None,
-    }
-    path = cache / f"features-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
-    if path.exists() and not settings.refresh:
-        return load_file(path)["features"]
-    if settings.views:
-        crops = [fixed_views(len(pixels), view, seed) for view in range(settings.views)]
-        features = torch.stack(
-            [compute_features(teacher, pixels, accelerator, batch_size=settings.batch_size, views=v) for v in crops]
-        )
-    else:
-        features = compute_features(teacher, pixels, accelerator, batch_size=settings.batch_size)
-    if accelerator.is_main_process:
-        with atomic_path(path) as temporary:
-            save_file({"features": features.contiguous()}, temporary)
-    return features
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        batch_size: int = 256,
+        refresh: bool = False,
+    ) -> None:
+        self.teacher = teacher
+        self.accelerator = accelerator
+        self.folder = folder
+        self.batch_size = batch_size
+        self.refresh = refresh
+        self._key = {"teacher": teacher.describe(), "dtype": str(next(teacher.parameters()).dtype)}
+
+    def features(self, bank: ImageBank) -> Tensor:
+        """Returns the features of the images as they are: `(N, D)`, on the CPU."""
+        return self._load_or_compute({"images": bank.fingerprint}, lambda: self._compute(bank, None))
+
+    def view_features(self, bank: ImageBank, num_views: int, seed: int) -> Tensor:
+        """Returns the features of `K` fixed augmented views of each image: `(K, N, D)`, on the CPU."""
+        crops = (fixed_views(len(bank), view, seed) for view in range(num_views))
+        key = {"images": bank.fingerprint, "views": num_views, "seed": seed}
+        return self._load_or_compute(key, lambda: torch.stack([self._compute(bank, views) for views in crops]))
+
+    def _compute(self, bank: ImageBank, views: Tensor | None) -> Tensor:
+        return compute_features(self.teacher, bank.pixels, self.accelerator, batch_size=self.batch_size, views=views)
+
+    def _load_or_compute(self, key: dict[str, Any], compute: Callable[[], Tensor]) -> Tensor:
+        text = json.dumps({**self._key, **key}, sort_keys=True)
+        path = self.folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+        # Every process must decide alike, or some would wait for the others' shares for ever.
+        self.accelerator.wait_for_everyone()
+        if path.exists() and not self.refresh:
+            return load_file(path)["features"]
+        self.accelerator.wait_for_everyone()
+        features = compute()
+        if self.accelerator.is_main_process:
+            with atomic_path(path) as temporary:
+                save_file({"features": features.contiguous()}, temporary)
+        return features

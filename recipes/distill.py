@@ -1,0 +1,190 @@
+"""Distils an image dataset with KRR-ST: images, teacher, targets, distilled set, first evaluation, report.
+
+accelerate launch recipes/distill.py
+accelerate launch recipes/distill.py --config recipes/configs/cifar100.yaml --output runs/cifar100
+
+The first runs on scikit-learn's embedded digits and needs nothing else. Started again, a run goes on where it stopped.
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ssdd_hub import DistilledSet, Distiller, build_student
+from ssdd_hub.batches import AugmentedBatches, Batches, CachedBatches
+from ssdd_hub.config import DistillConfig, parse_config, to_dict, to_yaml
+from ssdd_hub.errors import InputError
+from ssdd_hub.evaluate import RealData, Record, evaluate
+from ssdd_hub.images import ImageBank, load_images
+from ssdd_hub.launch import build_accelerator, report_errors
+from ssdd_hub.outer_loop import distil
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.pool import StudentPool
+from ssdd_hub.pretrain import Pretraining, new_backbone
+from ssdd_hub.provenance import describe_machine, describe_run, describe_versions
+from ssdd_hub.report import render_pictures, render_report, score_table
+from ssdd_hub.run_folder import RunFolder
+from ssdd_hub.streams import generator
+from ssdd_hub.targets import FeatureCache, TargetTransform
+from ssdd_hub.teacher import Teacher, build_teacher
+
+DEFAULT = Path(__file__).parent / "configs" / "digits.yaml"
+
+
+def prepare_images(config: DistillConfig, progress: bool) -> tuple[ImageBank, ImageBank]:
+    """Loads source and held-out images; refuses what could only fail after hours of work."""
+    source, heldout = load_images(config.data, config.seed, progress)
+    wanted = config.distiller.num_images
+    if wanted > len(source):
+        raise InputError(
+            f"{wanted} distilled images start as as many source images, and there are {len(source)}: lower "
+            "--distiller.num-images, or use more images"
+        )
+    build_student(config.student.name, num_targets=1, **student_args(config, source))
+    order = torch.randperm(len(heldout), generator=generator(config.seed, "held-out images"))
+    return source, heldout.subset(order[: config.evaluate.max_heldout].sort().values)
+
+
+def student_args(config: DistillConfig, source: ImageBank) -> dict[str, object]:
+    """Returns what every student of this run is built with, but for the width of its head."""
+    return {"in_chans": source.num_channels, "image_size": source.image_size, **config.student.model_args}
+
+
+def prepare_teacher(
+    config: DistillConfig, source: ImageBank, space: PixelSpace, run: RunFolder, accelerator: Accelerator
+) -> Teacher:
+    """Loads the teacher that is named, or trains one on the source images, on the main process."""
+    settings, folder = config.teacher, run.path / "teacher"
+    if settings.pretrained:
+        teacher = build_teacher(settings.backbone, **settings.model_args)
+        run.start()
+        return teacher
+    backbone = new_backbone(settings.backbone, source.num_channels, config.seed, **settings.model_args)
+    where = {"device": accelerator.device, "autocast": accelerator.autocast}
+    training = Pretraining(backbone, source.pixels, space, config.pretrain, seed=config.seed, **where)
+    run.start()
+    if accelerator.is_main_process and not folder.exists():
+        training.run(run.teacher_checkpoints, run.log)
+        Teacher(backbone, space, source.image_size, settings.backbone).save(folder)
+    accelerator.wait_for_everyone()
+    teacher = build_teacher(f"local-dir:{folder}")
+    teacher.name = f"{settings.backbone} trained with {config.pretrain.objective} on the source images"
+    teacher.license = source.source["license"]
+    return teacher
+
+
+def prepare_batches(
+    config: DistillConfig,
+    source: ImageBank,
+    space: PixelSpace,
+    cache: FeatureCache,
+    targets: Tensor,
+    transform: TargetTransform,
+) -> Batches:
+    """Returns the real data of the outer steps: cached targets, or the teacher run on freshly augmented images."""
+    device, dtype = cache.accelerator.device, targets.dtype
+    common = {"pixels": source.pixels, "pixel_space": space, "batch_size": config.distiller.batch_size}
+    common |= {"seed": config.seed, "device": device, "dtype": dtype}
+    if not config.distiller.augment:
+        return CachedBatches(**common, targets=targets)
+    if config.targets.views:
+        views = cache.view_features(source, config.targets.views, config.seed)
+        return CachedBatches(**common, targets=transform(views).to(dtype))
+    return AugmentedBatches(**common, teacher=cache.teacher, transform=transform)
+
+
+def save_results(
+    run: RunFolder, distilled: DistilledSet, before: Tensor, records: list[Record], facts: dict[str, str]
+) -> None:
+    """Writes the distilled set, the pictures and the report."""
+    distilled.save(run.path / "distilled")
+    log = run.log.read()
+    pictures = render_pictures(
+        run.path / "pictures",
+        before=before,
+        after=distilled.pixel_space.denormalise(distilled.images),
+        log=log,
+        scores=records,
+    )
+    title = f"{distilled.provenance['source']['name']}: {len(before)} distilled images"
+    config = (run.path / "config.yaml").read_text(encoding="utf-8")
+    render_report(run.path / "report.html", title=title, pictures=pictures, scores=records, config=config, facts=facts)
+
+
+@report_errors
+def main() -> None:
+    """Images, teacher, targets, distillation, evaluation, report."""
+    started = time.perf_counter()
+    config = parse_config(DistillConfig, DEFAULT, description=__doc__)
+    settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
+    accelerator = build_accelerator(config.run, Path(config.output))
+    run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process)
+    accelerator.print(to_yaml(config))
+
+    source, heldout = prepare_images(config, progress=accelerator.is_main_process)
+    space = PixelSpace.of(source.pixels)
+    teacher = prepare_teacher(config, source, space, run, accelerator).to(accelerator.device, dtype)
+    accelerator.init_trackers("ssdd_hub")
+
+    folder = Path(config.run.cache) if config.run.cache else run.path / "features"
+    how = {"batch_size": config.targets.batch_size, "refresh": config.targets.refresh}
+    cache = FeatureCache(teacher, accelerator, folder, **how)
+    features = cache.features(source)
+    transform = TargetTransform.fit(config.targets.transform, features)
+    targets, heldout_targets = transform(features), transform(cache.features(heldout))
+
+    chosen = torch.randperm(len(source), generator=generator(config.seed, "first images"))[: settings.num_images]
+    before = source.pixels[chosen].to(dtype) / 255
+    set_space = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
+    build = partial(
+        build_student, config.student.name, num_targets=teacher.feature_dim, **student_args(config, source)
+    )
+    where = {"device": accelerator.device, "dtype": dtype, "autocast": accelerator.autocast}
+    pool = StudentPool(build, config.pool, config.seed, **where)
+    batches = prepare_batches(config, source, space, cache, targets, transform)
+    distiller = Distiller(set_space.normalise(before), targets[chosen], pool, batches, settings, accelerator)
+    seconds = distil(distiller, run, config.run, progress=accelerator.is_main_process)
+
+    images, learned = (tensor.detach().float() for tensor in (distiller.images, distiller.targets))
+    real = RealData(source, targets.float(), heldout, heldout_targets.float(), space, accelerator.device)
+    sets = {
+        "distilled": lambda k: (images, learned),
+        "random": partial(real.random_pair, settings.num_images),
+        "none": lambda k: None,
+    }
+    provenance = describe_run(to_dict(config), source.source, teacher, transform, space)
+    about = {"source": provenance["source"]["name"], "target": provenance["source"]["name"]}
+    about["student"] = config.student.name
+    records = evaluate(sets, build, real, config.evaluate, seed=config.seed, accelerator=accelerator, facts=about)
+    if accelerator.is_main_process:
+        machine = describe_machine(accelerator.device, accelerator.num_processes)
+        provenance |= {"use": config.evaluate.use(), "scores": records, "seconds": seconds, "hardware": machine}
+        distilled = DistilledSet(images.cpu(), learned.cpu(), set_space, provenance=provenance)
+        run.write_json(
+            "scores.json",
+            {
+                "records": records,
+                "machine": machine,
+                "versions": describe_versions(),
+                "command": provenance["command"],
+            },
+        )
+        facts = {
+            "source": f"{len(source)} images of {provenance['source']['name']}, {source.image_size} px",
+            "teacher": teacher.name,
+            "distillation": f"{settings.steps} outer steps, {seconds:.0f} s",
+            "whole run": f"{time.perf_counter() - started:.0f} s",
+            "machine": f"{machine['cpus']} CPUs, {machine['device']}, {accelerator.num_processes} process(es)",
+        }
+        save_results(run, distilled, before, records, facts)
+        print(score_table(records))
+        print(f"\nIn {run.path} after {time.perf_counter() - started:.0f} s: report.html, scores.json, distilled/")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

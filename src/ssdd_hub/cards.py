@@ -1,0 +1,178 @@
+"""The dataset card of a distilled set: a function of the metadata that the set carries, nothing typed by hand."""
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import yaml
+from huggingface_hub import DatasetCard, DatasetCardData
+
+_TAGS = ["dataset-distillation", "dataset-condensation", "self-supervised", "synthetic", "ssdd_hub"]
+_SECTIONS = ("source", "teacher", "target_transform", "student", "hardware", "versions")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+
+
+def render_dataset_card(metadata: Mapping[str, Any], location: str) -> str:
+    """Renders the card of a distilled set; what the metadata lacks is left out or said to be unknown.
+
+    Args:
+        metadata: What `ssdd_hub.json` holds.
+        location: Where the card's code loads the set from: `owner/name` on the Hub, or the name of the folder.
+
+    Returns:
+        Markdown that opens with the YAML block of the Hub.
+    """
+    provenance = metadata.get("provenance") or {}
+    source = _section(provenance, "source")
+    card = DatasetCard.from_template(
+        _card_data(metadata),
+        template_str=(files("ssdd_hub") / "templates" / "dataset_card.md").read_text(encoding="utf-8"),
+        title=_escape(_title(metadata)),
+        summary=_summary(metadata, source),
+        load_code=_fence(_load_code(metadata, location), "python"),
+        load_dataset_code=_fence(_load_dataset_code(location), "python"),
+        pixel_space=_describe(metadata["pixel_space"]),
+        student_pixel_space=_describe(_section(provenance, "student_pixel_space")),
+        clipped=f"{metadata['clip_fraction']:.2%}",
+        use=_rows(_section(provenance, "use")),
+        scores=[_score_cells(score) for score in provenance.get("scores") or []],
+        record=_record(provenance),
+        settings=_fence(_to_yaml(provenance["settings"]), "yaml") if provenance.get("settings") else "",
+        command=_fence(str(provenance["command"]), "bash") if provenance.get("command") else "",
+        licences=_licences(provenance),
+        citation=provenance.get("method") == "krr-st",
+    )
+    return f"{str(card).rstrip()}\n"
+
+
+def _card_data(metadata: Mapping[str, Any]) -> DatasetCardData:
+    provenance = metadata.get("provenance") or {}
+    size = metadata["tensors"]["images"]["shape"][0]
+    method = ["krr-st"] if provenance.get("method") == "krr-st" else []
+    return DatasetCardData(
+        license=_one_line(str(provenance.get("license") or "unknown")),
+        pretty_name=_title(metadata),
+        task_categories=["image-feature-extraction", "image-classification"],
+        size_categories=next((name for limit, name in _SIZES.items() if size < limit), "1M<n<10M"),
+        source_datasets=[_source_dataset(_section(provenance, "source"))],
+        tags=[*_TAGS, *method, "timm", "lightly"],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+    )
+
+
+def _source_dataset(source: Mapping[str, Any]) -> str:
+    """Names the source on the Hub. A local folder can look like a Hub id, but it has no revision."""
+    name = str(source.get("name"))
+    return f"extended|{name}" if source.get("revision") and _HUB_ID.fullmatch(name) else "original"
+
+
+def _title(metadata: Mapping[str, Any]) -> str:
+    provenance = metadata.get("provenance") or {}
+    name = str(_section(provenance, "source").get("name") or "").rstrip("/").split("/")[-1]
+    size = metadata["tensors"]["images"]["shape"][0]
+    return _one_line(f"{name or 'Images'} distilled to {size} by {provenance.get('method') or 'an unnamed method'}")
+
+
+def _summary(metadata: Mapping[str, Any], source: Mapping[str, Any]) -> str:
+    size, *shape = metadata["tensors"]["images"]["shape"]
+    width = metadata["tensors"]["targets"]["shape"][1]
+    amount = f"{source['num_images']} images" if source.get("num_images") else "images"
+    origin = f" distilled from {_escape(amount)} of {_escape(source['name'])}" if source.get("name") else ""
+    sides = "x".join(map(str, shape))
+    return f"{size} synthetic images ({sides}, float32), each with a target vector of width {width},{origin}."
+
+
+def _load_code(metadata: Mapping[str, Any], location: str) -> str:
+    images, targets = (tuple(metadata["tensors"][name]["shape"]) for name in ("images", "targets"))
+    place = "" if "/" in location else "  # the path of this folder"
+    return (
+        "from ssdd_hub import DistilledSet\n\n"
+        f"distilled = DistilledSet.from_pretrained({json.dumps(location)}){place}\n"
+        f"images, targets = distilled.images, distilled.targets  # {images} and {targets}"
+    )
+
+
+def _load_dataset_code(location: str) -> str:
+    return (
+        "from datasets import load_dataset\n\n"
+        f'dataset = load_dataset({json.dumps(location)}, split="train")\n'
+        'columns = dataset.select_columns(["pixels", "target"]).with_format("torch")[:]\n'
+        'images, targets = columns["pixels"], columns["target"]'
+    )
+
+
+def _score_cells(score: Mapping[str, Any]) -> list[str]:
+    names = ("set", "protocol", "source", "target", "student", "labels", "metric")
+    mean, std = score.get("mean"), score.get("std")
+    value = "" if mean is None else f"{mean:.4g}" if std is None else f"{mean:.4g} ± {std:.2g}"
+    return [*(_describe(score.get(name)) for name in names), value, _describe(score.get("n"))]
+
+
+def _record(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    seconds = provenance.get("seconds")
+    facts = {
+        "method": provenance.get("method"),
+        "seed": provenance.get("seed"),
+        **{name: _section(provenance, name) or None for name in _SECTIONS},
+        "time": None if seconds is None else f"{seconds:.1f} s",
+    }
+    return _rows(facts)
+
+
+def _licences(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    owners = {"this set": provenance, "source": _section(provenance, "source")}
+    owners["teacher"] = _section(provenance, "teacher")
+    return _rows({name: owner.get("license") or "unknown" for name, owner in owners.items()})
+
+
+def _section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns one part of the provenance; a bare value counts as its name."""
+    value = provenance.get(name) or {}
+    return value if isinstance(value, Mapping) else {"name": value}
+
+
+def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns escaped names and values of the facts that are known."""
+    return [
+        (_escape(name.replace("_", " ").capitalize()), _describe(value))
+        for name, value in facts.items()
+        if value is not None
+    ]
+
+
+def _describe(facts: Any) -> str:
+    """Returns the known facts in one escaped line."""
+    return _escape(_text(facts))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        known = {name: part for name, part in value.items() if part is not None}
+        return "; ".join(f"{str(name).replace('_', ' ')}: {_text(part)}" for name, part in known.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return "" if value is None else str(value)
+
+
+def _to_yaml(settings: Any) -> str:
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _escape(text: str) -> str:
+    """Makes text from outside plain: one line in which Markdown and HTML see nothing but characters."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(_one_line(str(text)), quote=False))
+
+
+def _fence(code: str, language: str) -> str:
+    """Wraps code in a fence longer than any run of backticks in it."""
+    longest = max(map(len, re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}"

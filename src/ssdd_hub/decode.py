@@ -1,0 +1,174 @@
+"""Encoded image files as upright 8-bit images, grey or RGB, of one size."""
+
+import io
+import math
+import shutil
+import tempfile
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ssdd_hub.errors import InputError
+
+CHANNELS = {"grey": 1, "rgb": 3}
+PILLOW_MODES = {"grey": "L", "rgb": "RGB"}
+
+SMALLEST_SIZE = 8
+LARGEST_NATIVE_SIZE = 64
+"""Images of up to this many pixels a side may keep their size unasked; larger ones cost too much for that."""
+
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+"""The Pillow modes that store no colour. A palette stores colours, even when all of them are grey."""
+
+
+class CorruptImageError(ValueError):
+    """An image file cannot be decoded; the message says why."""
+
+
+def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
+    """Decodes one image file to mode `L` when it is stored without colour, to `RGB` otherwise.
+
+    The EXIF orientation is applied and transparent pixels are laid over white. Grey images of 16 bits are scaled from
+    `[0, 65535]`; so are those of 32 bits, and floating-point ones from `[0, 1]`, or from `[0, 255]` when a value
+    exceeds 1. Only the first frame of an animation is read.
+
+    Args:
+        data: The content of the file, in any format that Pillow reads.
+        shorter_side: The size that the image will be resized to; lets a much larger JPEG be decoded at a fraction of
+            its size, never below twice this one.
+
+    Raises:
+        CorruptImageError: The content is no image, is cut short, decodes to more pixels than Pillow holds
+            safe, or has values outside the ranges above.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(data))
+            if shorter_side:
+                image.draft(None, (2 * shorter_side, 2 * shorter_side))
+            image.load()
+            return _to_grey_or_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise CorruptImageError("empty, or in no format that Pillow knows") from error
+    # Damaged files make Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
+    except Exception as error:
+        raise CorruptImageError(f"{type(error).__name__}: {error}") from error
+
+
+def fit_square(image: Image.Image, size: int) -> Image.Image:
+    """Resizes the shorter side to `size` pixels (bicubic, antialiased) and crops the centre square."""
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    shorter = min(width, height)
+    width, height = size * width // shorter, size * height // shorter
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + size, top + size))
+
+
+class PixelStore:
+    """Images of one size and mode, collected in one array that is allocated once.
+
+    Args:
+        capacity: The number of images that will be added at most.
+        image_size: Pixels a side; None for the size of the first image, which all others must then have.
+        mode: `grey`, `rgb`, or `auto`: grey until an image with colour arrives.
+        budget: Bytes above which the array is a memory-mapped file, in the folder for temporary files. The file has no
+            name where the system allows that and is gone when the process is, however it ends.
+    """
+
+    def __init__(self, capacity: int, image_size: int | None, mode: str, budget: int) -> None:
+        self.mode = "grey" if mode == "auto" else mode
+        self.image_size = image_size or 0
+        self._native, self._auto = image_size is None, mode == "auto"
+        self._capacity, self._budget = capacity, budget
+        self._array: Any = None
+        self._count = 0
+
+    def add(self, image: Image.Image, where: str) -> None:
+        """Resizes and stores one image that `decode_image` returned.
+
+        Args:
+            image: Mode `L` or `RGB`.
+            where: What a message calls this image.
+
+        Raises:
+            InputError: No size is given and this image has another size than the others, is not square, or is small or
+                large; or the memory map does not fit on the disk.
+        """
+        if self._native:
+            self._take_native_size(image, where)
+        if self._auto and image.mode == "RGB" and self.mode == "grey":
+            self._widen()
+        if self._array is None:
+            self._array = self._allocate()
+        square = fit_square(image.convert(PILLOW_MODES[self.mode]), self.image_size)
+        self._array[self._count] = np.asarray(square).reshape(self.image_size, self.image_size, -1).transpose(2, 0, 1)
+        self._count += 1
+
+    def pixels(self) -> Tensor:
+        """Returns the images added so far, `(N, C, H, W)`, uint8."""
+        return torch.from_numpy(self._array[: self._count])
+
+    def _take_native_size(self, image: Image.Image, where: str) -> None:
+        width, height = image.size
+        if width != height or not SMALLEST_SIZE <= width <= LARGEST_NATIVE_SIZE:
+            raise InputError(
+                f"the image at {where} is {width}x{height} pixels; only square images of {SMALLEST_SIZE} to "
+                f"{LARGEST_NATIVE_SIZE} pixels keep their size unasked: pass --data.image-size"
+            )
+        if self.image_size not in (0, width):
+            raise InputError(
+                f"the images differ in size: {self.image_size}x{self.image_size} pixels at first, {width}x{height} at "
+                f"{where}; pass --data.image-size"
+            )
+        self.image_size = width
+
+    def _widen(self) -> None:
+        grey, self.mode = self._array, "rgb"
+        if grey is not None:
+            self._array = self._allocate()
+            self._array[: self._count] = grey[: self._count]
+
+    def _allocate(self) -> Any:
+        shape = (self._capacity, CHANNELS[self.mode], self.image_size, self.image_size)
+        size = math.prod(shape)
+        if size <= self._budget:
+            return np.empty(shape, np.uint8)
+        folder = tempfile.gettempdir()
+        if (free := shutil.disk_usage(folder).free) < size:
+            # Writing to a map on a full disk would kill the process.
+            raise InputError(
+                f"the pixels need {size / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB left; choose a "
+                "smaller --data.image-size or --data.max-images, a larger --data.memory-budget-gb, or another TMPDIR"
+            )
+        with tempfile.TemporaryFile() as file:
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+
+
+def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
+    grey = image.mode in GREY_MODES
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image)
+    if image.has_transparency_data:
+        canvas = Image.new("RGBA", image.size, "white")
+        canvas.alpha_composite(image.convert("RGBA"))
+        image = canvas
+    return image.convert("L" if grey else "RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion to "L" clips at 255.
+    values = np.asarray(image, dtype=np.float64)
+    low, high = values.min(), values.max()
+    top = 65535.0 if image.mode != "F" else 1.0 if high <= 1 else 255.0
+    if not 0 <= low <= high <= top:
+        raise ValueError(f"values of mode {image.mode} must lie in [0, {top:g}]; they span [{low:g}, {high:g}]")
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))

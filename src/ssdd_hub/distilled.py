@@ -1,0 +1,272 @@
+"""The distilled set: images, targets, the pixel space that gives the images a meaning, and where they come from."""
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from ssdd_hub import storage
+from ssdd_hub.cards import render_dataset_card
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.pixel_space import PixelSpace
+
+_PACKAGES = ("ssdd-hub", "torch", "timm", "lightly", "accelerate", "datasets")
+_NOT_FOUND = (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError)
+_HUB_TOKEN = re.compile(r"\b(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*")
+
+
+@dataclass(eq=False, repr=False)
+class DistilledSet:
+    """M images with a target vector each, on which a network is pre-trained by regression.
+
+    Attributes:
+        images: `(M, C, H, W)`, float32, finite, in `pixel_space`; `C` is 1 or 3. Their pixels may lie outside [0, 1].
+        targets: `(M, D)`, float32, finite.
+        pixel_space: The space of the images.
+        labels: `(M,)`, int64, or None. With `label_names`, -1 stands for an unknown class.
+        provenance: How the set was made, as JSON: tuples become lists, paths and arrays of one value become plain
+            values, numbers that are not finite become None, and Hub tokens are blotted out.
+        label_names: Names of the classes, or None.
+
+    Raises:
+        InputError: The parts do not fit together, or hold NaN or infinite values.
+    """
+
+    images: Tensor
+    targets: Tensor
+    pixel_space: PixelSpace
+    labels: Tensor | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    label_names: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        self.images, self.targets = self.images.detach(), self.targets.detach()
+        _check_tensors(self.images, self.targets, self.pixel_space)
+        _check_labels(self.labels, self.label_names, len(self.images))
+        self.provenance = _to_json(self.provenance, "provenance")
+
+    def __repr__(self) -> str:
+        images, targets = tuple(self.images.shape), tuple(self.targets.shape)
+        return f"DistilledSet(images={images}, targets={targets}, method={self.provenance.get('method')!r})"
+
+    def as_tensor_dataset(self) -> TensorDataset:
+        """Returns the pairs `(image (C, H, W), target (D,))` for a `DataLoader`."""
+        return TensorDataset(self.images, self.targets)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes a folder that `datasets.load_dataset(folder, split="train")` reads.
+
+        The folder appears whole or not at all; a distilled set that was there is replaced. Package versions join the
+        provenance on disk when it states none.
+
+        Args:
+            folder: The place, free or taken by a distilled set; its parents are created.
+
+        Raises:
+            InputError: The place is taken by something other than a distilled set.
+        """
+        # `datasets` cannot load ".", so the card names the folder as seen from its parent.
+        return self._save(Path(folder), location=Path(folder).resolve().name)
+
+    def _save(self, folder: Path, location: str) -> Path:
+        tensors = {"images": self.images, "targets": self.targets}
+        if self.labels is not None:
+            tensors["labels"] = self.labels
+        pixels = self.pixel_space.denormalise(self.images)
+        metadata = {
+            "format_version": storage.FORMAT_VERSION,
+            "tensors": {name: storage.describe_tensor(tensor) for name, tensor in tensors.items()},
+            "pixel_space": self.pixel_space.to_dict(),
+            **storage.measure_range(pixels),
+            "label_names": self.label_names,
+            "provenance": {"versions": _package_versions(), **_to_json(self.provenance, "provenance")},
+        }
+        with storage.replaced_folder(folder) as new:
+            storage.write_tensors(new, tensors, pixels, self.label_names)
+            storage.write_metadata(new, metadata)
+            (new / storage.CARD_FILE).write_text(render_dataset_card(metadata, location), encoding="utf-8")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "DistilledSet":
+        """Reads a folder that `save` wrote and checks the tensors against their sha256.
+
+        Raises:
+            InputError: The folder is missing, damaged, or no distilled set.
+        """
+        folder = Path(folder)
+        metadata = storage.read_metadata(folder)
+        try:
+            pixel_space = PixelSpace.from_dict(metadata["pixel_space"])
+            names, provenance = list(metadata["label_names"] or ()), dict(metadata["provenance"])
+            stated = storage.Stated.of(metadata)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{folder / storage.METADATA_FILE} is incomplete ({error!r}): fetch or make the set again"
+            ) from error
+        tensors = storage.read_tensors(folder, stated)
+        return cls(
+            tensors["images"], tensors["targets"], pixel_space, tensors.get("labels"), provenance, names or None
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload the distilled set",
+    ) -> str:
+        """Uploads the folder that `save` writes to a dataset repository, in one commit.
+
+        Args:
+            repo_id: `owner/name`; created when there is none.
+            private: Whether a repository created here is private.
+            revision: An existing branch; the main one by default.
+            token: A Hub token; by default the one of the login.
+            commit_message: The commit's title.
+
+        Returns:
+            The sha of the commit, which `from_pretrained(repo_id, revision=...)` takes.
+        """
+        api = HfApi(token=token)
+        # The full id, also when only a name was given.
+        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = self._save(Path(scratch, "set"), location=repo_id)
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+            operations = [
+                CommitOperationAdd(path_in_repo=path.relative_to(folder).as_posix(), path_or_fileobj=path)
+                for path in paths
+            ]
+            commit = api.create_commit(
+                repo_id, operations, repo_type="dataset", revision=revision, commit_message=commit_message
+            )
+        return commit.oid
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id_or_folder: str | Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> "DistilledSet":
+        """Loads a set from a folder, or else from a dataset repository of the Hub.
+
+        Args:
+            repo_id_or_folder: A folder that exists, or `owner/name`.
+            revision: Branch, tag or sha in the repository; a folder has none.
+            token: A Hub token; by default the one of the login.
+
+        Raises:
+            InputError: There is neither such a folder nor such a repository, or the set is damaged.
+        """
+        if Path(repo_id_or_folder).is_dir():
+            return cls.load(repo_id_or_folder)
+        try:
+            folder = snapshot_download(
+                str(repo_id_or_folder),
+                repo_type="dataset",
+                revision=revision,
+                token=token,
+                allow_patterns=[storage.CARD_FILE, storage.METADATA_FILE, "data/*.parquet"],
+            )
+        except _NOT_FOUND as error:
+            raise InputError(
+                f"{str(repo_id_or_folder)!r} (revision {revision or 'main'}) is neither a folder nor a dataset "
+                "found on the Hub: check the spelling and the connection, and log in if it is private"
+            ) from error
+        return cls.load(folder)
+
+
+def _check_tensors(images: Tensor, targets: Tensor, pixel_space: PixelSpace) -> None:
+    require(
+        (
+            images.dtype == torch.float32 and images.ndim == 4 and images.numel() > 0,
+            f"images must be (M, C, H, W), float32, at least one; got {tuple(images.shape)}, {images.dtype}",
+        ),
+        (
+            targets.dtype == torch.float32 and targets.ndim == 2 and targets.numel() > 0,
+            f"targets must be (M, D), float32, at least one; got {tuple(targets.shape)}, {targets.dtype}",
+        ),
+    )
+    require(
+        (len(images) == len(targets), f"every image needs one target; got {len(images)} and {len(targets)}"),
+        (images.shape[1] in (1, 3), f"images must have 1 channel (grey) or 3 (RGB); got {images.shape[1]}"),
+        (
+            images.shape[1] == pixel_space.channels,
+            f"the pixel space must have the images' {images.shape[1]} channels; got {pixel_space.channels}",
+        ),
+    )
+    for name, tensor in (("images", images), ("targets", targets)):
+        if not tensor.isfinite().all():
+            raise InputError(
+                f"the {name} hold NaN or infinite values, the distillation diverged: lower its learning rates"
+            )
+
+
+def _check_labels(labels: Tensor | None, names: list[str] | None, size: int) -> None:
+    if labels is None:
+        require((not names, "label_names without labels mean nothing: give both or neither"))
+        return
+    require(
+        (
+            labels.dtype == torch.int64 and labels.shape == (size,),
+            f"labels must be ({size},), int64; got {tuple(labels.shape)}, {labels.dtype}",
+        ),
+        (not names or len(set(names)) == len(names), f"label_names must differ from each other; got {names}"),
+    )
+    if names and not -1 <= int(labels.min()) <= int(labels.max()) < len(names):
+        raise InputError(
+            f"labels must lie in [-1, {len(names)}) to match label_names; got {labels.min()} to {labels.max()}"
+        )
+
+
+def _to_json(value: Any, path: str) -> Any:
+    """Returns the value as JSON holds it; `path` says where in the provenance it stands."""
+    if isinstance(value, Mapping):
+        strangers = [key for key in value if not isinstance(key, str)]
+        if strangers:
+            raise InputError(f"keys of {path} must be strings to be stored as JSON; got {strangers[0]!r}")
+        return {key: _to_json(part, f"{path}.{key}") for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(part, f"{path}[{index}]") for index, part in enumerate(value)]
+    if isinstance(value, str | os.PathLike):
+        return _HUB_TOKEN.sub("<token>", os.fspath(value))
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if value - value == 0 else None
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return _to_json(value.item(), path)
+    raise InputError(
+        f"{path} must be a number, string, list or dictionary to be stored as JSON; got {type(value).__name__}"
+    )
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,283 @@
+"""First evaluation: does a network pre-trained on the set know what the teacher knows?
+
+A *set* here is any pair of images and targets; the references go through the same recipe with the same student seeds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ssdd_hub.backbones import pre_logits
+from ssdd_hub.errors import require
+from ssdd_hub.images import ImageBank
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.streams import draw_batch, generator, seeded
+
+Record = dict[str, Any]
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How students are pre-trained on a set and what is measured; the defaults are the paper's use of its sets.
+
+    Attributes:
+        seeds: Students per set.
+        epochs: Passes over the set.
+        batch_size: Images per step.
+        learning_rate: SGD's, constant.
+        momentum: SGD's.
+        weight_decay: SGD's.
+        labels: Labelled images of the linear probe, the same number per class where that is possible.
+        max_heldout: Held-out images used, at most.
+    """
+
+    seeds: int = 5
+    epochs: int = 1000
+    batch_size: int = 256
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    labels: int = 50
+    max_heldout: int = 2000
+
+    def __post_init__(self) -> None:
+        counts = ("seeds", "batch_size", "labels", "max_heldout")
+        require(
+            *(
+                (getattr(self, name) >= 1, f"evaluate.{name} must be at least 1, got {getattr(self, name)}")
+                for name in counts
+            ),
+            (self.epochs >= 0, f"evaluate.epochs must be at least 0, got {self.epochs}"),
+            (self.learning_rate > 0, f"evaluate.learning_rate must be above 0, got {self.learning_rate}"),
+            (0 <= self.momentum < 1, f"evaluate.momentum must be in [0, 1), got {self.momentum}"),
+            (self.weight_decay >= 0, f"evaluate.weight_decay must be at least 0, got {self.weight_decay}"),
+        )
+
+    def use(self) -> dict[str, Any]:
+        """Returns the recipe for using a set, for its card."""
+        return {
+            "loss": "mean squared error of the head's output to the target",
+            "optimizer": "SGD",
+            "learning_rate": self.learning_rate,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "augmentation": "none",
+        }
+
+
+@dataclass(frozen=True)
+class RealData:
+    """Real images to measure on.
+
+    Attributes:
+        source: The source images: labelled images and random references are drawn from them.
+        targets: Their targets, `(N, D)`, float32.
+        heldout: Images that neither teacher nor distiller has seen.
+        heldout_targets: Their targets, `(n, D)`, float32.
+        pixel_space: The space in which students see real images.
+        device: Where the students are.
+    """
+
+    source: ImageBank
+    targets: Tensor
+    heldout: ImageBank
+    heldout_targets: Tensor
+    pixel_space: PixelSpace
+    device: torch.device
+
+    @property
+    def labelled(self) -> bool:
+        """Whether both parts have labels, so that a probe can be fitted and scored."""
+        return all(bank.labels is not None and bool((bank.labels >= 0).any()) for bank in (self.source, self.heldout))
+
+    def images(self, bank: ImageBank, indices: Tensor | slice = slice(None)) -> Tensor:
+        """Returns some images of a bank, `(n, C, H, W)`, float32, in the students' pixel space."""
+        return self.pixel_space.normalise(bank.pixels[indices].to(self.device, torch.float32) / 255)
+
+    def random_pair(self, count: int, seed: int) -> Pair:
+        """Draws random source images with their targets: the reference that a distilled set has to beat."""
+        chosen = torch.randperm(len(self.source), generator=generator(seed, "random reference"))[:count]
+        return self.images(self.source, chosen), self.targets[chosen].to(self.device)
+
+
+def fit_student(
+    student: nn.Module, images: Tensor, targets: Tensor, settings: EvaluateSettings, seed: int
+) -> nn.Module:
+    """Pre-trains a student on a set: SGD on the mean squared error of its head to the targets.
+
+    Args:
+        student: Freshly built, on the device of the set.
+        images: `(M, C, H, W)`, in the student's pixel space.
+        targets: `(M, D)`.
+        settings: See `EvaluateSettings`.
+        seed: Seed of the order of the images.
+
+    Returns:
+        The student, in eval mode.
+    """
+    optimizer = torch.optim.SGD(
+        student.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    batch_size = min(settings.batch_size, len(images))
+    student.train()
+    for step in range(settings.epochs * len(images) // batch_size):
+        indices = draw_batch(len(images), batch_size, seed, "use of the set", step).to(images.device)
+        loss = functional.mse_loss(student(images[indices]), targets[indices])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return student.eval()
+
+
+@torch.no_grad()
+def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, size: int = 512) -> Tensor:
+    """Applies a network to `(n, ...)` images, `size` at a time, without a graph."""
+    return torch.cat([function(part) for part in torch.split(images, size)])
+
+
+def teacher_error(student: nn.Module, data: RealData) -> float:
+    """Returns the mean squared error of a student's outputs to the targets of held-out images, over images and `D`."""
+    outputs = in_chunks(student, data.images(data.heldout))
+    return functional.mse_loss(outputs, data.heldout_targets.to(outputs)).item()
+
+
+def draw_labelled(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Draws the labelled images of a probe: class by class in turn, so that classes differ by one image at most.
+
+    Args:
+        labels: `(N,)`, int64.
+        count: Images to draw; all of them where there are fewer.
+        seed: Seed of the draw.
+
+    Returns:
+        Indices `(min(count, N),)`.
+    """
+    order = torch.randperm(len(labels), generator=generator(seed, "labelled images"))
+    shuffled = labels[order].numpy()
+    rank = np.empty(len(shuffled), dtype=np.int64)  # how many images of its class come before an image
+    for label in np.unique(shuffled):
+        members = np.flatnonzero(shuffled == label)
+        rank[members] = np.arange(len(members))
+    return order[torch.from_numpy(np.argsort(rank, kind="stable")[:count])]
+
+
+def linear_probe(student: nn.Module, data: RealData, count: int, seed: int) -> float:
+    """Returns the held-out accuracy, in `[0, 1]`, of a logistic regression on a student's frozen features.
+
+    The features are centred and divided by their overall std over the labelled images; the regression is
+    scikit-learn's, with its default ridge. Images of unknown class (label -1) are left out.
+
+    Args:
+        student: In eval mode.
+        data: Must be labelled.
+        count: Labelled images.
+        seed: Seed of their draw.
+
+    Raises:
+        ValueError: The data has no labels.
+    """
+    if data.source.labels is None or data.heldout.labels is None:
+        raise ValueError("a linear probe needs labels of the source and of the held-out images")
+    known = (data.source.labels >= 0).nonzero()[:, 0]
+    chosen = known[draw_labelled(data.source.labels[known], count, seed)]
+    tested = (data.heldout.labels >= 0).nonzero()[:, 0]
+
+    def features(bank: ImageBank, indices: Tensor) -> np.ndarray[Any, Any]:
+        return in_chunks(partial(pre_logits, student), data.images(bank, indices)).double().cpu().numpy()
+
+    train, test = features(data.source, chosen), features(data.heldout, tested)
+    centre, scale = train.mean(0), max(train.std(), 1e-12)
+    probe = LogisticRegression(max_iter=2000).fit((train - centre) / scale, data.source.labels[chosen].numpy())
+    return float(probe.score((test - centre) / scale, data.heldout.labels[tested].numpy()))
+
+
+def evaluate(
+    sets: Mapping[str, Callable[[int], Pair | None]],
+    build_student: Callable[[], nn.Module],
+    data: RealData,
+    settings: EvaluateSettings,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    facts: dict[str, Any] | None = None,
+) -> list[Record]:
+    """Pre-trains one student per set and seed and measures each; the work is shared out over the processes.
+
+    Args:
+        sets: For each name, a function from the index of the seed to images and targets; None is no pre-training.
+        build_student: Returns a fresh student on the CPU; called under a seeded global generator.
+        data: The real images.
+        settings: See `EvaluateSettings`.
+        seed: Seed of the run; student `k` has the same first weights and labelled images for every set.
+        accelerator: Names the processes.
+        facts: Entries that every record gets, such as `source` and `student`.
+
+    Returns:
+        The records of `scores.json`: one per set and protocol, with mean, std (n - 1), n and all values.
+    """
+    jobs = [(name, k) for name in sets for k in range(settings.seeds)]
+    mine = tqdm(
+        jobs[accelerator.process_index :: accelerator.num_processes],
+        desc="evaluate",
+        unit="student",
+        disable=not accelerator.is_main_process,
+    )
+    done = {(name, k): _evaluate_one(sets[name](k), build_student, data, settings, seed, k) for name, k in mine}
+    results = {job: values for share in gather_object([done]) for job, values in share.items()}
+    protocols = list(next(iter(results.values())))
+    return [
+        _record(name, protocol, [results[name, k][protocol] for k in range(settings.seeds)], settings, facts or {})
+        for name in sets
+        for protocol in protocols
+    ]
+
+
+def _evaluate_one(
+    pair: Pair | None,
+    build_student: Callable[[], nn.Module],
+    data: RealData,
+    settings: EvaluateSettings,
+    seed: int,
+    k: int,
+) -> dict[str, float]:
+    with seeded(seed, "evaluated student", k):
+        student = build_student()
+    student = student.to(data.device).eval()
+    if pair is not None:
+        fit_student(student, *pair, settings, seed=k)
+    values = {"teacher_error": teacher_error(student, data)}
+    if data.labelled:
+        values["probe"] = linear_probe(student, data, settings.labels, seed=k)
+    return values
+
+
+def _record(
+    name: str, protocol: str, values: list[float], settings: EvaluateSettings, facts: dict[str, Any]
+) -> Record:
+    return {
+        "set": name,
+        "protocol": protocol,
+        **facts,
+        "labels": settings.labels if protocol == "probe" else None,
+        "metric": "accuracy" if protocol == "probe" else "mse",
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        "n": len(values),
+        "values": values,
+    }

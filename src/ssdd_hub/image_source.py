@@ -1,0 +1,279 @@
+"""The image datasets that `datasets` reads, of the Hub or a local folder, as encoded image files."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssdd_hub.decode import CorruptImageError
+from ssdd_hub.errors import InputError
+
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+"""The columns that hold the labels when none is named; the first that exists is taken."""
+
+
+class DatasetSource:
+    """A dataset of the Hub or a local folder, read with `datasets`.
+
+    The configuration, and the columns where the dataset's card states them, are checked before anything large is
+    downloaded.
+
+    Args:
+        name: Hub id or folder; a folder written by `save_to_disk` is one too.
+        config: One of the dataset's configurations; None for its default.
+        revision: Branch, tag or commit of a Hub dataset; None for its newest.
+        image_column: A column, or `auto` for the only image column.
+        label_column: A column, `auto` for the class-label column if there is one, or `none`.
+        progress: Lets `datasets` show its progress bars.
+
+    Raises:
+        InputError: There is no such dataset, configuration, revision or column, or `auto` has several to choose from.
+    """
+
+    default_size = None
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        revision: str | None = None,
+        image_column: str = "auto",
+        label_column: str = "auto",
+        progress: bool = True,
+    ) -> None:
+        self._name, self._revision, self._progress = name, revision, progress
+        self._wanted = (image_column, label_column)
+        self._folder = _local_folder(name)
+        if self._folder and revision:
+            raise InputError(f"'{name}' is a folder, which has no revisions; leave out --data.revision '{revision}'")
+        saved = self._folder and any((self._folder / file).exists() for file in ("dataset_dict.json", "state.json"))
+        self._builder: Any = None if saved else _find_builder(str(self._folder or name), config, revision)
+        if self._builder is None:
+            self.splits = list(self._tables)
+        else:
+            self.splits = [str(split) for split in self._builder.info.splits or self._builder.config.data_files]
+            if self._builder.info.features:
+                self._check_columns(self._builder.info.features)
+
+    @cached_property
+    def _tables(self) -> Mapping[str, Any]:
+        import datasets
+
+        try:
+            if self._builder is None:
+                saved = datasets.load_from_disk(str(self._folder))
+                tables = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+            else:
+                with _progress_bars(self._progress):
+                    self._builder.download_and_prepare()
+                # `as_dataset` refuses splits without rows.
+                filled = [split for split, info in self._builder.info.splits.items() if info.num_examples]
+                tables = {split: self._builder.as_dataset(split) for split in filled}
+        except IndexError as error:  # what `load_from_disk` raises for a split without rows
+            raise InputError(f"the dataset '{self._name}' holds no images in one of its splits") from error
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            reason = error.__cause__ or error
+            raise InputError(f"the dataset '{self._name}' cannot be read: {_first_line(reason)}") from error
+        for table in tables.values():
+            self._check_columns(table.features)
+        return {str(split): table for split, table in tables.items()}
+
+    @cached_property
+    def _columns(self) -> tuple[str, str | None]:
+        return self._check_columns(next(iter(self._tables.values())).features)
+
+    def _check_columns(self, features: Mapping[str, Any]) -> tuple[str, str | None]:
+        image_column, label_column = self._wanted
+        return _find_image_column(features, image_column), _find_label_column(features, label_column)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """One name per class; None without labels or when they are plain numbers."""
+        feature = next(iter(self._tables.values())).features.get(self._columns[1])
+        return getattr(feature, "names", None)
+
+    def num_rows(self, split: str) -> int:
+        """Returns the number of images of a split; the first call downloads the data and checks its columns."""
+        return len(self._tables.get(split, ()))
+
+    def rows(self, split: str, indices: Sequence[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Yields where each image stands, for messages, and what reads its file or raises `CorruptImageError`."""
+        import datasets
+
+        column = self._columns[0]
+        table = self._tables[split].select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        numbers = iter(indices)
+        for batch in table.select(indices).iter(batch_size=64):
+            for value in batch[column]:
+                content, path = (value["bytes"], value["path"]) if value else (None, None)
+                where = f"row {next(numbers)}" + (f" ({self._file_name(path)})" if path else "")
+                yield where, partial(_read, content, path)
+
+    def _file_name(self, path: str) -> str:
+        # Messages end up in published cards, which should not show the folders of somebody's machine.
+        inside = Path(path.split("::")[0])
+        folder = self._folder.resolve() if self._folder else None
+        return str(inside.relative_to(folder)) if folder and inside.is_relative_to(folder) else inside.name
+
+    def labels(self, split: str, indices: Sequence[int]) -> Tensor | None:
+        """Returns the class of each index, `(len(indices),)`, int64, -1 where unknown; None when all are unknown."""
+        column = self._columns[1]
+        if column is None:
+            return None
+        values = self._tables[split].select_columns([column]).select(indices)[:][column]
+        labels = torch.tensor([-1 if value is None else value for value in values], dtype=torch.int64)
+        return labels if (labels >= 0).any() else None
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what provenance records; the revision is the commit where it is known."""
+        licence = _card_licence(self._folder, self._name, self._revision)
+        values = {"config": None, "revision": self._revision, "image_column": self._columns[0]}
+        if self._builder is not None:
+            info, data_files = self._builder.info, self._builder.config.data_files or {}
+            files = [*(info.download_checksums or ()), *(str(file) for part in data_files.values() for file in part)]
+            commit = re.search(r"^hf://[^@]+@([0-9a-f]{40})/", "\n".join(files), re.MULTILINE)
+            values |= {"config": self._builder.config.name, "revision": commit.group(1) if commit else self._revision}
+            licence = licence or info.license
+        return {**values, "license": licence or "unknown"}
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """Returns the end of a sentence about an unknown word: what is known, and the nearest of it."""
+    near = get_close_matches(word, known, n=1)
+    return f"available: {', '.join(known) or 'none'}" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def _local_folder(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"'{name}' is a file; --data.name takes a Hub id or the folder that holds the images")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise InputError(f"the folder '{name}' does not exist; --data.name takes a Hub id or an existing folder")
+    return None
+
+
+def _find_builder(name: str, config: str | None, revision: str | None) -> Any:
+    import datasets
+    import yaml
+
+    try:
+        return datasets.load_dataset_builder(name, config, revision=revision)
+    except ConnectionError as error:
+        raise InputError(
+            f"'{name}' is no local folder, and the Hub cannot be reached to look for it ({_first_line(error)}); "
+            "check the connection, or pass a folder as --data.name"
+        ) from error
+    except FileNotFoundError as error:
+        raise InputError(f"no images found under --data.name '{name}': {_first_line(error)}") from error
+    except ValueError as error:
+        if not re.search("BuilderConfig|Config name", str(error)):
+            raise InputError(f"--data.name '{name}' cannot be opened: {_first_line(error)}") from error
+        known = datasets.get_dataset_config_names(name, revision=revision)
+        problem = f"has no configuration '{config}'" if config else "has several configurations; pass --data.config"
+        raise InputError(f"the dataset '{name}' {problem}; {suggest(config or '', known)}") from error
+    except (OSError, RuntimeError, datasets.exceptions.DatasetsError, yaml.YAMLError) as error:
+        raise InputError(f"--data.name '{name}' cannot be opened: {_first_line(error)}") from error
+
+
+def _read(content: bytes | None, path: str | None) -> bytes:
+    from datasets.utils.file_utils import xopen
+
+    if content is not None or path is None:
+        return content or b""
+    try:
+        # `xopen` also reads inside archives: `zip://cat/1.png::/folder/cats.zip`.
+        with xopen(path, "rb") as file:
+            return bytes(file.read())
+    except Exception as error:  # archives raise their own kinds
+        raise CorruptImageError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    import datasets
+
+    quieten = not shown and not datasets.are_progress_bars_disabled()
+    if quieten:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if quieten:
+            datasets.enable_progress_bars()
+
+
+def _find_image_column(features: Mapping[str, Any], wanted: str) -> str:
+    candidates = [name for name, feature in features.items() if _holds_images(feature)]
+    columns = f"its columns are {', '.join(features)}"
+    if wanted != "auto":
+        if wanted not in features:
+            raise InputError(f"there is no column '{wanted}' (--data.image-column); {suggest(wanted, list(features))}")
+        if wanted not in candidates:
+            raise InputError(f"the column '{wanted}' (--data.image-column) holds no images; {columns}")
+        return wanted
+    if not candidates:
+        raise InputError(f"the dataset has no image column; {columns}")
+    if len(candidates) > 1:
+        several = ", ".join(candidates)
+        raise InputError(f"the dataset has several image columns ({several}); choose one with --data.image-column")
+    return candidates[0]
+
+
+def _holds_images(feature: Any) -> bool:
+    import datasets
+
+    # Parquet files that were not written by `datasets` hold images as a plain structure.
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def _find_label_column(features: Mapping[str, Any], wanted: str) -> str | None:
+    import datasets
+
+    if wanted == "none":
+        return None
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if wanted == "auto":
+        preferred = [name for name in LABEL_COLUMNS if name in classes] or classes
+        if len(preferred) > 1 and preferred[0] not in LABEL_COLUMNS:
+            raise InputError(
+                f"the dataset has several label columns ({', '.join(classes)}); "
+                "choose one with --data.label-column, or pass none"
+            )
+        return preferred[0] if preferred else None
+    if wanted not in features:
+        raise InputError(f"there is no column '{wanted}' (--data.label-column); {suggest(wanted, list(features))}")
+    if wanted not in classes and not str(getattr(features[wanted], "dtype", "")).startswith(("int", "uint")):
+        raise InputError(
+            f"the column '{wanted}' (--data.label-column) holds no classes: neither class labels nor integers"
+        )
+    return wanted
+
+
+def _card_licence(folder: Path | None, name: str, revision: str | None) -> str | None:
+    import yaml
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        path = (
+            folder / "README.md"
+            if folder
+            else hf_hub_download(name, "README.md", repo_type="dataset", revision=revision)
+        )
+        licence = (metadata_load(path) or {}).get("license")
+    # A dataset without a card, or with a broken one, has no stated licence.
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,66 @@
+"""What every recipe does around its work: start Accelerate, and turn errors into messages."""
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from functools import wraps
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.run_folder import RunSettings
+
+# Other processes wait while one trains a teacher, which takes hours on a large source.
+PATIENCE = timedelta(days=7)
+
+
+def build_accelerator(settings: RunSettings, folder: Path) -> Accelerator:
+    """Starts Accelerate for a recipe.
+
+    Args:
+        settings: Precision and trackers.
+        folder: The run folder; trackers write below it.
+
+    Raises:
+        InputError: A tracker is unknown, or the processes were started with FSDP or DeepSpeed.
+    """
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            log_with=settings.trackers or None,
+            project_dir=folder / "trackers",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except ValueError as error:
+        raise InputError(
+            f"--run.trackers {settings.trackers} or --run.mixed-precision cannot be used: {error}"
+        ) from error
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise InputError(
+            f"the distilled set is a few megabytes and is not sharded: launch without {accelerator.distributed_type}"
+        )
+    return accelerator
+
+
+def report_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Wraps a recipe's `main`: a mistake in the input ends it with a message instead of a traceback, and status 2."""
+
+    @wraps(main)
+    def wrapped() -> None:
+        try:
+            main()
+        except SettingsError as error:
+            _stop("".join(f"\n  - {problem}" for problem in error.problems), 2)
+        except InputError as error:
+            _stop(f" {error}", 2)
+        except KeyboardInterrupt:
+            _stop(" interrupted; the same command goes on from the last checkpoint", 130)
+
+    return wrapped
+
+
+def _stop(message: str, status: int) -> None:
+    sys.stderr.write(f"error:{message}\n")
+    sys.exit(status)

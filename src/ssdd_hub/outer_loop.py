@@ -1,0 +1,85 @@
+"""The loop around `Distiller.step`: warm-up, progress, log, checkpoints, and going on after an interruption."""
+
+import math
+import time
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ssdd_hub.distiller import Distiller
+from ssdd_hub.errors import InputError
+from ssdd_hub.run_folder import RunFolder, RunSettings
+
+
+def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress: bool = True) -> float:
+    """Runs a distillation to its last outer step, from the newest checkpoint on.
+
+    On the CPU, images, targets and log are byte for byte those of an unbroken run.
+
+    Args:
+        distiller: Freshly built.
+        run: Log and checkpoints.
+        settings: How often to log and to keep state.
+        progress: Show progress bars.
+
+    Returns:
+        Seconds that the distillation has taken, those before an interruption included.
+
+    Raises:
+        InputError: The distillation diverges.
+    """
+    started = time.perf_counter()
+    saved = run.checkpoints.load_newest()
+    if saved is None:
+        run.log.rewind("pool", 0)
+        _warm_up(distiller, run, progress)
+    else:
+        distiller.load_state_dict(saved["distiller"])
+        started -= saved["seconds"]
+    run.log.rewind("distill", distiller.outer_step)
+    last, records = distiller.settings.steps, []
+    bar = tqdm(range(distiller.outer_step, last), "distil", last, unit="step", initial=distiller.outer_step)
+    bar.disable = bar.disable or not progress
+    for step in bar:
+        records.append({"stage": "distill", "step": step + 1, **distiller.step()})
+        due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == last
+        if due or (step + 1) % settings.log_every == 0:
+            bar.set_postfix(loss=f"{_flush(records, run, distiller):.4g}")
+        if due:
+            _save(distiller, run, time.perf_counter() - started)
+    return time.perf_counter() - started
+
+
+def _warm_up(distiller: Distiller, run: RunFolder, progress: bool) -> None:
+    total = sum(distiller.pool.first_ages())
+    bar = tqdm(distiller.warm_up(), "pool", total, unit="step", disable=not progress)
+    records: list[dict[str, Any]] = [
+        {"stage": "pool", "step": step, "loss": loss} for step, loss in enumerate(bar, start=1)
+    ]
+    if records:
+        _flush(records, run, distiller)
+    _save(distiller, run, 0.0)
+
+
+def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) -> float:
+    """Writes and forgets the records; returns the last loss. One transfer from the device for many steps."""
+    plain = [
+        {name: value.item() if isinstance(value, Tensor) else value for name, value in record.items()}
+        for record in records
+    ]
+    wrong = next((record for record in plain if not math.isfinite(record["loss"])), None)
+    if wrong is not None:
+        raise InputError(
+            f"the {wrong['stage']} loss is {wrong['loss']} at step {wrong['step']}: lower --distiller.lr-images, "
+            "--distiller.lr-targets or --pool.learning-rate, or raise --distiller.ridge"
+        )
+    run.log.write(plain)
+    distiller.accelerator.log({"loss": plain[-1]["loss"]}, step=plain[-1]["step"])
+    records.clear()
+    return float(plain[-1]["loss"])
+
+
+def _save(distiller: Distiller, run: RunFolder, seconds: float) -> None:
+    if run.is_main:
+        run.checkpoints.save(distiller.outer_step, {"distiller": distiller.state_dict(), "seconds": seconds})

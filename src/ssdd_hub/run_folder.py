@@ -1,0 +1,141 @@
+"""The folder of a run: its settings, its log, its checkpoints, and going on where it stopped."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssdd_hub.checkpoint import Checkpoints, atomic_path
+from ssdd_hub.errors import InputError, require
+
+# What may differ when a run goes on: it decides neither the teacher nor the distilled set.
+FREE_SECTIONS = ("evaluate", "run", "output")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run keeps things, and how often.
+
+    Attributes:
+        checkpoint_every: Outer steps between checkpoints.
+        log_every: Outer steps between writes of the log, which holds every step.
+        cache: Folder of cached teacher features; `features/` of the run folder when not given.
+        mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision.
+        trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+    """
+
+    checkpoint_every: int = 1000
+    log_every: int = 50
+    cache: str | None = None
+    mixed_precision: str = "no"
+    trackers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require(
+            (self.checkpoint_every >= 1, f"run.checkpoint_every must be at least 1, got {self.checkpoint_every}"),
+            (self.log_every >= 1, f"run.log_every must be at least 1, got {self.log_every}"),
+            (
+                self.mixed_precision in ("no", "bf16"),
+                f"run.mixed_precision must be no or bf16, got {self.mixed_precision!r}",
+            ),
+        )
+
+
+class RunLog:
+    """A JSONL log of the stages of a run; the same run writes the same bytes, so it holds no times.
+
+    Args:
+        path: The file.
+        enabled: False on all processes but one.
+    """
+
+    def __init__(self, path: Path, enabled: bool = True) -> None:
+        self.path = path
+        self.enabled = enabled
+
+    def write(self, records: Iterable[dict[str, Any]]) -> None:
+        """Appends records, each with its `stage` and `step`."""
+        if self.enabled:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drops what a resumed run will write again: the stage's records after `step`, and a torn last line."""
+        if self.enabled and self.path.exists():
+            kept = [record for record in self.read() if record["stage"] != stage or record["step"] <= step]
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Returns all whole records."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+
+class RunFolder:
+    """A run's files; starting a run again in its folder goes on where it stopped.
+
+    Args:
+        path: The folder, `--output`.
+        config: The resolved settings.
+        is_main: Whether this process writes.
+
+    Raises:
+        InputError: The folder holds something else, or a run with other settings.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], is_main: bool = True) -> None:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--output {path} is a file: choose another folder")
+        if (path / "config.yaml").exists():
+            _refuse_other_settings(path, config)
+        elif path.exists() and any(path.iterdir()):
+            raise InputError(f"--output {path} is not empty and holds no run: choose another folder")
+        self.path = path
+        self.config = config
+        self.is_main = is_main
+        self.log = RunLog(path / "log.jsonl", enabled=is_main)
+        self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher", keep=1)
+        self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
+
+    def start(self) -> None:
+        """Writes the settings. Called once nothing is left that a mend of the settings could change."""
+        if self.is_main:
+            with atomic_path(self.path / "config.yaml") as temporary:
+                text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+                temporary.write_text(text, encoding="utf-8")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes one JSON file of the run, atomically."""
+        with atomic_path(self.path / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _refuse_other_settings(path: Path, config: dict[str, Any]) -> None:
+    try:
+        stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        differences = [
+            f"{key}: {before!r} there, {now!r} now"
+            for key, before, now in _differences(stored, config)
+            if key.split(".")[0] not in FREE_SECTIONS
+        ]
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"{path / 'config.yaml'} cannot be read ({error}): choose another --output") from error
+    if differences:
+        raise InputError(
+            f"--output {path} holds a run with other settings ({'; '.join(differences)}): choose another --output, or "
+            "remove that folder to start afresh"
+        )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(before.keys() | now.keys())
+        nested = [_differences(before.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in names]
+        return [difference for part in nested for difference in part]
+    return [] if before == now else [(key, before, now)]
