@@ -63,7 +63,9 @@ def prepare_teacher(
         teacher = build_teacher(settings.backbone, **settings.model_args)
         run.start()
         return teacher
-    backbone = new_backbone(settings.backbone, source.num_channels, config.seed, **settings.model_args)
+    backbone = new_backbone(
+        settings.backbone, source.num_channels, source.image_size, config.seed, **settings.model_args
+    )
     where = {"device": accelerator.device, "autocast": accelerator.autocast}
     training = Pretraining(backbone, source.pixels, space, config.pretrain, seed=config.seed, **where)
     run.start()

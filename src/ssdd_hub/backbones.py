@@ -5,6 +5,7 @@ The ResNets are registered as `ssdd_resnet*`: a 3x3 stem of stride 1 and no max-
 
 from typing import Any
 
+import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
@@ -22,6 +23,13 @@ def pre_logits(model: nn.Module, images: Tensor) -> Tensor:
     """
     features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)  # type: ignore[operator]
     return features
+
+
+def input_args(name: str, in_chans: int, image_size: int) -> dict[str, int]:
+    """Returns what `timm.create_model` has to be told of the images: the size too, where a model is built for one."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    fixed = config is not None and config.fixed_input_size
+    return {"in_chans": in_chans, **({"img_size": image_size} if fixed else {})}
 
 
 class SmallImageResNet(ResNet):  # type: ignore[misc]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ssdd_hub.backbones import input_args
 from ssdd_hub.checkpoint import Checkpoints
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.objectives import Views, build_objective
@@ -23,14 +24,14 @@ from ssdd_hub.streams import derive_seed, draw_batch, seeded
 from ssdd_hub.teacher import create_backbone
 
 
-def new_backbone(name: str, in_chans: int, seed: int, **model_args: Any) -> nn.Module:
-    """Builds an untrained timm backbone whose first weights are a function of the seed.
+def new_backbone(name: str, in_chans: int, image_size: int, seed: int, **model_args: Any) -> nn.Module:
+    """Builds an untrained timm backbone for images of a size; its first weights are a function of the seed.
 
     Raises:
         InputError: timm does not know the name or an argument.
     """
     with seeded(seed, "backbone"):
-        return create_backbone(name, pretrained=False, **{"in_chans": in_chans, **model_args})
+        return create_backbone(name, pretrained=False, **{**input_args(name, in_chans, image_size), **model_args})
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,18 @@ class Pretraining:
             self.batches, batch_size=None, sampler=range(first, self.num_steps), num_workers=self.settings.workers
         )
         self.objective.train()
+        with leave_cores_to(self.settings.workers):
+            self._loop(loader, first, checkpoints, log, progress)
+        self.objective.to(memory_format=torch.contiguous_format)
+
+    def _loop(
+        self,
+        loader: DataLoader[list[Tensor]],
+        first: int,
+        checkpoints: Checkpoints | None,
+        log: RunLog | None,
+        progress: bool,
+    ) -> None:
         bar = tqdm(loader, desc="teacher", unit="step", initial=first, total=self.num_steps, disable=not progress)
         for step, views in enumerate(bar, start=first + 1):
             loss = self._step(step - 1, views)
@@ -197,7 +210,6 @@ class Pretraining:
                     log.write([{"stage": "teacher", "step": step, "loss": value}])
             if checkpoints and step % self.settings.checkpoint_every == 0:
                 checkpoints.save(step, self._state(step))
-        self.objective.to(memory_format=torch.contiguous_format)
 
     def _step(self, step: int, views: list[Tensor]) -> Tensor:
         share = _schedule(step, self.num_steps, self.settings.warmup)
@@ -219,6 +231,17 @@ class Pretraining:
         self.objective.load_state_dict(saved["objective"])
         self.optimizer.load_state_dict(saved["optimizer"])
         return int(saved["step"])
+
+
+@contextmanager
+def leave_cores_to(workers: int) -> Iterator[None]:
+    """Runs torch on the cores that loader workers leave free; threads that must share a core wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _schedule(step: int, num_steps: int, warmup: float) -> float:

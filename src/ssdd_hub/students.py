@@ -9,7 +9,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ssdd_hub.backbones import pre_logits
+from ssdd_hub.backbones import input_args, pre_logits
 from ssdd_hub.errors import InputError, require
 
 NORMS = ("batch", "instance", "none")
@@ -68,6 +68,7 @@ class ConvNet(nn.Module):
         self.blocks = nn.Sequential(
             *(_block(before, after, norm) for before, after in zip(channels[:-1], channels[1:], strict=True))
         )
+        self.in_chans = in_chans
         self.num_classes = num_targets
         self.num_features = self.head_hidden_size = widths[-1] * (image_size >> len(widths)) ** 2
         self.head = _head(self.num_features, num_targets)
@@ -185,15 +186,13 @@ def build_student(name: str, *, num_targets: int, in_chans: int, image_size: int
             f"student {name!r} is not a timm model: use one of {', '.join(list_students())}, or a name from "
             "timm.list_models()"
         )
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    if config is not None and config.fixed_input_size:
-        model_args = {"img_size": image_size, **model_args}
+    model_args = {**input_args(name, in_chans, image_size), **model_args}
     try:
-        student: nn.Module = timm.create_model(name, num_classes=num_targets, in_chans=in_chans, **model_args)
+        student: nn.Module = timm.create_model(name, num_classes=num_targets, **model_args)
         pre_logits(student.eval(), torch.zeros(1, in_chans, image_size, image_size))
     except (TypeError, RuntimeError, ValueError) as error:
         raise InputError(
-            f"student {name!r} cannot be built for {in_chans}x{image_size}x{image_size} images with {model_args}: "
+            f"student {name!r} cannot be built with {model_args} for images of {in_chans}x{image_size}x{image_size}: "
             f"{error}"
         ) from error
     return student.train()
