@@ -45,7 +45,11 @@ def predict(distilled_features: Tensor, targets: Tensor, real_features: Tensor, 
     Raises:
         ValueError: The shapes do not fit each other.
     """
-    if distilled_features.shape[0] != targets.shape[0] or distilled_features.shape[1] != real_features.shape[1]:
+    if (
+        {distilled_features.ndim, targets.ndim, real_features.ndim} != {2}
+        or distilled_features.shape[0] != targets.shape[0]
+        or distilled_features.shape[1] != real_features.shape[1]
+    ):
         raise ValueError(
             "distilled features (M, F), targets (M, D) and real features (B, F) are required, got "
             f"{tuple(distilled_features.shape)}, {tuple(targets.shape)} and {tuple(real_features.shape)}"

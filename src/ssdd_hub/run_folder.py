@@ -11,8 +11,9 @@ import yaml
 from ssdd_hub.checkpoint import Checkpoints, atomic_path
 from ssdd_hub.errors import InputError, require
 
-# What may differ when a run goes on: it decides neither the teacher nor the distilled set.
+# What may differ when a run goes on: it decides neither the teacher nor the distilled set. One key of theirs does.
 FREE_SECTIONS = ("evaluate", "run", "output")
+BINDING = "run.mixed_precision"
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ def _refuse_other_settings(path: Path, config: dict[str, Any]) -> None:
         differences = [
             f"{key}: {before!r} there, {now!r} now"
             for key, before, now in _differences(stored, config)
-            if key.split(".")[0] not in FREE_SECTIONS
+            if key.split(".")[0] not in FREE_SECTIONS or key == BINDING
         ]
-    except (OSError, yaml.YAMLError, AttributeError) as error:
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path / 'config.yaml'} cannot be read ({error}): choose another --output") from error
     if differences:
         raise InputError(

@@ -107,7 +107,7 @@ def _block(in_chans: int, width: int, norm: str) -> nn.Sequential:
     if norm == "batch":
         layers.append(nn.BatchNorm2d(width))
     elif norm == "instance":
-        # Unlike InstanceNorm2d this accepts 1x1 maps, which small images reach.
+        # This literature's "instance norm"; unlike InstanceNorm2d with its defaults it has a weight and a bias.
         layers.append(nn.GroupNorm(width, width))
     return nn.Sequential(*layers, nn.ReLU(), nn.AvgPool2d(2))
 
@@ -190,7 +190,7 @@ def build_student(name: str, *, num_targets: int, in_chans: int, image_size: int
     try:
         student: nn.Module = timm.create_model(name, num_classes=num_targets, **model_args)
         pre_logits(student.eval(), torch.zeros(1, in_chans, image_size, image_size))
-    except (TypeError, RuntimeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"student {name!r} cannot be built with {model_args} for images of {in_chans}x{image_size}x{image_size}: "
             f"{error}"

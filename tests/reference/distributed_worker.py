@@ -1,0 +1,96 @@
+"""What `test_distributed.py` runs on one process and on two: features, ten outer steps, and an evaluation."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ssdd_hub.batches import AugmentedBatches, CachedBatches
+from ssdd_hub.checkpoint import save_tree
+from ssdd_hub.distiller import Distiller, DistillerSettings
+from ssdd_hub.evaluate import EvaluateSettings, RealData, evaluate
+from ssdd_hub.images import ImageBank, fingerprint_pixels
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.pool import PoolSettings, StudentPool
+from ssdd_hub.students import ConvNet
+from ssdd_hub.targets import FeatureCache, TargetTransform
+from ssdd_hub.teacher import Teacher
+
+NUM_IMAGES, STEPS = 5, 10
+
+
+def make_bank(count, seed):
+    source = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 1, 8, 8), generator=source, dtype=torch.uint8)
+    labels = torch.randint(0, 2, (count,), generator=source)
+    return ImageBank(pixels, labels, ["a", "b"], {"fingerprint": fingerprint_pixels(pixels)})
+
+
+def distil(accelerator, folder, precision, augmented):
+    dtype = getattr(torch, precision)
+    bank, space = make_bank(33, 0), PixelSpace((0.5,), (0.25,))
+    torch.manual_seed(0)
+    teacher = Teacher(ConvNet((6, 8), "batch", 1, 8, 0), space, 8, "tiny").to(dtype)
+    cache = FeatureCache(teacher, accelerator, folder / f"features-{precision}-{augmented}", batch_size=4)
+    features = cache.features(bank)
+    transform = TargetTransform.fit("standardise", features)
+    targets = transform(features)
+    # A batch that two processes cannot share evenly.
+    common = {"pixels": bank.pixels, "pixel_space": space, "batch_size": 7, "seed": 0, "dtype": dtype}
+    batches = (
+        AugmentedBatches(**common, teacher=teacher, transform=transform)
+        if augmented
+        else CachedBatches(**common, targets=targets)
+    )
+    pool = StudentPool(
+        lambda: ConvNet((4, 5), "batch", 1, 8, targets.shape[1]), PoolSettings(size=2, max_age=6), 0, dtype=dtype
+    )
+    settings = DistillerSettings(
+        num_images=NUM_IMAGES, steps=STEPS, batch_size=7, lr_images=1e-2, lr_targets=1e-2, precision=precision
+    )
+    first = space.normalise(bank.pixels[:NUM_IMAGES].to(dtype) / 255)
+    distiller = Distiller(first, targets[:NUM_IMAGES], pool, batches, settings, accelerator)
+    for _ in distiller.warm_up():
+        pass
+    losses = [distiller.step()["loss"] for _ in range(STEPS)]
+    return {
+        "features": features,
+        "images": distiller.images.detach(),
+        "targets": distiller.targets.detach(),
+        "losses": torch.stack(losses),
+        "student": pool.students[0].module.state_dict(),
+    }
+
+
+def score(accelerator):
+    bank, heldout, space = make_bank(33, 0), make_bank(12, 1), PixelSpace((0.5,), (0.25,))
+    targets, heldout_targets = (part.pixels.flatten(1)[:, :3].float() / 255 for part in (bank, heldout))
+    data = RealData(bank, targets, heldout, heldout_targets, space, accelerator.device)
+    settings = EvaluateSettings(seeds=3, epochs=3, batch_size=4, labels=10)
+    sets = {"random": lambda k: data.random_pair(NUM_IMAGES, k), "none": lambda k: None}
+    return evaluate(
+        sets, lambda: ConvNet((4,), "batch", 1, 8, 3), data, settings, seed=0, accelerator=accelerator, facts={}
+    )
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    results = {
+        f"{precision}-{augmented}": distil(accelerator, folder, precision, augmented)
+        for precision in ("float64", "float32")
+        for augmented in (False, True)
+    }
+    records = score(accelerator)
+    if accelerator.is_main_process:
+        save_tree(folder / "results.safetensors", results)
+    path = folder / f"process-{accelerator.process_index}.json"
+    path.write_text(json.dumps({"processes": accelerator.num_processes, "records": records}))
+    save_tree(folder / f"images-{accelerator.process_index}.safetensors", results["float32-False"]["images"])
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
