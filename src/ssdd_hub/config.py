@@ -1,7 +1,6 @@
 """Settings of a recipe: YAML files and command line onto the dataclasses that the parts keep beside themselves.
 
-jsonargparse types, converts and documents the settings; this module only gathers them and reports every mistake at
-once.
+jsonargparse types and documents the settings; this module only gathers them and reports every mistake at once.
 """
 
 import dataclasses
@@ -9,13 +8,15 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import formatannotation
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from ssdd_hub.distiller import DistillerSettings
 from ssdd_hub.errors import InputError, SettingsError
@@ -29,6 +30,15 @@ from ssdd_hub.targets import TargetSettings
 from ssdd_hub.teacher import TeacherSettings
 
 Config = TypeVar("Config")
+Kinds = dict[str, Any]  # the type of every setting, by its dotted name
+Given = tuple[str, Any]  # a dotted name, and a value: text of the command line, or what a YAML file holds
+
+_HOW_TO_WRITE = {
+    str: ", in quotes",
+    str | None: ", in quotes",
+    list[str]: ", written [a, b]",
+    dict[str, Any]: ", written {name: value}",
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class DistillConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        if self.output is None:
+        if not self.output:
             name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data.name).name).strip(".-") or "run"
             object.__setattr__(self, "output", f"runs/{name}")
 
@@ -71,6 +81,8 @@ def parse_config(
     config_class: type[Config], default: Path, argv: Sequence[str] | None = None, description: str | None = None
 ) -> Config:
     """Reads a recipe's settings: the dataclass defaults, then YAML files, then the command line.
+
+    A setting that is a dictionary is replaced by a later one; `--teacher.model-args.NAME VALUE` changes one entry.
 
     Args:
         config_class: A dataclass of dataclasses, such as `DistillConfig`.
@@ -83,21 +95,22 @@ def parse_config(
         The settings, validated. `--help` and `--print-config` print and exit instead.
 
     Raises:
+        InputError: A YAML file cannot be read.
         SettingsError: Something is unknown, of the wrong type or out of range; every such thing is reported.
     """
-    arguments = list(_tokens(sys.argv[1:] if argv is None else argv))
-    parser = ArgumentParser(description=description, exit_on_error=False)
-    parser.add_argument("--config", help=f"YAML file of settings; may be given several times (default: {default})")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
-    parser.add_class_arguments(config_class)
-    if any(key in ("help", "h") for key, _ in arguments):
-        parser.print_help()
+    kinds, problems = _kinds(config_class), list[str]()
+    arguments = _read_command_line(sys.argv[1:] if argv is None else argv, kinds, problems)
+    asked = {name for name, _ in arguments}
+    if asked & {"help", "h"}:
+        _build_parser(config_class, default, description).print_help()
         raise SystemExit(0)
-    files = [Path(value or "") for key, value in arguments if key == "config"] or [default]
-    overrides = [(key, value) for key, value in arguments if key not in ("config", "print_config")]
-    settings = [*_read_files(files, _leaves(config_class)), *_switches(overrides, config_class)]
-    config = _build(parser, config_class, settings)
-    if any(key == "print_config" for key, _ in arguments):
+    files = [Path(value) for name, value in arguments if name == "config"] or [default]
+    given = [setting for path in files for setting in _read_file(path, kinds)]
+    given += [(name, value) for name, value in arguments if name not in ("config", "print_config")]
+    config: Config = _build(config_class, _type_values(given, kinds, problems), problems)
+    if problems:
+        raise SettingsError(problems)
+    if "print_config" in asked:
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
     return config
@@ -105,7 +118,7 @@ def parse_config(
 
 def to_yaml(config: Any) -> str:
     """Returns the resolved settings as YAML that `--config` accepts."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -114,121 +127,187 @@ def to_dict(config: Any) -> dict[str, Any]:
     return values
 
 
-def _tokens(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """Splits a command line into keys, dashes as underscores, and values; None where a key has no value."""
-    position = 0
-    while position < len(argv):
-        token = argv[position]
-        position += 1
-        if not token.startswith("-") or token in ("-", "--"):
-            raise SettingsError([f"a setting is written --name value; got {token!r} alone"])
-        key, equals, value = token.lstrip("-").partition("=")
-        if not equals and position < len(argv) and not re.match(r"--?[A-Za-z]", argv[position]):
-            value, equals = argv[position], "="
-            position += 1
-        yield key.replace("-", "_"), value if equals else None
+class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of a recipe's docstring, which are commands."""
 
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader to which 1e-4 is a number, as in YAML 1.2 and unlike PyYAML's YAML 1.1."""
+def _build_parser(config_class: Any, default: Path, description: str | None) -> ArgumentParser:
+    """Makes the parser that `--help` prints."""
+    parser = ArgumentParser(
+        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
+        description=description,
+        epilog="Dashes and underscores in names are the same.",
+        formatter_class=_Help,
+    )
+    files = "YAML file of settings, read before the command line; of several the last wins"
+    parser.add_argument("--config", metavar="FILE", default=str(default), help=files)
+    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
+    sections = {entry.name: entry.type for entry in dataclasses.fields(config_class) if _is_section(entry)}
+    parser.add_class_arguments(config_class, skip=set(sections))
+    for name, section in sections.items():
+        group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0]}")
+        group.add_class_arguments(section, name, as_group=False)
+    return parser
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
+def _is_section(entry: dataclasses.Field[Any]) -> bool:
+    return dataclasses.is_dataclass(entry.type)
 
 
-def _read_files(files: Iterable[Path], leaves: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields key and value, as text, of each setting in YAML files."""
-    for path in files:
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--config {path} cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"--config {path} is not YAML: {error}") from error
-        if not isinstance(content or {}, dict):
-            raise InputError(f"--config {path} must map names to settings, got a {type(content).__name__}")
-        yield from _flatten(content or {}, leaves, "")
-
-
-def _flatten(content: dict[str, Any], leaves: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    for name, value in content.items():
-        key = f"{prefix}{name}".replace("-", "_")
-        if isinstance(value, dict) and key not in leaves:
-            yield from _flatten(value, leaves, f"{key}.")
-        else:
-            yield key, value if isinstance(value, str) else json.dumps(value)
-
-
-def _leaves(config_class: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns the dotted name of every setting with its default's type."""
+def _kinds(config_class: Any, prefix: str = "") -> Kinds:
     found: dict[str, Any] = {}
     for entry in dataclasses.fields(config_class):
-        if dataclasses.is_dataclass(entry.type):
-            found |= _leaves(entry.type, f"{prefix}{entry.name}.")
-        else:
-            found[f"{prefix}{entry.name}"] = entry.type
+        name = f"{prefix}{entry.name}"
+        found |= _kinds(entry.type, f"{name}.") if _is_section(entry) else {name: entry.type}
     return found
 
 
-def _switches(arguments: Iterable[tuple[str, str | None]], config_class: Any) -> Iterator[tuple[str, str]]:
-    """Gives `true` to switches without a value."""
-    leaves = _leaves(config_class)
-    for key, value in arguments:
-        if value is None and leaves.get(key) is not bool and key in leaves:
-            raise SettingsError([f"--{key.replace('_', '-')} needs a value"])
-        yield key, "true" if value is None else value
+def _read_command_line(argv: Sequence[str], kinds: Kinds, problems: list[str]) -> list[Given]:
+    """Splits a command line into names and values; a switch without a value is on."""
+    given, rest = [], list(argv)
+    while rest:
+        token = rest.pop(0)
+        if not _is_name(token):
+            problems.append(f"a setting is written --name value; got {token!r} alone")
+            continue
+        name, equals, value = token.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        if name in ("help", "h", "print_config"):
+            value = "true"
+        elif not equals and rest and not _is_name(rest[0]):
+            value = rest.pop(0)
+        elif not equals and kinds.get(name) is bool:
+            value = "true"
+        elif not equals and (name in kinds or name == "config"):
+            problems.append(f"--{name.replace('_', '-')} needs a value")
+            continue
+        given.append((name, value))
+    return given
 
 
-def _build(parser: ArgumentParser, config_class: type[Config], settings: Iterable[tuple[str, str]]) -> Config:
-    """Types every setting and builds the dataclasses; collects what is wrong on the way."""
-    leaves, problems, accepted = _leaves(config_class), [], []
-    for key, value in settings:
-        mapping = next((leaf for leaf in leaves if key.startswith(f"{leaf}.") and "dict" in str(leaves[leaf])), None)
-        if key not in leaves and mapping is None:
-            problems.append(_unknown(key, leaves))
+def _is_name(token: str) -> bool:
+    # A number may be negative, so a dash alone does not make a name.
+    return re.match("--?[A-Za-z]", token) is not None
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads scalars as YAML 1.2 does, unlike PyYAML: 1e-4 is a number, `no` and a date are words. Names are unique."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":bool", ":timestamp"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts strings that `_Loader` would read as numbers in quotes."""
+
+
+_BOOL, _FLOAT = re.compile("(true|True|TRUE|false|False|FALSE)$"), re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def _read_file(path: Path, kinds: Kinds) -> Iterator[Given]:
+    """Yields the settings of a YAML file."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} cannot be read: {error}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"--config {path} is not YAML: {error}") from error
+    if not isinstance(content, (dict, type(None))):
+        raise InputError(f"--config {path} must map names to settings, got a {type(content).__name__}")
+    return _flatten(content or {}, kinds, "")
+
+
+def _flatten(content: Mapping[Any, Any], kinds: Kinds, prefix: str) -> Iterator[Given]:
+    for name, value in content.items():
+        key = f"{prefix}{name}".replace("-", "_")
+        if isinstance(value, dict) and key not in kinds:
+            yield from _flatten(value, kinds, f"{key}.")
+        # A section whose settings are all commented out is empty, and no mistake.
+        elif value is not None or not _inside(key, kinds):
+            yield key, value
+
+
+def _inside(section: str, kinds: Kinds) -> list[str]:
+    return [kind for kind in kinds if kind.startswith(f"{section}.")]
+
+
+def _type_values(given: Sequence[Given], kinds: Kinds, problems: list[str]) -> dict[str, Any]:
+    """Gives every setting its type, a later one in place of an earlier one; notes what is unknown or does not fit."""
+    values: dict[str, Any] = {}
+    for name, value in given:
+        # `teacher.model_args.channels` is an entry of the setting `teacher.model_args`.
+        setting = next((kind for kind in kinds if f"{name}.".startswith(f"{kind}.")), name)
+        kind, entry = kinds.get(setting), name[len(setting) + 1 :]
+        if kind is None or entry and get_origin(kind) is not dict:
+            problems.append(_unknown(name, kinds))
             continue
         try:
-            parser.parse_args([f"--{key}={value}"])
-            accepted.append(f"--{key}={value}")
-        except ArgumentError as error:
-            problems.append(f"{key}: {' '.join(str(error).split())}")
-    typed = parser.parse_args(accepted).as_dict()
-    config = _instantiate(config_class, typed, problems)
-    if config is None or problems:
-        raise SettingsError(problems)
-    return config
+            values[setting] = _with_entry(values.get(setting), entry, value) if entry else _typed(value, kind)
+        except (ArgumentError, yaml.YAMLError, ValueError):
+            how = f"{formatannotation(kind)}{_HOW_TO_WRITE.get(kind, '')}"
+            problems.append(f"{name} must be of type {how}, got {value!r}")
+    return values
 
 
-def _instantiate(config_class: type[Config], values: dict[str, Any], problems: list[str]) -> Config | None:
+def _with_entry(values: Any, path: str, text: str) -> dict[str, Any]:
+    name, _, rest = path.partition(".")
+    values = values if isinstance(values, dict) else {}
+    return {**values, name: _with_entry(values.get(name), rest, text) if rest else yaml.load(text, _Loader)}
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """Returns text, or a value of YAML, as a value of a setting's type."""
+    if get_origin(kind) is dict:
+        value = yaml.load(value, _Loader) if isinstance(value, str) else value
+        if not isinstance(value, dict):
+            raise ValueError
+        return value
+    # A number of YAML is not what was written: 012 is 10.
+    if kind in (str, str | None) and not isinstance(value, kind):
+        raise ValueError
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    return parser.parse_args([f"--value={value if isinstance(value, str) else json.dumps(value)}"]).value
+
+
+def _build(config_class: Any, values: Mapping[str, Any], problems: list[str], prefix: str = "") -> Any:
     """Builds nested dataclasses inside out; None, and the problems noted, where a value is out of range."""
-    built = {}
-    for entry in dataclasses.fields(config_class):  # type: ignore[arg-type]
-        value = values[entry.name]
-        built[entry.name] = (
-            _instantiate(entry.type, value, problems)  # type: ignore[arg-type]
-            if dataclasses.is_dataclass(entry.type)
-            else value
-        )
+    arguments, before = {}, len(problems)
+    for entry in dataclasses.fields(config_class):
+        name = f"{prefix}{entry.name}"
+        if _is_section(entry):
+            arguments[entry.name] = _build(entry.type, values, problems, f"{name}.")
+        elif name in values:
+            arguments[entry.name] = values[name]
+    if len(problems) > before:
+        return None
     try:
-        return (
-            config_class(**built)
-            if not any(value is None and _is_group(config_class, name) for name, value in built.items())
-            else None
-        )
+        return config_class(**arguments)
     except SettingsError as error:
         problems += error.problems
         return None
 
 
-def _is_group(config_class: Any, name: str) -> bool:
-    return any(
-        entry.name == name and dataclasses.is_dataclass(entry.type) for entry in dataclasses.fields(config_class)
+def _unknown(name: str, kinds: Kinds) -> str:
+    """Names the nearest settings: those of a section, of the same last part, beginning alike, or else spelt alike."""
+    inside = _inside(name, kinds)
+    if inside:
+        return f"{name} is a section; give its settings one by one, such as {inside[0]}"
+    near = (
+        [kind for kind in kinds if kind.rpartition(".")[2] == name.rpartition(".")[2]]
+        or [kind for kind in kinds if kind.startswith(name)]
+        or difflib.get_close_matches(name, kinds, n=1, cutoff=0.0)
     )
-
-
-def _unknown(key: str, leaves: dict[str, Any]) -> str:
-    by_name = [leaf for leaf in leaves if leaf.split(".")[-1] == key.split(".")[-1]]
-    nearest = by_name or difflib.get_close_matches(key, leaves, n=1, cutoff=0.0)
-    return f"{key} is not a setting; the nearest is {nearest[0]} (--help lists all)"
+    return f"{name} is not a setting; the nearest is {' or '.join(near)} (--help lists all)"

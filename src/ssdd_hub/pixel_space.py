@@ -89,5 +89,7 @@ class PixelSpace:
     def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if images.shape[-3] != self.channels:
             raise ValueError(f"this pixel space has {self.channels} channels, the images {tuple(images.shape)} do not")
+        if not images.is_floating_point():
+            raise ValueError(f"floating-point images are required, got {images.dtype}: divide pixels by 255 first")
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return mean, std

@@ -120,12 +120,14 @@ class RunFolder:
 def _refuse_other_settings(path: Path, config: dict[str, Any]) -> None:
     try:
         stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("it holds no settings")
         differences = [
             f"{key}: {before!r} there, {now!r} now"
             for key, before, now in _differences(stored, config)
             if key.split(".")[0] not in FREE_SECTIONS or key == BINDING
         ]
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path / 'config.yaml'} cannot be read ({error}): choose another --output") from error
     if differences:
         raise InputError(
@@ -136,7 +138,7 @@ def _refuse_other_settings(path: Path, config: dict[str, Any]) -> None:
 
 def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted(before.keys() | now.keys())
+        names = sorted(before.keys() | now.keys(), key=str)
         nested = [_differences(before.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in names]
         return [difference for part in nested for difference in part]
     return [] if before == now else [(key, before, now)]

@@ -1,0 +1,162 @@
+"""The recipe as a user launches it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import yaml
+
+from ssdd_hub import DistilledSet
+from ssdd_hub.checkpoint import load_tree
+from ssdd_hub.teacher import build_teacher
+
+ROOT = Path(__file__).parents[2]
+RECIPE, SMOKE = ROOT / "recipes" / "distill.py", ROOT / "recipes" / "configs" / "smoke.yaml"
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def command(output, *overrides, launcher=("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")):
+    return [sys.executable, *launcher, str(RECIPE), "--config", str(SMOKE), "--output", str(output), *overrides]
+
+
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def launch(output, *overrides, **launcher):
+    done = subprocess.run(
+        command(output, *overrides, **launcher), env=environment(), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run and what it printed."""
+    output = tmp_path_factory.mktemp("runs") / "smoke"
+    return output, launch(output).stdout
+
+
+def test_the_run_folder_is_complete(finished):
+    output, _ = finished
+    for name in ("config.yaml", "log.jsonl", "report.html", "scores.json", "teacher/model.safetensors"):
+        assert (output / name).stat().st_size > 0
+    for name in ("images", "loss", "scores"):
+        assert (output / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in sorted((output / "checkpoints" / "distiller").iterdir())] == [
+        "step-00000008.safetensors",
+        "step-00000012.safetensors",
+    ]
+    assert not [path for path in output.rglob("*") if path.suffix in (".pt", ".pkl", ".bin") or "tmp" in path.name]
+
+
+def test_load_dataset_reads_the_distilled_set(finished, tmp_path):
+    output, _ = finished
+    rows = datasets.load_dataset(str(output / "distilled"), split="train", cache_dir=str(tmp_path))
+    assert rows.column_names == ["id", "image", "pixels", "target"]
+    distilled = DistilledSet.load(output / "distilled")
+    columns = rows.select_columns(["pixels", "target"]).with_format("torch")[:]
+    assert torch.equal(columns["pixels"], distilled.images)
+    assert torch.equal(columns["target"], distilled.targets)
+    state = load_tree(output / "checkpoints" / "distiller" / "step-00000012.safetensors")["distiller"]
+    assert torch.equal(state["images"], distilled.images)
+    assert distilled.images.shape == (20, 1, 16, 16)
+    assert distilled.targets.shape == (20, 16 * 4 * 4)
+
+
+def test_the_log_and_the_scores_hold_what_was_printed(finished):
+    output, printed = finished
+    log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    stages = [record["stage"] for record in log]
+    assert stages == sorted(stages, key=["teacher", "pool", "distill"].index)
+    losses = [record["loss"] for record in log if record["stage"] == "distill"]
+    assert len(losses) == 12
+    assert all(0 < loss < 10 for loss in losses)
+    scores = json.loads((output / "scores.json").read_text())
+    assert {(record["set"], record["protocol"]) for record in scores["records"]} == {
+        (name, protocol) for name in ("distilled", "random", "none") for protocol in ("teacher_error", "probe")
+    }
+    for record in scores["records"]:
+        assert (record["n"], len(record["values"])) == (2, 2)
+        shown = 100 * record["mean"] if record["metric"] == "accuracy" else record["mean"]
+        assert f"{shown:.1f}" in printed or f"{shown:.4f}" in printed
+    assert scores["command"].startswith("accelerate launch recipes/distill.py")
+    assert scores["machine"]["processes"] == 1
+
+
+def test_provenance_says_how_the_set_was_made(finished):
+    output, _ = finished
+    provenance = DistilledSet.load(output / "distilled").provenance
+    teacher = build_teacher(f"local-dir:{output / 'teacher'}")
+    assert provenance["teacher"]["weights_sha256"] == teacher.weights_sha256()
+    assert provenance["teacher"]["feature_dim"] == teacher.feature_dim
+    assert provenance["license"] == "cc-by-4.0"
+    assert provenance["scores"] == json.loads((output / "scores.json").read_text())["records"]
+    assert provenance["settings"]["distiller"]["steps"] == 12
+    assert str(output) not in json.dumps(provenance["settings"])
+
+
+def test_the_stored_config_runs_the_same_again(finished, tmp_path):
+    output, _ = finished
+    config = yaml.safe_load((output / "config.yaml").read_text())
+    del config["output"]
+    again = tmp_path / "again.yaml"
+    again.write_text(yaml.safe_dump(config))
+    launch(tmp_path / "run", "--config", str(again))
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == (output / "log.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("after", ["checkpoints/teacher/step-00000004.safetensors", "checkpoints/distiller"])
+def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, tmp_path, after):
+    output, _ = finished
+    process = subprocess.Popen(
+        command(tmp_path / "run", launcher=()),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / after).exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "scores.json").exists(), "the run was over before it was killed"
+    launch(tmp_path / "run", launcher=())
+    for name in ("log.jsonl", "teacher/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (output / name).read_bytes()
+    ours, theirs = (DistilledSet.load(folder / "distilled") for folder in (tmp_path / "run", output))
+    assert torch.equal(ours.images, theirs.images)
+    assert torch.equal(ours.targets, theirs.targets)
+    assert ours.provenance["scores"] == theirs.provenance["scores"]
+
+
+def test_a_ready_made_teacher_and_fixed_views_and_raw_pixels_work(finished, tmp_path):
+    output, _ = finished
+    backbone = f"local-dir:{output / 'teacher'}"
+    overrides = ["--teacher.backbone", backbone, "--teacher.pretrained", "--teacher.model-args", "{}"]
+    overrides += ["--distiller.augment", "true", "--targets.views", "2", "--distiller.pixel-space", "raw"]
+    launch(tmp_path / "run", *overrides, "--pool.renewal", "never-train", "--distiller.micro-batch", "7")
+    distilled = DistilledSet.load(tmp_path / "run" / "distilled")
+    assert distilled.pixel_space.mean == (0.0,)
+    assert distilled.provenance["student_pixel_space"]["mean"][0] > 0.2
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar100-mini", "caltech101-32", "stanford-cars-32"])
+def test_real_image_folders_go_through_the_whole_recipe_by_one_override(tmp_path, name):
+    if not (SHARED / name).exists():
+        pytest.skip(f"the images of {name} are not beside this clone")
+    launch(tmp_path / "run", "--data.name", str(SHARED / name))
+    distilled = DistilledSet.load(tmp_path / "run" / "distilled")
+    assert distilled.images.shape == (20, 3, 32, 32)
+    assert distilled.provenance["source"]["name"] == name
