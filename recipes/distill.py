@@ -184,7 +184,10 @@ def main() -> None:
         }
         save_results(run, distilled, before, records, facts)
         print(score_table(records))
-        print(f"\nIn {run.path} after {time.perf_counter() - started:.0f} s: report.html, scores.json, distilled/")
+        print(
+            f"\nIn {run.path} after {time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB: "
+            "report.html, scores.json, distilled/"
+        )
     accelerator.end_training()
 
 

@@ -10,10 +10,10 @@ import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from inspect import formatannotation
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
@@ -30,15 +30,9 @@ from ssdd_hub.targets import TargetSettings
 from ssdd_hub.teacher import TeacherSettings
 
 Config = TypeVar("Config")
+_NAME = re.compile("--?[A-Za-z]")  # a number may be negative, so a dash alone does not make a name
 Kinds = dict[str, Any]  # the type of every setting, by its dotted name
-Given = tuple[str, Any]  # a dotted name, and a value: text of the command line, or what a YAML file holds
-
-_HOW_TO_WRITE = {
-    str: ", in quotes",
-    str | None: ", in quotes",
-    list[str]: ", written [a, b]",
-    dict[str, Any]: ", written {name: value}",
-}
+Given = tuple[str, Any]  # a dotted name, and text of the command line or what a YAML file holds
 
 
 @dataclass(frozen=True)
@@ -123,8 +117,7 @@ def to_yaml(config: Any) -> str:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Returns the resolved settings as nested dictionaries of JSON values."""
-    values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return values
+    return dict(json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -132,34 +125,33 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def _build_parser(config_class: Any, default: Path, description: str | None) -> ArgumentParser:
-    """Makes the parser that `--help` prints."""
     parser = ArgumentParser(
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
         description=description,
         epilog="Dashes and underscores in names are the same.",
         formatter_class=_Help,
     )
-    files = "YAML file of settings, read before the command line; of several the last wins"
-    parser.add_argument("--config", metavar="FILE", default=str(default), help=files)
+    parser.add_argument("--config", metavar="FILE", default=str(default), help="YAML of settings; the last one wins")
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
-    sections = {entry.name: entry.type for entry in dataclasses.fields(config_class) if _is_section(entry)}
+    sections = {entry.name: entry.type for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)}
     parser.add_class_arguments(config_class, skip=set(sections))
     for name, section in sections.items():
-        group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0]}")
+        group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0].rstrip('.')}")
         group.add_class_arguments(section, name, as_group=False)
     return parser
-
-
-def _is_section(entry: dataclasses.Field[Any]) -> bool:
-    return dataclasses.is_dataclass(entry.type)
 
 
 def _kinds(config_class: Any, prefix: str = "") -> Kinds:
     found: dict[str, Any] = {}
     for entry in dataclasses.fields(config_class):
         name = f"{prefix}{entry.name}"
-        found |= _kinds(entry.type, f"{name}.") if _is_section(entry) else {name: entry.type}
+        found |= _kinds(entry.type, f"{name}.") if is_dataclass(entry.type) else {name: entry.type}
     return found
+
+
+def _setting(name: str, kinds: Kinds) -> str:
+    """Returns what a name is an entry of: `teacher.model_args.channels` belongs to `teacher.model_args`."""
+    return next((kind for kind in kinds if f"{name}.".startswith(f"{kind}.")), name)
 
 
 def _read_command_line(argv: Sequence[str], kinds: Kinds, problems: list[str]) -> list[Given]:
@@ -167,27 +159,22 @@ def _read_command_line(argv: Sequence[str], kinds: Kinds, problems: list[str]) -
     given, rest = [], list(argv)
     while rest:
         token = rest.pop(0)
-        if not _is_name(token):
+        if not _NAME.match(token):
             problems.append(f"a setting is written --name value; got {token!r} alone")
             continue
         name, equals, value = token.lstrip("-").partition("=")
         name = name.replace("-", "_")
-        if name in ("help", "h", "print_config"):
+        if not equals and name in ("help", "h", "print_config"):
             value = "true"
-        elif not equals and rest and not _is_name(rest[0]):
+        elif not equals and rest and not _NAME.match(rest[0]):
             value = rest.pop(0)
         elif not equals and kinds.get(name) is bool:
             value = "true"
-        elif not equals and (name in kinds or name == "config"):
+        elif not equals and (_setting(name, kinds) in kinds or name == "config"):
             problems.append(f"--{name.replace('_', '-')} needs a value")
             continue
         given.append((name, value))
     return given
-
-
-def _is_name(token: str) -> bool:
-    # A number may be negative, so a dash alone does not make a name.
-    return re.match("--?[A-Za-z]", token) is not None
 
 
 class _Loader(yaml.SafeLoader):
@@ -200,9 +187,9 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         names = [key.value for key, _ in node.value]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is there twice", node.start_mark)
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -217,13 +204,10 @@ for _yaml in (_Loader, _Dumper):
 
 
 def _read_file(path: Path, kinds: Kinds) -> Iterator[Given]:
-    """Yields the settings of a YAML file."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"--config {path} is not YAML: {error}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--config {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, (dict, type(None))):
         raise InputError(f"--config {path} must map names to settings, got a {type(content).__name__}")
     return _flatten(content or {}, kinds, "")
@@ -247,39 +231,43 @@ def _type_values(given: Sequence[Given], kinds: Kinds, problems: list[str]) -> d
     """Gives every setting its type, a later one in place of an earlier one; notes what is unknown or does not fit."""
     values: dict[str, Any] = {}
     for name, value in given:
-        # `teacher.model_args.channels` is an entry of the setting `teacher.model_args`.
-        setting = next((kind for kind in kinds if f"{name}.".startswith(f"{kind}.")), name)
+        setting = _setting(name, kinds)
         kind, entry = kinds.get(setting), name[len(setting) + 1 :]
-        if kind is None or entry and get_origin(kind) is not dict:
+        if kind is None or entry and kind != dict[str, Any]:
             problems.append(_unknown(name, kinds))
             continue
         try:
+            if isinstance(value, str) and kind == dict[str, Any]:
+                value = yaml.load(value, _Loader)
             values[setting] = _with_entry(values.get(setting), entry, value) if entry else _typed(value, kind)
-        except (ArgumentError, yaml.YAMLError, ValueError):
-            how = f"{formatannotation(kind)}{_HOW_TO_WRITE.get(kind, '')}"
-            problems.append(f"{name} must be of type {how}, got {value!r}")
+        except (ArgumentError, yaml.YAMLError, ValueError) as error:
+            hint = f": {error}" if type(error) is ValueError else ""
+            problems.append(f"{name} must be of type {formatannotation(kind)}, got {value!r}{hint}")
     return values
 
 
-def _with_entry(values: Any, path: str, text: str) -> dict[str, Any]:
+def _with_entry(values: Any, path: str, value: Any) -> dict[str, Any]:
+    """Returns a dictionary with the entry `name`, or `name.name` of one inside it, set."""
     name, _, rest = path.partition(".")
     values = values if isinstance(values, dict) else {}
-    return {**values, name: _with_entry(values.get(name), rest, text) if rest else yaml.load(text, _Loader)}
+    return {**values, name: _with_entry(values.get(name), rest, value) if rest else value}
 
 
 def _typed(value: Any, kind: Any) -> Any:
-    """Returns text, or a value of YAML, as a value of a setting's type."""
-    if get_origin(kind) is dict:
-        value = yaml.load(value, _Loader) if isinstance(value, str) else value
+    """Returns text, or what a YAML file holds, as a value of a setting's type."""
+    if kind == dict[str, Any]:
         if not isinstance(value, dict):
-            raise ValueError
+            raise ValueError("write {name: value}")
         return value
-    # A number of YAML is not what was written: 012 is 10.
     if kind in (str, str | None) and not isinstance(value, kind):
-        raise ValueError
+        # A number of YAML is not what was written: 012 is 10.
+        raise ValueError("put it in quotes")
+    text = value if isinstance(value, str) else json.dumps(value)
+    if kind == list[str] and not text.startswith("["):
+        text = f"[{text}]"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
-    return parser.parse_args([f"--value={value if isinstance(value, str) else json.dumps(value)}"]).value
+    return parser.parse_args([f"--value={text}"]).value
 
 
 def _build(config_class: Any, values: Mapping[str, Any], problems: list[str], prefix: str = "") -> Any:
@@ -287,14 +275,12 @@ def _build(config_class: Any, values: Mapping[str, Any], problems: list[str], pr
     arguments, before = {}, len(problems)
     for entry in dataclasses.fields(config_class):
         name = f"{prefix}{entry.name}"
-        if _is_section(entry):
+        if is_dataclass(entry.type):
             arguments[entry.name] = _build(entry.type, values, problems, f"{name}.")
         elif name in values:
             arguments[entry.name] = values[name]
-    if len(problems) > before:
-        return None
     try:
-        return config_class(**arguments)
+        return config_class(**arguments) if len(problems) == before else None
     except SettingsError as error:
         problems += error.problems
         return None

@@ -3,6 +3,7 @@
 A *set* here is any pair of images and targets; the references go through the same recipe with the same student seeds.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ssdd_hub.backbones import pre_logits
-from ssdd_hub.errors import require
+from ssdd_hub.errors import InputError, require
 from ssdd_hub.images import ImageBank
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.streams import draw_batch, generator, seeded
@@ -52,8 +53,9 @@ class EvaluateSettings:
     max_heldout: int = 2000
 
     def __post_init__(self) -> None:
-        counts = ("seeds", "batch_size", "labels", "max_heldout")
+        counts = ("seeds", "batch_size", "max_heldout")
         require(
+            (self.labels >= 2, f"evaluate.labels must be at least 2, or there is nothing to tell, got {self.labels}"),
             *(
                 (getattr(self, name) >= 1, f"evaluate.{name} must be at least 1, got {getattr(self, name)}")
                 for name in counts
@@ -100,8 +102,9 @@ class RealData:
 
     @property
     def labelled(self) -> bool:
-        """Whether both parts have labels, so that a probe can be fitted and scored."""
-        return all(bank.labels is not None and bool((bank.labels >= 0).any()) for bank in (self.source, self.heldout))
+        """Whether a probe can be fitted, on two classes at least, and scored."""
+        known = [bank.labels[bank.labels >= 0] for bank in (self.source, self.heldout) if bank.labels is not None]
+        return len(known) == 2 and bool((known[0] != known[0][:1]).any()) and len(known[1]) > 0
 
     def images(self, bank: ImageBank, indices: Tensor | slice = slice(None)) -> Tensor:
         """Returns some images of a bank, `(n, C, H, W)`, float32, in the students' pixel space."""
@@ -230,6 +233,9 @@ def evaluate(
 
     Returns:
         The records of `scores.json`: one per set and protocol, with mean, std (n - 1), n and all values.
+
+    Raises:
+        InputError: A student diverges.
     """
     jobs = [(name, k) for name in sets for k in range(settings.seeds)]
     mine = tqdm(
@@ -262,6 +268,8 @@ def _evaluate_one(
     if pair is not None:
         fit_student(student, *pair, settings, seed=k)
     values = {"teacher_error": teacher_error(student, data)}
+    if not math.isfinite(values["teacher_error"]):
+        raise InputError(f"student {k} diverges when it is pre-trained on the set: lower --evaluate.learning-rate")
     if data.labelled:
         values["probe"] = linear_probe(student, data, settings.labels, seed=k)
     return values

@@ -146,7 +146,7 @@ def build_objective(name: str, backbone: nn.Module, *, in_chans: int = 3, image_
 def measure_width(backbone: nn.Module, in_chans: int, image_size: int) -> int:
     """Returns the width of a backbone's pre-logits, by a dry forward pass in eval mode."""
     training = backbone.training
-    device = next(backbone.parameters()).device
-    width = pre_logits(backbone.eval(), torch.zeros(1, in_chans, image_size, image_size, device=device)).shape[1]
+    images = next(backbone.parameters()).new_zeros(1, in_chans, image_size, image_size)
+    width = pre_logits(backbone.eval(), images).shape[1]
     backbone.train(training)
     return width

@@ -43,6 +43,7 @@ class PretrainSettings:
         objective_args: Settings of the objective, such as `output_dim`.
         view_args: Settings of its transform, such as `min_scale` or `hf_prob`.
         epochs: Passes over the source images.
+        max_steps: Steps at most, for trials; None for whole epochs.
         batch_size: Images per step, two views each.
         learning_rate: SGD's highest; cosine decay to 0 after a linear warm-up.
         warmup: Share of all steps spent in the warm-up.
@@ -56,6 +57,7 @@ class PretrainSettings:
     objective_args: dict[str, Any] = field(default_factory=dict)
     view_args: dict[str, Any] = field(default_factory=dict)
     epochs: int = 200
+    max_steps: int | None = None
     batch_size: int = 128
     learning_rate: float = 0.06
     warmup: float = 0.05
@@ -67,6 +69,10 @@ class PretrainSettings:
     def __post_init__(self) -> None:
         require(
             (self.epochs >= 1, f"pretrain.epochs must be at least 1, got {self.epochs}"),
+            (
+                self.max_steps is None or self.max_steps >= 1,
+                f"pretrain.max_steps must be at least 1, got {self.max_steps}",
+            ),
             (self.batch_size >= 2, f"pretrain.batch_size must be at least 2, got {self.batch_size}"),
             (self.learning_rate > 0, f"pretrain.learning_rate must be above 0, got {self.learning_rate}"),
             (0 <= self.warmup < 1, f"pretrain.warmup must be in [0, 1), got {self.warmup}"),
@@ -167,13 +173,15 @@ class Pretraining:
         self.autocast = autocast
         self.steps_per_epoch = math.ceil(len(pixels) / settings.batch_size)
         self.num_steps = settings.epochs * self.steps_per_epoch
+        if settings.max_steps is not None:
+            self.num_steps = min(self.num_steps, settings.max_steps)
 
     def run(self, checkpoints: Checkpoints | None = None, log: RunLog | None = None, progress: bool = True) -> None:
         """Trains to the end, from the newest checkpoint on.
 
         Args:
             checkpoints: Where state is kept; None keeps none.
-            log: Gets a record at the end of each epoch.
+            log: Gets a record at the end of each epoch and of the training.
             progress: Show a progress bar.
 
         Raises:
@@ -201,7 +209,7 @@ class Pretraining:
         bar = tqdm(loader, desc="teacher", unit="step", initial=first, total=self.num_steps, disable=not progress)
         for step, views in enumerate(bar, start=first + 1):
             loss = self._step(step - 1, views)
-            if step % self.steps_per_epoch == 0:
+            if step % self.steps_per_epoch == 0 or step == self.num_steps:
                 value = loss.item()
                 if not math.isfinite(value):
                     raise InputError(f"the teacher's loss is {value} at step {step}: lower --pretrain.learning-rate")

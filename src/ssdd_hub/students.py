@@ -13,6 +13,8 @@ from ssdd_hub.backbones import input_args, pre_logits
 from ssdd_hub.errors import InputError, require
 
 NORMS = ("batch", "instance", "none")
+# What data and teacher decide of a student.
+DECIDED = ("in_chans", "image_size", "name", "num_targets")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,10 @@ class StudentSettings:
 
     name: str = "ssdd_convnet3"
     model_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        taken = ", ".join(name for name in DECIDED if name in self.model_args)
+        require((not taken, f"student.model_args must leave out {taken}, which the data and other settings decide"))
 
 
 class ConvNet(nn.Module):

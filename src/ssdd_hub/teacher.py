@@ -1,8 +1,6 @@
 """A teacher: a timm model, frozen, read as a map from pixels to features."""
 
 import hashlib
-import os
-import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,10 +81,18 @@ class Teacher(nn.Module):
 
         Returns:
             `(n, D)`, in the dtype of the backbone.
+
+        Raises:
+            InputError: The images have colours and the teacher takes grey ones.
         """
         channels = self.pixel_space.channels
         if pixels.shape[1] == 1 and channels > 1:
             pixels = pixels.expand(-1, channels, -1, -1)
+        if pixels.shape[1] != channels:
+            raise InputError(
+                f"the teacher {self.name} takes images of {channels} channel(s), got {pixels.shape[1]}: pass "
+                "--data.mode grey, or choose another teacher"
+            )
         if pixels.shape[-1] != self.input_size:
             size = (self.input_size, self.input_size)
             pixels = functional.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
@@ -120,17 +126,16 @@ class Teacher(nn.Module):
         if folder.exists():
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         data_config = {
             "mean": self.pixel_space.mean,
             "std": self.pixel_space.std,
             "input_size": (self.pixel_space.channels, self.input_size, self.input_size),
         }
-        try:
-            save_for_hf(self.backbone, temporary, safe_serialization=True, data_config=data_config)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            # One level down, because the temporary folder itself is closed to other users.
+            new = Path(scratch, "new")
+            save_for_hf(self.backbone, new, safe_serialization=True, data_config=data_config)
+            new.rename(folder)
 
 
 def build_teacher(name_or_module: str | nn.Module, *, pretrained: bool = True, **model_args: Any) -> Teacher:

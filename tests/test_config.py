@@ -1,0 +1,390 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ssdd_hub.config import DistillConfig, parse_config, to_dict, to_yaml
+from ssdd_hub.errors import InputError, SettingsError
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+CONFIGS = sorted((RECIPES / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Reads YAML texts as `--config` files, in order, and a command line after them."""
+
+    def parse(*argv, files=("",)):
+        paths = [tmp_path / f"{number}.yaml" for number in range(len(files))]
+        for path, text in zip(paths, files, strict=True):
+            path.write_text(text)
+        given = [word for path in paths[1:] for word in ("--config", str(path))]
+        # The first file is the recipe's default unless there are others.
+        given = ["--config", str(paths[0]), *given] if given else []
+        return parse_config(DistillConfig, paths[0], [*given, *argv], description="A recipe.")
+
+    return parse
+
+
+def problems(parse, *argv, files=("",)):
+    with pytest.raises(SettingsError) as caught:
+        parse(*argv, files=files)
+    return caught.value.problems
+
+
+# What ships
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(RECIPES)))
+def test_every_shipped_config_is_valid_and_says_how_it_is_run(path):
+    config = parse_config(DistillConfig, path, [])
+    assert to_dict(config)["seed"] == 0
+    head = [line for line in path.read_text().splitlines()[:10] if line.startswith("#")]
+    assert any("recipes/" in line for line in head)
+
+
+def test_there_are_shipped_configs():
+    assert RECIPES / "configs" / "digits.yaml" in CONFIGS
+
+
+# Where settings come from
+
+
+def test_without_any_setting_the_defaults_of_the_dataclasses_hold(parse):
+    assert parse() == DistillConfig()
+
+
+def test_the_command_line_wins_over_yaml_and_yaml_over_the_defaults(parse):
+    config = parse("--pool.size", "3", files=["pool: {size: 2, max_age: 7}"])
+    assert (config.pool.size, config.pool.max_age, config.pool.learning_rate) == (3, 7, 0.1)
+
+
+def test_of_several_files_the_later_wins_and_the_default_file_is_not_read(parse, tmp_path):
+    config = parse(files=["pool: {size: 2, max_age: 7}", "pool: {size: 4}"])
+    assert (config.pool.size, config.pool.max_age) == (4, 7)
+    (tmp_path / "default.yaml").write_text("seed: 9")
+    config = parse_config(DistillConfig, tmp_path / "default.yaml", ["--config", str(tmp_path / "1.yaml")])
+    assert (config.seed, config.pool.size) == (0, 4)
+
+
+def test_of_two_values_on_the_command_line_the_later_wins(parse):
+    assert parse("--seed", "1", "--seed=2").seed == 2
+
+
+def test_the_arguments_of_the_process_are_read_when_none_are_given(tmp_path, monkeypatch):
+    (tmp_path / "default.yaml").write_text("")
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--seed", "5"])
+    assert parse_config(DistillConfig, tmp_path / "default.yaml").seed == 5
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--data.image-size", "32"],
+        ["--data.image-size=32"],
+        ["--data.image_size", "32"],
+        ["--data.image_size=32"],
+    ],
+)
+def test_names_are_written_with_dashes_or_underscores_and_values_with_or_without_an_equals_sign(parse, argv):
+    assert parse(*argv).data.image_size == 32
+
+
+def test_dashes_in_yaml_are_underscores_too(parse):
+    assert parse(files=["data: {image-size: 32}"]).data.image_size == 32
+
+
+@pytest.mark.parametrize("argv", [["--targets.refresh"], ["--targets.refresh", "true"], ["--targets.refresh=true"]])
+def test_a_switch_is_on_with_or_without_a_value(parse, argv):
+    assert parse(*argv, "--seed", "1").targets.refresh is True
+
+
+def test_a_switch_can_be_turned_off(parse):
+    assert parse("--pool.warm-up", "false").pool.warm_up is False
+    assert parse(files=["pool: {warm_up: false}"]).pool.warm_up is False
+
+
+def test_a_negative_number_is_a_value(parse):
+    assert parse("--seed", "-3").seed == -3
+
+
+def test_a_value_may_hold_an_equals_sign_or_begin_with_dashes(parse):
+    assert parse("--data.name", "a=b").data.name == "a=b"
+    assert parse("--data.name=--b").data.name == "--b"
+
+
+def test_null_takes_back_what_a_file_sets(parse):
+    assert parse("--data.image-size", "null", files=["data: {image_size: 32}"]).data.image_size is None
+
+
+# YAML
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.1e-3", "1.0e-04", ".1e-3", "0.0001"])
+def test_every_way_to_write_a_number_is_a_number_also_inside_a_dictionary(parse, text):
+    config = parse(files=[f"pretrain: {{learning_rate: {text}, view_args: {{cj_bright: {text}}}}}"])
+    assert config.pretrain.learning_rate == 1e-4
+    assert config.pretrain.view_args == {"cj_bright": 1e-4}
+
+
+def test_no_and_dates_are_words_in_yaml(parse):
+    config = parse(files=["run: {mixed_precision: no}\ndata: {split: 2020-01-01, revision: 12e45ab}"])
+    assert (config.run.mixed_precision, config.data.split, config.data.revision) == ("no", "2020-01-01", "12e45ab")
+
+
+def test_quoted_numbers_stay_text_inside_a_dictionary(parse):
+    config = parse(files=["teacher: {model_args: {a: '12', b: 'null', c: 1, d: no}}"])
+    assert config.teacher.model_args == {"a": "12", "b": "null", "c": 1, "d": "no"}
+
+
+def test_a_number_in_yaml_is_no_name(parse):
+    found = problems(parse, files=["data: {revision: 0123, name: null}"])
+    assert found == [
+        "data.revision must be of type str | None, got 83: put it in quotes",
+        "data.name must be of type str, got None: put it in quotes",
+    ]
+    assert parse(files=["data: {revision: '0123'}"]).data.revision == "0123"
+
+
+def test_an_empty_file_and_an_empty_section_change_nothing(parse):
+    assert parse(files=["# only a comment"]) == parse(files=["pool:\n  # size: 2\n"]) == DistillConfig()
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(InputError, match="--config /no/such.yaml cannot be read as YAML: .*No such file"):
+        parse_config(DistillConfig, Path("/no/default.yaml"), ["--config", "/no/such.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [", "cannot be read as YAML"),
+        ("\tpool: 1", "cannot be read as YAML"),
+        ("seed: 1\nseed: 2", "'seed' is there twice"),
+        ("pool: {size: 1, size: 2}", "'size' is there twice"),
+        ("- seed", "must map names to settings, got a list"),
+        ("seed", "must map names to settings, got a str"),
+        ("0", "must map names to settings, got a int"),
+    ],
+)
+def test_a_file_that_is_not_a_mapping_is_refused(parse, text, problem):
+    with pytest.raises(InputError, match=problem):
+        parse(files=[text])
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read as YAML"):
+        parse_config(DistillConfig, tmp_path / "a.yaml", [])
+
+
+def test_yaml_runs_no_code(parse, tmp_path):
+    mark = tmp_path / "ran"
+    for tag in ("python/object/apply:os.system", "python/object/new:os.system"):
+        with pytest.raises(InputError, match="could not determine a constructor for the tag"):
+            parse(files=[f"seed: !!{tag} ['touch {mark}']"])
+    for value in (f"!!python/object/apply:os.system ['touch {mark}']", "!!python/name:os.system"):
+        assert problems(parse, "--teacher.model-args.a", value)
+    assert not mark.exists()
+
+
+# Settings that are dictionaries
+
+
+def test_one_entry_of_a_dictionary_is_changed_by_its_dotted_name(parse):
+    files = ["teacher: {model_args: {channels: [4, 8], stem: {pool: max, size: 2}}}"]
+    changed = parse("--teacher.model-args.stem_padding", "2", "--teacher.model-args.stem.size", "3", files=files)
+    assert changed.teacher.model_args == {"channels": [4, 8], "stem": {"pool": "max", "size": 3}, "stem_padding": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2", 2), ("1e-4", 1e-4), ("[1, 2]", [1, 2]), ("true", True), ("gelu", "gelu"), ("'2'", "2")]
+)
+def test_an_entry_of_a_dictionary_has_the_type_it_is_written_with(parse, text, value):
+    assert parse(f"--teacher.model-args.a={text}").teacher.model_args == {"a": value}
+
+
+def test_a_dictionary_is_replaced_by_json(parse):
+    files = ["teacher: {model_args: {channels: [4, 8]}}"]
+    config = parse("--teacher.model-args", '{"depth": 3, "name": "1"}', files=files)
+    assert config.teacher.model_args == {"depth": 3, "name": "1"}
+    assert parse("--teacher.model-args={}", files=files).teacher.model_args == {}
+
+
+@pytest.mark.parametrize("text", ["5", "/etc/hostname", '{"a": ', "[1]", "null"])
+def test_what_is_no_dictionary_is_refused(parse, text):
+    assert "teacher.model_args must be of type dict" in problems(parse, f"--teacher.model-args={text}")[0]
+
+
+def test_a_list_is_written_with_or_without_brackets(parse):
+    for text in ("tensorboard, wandb", "[tensorboard, wandb]", '["tensorboard", "wandb"]'):
+        assert parse("--run.trackers", text).run.trackers == ["tensorboard", "wandb"]
+    assert parse(files=["run: {trackers: [tensorboard]}"]).run.trackers == ["tensorboard"]
+    assert parse("--run.trackers", "[]").run.trackers == []
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("pool.sise", "pool.size"),
+        ("image_size", "data.image_size"),
+        ("data.seed", "seed"),
+        ("distiller.lr", "distiller.lr_images or distiller.lr_targets"),
+        ("learning_rate", "pretrain.learning_rate or pool.learning_rate or evaluate.learning_rate"),
+        ("targts.transform", "targets.transform"),
+        ("pool.size.more", "pool.size"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_the_nearest_one(parse, name, nearest):
+    message = f"{name} is not a setting; the nearest is {nearest} (--help lists all)"
+    assert problems(parse, f"--{name}", "2") == [message]
+    section, _, last = name.rpartition(".")
+    text = f"{last}: 2"
+    for part in reversed(section.split(".") if section else []):
+        text = f"{part}: {{{text}}}"
+    assert problems(parse, files=[text]) == [message]
+
+
+def test_an_unknown_name_is_never_without_a_nearest_one(parse):
+    assert "1 is not a setting; the nearest is " in problems(parse, files=["1: 2"])[0]
+    assert "zzz is not a setting; the nearest is " in problems(parse, "--zzz")[0]
+
+
+def test_a_section_takes_no_value(parse):
+    message = "data is a section; give its settings one by one, such as data.name"
+    assert problems(parse, "--data", "x.yaml") == problems(parse, files=["data: 3"]) == [message]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("seed", "1.5", "int"),
+        ("seed", "true", "int"),
+        ("seed", "", "int"),
+        ("pool.size", "null", "int"),
+        ("distiller.lr_images", "fast", "float"),
+        ("distiller.lr_images", "nan", "float"),
+        ("pool.warm_up", "perhaps", "bool"),
+        ("data.image_size", "none", "int | None"),
+        ("run.trackers", "[1, {}]", "list[str]"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(parse, name, text, kind):
+    assert problems(parse, f"--{name}={text}") == [f"{name} must be of type {kind}, got {text!r}"]
+
+
+def test_yaml_values_of_the_wrong_type_are_refused(parse):
+    files = ["seed: true\npool: {size: null, learning_rate: .nan, warm_up: 1}\nteacher: {model_args: null}"]
+    assert problems(parse, files=files) == [
+        "seed must be of type int, got True",
+        "pool.size must be of type int, got None",
+        "pool.learning_rate must be of type float, got nan",
+        "pool.warm_up must be of type bool, got 1",
+        "teacher.model_args must be of type dict[str, typing.Any], got None: write {name: value}",
+    ]
+
+
+def test_all_mistakes_of_a_command_line_and_its_files_are_reported_together(parse):
+    argv = ["--seed", "x", "stray", "--distiller.steps=-1", "--evaluate.labels"]
+    found = problems(parse, *argv, files=["pol: {size: 2}\npool: {size: 0, max_age: 0}"])
+    assert found == [
+        "a setting is written --name value; got 'stray' alone",
+        "--evaluate.labels needs a value",
+        "pol.size is not a setting; the nearest is pool.size (--help lists all)",
+        "seed must be of type int, got 'x'",
+        "pool.size must be at least 1, got 0",
+        "pool.max_age must be at least 1, got 0",
+        "distiller.steps must be at least 0, got -1",
+    ]
+
+
+@pytest.mark.parametrize("name", ["--seed", "--data.name", "--config", "--teacher.model-args.channels"])
+def test_a_setting_without_its_value_is_refused(parse, name):
+    assert problems(parse, name, "--pool.size", "2") == [f"{name} needs a value"]
+
+
+def test_a_word_without_a_name_is_refused(parse):
+    for word in ("5", "-", "--", "-5"):
+        assert problems(parse, word) == [f"a setting is written --name value; got {word!r} alone"]
+
+
+# What is printed
+
+
+def test_the_printed_config_read_again_gives_the_same_config(parse, tmp_path, capsys):
+    argv = ["--data.name", "1e5", "--data.config", "no", "--data.revision", "0123", "--run.trackers", "a,b"]
+    argv += ["--distiller.ridge", "1e-9", "--teacher.model-args", "{a: '1e5', b: 1e5, c: '2020-01-01', d: 'yes'}"]
+    expected = parse(*argv)
+    with pytest.raises(SystemExit) as ended:
+        parse("--print-config", *argv)
+    assert ended.value.code == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert parse_config(DistillConfig, tmp_path / "printed.yaml", []) == expected
+    assert expected.data.name == "1e5" and expected.teacher.model_args["a"] == "1e5"
+
+
+def test_a_mistake_is_reported_also_when_the_config_is_to_be_printed(parse, capsys):
+    assert problems(parse, "--print-config", "--seed", "x") == ["seed must be of type int, got 'x'"]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_stored_settings_are_plain_json_and_yaml(parse):
+    config = parse("--teacher.model-args.channels", "[1, 2]")
+    assert yaml.safe_load(to_yaml(config)) == to_dict(config)
+    assert to_dict(DistillConfig(teacher=type(config.teacher)(model_args={"widths": (1, 2)})))["teacher"][
+        "model_args"
+    ] == {"widths": [1, 2]}
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_documents_every_setting_and_ends_well(parse, capsys, option):
+    with pytest.raises(SystemExit) as ended:
+        parse(option, "--unknown", "2")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for section, values in to_dict(DistillConfig()).items():
+        for name in values if isinstance(values, dict) else ():
+            assert f"--{section}.{name} " in shown
+    assert "A recipe." in shown and "--seed SEED" in shown
+    words = " ".join(shown.split())
+    assert "Real images `B` per outer step, over all processes. (type: int, default: 1024)" in words
+    assert "Path to a configuration file" not in words
+
+
+def test_the_recipe_itself_prints_its_help():
+    result = subprocess.run(
+        [sys.executable, str(RECIPES / "distill.py"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "accelerate launch recipes/distill.py" in result.stdout and "--distiller.num_images" in result.stdout
+
+
+# The run folder
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("digits", "digits"),
+        ("uoft-cs/cifar100", "cifar100"),
+        ("../shared/data/cifar100", "cifar100"),
+        ("/data/my photos/", "my-photos"),
+        ("..", "run"),
+        ("/", "run"),
+        (".hidden", "hidden"),
+        ("été", "t"),
+        ("a;rm -rf b", "a-rm-rf-b"),
+        ("a\nb", "a-b"),
+    ],
+)
+def test_the_run_folder_is_named_after_the_data_and_stays_inside_runs(parse, name, folder):
+    assert parse(f"--data.name={name}").output == f"runs/{folder}"
+
+
+def test_a_given_run_folder_is_kept_and_an_empty_one_counts_as_none(parse):
+    assert parse("--output", "/tmp/x").output == "/tmp/x"
+    assert parse("--output=").output == "runs/digits"

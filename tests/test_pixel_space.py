@@ -1,0 +1,82 @@
+import json
+
+import pytest
+import torch
+
+from ssdd_hub.errors import SettingsError
+from ssdd_hub.pixel_space import PixelSpace
+
+RGB = PixelSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
+
+
+def test_channels_are_normalised_one_by_one():
+    pixels = torch.tensor([0.7, 0.9, 0.8])[:, None, None].expand(3, 2, 2)
+    torch.testing.assert_close(RGB.normalise(pixels), torch.tensor([1.0, 2.0, 1.0])[:, None, None].expand(3, 2, 2))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4, 5), (7, 2, 3, 4, 5), (0, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_denormalise_undoes_normalise(shape, dtype):
+    # Distilled images leave [0, 1]; nothing is clipped.
+    pixels = torch.rand(shape, dtype=dtype) * 4 - 2
+    back = RGB.denormalise(RGB.normalise(pixels))
+    assert back.dtype == dtype
+    torch.testing.assert_close(back, pixels)
+
+
+def test_the_raw_space_leaves_pixels_as_they_are():
+    pixels = torch.rand(2, 4, 3, 3)
+    assert torch.equal(PixelSpace.raw(4).normalise(pixels), pixels)
+    assert PixelSpace.raw(4).channels == 4
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_the_measured_space_gives_mean_0_and_std_1_in_each_channel(chunk):
+    source = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (10, 3, 5, 4), generator=source, dtype=torch.uint8)
+    pixels[:, 1] //= 4
+    normalised = PixelSpace.of(pixels, chunk).normalise(pixels.double() / 255)
+    torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-12)
+    torch.testing.assert_close(normalised.std((0, 2, 3), correction=0), torch.ones(3, dtype=torch.float64))
+
+
+def test_a_constant_channel_keeps_its_scale():
+    pixels = torch.full((4, 2, 3, 3), 51, dtype=torch.uint8)
+    pixels[:2, 1] = 255
+    space = PixelSpace.of(pixels)
+    assert space.mean == pytest.approx((0.2, 0.6))
+    assert space.std == pytest.approx((1.0, 0.4))
+
+
+def test_a_space_comes_back_from_json():
+    assert PixelSpace.from_dict(json.loads(json.dumps(RGB.to_dict()))) == RGB
+    assert PixelSpace([0, 1], torch.tensor([1, 2])) == PixelSpace((0.0, 1.0), (1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((0.5,), (0.5, 0.5), "as many means as stds"),
+        ((), (), "at least one"),
+        ((0.5,), (0.0,), "must be above 0"),
+        ((0.5,), (-1.0,), "must be above 0"),
+        ((0.5,), (float("nan"),), "must be above 0"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(mean, std, message):
+    with pytest.raises(SettingsError, match=message):
+        PixelSpace(mean, std)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 1, 4, 4), (3, 4, 4, 3)])
+def test_images_of_other_channels_are_refused(shape):
+    for method in (RGB.normalise, RGB.denormalise):
+        with pytest.raises(ValueError, match="has 3 channels, the images .* do not"):
+            method(torch.zeros(shape))
+
+
+def test_bytes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"floating-point images are required, got torch\.uint8: divide pixels by 255"
+    ):
+        RGB.normalise(torch.zeros(3, 4, 4, dtype=torch.uint8))
