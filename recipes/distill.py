@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ssdd_hub import DistilledSet, Distiller, build_student
-from ssdd_hub.batches import AugmentedBatches, Batches, CachedBatches
+from ssdd_hub.batches import build_batches
 from ssdd_hub.config import DistillConfig, parse_config, to_dict, to_yaml
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluate import RealData, Record, evaluate
@@ -63,9 +63,8 @@ def prepare_teacher(
         teacher = build_teacher(settings.backbone, **settings.model_args)
         run.start()
         return teacher
-    backbone = new_backbone(
-        settings.backbone, source.num_channels, source.image_size, config.seed, **settings.model_args
-    )
+    shape = (source.num_channels, source.image_size)
+    backbone = new_backbone(settings.backbone, *shape, config.seed, **settings.model_args)
     where = {"device": accelerator.device, "autocast": accelerator.autocast}
     training = Pretraining(backbone, source.pixels, space, config.pretrain, seed=config.seed, **where)
     run.start()
@@ -77,26 +76,6 @@ def prepare_teacher(
     teacher.name = f"{settings.backbone} trained with {config.pretrain.objective} on the source images"
     teacher.license = source.source["license"]
     return teacher
-
-
-def prepare_batches(
-    config: DistillConfig,
-    source: ImageBank,
-    space: PixelSpace,
-    cache: FeatureCache,
-    targets: Tensor,
-    transform: TargetTransform,
-) -> Batches:
-    """Returns the real data of the outer steps: cached targets, or the teacher run on freshly augmented images."""
-    device, dtype = cache.accelerator.device, targets.dtype
-    common = {"pixels": source.pixels, "pixel_space": space, "batch_size": config.distiller.batch_size}
-    common |= {"seed": config.seed, "device": device, "dtype": dtype}
-    if not config.distiller.augment:
-        return CachedBatches(**common, targets=targets)
-    if config.targets.views:
-        views = cache.view_features(source, config.targets.views, config.seed)
-        return CachedBatches(**common, targets=transform(views).to(dtype))
-    return AugmentedBatches(**common, teacher=cache.teacher, transform=transform)
 
 
 def save_results(
@@ -147,7 +126,17 @@ def main() -> None:
     )
     where = {"device": accelerator.device, "dtype": dtype, "autocast": accelerator.autocast}
     pool = StudentPool(build, config.pool, config.seed, **where)
-    batches = prepare_batches(config, source, space, cache, targets, transform)
+    batches = build_batches(
+        source,
+        cache,
+        targets,
+        transform,
+        space,
+        batch_size=settings.batch_size,
+        seed=config.seed,
+        augment=settings.augment,
+        views=config.targets.views,
+    )
     distiller = Distiller(set_space.normalise(before), targets[chosen], pool, batches, settings, accelerator)
     seconds = distil(distiller, run, config.run, progress=accelerator.is_main_process)
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from ssdd_hub.images import DataSettings, load_images
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.students import ConvNet
 from ssdd_hub.teacher import Teacher
 
 
@@ -21,30 +21,26 @@ def accelerator():
     return Accelerator(cpu=True)
 
 
-class SmallBackbone(nn.Module):
-    """A network with timm's contract and two kinds of state: weights and batch statistics."""
+@pytest.fixture(scope="session")
+def small_backbone():
+    """Builds a network of 24 features for images of 16x16, whose batch statistics are not those of a fresh one."""
 
-    def __init__(self, channels, width):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, width, 3, stride=2, padding=1)
-        self.norm = nn.BatchNorm2d(width)
-
-    def forward_features(self, images):
-        return torch.relu(self.norm(self.conv(images)))
-
-    def forward_head(self, maps, pre_logits=False):
-        return maps.mean((2, 3))
-
-
-@pytest.fixture
-def build_small_teacher():
-    def build(seed=0, channels=1, width=6, size=16, dtype=torch.float32):
+    def build(seed=0, channels=1):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            backbone = SmallBackbone(channels, width)
-            backbone.norm.running_mean.normal_()
-            backbone.norm.running_var.uniform_(0.5, 2)
+            backbone = ConvNet((4, 6, 6), "batch", channels, image_size=16, num_targets=0)
+            backbone.train()(torch.randn(8, channels, 16, 16))
+        return backbone
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def small_teacher(small_backbone):
+    """Builds a frozen `small_backbone` in a pixel space of its own."""
+
+    def build(seed=0, channels=1, dtype=torch.float32):
         space = PixelSpace((0.4,) * channels, (0.3,) * channels)
-        return Teacher(backbone.to(dtype), space, size, f"small-{seed}")
+        return Teacher(small_backbone(seed, channels).to(dtype), space, 16, f"small-{seed}", "mit")
 
     return build

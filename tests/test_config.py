@@ -1,4 +1,3 @@
-import subprocess
 import sys
 from pathlib import Path
 
@@ -130,7 +129,7 @@ def test_every_way_to_write_a_number_is_a_number_also_inside_a_dictionary(parse,
 
 
 def test_no_and_dates_are_words_in_yaml(parse):
-    config = parse(files=["run: {mixed_precision: no}\ndata: {split: 2020-01-01, revision: 12e45ab}"])
+    config = parse(files=["run: {mixed_precision: no}\ndata: {name: a/b, split: 2020-01-01, revision: 12e45ab}"])
     assert (config.run.mixed_precision, config.data.split, config.data.revision) == ("no", "2020-01-01", "12e45ab")
 
 
@@ -145,7 +144,7 @@ def test_a_number_in_yaml_is_no_name(parse):
         "data.revision must be of type str | None, got 83: put it in quotes",
         "data.name must be of type str, got None: put it in quotes",
     ]
-    assert parse(files=["data: {revision: '0123'}"]).data.revision == "0123"
+    assert parse(files=["data: {name: a/b, revision: '0123'}"]).data.revision == "0123"
 
 
 def test_an_empty_file_and_an_empty_section_change_nothing(parse):
@@ -237,22 +236,24 @@ def test_a_list_is_written_with_or_without_brackets(parse):
         ("distiller.lr", "distiller.lr_images or distiller.lr_targets"),
         ("learning_rate", "pretrain.learning_rate or pool.learning_rate or evaluate.learning_rate"),
         ("targts.transform", "targets.transform"),
-        ("pool.size.more", "pool.size"),
     ],
 )
 def test_an_unknown_setting_is_refused_with_the_nearest_one(parse, name, nearest):
     message = f"{name} is not a setting; the nearest is {nearest} (--help lists all)"
     assert problems(parse, f"--{name}", "2") == [message]
-    section, _, last = name.rpartition(".")
-    text = f"{last}: 2"
-    for part in reversed(section.split(".") if section else []):
-        text = f"{part}: {{{text}}}"
-    assert problems(parse, files=[text]) == [message]
+    section, dot, last = name.rpartition(".")
+    assert problems(parse, files=[f"{section}: {{{last}: 2}}" if dot else f"{last}: 2"]) == [message]
 
 
 def test_an_unknown_name_is_never_without_a_nearest_one(parse):
     assert "1 is not a setting; the nearest is " in problems(parse, files=["1: 2"])[0]
     assert "zzz is not a setting; the nearest is " in problems(parse, "--zzz")[0]
+
+
+def test_a_plain_setting_has_no_entries(parse):
+    assert "the nearest is pool.size (" in problems(parse, "--pool.size.more", "2")[0]
+    files = ["pool: {size: {more: 2}}"]
+    assert problems(parse, files=files) == ["pool.size must be of type int, got {'more': 2}"]
 
 
 def test_a_section_takes_no_value(parse):
@@ -356,13 +357,6 @@ def test_help_documents_every_setting_and_ends_well(parse, capsys, option):
     assert "Path to a configuration file" not in words
 
 
-def test_the_recipe_itself_prints_its_help():
-    result = subprocess.run(
-        [sys.executable, str(RECIPES / "distill.py"), "--help"], capture_output=True, text=True, check=True
-    )
-    assert "accelerate launch recipes/distill.py" in result.stdout and "--distiller.num_images" in result.stdout
-
-
 # The run folder
 
 
@@ -377,7 +371,7 @@ def test_the_recipe_itself_prints_its_help():
         ("/", "run"),
         (".hidden", "hidden"),
         ("été", "t"),
-        ("a;rm -rf b", "a-rm-rf-b"),
+        ("a;rm b", "a-rm-b"),
         ("a\nb", "a-b"),
     ],
 )

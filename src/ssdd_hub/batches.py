@@ -1,15 +1,16 @@
 """Batches of real images with their targets: batch `s` is a pure function of `(seed, s)`."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ssdd_hub.augment import crop_flip, draw_views
+from ssdd_hub.images import ImageBank
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.streams import draw_batch, generator
-from ssdd_hub.targets import TargetTransform, fixed_views
+from ssdd_hub.targets import FeatureCache, TargetTransform, fixed_views
 from ssdd_hub.teacher import Teacher
 
 
@@ -94,3 +95,43 @@ class AugmentedBatches(RealBatches):
         pixels = crop_flip(pixels, draw_views(self.batch_size, generator(self.seed, "augment", step))[mine])
         targets = self.transform(self.teacher(pixels))
         return self.pixel_space.normalise(pixels), targets.to(self.device, self.dtype)
+
+
+def build_batches(
+    source: ImageBank,
+    cache: FeatureCache,
+    targets: Tensor,
+    transform: TargetTransform,
+    pixel_space: PixelSpace,
+    *,
+    batch_size: int,
+    seed: int,
+    augment: bool,
+    views: int,
+) -> Batches:
+    """Returns the real data of the outer steps, on the device of the cache's accelerator, in the type of the targets.
+
+    Args:
+        source: The source images.
+        cache: The teacher and its features.
+        targets: Targets of the images as they are, `(N, D)`.
+        transform: Makes targets of the teacher's features.
+        pixel_space: The space in which students see real images.
+        batch_size: Images `B` of a batch, over all processes.
+        seed: Seed of the run.
+        augment: Crop and flip.
+        views: `K` fixed crops and flips of each image; 0 for fresh ones in every batch, with the teacher run on them.
+    """
+    common: dict[str, Any] = {
+        "pixels": source.pixels,
+        "pixel_space": pixel_space,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": cache.accelerator.device,
+        "dtype": targets.dtype,
+    }
+    if not augment:
+        return CachedBatches(**common, targets=targets)
+    if views:
+        return CachedBatches(**common, targets=transform(cache.view_features(source, views, seed)))
+    return AugmentedBatches(**common, teacher=cache.teacher, transform=transform)

@@ -264,7 +264,7 @@ def _evaluate_one(
 ) -> dict[str, float]:
     with seeded(seed, "evaluated student", k):
         student = build_student()
-    student = student.to(data.device).eval()
+    student = student.to(data.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     if pair is not None:
         fit_student(student, *pair, settings, seed=k)
     values = {"teacher_error": teacher_error(student, data)}

@@ -1,0 +1,150 @@
+import json
+import os
+import platform
+import shlex
+import sys
+
+import pytest
+import torch
+
+from ssdd_hub.config import DistillConfig, parse_config, to_dict
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.provenance import describe_machine, describe_run, describe_versions
+from ssdd_hub.targets import TargetTransform
+
+SOURCE = {"name": "digits", "license": "cc-by-4.0", "fingerprint": "abc", "num_images": 3}
+
+
+@pytest.fixture
+def describe(tmp_path, monkeypatch, small_teacher):
+    """Describes a run of a recipe that was started with some arguments."""
+    (tmp_path / "default.yaml").write_text("")
+
+    def describe(*argv, teacher=None, transform="standardise", **source):
+        monkeypatch.setattr(sys, "argv", ["/home/me/clone/recipes/distill.py", *argv])
+        config = to_dict(parse_config(DistillConfig, tmp_path / "default.yaml"))
+        fitted = TargetTransform.fit(transform, torch.randn(5, 24))
+        source = {**SOURCE, "name": config["data"]["name"], **source}
+        return describe_run(config, source, teacher or small_teacher(), fitted, PixelSpace((0.3,), (0.4,)))
+
+    return describe
+
+
+def test_a_run_is_described_by_all_that_its_set_depends_on(describe, small_teacher):
+    described = describe("--seed", "5", "--distiller.num-images", "2", "--student.model-args", "{widths: [4]}")
+    teacher = described["teacher"]
+    assert described["method"] == "krr-st" and described["seed"] == 5
+    assert described["settings"]["distiller"]["num_images"] == 2
+    assert described["settings"].keys() == {
+        *("data", "teacher", "pretrain", "targets", "student", "pool", "distiller", "seed")
+    }
+    assert described["student"] == {"name": "ssdd_convnet3", "model_args": {"widths": [4]}}
+    assert described["source"] == SOURCE
+    assert teacher["weights_sha256"] == small_teacher().weights_sha256() and teacher["name"] == "small-0"
+    assert described["student_pixel_space"] == {"mean": [0.3], "std": [0.4]}
+    assert described["target_transform"]["kind"] == "standardise" and len(described["target_transform"]["mean"]) == 24
+    assert described["versions"]["torch"] == torch.__version__
+
+
+def test_a_description_is_json(describe):
+    described = describe("--teacher.model-args", "{channels: [4, 8]}")
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_the_objective_of_a_trained_teacher_is_cited_and_of_a_ready_one_is_not(describe):
+    assert "2103.03230" in describe()["teacher"]["objective"]["citation"]
+    assert "objective" not in describe("--teacher.pretrained")["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("source", "teacher", "expected"),
+    [
+        ("mit", "mit", "mit"),
+        ("mit", "cc-by-nc-4.0", "unknown"),
+        ("unknown", "mit", "unknown"),
+        ("unknown", "unknown", "unknown"),
+    ],
+)
+def test_the_licence_is_that_of_images_and_teacher_where_these_agree(
+    describe, small_teacher, source, teacher, expected
+):
+    teacher_of = small_teacher()
+    teacher_of.license = teacher
+    assert describe(teacher=teacher_of, license=source)["license"] == expected
+
+
+# Folders of somebody's machine
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_of_a_data_folder_only_its_name_is_told(describe, tmp_path, monkeypatch, relative):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    described = describe("--data.name", "../" + tmp_path.name + "/photos" if relative else str(tmp_path / "photos"))
+    assert described["source"]["name"] == described["settings"]["data"]["name"] == "photos"
+
+
+def test_a_folder_of_the_home_directory_is_no_exception(describe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pictures" / "photos").mkdir(parents=True)
+    described = describe("--data.name", "~/pictures/photos")
+    assert described["source"]["name"] == described["settings"]["data"]["name"] == "photos"
+
+
+def test_a_hub_id_stays_whole(describe):
+    described = describe("--data.name", "uoft-cs/cifar100", "--teacher.pretrained", "--teacher.backbone", "hf-hub:a/b")
+    assert described["source"]["name"] == described["settings"]["data"]["name"] == "uoft-cs/cifar100"
+    assert described["settings"]["teacher"]["backbone"] == "hf-hub:a/b"
+
+
+def test_no_absolute_path_is_told(describe, tmp_path, small_teacher):
+    data, weights = tmp_path / "photos", tmp_path / "my teacher"
+    data.mkdir()
+    teacher = small_teacher()
+    teacher.name = f"local-dir:{weights}"
+    described = describe(
+        *("--data.name", f"{data}/"),
+        *("--teacher.pretrained", f"--teacher.backbone=local-dir:{weights}"),
+        *("--teacher.model-args", json.dumps({"checkpoint_path": str(weights), "other": str(data), "act": "gelu"})),
+        *("--student.model-args.checkpoint_path", str(weights)),
+        *("--config", str(tmp_path / "default.yaml"), "--output", str(tmp_path / "out"), f"--run.cache={tmp_path}"),
+        teacher=teacher,
+    )
+    text = json.dumps(described)
+    assert str(tmp_path.parent) not in text and "/home/me" not in text
+    assert described["settings"]["teacher"]["backbone"] == described["teacher"]["name"] == "local-dir:my teacher"
+    assert described["settings"]["teacher"]["model_args"] == {
+        "checkpoint_path": "my teacher",
+        "other": "photos",
+        "act": "gelu",
+    }
+    assert described["student"]["model_args"] == {"checkpoint_path": "my teacher"}
+
+
+def test_the_command_is_what_was_typed_but_for_absolute_paths(describe, tmp_path):
+    described = describe(
+        *("--config", str(tmp_path / "default.yaml"), "--data.name", "../shared/data/cifar100"),
+        *("--data.split=train", "--output=/somewhere/else/run 1", "--distiller.lr-images", "1e-2"),
+        *("--student.model-args", "{widths: [4]}"),
+    )
+    assert shlex.split(described["command"]) == [
+        *("accelerate", "launch", "recipes/distill.py", "--config", "default.yaml"),
+        *("--data.name", "../shared/data/cifar100", "--data.split=train", "--output=run 1"),
+        *("--distiller.lr-images", "1e-2", "--student.model-args", "{widths: [4]}"),
+    ]
+
+
+# The machine
+
+
+def test_the_machine_is_described_without_its_name():
+    described = describe_machine(torch.device("cpu"), processes=2)
+    assert described.keys() == {"platform", "python", "cpus", "processes", "threads_per_process", "device"}
+    assert (described["device"], described["processes"]) == ("cpu", 2)
+    assert described["threads_per_process"] == torch.get_num_threads() and 1 <= described["cpus"] <= os.cpu_count()
+    assert platform.node() not in json.dumps(described)
+
+
+def test_versions_are_those_of_the_installed_packages():
+    assert describe_versions().keys() == {"ssdd-hub", "torch", "timm", "lightly", "accelerate", "datasets"}
+    assert all(version[0].isdigit() for version in describe_versions().values())
