@@ -104,6 +104,8 @@ def main() -> None:
     settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
     accelerator = build_accelerator(config.run, Path(config.output))
     run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process)
+    # Nothing may appear in the folder while another process still looks at it.
+    accelerator.wait_for_everyone()
     accelerator.print(to_yaml(config))
 
     source, heldout = prepare_images(config, progress=accelerator.is_main_process)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ssdd_hub.augment import crop_flip
-from ssdd_hub.batches import AugmentedBatches, CachedBatches
+from ssdd_hub.batches import AugmentedBatches, CachedBatches, build_batches
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.targets import TargetTransform, fixed_views
+from ssdd_hub.targets import FeatureCache, TargetTransform, fixed_views
 
 SPACE = PixelSpace((0.2,), (0.4,))
 VIEWS = 3
@@ -148,3 +148,23 @@ def test_fresh_views_of_an_image_differ_from_step_to_step(build, pixels):
     batches = build("augmented", pixels=pixels[:1], batch_size=8)
     images = torch.cat([batches(step)[0] for step in range(4)])
     assert len(images.flatten(1).unique(dim=0)) > 25
+
+
+@pytest.mark.parametrize(
+    ("augment", "views", "kind"),
+    [(False, 0, "plain"), (False, 3, "plain"), (True, 3, "views"), (True, 0, "augmented")],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_settings_choose_the_kind_of_batches(
+    build, digits, small_teacher, accelerator, tmp_path, augment, views, kind, dtype
+):
+    source = digits[0].subset(range(10))
+    cache = FeatureCache(small_teacher(dtype=dtype), accelerator, tmp_path)
+    features = cache.features(source)
+    transform = TargetTransform.fit("standardise", features)
+    options = {"batch_size": 7, "seed": 3, "augment": augment, "views": views}
+    batches = build_batches(source, cache, transform(features), transform, SPACE, **options)
+    for step in (0, 5):
+        for ours, theirs in zip(batches(step), build(kind, dtype=dtype)(step), strict=True):
+            assert ours.dtype == dtype
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ssdd_hub import checkpoint
-from ssdd_hub.checkpoint import Checkpoints, atomic_path, load_tree, save_tree, to_device
+from ssdd_hub.checkpoint import Checkpoints, atomic_path, load_tree, save_tree
 from ssdd_hub.errors import InputError
 
 
@@ -132,13 +132,6 @@ def test_what_json_does_not_know_is_refused_before_anything_is_written(tmp_path)
 def test_the_file_is_plain_safetensors(tmp_path):
     save_tree(tmp_path / "tree.safetensors", {"a": torch.arange(3)})
     assert_same(safetensors.torch.load_file(tmp_path / "tree.safetensors"), {"0": torch.arange(3)})
-
-
-def test_state_moves_to_a_device():
-    tree = {"a": [torch.zeros(2), {"b": torch.ones(1)}], 1: None, "c": "text"}
-    moved = to_device(tree, torch.device("meta"))
-    assert moved["a"][0].is_meta and moved["a"][1]["b"].is_meta
-    assert moved[1] is None and moved["c"] == "text"
 
 
 # Whole or not at all

@@ -54,12 +54,12 @@ def draw_bank(count, labels=None, seed=0, size=2):
     return make_bank(pixels.to(torch.uint8), labels)
 
 
-def make_data(source, heldout, width=3, space=PixelSpace((0.5,), (0.25,))):
+def make_data(source, heldout):
     targets, heldout_targets = (
-        torch.randn(len(bank), width, generator=torch.Generator().manual_seed(number))
+        torch.randn(len(bank), 3, generator=torch.Generator().manual_seed(number))
         for number, bank in enumerate((source, heldout))
     )
-    return RealData(source, targets, heldout, heldout_targets, space, CPU)
+    return RealData(source, targets, heldout, heldout_targets, PixelSpace((0.5,), (0.25,)), CPU)
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ def test_the_probe_is_perfect_on_separable_features():
 
 def test_images_of_unknown_class_are_left_out():
     source, heldout = separable(60), separable(40, seed=1)
-    wrong = torch.arange(60) % 2 == 0
+    wrong = torch.arange(60) % 3 == 0
     # Bright noise of unknown class would spoil the regression and the score.
     source.labels[wrong], source.pixels[wrong] = -1, 255
     heldout.labels[::3] = -1
@@ -325,8 +325,9 @@ def test_the_values_are_those_of_one_student_after_the_other(run, data):
                 student = build_student().eval()
             if name == "a":
                 fit_student(student, *pairs[k], SETTINGS, seed=k)
-            assert record_error["values"][k] == teacher_error(student, data)
-            assert record_probe["values"][k] == linear_probe(student, data, 20, seed=k)
+            # The memory layout of the weights decides the last bits.
+            assert record_error["values"][k] == pytest.approx(teacher_error(student, data), rel=1e-4)
+            assert record_probe["values"][k] == pytest.approx(linear_probe(student, data, 20, seed=k), abs=0.01)
 
 
 def test_sets_are_compared_with_the_same_students(run):

@@ -84,6 +84,15 @@ def test_a_record_is_written_at_the_end_of_each_epoch(train, tmp_path):
     assert all(record.keys() == {"stage", "step", "loss"} and record["loss"] > 0 for record in records)
 
 
+@pytest.mark.parametrize(("max_steps", "steps"), [(4, [3, 4]), (3, [3]), (1, [1]), (99, [3, 6])])
+def test_a_trial_ends_after_so_many_steps_and_is_recorded_there(train, tmp_path, max_steps, steps):
+    training = train(max_steps=max_steps)
+    _, log = run(training, tmp_path)
+    assert [json.loads(line)["step"] for line in log.splitlines()] == steps
+    # The schedule ends there too.
+    assert training.optimizer.param_groups[0]["lr"] == 0.06 * pretrain._schedule(steps[-1] - 1, steps[-1], 0.05)
+
+
 def test_the_network_given_is_the_one_that_is_trained(train):
     training = train()
     backbone = training.objective.backbone
@@ -267,6 +276,7 @@ def test_settings_out_of_range_are_all_named():
     with pytest.raises(SettingsError) as caught:
         PretrainSettings(
             epochs=0,
+            max_steps=0,
             batch_size=1,
             learning_rate=0,
             warmup=1,
@@ -277,6 +287,7 @@ def test_settings_out_of_range_are_all_named():
         )
     assert caught.value.problems == [
         "pretrain.epochs must be at least 1, got 0",
+        "pretrain.max_steps must be at least 1, got 0",
         "pretrain.batch_size must be at least 2, got 1",
         "pretrain.learning_rate must be above 0, got 0",
         "pretrain.warmup must be in [0, 1), got 1",

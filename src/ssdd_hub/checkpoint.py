@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -109,7 +108,8 @@ class Checkpoints:
     def save(self, step: int, tree: Tree) -> None:
         """Writes the state after `step` steps and removes all but the newest checkpoints."""
         save_tree(self.folder / f"step-{step:08d}.safetensors", tree)
-        for path in self._paths()[: -self.keep]:
+        # A killed process leaves the file that it was writing.
+        for path in [*self._paths()[: -self.keep], *self.folder.glob(".step-*.tmp")]:
             path.unlink(missing_ok=True)
 
     def load_newest(self) -> Tree | None:
@@ -119,14 +119,3 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
-
-
-def to_device(tree: Tree, device: torch.device) -> Tree:
-    """Moves every tensor of nested state to a device."""
-    if isinstance(tree, Tensor):
-        return tree.to(device)
-    if isinstance(tree, dict):
-        return {key: to_device(value, device) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [to_device(value, device) for value in tree]
-    return tree

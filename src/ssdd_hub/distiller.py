@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from ssdd_hub.backbones import pre_logits
 from ssdd_hub.batches import Batches
-from ssdd_hub.checkpoint import to_device
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.krr import outer_loss
 from ssdd_hub.pool import StudentPool
@@ -58,11 +57,13 @@ class DistillerSettings:
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("num_images", "batch_size", "inner_steps", "micro_batch")}
-        rates = {name: getattr(self, name) for name in ("lr_images", "lr_targets", "ridge")}
+        rates = {name: getattr(self, name) for name in ("lr_images", "lr_targets")}
         require(
             *((value >= 1, f"distiller.{name} must be at least 1, got {value}") for name, value in counts.items()),
             (self.steps >= 0, f"distiller.steps must be at least 0, got {self.steps}"),
             *((value >= 0, f"distiller.{name} must be at least 0, got {value}") for name, value in rates.items()),
+            # Without it the system is singular when two images are alike, or when M is above F + 1.
+            (self.ridge > 0, f"distiller.ridge must be above 0, got {self.ridge}"),
             (0 <= self.final_lr <= 1, f"distiller.final_lr must be in [0, 1], got {self.final_lr}"),
             (
                 self.pixel_space in PIXEL_SPACES,
@@ -182,7 +183,6 @@ class Distiller:
                 f"{tuple(state['targets'].shape)}, this run {tuple(self.images.shape)} and "
                 f"{tuple(self.targets.shape)}: choose another --output or restore the settings"
             )
-        state = to_device(state, self.accelerator.device)
         with torch.no_grad():
             self.images.copy_(state["images"])
             self.targets.copy_(state["targets"])

@@ -11,9 +11,17 @@ import yaml
 from ssdd_hub.checkpoint import Checkpoints, atomic_path
 from ssdd_hub.errors import InputError, require
 
-# What may differ when a run goes on: it decides neither the teacher nor the distilled set. One key of theirs does.
-FREE_SECTIONS = ("evaluate", "run", "output")
-BINDING = "run.mixed_precision"
+# What may differ when a run goes on: it decides neither the teacher nor the distilled set.
+FREE = (
+    "output",
+    "evaluate",
+    "run.checkpoint_every",
+    "run.log_every",
+    "run.cache",
+    "run.trackers",
+    "targets.refresh",
+    "pretrain.checkpoint_every",
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def _refuse_other_settings(path: Path, config: dict[str, Any]) -> None:
         differences = [
             f"{key}: {before!r} there, {now!r} now"
             for key, before, now in _differences(stored, config)
-            if key.split(".")[0] not in FREE_SECTIONS or key == BINDING
+            if not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
         ]
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path / 'config.yaml'} cannot be read ({error}): choose another --output") from error

@@ -12,7 +12,7 @@ import torch
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
-    """Hashes a seed, a purpose and counters to a seed of 63 bits.
+    """Hashes a seed, a purpose and counters to a seed; torch's CPU generator uses its low 32 bits.
 
     Args:
         seed: The seed of the run.

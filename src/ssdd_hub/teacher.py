@@ -18,6 +18,9 @@ from ssdd_hub.errors import InputError, require
 from ssdd_hub.objectives import measure_width
 from ssdd_hub.pixel_space import PixelSpace
 
+# What data and other settings decide of a teacher.
+DECIDED = ("name", "pretrained", "num_classes", "image_size", "seed")
+
 
 @dataclass(frozen=True)
 class TeacherSettings:
@@ -34,12 +37,14 @@ class TeacherSettings:
     model_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        taken = ", ".join(name for name in DECIDED if name in self.model_args)
         stored = self.backbone.startswith(("local-dir:", "hf-hub:", "hf_hub:"))
         require(
             (
                 self.pretrained or not stored,
                 f"teacher.backbone {self.backbone!r} names stored weights, so pass --teacher.pretrained true as well",
             ),
+            (not taken, f"teacher.model_args must leave out {taken}, which other settings decide"),
         )
 
 
