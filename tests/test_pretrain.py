@@ -232,6 +232,17 @@ def test_the_views_of_a_step_do_not_depend_on_the_global_generators(batches):
     assert equal_views(*drawn)
 
 
+def test_whichever_global_generator_a_view_draws_from_depends_on_seed_and_step(pixels):
+    def views(image):
+        return [torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])]
+
+    first, again = ViewBatches(pixels, views, 4, seed=3), ViewBatches(pixels, views, 4, seed=3)
+    again[1]
+    assert torch.equal(first[0][0], again[0][0])
+    for other in (first[1][0], ViewBatches(pixels, views, 4, seed=4)[0][0], first[0][0].roll(1, 0)):
+        assert not (first[0][0] == other).any()
+
+
 def test_making_views_leaves_the_global_generators_as_they_were(batches):
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     batches[5]

@@ -186,6 +186,7 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Refuses a name that is there twice, which PyYAML would let the second win."""
         names = [key.value for key, _ in node.value]
         for name in names:
             if names.count(name) > 1:

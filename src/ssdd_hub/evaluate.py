@@ -201,10 +201,10 @@ def linear_probe(student: nn.Module, data: RealData, count: int, seed: int) -> f
     chosen = known[draw_labelled(data.source.labels[known], count, seed)]
     tested = (data.heldout.labels >= 0).nonzero()[:, 0]
 
-    def features(bank: ImageBank, indices: Tensor) -> np.ndarray[Any, Any]:
+    def _features(bank: ImageBank, indices: Tensor) -> np.ndarray[Any, Any]:
         return in_chunks(partial(pre_logits, student), data.images(bank, indices)).double().cpu().numpy()
 
-    train, test = features(data.source, chosen), features(data.heldout, tested)
+    train, test = _features(data.source, chosen), _features(data.heldout, tested)
     centre, scale = train.mean(0), max(train.std(), 1e-12)
     probe = LogisticRegression(max_iter=2000).fit((train - centre) / scale, data.source.labels[chosen].numpy())
     return float(probe.score((test - centre) / scale, data.heldout.labels[tested].numpy()))

@@ -48,7 +48,7 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Wraps a recipe's `main`: a mistake in the input ends it with a message instead of a traceback, and status 2."""
 
     @wraps(main)
-    def wrapped() -> None:
+    def _wrapped() -> None:
         try:
             main()
         except SettingsError as error:
@@ -58,7 +58,7 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             _stop(" interrupted; the same command goes on from the last checkpoint", 130)
 
-    return wrapped
+    return _wrapped
 
 
 def _stop(message: str, status: int) -> None:

@@ -27,7 +27,7 @@ def command(output, *overrides, launcher=("-m", "accelerate.commands.launch", "-
 
 
 def environment():
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def launch(output, *overrides, **launcher):
@@ -149,6 +149,21 @@ def test_a_ready_made_teacher_and_fixed_views_and_raw_pixels_work(finished, tmp_
     assert distilled.pixel_space.mean == (0.0,)
     assert distilled.provenance["student_pixel_space"]["mean"][0] > 0.2
     assert len(list((tmp_path / "run" / "features").iterdir())) == 3
+
+
+def test_two_processes_distil_and_score_what_one_does(finished, tmp_path):
+    output, _ = finished
+    overrides = ["--teacher.backbone", f"local-dir:{output / 'teacher'}", "--teacher.pretrained"]
+    overrides += ["--teacher.model-args", "{}", "--distiller.precision", "float64"]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    launch(tmp_path / "one", *overrides, launcher=())
+    launch(tmp_path / "two", *overrides, launcher=torchrun)
+    one, two = (DistilledSet.load(tmp_path / name / "distilled") for name in ("one", "two"))
+    torch.testing.assert_close(two.images, one.images, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(two.targets, one.targets, rtol=1e-6, atol=1e-6)
+    assert two.provenance["hardware"]["processes"] == 2
+    for ours, theirs in zip(two.provenance["scores"], one.provenance["scores"], strict=True):
+        assert ours["values"] == pytest.approx(theirs["values"], rel=1e-3)
 
 
 @pytest.mark.slow
