@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 _TAGS = ["dataset-distillation", "dataset-condensation", "self-supervised", "synthetic", "ssdd_hub"]
 _SECTIONS = ("source", "teacher", "target_transform", "student", "hardware", "versions")
+_LONGEST_LIST = 8  # a longer one has no place in a cell; `ssdd_hub.json` has it
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
@@ -154,7 +155,7 @@ def _text(value: Any) -> str:
         known = {name: part for name, part in value.items() if part is not None}
         return "; ".join(f"{str(name).replace('_', ' ')}: {_text(part)}" for name, part in known.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
+        return f"{len(value)} values" if len(value) > _LONGEST_LIST else ", ".join(map(_text, value))
     return "" if value is None else str(value)
 
 
