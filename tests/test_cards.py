@@ -168,4 +168,4 @@ def test_the_code_of_the_card_runs_as_it_stands(tmp_path: Path, monkeypatch: pyt
 def test_a_long_vector_is_counted_not_printed() -> None:
     card = render_dataset_card(metadata(target_transform={"kind": "standardise", "mean": [0.25] * 128}), "owner/name")
     assert "mean: 128 values" in card
-    assert "0.25, 0.25" not in card
+    assert "0.25, 0.25, 0.25, 0.25" not in card

@@ -207,8 +207,8 @@ def test_an_entry_of_a_dictionary_has_the_type_it_is_written_with(parse, text, v
 
 def test_a_dictionary_is_replaced_by_json(parse):
     files = ["teacher: {model_args: {channels: [4, 8]}}"]
-    config = parse("--teacher.model-args", '{"depth": 3, "name": "1"}', files=files)
-    assert config.teacher.model_args == {"depth": 3, "name": "1"}
+    config = parse("--teacher.model-args", '{"depth": 3, "act": "1"}', files=files)
+    assert config.teacher.model_args == {"depth": 3, "act": "1"}
     assert parse("--teacher.model-args={}", files=files).teacher.model_args == {}
 
 

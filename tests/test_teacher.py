@@ -264,6 +264,12 @@ def test_stored_weights_are_read_only_when_they_are_asked_for():
     assert TeacherSettings(backbone="local-dir:a", pretrained=True).pretrained
 
 
+def test_what_other_settings_decide_is_no_model_argument():
+    message = "teacher.model_args must leave out pretrained, num_classes, which other settings decide"
+    with pytest.raises(SettingsError, match=message):
+        TeacherSettings(model_args={"num_classes": 3, "pretrained": True, "channels": [4]})
+
+
 # Folders of strangers
 
 
