@@ -40,6 +40,7 @@ class EvaluateSettings:
         momentum: SGD's.
         weight_decay: SGD's.
         labels: Labelled images of the linear probe, the same number per class where that is possible.
+        label_draws: Draws of labelled images, over which a student's probe is averaged.
         max_heldout: Held-out images used, at most.
     """
 
@@ -50,10 +51,11 @@ class EvaluateSettings:
     momentum: float = 0.9
     weight_decay: float = 1e-3
     labels: int = 50
+    label_draws: int = 10
     max_heldout: int = 2000
 
     def __post_init__(self) -> None:
-        counts = ("seeds", "batch_size", "max_heldout")
+        counts = ("seeds", "batch_size", "label_draws", "max_heldout")
         require(
             (self.labels >= 2, f"evaluate.labels must be at least 2, or there is nothing to tell, got {self.labels}"),
             *(
@@ -180,34 +182,39 @@ def draw_labelled(labels: Tensor, count: int, seed: int) -> Tensor:
     return order[torch.from_numpy(np.argsort(rank, kind="stable")[:count])]
 
 
-def linear_probe(student: nn.Module, data: RealData, count: int, seed: int) -> float:
+def linear_probe(student: nn.Module, data: RealData, count: int, seed: int, draws: int = 1) -> float:
     """Returns the held-out accuracy, in `[0, 1]`, of a logistic regression on a student's frozen features.
 
     The features are centred and divided by their overall std over the labelled images; the regression is
-    scikit-learn's, with its default ridge. Images of unknown class (label -1) are left out.
+    scikit-learn's, with its default ridge. Images of unknown class (label -1) are left out. Which images are labelled
+    matters more than the student, hence the mean over several draws of them.
 
     Args:
         student: In eval mode.
         data: Must be labelled.
-        count: Labelled images.
-        seed: Seed of their draw.
+        count: Labelled images of a draw.
+        seed: Seed of the draws; no two seeds share one.
+        draws: Number of draws.
 
     Raises:
         ValueError: The data has no labels.
     """
     if data.source.labels is None or data.heldout.labels is None:
         raise ValueError("a linear probe needs labels of the source and of the held-out images")
-    known = (data.source.labels >= 0).nonzero()[:, 0]
-    chosen = known[draw_labelled(data.source.labels[known], count, seed)]
-    tested = (data.heldout.labels >= 0).nonzero()[:, 0]
+    labels, heldout_labels = data.source.labels, data.heldout.labels
+    known, tested = ((part >= 0).nonzero()[:, 0] for part in (labels, heldout_labels))
 
     def _features(bank: ImageBank, indices: Tensor) -> np.ndarray[Any, Any]:
         return in_chunks(partial(pre_logits, student), data.images(bank, indices)).double().cpu().numpy()
 
-    train, test = _features(data.source, chosen), _features(data.heldout, tested)
-    centre, scale = train.mean(0), max(train.std(), 1e-12)
-    probe = LogisticRegression(max_iter=2000).fit((train - centre) / scale, data.source.labels[chosen].numpy())
-    return float(probe.score((test - centre) / scale, data.heldout.labels[tested].numpy()))
+    test, accuracies = _features(data.heldout, tested), []
+    for draw in range(seed * draws, (seed + 1) * draws):
+        chosen = known[draw_labelled(labels[known], count, draw)]
+        train = _features(data.source, chosen)
+        centre, scale = train.mean(0), max(train.std(), 1e-12)
+        probe = LogisticRegression(max_iter=2000).fit((train - centre) / scale, labels[chosen].numpy())
+        accuracies.append(probe.score((test - centre) / scale, heldout_labels[tested].numpy()))
+    return float(np.mean(accuracies))
 
 
 def evaluate(
@@ -271,7 +278,7 @@ def _evaluate_one(
     if not math.isfinite(values["teacher_error"]):
         raise InputError(f"student {k} diverges when it is pre-trained on the set: lower --evaluate.learning-rate")
     if data.labelled:
-        values["probe"] = linear_probe(student, data, settings.labels, seed=k)
+        values["probe"] = linear_probe(student, data, settings.labels, k, settings.label_draws)
     return values
 
 
@@ -283,6 +290,7 @@ def _record(
         "protocol": protocol,
         **facts,
         "labels": settings.labels if protocol == "probe" else None,
+        **({"label_draws": settings.label_draws} if protocol == "probe" else {}),
         "metric": "accuracy" if protocol == "probe" else "mse",
         "mean": float(np.mean(values)),
         "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
