@@ -334,7 +334,30 @@ def test_the_values_are_those_of_one_student_after_the_other(run, data):
                 fit_student(student, *pairs[k], SETTINGS, seed=k)
             # The memory layout of the weights decides the last bits.
             assert record_error["values"][k] == pytest.approx(teacher_error(student, data), rel=1e-4)
-            assert record_probe["values"][k] == pytest.approx(linear_probe(student, data, 20, seed=k), abs=0.01)
+            assert record_probe["values"][k] == pytest.approx(linear_probe(student, data, 20, k, 10), abs=0.01)
+
+
+def test_a_probe_is_the_mean_of_draws_that_no_two_seeds_share(data):
+    student = build_student().eval()
+    single = [linear_probe(student, data, 20, seed=draw) for draw in range(6)]
+    assert len(set(single)) > 1
+    for seed in range(2):
+        assert linear_probe(student, data, 20, seed, draws=3) == pytest.approx(
+            sum(single[3 * seed : 3 * seed + 3]) / 3
+        )
+
+
+def test_students_trained_side_by_side_are_those_of_one_core(run, data):
+    cores = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run({"a": partial(data.random_pair, 20)}, settings=replace(SETTINGS, seeds=4))
+        torch.set_num_threads(3)
+        together = run({"a": partial(data.random_pair, 20)}, settings=replace(SETTINGS, seeds=4))
+        assert together == alone
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(cores)
 
 
 def test_sets_are_compared_with_the_same_students(run):

@@ -5,6 +5,7 @@ A *set* here is any pair of images and targets; the references go through the sa
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -245,13 +246,13 @@ def evaluate(
         InputError: A student diverges.
     """
     jobs = [(name, k) for name in sets for k in range(settings.seeds)]
-    mine = tqdm(
-        jobs[accelerator.process_index :: accelerator.num_processes],
-        desc="evaluate",
-        unit="student",
-        disable=not accelerator.is_main_process,
-    )
-    done = {(name, k): _evaluate_one(sets[name](k), build_student, data, settings, seed, k) for name, k in mine}
+    mine = jobs[accelerator.process_index :: accelerator.num_processes]
+
+    def _run(job: tuple[str, int]) -> dict[str, float]:
+        name, k = job
+        return _evaluate_one(sets[name](k), build_student, data, settings, seed, k)
+
+    done = dict(zip(mine, _run_side_by_side(_run, mine, data.device, accelerator.is_main_process), strict=True))
     results = {job: values for share in gather_object([done]) for job, values in share.items()}
     protocols = list(next(iter(results.values())))
     return [
@@ -259,6 +260,25 @@ def evaluate(
         for name in sets
         for protocol in protocols
     ]
+
+
+def _run_side_by_side(
+    run: Callable[[tuple[str, int]], dict[str, float]],
+    jobs: list[tuple[str, int]],
+    device: torch.device,
+    progress: bool,
+) -> list[dict[str, float]]:
+    """Runs jobs on the CPU with one core each, as many at a time as torch has threads; elsewhere one by one.
+
+    The steps of small students are too short to be shared by several cores.
+    """
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(cores if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        return list(tqdm(pool.map(run, jobs), "evaluate", len(jobs), unit="student", disable=not progress))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
 
 
 def _evaluate_one(

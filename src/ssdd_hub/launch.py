@@ -1,15 +1,18 @@
 """What every recipe does around its work: start Accelerate, and turn errors into messages."""
 
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.provenance import count_cpus
 from ssdd_hub.run_folder import RunSettings
 
 # Other processes wait while one trains a teacher, which takes hours on a large source.
@@ -17,7 +20,7 @@ PATIENCE = timedelta(days=7)
 
 
 def build_accelerator(settings: RunSettings, folder: Path) -> Accelerator:
-    """Starts Accelerate for a recipe.
+    """Starts Accelerate for a recipe, on the CPU with the threads that the settings ask for.
 
     Args:
         settings: Precision and trackers.
@@ -41,6 +44,9 @@ def build_accelerator(settings: RunSettings, folder: Path) -> Accelerator:
         raise InputError(
             f"the distilled set is a few megabytes and is not sharded: launch without {accelerator.distributed_type}"
         )
+    if accelerator.device.type == "cpu":
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(settings.threads or max(1, count_cpus() // local))
     return accelerator
 
 

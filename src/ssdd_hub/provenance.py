@@ -23,12 +23,17 @@ _ABSOLUTE_FOLDER = re.compile(r"""(^|[=:"'])~?/(?!/)(?:[^"']*/)?(?=[^/"'])""")
 PACKAGES = ("ssdd-hub", "torch", "timm", "lightly", "accelerate", "datasets")
 
 
+def count_cpus() -> int:
+    """Returns the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
     """Returns what the figures of a run depend on besides its settings, and the memory that this process needed."""
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": count_cpus(),
         "processes": processes,
         "threads_per_process": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

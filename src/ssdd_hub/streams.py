@@ -5,10 +5,14 @@ run, and a run on another number of processes, draw what the unbroken run on one
 """
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+# There is one global generator for all threads.
+_GLOBAL_GENERATOR = threading.RLock()
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
@@ -34,7 +38,7 @@ def seeded(seed: int, purpose: str, *counters: int) -> Iterator[None]:
 
     Network initialisation is such code: networks are built on the CPU, so that they start alike on every device.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, purpose, *counters))
         yield
 
