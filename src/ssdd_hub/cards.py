@@ -156,6 +156,8 @@ def _text(value: Any) -> str:
         return "; ".join(f"{str(name).replace('_', ' ')}: {_text(part)}" for name, part in known.items())
     if isinstance(value, list | tuple):
         return f"{len(value)} values" if len(value) > _LONGEST_LIST else ", ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return "" if value is None else str(value)
 
 
