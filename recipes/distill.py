@@ -16,15 +16,17 @@ from torch import Tensor
 
 from ssdd_hub import DistilledSet, Distiller, build_student
 from ssdd_hub.batches import build_batches
-from ssdd_hub.config import DistillConfig, parse_config, to_dict, to_yaml
+from ssdd_hub.command_line import parse_config, to_dict, to_yaml
+from ssdd_hub.config import DistillConfig
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluate import RealData, Record, evaluate
+from ssdd_hub.evaluate import Record, evaluate
 from ssdd_hub.images import ImageBank, load_images
 from ssdd_hub.launch import build_accelerator, report_errors
 from ssdd_hub.outer_loop import distil
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.pool import StudentPool
 from ssdd_hub.pretrain import Pretraining, new_backbone
+from ssdd_hub.protocols import RealData
 from ssdd_hub.provenance import describe_machine, describe_run, describe_versions
 from ssdd_hub.report import render_pictures, render_report, score_table
 from ssdd_hub.run_folder import RunFolder
@@ -35,10 +37,12 @@ from ssdd_hub.teacher import Teacher, build_teacher
 DEFAULT = Path(__file__).parent / "configs" / "digits.yaml"
 
 
-def prepare_images(config: DistillConfig, progress: bool) -> tuple[ImageBank, ImageBank]:
+def prepare_images(config: DistillConfig, accelerator: Accelerator) -> tuple[ImageBank, ImageBank]:
     """Loads source and held-out images; refuses what could only fail after hours of work."""
-    source, heldout = load_images(config.data, config.seed, progress)
-    wanted = config.distiller.num_images
+    wanted, batch_size = config.distiller.num_images, config.distiller.batch_size
+    if batch_size < accelerator.num_processes:
+        raise InputError(f"--distiller.batch-size {batch_size} is less than one image for each process: raise it")
+    source, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
     if wanted > len(source):
         raise InputError(
             f"{wanted} distilled images start as as many source images, and there are {len(source)}: lower "
@@ -61,6 +65,7 @@ def prepare_teacher(
     settings, folder = config.teacher, run.path / "teacher"
     if settings.pretrained:
         teacher = build_teacher(settings.backbone, **settings.model_args)
+        teacher(torch.zeros(1, source.num_channels, source.image_size, source.image_size))
         run.start()
         return teacher
     shape = (source.num_channels, source.image_size)
@@ -108,7 +113,7 @@ def main() -> None:
     accelerator.wait_for_everyone()
     accelerator.print(to_yaml(config))
 
-    source, heldout = prepare_images(config, progress=accelerator.is_main_process)
+    source, heldout = prepare_images(config, accelerator)
     space = PixelSpace.of(source.pixels)
     teacher = prepare_teacher(config, source, space, run, accelerator).to(accelerator.device, dtype)
     accelerator.init_trackers("ssdd_hub")

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ssdd_hub.config import DistillConfig, parse_config, to_dict, to_yaml
+from ssdd_hub.command_line import parse_config, to_dict, to_yaml
+from ssdd_hub.config import DistillConfig
 from ssdd_hub.errors import InputError, SettingsError
 
 RECIPES = Path(__file__).parents[1] / "recipes"

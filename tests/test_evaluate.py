@@ -9,18 +9,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.evaluate import (
-    EvaluateSettings,
-    RealData,
-    draw_labelled,
-    evaluate,
-    fit_student,
-    in_chunks,
-    linear_probe,
-    teacher_error,
-)
+from ssdd_hub.evaluate import EvaluateSettings, evaluate, fit_student
 from ssdd_hub.images import ImageBank, fingerprint_pixels
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.protocols import RealData, draw_labelled, in_chunks, linear_probe, teacher_error
 from ssdd_hub.streams import seeded
 from ssdd_hub.students import ConvNet
 

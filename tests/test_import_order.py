@@ -7,12 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
-    errors streams checkpoint run_folder pixel_space
+    errors command_line streams checkpoint run_folder pixel_space
     decode digits image_source images augment
     cards storage distilled
     backbones students objectives teacher pretrain targets
     krr pool batches distiller outer_loop
-    evaluate provenance report launch config
+    protocols evaluate provenance report launch config
 """.split()
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

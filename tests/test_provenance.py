@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from ssdd_hub.config import DistillConfig, parse_config, to_dict
+from ssdd_hub.command_line import parse_config, to_dict
+from ssdd_hub.config import DistillConfig
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.provenance import describe_machine, describe_run, describe_versions
 from ssdd_hub.targets import TargetTransform
@@ -35,7 +36,8 @@ def test_a_run_is_described_by_all_that_its_set_depends_on(describe, small_teach
     teacher = described["teacher"]
     assert described["method"] == "krr-st" and described["seed"] == 5
     assert described["settings"]["distiller"]["num_images"] == 2
-    assert described["settings"].keys() == {
+    assert described["settings"]["run"] == {"mixed_precision": "no"}
+    assert described["settings"].keys() - {"run"} == {
         *("data", "teacher", "pretrain", "targets", "student", "pool", "distiller", "seed")
     }
     assert described["student"] == {"name": "ssdd_convnet3", "model_args": {"widths": [4]}}

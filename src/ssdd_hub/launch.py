@@ -44,6 +44,9 @@ def build_accelerator(settings: RunSettings, folder: Path) -> Accelerator:
         raise InputError(
             f"the distilled set is a few megabytes and is not sharded: launch without {accelerator.distributed_type}"
         )
+    # TF32 would round the kernel by more than the ridge, and processes that hold the same pool must stay alike.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.deterministic = True
     if accelerator.device.type == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(settings.threads or max(1, count_cpus() // local))

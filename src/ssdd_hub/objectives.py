@@ -99,15 +99,12 @@ class BarlowTwins(nn.Module):
             raise InputError(
                 f"pretrain.view_args {view_args} do not fit lightly's BYOLView1Transform: {error}"
             ) from error
-        return _as_views(transform)
+        views: Views = transform
+        return views
 
     def describe(self) -> dict[str, Any]:
         """Returns name, citation and settings."""
         return {"name": "barlow_twins", "citation": self.citation, **self.settings}
-
-
-def _as_views(transform: Callable[[Image.Image], list[Tensor]]) -> Views:
-    return transform
 
 
 OBJECTIVES: dict[str, Any] = {"barlow_twins": BarlowTwins}

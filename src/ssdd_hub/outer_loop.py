@@ -39,8 +39,8 @@ def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress
         started -= saved["seconds"]
     run.log.rewind("distill", distiller.outer_step)
     last, records = distiller.settings.steps, []
-    bar = tqdm(range(distiller.outer_step, last), "distil", last, unit="step", initial=distiller.outer_step)
-    bar.disable = bar.disable or not progress
+    first = distiller.outer_step
+    bar = tqdm(range(first, last), "distil", last, unit="step", initial=first, disable=not progress)
     for step in bar:
         records.append({"stage": "distill", "step": step + 1, **distiller.step()})
         due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == last
@@ -63,7 +63,7 @@ def _warm_up(distiller: Distiller, run: RunFolder, progress: bool) -> None:
 
 
 def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) -> float:
-    """Writes and forgets the records; returns the last loss. One transfer from the device for many steps."""
+    """Writes and forgets the records; returns the last loss. Between writes no step waits for the device."""
     plain = [
         {name: value.item() if isinstance(value, Tensor) else value for name, value in record.items()}
         for record in records
@@ -72,10 +72,12 @@ def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) 
     if wrong is not None:
         raise InputError(
             f"the {wrong['stage']} loss is {wrong['loss']} at step {wrong['step']}: lower --distiller.lr-images, "
-            "--distiller.lr-targets or --pool.learning-rate, or raise --distiller.ridge"
+            "--distiller.lr-targets or --pool.learning-rate, or standardise the targets, in another --output; the "
+            "teacher can be used again by --teacher.backbone local-dir:OUTPUT/teacher --teacher.pretrained"
         )
     run.log.write(plain)
-    distiller.accelerator.log({"loss": plain[-1]["loss"]}, step=plain[-1]["step"])
+    if plain[-1]["stage"] == "distill":
+        distiller.accelerator.log({"loss": plain[-1]["loss"]}, step=plain[-1]["step"])
     records.clear()
     return float(plain[-1]["loss"])
 

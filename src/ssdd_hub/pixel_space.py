@@ -42,7 +42,7 @@ class PixelSpace:
         return cls((0.0,) * channels, (1.0,) * channels)
 
     @classmethod
-    def of(cls, pixels: Tensor, chunk: int = 4096) -> "PixelSpace":
+    def of(cls, pixels: Tensor, chunk: int = 256) -> "PixelSpace":
         """Measures the space in which these pixels have mean 0 and std 1 in each channel.
 
         Args:

@@ -67,6 +67,7 @@ def describe_run(
     """
     settings = {name: values for name, values in config.items() if name not in ("output", "run", "evaluate")}
     command = ["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *map(_without_folders, sys.argv[1:])]
+    settings["run"] = {"mixed_precision": config["run"]["mixed_precision"]}
     settings["data"] = {**settings["data"], "name": _shareable_name(settings["data"]["name"])}
     teacher_facts = _without_folders(teacher.describe())
     if not config["teacher"]["pretrained"]:

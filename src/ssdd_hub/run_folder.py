@@ -19,6 +19,8 @@ FREE = (
     "run.log_every",
     "run.cache",
     "run.trackers",
+    "run.threads",
+    "data.memory_budget_gb",
     "targets.refresh",
     "pretrain.checkpoint_every",
 )

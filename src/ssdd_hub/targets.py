@@ -161,7 +161,9 @@ class FeatureCache:
         self.folder = folder
         self.batch_size = batch_size
         self.refresh = refresh
-        self._key = {"teacher": teacher.describe(), "dtype": str(next(teacher.parameters()).dtype)}
+        facts = teacher.describe()
+        self._key = {name: facts[name] for name in ("weights_sha256", "input_size", "pixel_space")}
+        self._key["dtype"] = str(next(teacher.parameters()).dtype)
 
     def features(self, bank: ImageBank) -> Tensor:
         """Returns the features of the images as they are: `(N, D)`, on the CPU."""
@@ -180,10 +182,8 @@ class FeatureCache:
         text = json.dumps({**self._key, **key}, sort_keys=True)
         path = self.folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
         # Every process must decide alike, or some would wait for the others' shares for ever.
-        self.accelerator.wait_for_everyone()
-        if path.exists() and not self.refresh:
+        if all(gather_object([path.exists() and not self.refresh])):
             return load_file(path)["features"]
-        self.accelerator.wait_for_everyone()
         features = compute()
         if self.accelerator.is_main_process:
             with atomic_path(path) as temporary:

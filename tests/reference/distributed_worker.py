@@ -10,10 +10,11 @@ from accelerate import Accelerator
 from ssdd_hub.batches import AugmentedBatches, CachedBatches
 from ssdd_hub.checkpoint import save_tree
 from ssdd_hub.distiller import Distiller, DistillerSettings
-from ssdd_hub.evaluate import EvaluateSettings, RealData, evaluate
+from ssdd_hub.evaluate import EvaluateSettings, evaluate
 from ssdd_hub.images import ImageBank, fingerprint_pixels
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.pool import PoolSettings, StudentPool
+from ssdd_hub.protocols import RealData
 from ssdd_hub.students import ConvNet
 from ssdd_hub.targets import FeatureCache, TargetTransform
 from ssdd_hub.teacher import Teacher
