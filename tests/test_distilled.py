@@ -149,17 +149,17 @@ def test_the_tensor_dataset_pairs_images_with_targets() -> None:
     assert torch.equal(images, made.images) and torch.equal(targets, made.targets)
 
 
-def test_loading_imports_neither_timm_nor_lightly_nor_datasets(tmp_path: Path) -> None:
+def test_a_set_loads_where_timm_and_lightly_and_datasets_are_not_installed(tmp_path: Path) -> None:
     made = make_set()
     made.save(tmp_path / "set")
     code = (
-        "import sys; from ssdd_hub.distilled import DistilledSet; made = DistilledSet.load(sys.argv[1]);"
-        "print(made.images.shape[0], [name for name in ('timm', 'lightly', 'datasets') if name in sys.modules])"
+        "import sys; sys.modules |= dict.fromkeys(('timm', 'lightly', 'datasets'));"  # None makes an import fail
+        "from ssdd_hub import DistilledSet; print(DistilledSet.load(sys.argv[1]).images.shape[0])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "set")], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split("\n")[0] == "5 []"
+    assert done.stdout == "5\n"
 
 
 # Construction

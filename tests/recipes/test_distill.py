@@ -110,7 +110,7 @@ def test_the_stored_config_runs_the_same_again(finished, tmp_path):
     del config["output"]
     again = tmp_path / "again.yaml"
     again.write_text(yaml.safe_dump(config))
-    launch(tmp_path / "run", "--config", str(again))
+    launch(tmp_path / "run", "--config", str(again), launcher=())
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == (output / "log.jsonl").read_bytes()
 
 
@@ -144,13 +144,15 @@ def test_a_ready_made_teacher_and_fixed_views_and_raw_pixels_work(finished, tmp_
     backbone = f"local-dir:{output / 'teacher'}"
     overrides = ["--teacher.backbone", backbone, "--teacher.pretrained", "--teacher.model-args", "{}"]
     overrides += ["--distiller.augment", "true", "--targets.views", "2", "--distiller.pixel-space", "raw"]
-    launch(tmp_path / "run", *overrides, "--pool.renewal", "never-train", "--distiller.micro-batch", "7")
+    overrides += ["--pool.renewal", "never-train", "--distiller.micro-batch", "7"]
+    launch(tmp_path / "run", *overrides, launcher=())
     distilled = DistilledSet.load(tmp_path / "run" / "distilled")
     assert distilled.pixel_space.mean == (0.0,)
     assert distilled.provenance["student_pixel_space"]["mean"][0] > 0.2
     assert len(list((tmp_path / "run" / "features").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_two_processes_distil_and_score_what_one_does(finished, tmp_path):
     output, _ = finished
     overrides = ["--teacher.backbone", f"local-dir:{output / 'teacher'}", "--teacher.pretrained"]
