@@ -175,7 +175,7 @@ class StudentPool:
     def _fresh(self, slot: int, generation: int, age: int = 0) -> PooledStudent:
         with seeded(self.seed, "student", slot, generation):
             module = self.build()
-        # As in `pretrain`: pooling and its gradient are much quicker in this layout.
+        # As in `pretrain`, the layout that is quicker on the CPU.
         module = module.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         settings = self.settings
         optimizer = torch.optim.SGD(
