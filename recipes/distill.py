@@ -22,17 +22,18 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.evaluate import Record, evaluate
 from ssdd_hub.images import ImageBank, load_images
 from ssdd_hub.launch import build_accelerator, report_errors
+from ssdd_hub.machine import describe_machine, describe_versions
 from ssdd_hub.outer_loop import distil
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.pool import StudentPool
-from ssdd_hub.pretrain import Pretraining, new_backbone
 from ssdd_hub.protocols import RealData
-from ssdd_hub.provenance import describe_machine, describe_run, describe_versions
+from ssdd_hub.provenance import describe_run, describe_training
 from ssdd_hub.report import render_pictures, render_report, score_table
 from ssdd_hub.run_folder import RunFolder
 from ssdd_hub.streams import generator
-from ssdd_hub.targets import FeatureCache, TargetTransform
+from ssdd_hub.targets import FeatureCache, Targets, TargetTransform
 from ssdd_hub.teacher import Teacher, build_teacher
+from ssdd_hub.train_teacher import train_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "digits.yaml"
 
@@ -61,26 +62,18 @@ def student_args(config: DistillConfig, source: ImageBank) -> dict[str, object]:
 def prepare_teacher(
     config: DistillConfig, source: ImageBank, space: PixelSpace, run: RunFolder, accelerator: Accelerator
 ) -> Teacher:
-    """Loads the teacher that is named, or trains one on the source images, on the main process."""
-    settings, folder = config.teacher, run.path / "teacher"
-    if settings.pretrained:
-        teacher = build_teacher(settings.backbone, **settings.model_args)
+    """Loads the teacher that is named, or trains one on the source images."""
+    settings = config.teacher
+    if settings.ready:
+        teacher = build_teacher(settings.backbone, **settings.building())
         teacher(torch.zeros(1, source.num_channels, source.image_size, source.image_size))
         run.start()
         return teacher
-    shape = (source.num_channels, source.image_size)
-    backbone = new_backbone(settings.backbone, *shape, config.seed, **settings.model_args)
-    where = {"device": accelerator.device, "autocast": accelerator.autocast}
-    training = Pretraining(backbone, source.pixels, space, config.pretrain, seed=config.seed, **where)
-    run.start()
-    if accelerator.is_main_process and not folder.exists():
-        training.run(run.teacher_checkpoints, run.log)
-        Teacher(backbone, space, source.image_size, settings.backbone).save(folder)
-    accelerator.wait_for_everyone()
-    teacher = build_teacher(f"local-dir:{folder}")
-    teacher.name = f"{settings.backbone} trained with {config.pretrain.objective} on the source images"
-    teacher.license = source.source["license"]
-    return teacher
+    provenance = describe_training(to_dict(config), source.source)
+    seed = config.seed
+    return train_teacher(
+        settings, config.pretrain, source, space, run, seed=seed, accelerator=accelerator, provenance=provenance
+    )
 
 
 def save_results(
@@ -119,25 +112,21 @@ def main() -> None:
     accelerator.init_trackers("ssdd_hub")
 
     folder = Path(config.run.cache) if config.run.cache else run.path / "features"
-    how = {"batch_size": config.targets.batch_size, "refresh": config.targets.refresh}
-    cache = FeatureCache(teacher, accelerator, folder, **how)
-    features = cache.features(source)
-    transform = TargetTransform.fit(config.targets.transform, features)
-    targets, heldout_targets = transform(features), transform(cache.features(heldout))
+    cache = FeatureCache(teacher, accelerator, folder, **config.targets.computing())
+    features, heldout_features = cache.features(source), cache.features(heldout)
+    transform = TargetTransform.fit(config.targets.transform, features, config.targets.dim)
+    targets = Targets(features, transform, dtype)
 
     chosen = torch.randperm(len(source), generator=generator(config.seed, "first images"))[: settings.num_images]
     before = source.pixels[chosen].to(dtype) / 255
     set_space = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
-    build = partial(
-        build_student, config.student.name, num_targets=teacher.feature_dim, **student_args(config, source)
-    )
+    build = partial(build_student, config.student.name, num_targets=targets.width, **student_args(config, source))
     where = {"device": accelerator.device, "dtype": dtype, "autocast": accelerator.autocast}
     pool = StudentPool(build, config.pool, config.seed, **where)
     batches = build_batches(
         source,
         cache,
         targets,
-        transform,
         space,
         batch_size=settings.batch_size,
         seed=config.seed,
@@ -148,7 +137,8 @@ def main() -> None:
     seconds = distil(distiller, run, config.run, progress=accelerator.is_main_process)
 
     images, learned = (tensor.detach().float() for tensor in (distiller.images, distiller.targets))
-    real = RealData(source, targets.float(), heldout, heldout_targets.float(), space, accelerator.device)
+    pairs = (source, Targets(features, transform), heldout, Targets(heldout_features, transform)[:])
+    real = RealData(*pairs, space, accelerator.device)
     sets = {
         "distilled": lambda k: (images, learned),
         "random": partial(real.random_pair, settings.num_images),
@@ -160,8 +150,12 @@ def main() -> None:
     records = evaluate(sets, build, real, config.evaluate, seed=config.seed, accelerator=accelerator, facts=about)
     if accelerator.is_main_process:
         machine = describe_machine(accelerator.device, accelerator.num_processes)
+        provenance |= {"target_features": features.describe()}
         provenance |= {"use": config.evaluate.use(), "scores": records, "seconds": seconds, "hardware": machine}
-        distilled = DistilledSet(images.cpu(), learned.cpu(), set_space, provenance=provenance)
+        recorded = None if transform.kind == "none" else transform
+        distilled = DistilledSet(
+            images.cpu(), learned.cpu(), set_space, provenance=provenance, target_transform=recorded
+        )
         run.write_json(
             "scores.json",
             {
@@ -174,6 +168,7 @@ def main() -> None:
         facts = {
             "source": f"{len(source)} images of {provenance['source']['name']}, {source.image_size} px",
             "teacher": teacher.name,
+            "targets": f"{targets.width} dimensions, transform {transform.kind}, {features}",
             "distillation": f"{settings.steps} outer steps, {seconds:.0f} s",
             "whole run": f"{time.perf_counter() - started:.0f} s",
             "machine": f"{machine['cpus']} CPUs, {machine['device']}, {accelerator.num_processes} process(es)",

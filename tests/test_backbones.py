@@ -4,7 +4,8 @@ import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from ssdd_hub.backbones import input_args, pre_logits
+from ssdd_hub.backbones import input_args, measure_width, pre_logits, read_features
+from ssdd_hub.errors import InputError
 
 
 def make_images(count=2, channels=3, size=32):
@@ -44,6 +45,83 @@ def test_features_are_what_the_model_gives_without_a_classifier(name, size, chan
         torch.testing.assert_close(features, pre_logits(without, images))
         torch.testing.assert_close(with_head.get_classifier()(features), with_head(images))
     assert features.shape == (2, with_head.head_hidden_size)
+
+
+class Tokens(nn.Module):
+    """A model whose maps are given, behind timm's interface."""
+
+    def __init__(self, maps, **attributes):
+        super().__init__()
+        self.maps = maps
+        self.weight = nn.Parameter(torch.zeros(1))
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward_features(self, images):
+        return self.maps
+
+    def forward_head(self, maps, pre_logits):
+        return maps.flatten(1)
+
+
+TOKENS = torch.arange(24.0).reshape(1, 6, 4)
+MAP = torch.arange(48.0).reshape(1, 4, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "expected"),
+    [
+        (Tokens(TOKENS, has_class_token=True, num_prefix_tokens=3), "cls", TOKENS[:, 0]),
+        (Tokens(TOKENS, has_class_token=True, num_prefix_tokens=3), "mean", TOKENS[:, 3:].mean(1)),
+        (Tokens(TOKENS, has_class_token=False, num_prefix_tokens=2), "mean", TOKENS[:, 2:].mean(1)),
+        (Tokens(TOKENS, cls_token=torch.zeros(1)), "cls", TOKENS[:, 0]),
+        (Tokens(TOKENS, cls_token=torch.zeros(1)), "mean", TOKENS[:, 1:].mean(1)),  # VOLO
+        (Tokens(TOKENS), "mean", TOKENS.mean(1)),  # MLP-Mixer
+        (Tokens(MAP), "mean", MAP.mean((2, 3))),
+        (Tokens(MAP, output_fmt="NHWC"), "mean", MAP.mean((1, 2))),
+    ],
+)
+def test_token_and_mean_are_read_from_every_layout(model, kind, expected):
+    torch.testing.assert_close(read_features(model, make_images(1), kind), expected)
+    assert measure_width(model, 3, 32, kind) == 4
+
+
+def test_token_and_mean_are_normalised_where_the_model_does_so_after_pooling():
+    norm = nn.LayerNorm(4)
+    nn.init.constant_(norm.bias, 2.0)
+    model = Tokens(TOKENS, has_class_token=True, num_prefix_tokens=1, fc_norm=norm)
+    torch.testing.assert_close(read_features(model, make_images(1), "cls"), norm(TOKENS[:, 0]))
+    torch.testing.assert_close(read_features(model, make_images(1), "mean"), norm(TOKENS[:, 1:].mean(1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "message"),
+    [
+        (Tokens(MAP), "cls", "Tokens has no class token: use features pre_logits or mean"),
+        # Register tokens are no class tokens.
+        (Tokens(TOKENS, has_class_token=False, num_prefix_tokens=2), "cls", "Tokens has no class token"),
+        (Tokens(TOKENS, cls_token=None), "cls", "Tokens has no class token"),
+        (Tokens([TOKENS], cls_token=torch.zeros(1)), "cls", "Tokens has no class token"),  # CrossViT
+        (Tokens([TOKENS]), "mean", "Tokens gives no feature map or patch tokens to average: use features pre_logits"),
+        (Tokens(TOKENS[:, :1], cls_token=torch.zeros(1)), "mean", "gives no feature map or patch tokens"),  # PiT
+        (Tokens(TOKENS[:, 0]), "mean", "gives no feature map or patch tokens"),
+        (Tokens(TOKENS), "max", "features must be one of pre_logits, cls, mean, got 'max'"),
+    ],
+)
+def test_features_that_a_model_does_not_have_are_refused(model, kind, message):
+    with pytest.raises(InputError, match=message):
+        read_features(model, make_images(1), kind)
+
+
+def test_measuring_the_width_leaves_every_part_in_its_mode():
+    model = timm.create_model("test_resnet", num_classes=0).train()
+    model.layer1.eval()
+    before, statistics = [module.training for module in model.modules()], model.bn1.running_mean.clone()
+    assert measure_width(model, 3, 32) == measure_width(model, 3, 32, "mean") == model.head_hidden_size
+    with pytest.raises(InputError):
+        measure_width(model, 3, 32, "cls")
+    assert [module.training for module in model.modules()] == before
+    assert torch.equal(model.bn1.running_mean, statistics)
 
 
 def test_only_models_of_a_fixed_size_are_told_the_size():

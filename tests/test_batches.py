@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ssdd_hub.augment import crop_flip
-from ssdd_hub.batches import AugmentedBatches, CachedBatches, build_batches
+from ssdd_hub.batches import AugmentedBatches, CachedBatches, ViewBatches, build_batches
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.targets import FeatureCache, TargetTransform, fixed_views
+from ssdd_hub.targets import FeatureCache, Targets, TargetTransform, fixed_views
 
 SPACE = PixelSpace((0.2,), (0.4,))
 VIEWS = 3
@@ -29,8 +29,8 @@ def build(pixels, small_teacher):
         if kind == "augmented":
             return AugmentedBatches(**common, teacher=teacher, transform=transform)
         if kind == "views":
-            crops = [crop_flip(pixels, fixed_views(len(pixels), view, seed)) for view in range(VIEWS)]
-            features = torch.stack([teacher(crop.to(dtype) / 255) for crop in crops])
+            crops = [crop_flip(pixels, fixed_views(range(len(pixels)), view, seed)) for view in range(VIEWS)]
+            return ViewBatches(**common, targets=[transform(teacher(crop.to(dtype) / 255)) for crop in crops])
         return CachedBatches(**common, targets=transform(features))
 
     return build
@@ -136,7 +136,7 @@ def test_one_image_is_enough(build, kind, pixels):
 
 def test_all_fixed_views_are_drawn_about_equally_often(build, pixels):
     batches, seen = build("views", batch_size=20), Counter()
-    crops = torch.stack([crop_flip(pixels, fixed_views(10, view, 3)) for view in range(VIEWS)])
+    crops = torch.stack([crop_flip(pixels, fixed_views(range(10), view, 3)) for view in range(VIEWS)])
     for step in range(15):
         images, _ = batches(step)
         seen.update((which(images, crops.flatten(0, 1)) // 10).tolist())
@@ -159,11 +159,11 @@ def test_the_settings_choose_the_kind_of_batches(
     build, digits, small_teacher, accelerator, tmp_path, augment, views, kind, dtype
 ):
     source = digits[0].subset(range(10))
-    cache = FeatureCache(small_teacher(dtype=dtype), accelerator, tmp_path)
+    cache = FeatureCache(small_teacher(dtype=dtype), accelerator, tmp_path, shard_size=4)
     features = cache.features(source)
-    transform = TargetTransform.fit("standardise", features)
+    targets = Targets(features, TargetTransform.fit("standardise", features), dtype)
     options = {"batch_size": 7, "seed": 3, "augment": augment, "views": views}
-    batches = build_batches(source, cache, transform(features), transform, SPACE, **options)
+    batches = build_batches(source, cache, targets, SPACE, **options)
     for step in (0, 5):
         for ours, theirs in zip(batches(step), build(kind, dtype=dtype)(step), strict=True):
             assert ours.dtype == dtype

@@ -1,3 +1,4 @@
+import re
 import sys
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import pytest
 import yaml
 
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
-from ssdd_hub.config import DistillConfig
+from ssdd_hub.config import ComputeTargetsConfig, DistillConfig, TrainTeacherConfig
 from ssdd_hub.errors import InputError, SettingsError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -28,6 +29,13 @@ def parse(tmp_path):
     return parse
 
 
+CLASSES = {
+    "distill": DistillConfig,
+    "train_teacher": TrainTeacherConfig,
+    "compute_targets": ComputeTargetsConfig,
+}
+
+
 def problems(parse, *argv, files=("",)):
     with pytest.raises(SettingsError) as caught:
         parse(*argv, files=files)
@@ -39,10 +47,10 @@ def problems(parse, *argv, files=("",)):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(RECIPES)))
 def test_every_shipped_config_is_valid_and_says_how_it_is_run(path):
-    config = parse_config(DistillConfig, path, [])
-    assert to_dict(config)["seed"] == 0
-    head = [line for line in path.read_text().splitlines()[:10] if line.startswith("#")]
-    assert any("recipes/" in line for line in head)
+    head = "".join(line for line in path.read_text().splitlines()[:10] if line.startswith("#"))
+    recipe = re.search(r"accelerate launch recipes/(\w+)\.py", head)
+    assert recipe and (RECIPES / f"{recipe[1]}.py").exists()
+    assert to_dict(parse_config(CLASSES[recipe[1]], path, []))["seed"] == 0
 
 
 def test_there_are_shipped_configs():
@@ -77,6 +85,35 @@ def test_the_arguments_of_the_process_are_read_when_none_are_given(tmp_path, mon
     (tmp_path / "default.yaml").write_text("")
     monkeypatch.setattr(sys, "argv", ["distill.py", "--seed", "5"])
     assert parse_config(DistillConfig, tmp_path / "default.yaml").seed == 5
+
+
+@pytest.mark.parametrize(
+    "argv", [["--objective", "vicreg"], ["--objective=vicreg"], ["--pretrain.objective", "vicreg"]]
+)
+def test_a_setting_may_have_a_short_name(tmp_path, argv):
+    (tmp_path / "default.yaml").write_text("")
+    assert parse_config(TrainTeacherConfig, tmp_path / "default.yaml", argv).pretrain.objective == "vicreg"
+
+
+def test_a_short_name_is_shown_needs_a_value_and_belongs_to_its_recipe(tmp_path, parse, capsys):
+    default = tmp_path / "default.yaml"
+    default.write_text("")
+    with pytest.raises(SystemExit):
+        parse_config(TrainTeacherConfig, default, ["--help"])
+    assert "--objective is short for --pretrain.objective." in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SettingsError, match="--objective needs a value"):
+        parse_config(TrainTeacherConfig, default, ["--objective", "--seed", "1"])
+    with pytest.raises(SettingsError, match="objective is not a setting; the nearest is pretrain.objective"):
+        parse("--objective", "vicreg")
+
+
+def test_a_teacher_is_trained_from_fresh_weights_and_its_folder_is_named_after_data_and_objective(tmp_path):
+    default = tmp_path / "default.yaml"
+    default.write_text("")
+    config = parse_config(TrainTeacherConfig, default, ["--data.name", "a/photos", "--objective", "byol"])
+    assert config.output == "runs/photos-byol"
+    with pytest.raises(SettingsError, match="trains a teacher from fresh weights"):
+        parse_config(TrainTeacherConfig, default, ["--teacher.pretrained"])
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from ssdd_hub import distilled
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.target_transform import TargetTransform
 
 PARQUET = "data/train-00000-of-00001.parquet"
 RGB = PixelSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -89,6 +90,14 @@ def test_tensors_that_are_strided_or_need_gradients_are_saved_as_they_look(tmp_p
     targets = torch.randn(4, 3).T
     loaded = DistilledSet.load(DistilledSet(images, targets, RGB).save(tmp_path / "set"))
     assert torch.equal(loaded.images, images.detach()) and torch.equal(loaded.targets, targets)
+
+
+def test_the_cache_of_datasets_does_not_confuse_sets_in_folders_of_one_name(tmp_path: Path) -> None:
+    sets = [DistilledSet(torch.rand(size, 1, 8, 8), torch.rand(size, 2), GREY) for size in (3, 4, 4)]
+    for place, saved in zip("abb", sets, strict=True):
+        folder = saved.save(tmp_path / place / "distilled")
+        dataset = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+        assert torch.equal(dataset.with_format("torch")[:]["target"], saved.targets)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -160,6 +169,46 @@ def test_a_set_loads_where_timm_and_lightly_and_datasets_are_not_installed(tmp_p
         [sys.executable, "-c", code, str(tmp_path / "set")], capture_output=True, text=True, check=True
     )
     assert done.stdout == "5\n"
+
+
+# The way back from targets to features
+
+
+def test_a_set_carries_the_transform_of_its_targets(tmp_path: Path) -> None:
+    features = torch.randn(30, 9, generator=torch.Generator().manual_seed(1))
+    transform = TargetTransform.fit("pca", features, 4)
+    folder = make_set(target_transform=transform).save(tmp_path / "set")
+    loaded = DistilledSet.load(folder)
+    assert torch.equal(loaded.target_transform.inverse(loaded.targets), transform.inverse(make_set().targets))
+    metadata = json.loads((folder / "ssdd_hub.json").read_text())
+    stored = (folder / "target_transform.safetensors").read_bytes()
+    assert metadata["target_transform"] == {"sha256": hashlib.sha256(stored).hexdigest()}
+    # A set without one takes the place of a set with one, file and all.
+    make_set().save(folder)
+    assert DistilledSet.load(folder).target_transform is None
+    assert not (folder / "target_transform.safetensors").exists()
+
+
+def test_a_transform_that_is_not_the_saved_one_is_refused(tmp_path: Path) -> None:
+    features = torch.randn(30, 4, generator=torch.Generator().manual_seed(1))
+    folder = make_set(target_transform=TargetTransform.fit("centre", features)).save(tmp_path / "set")
+    path = folder / "target_transform.safetensors"
+    TargetTransform.fit("standardise", features).save(path)
+    with pytest.raises(InputError, match="target_transform.safetensors is not a whole .*sha256 differs"):
+        DistilledSet.load(folder)
+    path.unlink()
+    with pytest.raises(InputError, match="target_transform.safetensors is not a whole .*No such file"):
+        DistilledSet.load(folder)
+    metadata = json.loads((folder / "ssdd_hub.json").read_text())
+    (folder / "ssdd_hub.json").write_text(json.dumps({**metadata, "target_transform": {}}))
+    with pytest.raises(InputError, match="ssdd_hub.json is incomplete .*'sha256'"):
+        DistilledSet.load(folder)
+
+
+def test_a_transform_of_another_width_is_refused() -> None:
+    transform = TargetTransform.fit("centre", torch.zeros(3, 5))
+    with pytest.raises(InputError, match="must give targets of the width of the set's; got 5 and 4"):
+        make_set(target_transform=transform)
 
 
 # Construction
@@ -290,7 +339,7 @@ def test_from_pretrained_reads_a_folder_or_downloads_only_the_set(
     assert torch.equal(DistilledSet.from_pretrained(folder).images, made.images)
     assert asked == []
     assert torch.equal(DistilledSet.from_pretrained("me/tiny", revision="v1", token="t").images, made.images)
-    patterns = ["README.md", "ssdd_hub.json", "data/*.parquet"]
+    patterns = ["README.md", "ssdd_hub.json", "target_transform.safetensors", "data/*.parquet"]
     settings = {"repo_type": "dataset", "revision": "v1", "token": "t", "allow_patterns": patterns}
     assert asked == [("me/tiny", settings)]
 

@@ -7,10 +7,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
-    errors command_line streams checkpoint run_folder pixel_space
+    errors command_line streams checkpoint run_folder machine pixel_space
     decode digits image_source images augment
-    cards storage distilled
-    backbones students objectives teacher pretrain targets
+    target_transform cards storage distilled
+    backbones students
+    objective views joint_embedding clustering momentum dino masked objectives
+    state_dicts teacher_card teacher_folder teacher device_views view_batches knn optimizers pretrain
+    teacher_report train_teacher
+    image_stream feature_bank features targets
     krr pool batches distiller outer_loop
     protocols evaluate provenance report launch config
 """.split()

@@ -1,215 +1,190 @@
-import copy
+"""Objectives by name: ours, those of other packages, and what is refused before anything is built."""
 
-import numpy as np
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
 import pytest
 import timm
 import torch
-from lightly.loss import BarlowTwinsLoss
-from lightly.models.modules.heads import BarlowTwinsProjectionHead
-from PIL import Image
+from reference.objective_cases import NAMES
+from torch import nn
 
+from ssdd_hub import objectives
 from ssdd_hub.errors import InputError
-from ssdd_hub.objectives import OBJECTIVES, BarlowTwins, build_objective, list_objectives, measure_width
-from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.joint_embedding import BarlowTwins
+from ssdd_hub.momentum import BYOL
+from ssdd_hub.objective import Objective
+from ssdd_hub.objectives import GROUP, OBJECTIVES, build_objective, find_objective, list_objectives
+
+
+class Theirs(BarlowTwins):
+    """What another package may offer."""
+
+    name = "theirs"
+
+
+NO_CLASS = "not a class"
 
 
 @pytest.fixture
-def build(small_backbone):
-    def build(**settings):
-        torch.manual_seed(0)
-        settings = {"hidden_dim": 16, "output_dim": 8, **settings}
-        return build_objective("barlow_twins", small_backbone(), in_chans=1, image_size=16, **settings)
+def offer(monkeypatch):
+    """Makes entry points as if a package had been installed; values are `module:attribute`."""
 
-    return build
+    def offer(**values):
+        points = [EntryPoint(name, value, GROUP) for name, value in values.items()]
 
+        def entry_points(group, name=None):
+            assert group == GROUP
+            return [point for point in points if name in (None, point.name)]
 
-def draw_views(count=12, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(count, 1, 16, 16, generator=generator, dtype=dtype) for _ in range(2)]
+        monkeypatch.setattr(objectives, "entry_points", entry_points)
 
-
-def gradients(loss, *modules):
-    return torch.autograd.grad(loss, [parameter for module in modules for parameter in module.parameters()])
+    return offer
 
 
-# The loss of Barlow Twins
+# Names
 
 
-def test_barlow_twins_is_what_a_plain_lightly_loop_computes(build):
-    objective = build(lambda_param=0.02)
-    backbone, views = copy.deepcopy(objective.backbone), draw_views()
-    head, criterion = BarlowTwinsProjectionHead(24, 16, 8), BarlowTwinsLoss(lambda_param=0.02)
-    head.load_state_dict(objective.head.state_dict())
-    projections = [head(backbone(view)) for view in views]
-    expected = criterion(*projections)
-    loss = objective(views)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    for ours, theirs in zip(
-        gradients(loss, objective.backbone, objective.head), gradients(expected, backbone, head), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    # The batch statistics of both moved alike, so the second step starts alike too.
-    torch.testing.assert_close(
-        objective.state_dict()["backbone.blocks.0.1.running_mean"], backbone.blocks[0][1].running_mean
-    )
-
-
-def paper_loss(first, second, weight):
-    """Zbontar et al., equations 1 and 2, entry by entry; `(B, D)` projections."""
-    first, second = first - first.mean(0), second - second.mean(0)
-    loss = first.new_zeros(())
-    for i in range(first.shape[1]):
-        for j in range(second.shape[1]):
-            correlation = (first[:, i] * second[:, j]).sum() / (first[:, i].norm() * second[:, j].norm())
-            loss = loss + ((1 - correlation) ** 2 if i == j else weight * correlation**2)
-    return loss
-
-
-def test_barlow_twins_agrees_with_the_formula_of_its_paper(build):
-    objective = build(lambda_param=0.02).double()
-    with torch.no_grad():
-        # lightly adds 1e-5 to the variance, which the paper does not; beside a variance of 1e8 it does not show.
-        objective.head.layers[-1].weight *= 1e5
-    views = draw_views(dtype=torch.float64)
-    projections = [objective.head(objective.backbone(v)) for v in views]
-    expected, loss = paper_loss(*projections, weight=0.02), objective(views)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
-    modules = (objective.backbone, objective.head)
-    for ours, theirs in zip(gradients(loss, *modules), gradients(expected, *modules), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
-
-
-def test_the_formula_in_numpy_gives_the_value_too(build):
-    objective, views = build(lambda_param=0.5).double().eval(), draw_views(dtype=torch.float64)
-    with torch.no_grad():
-        objective.head.layers[-1].weight *= 1e5
-        first, second = (objective.head(objective.backbone(v)).numpy() for v in views)
-    correlations = np.corrcoef(first, second, rowvar=False)[:8, 8:]
-    diagonal = np.diag(correlations)
-    expected = ((1 - diagonal) ** 2).sum() + 0.5 * ((correlations**2).sum() - (diagonal**2).sum())
-    assert objective(views).item() == pytest.approx(expected, rel=1e-8)
-
-
-def test_the_loss_is_zero_when_views_agree_and_dimensions_do_not_correlate(build):
-    loss = build(lambda_param=1.0).loss
-    columns = torch.randn(64, 8)
-    projections = torch.linalg.qr(columns - columns.mean(0))[0] * 100
-    assert loss(projections, projections).item() < 1e-3
-    assert loss(projections, -projections).item() == pytest.approx(4 * 8, rel=1e-3)
-    assert loss(projections, projections.flip(1)).item() == pytest.approx(8 + 8, rel=1e-3)
-
-
-def test_the_gradient_reaches_every_weight_of_the_backbone(build):
-    objective = build()
-    objective(draw_views()).backward()
-    # A bias before a batch norm has none.
-    weights = {n: p for n, p in objective.backbone.named_parameters() if not n.endswith(".0.bias")}
-    assert len(weights) == 9 and all(weight.grad.abs().max() > 1e-6 for weight in weights.values())
-
-
-def test_one_state_dict_holds_backbone_and_head(build):
-    names = {name.split(".")[0] for name in build().state_dict()}
-    assert names == {"backbone", "head"}
-
-
-# Views
-
-
-def picture(mode, size=20):
-    array = np.random.RandomState(0).randint(0, 256, (size, size, 3) if mode == "RGB" else (size, size))
-    return Image.fromarray(array.astype(np.uint8))
-
-
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
-def test_views_are_two_float_tensors_of_the_asked_size(build, mode, channels):
-    views = build().build_views(16, PixelSpace((0.5,) * channels, (0.25,) * channels))
-    torch.manual_seed(0)
-    for _ in range(20):
-        pair = views(picture(mode))
-        assert len(pair) == 2
-        for view in pair:
-            assert view.shape == (channels, 16, 16) and view.dtype == torch.float32
-            # Pixels in [0, 1], put into the space.
-            assert -2 <= view.min() < view.max() <= 2 and view.max() - view.min() > 1
-    assert not torch.equal(*pair)
-
-
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
-def test_views_without_any_change_are_the_image_in_its_pixel_space(build, mode, channels):
-    space = PixelSpace((0.1, 0.2, 0.3)[:channels], (0.5, 0.6, 0.7)[:channels])
-    nothing = {"min_scale": 1.0, "cj_prob": 0.0, "random_gray_scale": 0.0, "hf_prob": 0.0, "solarization_prob": 0.0}
-    views = build().build_views(20, space, **nothing)
-    image = picture(mode)
-    pixels = torch.from_numpy(np.array(image)).reshape(20, 20, channels).permute(2, 0, 1) / 255
-    for view in views(image):
-        torch.testing.assert_close(view, space.normalise(pixels))
-
-
-def test_blur_is_off_unless_asked_for(build):
-    nothing = {"min_scale": 1.0, "cj_prob": 0.0, "random_gray_scale": 0.0, "hf_prob": 0.0, "solarization_prob": 0.0}
-    sharp = build().build_views(20, PixelSpace.raw(1), **nothing)(picture("L"))
-    blurred = build().build_views(20, PixelSpace.raw(1), **nothing, gaussian_blur=1.0, sigmas=(2, 2))(picture("L"))
-    assert all(soft.std() < hard.std() / 2 for soft, hard in zip(blurred, sharp, strict=True))
-
-
-def test_an_unknown_argument_of_the_views_is_named(build):
-    with pytest.raises(
-        InputError, match="pretrain.view_args .*blurr.* do not fit lightly's BYOLView1Transform: .*'blurr'"
-    ):
-        build().build_views(16, PixelSpace.raw(1), blurr=1.0)
-
-
-# Building
+def test_both_tiers_are_there():
+    first = {"barlow_twins", "vicreg", "simclr", "dcl", "simsiam", "byol", "moco", "dino", "mae"}
+    assert set(NAMES) == first | {"swav", "tico", "mmcr", "nnclr", "fastsiam", "lejepa"}
+    assert list_objectives() == NAMES
+    assert all(issubclass(objective, Objective) for objective in OBJECTIVES.values())
+    assert len({objective.citation for objective in OBJECTIVES.values()}) == len(NAMES)
 
 
 def test_an_unknown_objective_is_refused_with_the_known_ones(small_backbone):
-    with pytest.raises(InputError, match="objective 'barlow' is unknown: use one of barlow_twins"):
+    with pytest.raises(InputError, match="objective 'barlow' is unknown: use one of barlow_twins, byol, dcl"):
         build_objective("barlow", small_backbone())
 
 
-def test_an_unknown_setting_of_an_objective_is_named(build):
-    with pytest.raises(InputError, match="objective 'barlow_twins' does not take these settings .*'temperature'"):
-        build(temperature=0.1)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_setting_is_named(name):
+    backbone = timm.create_model("test_vit", img_size=32, patch_size=8, num_classes=0)
+    with pytest.raises(InputError, match=f"objective '{name}' does not take these settings .*'warmth'"):
+        build_objective(name, backbone, warmth=0.1)
 
 
-def test_an_objective_of_a_third_party_is_built_like_ours(small_backbone, monkeypatch):
-    class Mine(BarlowTwins):
-        """One more."""
-
-    monkeypatch.setitem(OBJECTIVES, "mine", Mine)
-    assert list_objectives() == ["barlow_twins", "mine"]
-    assert isinstance(build_objective("mine", small_backbone(), in_chans=1, image_size=16, hidden_dim=8), Mine)
+# Other packages
 
 
-def test_an_objective_describes_itself(build):
-    described = build(lambda_param=0.1).describe()
-    citation = described.pop("citation")
-    assert described == {"name": "barlow_twins", "hidden_dim": 16, "output_dim": 8, "lambda_param": 0.1}
-    assert citation == BarlowTwins.citation and "2103.03230" in citation
+def test_an_objective_of_another_package_is_built_like_ours(offer, small_backbone):
+    offer(theirs=f"{__name__}:Theirs")
+    assert list_objectives() == sorted([*NAMES, "theirs"])
+    assert find_objective("theirs") is Theirs
+    built = build_objective("theirs", small_backbone(), in_chans=1, image_size=16, hidden_dim=8, output_dim=4)
+    assert isinstance(built, Theirs) and built.describe()["name"] == "theirs"
 
 
-def test_the_defaults_are_those_of_lightlys_small_benchmark(small_backbone):
-    described = build_objective("barlow_twins", small_backbone(), in_chans=1, image_size=16).describe()
-    assert (described["hidden_dim"], described["output_dim"], described["lambda_param"]) == (2048, 2048, 5e-3)
+def test_ours_win_over_a_name_that_another_package_takes(offer):
+    offer(byol=f"{__name__}:Theirs")
+    assert find_objective("byol") is BYOL
+    assert list_objectives() == NAMES
 
 
-# The width of a backbone
+def test_a_broken_package_matters_only_to_those_who_ask_for_it(offer, small_backbone):
+    offer(broken="no_such_package.objectives:Broken", theirs=f"{__name__}:Theirs")
+    assert "broken" in list_objectives()
+    assert find_objective("theirs") is Theirs
+    with pytest.raises(
+        InputError,
+        match=r"'broken' of the package no_such_package.* cannot be imported .*ModuleNotFoundError: No module named",
+    ):
+        build_objective("broken", small_backbone())
 
 
-def test_the_width_is_that_of_the_pre_logits_where_timm_has_another_number_of_features():
-    model = timm.create_model("mobilenetv3_small_050", num_classes=0)
-    assert model.num_features != model.head_hidden_size
-    assert measure_width(model, 3, 32) == model.head_hidden_size
+def test_what_is_no_objective_is_refused(offer):
+    offer(text=f"{__name__}:NO_CLASS", layer="torch.nn:Linear")
+    for name in ("text", "layer"):
+        with pytest.raises(InputError, match=f"'{name}' of the package .* must be a subclass of ssdd_hub.objective"):
+            find_objective(name)
+
+
+def test_an_installed_package_is_found_and_named(tmp_path):
+    (tmp_path / "broken_ssl.py").write_text("raise RuntimeError('the licence is missing')")
+    info = tmp_path / "broken_ssl-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-ssl\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ssdd_hub.objectives]\nbroken = broken_ssl:Broken\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from ssdd_hub.objectives import find_objective, list_objectives\n"
+        "print('broken' in list_objectives(), 'broken_ssl' in sys.modules)\n"
+        "try:\n    find_objective('broken')\nexcept ValueError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines()[0] == "True False", done.stderr
+    assert "of the package broken-ssl cannot be imported" in done.stdout
+    assert "RuntimeError: the licence is missing" in done.stdout
+
+
+# Backbones
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "size", "channels"),
+    [
+        ("ssdd_resnet10", {"channels": (4, 4, 4, 4)}, 32, 3),
+        ("ssdd_resnet10", {"channels": (4, 4, 4, 4), "in_chans": 1}, 32, 1),
+        # Built for another size than `pretrained_cfg` says.
+        ("test_vit", {"img_size": 32, "patch_size": 8, "in_chans": 2, "dynamic_img_size": False}, 32, 2),
+    ],
+)
+def test_channels_and_size_of_the_images_are_read_from_the_backbone(monkeypatch, model, args, size, channels):
+    seen, measure = [], objectives.measure_width
+    monkeypatch.setattr(objectives, "measure_width", lambda *inputs: seen.append(inputs[1:]) or measure(*inputs))
+    backbone = timm.create_model(model, num_classes=0, **args)
+    objective = build_objective("byol", backbone, hidden_dim=8, output_dim=4)
+    assert seen == [(channels, size)]
+    assert objective.feature_dim == backbone.head_hidden_size if model == "ssdd_resnet10" else backbone.num_features
+    views = [torch.randn(2, channels, size, size) for _ in range(2)]
+    assert objective(views).isfinite()
+
+
+def test_the_width_of_the_features_is_that_of_the_pre_logits():
+    backbone = timm.create_model("mobilenetv3_small_050", num_classes=0)
+    assert backbone.num_features != backbone.head_hidden_size
+    objective = build_objective("simclr", backbone, image_size=32, hidden_dim=8, output_dim=4)
+    assert objective.feature_dim == backbone.head_hidden_size
+
+
+def test_a_backbone_without_timms_methods_is_refused():
+    with pytest.raises(
+        InputError, match="needs a backbone with timm's forward_features and forward_head, got a Linear"
+    ):
+        build_objective("byol", nn.Linear(2, 2))
+
+
+class Unsaid(nn.Module):
+    """Has timm's methods, and does not say for which images."""
+
+    def forward_features(self, images):
+        return images
+
+    def forward_head(self, features, pre_logits=False):
+        return features.flatten(1)
+
+
+def test_a_backbone_that_does_not_say_its_size_needs_to_be_told():
+    with pytest.raises(InputError, match="a Unsaid does not say for which images it was built: give in_chans and"):
+        build_objective("byol", Unsaid())
+
+
+@pytest.mark.parametrize(("in_chans", "image_size"), [(3, 48), (1, 32)])
+def test_images_that_a_backbone_does_not_take_are_refused(in_chans, image_size):
+    backbone = timm.create_model("test_vit", img_size=32, patch_size=8, num_classes=0, dynamic_img_size=False)
+    with pytest.raises(
+        InputError, match=f"does not take images of {in_chans} channels and {image_size} pixels .*: build it for them"
+    ):
+        build_objective("simclr", backbone, in_chans=in_chans, image_size=image_size)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_measuring_leaves_the_network_as_it_was(small_backbone, training):
+def test_building_leaves_the_backbone_as_it_was(small_backbone, training):
     backbone = small_backbone().train(training)
-    before = copy.deepcopy(backbone.state_dict())
-    assert measure_width(backbone, 1, 16) == 24
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    objective = build_objective("simclr", backbone.double(), in_chans=1, image_size=16, hidden_dim=8, output_dim=4)
+    assert objective.backbone is backbone and objective.feature_dim == 24
     assert all(module.training is training for module in backbone.modules())
-    assert all(torch.equal(before[name], tensor) for name, tensor in backbone.state_dict().items())
-
-
-def test_the_width_of_a_network_in_another_precision_is_measured_too(small_backbone):
-    assert measure_width(small_backbone().double(), 1, 16) == 24
+    assert all(torch.equal(before[key], value) for key, value in backbone.float().state_dict().items())

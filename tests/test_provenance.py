@@ -1,6 +1,4 @@
 import json
-import os
-import platform
 import shlex
 import sys
 
@@ -8,9 +6,10 @@ import pytest
 import torch
 
 from ssdd_hub.command_line import parse_config, to_dict
-from ssdd_hub.config import DistillConfig
+from ssdd_hub.config import DistillConfig, TrainTeacherConfig
+from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.provenance import describe_machine, describe_run, describe_versions
+from ssdd_hub.provenance import describe_run, describe_training
 from ssdd_hub.targets import TargetTransform
 
 SOURCE = {"name": "digits", "license": "cc-by-4.0", "fingerprint": "abc", "num_images": 3}
@@ -53,9 +52,16 @@ def test_a_description_is_json(describe):
     assert json.loads(json.dumps(described)) == described
 
 
-def test_the_objective_of_a_trained_teacher_is_cited_and_of_a_ready_one_is_not(describe):
-    assert "2103.03230" in describe()["teacher"]["objective"]["citation"]
-    assert "objective" not in describe("--teacher.pretrained")["teacher"]
+def test_the_making_of_a_teacher_is_told_where_it_is_known(describe, small_teacher):
+    teacher = small_teacher()
+    teacher.provenance = {
+        **{"objective": {"name": "byol", "citation": "Grill et al."}, "source": {"name": "/home/me/photos"}},
+        **{"seed": 7, "hardware": {"cpus": 2}},
+    }
+    described = describe(teacher=teacher)["teacher"]
+    assert described["objective"] == {"name": "byol", "citation": "Grill et al."}
+    assert described["source"] == {"name": "photos"} and described["seed"] == 7
+    assert "hardware" not in described and "objective" not in describe()["teacher"]
 
 
 @pytest.mark.parametrize(
@@ -136,17 +142,25 @@ def test_the_command_is_what_was_typed_but_for_absolute_paths(describe, tmp_path
     ]
 
 
-# The machine
+# A teacher's own run
 
 
-def test_the_machine_is_described_without_its_name():
-    described = describe_machine(torch.device("cpu"), processes=2)
-    assert described.keys() >= {"platform", "python", "cpus", "processes", "threads_per_process", "device"}
-    assert (described["device"], described["processes"]) == ("cpu", 2)
-    assert described["threads_per_process"] == torch.get_num_threads() and 1 <= described["cpus"] <= os.cpu_count()
-    assert platform.node() not in described.values()
+def test_a_training_is_described_by_all_that_its_teacher_depends_on(tmp_path, monkeypatch):
+    (tmp_path / "default.yaml").write_text("")
+    argv = ["--objective", "vicreg", "--output", str(tmp_path / "out"), "--seed", "4"]
+    monkeypatch.setattr(sys, "argv", ["/home/me/clone/recipes/train_teacher.py", *argv])
+    config = to_dict(parse_config(TrainTeacherConfig, tmp_path / "default.yaml"))
+    described = describe_training(config, SOURCE)
+    assert (
+        described["command"] == "accelerate launch recipes/train_teacher.py --objective vicreg --output out --seed 4"
+    )
+    assert described["settings"].keys() == {"data", "teacher", "pretrain", "run", "seed"}
+    assert described["settings"]["pretrain"]["objective"] == "vicreg"
+    assert (described["seed"], described["source"], described["license"]) == (4, SOURCE, "cc-by-4.0")
 
 
-def test_versions_are_those_of_the_installed_packages():
-    assert describe_versions().keys() == {"ssdd-hub", "torch", "timm", "lightly", "accelerate", "datasets"}
-    assert all(version[0].isdigit() for version in describe_versions().values())
+def test_the_teacher_of_a_distillation_is_described_without_what_comes_after_it(tmp_path, monkeypatch):
+    (tmp_path / "default.yaml").write_text("")
+    monkeypatch.setattr(sys, "argv", ["recipes/distill.py"])
+    described = describe_training(to_dict(parse_config(DistillConfig, tmp_path / "default.yaml")), SOURCE)
+    assert described["settings"].keys() == {"data", "teacher", "pretrain", "run", "seed"}

@@ -5,14 +5,15 @@ import pickle
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from ssdd_hub.backbones import input_args, pre_logits
+from ssdd_hub.backbones import pre_logits
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.pretrain import new_backbone
 from ssdd_hub.teacher import Teacher, TeacherSettings, build_teacher
+from ssdd_hub.train_teacher import new_backbone
 
 MODELS = {
     "ssdd_resnet10": {"channels": (4, 8, 8, 8)},
@@ -156,12 +157,25 @@ def test_a_teacher_describes_itself_as_json(small_teacher):
     assert json.loads(json.dumps(teacher.describe())) == {
         "name": "small-0",
         "weights_sha256": teacher.weights_sha256(),
+        "structure_sha256": teacher.describe()["structure_sha256"],
         "license": "mit",
         "feature_dim": 24,
-        "features": "timm pre-logits",
+        "features": "pre_logits",
         "input_size": 16,
+        "interpolation": "bicubic",
         "pixel_space": {"mean": [0.4], "std": [0.3]},
     }
+
+
+def test_networks_of_equal_weights_and_other_padding_are_told_apart():
+    facts = []
+    for padding in (1, 2):
+        torch.manual_seed(0)
+        facts.append(
+            build_teacher("ssdd_resnet10", pretrained=False, channels=(4, 4, 4, 4), stem_padding=padding).describe()
+        )
+    assert facts[0]["weights_sha256"] == facts[1]["weights_sha256"]
+    assert facts[0]["structure_sha256"] != facts[1]["structure_sha256"]
 
 
 # Saving
@@ -184,6 +198,7 @@ def test_timm_alone_reads_the_folder(trained, tmp_path):
     model = timm.create_model(f"local-dir:{tmp_path / 'teacher'}", pretrained=True)
     config = timm.data.resolve_model_data_config(model)
     assert [tuple(config[name]) for name in ("mean", "std", "input_size")] == [(0.3,), (0.2,), (1, 16, 16)]
+    assert (config["interpolation"], config["crop_pct"], config["crop_mode"]) == ("bicubic", 1.0, "squash")
     pixels = draw_pixels(channels=1, size=16)
     torch.testing.assert_close(pre_logits(model.eval(), (pixels - 0.3) / 0.2), trained(pixels), rtol=0, atol=1e-6)
 
@@ -209,10 +224,112 @@ def test_an_interrupted_save_leaves_nothing(trained, tmp_path, monkeypatch):
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssdd_hub.teacher.save_for_hf", interrupted)
+    monkeypatch.setattr("ssdd_hub.teacher_folder.save_for_hf", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trained.save(tmp_path / "teacher")
     assert os.listdir(tmp_path) == []
+
+
+def test_channels_last_weights_are_saved_and_stay_as_they_are(small_teacher, tmp_path):
+    teacher = build_teacher("ssdd_resnet10", pretrained=False, channels=(4, 4, 4, 4))
+    teacher.to(memory_format=torch.channels_last)
+    teacher.save(tmp_path / "teacher")
+    assert not teacher.backbone.layer1[0].conv1.weight.is_contiguous()
+    again = build_teacher(f"local-dir:{tmp_path / 'teacher'}")
+    torch.testing.assert_close(again(draw_pixels()), teacher(draw_pixels()), rtol=0, atol=1e-6)
+
+
+def test_a_network_that_timm_cannot_build_is_not_saved(small_teacher, tmp_path):
+    message = "the teacher small-0 cannot be saved for timm, which does not know a ConvNet: build it by timm"
+    with pytest.raises(InputError, match=message):
+        small_teacher().save(tmp_path / "teacher")
+    assert os.listdir(tmp_path) == []
+
+
+PROVENANCE = {
+    "objective": {"name": "barlow_twins", "citation": "Zbontar et al.", "lambda_param": 0.005},
+    "source": {"name": "digits", "license": "cc-by-4.0", "num_images": 1000},
+    "seed": 5,
+    "settings": {"pretrain": {"epochs": 3}},
+    "command": "accelerate launch recipes/train_teacher.py",
+}
+
+
+def test_the_making_of_a_teacher_survives_saving_loading_and_saving_again(trained, tmp_path):
+    trained.license = "cc-by-4.0"
+    trained.save(tmp_path / "first", PROVENANCE)
+    assert sorted(os.listdir(tmp_path / "first")) == ["README.md", "config.json", "model.safetensors", "ssdd_hub.json"]
+    first = build_teacher(f"local-dir:{tmp_path / 'first'}")
+    assert (first.name, first.license, first.provenance) == ("ssdd_convnet3", "cc-by-4.0", PROVENANCE)
+    first.save(tmp_path / "second")
+    second = build_teacher(f"local-dir:{tmp_path / 'second'}")
+    assert second.describe() == first.describe() == trained.describe()
+    assert second.origin() == {name: PROVENANCE[name] for name in ("objective", "source", "seed")}
+    assert (tmp_path / "second" / "README.md").read_text() == (tmp_path / "first" / "README.md").read_text().replace(
+        "local-dir:first", "local-dir:second"
+    )
+
+
+def test_what_timm_states_of_its_own_weights_is_not_said_of_others(tmp_path):
+    backbone = timm.create_model("test_resnet", num_classes=0)
+    assert backbone.pretrained_cfg["license"] == "apache-2.0" and backbone.pretrained_cfg["tag"] == "r160_in1k"
+    Teacher(backbone, PixelSpace((0.5,) * 3, (0.5,) * 3), 32, "test_resnet", "cc0-1.0").save(tmp_path / "teacher")
+    config = json.loads((tmp_path / "teacher" / "config.json").read_text())["pretrained_cfg"]
+    assert config["license"] == "cc0-1.0" and config["tag"] is None
+    assert build_teacher(f"local-dir:{tmp_path / 'teacher'}").license == "cc0-1.0"
+    assert backbone.pretrained_cfg["license"] == "apache-2.0"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache of the Hub without a network; returns the folder of the snapshot of `someone/teacher`."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--someone--teacher"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("a" * 40)
+    return repo / "snapshots" / ("a" * 40)
+
+
+@pytest.mark.parametrize("name", ["hf-hub:someone/teacher", f"hf-hub:someone/teacher@{'a' * 40}"])
+def test_a_teacher_on_the_hub_brings_its_making_and_its_licence(trained, hub, name):
+    trained.license = "dinov3-license"
+    trained.save(hub, PROVENANCE)
+    teacher = build_teacher(name)
+    assert (teacher.name, teacher.license, teacher.provenance) == (name, "dinov3-license", PROVENANCE)
+    assert teacher.weights_sha256() == trained.weights_sha256()
+
+
+def test_a_model_on_the_hub_needs_no_record(trained, hub):
+    trained.save(hub)
+    assert build_teacher("hf-hub:someone/teacher").provenance == {}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ("{", "is no record of a teacher .*remove this file to use the weights without it"),
+        ("[]", "is no record of a teacher"),
+        ("[" * 100_000, "is no record of a teacher .RecursionError"),
+        ('{"format_version": 1, "teacher": {"name": "a"}}', "KeyError: 'provenance'"),
+        ('{"format_version": 2, "teacher": {"name": "a"}, "provenance": {}}', "in format 1"),
+        ('{"format_version": 1, "teacher": {"name": 3}, "provenance": {}}', "in format 1"),
+        ('{"format_version": 1, "teacher": {"name": "a"}, "provenance": []}', "in format 1"),
+        ('{"format_version": 1, "teacher": {"name": "a"}, "provenance": {"seed": NaN}}', "is no record of a teacher"),
+        ('{"format_version": 1, "teacher": {"name": "\\ud800"}, "provenance": {}}', "is no record of a teacher"),
+        (" " * (2**20 + 1), "is larger than the 1048576 bytes that a record may have"),
+    ],
+)
+def test_a_record_that_could_spoil_a_run_is_refused(trained, tmp_path, record, message):
+    trained.save(tmp_path / "teacher")
+    (tmp_path / "teacher" / "ssdd_hub.json").write_text(record)
+    with pytest.raises(InputError, match=message):
+        build_teacher(f"local-dir:{tmp_path / 'teacher'}")
+
+
+def test_a_folder_without_a_record_is_named_without_its_path(trained, tmp_path):
+    trained.save(tmp_path / "teacher")
+    assert build_teacher(f"local-dir:{tmp_path / 'teacher'}").name == "local-dir:teacher"
 
 
 # Loading
@@ -320,6 +437,154 @@ def test_weights_of_another_network_are_refused(trained, tmp_path):
         build_teacher(f"local-dir:{folder}")
 
 
-def test_only_models_of_one_size_are_told_the_size():
-    assert input_args("test_vit", 1, 32) == {"in_chans": 1, "img_size": 32}
-    assert input_args("test_resnet", 3, 32) == {"in_chans": 3}
+def test_an_error_of_timm_takes_two_lines_at_most(trained, tmp_path):
+    build_teacher("test_vit", pretrained=False).save(tmp_path / "teacher")
+    save_file({"cls_token": torch.zeros(1, 1, 64)}, tmp_path / "teacher" / "model.safetensors")
+    with pytest.raises(InputError, match="Missing key") as caught:
+        build_teacher(f"local-dir:{tmp_path / 'teacher'}")
+    assert len(str(caught.value)) < 800 and "\n" not in str(caught.value)
+
+
+# Size, pixel space and features that are asked for
+
+
+def test_images_are_resized_as_the_config_says():
+    teacher, pixels = build_teacher("test_resnet", pretrained=False), draw_pixels(2, size=96)
+    assert (teacher.interpolation, teacher.input_size) == ("bilinear", 160)
+    resized = functional.interpolate(pixels, (160, 160), mode="bilinear", antialias=True)
+    assert torch.equal(teacher(pixels), teacher(resized))
+    bicubic = functional.interpolate(pixels, (160, 160), mode="bicubic", antialias=True).clamp(0, 1)
+    assert not torch.equal(teacher(pixels), teacher(bicubic))
+
+
+def test_images_that_are_too_tall_only_are_resized_too(small_teacher):
+    assert small_teacher()(torch.rand(2, 1, 24, 16)).shape == (2, 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("mixer_s32_224", 64), ("deit_tiny_patch16_224", 48), ("test_vit", 48), ("test_resnet", 40)]
+)
+def test_another_input_size_is_taken_where_the_model_allows_it(name, size):
+    teacher = build_teacher(name, pretrained=False, input_size=size)
+    pixels = draw_pixels(2)
+    resized = functional.interpolate(pixels, (size, size), mode=teacher.interpolation, antialias=True).clamp(0, 1)
+    assert teacher.input_size == size
+    expected = pre_logits(teacher.backbone, teacher.pixel_space.normalise(resized))
+    torch.testing.assert_close(teacher(pixels), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_stored_weights_are_read_at_another_size(tmp_path):
+    backbone = timm.create_model("deit_tiny_patch16_224", img_size=32, num_classes=0, embed_dim=12, depth=1)
+    Teacher(backbone, PixelSpace((0.5,) * 3, (0.5,) * 3), 32, "vit").save(tmp_path / "teacher")
+    assert build_teacher(f"local-dir:{tmp_path / 'teacher'}").input_size == 32
+    teacher = build_teacher(f"local-dir:{tmp_path / 'teacher'}", input_size=64)
+    assert teacher.input_size == 64 and teacher.backbone.pos_embed.shape == (1, 17, 12)
+    assert torch.equal(teacher.backbone.blocks[0].mlp.fc1.weight, backbone.blocks[0].mlp.fc1.weight)
+
+
+def test_a_size_that_a_model_cannot_have_is_refused():
+    with pytest.raises(
+        InputError, match="does not take images of 3 channel.s. and 64 pixels .*choose teacher.input_size"
+    ):
+        build_teacher(timm.create_model("deit_tiny_patch16_224", depth=1), input_size=64)
+
+
+def test_images_that_are_not_square_are_refused_unless_a_size_is_given():
+    module = timm.create_model("test_resnet", num_classes=0)
+    module.pretrained_cfg = {**module.pretrained_cfg, "input_size": (3, 64, 48)}
+    with pytest.raises(InputError, match="the teacher ResNet takes 64x48 pixels, ours are square: give teacher.input"):
+        build_teacher(module)
+    assert build_teacher(module, input_size=48).input_size == 48
+
+
+def test_an_interpolation_that_is_not_known_is_refused():
+    module = timm.create_model("test_resnet", num_classes=0)
+    module.pretrained_cfg = {**module.pretrained_cfg, "interpolation": "lanczos"}
+    with pytest.raises(InputError, match="resized bicubic or bilinear, ResNet asks for 'lanczos'"):
+        build_teacher(module)
+
+
+def test_a_model_built_for_grey_images_takes_them():
+    teacher = build_teacher("ssdd_resnet10", pretrained=False, in_chans=1, channels=(4, 4, 4, 8))
+    assert teacher.pixel_space == PixelSpace((0.5,), (0.5,)) and teacher(draw_pixels(channels=1)).shape == (7, 8)
+    with pytest.raises(InputError, match=r"has 1 channel\(s\), and timm states mean and std of 3: give teacher.mean"):
+        build_teacher("resnet10t", pretrained=False, in_chans=1)
+    given = build_teacher("resnet10t", pretrained=False, in_chans=1, input_size=32, mean=[0.1], std=[0.2])
+    assert given.pixel_space == PixelSpace((0.1,), (0.2,))
+
+
+def test_mean_without_std_is_refused():
+    with pytest.raises(SettingsError, match="as many means as stds"):
+        build_teacher("test_resnet", pretrained=False, mean=[0.5, 0.5, 0.5])
+
+
+def test_the_kind_of_features_is_asked_for_and_recorded():
+    torch.manual_seed(0)
+    backbone, pixels = timm.create_model("test_vit", img_size=32, num_classes=0), draw_pixels(2)
+    kinds = {kind: build_teacher(backbone, features=kind, input_size=32) for kind in ("pre_logits", "cls", "mean")}
+    tokens = backbone.forward_features(kinds["cls"].pixel_space.normalise(pixels))
+    assert torch.equal(kinds["cls"](pixels), tokens[:, 0])
+    torch.testing.assert_close(kinds["mean"](pixels), tokens[:, 1:].mean(1))
+    assert [teacher.describe()["features"] for teacher in kinds.values()] == list(kinds)
+    with pytest.raises(InputError, match="ResNet has no class token: use features pre_logits or mean"):
+        build_teacher("test_resnet", pretrained=False, features="cls")
+
+
+# Checkpoints of others
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    network = timm.create_model("ssdd_resnet10", channels=(4, 4, 4, 8), stem_padding=2, num_classes=0).eval()
+    torch.save({f"backbone.{name}": value for name, value in network.state_dict().items()}, tmp_path / "last.ckpt")
+    return network, tmp_path / "last.ckpt"
+
+
+def test_a_checkpoint_makes_a_ready_teacher_of_unknown_licence(checkpoint):
+    network, path = checkpoint
+    args = {"channels": [4, 4, 4, 8], "stem_padding": 2}
+    settings = TeacherSettings("ssdd_resnet10", checkpoint=str(path), mean=[0.4] * 3, std=[0.3] * 3, model_args=args)
+    assert settings.ready and not settings.pretrained
+    teacher = build_teacher(settings.backbone, **settings.building())
+    torch.testing.assert_close(teacher(draw_pixels()), network((draw_pixels() - 0.4) / 0.3), rtol=1e-5, atol=1e-5)
+    assert teacher.license == "unknown"
+    assert teacher.origin() == {
+        "checkpoint": {"file": "last.ckpt", "layout": "names", "prefix": "backbone.", "ignored": {}}
+    }
+
+
+def test_a_checkpoint_of_stock_weights_does_not_take_the_licence_that_timm_states(tmp_path):
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "last.pt")
+    assert build_teacher("test_resnet", pretrained=False).license == "apache-2.0"
+    assert build_teacher("test_resnet", checkpoint=tmp_path / "last.pt").license == "unknown"
+
+
+def test_without_a_space_a_checkpoint_is_fed_as_timm_states(checkpoint):
+    teacher = build_teacher("ssdd_resnet10", checkpoint=checkpoint[1], channels=(4, 4, 4, 8), stem_padding=2)
+    assert teacher.pixel_space == PixelSpace((0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"pretrained": True, "checkpoint": "a.pt"},
+            "takes the place of stored weights: leave out --teacher.pretrained",
+        ),
+        ({"features": "tokens"}, "teacher.features must be one of pre_logits, cls, mean, got 'tokens'"),
+        ({"pretrained": True, "input_size": 0}, "teacher.input_size must be at least 1, got 0"),
+        ({"pretrained": True, "mean": [0.5]}, "teacher.mean and teacher.std must be given together"),
+        ({"input_size": 32}, "leave out teacher.input_size: a teacher that is trained here sees the source images"),
+        ({"mean": [0.5], "std": [0.5]}, "leave out teacher.mean, teacher.std: a teacher that is trained here"),
+        ({"model_args": {"img_size": 32}}, "teacher.model_args must leave out img_size, which other settings decide"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, message):
+    with pytest.raises(SettingsError, match=message):
+        TeacherSettings(**settings)
+
+
+def test_a_teacher_is_ready_with_weights_of_either_kind():
+    assert not TeacherSettings().ready
+    assert TeacherSettings(pretrained=True).ready and TeacherSettings(checkpoint="a.pt").ready

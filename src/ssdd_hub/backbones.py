@@ -6,13 +6,18 @@ The ResNets are registered as `ssdd_resnet*`: a 3x3 stem of stride 1 and no max-
 from typing import Any
 
 import timm
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
+from ssdd_hub.errors import InputError
+
+FEATURES = ("pre_logits", "cls", "mean")
+
 
 def pre_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Returns the input of a timm model's classifier, the features that teachers and students are read by.
+    """Returns the input of a timm model's classifier, the features of students and by default of teachers.
 
     Args:
         model: A module with timm's `forward_features` and `forward_head`.
@@ -25,11 +30,117 @@ def pre_logits(model: nn.Module, images: Tensor) -> Tensor:
     return features
 
 
+def read_features(model: nn.Module, images: Tensor, kind: str = "pre_logits") -> Tensor:
+    """Returns one feature vector per image: what the classifier would read, the class token, or a mean over places.
+
+    Where a model normalises after pooling (`fc_norm`, as in ViTs that average), token and mean are normalised too.
+
+    Args:
+        model: A module with timm's `forward_features` and `forward_head`.
+        images: `(n, C, H, W)`, in the model's pixel space.
+        kind: One of `FEATURES`: `pre_logits`; `cls`, the class token; `mean`, over patch tokens (class and register
+            tokens left out) or over the feature map.
+
+    Returns:
+        `(n, F)`; the width depends on the kind, for instance 1024 pre-logits and a mean of 576 in MobileNetV3-small.
+
+    Raises:
+        InputError: The kind is not known, or the model has no such features.
+    """
+    if kind not in FEATURES:
+        raise InputError(f"features must be one of {', '.join(FEATURES)}, got {kind!r}")
+    if kind == "pre_logits":
+        return pre_logits(model, images)
+    maps = model.forward_features(images)  # type: ignore[operator]
+    features = _class_token(model, maps) if kind == "cls" else _mean(model, maps)
+    norm = getattr(model, "fc_norm", None)
+    return features if norm is None else norm(features)
+
+
+def _class_token(model: nn.Module, maps: Any) -> Tensor:
+    if not (_has_class_token(model) and isinstance(maps, Tensor) and maps.ndim == 3):
+        raise InputError(f"{type(model).__name__} has no class token: use features pre_logits or mean")
+    return maps[:, 0]
+
+
+def _mean(model: nn.Module, maps: Any) -> Tensor:
+    """Averages `(n, C, H, W)`, `(n, H, W, C)` or, without its prefix tokens, `(n, L, C)`."""
+    if isinstance(maps, Tensor) and maps.ndim == 4:
+        return maps.mean((1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3))
+    # Some models (VOLO) have a class token and do not state how many tokens stand before the patches.
+    prefix = getattr(model, "num_prefix_tokens", int(_has_class_token(model)))
+    if not isinstance(maps, Tensor) or maps.ndim != 3 or maps.shape[1] <= prefix:
+        raise InputError(
+            f"{type(model).__name__} gives no feature map or patch tokens to average: use features pre_logits"
+        )
+    return maps[:, prefix:].mean(1)
+
+
+def _has_class_token(model: nn.Module) -> bool:
+    return bool(getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None))
+
+
+@torch.no_grad()
+def measure_width(model: nn.Module, in_chans: int, image_size: int, kind: str = "pre_logits") -> int:
+    """Returns the width of a model's features, by a dry forward pass in eval mode; every part keeps its own mode.
+
+    Args:
+        model: A module with timm's `forward_features` and `forward_head`.
+        in_chans: Channels of the images.
+        image_size: Their height and width.
+        kind: One of `FEATURES`.
+
+    Raises:
+        InputError: The model has no features of this kind.
+    """
+    modes = {module: module.training for module in model.modules()}
+    images = next(model.parameters()).new_zeros(1, in_chans, image_size, image_size)
+    try:
+        return read_features(model.eval(), images, kind).shape[1]
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def input_args(name: str, in_chans: int, image_size: int) -> dict[str, int]:
     """Returns what `timm.create_model` has to be told of the images: the size too, where a model is built for one."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     fixed = config is not None and config.fixed_input_size
     return {"in_chans": in_chans, **({"img_size": image_size} if fixed else {})}
+
+
+def create_backbone(name: str, *, pretrained: bool, input_size: int | None = None, **model_args: Any) -> nn.Module:
+    """Calls `timm.create_model` without a classifier and turns what can go wrong into one clear error.
+
+    Args:
+        name: A timm name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
+        pretrained: Load the weights that the name stands for.
+        input_size: Height and width for a model that is built for one size; others take any.
+        **model_args: Further arguments of `timm.create_model`.
+
+    Raises:
+        InputError: timm does not know the name, an argument does not fit, or the weights cannot be had.
+    """
+    try:
+        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args)
+        stated = getattr(backbone, "pretrained_cfg", None) or {}
+        if input_size and stated.get("fixed_input_size") and tuple(stated["input_size"][1:]) != (input_size,) * 2:
+            # Only the model itself tells that it has one size, wherever its weights are stored.
+            args = {**model_args, "num_classes": 0, "img_size": input_size}
+            backbone = timm.create_model(name, pretrained=pretrained, **args)
+    except Exception as error:  # timm, the Hub client and safetensors each raise their own kinds here
+        raise InputError(
+            f"teacher backbone {name!r} (pretrained={pretrained}, {model_args}) cannot be built: "
+            f"{shorten_error(error)}. Use a name from timm.list_models(), local-dir:FOLDER with config.json and "
+            "model.safetensors, or hf-hub:OWNER/NAME"
+        ) from error
+    return backbone
+
+
+def shorten_error(error: Exception) -> str:
+    """Returns the first two lines of a message; timm's list every tensor."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(line[:200] for line in lines[:2]).rstrip(".:") or type(error).__name__
 
 
 class SmallImageResNet(ResNet):  # type: ignore[misc]

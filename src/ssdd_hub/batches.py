@@ -1,5 +1,6 @@
 """Batches of real images with their targets: batch `s` is a pure function of `(seed, s)`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +11,8 @@ from ssdd_hub.augment import crop_flip, draw_views
 from ssdd_hub.images import ImageBank
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.streams import draw_batch, generator
-from ssdd_hub.targets import FeatureCache, TargetTransform, fixed_views
+from ssdd_hub.target_transform import TargetTransform
+from ssdd_hub.targets import FeatureCache, Targets, fixed_views
 from ssdd_hub.teacher import Teacher
 
 
@@ -51,29 +53,44 @@ class RealBatches:
 
 @dataclass(kw_only=True)
 class CachedBatches(RealBatches):
-    """Real images with targets computed before: of the images as they are, or of `K` fixed augmented views of them.
+    """Real images as they are, with targets computed before.
 
     Attributes:
-        targets: `(N, D)`, or `(K, N, D)` for the views that `targets.fixed_views` gives.
+        targets: `(N, D)`.
     """
 
-    targets: Tensor
+    targets: Targets | Tensor
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
+        _, indices, pixels = self._take(step, rank, world)
+        return self.pixel_space.normalise(pixels), self.targets[indices].to(self.device, self.dtype)
+
+
+@dataclass(kw_only=True)
+class ViewBatches(RealBatches):
+    """One of `K` fixed augmented views of each real image, drawn anew for every batch, with targets computed before.
+
+    Attributes:
+        targets: `(N, D)` for each of the views that `fixed_views` gives for `seed`.
+    """
+
+    targets: Sequence[Targets | Tensor]
 
     def __post_init__(self) -> None:
-        self.crops: Tensor | None = None
-        if self.targets.ndim == 3:
-            views = range(len(self.targets))
-            self.crops = torch.stack([fixed_views(len(self.pixels), view, self.seed) for view in views])
+        rows = range(len(self.pixels))
+        self.crops = torch.stack([fixed_views(rows, view, self.seed) for view in range(len(self.targets))])
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
         mine, indices, pixels = self._take(step, rank, world)
-        if self.crops is None:
-            targets = self.targets[indices]
-        else:
-            views = torch.randint(len(self.crops), (self.batch_size,), generator=generator(self.seed, "view", step))
-            pixels = crop_flip(pixels, self.crops[views[mine], indices])
-            targets = self.targets[views[mine], indices]
+        drawn = torch.randint(len(self.crops), (self.batch_size,), generator=generator(self.seed, "view", step))
+        views = drawn[mine]
+        # Views are grouped to read each bank once; a stable sort's inverse puts the targets back in their order.
+        order = views.argsort(stable=True)
+        parts = [self.targets[view][indices[views == view]] for view in range(len(self.targets))]
+        targets = torch.cat(parts)[order.argsort()]
+        pixels = crop_flip(pixels, self.crops[views, indices])
         return self.pixel_space.normalise(pixels), targets.to(self.device, self.dtype)
 
 
@@ -100,8 +117,7 @@ class AugmentedBatches(RealBatches):
 def build_batches(
     source: ImageBank,
     cache: FeatureCache,
-    targets: Tensor,
-    transform: TargetTransform,
+    targets: Targets,
     pixel_space: PixelSpace,
     *,
     batch_size: int,
@@ -114,8 +130,7 @@ def build_batches(
     Args:
         source: The source images.
         cache: The teacher and its features.
-        targets: Targets of the images as they are, `(N, D)`.
-        transform: Makes targets of the teacher's features.
+        targets: Targets of the images as they are, `(N, D)`; their transform serves for views too.
         pixel_space: The space in which students see real images.
         batch_size: Images `B` of a batch, over all processes.
         seed: Seed of the run.
@@ -133,5 +148,7 @@ def build_batches(
     if not augment:
         return CachedBatches(**common, targets=targets)
     if views:
-        return CachedBatches(**common, targets=transform(cache.view_features(source, views, seed)))
+        banks = [cache.features(source, view, seed) for view in range(views)]
+        return ViewBatches(**common, targets=[Targets(bank, targets.transform, targets.dtype) for bank in banks])
+    transform = targets.transform.to(common["device"], targets.dtype)
     return AugmentedBatches(**common, teacher=cache.teacher, transform=transform)

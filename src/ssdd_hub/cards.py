@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 _TAGS = ["dataset-distillation", "dataset-condensation", "self-supervised", "synthetic", "ssdd_hub"]
 _SECTIONS = ("source", "teacher", "target_transform", "student", "hardware", "versions")
 _LONGEST_LIST = 8  # a longer one has no place in a cell; `ssdd_hub.json` has it
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
 
@@ -28,22 +28,22 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str) -> str:
         Markdown that opens with the YAML block of the Hub.
     """
     provenance = metadata.get("provenance") or {}
-    source = _section(provenance, "source")
+    source = section(provenance, "source")
     card = DatasetCard.from_template(
         _card_data(metadata),
         template_str=(files("ssdd_hub") / "templates" / "dataset_card.md").read_text(encoding="utf-8"),
-        title=_escape(_title(metadata)),
+        title=escape(_title(metadata)),
         summary=_summary(metadata, source),
-        load_code=_fence(_load_code(metadata, location), "python"),
-        load_dataset_code=_fence(_load_dataset_code(location), "python"),
-        pixel_space=_describe(metadata["pixel_space"]),
-        student_pixel_space=_describe(_section(provenance, "student_pixel_space")),
+        load_code=fence(_load_code(metadata, location), "python"),
+        load_dataset_code=fence(_load_dataset_code(location), "python"),
+        pixel_space=describe(metadata["pixel_space"]),
+        student_pixel_space=describe(section(provenance, "student_pixel_space")),
         clipped=f"{metadata['clip_fraction']:.2%}",
-        use=_rows(_section(provenance, "use")),
-        scores=[_score_cells(score) for score in provenance.get("scores") or []],
+        use=rows(section(provenance, "use")),
+        scores=[score_cells(score) for score in provenance.get("scores") or []],
         record=_record(provenance),
-        settings=_fence(_to_yaml(provenance["settings"]), "yaml") if provenance.get("settings") else "",
-        command=_fence(str(provenance["command"]), "bash") if provenance.get("command") else "",
+        settings=fence(to_yaml(provenance["settings"]), "yaml") if provenance.get("settings") else "",
+        command=fence(str(provenance["command"]), "bash") if provenance.get("command") else "",
         licences=_licences(provenance),
         citation=provenance.get("method") == "krr-st",
     )
@@ -55,34 +55,42 @@ def _card_data(metadata: Mapping[str, Any]) -> DatasetCardData:
     size = metadata["tensors"]["images"]["shape"][0]
     method = ["krr-st"] if provenance.get("method") == "krr-st" else []
     return DatasetCardData(
-        license=_one_line(str(provenance.get("license") or "unknown")),
+        license=one_line(str(provenance.get("license") or "unknown")),
         pretty_name=_title(metadata),
         task_categories=["image-feature-extraction", "image-classification"],
         size_categories=next((name for limit, name in _SIZES.items() if size < limit), "1M<n<10M"),
-        source_datasets=[_source_dataset(_section(provenance, "source"))],
+        source_datasets=[_source_dataset(section(provenance, "source"))],
         tags=[*_TAGS, *method, "timm", "lightly"],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}],
+        configs=[_config(metadata)],
     )
+
+
+def _config(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Describes the data to `datasets`, whose cache tells local sets of one folder name apart by nothing but this."""
+    tensors = metadata["tensors"].items()
+    digests = ", ".join(f"{name} sha256 {facts['sha256'][:16]}" for name, facts in tensors if "sha256" in facts)
+    data_files = [{"split": "train", "path": "data/train-*"}]
+    return {"config_name": "default", "description": digests, "data_files": data_files}
 
 
 def _source_dataset(source: Mapping[str, Any]) -> str:
     """Names the source on the Hub. A local folder can look like a Hub id, but it has no revision."""
     name = str(source.get("name"))
-    return f"extended|{name}" if source.get("revision") and _HUB_ID.fullmatch(name) else "original"
+    return f"extended|{name}" if source.get("revision") and HUB_ID.fullmatch(name) else "original"
 
 
 def _title(metadata: Mapping[str, Any]) -> str:
     provenance = metadata.get("provenance") or {}
-    name = str(_section(provenance, "source").get("name") or "").rstrip("/").split("/")[-1]
+    name = str(section(provenance, "source").get("name") or "").rstrip("/").split("/")[-1]
     size = metadata["tensors"]["images"]["shape"][0]
-    return _one_line(f"{name or 'Images'} distilled to {size} by {provenance.get('method') or 'an unnamed method'}")
+    return one_line(f"{name or 'Images'} distilled to {size} by {provenance.get('method') or 'an unnamed method'}")
 
 
 def _summary(metadata: Mapping[str, Any], source: Mapping[str, Any]) -> str:
     size, *shape = metadata["tensors"]["images"]["shape"]
     width = metadata["tensors"]["targets"]["shape"][1]
     amount = f"{source['num_images']} images" if source.get("num_images") else "images"
-    origin = f" distilled from {_escape(amount)} of {_escape(source['name'])}" if source.get("name") else ""
+    origin = f" distilled from {escape(amount)} of {escape(source['name'])}" if source.get("name") else ""
     sides = "x".join(map(str, shape))
     return f"{size} synthetic images ({sides}, float32), each with a target vector of width {width},{origin}."
 
@@ -106,11 +114,12 @@ def _load_dataset_code(location: str) -> str:
     )
 
 
-def _score_cells(score: Mapping[str, Any]) -> list[str]:
+def score_cells(score: Mapping[str, Any]) -> list[str]:
+    """Returns the escaped cells of one record of `scores.json`: what was measured, mean ± std, and n."""
     names = ("set", "protocol", "source", "target", "student", "labels", "metric")
     mean, std = score.get("mean"), score.get("std")
     value = "" if mean is None else f"{mean:.4g}" if std is None else f"{mean:.4g} ± {std:.2g}"
-    return [*(_describe(score.get(name)) for name in names), value, _describe(score.get("n"))]
+    return [*(describe(score.get(name)) for name in names), value, describe(score.get("n"))]
 
 
 def _record(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -118,36 +127,36 @@ def _record(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts = {
         "method": provenance.get("method"),
         "seed": provenance.get("seed"),
-        **{name: _section(provenance, name) or None for name in _SECTIONS},
+        **{name: section(provenance, name) or None for name in _SECTIONS},
         "time": None if seconds is None else f"{seconds:.1f} s",
     }
-    return _rows(facts)
+    return rows(facts)
 
 
 def _licences(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    owners = {"this set": provenance, "source": _section(provenance, "source")}
-    owners["teacher"] = _section(provenance, "teacher")
-    return _rows({name: owner.get("license") or "unknown" for name, owner in owners.items()})
+    owners = {"this set": provenance, "source": section(provenance, "source")}
+    owners["teacher"] = section(provenance, "teacher")
+    return rows({name: owner.get("license") or "unknown" for name, owner in owners.items()})
 
 
-def _section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Returns one part of the provenance; a bare value counts as its name."""
     value = provenance.get(name) or {}
     return value if isinstance(value, Mapping) else {"name": value}
 
 
-def _rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns escaped names and values of the facts that are known."""
     return [
-        (_escape(name.replace("_", " ").capitalize()), _describe(value))
+        (escape(name.replace("_", " ").capitalize()), describe(value))
         for name, value in facts.items()
         if value is not None
     ]
 
 
-def _describe(facts: Any) -> str:
+def describe(facts: Any) -> str:
     """Returns the known facts in one escaped line."""
-    return _escape(_text(facts))
+    return escape(_text(facts))
 
 
 def _text(value: Any) -> str:
@@ -161,20 +170,22 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _to_yaml(settings: Any) -> str:
+def to_yaml(settings: Any) -> str:
+    """Returns settings as YAML, in their order."""
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip()
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Returns the words with single spaces between them."""
     return " ".join(text.split())
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     """Makes text from outside plain: one line in which Markdown and HTML see nothing but characters."""
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(_one_line(str(text)), quote=False))
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(one_line(str(text)), quote=False))
 
 
-def _fence(code: str, language: str) -> str:
+def fence(code: str, language: str) -> str:
     """Wraps code in a fence longer than any run of backticks in it."""
     longest = max(map(len, re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)

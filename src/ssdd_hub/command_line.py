@@ -31,7 +31,8 @@ def parse_config(
 ) -> Config:
     """Reads a recipe's settings: the dataclass defaults, then YAML files, then the command line.
 
-    A setting that is a dictionary is replaced by a later one; `--teacher.model-args.NAME VALUE` changes one entry.
+    A setting that is a dictionary is replaced by a later one; `--teacher.model-args.NAME VALUE` changes one entry. The
+    class may give settings a short name for the command line in a class variable `SHORT`.
 
     Args:
         config_class: A dataclass of dataclasses, such as `DistillConfig`.
@@ -48,7 +49,8 @@ def parse_config(
         SettingsError: Something is unknown, of the wrong type or out of range; every such thing is reported.
     """
     kinds, problems = _kinds(config_class), list[str]()
-    arguments = _read_command_line(sys.argv[1:] if argv is None else argv, kinds, problems)
+    short = getattr(config_class, "SHORT", {})
+    arguments = _read_command_line(sys.argv[1:] if argv is None else argv, kinds, short, problems)
     asked = {name for name, _ in arguments}
     if asked & {"help", "h"}:
         _build_parser(config_class, default, description).print_help()
@@ -80,10 +82,12 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
 
 def _build_parser(config_class: Any, default: Path, description: str | None) -> ArgumentParser:
+    short = getattr(config_class, "SHORT", {}).items()
     parser = ArgumentParser(
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
         description=description,
-        epilog="Dashes and underscores in names are the same.",
+        epilog="Dashes and underscores in names are the same."
+        + "".join(f" --{name} is short for --{setting}." for name, setting in short),
         formatter_class=_Help,
     )
     parser.add_argument("--config", metavar="FILE", default=str(default), help="YAML of settings; the last one wins")
@@ -109,8 +113,10 @@ def _setting(name: str, kinds: Kinds) -> str:
     return next((kind for kind in kinds if f"{name}.".startswith(f"{kind}.")), name)
 
 
-def _read_command_line(argv: Sequence[str], kinds: Kinds, problems: list[str]) -> list[Given]:
-    """Splits a command line into names and values; a switch without a value is on."""
+def _read_command_line(
+    argv: Sequence[str], kinds: Kinds, short: Mapping[str, str], problems: list[str]
+) -> list[Given]:
+    """Splits a command line into names and values, short names made long; a switch without a value is on."""
     given, rest = [], list(argv)
     while rest:
         token = rest.pop(0)
@@ -125,10 +131,10 @@ def _read_command_line(argv: Sequence[str], kinds: Kinds, problems: list[str]) -
             value = rest.pop(0)
         elif not equals and kinds.get(name) is bool:
             value = "true"
-        elif not equals and (_setting(name, kinds) in kinds or name == "config"):
+        elif not equals and (_setting(name, kinds) in kinds or name in ("config", *short)):
             problems.append(f"--{name.replace('_', '-')} needs a value")
             continue
-        given.append((name, value))
+        given.append((short.get(name, name), value))
     return given
 
 

@@ -24,6 +24,7 @@ from ssdd_hub import storage
 from ssdd_hub.cards import render_dataset_card
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.target_transform import TargetTransform
 
 _PACKAGES = ("ssdd-hub", "torch", "timm", "lightly", "accelerate", "datasets")
 _NOT_FOUND = (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError)
@@ -42,6 +43,8 @@ class DistilledSet:
         provenance: How the set was made, as JSON: tuples become lists, paths and arrays of one value become plain
             values, numbers that are not finite become None, and Hub tokens are blotted out.
         label_names: Names of the classes, or None.
+        target_transform: What made the targets of the teacher's features: its `inverse` maps what a student gives back
+            to features. None when the targets are features.
 
     Raises:
         InputError: The parts do not fit together, or hold NaN or infinite values.
@@ -53,11 +56,15 @@ class DistilledSet:
     labels: Tensor | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     label_names: list[str] | None = None
+    target_transform: TargetTransform | None = None
 
     def __post_init__(self) -> None:
         self.images, self.targets = self.images.detach(), self.targets.detach()
         _check_tensors(self.images, self.targets, self.pixel_space)
         _check_labels(self.labels, self.label_names, len(self.images))
+        if self.target_transform is not None and self.target_transform.width != self.targets.shape[1]:
+            widths = f"{self.target_transform.width} and {self.targets.shape[1]}"
+            raise InputError(f"the target transform must give targets of the width of the set's; got {widths}")
         self.provenance = _to_json(self.provenance, "provenance")
 
     def __repr__(self) -> str:
@@ -98,6 +105,9 @@ class DistilledSet:
         }
         with storage.replaced_folder(folder) as new:
             storage.write_tensors(new, tensors, pixels, self.label_names)
+            if self.target_transform is not None:
+                path = new / storage.TRANSFORM_FILE
+                metadata["target_transform"] = {"sha256": self.target_transform.save(path)}
             storage.write_metadata(new, metadata)
             (new / storage.CARD_FILE).write_text(render_dataset_card(metadata, location), encoding="utf-8")
         return folder
@@ -115,13 +125,23 @@ class DistilledSet:
             pixel_space = PixelSpace.from_dict(metadata["pixel_space"])
             names, provenance = list(metadata["label_names"] or ()), dict(metadata["provenance"])
             stated = storage.Stated.of(metadata)
+            transform_sha256 = metadata["target_transform"]["sha256"] if "target_transform" in metadata else None
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{folder / storage.METADATA_FILE} is incomplete ({error!r}): fetch or make the set again"
             ) from error
         tensors = storage.read_tensors(folder, stated)
+        transform = None
+        if transform_sha256 is not None:
+            transform = TargetTransform.load(folder / storage.TRANSFORM_FILE, transform_sha256)
         return cls(
-            tensors["images"], tensors["targets"], pixel_space, tensors.get("labels"), provenance, names or None
+            tensors["images"],
+            tensors["targets"],
+            pixel_space,
+            labels=tensors.get("labels"),
+            provenance=provenance,
+            label_names=names or None,
+            target_transform=transform,
         )
 
     def push_to_hub(
@@ -185,7 +205,7 @@ class DistilledSet:
                 repo_type="dataset",
                 revision=revision,
                 token=token,
-                allow_patterns=[storage.CARD_FILE, storage.METADATA_FILE, "data/*.parquet"],
+                allow_patterns=[storage.CARD_FILE, storage.METADATA_FILE, storage.TRANSFORM_FILE, "data/*.parquet"],
             )
         except _NOT_FOUND as error:
             raise InputError(

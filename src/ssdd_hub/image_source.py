@@ -1,7 +1,7 @@
 """The image datasets that `datasets` reads, of the Hub or a local folder, as encoded image files."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -104,12 +104,15 @@ class DatasetSource:
 
     def rows(self, split: str, indices: Sequence[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
         """Yields where each image stands, for messages, and what reads its file or raises `CorruptImageError`."""
+        return self._encoded(self._tables[split].select(indices), indices)
+
+    def _encoded(self, table: Any, numbers: Iterable[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
         import datasets
 
-        column = self._columns[0]
-        table = self._tables[split].select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        numbers = iter(indices)
-        for batch in table.select(indices).iter(batch_size=64):
+        column = self._check_columns(table.features or {})[0]
+        numbers = iter(numbers)
+        table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        for batch in table.iter(batch_size=64):
             for value in batch[column]:
                 content, path = (value["bytes"], value["path"]) if value else (None, None)
                 where = f"row {next(numbers)}" + (f" ({self._file_name(path)})" if path else "")

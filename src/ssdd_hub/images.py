@@ -1,8 +1,9 @@
 """Image datasets, decoded once into one uint8 tensor."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +41,9 @@ class DataSettings:
         max_images: At most this many images of the split, and of the held-out images, drawn by seed.
         on_corrupt: `refuse` stops at an image that cannot be decoded, `skip` leaves it out and lists it.
         memory_budget_gb: Pixels that need more than this many gigabytes live in a memory-mapped temporary file.
+        streaming: Read the images of the split once, in their order, without keeping them; only `compute_targets.py`
+            can. `max_images` are then the first ones, none are held out, and `auto` and None above mean the mode and
+            the size of the first image.
 
     Raises:
         SettingsError: One or more values are out of range.
@@ -58,6 +62,7 @@ class DataSettings:
     max_images: int | None = None
     on_corrupt: str = "refuse"
     memory_budget_gb: float = 4.0
+    streaming: bool = False
 
     def __post_init__(self) -> None:
         plain = self.config is None and self.revision is None and self.image_column == "auto"
@@ -66,6 +71,7 @@ class DataSettings:
                 self.name != "digits" or plain and self.label_column in ("auto", "none"),
                 "digits take none of --data.config, --data.revision, --data.image-column and --data.label-column",
             ),
+            (self.name != "digits" or not self.streaming, "digits are in memory: leave out --data.streaming"),
             (bool(self.name), "--data.name needs 'digits', a Hub id or a folder; it is empty"),
             (
                 self.heldout_split != self.split,
@@ -124,6 +130,15 @@ class ImageBank:
         return self.pixels.shape[-1]
 
     @property
+    def num_rows(self) -> int:
+        """Number of images `N`, as streams name it."""
+        return len(self.pixels)
+
+    def rows(self) -> Iterator[Callable[[], Tensor]]:
+        """Yields for each image what returns its pixels `(C, H, W)`, uint8."""
+        return (partial(self.pixels.__getitem__, index) for index in range(len(self.pixels)))
+
+    @property
     def fingerprint(self) -> str:
         """The sha256 of the shape and the pixels, as stored in `source`."""
         return str(self.source["fingerprint"])
@@ -161,6 +176,11 @@ def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) ->
     Raises:
         InputError: The data cannot be found or used; the message says how to mend it.
     """
+    if settings.streaming:
+        raise InputError(
+            "--data.streaming reads images once and in their order, and here they are needed in any order: leave it "
+            "out; pixels above --data.memory-budget-gb are kept in a file"
+        )
     source: DigitsSource | DatasetSource
     if settings.name == "digits":
         source = DigitsSource()
@@ -241,6 +261,14 @@ def _load(source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataS
     return ImageBank(pixels, labels, label_names, provenance)
 
 
+def refuse_corrupt(where: str, split: str, name: str, error: CorruptImageError) -> InputError:
+    """Returns the error that stops at an image that cannot be decoded."""
+    return InputError(
+        f"the image at {where} of the split '{split}' of '{name}' cannot be decoded ({error}); mend or "
+        "remove it, or pass --data.on-corrupt skip"
+    )
+
+
 def _decode(
     source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataSettings, progress: bool
 ) -> tuple[PixelStore, list[int], list[str]]:
@@ -256,10 +284,7 @@ def _decode(
         except CorruptImageError as error:
             skipped.append(f"{where}: {error}")
             if settings.on_corrupt == "refuse":
-                raise InputError(
-                    f"the image at {where} of the split '{split}' of '{settings.name}' cannot be decoded ({error}); "
-                    "mend or remove it, or pass --data.on-corrupt skip"
-                ) from error
+                raise refuse_corrupt(where, split, settings.name, error) from error
             continue
         store.add(image, where)
         kept.append(position)

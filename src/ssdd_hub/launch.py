@@ -12,18 +12,18 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.provenance import count_cpus
-from ssdd_hub.run_folder import RunSettings
+from ssdd_hub.machine import count_cpus
+from ssdd_hub.run_folder import LaunchSettings
 
 # Other processes wait while one trains a teacher, which takes hours on a large source.
 PATIENCE = timedelta(days=7)
 
 
-def build_accelerator(settings: RunSettings, folder: Path) -> Accelerator:
+def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     """Starts Accelerate for a recipe, on the CPU with the threads that the settings ask for.
 
     Args:
-        settings: Precision and trackers.
+        settings: Precision, threads and trackers.
         folder: The run folder; trackers write below it.
 
     Raises:

@@ -1,149 +1,141 @@
-"""Self-supervised objectives: lightly's losses, heads and views behind one small interface.
+"""Every self-supervised objective by name: ours, and those that other packages offer.
 
-An objective is a module that owns the backbone, its heads and whatever else its loss needs, so that one state dict
-holds all of it. Adding one is a class here, an entry in `OBJECTIVES` and a case in `tests/test_objectives.py`.
+Another package offers one by an entry point of the group `ssdd_hub.objectives`, which maps a name to a subclass of
+`ssdd_hub.objective.Objective`.
 """
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-import torch
-from lightly.loss import BarlowTwinsLoss
-from lightly.models.modules.heads import BarlowTwinsProjectionHead
-from lightly.transforms import BYOLTransform
-from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Transform
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from ssdd_hub.backbones import pre_logits
+from ssdd_hub.backbones import measure_width
+from ssdd_hub.clustering import NNCLR, SwaV
+from ssdd_hub.dino import DINO
 from ssdd_hub.errors import InputError
-from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.joint_embedding import DCL, BarlowTwins, FastSiam, LeJEPA, SimCLR, SimSiam, VICReg
+from ssdd_hub.masked import MAE
+from ssdd_hub.momentum import BYOL, MMCR, MoCo, TiCo
+from ssdd_hub.objective import Objective
 
-Views = Callable[[Image.Image], list[Tensor]]
-
-
-class Objective(Protocol):
-    """What an objective offers besides being an `nn.Module`.
-
-    Attributes:
-        citation: The paper.
-        backbone: The network that becomes the teacher.
-    """
-
-    citation: str
-    backbone: nn.Module
-
-    def __call__(self, views: list[Tensor]) -> Tensor:
-        """Returns the loss, a scalar, of a batch: one tensor `(B, C, H, W)` per view."""
-
-    def build_views(self, image_size: int, pixel_space: PixelSpace, **view_args: Any) -> Views:
-        """Returns the transform of one PIL image to its views, each `(C, H, W)` in `pixel_space`."""
-
-    def describe(self) -> dict[str, Any]:
-        """Returns name, citation and settings, for provenance and cards."""
-
-
-class BarlowTwins(nn.Module):
-    """Barlow Twins: the cross-correlation of two views' projections is driven to the identity.
-
-    Loss and head are lightly's; lightly has no Barlow Twins transform, and its benchmarks use BYOL's.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layers.
-        output_dim: Width of the projections.
-        lambda_param: Weight of the redundancy term.
-    """
-
-    citation = (
-        "Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy Reduction, ICML 2021, arXiv 2103.03230"
-    )
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: int = 2048,
-        output_dim: int = 2048,
-        lambda_param: float = 5e-3,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = BarlowTwinsProjectionHead(feature_dim, hidden_dim, output_dim)
-        self.loss = BarlowTwinsLoss(lambda_param)
-        self.settings = {"hidden_dim": hidden_dim, "output_dim": output_dim, "lambda_param": lambda_param}
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        """Returns the loss of two views `(B, C, H, W)`; `B` must be at least 2."""
-        first, second = (self.head(pre_logits(self.backbone, view)) for view in views)
-        loss: Tensor = self.loss(first, second)
-        return loss
-
-    def build_views(self, image_size: int, pixel_space: PixelSpace, **view_args: Any) -> Views:
-        """Returns lightly's BYOL transform; blur is off unless asked for, as lightly advises for small images.
-
-        Args:
-            image_size: Height and width of the views.
-            pixel_space: The space that the backbone is trained in.
-            **view_args: Arguments of lightly's `BYOLView1Transform`, such as `min_scale` or `hf_prob`.
-
-        Raises:
-            InputError: lightly does not know an argument.
-        """
-        normalize = {"mean": list(pixel_space.mean), "std": list(pixel_space.std)}
-        arguments = {"gaussian_blur": 0.0, **view_args, "input_size": image_size, "normalize": normalize}
-        try:
-            transform = BYOLTransform(BYOLView1Transform(**arguments), BYOLView2Transform(**arguments))
-        except TypeError as error:
-            raise InputError(
-                f"pretrain.view_args {view_args} do not fit lightly's BYOLView1Transform: {error}"
-            ) from error
-        views: Views = transform
-        return views
-
-    def describe(self) -> dict[str, Any]:
-        """Returns name, citation and settings."""
-        return {"name": "barlow_twins", "citation": self.citation, **self.settings}
-
-
-OBJECTIVES: dict[str, Any] = {"barlow_twins": BarlowTwins}
+GROUP = "ssdd_hub.objectives"
+_OURS: tuple[type[Objective], ...] = (
+    BarlowTwins,
+    BYOL,
+    DCL,
+    DINO,
+    FastSiam,
+    LeJEPA,
+    MAE,
+    MMCR,
+    MoCo,
+    NNCLR,
+    SimCLR,
+    SimSiam,
+    SwaV,
+    TiCo,
+    VICReg,
+)
+OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objective in _OURS}
 
 
 def list_objectives() -> list[str]:
-    """Returns the names that `build_objective` knows."""
-    return sorted(OBJECTIVES)
+    """Returns the names that `build_objective` knows; no other package is imported for it."""
+    return sorted({*OBJECTIVES, *(point.name for point in entry_points(group=GROUP))})
 
 
-def build_objective(name: str, backbone: nn.Module, *, in_chans: int = 3, image_size: int = 32, **args: Any) -> Any:
+def find_objective(name: str) -> type[Objective]:
+    """Returns the class of an objective; ours come before those of other packages.
+
+    Raises:
+        InputError: The name is unknown, or the package that offers it does not give an `Objective`.
+    """
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    for point in entry_points(group=GROUP, name=name):
+        return _load(point)
+    raise InputError(f"objective {name!r} is unknown: use one of {', '.join(list_objectives())}")
+
+
+def build_objective(
+    name: str, backbone: nn.Module, *, in_chans: int | None = None, image_size: int | None = None, **args: Any
+) -> Objective:
     """Wraps a backbone in a self-supervised objective.
 
     Args:
         name: One of `list_objectives()`.
         backbone: A module with timm's `forward_features` and `forward_head`.
-        in_chans: Channels of the images, for measuring the width of the features.
-        image_size: Height and width of the images, for the same.
+        in_chans: Channels of the images; None for those of the backbone's first convolution.
+        image_size: Height and width of the images; None for what the backbone was built for, else what its
+            `pretrained_cfg` says.
         **args: Settings of the objective.
 
-    Returns:
-        An `nn.Module` that is an `Objective`.
-
     Raises:
-        InputError: The name or a setting is unknown.
+        InputError: The name or a setting is unknown, or the objective cannot train this backbone on such images.
     """
-    if name not in OBJECTIVES:
-        raise InputError(f"objective {name!r} is unknown: use one of {', '.join(list_objectives())}")
+    objective = find_objective(name)
+    if not all(callable(getattr(backbone, method, None)) for method in ("forward_features", "forward_head")):
+        raise InputError(
+            f"objective {name!r} needs a backbone with timm's forward_features and forward_head, got a "
+            f"{type(backbone).__name__}: make it with timm.create_model, or give it the two methods"
+        )
+    objective.check_backbone(backbone)
+    width = _measure(
+        name,
+        backbone,
+        _channels(backbone) if in_chans is None else in_chans,
+        _image_size(backbone) if image_size is None else image_size,
+    )
     try:
-        return OBJECTIVES[name](backbone, measure_width(backbone, in_chans, image_size), **args)
-    except TypeError as error:
+        return objective(backbone, width, **args)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
         raise InputError(f"objective {name!r} does not take these settings {args}: {error}") from error
 
 
-@torch.no_grad()
-def measure_width(backbone: nn.Module, in_chans: int, image_size: int) -> int:
-    """Returns the width of a backbone's pre-logits, by a dry forward pass in eval mode."""
-    training = backbone.training
-    images = next(backbone.parameters()).new_zeros(1, in_chans, image_size, image_size)
-    width = pre_logits(backbone.eval(), images).shape[1]
-    backbone.train(training)
-    return width
+def _load(point: EntryPoint) -> type[Objective]:
+    package = point.dist.name if point.dist else point.value
+    try:
+        found = point.load()
+    # Whatever another package raises when it is imported, its name is what helps.
+    except Exception as error:
+        raise InputError(
+            f"objective {point.name!r} of the package {package} cannot be imported ({point.value}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise InputError(
+            f"objective {point.name!r} of the package {package} must be a subclass of ssdd_hub.objective.Objective, "
+            f"got {found!r} ({point.value})"
+        )
+    return found
+
+
+def _measure(name: str, backbone: nn.Module, in_chans: int, image_size: int) -> int:
+    try:
+        return measure_width(backbone, in_chans, image_size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"objective {name!r} got a {type(backbone).__name__} that does not take images of {in_chans} channels and "
+            f"{image_size} pixels ({error}): build it for them, or give in_chans and image_size"
+        ) from error
+
+
+def _channels(backbone: nn.Module) -> int:
+    # timm's `pretrained_cfg` goes on saying 3 when a model is built for other images.
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
+
+
+def _image_size(backbone: nn.Module) -> int:
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    if size is None:
+        size = (getattr(backbone, "pretrained_cfg", None) or {}).get("input_size", (None,))[1:]
+    if not size:
+        raise InputError(
+            f"a {type(backbone).__name__} does not say for which images it was built: give in_chans and image_size"
+        )
+    return int(size[-1])

@@ -1,54 +1,46 @@
 """Self-supervised training of a backbone on the source images: how a teacher is made."""
 
 import math
-import random
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ssdd_hub.backbones import input_args
 from ssdd_hub.checkpoint import Checkpoints
 from ssdd_hub.errors import InputError, require
-from ssdd_hub.objectives import Views, build_objective
+from ssdd_hub.knn import Watch
+from ssdd_hub.objectives import build_objective
+from ssdd_hub.optimizers import OPTIMIZERS, build_optimizer
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.run_folder import RunLog
-from ssdd_hub.streams import derive_seed, draw_batch, seeded
-from ssdd_hub.teacher import create_backbone
-
-
-def new_backbone(name: str, in_chans: int, image_size: int, seed: int, **model_args: Any) -> nn.Module:
-    """Builds an untrained timm backbone for images of a size; its first weights are a function of the seed.
-
-    Raises:
-        InputError: timm does not know the name or an argument.
-    """
-    with seeded(seed, "backbone"):
-        return create_backbone(name, pretrained=False, **{**input_args(name, in_chans, image_size), **model_args})
+from ssdd_hub.streams import seeded
+from ssdd_hub.view_batches import DeviceViewBatches, ViewBatches
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """How the teacher is trained; the optimiser's defaults are those of lightly's CIFAR-10 benchmark at batch 128.
+    """How the teacher is trained.
 
     Attributes:
         objective: A name of `list_objectives()`.
         objective_args: Settings of the objective, such as `output_dim`.
         view_args: Settings of its transform, such as `min_scale` or `hf_prob`.
+        views: `workers`: lightly's transforms, in CPU processes. `device`: the same transforms on whole batches where
+            the network is (needs kornia), for devices that CPU processes cannot feed.
         epochs: Passes over the source images.
         max_steps: Steps at most, for trials; None for whole epochs.
-        batch_size: Images per step, two views each.
-        learning_rate: SGD's highest; cosine decay to 0 after a linear warm-up.
+        batch_size: Images per step, over all processes.
+        optimizer: `sgd`, `adamw`, `lars`, or `auto`: what the objective is usually trained with.
+        learning_rate: The highest; cosine decay to 0 after a linear warm-up. None scales with the batch: 0.06 per 128
+            images for SGD, 5e-4 per 256 for AdamW, 0.2 per 256 for LARS.
         warmup: Share of all steps spent in the warm-up.
-        momentum: SGD's.
-        weight_decay: SGD's.
+        weight_decay: None takes 5e-4 for SGD, 0.05 for AdamW, 1.5e-6 for LARS.
+        max_grad_norm: Gradients are scaled down to this norm; None leaves them.
         workers: Processes that make views; the views do not depend on it.
         checkpoint_every: Steps between checkpoints.
     """
@@ -56,90 +48,63 @@ class PretrainSettings:
     objective: str = "barlow_twins"
     objective_args: dict[str, Any] = field(default_factory=dict)
     view_args: dict[str, Any] = field(default_factory=dict)
+    views: str = "workers"
     epochs: int = 200
     max_steps: int | None = None
     batch_size: int = 128
-    learning_rate: float = 0.06
+    optimizer: str = "auto"
+    learning_rate: float | None = None
     warmup: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
     workers: int = 2
     checkpoint_every: int = 2000
 
     def __post_init__(self) -> None:
         require(
+            (self.views in ("workers", "device"), f"pretrain.views must be workers or device, got {self.views!r}"),
             (self.epochs >= 1, f"pretrain.epochs must be at least 1, got {self.epochs}"),
             (
                 self.max_steps is None or self.max_steps >= 1,
                 f"pretrain.max_steps must be at least 1, got {self.max_steps}",
             ),
             (self.batch_size >= 2, f"pretrain.batch_size must be at least 2, got {self.batch_size}"),
-            (self.learning_rate > 0, f"pretrain.learning_rate must be above 0, got {self.learning_rate}"),
+            (
+                self.optimizer in ("auto", *OPTIMIZERS),
+                f"pretrain.optimizer must be auto, {', '.join(OPTIMIZERS)}, got {self.optimizer!r}",
+            ),
+            (
+                self.learning_rate is None or self.learning_rate > 0,
+                f"pretrain.learning_rate must be above 0, got {self.learning_rate}",
+            ),
             (0 <= self.warmup < 1, f"pretrain.warmup must be in [0, 1), got {self.warmup}"),
-            (0 <= self.momentum < 1, f"pretrain.momentum must be in [0, 1), got {self.momentum}"),
-            (self.weight_decay >= 0, f"pretrain.weight_decay must be at least 0, got {self.weight_decay}"),
+            (
+                self.weight_decay is None or self.weight_decay >= 0,
+                f"pretrain.weight_decay must be at least 0, got {self.weight_decay}",
+            ),
+            (
+                self.max_grad_norm is None or self.max_grad_norm > 0,
+                f"pretrain.max_grad_norm must be above 0, got {self.max_grad_norm}",
+            ),
             (self.workers >= 0, f"pretrain.workers must be at least 0, got {self.workers}"),
             (self.checkpoint_every >= 1, f"pretrain.checkpoint_every must be at least 1, got {self.checkpoint_every}"),
         )
 
 
-class ViewBatches(Dataset[list[Tensor]]):
-    """Batch `step` of views, a pure function of `(seed, step)`, whichever worker makes it.
-
-    Args:
-        pixels: `(N, C, H, W)`, uint8, on the CPU.
-        views: Maps a PIL image to its views.
-        batch_size: Images per batch.
-        seed: Seed of the run.
-    """
-
-    def __init__(self, pixels: Tensor, views: Views, batch_size: int, seed: int) -> None:
-        self.pixels = pixels
-        self.views = views
-        self.batch_size = batch_size
-        self.seed = seed
-
-    def __getitem__(self, step: int) -> list[Tensor]:
-        """Returns one tensor `(batch_size, C, H, W)` per view."""
-        indices = draw_batch(len(self.pixels), self.batch_size, self.seed, "pretrain batch", step)
-        with _everything_seeded(self.seed, step):
-            views = [self.views(_as_pil(self.pixels[index])) for index in indices]
-        return [torch.stack(list(same)) for same in zip(*views, strict=True)]
-
-
-@contextmanager
-def _everything_seeded(seed: int, step: int) -> Iterator[None]:
-    """Seeds each global generator that lightly's transforms draw from, and puts it back."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    random.seed(derive_seed(seed, "views", step))
-    np.random.seed(derive_seed(seed, "views", step) % 2**32)
-    try:
-        with seeded(seed, "views", step):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-
-
-def _as_pil(pixels: Tensor) -> Image.Image:
-    array = pixels.permute(1, 2, 0).numpy()
-    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-
-
 class Pretraining:
-    """The self-supervised training of a backbone, in place.
+    """The self-supervised training of a backbone, in place, on every process of an accelerator.
 
     Args:
         backbone: A timm model, freshly built.
         pixels: Source images, `(N, C, H, W)`, uint8.
         pixel_space: The space in which the backbone sees them.
         settings: See `PretrainSettings`.
-        seed: Seed of heads, order and views.
-        device: Where to train.
-        autocast: Returns the context of the forward pass, such as `accelerator.autocast`.
+        seed: Seed of heads, order, views and whatever else the objective draws.
+        accelerator: Names the device, the processes and the precision.
 
     Raises:
-        InputError: The objective or one of its settings is unknown.
+        InputError: The objective or one of its settings is unknown, it cannot train this backbone, or the batch cannot
+            be shared out.
     """
 
     def __init__(
@@ -150,38 +115,60 @@ class Pretraining:
         settings: PretrainSettings,
         *,
         seed: int,
-        device: torch.device | str = "cpu",
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        accelerator: Accelerator,
     ) -> None:
         channels, size = pixels.shape[1], pixels.shape[-1]
         with seeded(seed, "objective"):
-            self.objective = build_objective(
+            objective = build_objective(
                 settings.objective, backbone, in_chans=channels, image_size=size, **settings.objective_args
             )
-        # Convolutions, pooling and their gradients are quicker on the CPU in this layout.
-        self.objective.to(device, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(
-            self.objective.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
+        _check_batch(settings, objective.min_batch, accelerator.num_processes)
+        # Convolutions, pooling and their gradients are quicker in this layout.
+        self.objective = objective.to(accelerator.device).to(memory_format=torch.channels_last)
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)  # type: ignore[no-untyped-call]
+        kind = self.objective.optimizer if settings.optimizer == "auto" else settings.optimizer
+        self.optimizer = build_optimizer(
+            self.objective, kind, settings.batch_size, settings.learning_rate, settings.weight_decay
         )
-        views = self.objective.build_views(size, pixel_space, **settings.view_args)
-        self.batches = ViewBatches(pixels, views, settings.batch_size, seed)
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.batches = self._build_batches(pixels, pixel_space, settings, seed, accelerator)
         self.settings = settings
-        self.device = device
-        self.autocast = autocast
+        self.seed = seed
+        self.accelerator = accelerator
         self.steps_per_epoch = math.ceil(len(pixels) / settings.batch_size)
-        self.num_steps = settings.epochs * self.steps_per_epoch
-        if settings.max_steps is not None:
-            self.num_steps = min(self.num_steps, settings.max_steps)
+        steps = settings.epochs * self.steps_per_epoch
+        self.num_steps = min(steps, settings.max_steps or steps)
+        # Losses since the last record, on the device: reading each would make the host wait for it.
+        self._losses = torch.zeros(2, device=accelerator.device)
 
-    def run(self, checkpoints: Checkpoints | None = None, log: RunLog | None = None, progress: bool = True) -> None:
+    def _build_batches(
+        self,
+        pixels: Tensor,
+        pixel_space: PixelSpace,
+        settings: PretrainSettings,
+        seed: int,
+        accelerator: Accelerator,
+    ) -> ViewBatches:
+        views = self.objective.build_views(pixels.shape[-1], pixel_space, **settings.view_args)
+        arguments = (pixels, views, settings.batch_size, seed, accelerator.process_index, accelerator.num_processes)
+        if settings.views == "device":
+            return DeviceViewBatches(*arguments, device=accelerator.device)
+        return ViewBatches(*arguments)
+
+    def run(
+        self,
+        checkpoints: Checkpoints | None = None,
+        log: RunLog | None = None,
+        watch: Watch | None = None,
+        progress: bool = True,
+    ) -> None:
         """Trains to the end, from the newest checkpoint on.
 
         Args:
-            checkpoints: Where state is kept; None keeps none.
-            log: Gets a record at the end of each epoch and of the training.
+            checkpoints: Where state is kept, by the main process; None keeps none.
+            log: Gets a record of the mean loss at the end of each epoch and of the training, and of what is watched.
+            watch: Scores the backbone before, during and after the training, on the main process.
             progress: Show a progress bar.
 
         Raises:
@@ -189,48 +176,83 @@ class Pretraining:
         """
         first = self._resume(checkpoints)
         if log:
-            log.rewind("teacher", first)
-        loader = DataLoader(
-            self.batches, batch_size=None, sampler=range(first, self.num_steps), num_workers=self.settings.workers
-        )
+            log.rewind("teacher", first or -1)
+            if watch and first == 0 and self.accelerator.is_main_process:
+                log.write([{"stage": "teacher", "step": 0, **watch(self.objective.backbone)}])
         self.objective.train()
-        with leave_cores_to(self.settings.workers):
-            self._loop(loader, first, checkpoints, log, progress)
+        model = self.accelerator.prepare_model(self.objective)
+        steps = range(first, self.num_steps)
+        on_cpu = self.accelerator.device.type == "cpu"
+        with leave_cores_to(self.settings.workers) if on_cpu else nullcontext():
+            batches = self.batches.load(steps, self.settings.workers, pin_memory=not on_cpu)
+            bar = tqdm(batches, "teacher", initial=first, total=self.num_steps, unit="step", disable=not progress)
+            for step, views in enumerate(bar):
+                self._step(model, first + step, views)
+                self._after_step(first + step + 1, checkpoints, log, watch, bar)
+        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
         self.objective.to(memory_format=torch.contiguous_format)
 
-    def _loop(
-        self,
-        loader: DataLoader[list[Tensor]],
-        first: int,
-        checkpoints: Checkpoints | None,
-        log: RunLog | None,
-        progress: bool,
-    ) -> None:
-        bar = tqdm(loader, desc="teacher", unit="step", initial=first, total=self.num_steps, disable=not progress)
-        for step, views in enumerate(bar, start=first + 1):
-            loss = self._step(step - 1, views)
-            if step % self.steps_per_epoch == 0 or step == self.num_steps:
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise InputError(f"the teacher's loss is {value} at step {step}: lower --pretrain.learning-rate")
-                bar.set_postfix(loss=f"{value:.4g}")
-                if log:
-                    log.write([{"stage": "teacher", "step": step, "loss": value}])
-            if checkpoints and step % self.settings.checkpoint_every == 0:
-                checkpoints.save(step, self._state(step))
-
-    def _step(self, step: int, views: list[Tensor]) -> Tensor:
+    def _step(self, model: nn.Module, step: int, views: list[Tensor]) -> None:
         share = _schedule(step, self.num_steps, self.settings.warmup)
-        self.optimizer.param_groups[0]["lr"] = self.settings.learning_rate * share
-        with self.autocast():
-            loss: Tensor = self.objective([view.to(self.device, non_blocking=True) for view in views])
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * share
+        self.objective.schedule(step, self.steps_per_epoch, self.num_steps)
+        # Masks, shuffles and dropped paths are drawn from global generators.
+        with seeded(self.seed, "objective step", step, self.accelerator.process_index):
+            loss = model([self._to_device(view) for view in views])
+            self.optimizer.zero_grad()
+            self.accelerator.backward(loss)
+        self.objective.after_backward()
+        if self.settings.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.max_grad_norm)
         self.optimizer.step()
-        return loss.detach()
+        self._losses += torch.stack([loss.detach().float(), torch.ones_like(self._losses[0])])
+
+    def _to_device(self, view: Tensor) -> Tensor:
+        return view.to(self.accelerator.device, non_blocking=True, memory_format=torch.channels_last)
+
+    def _after_step(
+        self, step: int, checkpoints: Checkpoints | None, log: RunLog | None, watch: Watch | None, bar: Any
+    ) -> None:
+        ended, saved = step == self.num_steps, step % self.settings.checkpoint_every == 0
+        epoch, within = divmod(step, self.steps_per_epoch)
+        recorded = ended or within == 0
+        if not (recorded or ended or saved):
+            return
+        mean_loss = self._mean_loss(step)
+        main = self.accelerator.is_main_process
+        if recorded:
+            bar.set_postfix(loss=f"{mean_loss:.4g}")
+            self._losses.zero_()
+        if recorded:
+            self.accelerator.log({"teacher/loss": mean_loss}, step)
+        if recorded and log and main:
+            watched = watch and (ended or watch.settings.every and epoch % watch.settings.every == 0)
+            scores = watch(self.objective.backbone) if watch and watched else {}
+            log.write([{"stage": "teacher", "step": step, "loss": mean_loss, **scores}])
+        if checkpoints and main and (saved or ended):
+            checkpoints.save(step, self._state(step))
+
+    def _mean_loss(self, step: int) -> float:
+        """Returns the mean over steps and processes; a state that has diverged is never saved."""
+        # Shared by all processes, so that a checkpoint of the main one is right for each.
+        self._losses = self.accelerator.reduce(self._losses, "mean")
+        total, count = self._losses.tolist()
+        if not math.isfinite(total):
+            raise InputError(
+                f"the teacher's loss is {total} by step {step}: choose a lower --pretrain.learning-rate or a longer "
+                "--pretrain.warmup, and another --output"
+            )
+        return float(total / count)
 
     def _state(self, step: int) -> dict[str, Any]:
-        return {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict(), "step": step}
+        return {
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "losses": self._losses,
+            "step": step,
+        }
 
     def _resume(self, checkpoints: Checkpoints | None) -> int:
         saved = checkpoints.load_newest() if checkpoints else None
@@ -238,7 +260,17 @@ class Pretraining:
             return 0
         self.objective.load_state_dict(saved["objective"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        self._losses.copy_(saved["losses"])
         return int(saved["step"])
+
+
+def _check_batch(settings: PretrainSettings, smallest: int, processes: int) -> None:
+    share, rest = divmod(settings.batch_size, processes)
+    if rest or share < smallest:
+        raise InputError(
+            f"--pretrain.batch-size must give each of {processes} process(es) the same number of images, at least "
+            f"{smallest} for {settings.objective}; got {settings.batch_size}"
+        )
 
 
 @contextmanager

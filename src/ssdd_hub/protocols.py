@@ -15,6 +15,7 @@ from ssdd_hub.backbones import pre_logits
 from ssdd_hub.images import ImageBank
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.streams import generator
+from ssdd_hub.targets import Targets
 
 Pair = tuple[Tensor, Tensor]
 
@@ -25,7 +26,7 @@ class RealData:
 
     Attributes:
         source: The source images: labelled images and random references are drawn from them.
-        targets: Their targets, `(N, D)`, float32.
+        targets: Their targets, `(N, D)`, float32, in memory or read when they are needed.
         heldout: Images that neither teacher nor distiller has seen.
         heldout_targets: Their targets, `(n, D)`, float32.
         pixel_space: The space in which students see real images.
@@ -33,7 +34,7 @@ class RealData:
     """
 
     source: ImageBank
-    targets: Tensor
+    targets: Targets | Tensor
     heldout: ImageBank
     heldout_targets: Tensor
     pixel_space: PixelSpace

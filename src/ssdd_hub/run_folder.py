@@ -23,39 +23,62 @@ FREE = (
     "data.memory_budget_gb",
     "targets.refresh",
     "pretrain.checkpoint_every",
+    "pretrain.workers",
+    "watch",
 )
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """Where a run keeps things, and how often.
+class LaunchSettings:
+    """How the processes of a run compute.
 
     Attributes:
-        checkpoint_every: Outer steps between checkpoints.
-        log_every: Outer steps between writes of the log, which holds every step.
-        cache: Folder of cached teacher features; `features/` of the run folder when not given.
         mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
         trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
     """
 
-    checkpoint_every: int = 1000
-    log_every: int = 50
-    cache: str | None = None
     mixed_precision: str = "no"
     threads: int | None = None
     trackers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        require(
-            (self.checkpoint_every >= 1, f"run.checkpoint_every must be at least 1, got {self.checkpoint_every}"),
-            (self.log_every >= 1, f"run.log_every must be at least 1, got {self.log_every}"),
+        require(*self._checks())
+
+    def _checks(self) -> tuple[tuple[bool, str], ...]:
+        return (
             (self.threads is None or self.threads >= 1, f"run.threads must be at least 1, got {self.threads}"),
             (
                 self.mixed_precision in ("no", "bf16"),
                 f"run.mixed_precision must be no or bf16, got {self.mixed_precision!r}",
             ),
+        )
+
+
+@dataclass(frozen=True)
+class RunSettings(LaunchSettings):
+    """How the processes of a distillation compute, and how often they save.
+
+    Attributes:
+        mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision.
+        threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
+            `accelerate launch` would leave each process with one.
+        trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+        checkpoint_every: Outer steps between checkpoints.
+        log_every: Outer steps between writes of the log, which holds every step.
+        cache: Folder of cached teacher features; `features/` of the run folder when not given.
+    """
+
+    checkpoint_every: int = 1000
+    log_every: int = 50
+    cache: str | None = None
+
+    def _checks(self) -> tuple[tuple[bool, str], ...]:
+        return (
+            (self.checkpoint_every >= 1, f"run.checkpoint_every must be at least 1, got {self.checkpoint_every}"),
+            (self.log_every >= 1, f"run.log_every must be at least 1, got {self.log_every}"),
+            *super()._checks(),
         )
 
 

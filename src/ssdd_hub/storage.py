@@ -29,6 +29,7 @@ PARQUET_FILE = "data/train-00000-of-00001.parquet"
 PARQUET_GLOB = "data/train-*.parquet"
 PREVIEW_FILE = "preview.png"
 CARD_FILE = "README.md"
+TRANSFORM_FILE = "target_transform.safetensors"
 
 # Name of a tensor: its column and the type of its values.
 _COLUMNS = {
@@ -38,7 +39,7 @@ _COLUMNS = {
 }
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
 _MEND = "fetch or make the set again"
-_OWN_ENTRIES = {METADATA_FILE, CARD_FILE, PREVIEW_FILE, "data"}
+_OWN_ENTRIES = {METADATA_FILE, CARD_FILE, PREVIEW_FILE, TRANSFORM_FILE, "data"}
 
 
 @dataclass(frozen=True)

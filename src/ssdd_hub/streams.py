@@ -8,6 +8,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 
@@ -54,6 +55,11 @@ def draw_batch(num_items: int, batch_size: int, seed: int, purpose: str, step: i
     """
     start, stop = step * batch_size, (step + 1) * batch_size
     epochs = range(start // num_items, (stop - 1) // num_items + 1)
-    shuffled = torch.cat([torch.randperm(num_items, generator=generator(seed, purpose, epoch)) for epoch in epochs])
-    offset = epochs[0] * num_items
-    return shuffled[start - offset : stop - offset]
+    shuffles = ((epoch * num_items, _shuffle(num_items, seed, purpose, epoch)) for epoch in epochs)
+    return torch.cat([shuffle[max(0, start - first) : stop - first] for first, shuffle in shuffles])
+
+
+# The batches of an epoch share its shuffle, which takes milliseconds for a million items.
+@lru_cache(maxsize=4)
+def _shuffle(num_items: int, seed: int, purpose: str, epoch: int) -> torch.Tensor:
+    return torch.randperm(num_items, generator=generator(seed, purpose, epoch))

@@ -1,45 +1,43 @@
-"""Teacher features of all real images, computed once, cached by what they depend on, and transformed."""
+"""Targets: a teacher's features of real images, transformed."""
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from ssdd_hub.augment import crop_flip, draw_views
-from ssdd_hub.checkpoint import atomic_path
 from ssdd_hub.errors import require
-from ssdd_hub.images import ImageBank
-from ssdd_hub.streams import generator
-from ssdd_hub.teacher import Teacher
+from ssdd_hub.feature_bank import FeatureBank
+from ssdd_hub.features import DTYPES, FeatureCache, fixed_views
+from ssdd_hub.target_transform import PROJECTIONS, TRANSFORMS, TargetTransform
 
-TRANSFORMS = ("none", "centre", "standardise", "standardise-each")
+__all__ = ["FeatureCache", "TargetSettings", "TargetTransform", "Targets", "fixed_views"]
 
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """How the teacher's features become targets.
+    """How the teacher's features are computed and become targets.
 
     Attributes:
         transform: `none`; `centre`: subtract the mean of each dimension; `standardise`: also divide by the overall
-            std; `standardise-each`: divide each dimension by its own std instead.
+            std; `standardise-each`: divide each dimension by its own std instead; `pca`: project on the `dim`
+            principal directions; `whiten`: also divide each of these by its std.
+        dim: Width `D'` of the targets of `pca` and `whiten`. None for all directions, or for `whiten` all that have
+            variance.
         views: `0`: features of the images as they are, or of each freshly augmented batch. `K`: of `K` fixed
             augmented views of each image, computed once.
         batch_size: Images per forward pass of the teacher.
+        shard_size: Images whose features make one file; what an interrupted pass has to compute again at most.
+        dtype: How features are stored: `teacher`, as the teacher computes them, or rounded to `float16` or `bfloat16`.
         refresh: Compute again although cached features are there.
     """
 
     transform: str = "none"
+    dim: int | None = None
     views: int = 0
     batch_size: int = 256
+    shard_size: int = 8192
+    dtype: str = "teacher"
     refresh: bool = False
 
     def __post_init__(self) -> None:
@@ -48,144 +46,53 @@ class TargetSettings:
                 self.transform in TRANSFORMS,
                 f"targets.transform must be one of {', '.join(TRANSFORMS)}, got {self.transform!r}",
             ),
+            (
+                self.dim is None or self.transform in PROJECTIONS,
+                f"targets.dim is for --targets.transform {' or '.join(PROJECTIONS)}, got {self.transform!r}",
+            ),
+            (self.dim is None or self.dim >= 1, f"targets.dim must be at least 1, got {self.dim}"),
             (self.views >= 0, f"targets.views must be at least 0, got {self.views}"),
             (self.batch_size >= 1, f"targets.batch_size must be at least 1, got {self.batch_size}"),
+            (self.shard_size >= 1, f"targets.shard_size must be at least 1, got {self.shard_size}"),
+            (self.dtype in DTYPES, f"targets.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}"),
         )
 
+    def computing(self) -> dict[str, Any]:
+        """Returns the settings that a `FeatureCache` takes."""
+        names = ("batch_size", "shard_size", "dtype", "refresh")
+        return {name: getattr(self, name) for name in names}
 
-@dataclass(frozen=True)
-class TargetTransform:
-    """An affine map of teacher features to targets, `(features - mean) / scale`; recorded, so that users can map back.
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Targets `(N, D')` of all images, of which only those asked for are read and transformed.
 
     Attributes:
-        kind: One of `TRANSFORMS`.
-        mean: `(D,)`.
-        scale: `(D,)`, above 0.
+        features: `(N, D)`, on the disk or in memory.
+        transform: Makes targets of them.
+        dtype: Type of the targets, in which they are computed too.
     """
 
-    kind: str
-    mean: Tensor
-    scale: Tensor
+    features: FeatureBank | Tensor
+    transform: TargetTransform
+    dtype: torch.dtype = torch.float32
+    _ready: TargetTransform = field(init=False, repr=False)
 
-    @classmethod
-    def fit(cls, kind: str, features: Tensor) -> "TargetTransform":
-        """Measures the transform on features `(n, D)`."""
-        exact = features.to(torch.float64)
-        mean, scale = torch.zeros_like(exact[0]), torch.ones_like(exact[0])
-        if kind != "none":
-            mean = exact.mean(0)
-        if kind == "standardise":
-            scale = scale * (exact - mean).square().mean().sqrt()
-        elif kind == "standardise-each":
-            scale = (exact - mean).square().mean(0).sqrt()
-        # A constant dimension has no scale of its own.
-        scale = torch.where(scale > 1e-12, scale, torch.ones_like(scale))
-        return cls(kind, mean, scale)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ready", self.transform.to("cpu", self.dtype))
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """Maps teacher features `(..., D)` to targets."""
-        return (features - self.mean.to(features)) / self.scale.to(features)
+    def __len__(self) -> int:
+        return len(self.features)
 
-    def describe(self) -> dict[str, Any]:
-        """Returns the JSON form: kind, mean and scale."""
-        if self.kind == "none":
-            return {"kind": self.kind}
-        return {"kind": self.kind, "mean": self.mean.tolist(), "scale": self.scale.tolist()}
+    @property
+    def width(self) -> int:
+        """Width `D'`."""
+        return self.transform.width
 
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        """Returns the targets of some images, `(n, D')`, on the CPU.
 
-def fixed_views(num_images: int, view: int, seed: int) -> Tensor:
-    """Returns the crop and flip of each image in one of the `K` fixed views: `(N, 3)`, as `draw_views` gives them."""
-    return draw_views(num_images, generator(seed, "fixed view", view))
-
-
-@torch.no_grad()
-def compute_features(
-    teacher: Teacher, pixels: Tensor, accelerator: Accelerator, *, batch_size: int, views: Tensor | None = None
-) -> Tensor:
-    """Runs the teacher over all images, chunks shared out over the processes.
-
-    The chunks are the same for any number of processes, so that the features are too.
-
-    Args:
-        teacher: On `accelerator.device`.
-        pixels: `(N, C, H, W)`, uint8.
-        accelerator: Names the device and the processes.
-        batch_size: Images per chunk.
-        views: Crop and flip of each image, `(N, 3)`, or None for the images as they are.
-
-    Returns:
-        `(N, D)` on the CPU, in the dtype of the teacher, the same on every process.
-    """
-    dtype = next(teacher.parameters()).dtype
-    starts = range(0, len(pixels), batch_size)
-    mine: dict[int, Tensor] = {}
-    for start in tqdm(
-        starts[accelerator.process_index :: accelerator.num_processes],
-        desc="targets",
-        unit="batch",
-        disable=len(starts) < 50 or not accelerator.is_main_process,
-    ):
-        part = pixels[start : start + batch_size].to(accelerator.device, dtype) / 255
-        if views is not None:
-            part = crop_flip(part, views[start : start + batch_size])
-        mine[start] = teacher(part).cpu()
-    merged = {start: part for share in gather_object([mine]) for start, part in share.items()}
-    return torch.cat([merged[start] for start in starts])
-
-
-class FeatureCache:
-    """A teacher's features of whole image banks, computed once and kept on disk.
-
-    A file's name is the hash of all that its content depends on: the images, the teacher's weights, size and pixel
-    space, the type, the views.
-
-    Args:
-        teacher: On `accelerator.device`.
-        accelerator: See `compute_features`.
-        folder: Where the files are.
-        batch_size: Images per forward pass.
-        refresh: Compute again although a file is there.
-    """
-
-    def __init__(
-        self,
-        teacher: Teacher,
-        accelerator: Accelerator,
-        folder: Path,
-        *,
-        batch_size: int = 256,
-        refresh: bool = False,
-    ) -> None:
-        self.teacher = teacher
-        self.accelerator = accelerator
-        self.folder = folder
-        self.batch_size = batch_size
-        self.refresh = refresh
-        facts = teacher.describe()
-        self._key = {name: facts[name] for name in ("weights_sha256", "input_size", "pixel_space")}
-        self._key["dtype"] = str(next(teacher.parameters()).dtype)
-
-    def features(self, bank: ImageBank) -> Tensor:
-        """Returns the features of the images as they are: `(N, D)`, on the CPU."""
-        return self._load_or_compute({"images": bank.fingerprint}, lambda: self._compute(bank, None))
-
-    def view_features(self, bank: ImageBank, num_views: int, seed: int) -> Tensor:
-        """Returns the features of `K` fixed augmented views of each image: `(K, N, D)`, on the CPU."""
-        crops = (fixed_views(len(bank), view, seed) for view in range(num_views))
-        key = {"images": bank.fingerprint, "views": num_views, "seed": seed}
-        return self._load_or_compute(key, lambda: torch.stack([self._compute(bank, views) for views in crops]))
-
-    def _compute(self, bank: ImageBank, views: Tensor | None) -> Tensor:
-        return compute_features(self.teacher, bank.pixels, self.accelerator, batch_size=self.batch_size, views=views)
-
-    def _load_or_compute(self, key: dict[str, Any], compute: Callable[[], Tensor]) -> Tensor:
-        text = json.dumps({**self._key, **key}, sort_keys=True)
-        path = self.folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
-        # Every process must decide alike, or some would wait for the others' shares for ever.
-        if all(gather_object([path.exists() and not self.refresh])):
-            return load_file(path)["features"]
-        features = compute()
-        if self.accelerator.is_main_process:
-            with atomic_path(path) as temporary:
-                save_file({"features": features.contiguous()}, temporary)
-        return features
+        Args:
+            rows: Indices `(n,)` in `[0, N)`, which may repeat, or a slice.
+        """
+        return self._ready(self.features[rows].to("cpu", self.dtype))

@@ -145,11 +145,19 @@ def test_a_ready_made_teacher_and_fixed_views_and_raw_pixels_work(finished, tmp_
     overrides = ["--teacher.backbone", backbone, "--teacher.pretrained", "--teacher.model-args", "{}"]
     overrides += ["--distiller.augment", "true", "--targets.views", "2", "--distiller.pixel-space", "raw"]
     overrides += ["--pool.renewal", "never-train", "--distiller.micro-batch", "7"]
+    overrides += ["--targets.transform", "pca", "--targets.dim", "7", "--targets.dtype", "float16"]
     launch(tmp_path / "run", *overrides, launcher=())
     distilled = DistilledSet.load(tmp_path / "run" / "distilled")
     assert distilled.pixel_space.mean == (0.0,)
     assert distilled.provenance["student_pixel_space"]["mean"][0] > 0.2
-    assert len(list((tmp_path / "run" / "features").iterdir())) == 3
+    # The source images, the held-out ones, and two views.
+    assert len(list((tmp_path / "run" / "features").iterdir())) == 4
+    width = build_teacher(backbone).feature_dim
+    assert distilled.targets.shape == (20, 7)
+    assert distilled.target_transform.inverse(distilled.targets).shape == (20, width)
+    assert distilled.provenance["target_transform"]["dim"] == 7
+    recorded = distilled.provenance["target_features"]
+    assert recorded["dtype"] == "float16" and 1e-5 < recorded["rounding_error"] < 2**-11
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.pool import PoolSettings, StudentPool
 from ssdd_hub.protocols import RealData
 from ssdd_hub.students import ConvNet
-from ssdd_hub.targets import FeatureCache, TargetTransform
+from ssdd_hub.targets import FeatureCache, Targets, TargetTransform
 from ssdd_hub.teacher import Teacher
 
 NUM_IMAGES, STEPS = 5, 10
@@ -34,10 +34,12 @@ def distil(accelerator, folder, precision, augmented):
     bank, space = make_bank(33, 0), PixelSpace((0.5,), (0.25,))
     torch.manual_seed(0)
     teacher = Teacher(ConvNet((6, 8), "batch", 1, 8, 0), space, 8, "tiny").to(dtype)
-    cache = FeatureCache(teacher, accelerator, folder / f"features-{precision}-{augmented}", batch_size=4)
+    cache = FeatureCache(
+        teacher, accelerator, folder / f"features-{precision}-{augmented}", batch_size=4, shard_size=8
+    )
     features = cache.features(bank)
     transform = TargetTransform.fit("standardise", features)
-    targets = transform(features)
+    targets = Targets(features, transform, dtype)
     # A batch that two processes cannot share evenly.
     common = {"pixels": bank.pixels, "pixel_space": space, "batch_size": 7, "seed": 0, "dtype": dtype}
     batches = (
@@ -46,7 +48,7 @@ def distil(accelerator, folder, precision, augmented):
         else CachedBatches(**common, targets=targets)
     )
     pool = StudentPool(
-        lambda: ConvNet((4, 5), "batch", 1, 8, targets.shape[1]), PoolSettings(size=2, max_age=6), 0, dtype=dtype
+        lambda: ConvNet((4, 5), "batch", 1, 8, targets.width), PoolSettings(size=2, max_age=6), 0, dtype=dtype
     )
     settings = DistillerSettings(
         num_images=NUM_IMAGES, steps=STEPS, batch_size=7, lr_images=1e-2, lr_targets=1e-2, precision=precision
@@ -57,7 +59,7 @@ def distil(accelerator, folder, precision, augmented):
         pass
     losses = [distiller.step()["loss"] for _ in range(STEPS)]
     return {
-        "features": features,
+        "features": features[:],
         "images": distiller.images.detach(),
         "targets": distiller.targets.detach(),
         "losses": torch.stack(losses),

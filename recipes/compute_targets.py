@@ -1,0 +1,68 @@
+"""Computes a teacher's features of a whole dataset, in one pass, whatever its size.
+
+accelerate launch recipes/compute_targets.py --data.name FOLDER --data.streaming --teacher.backbone NAME \
+--teacher.pretrained --output DIR
+
+With --data.streaming the images are read once and in their order, so the dataset may be larger than memory, or stay on
+the Hub. Without it they are those that distill.py reads with the same settings of data and seed, and distill.py with
+--run.cache DIR then finds their features. Started again, a pass goes on where it stopped.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ssdd_hub.command_line import parse_config, to_yaml
+from ssdd_hub.config import ComputeTargetsConfig
+from ssdd_hub.errors import InputError
+from ssdd_hub.features import FeatureCache
+from ssdd_hub.image_stream import ImageStream
+from ssdd_hub.images import ImageBank, load_images
+from ssdd_hub.launch import build_accelerator, report_errors
+from ssdd_hub.teacher import build_teacher
+
+DEFAULT = Path(__file__).parent / "configs" / "compute_targets.yaml"
+
+
+def open_images(config: ComputeTargetsConfig, accelerator: Accelerator) -> ImageBank | ImageStream:
+    """Returns all images of a stream, or the source images of a distillation."""
+    progress = accelerator.is_main_process
+    if config.data.streaming:
+        return ImageStream(config.data, progress)
+    return load_images(config.data, config.seed, progress)[0]
+
+
+@report_errors
+def main() -> None:
+    """Images, teacher, features."""
+    started = time.perf_counter()
+    config = parse_config(ComputeTargetsConfig, DEFAULT, description=__doc__)
+    folder = Path(config.output)
+    accelerator = build_accelerator(config.run, folder)
+    accelerator.print(to_yaml(config))
+    if not config.teacher.ready:
+        raise InputError(
+            "features need a ready-made teacher: pass --teacher.pretrained with a --teacher.backbone of timm, or with "
+            "local-dir:FOLDER of a teacher that recipes/train_teacher.py has trained"
+        )
+
+    images = open_images(config, accelerator)
+    teacher = build_teacher(config.teacher.backbone, **config.teacher.building()).to(accelerator.device)
+    # What does not fit is found here, before anything is written.
+    shape = (images.num_channels, images.image_size, images.image_size)
+    teacher(torch.zeros(1, *shape, device=accelerator.device))
+
+    cache = FeatureCache(teacher, accelerator, folder, **config.targets.computing())
+    views = range(config.targets.views) if config.targets.views else [None]
+    for view in views:
+        features = cache.features(images, view, config.seed)
+        name = "images as they are" if view is None else f"view {view}"
+        accelerator.print(f"{name}: {features}, {len(features.index.skipped)} skipped, in {features.folder}")
+    accelerator.print(f"{time.perf_counter() - started:.0f} s on {accelerator.num_processes} process(es)")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Trains a teacher without labels: any of our objectives, on any timm backbone, watched by nearest neighbours.
+
+accelerate launch recipes/train_teacher.py
+accelerate launch recipes/train_teacher.py --objective vicreg --teacher.backbone resnet50 --data.name FOLDER_OR_HUB_ID
+
+The first runs on scikit-learn's embedded digits. The teacher is saved in timm's own layout, for
+`timm.create_model("local-dir:runs/.../teacher", pretrained=True)` and for
+`recipes/distill.py --teacher.backbone local-dir:runs/.../teacher --teacher.pretrained`.
+Started again, a run goes on where it stopped.
+"""
+
+import time
+from pathlib import Path
+
+from ssdd_hub.command_line import parse_config, to_dict, to_yaml
+from ssdd_hub.config import TrainTeacherConfig
+from ssdd_hub.images import load_images
+from ssdd_hub.knn import Watch
+from ssdd_hub.launch import build_accelerator, report_errors
+from ssdd_hub.machine import describe_machine, describe_versions
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.provenance import describe_training
+from ssdd_hub.run_folder import RunFolder
+from ssdd_hub.teacher_report import knn_records, render_training
+from ssdd_hub.train_teacher import train_teacher
+
+DEFAULT = Path(__file__).parent / "configs" / "teacher.yaml"
+
+
+@report_errors
+def main() -> None:
+    """Images, training, teacher, scores."""
+    started = time.perf_counter()
+    config = parse_config(TrainTeacherConfig, DEFAULT, description=__doc__)
+    accelerator = build_accelerator(config.run, Path(config.output))
+    run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process)
+    # Nothing may appear in the folder while another process still looks at it.
+    accelerator.wait_for_everyone()
+    accelerator.print(to_yaml(config))
+
+    source, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
+    space = PixelSpace.of(source.pixels)
+    provenance = describe_training(to_dict(config), source.source)
+    accelerator.init_trackers("ssdd_hub")
+    teacher = train_teacher(
+        config.teacher,
+        config.pretrain,
+        source,
+        space,
+        run,
+        seed=config.seed,
+        accelerator=accelerator,
+        watch=Watch(source, heldout, space, config.watch, config.seed),
+        provenance=provenance,
+    )
+    if accelerator.is_main_process:
+        log, name = run.log.read(), provenance["source"]["name"]
+        records = knn_records(log, {"source": name, "target": name, "student": config.teacher.backbone})
+        machine = describe_machine(accelerator.device, accelerator.num_processes)
+        facts = {"machine": machine, "versions": describe_versions(), "command": provenance["command"]}
+        run.write_json("scores.json", {"records": records, **facts})
+        render_training(run.path / "pictures" / "training.png", log)
+        for record in records:
+            print(f"kNN accuracy, {record['set']}: {100 * record['mean']:.1f} %")
+        print(
+            f"\nIn {run.path} after {time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB: "
+            f"teacher/ ({teacher.feature_dim} features), scores.json, pictures/training.png"
+        )
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The machine and the packages that a run's figures depend on."""
+
+import os
+import platform
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+PACKAGES = ("ssdd-hub", "torch", "timm", "lightly", "accelerate", "datasets")
+
+
+def count_cpus() -> int:
+    """Returns the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
+    """Returns what the figures of a run depend on besides its settings, and the memory that this process needed."""
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cpus": count_cpus(),
+        "processes": processes,
+        "threads_per_process": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "peak_memory_gib": round(_peak_memory() / 2**30, 2),
+        "peak_device_memory_gib": (
+            round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if device.type == "cuda" else None
+        ),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Returns the versions of this package and of those that its results depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def _peak_memory() -> int:
+    """Returns the most memory, in bytes, that this process has held; 0 where the system does not tell."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    # macOS counts bytes, others kibibytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,159 @@
+"""The model card of a teacher: a function of what its folder records, nothing typed by hand."""
+
+import json
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ssdd_hub.cards import HUB_ID, describe, escape, fence, one_line, rows, score_cells, section, to_yaml
+
+_TAGS = ["self-supervised", "dataset-distillation", "ssdd_hub"]
+# The identifiers of the Hub's documentation of licences; it takes others as `other` with a name.
+_HUB_LICENCES = """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+    lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl
+    openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 gemma unknown other
+""".split()
+_LICENCE_LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license"}
+_READ = {
+    "pre_logits": "what the classifier would read (timm's pre-logits)",
+    "cls": "the class token",
+    "mean": "the mean over patch tokens or the feature map",
+}
+
+
+def render_teacher_card(metadata: Mapping[str, Any], location: str) -> str:
+    """Renders the card of a teacher; what the metadata lacks is left out or said to be unknown.
+
+    Args:
+        metadata: `architecture`, `teacher` (what `Teacher.describe()` gives) and `provenance`.
+        location: Where the card's code loads the teacher from: `owner/name` on the Hub, or the name of the folder.
+
+    Returns:
+        Markdown that opens with the YAML block of the Hub.
+    """
+    teacher, provenance = metadata["teacher"], metadata["provenance"]
+    source, objective = section(provenance, "source"), section(provenance, "objective")
+    card = ModelCard.from_template(
+        ModelCardData(**_card_data(metadata)),
+        template_str=(files("ssdd_hub") / "templates" / "model_card.md").read_text(encoding="utf-8"),
+        title=escape(_title(metadata)),
+        summary=_summary(metadata),
+        timm_code=fence(_timm_code(metadata, location), "python"),
+        code=fence(_code(teacher, location), "python"),
+        pixel_space=describe(teacher["pixel_space"]),
+        interpolation=escape(teacher["interpolation"]),
+        size=f"{teacher['input_size']}x{teacher['input_size']}",
+        features=_READ[teacher["features"]],
+        scores=[score_cells(score) for score in provenance.get("scores") or []],
+        record=_record(provenance),
+        settings=fence(to_yaml(provenance["settings"]), "yaml") if provenance.get("settings") else "",
+        command=fence(str(provenance["command"]), "bash") if provenance.get("command") else "",
+        licences=rows({"this teacher": teacher["license"], "source": source.get("license") or "unknown"}),
+        citation=describe(objective.get("citation")),
+    )
+    return f"{str(card).rstrip()}\n"
+
+
+def describe_licence(name: str) -> dict[str, str]:
+    """Returns a licence as the Hub's YAML wants it: an identifier that it knows, or `other` with name and link."""
+    identifier = one_line(name).lower()
+    if identifier in _HUB_LICENCES:
+        return {"license": identifier}
+    slug = re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-.") or "unnamed"
+    link = _LICENCE_LINKS.get(identifier)
+    return {"license": "other", "license_name": slug, **({"license_link": link} if link else {})}
+
+
+def _card_data(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    provenance, architecture = metadata["provenance"], str(metadata["architecture"])
+    source, objective = section(provenance, "source"), section(provenance, "objective")
+    dataset = str(source.get("name"))
+    # A local folder can look like a Hub id, but it has no revision.
+    on_hub = source.get("revision") and HUB_ID.fullmatch(dataset)
+    base = re.fullmatch(rf"hf[-_]hub:({HUB_ID.pattern})(@.*)?", str(metadata["teacher"]["name"]), re.ASCII)
+    name = one_line(str(objective["name"])) if objective.get("name") else None
+    return {
+        **describe_licence(str(metadata["teacher"]["license"])),
+        # The Hub's own code for timm does not import what registers our networks.
+        "library_name": "ssdd_hub" if _is_ours(architecture) else "timm",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": [*_TAGS, "timm", *([name] if name else [])],
+        "datasets": [dataset] if on_hub else None,
+        "base_model": base[1] if base else None,
+    }
+
+
+def _is_ours(architecture: str) -> bool:
+    return architecture.startswith("ssdd_")
+
+
+def _title(metadata: Mapping[str, Any]) -> str:
+    provenance = metadata["provenance"]
+    objective, source = (section(provenance, part).get("name") for part in ("objective", "source"))
+    trained = f" trained with {objective}" if objective else ""
+    where = str(source).rstrip("/").split("/")[-1] if source else ""
+    return one_line(f"{metadata['architecture']}{trained}" + (f" on {where}" if trained and where else ""))
+
+
+def _summary(metadata: Mapping[str, Any]) -> str:
+    teacher, source = metadata["teacher"], section(metadata["provenance"], "source")
+    amount = f"{source['num_images']} images" if source.get("num_images") else "images"
+    trained = section(metadata["provenance"], "objective").get("name") and source.get("name")
+    how = f" It was trained without labels on {escape(amount)} of {escape(source['name'])}." if trained else ""
+    return (
+        f"A frozen {escape(metadata['architecture'])} without a classifier: it maps an image to "
+        f"{teacher['feature_dim']} features.{how} Datasets are distilled with such features as targets."
+    )
+
+
+def _place(location: str) -> tuple[str, str]:
+    """Returns the name that timm loads, and a comment where the reader has to put a path."""
+    if "/" in location:
+        return json.dumps(f"hf-hub:{location}"), ""
+    return json.dumps(f"local-dir:{location}"), "  # the path of this folder"
+
+
+def _timm_code(metadata: Mapping[str, Any], location: str) -> str:
+    name, comment = _place(location)
+    registers = (
+        "import ssdd_hub  # registers the architecture with timm\n" if _is_ours(metadata["architecture"]) else ""
+    )
+    size, channels = metadata["teacher"]["input_size"], len(metadata["teacher"]["pixel_space"]["mean"])
+    return (
+        f"{registers}import timm\nimport torch\n\n"
+        f"model = timm.create_model({name}, pretrained=True, num_classes=0).eval(){comment}\n"
+        f"pixels = torch.rand(1, {channels}, {size}, {size})  # values in [0, 1]\n"
+        'mean, std = (torch.tensor(model.pretrained_cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))\n'
+        "outputs = model((pixels - mean) / std)"
+    )
+
+
+def _code(teacher: Mapping[str, Any], location: str) -> str:
+    name, comment = _place(location)
+    features = "" if teacher["features"] == "pre_logits" else f", features={json.dumps(teacher['features'])}"
+    return (
+        "from ssdd_hub import build_teacher\n\n"
+        f"teacher = build_teacher({name}{features}){comment}\n"
+        f"features = teacher(pixels)  # (1, {teacher['feature_dim']})"
+    )
+
+
+def _record(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    seconds = provenance.get("seconds")
+    return rows(
+        {
+            **{name: section(provenance, name) or None for name in ("objective", "source", "checkpoint")},
+            "seed": provenance.get("seed"),
+            **{name: section(provenance, name) or None for name in ("hardware", "versions")},
+            "time": None if seconds is None else f"{seconds:.1f} s",
+        }
+    )

@@ -1,0 +1,106 @@
+"""The folder of a teacher: timm's own layout, a record of how it was made, and a card."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from timm.models import save_for_hf
+from torch import nn
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.storage import CARD_FILE, METADATA_FILE, write_metadata
+from ssdd_hub.teacher_card import render_teacher_card
+
+FORMAT_VERSION = 1
+_LARGEST_RECORD = 2**20  # bytes
+# What timm states of its own weights, which may not hold of those that are saved.
+_STATED = ("tag", "description", "origin_url", "paper_name", "paper_ids", "notes")
+
+
+def write_folder(
+    folder: Path,
+    backbone: nn.Module,
+    data_config: Mapping[str, Any],
+    license: str,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a folder that timm reads; it appears at once and whole, by renaming.
+
+    Args:
+        folder: The place, where nothing is yet; its parents are created.
+        backbone: A model that `timm.create_model` built.
+        data_config: `mean`, `std`, `input_size` and `interpolation` of the images that it takes.
+        license: Licence of the weights.
+        metadata: What `ssdd_hub.json` records besides the version of its format, and the card tells: `architecture`,
+            `teacher` (`Teacher.describe()`) and `provenance`; None for neither file.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors refuses channels-last weights.
+    backbone = deepcopy(backbone).cpu().to(memory_format=torch.contiguous_format)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        # One level down, because the temporary folder itself is closed to other users.
+        new = Path(scratch, "new")
+        save_for_hf(
+            backbone,
+            new,
+            safe_serialization=True,
+            # timm's own evaluation then sees the whole image too, as a teacher does.
+            data_config={**data_config, "crop_pct": 1.0, "crop_mode": "squash"},
+            model_config={"pretrained_cfg": {**dict.fromkeys(_STATED), "license": license}},
+        )
+        if metadata is not None:
+            write_metadata(new, {"format_version": FORMAT_VERSION, **metadata})
+            (new / CARD_FILE).write_text(render_teacher_card(metadata, folder.name), encoding="utf-8")
+        new.rename(folder)
+
+
+def read_record(name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the provenance of a model, which folders and repositories of this package record.
+
+    Args:
+        name: A timm name, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME` with an optional `@REVISION`.
+
+    Returns:
+        Of a folder the recorded name, or its own last part; otherwise the name as it is. The provenance is empty where
+        nothing is recorded.
+
+    Raises:
+        InputError: There is a record that is damaged, too large, or of a format that is not known here.
+    """
+    kind, _, place = name.partition(":")
+    if kind == "local-dir":
+        # A whole path would tell of somebody's machine.
+        return _read(Path(place) / METADATA_FILE) or (f"{kind}:{Path(place).resolve().name}", {})
+    if kind in ("hf-hub", "hf_hub"):
+        repo_id, _, revision = place.partition("@")
+        try:
+            path = Path(hf_hub_download(repo_id, METADATA_FILE, revision=revision or None))
+        except (EntryNotFoundError, HfHubHTTPError, OSError):  # no record, or no network and the weights are cached
+            return name, {}
+        return name, (_read(path) or ("", {}))[1]
+    return name, {}
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
+    if not path.is_file():
+        return None
+    mend = "fetch the teacher again, or remove this file to use the weights without it"
+    if path.stat().st_size > _LARGEST_RECORD:
+        raise InputError(f"{path} is larger than the {_LARGEST_RECORD} bytes that a record may have: {mend}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        # What is no JSON text (NaN, half a surrogate pair) could not be written again after a long run.
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        version, teacher, provenance = (record[name] for name in ("format_version", "teacher", "provenance"))
+        name = teacher["name"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is no record of a teacher ({type(error).__name__}: {error}): {mend}") from error
+    if version != FORMAT_VERSION or not isinstance(provenance, dict) or not isinstance(name, str):
+        raise InputError(f"{path} is no record of a teacher in format {FORMAT_VERSION}: {mend}")
+    return name, provenance

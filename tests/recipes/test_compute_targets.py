@@ -1,0 +1,248 @@
+"""Targets of a whole dataset as a user computes them: streamed, interrupted, and on two processes."""
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Features
+from datasets import Image as ImageFeature
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from ssdd_hub.feature_bank import FeatureBank
+from ssdd_hub.features import FeatureCache
+from ssdd_hub.image_stream import ImageStream
+from ssdd_hub.images import DataSettings, load_images
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.streams import seeded
+from ssdd_hub.teacher import Teacher, build_teacher, create_backbone
+
+ROOT = Path(__file__).parents[2]
+RECIPE, WORKER = ROOT / "recipes" / "compute_targets.py", ROOT / "tests" / "reference" / "targets_worker.py"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def variants(count):
+    """Yields that many real digits as PNG files: every shift, and the negatives, of scikit-learn's 1,797."""
+    pixels = np.rint(load_digits().images * (255 / 16)).astype(np.uint8)
+    for index in range(count):
+        shift, image = divmod(index, len(pixels))
+        negative, (down, right) = shift // 64, divmod(shift % 64, 8)
+        shifted = np.roll(pixels[image], (down, right), (0, 1))
+        file = io.BytesIO()
+        Image.fromarray(255 - shifted if negative else shifted).save(file, "PNG", compress_level=1)
+        yield file.getvalue()
+
+
+def write_dataset(folder, count, rows_per_file):
+    """Writes a folder of parquet files as the Hub has them."""
+    schema, files = Features({"image": ImageFeature()}).arrow_schema, variants(count)
+    folder.mkdir()
+    for number, first in enumerate(range(0, count, rows_per_file)):
+        rows = [{"bytes": next(files), "path": None} for _ in range(min(rows_per_file, count - first))]
+        table = pa.table({"image": rows}, schema=schema)
+        pq.write_table(table, folder / f"train-{number:05d}.parquet", row_group_size=1000)
+    return folder
+
+
+def save_teacher(folder, in_chans, image_size, widths):
+    with seeded(0, "teacher"):
+        sizes = {"in_chans": in_chans, "img_size": image_size, "widths": widths}
+        backbone = create_backbone("ssdd_convnet3", pretrained=False, **sizes)
+    space = PixelSpace((0.3,) * in_chans, (0.4,) * in_chans)
+    Teacher(backbone, space, image_size, "small", "mit").save(folder)
+    return folder
+
+
+def start(output, data, teacher, *settings, processes=1, dies_at=-1):
+    """Starts the recipe inside the worker that measures it."""
+    launcher = () if processes == 1 else TORCHRUN
+    command = [sys.executable, *launcher, str(WORKER), f"{output}-facts", str(dies_at)]
+    command += ["--data.name", str(data), "--data.streaming", "--teacher.backbone", f"local-dir:{teacher}"]
+    # As many threads on one process as on each of two.
+    command += ["--teacher.pretrained", "--output", str(output), "--run.threads", "1", *settings]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, timeout=240):
+    printed, errors = process.communicate(timeout=timeout)
+    assert process.returncode == 0, errors
+    return printed
+
+
+def killed(process, timeout=240):
+    process.communicate(timeout=timeout)
+    assert process.returncode == -signal.SIGKILL
+
+
+def read_facts(output, rank=0):
+    return json.loads(Path(f"{output}-facts-{rank}.json").read_text())
+
+
+def features_folder(output):
+    (folder,) = output.iterdir()
+    return folder
+
+
+def contents(output):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in features_folder(output).iterdir()}
+
+
+# A few hundred images
+
+SMALL = ("--targets.shard-size", "64", "--targets.batch-size", "24", "--targets.dtype", "float16")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A dataset of 300 images, a teacher, and four passes: whole, killed, killed and resumed, on two processes."""
+    folder = tmp_path_factory.mktemp("small")
+    data = write_dataset(folder / "data", 300, rows_per_file=120)
+    teacher = save_teacher(folder / "teacher", 1, 8, [4, 6])
+    given = (data, teacher, *SMALL)
+    whole, half = start(folder / "whole", *given), start(folder / "half", *given, dies_at=2)
+    printed = finish(whole)
+    killed(half)
+    at_death = sorted(os.listdir(features_folder(folder / "half")))
+    resumed, two = start(folder / "half", *given), start(folder / "two", *given, processes=2)
+    finish(resumed), finish(two)
+    return folder, printed, at_death
+
+
+def test_all_features_are_computed_and_the_recipe_says_so(small):
+    folder, printed, _ = small
+    bank, teacher = FeatureBank(features_folder(folder / "whole")), build_teacher(f"local-dir:{folder / 'teacher'}")
+    images = ImageStream(DataSettings(name=str(folder / "data"), streaming=True), progress=False)
+    pixels = torch.stack([row() for row in images.rows()])
+    expected = teacher(pixels.float() / 255)
+    assert len(bank) == 300 and bank.dtype == torch.float16
+    torch.testing.assert_close(bank[:].float(), expected, rtol=2e-3, atol=1e-4)
+    found = re.search(
+        r"300 x (\d+) float16, relative rounding error (\S+), 0 skipped, in .*\n\d+ s on 1 process", printed
+    )
+    assert int(found[1]) == bank.width == expected.shape[1]
+    assert float(found[2]) == pytest.approx(bank.index.rounding_error, rel=0.05) and 1e-5 < float(found[2]) < 2**-11
+
+
+def test_a_pass_killed_half_way_and_resumed_gives_the_bytes_of_an_unbroken_one(small):
+    folder, _, at_death = small
+    assert [name for name in at_death if name.startswith("shard")] == [
+        "shard-00000.safetensors",
+        "shard-00001.safetensors",
+    ]
+    assert [name for name in at_death if name.endswith(".tmp")] and "index.json" not in at_death
+    assert contents(folder / "half") == contents(folder / "whole")
+    assert read_facts(folder / "half")["shards"] == [f"shard-{number:05d}.safetensors" for number in (2, 3, 4)]
+
+
+def test_two_processes_give_the_bytes_of_one(small):
+    folder, _, _ = small
+    assert contents(folder / "two") == contents(folder / "whole")
+    shares = [read_facts(folder / "two", rank)["shards"] for rank in (0, 1)]
+    assert shares == [[f"shard-{number:05d}.safetensors" for number in numbers] for numbers in ((0, 2, 4), (1, 3))]
+
+
+# As a user launches it
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("compute_targets_recipe", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def run(main, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), "--run.threads", "1", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_distillation_finds_the_features_of_its_source_images(run, accelerator, tmp_path):
+    teacher = save_teacher(tmp_path / "teacher", 1, 16, [4, 6])
+    given = ["--teacher.backbone", f"local-dir:{teacher}", "--teacher.pretrained", "--output", tmp_path / "cache"]
+    run(*given, "--data.max-images", 50, "--targets.views", 2, "--seed", 3)
+    folders = set((tmp_path / "cache").iterdir())
+    source, _ = load_images(DataSettings(max_images=50), 3, progress=False)
+    cache = FeatureCache(build_teacher(f"local-dir:{teacher}"), accelerator, tmp_path / "cache")
+    assert {cache.features(source, view, 3).folder for view in (0, 1)} == folders
+    run(*given, "--data.max-images", 50, "--seed", 3)
+    assert cache.features(source).folder not in folders
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+
+
+def test_mistakes_end_with_a_message_and_write_nothing(run, tmp_path, capsys):
+    grey, colour = save_teacher(tmp_path / "grey", 1, 8, [4]), tmp_path / "colour"
+    colour.mkdir()
+    Image.new("RGB", (8, 8), (200, 10, 30)).save(colour / "0.png")
+    teacher = ["--teacher.backbone", f"local-dir:{grey}", "--teacher.pretrained"]
+    cases = [
+        ([], ["ready-made teacher", "--teacher.pretrained", "local-dir:FOLDER"]),
+        ([*teacher, "--run.mixed-precision", "bf16"], ["precision of the teacher", "--targets.dtype float16"]),
+        ([*teacher, "--targets.dtype", "int8"], ["targets.dtype must be one of teacher, float16, bfloat16"]),
+        ([*teacher, "--data.streaming"], ["digits are in memory: leave out --data.streaming"]),
+        ([*teacher, "--data.name", colour, "--data.streaming"], ["takes images of 1 channel(s), got 3"]),
+    ]
+    for arguments, parts in cases:
+        with pytest.raises(SystemExit) as stopped:
+            run(*arguments, "--output", tmp_path / "features")
+        message = capsys.readouterr().err
+        assert stopped.value.code == 2 and message.startswith("error:")
+        for part in parts:
+            assert part in message
+        assert not (tmp_path / "features").exists()
+
+
+# 200,000 images
+
+
+@pytest.mark.slow
+def test_targets_of_200000_streamed_images_need_little_memory_and_survive_a_kill(tmp_path, capsys):
+    count, shards = 200_000, 25
+    began = time.perf_counter()
+    data = write_dataset(tmp_path / "data", count, rows_per_file=20_000)
+    # Pixels and features together are more than the bar: 614 and 410 MB.
+    teacher = save_teacher(tmp_path / "teacher", 3, 32, [8, 16, 32])
+    given = (data, teacher, "--data.image-size", "32", "--data.mode", "rgb")
+    report = [f"\n{count} PNG files in {time.perf_counter() - began:.0f} s"]
+
+    def timed(name, run):
+        began = time.perf_counter()
+        run()
+        report.append(f"{name}: {time.perf_counter() - began:.0f} s")
+
+    timed("whole pass", lambda: finish(start(tmp_path / "whole", *given), 3000))
+    facts = read_facts(tmp_path / "whole")
+    growth = facts["peak"] - facts["start"]
+    report.append(f"memory: {facts['start']:.0f} MiB after the first batch, {growth:.0f} MiB more at the peak")
+    timed("killed at shard 12", lambda: killed(start(tmp_path / "half", *given, dies_at=shards // 2), 3000))
+    timed("resumed", lambda: finish(start(tmp_path / "half", *given), 3000))
+    timed("two processes", lambda: finish(start(tmp_path / "two", *given, processes=2), 3000))
+    bank = FeatureBank(features_folder(tmp_path / "whole"))
+    with capsys.disabled():
+        print(*report, bank, sep="\n  ")
+    assert (len(bank), bank.width, bank.index.num_shards) == (count, 512, shards)
+    assert growth <= 1024
+    assert len(read_facts(tmp_path / "half")["shards"]) == shards - shards // 2
+    whole = contents(tmp_path / "whole")
+    assert contents(tmp_path / "half") == whole
+    assert contents(tmp_path / "two") == whole

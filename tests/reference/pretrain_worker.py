@@ -1,0 +1,77 @@
+"""What `test_pretrain_distributed.py` runs on two processes: a training, unbroken, and broken and resumed."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ssdd_hub.checkpoint import Checkpoints, save_tree
+from ssdd_hub.images import DataSettings, load_images
+from ssdd_hub.knn import Watch, WatchSettings
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.pretrain import Pretraining, PretrainSettings
+from ssdd_hub.run_folder import RunLog
+from ssdd_hub.train_teacher import new_backbone
+
+
+class Interrupted(Exception):
+    pass
+
+
+def prepare(accelerator, source, objective):
+    settings = PretrainSettings(
+        objective=objective,
+        objective_args={"hidden_dim": 16, "output_dim": 8},
+        batch_size=24,
+        epochs=2,
+        checkpoint_every=2,
+        workers=0,
+        view_args={"hf_prob": 0.0},
+    )
+    backbone = new_backbone("ssdd_convnet3", 1, 16, 0, widths=(4, 6))
+    space = PixelSpace.of(source.pixels)
+    return Pretraining(backbone, source.pixels, space, settings, seed=0, accelerator=accelerator)
+
+
+def run(training, folder, watch=None):
+    folder.mkdir(exist_ok=True)
+    log = RunLog(folder / "log.jsonl", training.accelerator.is_main_process)
+    training.run(Checkpoints(folder / "checkpoints"), log, watch, progress=False)
+
+
+def interrupt(training, after):
+    step, taken = training._step, []
+
+    def interrupted(*arguments):
+        if len(taken) == after:
+            raise Interrupted
+        taken.append(1)
+        step(*arguments)
+
+    training._step = interrupted
+    return training
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    source, heldout = (bank.subset(range(60)) for bank in load_images(DataSettings(), progress=False))
+    watch = Watch(source, heldout, PixelSpace.of(source.pixels), WatchSettings(every=1), seed=0)
+    for objective in ("barlow_twins", "byol"):
+        unbroken = prepare(accelerator, source, objective)
+        run(unbroken, folder / f"{objective}-unbroken", watch)
+        try:
+            run(interrupt(prepare(accelerator, source, objective), 3), folder / f"{objective}-broken", watch)
+        except Interrupted:
+            accelerator.free_memory()
+        accelerator.wait_for_everyone()
+        resumed = prepare(accelerator, source, objective)
+        run(resumed, folder / f"{objective}-broken", watch)
+        states = {"unbroken": unbroken.objective.state_dict(), "resumed": resumed.objective.state_dict()}
+        save_tree(folder / f"{objective}-{accelerator.process_index}.safetensors", states)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
