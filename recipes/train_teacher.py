@@ -12,6 +12,8 @@ Started again, a run goes on where it stopped.
 import time
 from pathlib import Path
 
+import torch
+
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
 from ssdd_hub.config import TrainTeacherConfig
 from ssdd_hub.images import load_images
@@ -19,9 +21,10 @@ from ssdd_hub.knn import Watch
 from ssdd_hub.launch import build_accelerator, report_errors
 from ssdd_hub.machine import describe_machine, describe_versions
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.protocols import RealData, linear_probe
 from ssdd_hub.provenance import describe_training
 from ssdd_hub.run_folder import RunFolder
-from ssdd_hub.teacher_report import knn_records, render_training
+from ssdd_hub.teacher_report import accuracy_record, knn_records, render_training
 from ssdd_hub.train_teacher import train_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "teacher.yaml"
@@ -55,13 +58,18 @@ def main() -> None:
     )
     if accelerator.is_main_process:
         log, name = run.log.read(), provenance["source"]["name"]
-        records = knn_records(log, {"source": name, "target": name, "student": config.teacher.backbone})
+        about = {"source": name, "target": name, "student": config.teacher.backbone}
+        records = knn_records(log, about)
+        data = RealData(source, torch.empty(0), heldout, torch.empty(0), space, accelerator.device)
+        if config.watch.probe and data.labelled:
+            accuracy = linear_probe(teacher.backbone.to(data.device), data, config.watch.probe, config.seed)
+            records.append(accuracy_record(about, "teacher", "probe", accuracy, config.watch.probe))
         machine = describe_machine(accelerator.device, accelerator.num_processes)
         facts = {"machine": machine, "versions": describe_versions(), "command": provenance["command"]}
         run.write_json("scores.json", {"records": records, **facts})
         render_training(run.path / "pictures" / "training.png", log)
         for record in records:
-            print(f"kNN accuracy, {record['set']}: {100 * record['mean']:.1f} %")
+            print(f"{record['protocol']} accuracy, {record['set']}: {100 * record['mean']:.1f} %")
         print(
             f"\nIn {run.path} after {time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB: "
             f"teacher/ ({teacher.feature_dim} features), scores.json, pictures/training.png"

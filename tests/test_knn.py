@@ -108,10 +108,11 @@ def test_at_most_so_many_images_are_watched_and_the_seed_draws_them(banks):
 
 def test_settings_out_of_range_are_all_named():
     with pytest.raises(SettingsError) as caught:
-        WatchSettings(every=-1, neighbours=0, temperature=0, max_images=1)
+        WatchSettings(every=-1, neighbours=0, temperature=0, max_images=1, probe=1)
     assert caught.value.problems == [
         "watch.every must be at least 0, got -1",
         "watch.neighbours must be at least 1, got 0",
         "watch.temperature must be above 0, got 0",
         "watch.max_images must be at least 2, got 1",
+        "watch.probe must be 0 or at least 2, got 1",
     ]

@@ -25,12 +25,15 @@ class WatchSettings:
         temperature: A neighbour of cosine similarity `s` votes with weight `exp(s / temperature)`.
         max_images: At most this many source images to look among, and this many held-out images to score, drawn by
             seed.
+        probe: Labelled source images of a linear probe on the trained teacher, scored on all held-out images; 0 for no
+            probe.
     """
 
     every: int = 10
     neighbours: int = 200
     temperature: float = 0.1
     max_images: int = 10000
+    probe: int = 0
 
     def __post_init__(self) -> None:
         require(
@@ -38,6 +41,7 @@ class WatchSettings:
             (self.neighbours >= 1, f"watch.neighbours must be at least 1, got {self.neighbours}"),
             (self.temperature > 0, f"watch.temperature must be above 0, got {self.temperature}"),
             (self.max_images >= 2, f"watch.max_images must be at least 2, got {self.max_images}"),
+            (self.probe == 0 or self.probe >= 2, f"watch.probe must be 0 or at least 2, got {self.probe}"),
         )
 
 

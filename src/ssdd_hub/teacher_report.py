@@ -23,11 +23,15 @@ def knn_records(log: list[dict[str, Any]], about: dict[str, str]) -> list[dict[s
     if not scored:
         return []
     values = {"untrained": scored[0]["knn"], "teacher": scored[-1]["knn"]}
-    common = {**about, "protocol": "knn", "labels": None, "metric": "accuracy"}
-    return [
-        {"set": name, **common, "mean": value, "std": None, "n": 1, "values": [value]}
-        for name, value in values.items()
-    ]
+    return [accuracy_record(about, name, "knn", value) for name, value in values.items()]
+
+
+def accuracy_record(
+    about: dict[str, str], name: str, protocol: str, accuracy: float, labels: int | None = None
+) -> dict[str, Any]:
+    """Returns one accuracy, in `[0, 1]`, of one network as `scores.json` has it; the arguments are its entries."""
+    facts = {"set": name, **about, "protocol": protocol, "labels": labels, "metric": "accuracy"}
+    return {**facts, "mean": accuracy, "std": None, "n": 1, "values": [accuracy]}
 
 
 def render_training(path: Path, log: list[dict[str, Any]]) -> None:

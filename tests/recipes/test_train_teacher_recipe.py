@@ -1,5 +1,6 @@
 """The recipe that trains a teacher, as a user launches it."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ SMALL = {
     "--pretrain.workers": "0",
     "--pretrain.checkpoint-every": "4",
     "--watch.every": "1",
+    "--watch.probe": "100",
 }
 
 
@@ -48,6 +50,14 @@ def launch(*arguments, **settings):
 
 
 @pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("train_teacher_recipe", ROOT / "recipes" / "train_teacher.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "teacher"
     done = launch("train_teacher.py", output, "--objective", "simclr")
@@ -61,9 +71,14 @@ def test_the_run_folder_holds_teacher_scores_log_and_picture(finished):
         assert (output / name).stat().st_size > 0
     assert (output / "pictures" / "training.png").read_bytes().startswith(b"\x89PNG")
     records = json.loads((output / "scores.json").read_text())["records"]
-    assert [(record["set"], record["protocol"]) for record in records] == [("untrained", "knn"), ("teacher", "knn")]
+    assert [(record["set"], record["protocol"], record["labels"]) for record in records] == [
+        ("untrained", "knn", None),
+        ("teacher", "knn", None),
+        ("teacher", "probe", 100),
+    ]
+    assert records[2]["mean"] > 0.5
     for record in records:
-        assert f"kNN accuracy, {record['set']}: {100 * record['mean']:.1f} %" in printed
+        assert f"{record['protocol']} accuracy, {record['set']}: {100 * record['mean']:.1f} %" in printed
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in log] == [0, 5, 10, 15]
     assert log[-1]["loss"] < log[1]["loss"] and log[-1]["knn"] == records[1]["mean"]
@@ -94,6 +109,7 @@ def test_a_teacher_can_be_distilled_from_and_stays_named(finished, tmp_path):
     assert datasets.load_dataset(str(tmp_path / "run" / "distilled"), split="train").num_rows == 20
 
 
+@pytest.mark.slow
 def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, tmp_path):
     output, log = tmp_path / "killed", tmp_path / "killed" / "log.jsonl"
     process = subprocess.Popen(
@@ -118,15 +134,19 @@ def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, tmp_path):
     ("arguments", "problem"),
     [
         (["--objective", "simclr2"], "objective 'simclr2' is unknown"),
-        (["--objective", "mae"], "mae"),
+        (["--objective", "mae"], "mae hides patches from a timm VisionTransformer"),
+        (["--pretrain.batch-size", "1"], "pretrain.batch_size must be at least 2, got 1"),
         (["--teacher.pretrained"], "trains a teacher from fresh weights"),
         (["--pretrain.optimizer", "adam"], "pretrain.optimizer must be auto, sgd, adamw, lars"),
         (["--teacher.backbone", "resnet_9000"], "'resnet_9000'"),
     ],
 )
-def test_bad_input_ends_with_one_message_and_leaves_nothing(tmp_path, arguments, problem):
-    done = launch("train_teacher.py", tmp_path / "run", *arguments)
-    assert done.returncode != 0
-    message = done.stderr[done.stderr.index("error:") :]
-    assert problem in message and "Traceback" not in message.split("error:")[1].split("\n")[0]
+def test_bad_input_ends_with_one_message_and_leaves_nothing(main, tmp_path, monkeypatch, capsys, arguments, problem):
+    small = [word for setting in SMALL.items() for word in setting]
+    monkeypatch.setattr(sys, "argv", ["train_teacher.py", *small, "--output", str(tmp_path / "run"), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2 and printed.startswith("error:") and "Traceback" not in printed
+    assert problem in printed
     assert not (tmp_path / "run").exists()
