@@ -44,7 +44,6 @@ def main() -> None:
     source, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
     space = PixelSpace.of(source.pixels)
     provenance = describe_training(to_dict(config), source.source)
-    accelerator.init_trackers("ssdd_hub")
     teacher = train_teacher(
         config.teacher,
         config.pretrain,

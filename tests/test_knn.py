@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional
 
 from ssdd_hub.backbones import pre_logits
@@ -97,13 +98,37 @@ def test_without_labels_only_the_rank_is_watched(banks, small_backbone, unlabell
 
 
 def test_at_most_so_many_images_are_watched_and_the_seed_draws_them(banks):
-    drawn = [Watch(*banks, PixelSpace.raw(1), WatchSettings(max_images=50), seed).banks for seed in (0, 0, 1)]
-    assert [len(pixels) for pixels, _ in drawn[0]] == [50, 50]
-    assert torch.equal(drawn[0][0][0], drawn[1][0][0]) and not torch.equal(drawn[0][0][0], drawn[2][0][0])
-    # Labels stay with their images.
-    pixels, labels = drawn[0][0]
-    found = [(banks[0].pixels == image).flatten(1).all(1).nonzero()[0, 0] for image in pixels]
-    assert torch.equal(banks[0].labels[torch.stack(found)], labels)
+    drawn = [Watch(*banks, PixelSpace.raw(1), WatchSettings(max_images=50), seed).watched for seed in (0, 0, 1)]
+    assert [len(chosen.unique()) for _, chosen in drawn[0]] == [50, 50]
+    assert torch.equal(drawn[0][0][1], drawn[1][0][1]) and not torch.equal(drawn[0][0][1], drawn[2][0][1])
+
+
+def test_labels_stay_with_the_images_that_are_drawn(banks, small_backbone):
+    source, heldout = banks
+    part = WatchSettings(max_images=40, neighbours=1)
+    watch = Watch(source, source, PixelSpace.raw(1), part, seed=0)
+    watch.watched[1] = watch.watched[0]
+    # Each image is its own nearest neighbour.
+    assert watch(small_backbone())["knn"] == 1.0
+
+
+def test_features_that_are_not_finite_have_no_scores(banks, small_backbone):
+    backbone = small_backbone()
+    next(backbone.parameters()).data.fill_(torch.nan)
+    assert Watch(*banks, PixelSpace.raw(1), WatchSettings(), seed=0)(backbone) == {}
+
+
+def test_a_low_temperature_lets_only_the_nearest_vote():
+    (features, labels), (test_features, test_labels) = features_of_classes(120, 1), features_of_classes(40, 2)
+    arguments = (features, labels, test_features, test_labels)
+    assert knn_accuracy(*arguments, 50, 1e-6) == knn_accuracy(*arguments, 1)
+
+
+def test_the_vote_is_that_of_scikit_learn():
+    (features, labels), (test_features, test_labels) = features_of_classes(300, 3), features_of_classes(90, 4)
+    vote = KNeighborsClassifier(25, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.1))
+    expected = vote.fit(features, labels).score(test_features, test_labels)
+    assert knn_accuracy(features, labels, test_features, test_labels, 25) == pytest.approx(expected)
 
 
 def test_settings_out_of_range_are_all_named():

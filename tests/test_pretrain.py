@@ -11,7 +11,7 @@ from ssdd_hub.checkpoint import Checkpoints, load_tree
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.knn import Watch, WatchSettings
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.pretrain import Pretraining, PretrainSettings, leave_cores_to
+from ssdd_hub.pretrain import Pretraining, PretrainSettings
 from ssdd_hub.run_folder import RunLog
 from ssdd_hub.train_teacher import new_backbone
 
@@ -278,6 +278,22 @@ def test_gradients_are_scaled_down_to_the_norm_asked_for(train):
     assert torch.stack(squares).sum().sqrt().item() == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_a_batch_that_the_images_or_the_objective_do_not_suffice_for_is_refused(train, pixels):
+    with pytest.raises(InputError, match="a batch holds each image once at most, and there are 15: lower"):
+        train(pixels=pixels[:15])
+    assert train(pixels=pixels[:16]).steps_per_epoch == 1
+
+
+def test_norms_that_processes_share_keep_the_activations_of_timm():
+    backbone = new_backbone("test_efficientnet", 3, 32, seed=0).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        before = backbone(images)
+        converted = pretrain.convert_sync_batchnorm(backbone)
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
+        assert torch.allclose(converted(images), before, atol=1e-6)
+
+
 def test_views_can_be_made_on_the_device(train, tmp_path):
     pytest.importorskip("kornia")
     first, again = (run(train(views="device"), tmp_path / name) for name in ("first", "again"))
@@ -291,6 +307,7 @@ def test_views_can_be_made_on_the_device(train, tmp_path):
 def test_settings_out_of_range_are_all_named():
     with pytest.raises(SettingsError) as caught:
         PretrainSettings(
+            objective_args={"image_size": 8, "backbone": 1},
             epochs=0,
             max_steps=0,
             batch_size=1,
@@ -304,6 +321,7 @@ def test_settings_out_of_range_are_all_named():
             checkpoint_every=0,
         )
     assert caught.value.problems == [
+        "pretrain.objective_args must leave out backbone, image_size, which other settings decide",
         "pretrain.views must be workers or device, got 'gpu'",
         "pretrain.epochs must be at least 1, got 0",
         "pretrain.max_steps must be at least 1, got 0",
@@ -330,18 +348,3 @@ def test_settings_out_of_range_are_all_named():
 def test_settings_of_the_objective_are_checked_before_any_training(train, settings, message):
     with pytest.raises(InputError, match=message):
         train(**settings)
-
-
-@pytest.mark.parametrize(("workers", "left"), [(0, 3), (1, 2), (2, 1), (9, 1)])
-def test_torch_runs_on_the_cores_that_the_workers_leave(workers, left):
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with leave_cores_to(workers):
-            assert torch.get_num_threads() == left
-        assert torch.get_num_threads() == 3
-        with pytest.raises(Killed), leave_cores_to(workers):
-            raise Killed
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)

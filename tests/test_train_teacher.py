@@ -68,6 +68,18 @@ def test_a_teacher_that_is_there_is_not_trained_again(train, monkeypatch):
     assert train(watched=False).weights_sha256() == first
 
 
+def test_trackers_write_nothing_before_the_run_starts(train, tmp_path, accelerator):
+    calls, accelerator.init_trackers = (
+        [],
+        lambda name: calls.append((name, (tmp_path / "run" / "config.yaml").exists())),
+    )
+    with pytest.raises(InputError):
+        train(objective="simclr2")
+    assert calls == []
+    train()
+    assert calls == [("ssdd_hub", True)]
+
+
 def test_the_run_starts_only_when_everything_can_be_built(train, tmp_path):
     for wrong in ({"backbone": "resnet_9000"}, {"objective": "simclr2"}, {"view_args": {"zoom": 2}}):
         with pytest.raises(InputError):

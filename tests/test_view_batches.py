@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from ssdd_hub.objectives import build_objective
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.view_batches import DeviceViewBatches, ViewBatches
+from ssdd_hub.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
 
 DIGITS = {"min_scale": 0.4, "hf_prob": 0.0, "random_gray_scale": 0.0, "cj_strength": 0.5, "solarization_prob": 0.0}
 
@@ -135,3 +135,18 @@ def test_both_paths_draw_the_same_images(batches, device_batches):
     assert torch.equal(batches.draw(7), device_batches.draw(7))
     loaded = list(device_batches.load(range(3, 5), workers=2))
     assert len(loaded) == 2 and equal_views(loaded[1], device_batches[4])
+
+
+@pytest.mark.parametrize(("workers", "left"), [(0, 3), (1, 2), (2, 1), (9, 1)])
+def test_torch_runs_on_the_cores_that_the_workers_leave(workers, left):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with leave_cores_to(workers):
+            assert torch.get_num_threads() == left
+        assert torch.get_num_threads() == 3
+        with pytest.raises(RuntimeError), leave_cores_to(workers):
+            raise RuntimeError
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -1,12 +1,10 @@
 """Nearest neighbours in feature space: what a training without labels is watched by."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ssdd_hub.backbones import pre_logits
 from ssdd_hub.errors import require
@@ -61,20 +59,22 @@ def knn_accuracy(
     Args:
         features: `(N, D)`, of the images that vote.
         labels: `(N,)`, int64.
-        test_features: `(n, D)`.
+        test_features: `(n, D)`, on the device of the features, where the work is done.
         test_labels: `(n,)`, int64.
         neighbours: Neighbours `k` that vote; all where there are fewer.
         temperature: Of the weights.
     """
-    vote = KNeighborsClassifier(
-        min(neighbours, len(features)),
-        metric="cosine",
-        algorithm="brute",
-        weights=lambda distances: np.exp((1 - distances) / temperature),
-    )
-    vote.fit(features.float().numpy(), labels.numpy())
-    predicted = vote.classes_[vote.predict_proba(test_features.float().numpy()).argmax(1)]
-    return float((predicted == test_labels.numpy()).mean())
+    voters, features = functional.normalize(features.float()), functional.normalize(test_features.float())
+    classes, numbers = torch.unique(labels.to(features.device), return_inverse=True)
+    right = 0
+    truths = torch.split(test_labels.to(features.device), 1024)
+    for part, truth in zip(torch.split(features, 1024), truths, strict=True):
+        similarities, nearest = (part @ voters.T).topk(min(neighbours, len(voters)))
+        # Relative to the nearest, since the exponential of 1 / temperature itself may overflow.
+        weights = ((similarities - similarities[:, :1]) / temperature).exp()
+        votes = weights.new_zeros(len(part), len(classes)).scatter_add_(1, numbers[nearest], weights)
+        right += int((classes[votes.argmax(1)] == truth).sum())
+    return right / len(features)
 
 
 def effective_rank(features: Tensor) -> float:
@@ -112,51 +112,47 @@ class Watch:
         self.settings = settings
         self.pixel_space = pixel_space
         self.batch_size = batch_size
-        self.banks = [self._draw(bank, name, seed) for name, bank in (("source", source), ("held-out", heldout))]
+        self.watched = [
+            (bank, self._draw(bank, name, seed)) for name, bank in (("source", source), ("held-out", heldout))
+        ]
 
-    def _draw(self, bank: ImageBank, name: str, seed: int) -> tuple[Tensor, Tensor | None]:
+    def _draw(self, bank: ImageBank, name: str, seed: int) -> Tensor:
         order = torch.randperm(len(bank), generator=generator(seed, f"watched {name} images"))
-        chosen = order[: self.settings.max_images].sort().values
-        labels = None if bank.labels is None else bank.labels[chosen]
-        return bank.pixels[chosen], labels
+        return order[: self.settings.max_images].sort().values
 
     @torch.no_grad()
     def __call__(self, backbone: nn.Module) -> dict[str, float]:
-        """Returns `knn`, the accuracy where both parts have labels, and `rank`, the effective rank.
+        """Returns `rank`, the effective rank, and `knn`, the accuracy, where both parts have labels.
 
-        Both are of the pre-logits in eval mode; every part of the backbone keeps its mode.
+        Both are of the pre-logits in eval mode; every part of the backbone keeps its mode. Features that are not
+        finite have no scores.
         """
         modes = {module: module.training for module in backbone.modules()}
         backbone.eval()
         try:
-            (features, labels), (test_features, test_labels) = (
-                (self._features(backbone, pixels), labels) for pixels, labels in self.banks
-            )
+            features, test_features = (self._features(backbone, bank, chosen) for bank, chosen in self.watched)
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        scores = {"rank": effective_rank(test_features)}
-        if labels is None or test_labels is None or not ((labels >= 0).any() and (test_labels >= 0).any()):
-            return scores
+        if not (features.isfinite().all() and test_features.isfinite().all()):
+            return {}
+        return {"rank": effective_rank(test_features), **self._knn(features, test_features)}
+
+    def _knn(self, features: Tensor, test_features: Tensor) -> dict[str, float]:
+        labels, test_labels = (None if bank.labels is None else bank.labels[chosen] for bank, chosen in self.watched)
+        if labels is None or test_labels is None:
+            return {}
         known, tested = labels >= 0, test_labels >= 0
-        return scores | {
-            "knn": knn_accuracy(
-                features[known],
-                labels[known],
-                test_features[tested],
-                test_labels[tested],
-                self.settings.neighbours,
-                self.settings.temperature,
-            )
-        }
+        if not (known.any() and tested.any()):
+            return {}
+        voters = (features[known.to(features.device)], labels[known])
+        tests = (test_features[tested.to(features.device)], test_labels[tested])
+        return {"knn": knn_accuracy(*voters, *tests, self.settings.neighbours, self.settings.temperature)}
 
-    def _features(self, backbone: nn.Module, pixels: Tensor) -> Tensor:
+    def _features(self, backbone: nn.Module, bank: ImageBank, chosen: Tensor) -> Tensor:
         device = next(backbone.parameters()).device
-        parts = (
-            pre_logits(backbone, self.pixel_space.normalise(part.to(device, torch.float32) / 255)).float().cpu()
-            for part in torch.split(pixels, self.batch_size)
-        )
-        return torch.cat(list(parts))
-
-
-Watcher = Callable[[nn.Module], dict[str, float]]
+        parts = [
+            pre_logits(backbone, self.pixel_space.normalise(bank.pixels[part].to(device, torch.float32) / 255)).float()
+            for part in torch.split(chosen, self.batch_size)
+        ]
+        return torch.cat(parts)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -91,5 +92,12 @@ class PixelSpace:
             raise ValueError(f"this pixel space has {self.channels} channels, the images {tuple(images.shape)} do not")
         if not images.is_floating_point():
             raise ValueError(f"floating-point images are required, got {images.dtype}: divide pixels by 255 first")
-        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (_column(values, images.dtype, images.device) for values in (self.mean, self.std))
         return mean, std
+
+
+# Making a tensor on a GPU of numbers waits for all work there, so it is done once.
+@lru_cache(maxsize=64)
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]

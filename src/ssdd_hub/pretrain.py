@@ -1,13 +1,14 @@
 """Self-supervised training of a backbone on the source images: how a teacher is made."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -19,7 +20,9 @@ from ssdd_hub.optimizers import OPTIMIZERS, build_optimizer
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.run_folder import RunLog
 from ssdd_hub.streams import seeded
-from ssdd_hub.view_batches import DeviceViewBatches, ViewBatches
+from ssdd_hub.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
+
+DECIDED = {"name", "backbone", "feature_dim", "in_chans", "image_size"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class PretrainSettings:
 
     def __post_init__(self) -> None:
         require(
+            (
+                not DECIDED & self.objective_args.keys(),
+                f"pretrain.objective_args must leave out {', '.join(sorted(DECIDED & self.objective_args.keys()))}, "
+                "which other settings decide",
+            ),
             (self.views in ("workers", "device"), f"pretrain.views must be workers or device, got {self.views!r}"),
             (self.epochs >= 1, f"pretrain.epochs must be at least 1, got {self.epochs}"),
             (
@@ -122,11 +130,12 @@ class Pretraining:
             objective = build_objective(
                 settings.objective, backbone, in_chans=channels, image_size=size, **settings.objective_args
             )
-        _check_batch(settings, objective.min_batch, accelerator.num_processes)
+        _check_batch(settings, objective.min_batch, len(pixels), accelerator.num_processes)
         # Convolutions, pooling and their gradients are quicker in this layout.
         self.objective = objective.to(accelerator.device).to(memory_format=torch.channels_last)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)  # type: ignore[no-untyped-call]
+            # torch's own conversion would drop the activations that timm keeps in its norms.
+            self.objective = convert_sync_batchnorm(self.objective)
         kind = self.objective.optimizer if settings.optimizer == "auto" else settings.optimizer
         self.optimizer = build_optimizer(
             self.objective, kind, settings.batch_size, settings.learning_rate, settings.weight_decay
@@ -137,8 +146,7 @@ class Pretraining:
         self.seed = seed
         self.accelerator = accelerator
         self.steps_per_epoch = math.ceil(len(pixels) / settings.batch_size)
-        steps = settings.epochs * self.steps_per_epoch
-        self.num_steps = min(steps, settings.max_steps or steps)
+        self.num_steps = min(settings.epochs * self.steps_per_epoch, settings.max_steps or sys.maxsize)
         # Losses since the last record, on the device: reading each would make the host wait for it.
         self._losses = torch.zeros(2, device=accelerator.device)
 
@@ -218,15 +226,14 @@ class Pretraining:
         ended, saved = step == self.num_steps, step % self.settings.checkpoint_every == 0
         epoch, within = divmod(step, self.steps_per_epoch)
         recorded = ended or within == 0
-        if not (recorded or ended or saved):
+        if not (recorded or saved):
             return
         mean_loss = self._mean_loss(step)
         main = self.accelerator.is_main_process
         if recorded:
             bar.set_postfix(loss=f"{mean_loss:.4g}")
-            self._losses.zero_()
-        if recorded:
             self.accelerator.log({"teacher/loss": mean_loss}, step)
+            self._losses.zero_()
         if recorded and log and main:
             watched = watch and (ended or watch.settings.every and epoch % watch.settings.every == 0)
             scores = watch(self.objective.backbone) if watch and watched else {}
@@ -235,7 +242,7 @@ class Pretraining:
             checkpoints.save(step, self._state(step))
 
     def _mean_loss(self, step: int) -> float:
-        """Returns the mean over steps and processes; a state that has diverged is never saved."""
+        """Returns the mean over steps and processes; with a loss that is not finite, the state is not saved."""
         # Shared by all processes, so that a checkpoint of the main one is right for each.
         self._losses = self.accelerator.reduce(self._losses, "mean")
         total, count = self._losses.tolist()
@@ -264,24 +271,18 @@ class Pretraining:
         return int(saved["step"])
 
 
-def _check_batch(settings: PretrainSettings, smallest: int, processes: int) -> None:
+def _check_batch(settings: PretrainSettings, smallest: int, images: int, processes: int) -> None:
+    if settings.batch_size > images:
+        raise InputError(
+            f"a batch holds each image once at most, and there are {images}: lower --pretrain.batch-size "
+            f"{settings.batch_size}, or use more images"
+        )
     share, rest = divmod(settings.batch_size, processes)
     if rest or share < smallest:
         raise InputError(
             f"--pretrain.batch-size must give each of {processes} process(es) the same number of images, at least "
             f"{smallest} for {settings.objective}; got {settings.batch_size}"
         )
-
-
-@contextmanager
-def leave_cores_to(workers: int) -> Iterator[None]:
-    """Runs torch on the cores that loader workers leave free; threads that must share a core wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads - workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _schedule(step: int, num_steps: int, warmup: float) -> float:

@@ -24,7 +24,8 @@ FREE = (
     "targets.refresh",
     "pretrain.checkpoint_every",
     "pretrain.workers",
-    "watch",
+    "watch.every",
+    "watch.probe",
 )
 
 

@@ -35,11 +35,16 @@ def accuracy_record(
 
 
 def render_training(path: Path, log: list[dict[str, Any]]) -> None:
-    """Draws what the log of a teacher's training holds of loss, kNN accuracy and rank over the steps, as a PNG."""
+    """Draws what the log of a teacher's training holds of loss, kNN accuracy and rank over the steps, as a PNG.
+
+    There is no picture of an empty log.
+    """
     from matplotlib.figure import Figure
 
     records = [record for record in log if record["stage"] == "teacher"]
     drawn = [(name, colour) for name, colour in LINES if any(name in record for record in records)]
+    if not drawn:
+        return
     figure = Figure(figsize=(4.2 * max(1, len(drawn)), 3.2), layout="constrained")
     for axes, (name, colour) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         points = [(record["step"], record[name]) for record in records if name in record]

@@ -63,6 +63,7 @@ def train_teacher(
     measure_width(backbone, source.num_channels, source.image_size, settings.features)
     training = Pretraining(backbone, source.pixels, pixel_space, pretrain, seed=seed, accelerator=accelerator)
     run.start()
+    accelerator.init_trackers("ssdd_hub")
     # Every process must decide alike, or some would train alone.
     if not broadcast_object_list([folder.exists()])[0]:
         training.run(run.teacher_checkpoints, run.log, watch, accelerator.is_main_process)

@@ -14,6 +14,8 @@ from ssdd_hub.device_views import DeviceViews
 from ssdd_hub.objective import Views
 from ssdd_hub.streams import derive_seed, draw_batch, seeded
 
+RESIDENT = 2 * 2**30
+
 
 class ViewBatches(Dataset[list[Tensor]]):
     """One process's part of each batch, made on the CPU; an image's views do not depend on the number of processes.
@@ -59,6 +61,8 @@ class ViewBatches(Dataset[list[Tensor]]):
 class DeviceViewBatches(ViewBatches):
     """Each batch made on the device, all of a process's images at once; views depend on the number of processes.
 
+    Pixels of at most `RESIDENT` bytes are kept on a GPU, so that a step never waits for the host.
+
     Args:
         pixels: `(N, C, H, W)`, uint8, on the CPU.
         views: A lightly transform, whose parameters the batched views take over.
@@ -84,17 +88,36 @@ class DeviceViewBatches(ViewBatches):
     ) -> None:
         super().__init__(pixels, views, batch_size, seed, rank, world)
         self.device_views = DeviceViews(views)
-        self.device = device
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and pixels.nbytes <= RESIDENT:
+            self.pixels = pixels.to(self.device)
 
     def __getitem__(self, step: int) -> list[Tensor]:
         """Returns one tensor `(batch_size / world, C, H, W)` per view, on the device."""
-        pixels = self.pixels[self.draw(step)].to(self.device)
+        resident = self.pixels.device == self.device
+        indices = self.draw(step)
+        pixels = self.pixels[self._move(indices)] if resident else self._move(self.pixels[indices])
         with seeded(self.seed, "views", step, self.rank):
             return self.device_views(pixels)
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        # Only a copy from pinned memory leaves the host free to go on.
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def load(self, steps: range, workers: int, pin_memory: bool = False) -> Iterable[list[Tensor]]:
         """Returns the batches of some steps, each made when it is asked for."""
         return (self[step] for step in steps)
+
+
+@contextmanager
+def leave_cores_to(workers: int) -> Iterator[None]:
+    """Runs torch on the cores that loader workers leave free; threads that must share a core wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
