@@ -4,8 +4,10 @@ accelerate launch recipes/compute_targets.py --data.name FOLDER --data.streaming
 --teacher.pretrained --output DIR
 
 With --data.streaming the images are read once and in their order, so the dataset may be larger than memory, or stay on
-the Hub. Without it they are those that distill.py reads with the same settings of data and seed, and distill.py with
---run.cache DIR then finds their features. Started again, a pass goes on where it stopped.
+the Hub. Without it they are those that distill.py reads, and distill.py --run.cache DIR then finds their features,
+where these settings are the same: all of --data and --teacher, --seed, --targets.dtype, --targets.shard-size and
+--targets.views, with --distiller.precision float32. Features of the images as they are always come first, since
+distill.py fits its transform on them. Started again, a pass goes on where it stopped.
 """
 
 import time
@@ -55,11 +57,11 @@ def main() -> None:
     teacher(torch.zeros(1, *shape, device=accelerator.device))
 
     cache = FeatureCache(teacher, accelerator, folder, **config.targets.computing())
-    views = range(config.targets.views) if config.targets.views else [None]
-    for view in views:
+    for view in (None, *range(config.targets.views)):
         features = cache.features(images, view, config.seed)
         name = "images as they are" if view is None else f"view {view}"
         accelerator.print(f"{name}: {features}, {len(features.index.skipped)} skipped, in {features.folder}")
+    accelerator.print(f"teacher {teacher.name}, licence {teacher.license}")
     accelerator.print(f"{time.perf_counter() - started:.0f} s on {accelerator.num_processes} process(es)")
     accelerator.end_training()
 

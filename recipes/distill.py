@@ -68,6 +68,7 @@ def prepare_teacher(
         teacher = build_teacher(settings.backbone, **settings.building())
         teacher(torch.zeros(1, source.num_channels, source.image_size, source.image_size))
         run.start()
+        accelerator.init_trackers("ssdd_hub")
         return teacher
     provenance = describe_training(to_dict(config), source.source)
     seed = config.seed
@@ -109,7 +110,6 @@ def main() -> None:
     source, heldout = prepare_images(config, accelerator)
     space = PixelSpace.of(source.pixels)
     teacher = prepare_teacher(config, source, space, run, accelerator).to(accelerator.device, dtype)
-    accelerator.init_trackers("ssdd_hub")
 
     folder = Path(config.run.cache) if config.run.cache else run.path / "features"
     cache = FeatureCache(teacher, accelerator, folder, **config.targets.computing())

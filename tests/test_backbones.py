@@ -1,10 +1,12 @@
+import hashlib
+
 import pytest
 import timm
 import torch
 from timm.models import save_for_hf
 from torch import nn
 
-from ssdd_hub.backbones import input_args, measure_width, pre_logits, read_features
+from ssdd_hub.backbones import create_backbone, hash_structure, input_args, measure_width, pre_logits, read_features
 from ssdd_hub.errors import InputError
 
 
@@ -105,6 +107,11 @@ def test_token_and_mean_are_normalised_where_the_model_does_so_after_pooling():
         (Tokens([TOKENS]), "mean", "Tokens gives no feature map or patch tokens to average: use features pre_logits"),
         (Tokens(TOKENS[:, :1], cls_token=torch.zeros(1)), "mean", "gives no feature map or patch tokens"),  # PiT
         (Tokens(TOKENS[:, 0]), "mean", "gives no feature map or patch tokens"),
+        (
+            Tokens(TOKENS, cls_token1=nn.Parameter(torch.zeros(1))),
+            "mean",
+            "gives no feature map or patch tokens",
+        ),  # CoaT
         (Tokens(TOKENS), "max", "features must be one of pre_logits, cls, mean, got 'max'"),
     ],
 )
@@ -129,6 +136,37 @@ def test_only_models_of_a_fixed_size_are_told_the_size():
     assert input_args("ssdd_convnet3", 3, 24) == {"in_chans": 3, "img_size": 24}
     assert input_args("test_resnet", 3, 24) == {"in_chans": 3}
     assert input_args("ssdd_resnet18", 3, 24) == {"in_chans": 3}
+
+
+# What provenance records
+
+
+def test_the_hash_of_a_structure_is_that_of_types_and_plain_attributes():
+    module = nn.Sequential(nn.Identity())
+    module.sizes, module.kind, module.scale, module._state = (1, [2, None]), "avg", 0.5, 3
+    module.tags, module.call, module.config = {"b", "a"}, make_images, {"a": 1}
+    by_hand = ' Sequential {"kind": "avg", "scale": 0.5, "sizes": [1, [2, null]]}\n0 Identity {}\n'
+    assert hash_structure(module) == hash_structure(module.eval()) == hashlib.sha256(by_hand.encode()).hexdigest()
+    module.scale = True
+    assert hash_structure(module) != hashlib.sha256(by_hand.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("args", [{"global_pool": "max"}, {"num_heads": 4}, {"no_embed_class": True}])
+def test_settings_that_neither_weights_nor_printing_show_are_told_apart(args):
+    first = timm.create_model("test_vit", num_classes=0, img_size=32, global_pool="avg")
+    other = timm.create_model("test_vit", num_classes=0, img_size=32, **{"global_pool": "avg", **args})
+    assert hash_structure(first) != hash_structure(other)
+    again = timm.create_model("test_vit", num_classes=0, img_size=32, global_pool="avg")
+    again.eval()(make_images())
+    assert hash_structure(first) == hash_structure(again)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"])
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_arguments_that_load_other_weights_are_refused(name, pretrained):
+    message = f"'test_resnet' must be built without {name}: pass a file of other weights as --teacher.checkpoint"
+    with pytest.raises(InputError, match=message):
+        create_backbone("test_resnet", pretrained=pretrained, **{name: "weights.pth"})
 
 
 # ResNets for small images

@@ -144,6 +144,13 @@ def test_all_fixed_views_are_drawn_about_equally_often(build, pixels):
     assert seen.keys() == set(range(VIEWS)) and all(70 <= count <= 130 for count in seen.values())
 
 
+def test_the_crops_of_fixed_views_take_three_bytes_each(build, pixels):
+    crops = build("views").crops
+    assert crops.dtype == torch.uint8 and crops.shape == (VIEWS, 10, 3)
+    for view in range(VIEWS):
+        assert torch.equal(crops[view].long(), fixed_views(range(10), view, 3))
+
+
 def test_fresh_views_of_an_image_differ_from_step_to_step(build, pixels):
     batches = build("augmented", pixels=pixels[:1], batch_size=8)
     images = torch.cat([batches(step)[0] for step in range(4)])

@@ -116,6 +116,20 @@ def test_only_a_hub_dataset_is_named_as_the_extended_one(source: object, expecte
     assert front_matter(render_dataset_card(metadata(source=source), "distilled"))["source_datasets"] == [expected]
 
 
+@pytest.mark.parametrize(
+    ("licence", "expected"),
+    [
+        ("mit, apache-2.0", {"license": ["mit", "apache-2.0"]}),
+        ("dinov3-license", {"license": "other", "license_name": "dinov3-license"}),
+        ("mit, dinov3-license", {"license": "other", "license_name": "mit-dinov3-license"}),
+    ],
+)
+def test_licences_are_stated_as_the_hub_takes_them(licence: str, expected: dict[str, object]) -> None:
+    card = render_dataset_card(metadata(license=licence), "distilled")
+    assert {name: front_matter(card).get(name) for name in expected} == expected
+    assert f"| This set | {licence} |" in card
+
+
 HOSTILE = (
     "x\"'\n---\nlicense: mit\n# Heading\n| a | b |\n```\n<script>alert(1)</script> "
     "[l](http://a) ![i](b) `c` *d* {{ 7*7 }}"
@@ -135,9 +149,9 @@ def test_text_from_outside_stays_text() -> None:
         scores=[{"set": HOSTILE, "mean": 1.0, "std": 0.5, "n": HOSTILE}],
     )
     card = render_dataset_card(hostile, location=HOSTILE)
-    plain = " ".join(HOSTILE.split())
-    assert front_matter(card)["license"] == plain
-    assert sorted(front_matter(card)) == sorted(front_matter(render_dataset_card(metadata(), "distilled")))
+    data = front_matter(card)
+    assert data["license"] == "other" and re.fullmatch(r"[a-z0-9.-]+", data.pop("license_name"))
+    assert sorted(data) == sorted(front_matter(render_dataset_card(metadata(), "distilled")))
     body = DatasetCard(card).text
     # A fence ends only at a line of at least as many backticks, so whatever is left stands outside of code.
     outside = re.sub(r"^(`{3,})\w+\n.*?^\1$", "", body, flags=re.DOTALL | re.MULTILINE)

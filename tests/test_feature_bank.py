@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ssdd_hub.errors import InputError
@@ -50,6 +51,74 @@ def test_what_is_read_is_a_copy(tmp_path):
     features = make_bank(tmp_path)
     FeatureBank(tmp_path)[:].zero_()
     assert torch.equal(FeatureBank(tmp_path)[:], features)
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_features_held_in_memory_are_those_on_the_disk(tmp_path, dtype):
+    features = make_bank(tmp_path, dtype)
+    on_disk, held = FeatureBank(tmp_path), FeatureBank(tmp_path)
+    held.hold()
+    assert held.num_bytes == 21 * 3 * dtype.itemsize
+    for number in range(3):
+        # From memory, then, not from the disk.
+        shard_path(tmp_path, number).rename(tmp_path / f"aside-{number}")
+    taken = [held[rows] for rows in (slice(None), slice(3, 19, 5), torch.tensor([20, 0, 7, 8, 7]))]
+    with pytest.raises(IndexError, match="of 21 features are asked for"):
+        held[[-1]]
+    held[:].zero_()
+    assert torch.equal(held[:], taken[0])
+    for number in range(3):
+        (tmp_path / f"aside-{number}").rename(shard_path(tmp_path, number))
+    assert torch.equal(taken[0], features.to(dtype)) and torch.equal(on_disk[:], taken[0])
+    assert torch.equal(on_disk[3:19:5], taken[1]) and torch.equal(on_disk[torch.tensor([20, 0, 7, 8, 7])], taken[2])
+
+
+def test_rows_that_follow_one_another_are_read_at_once(tmp_path, monkeypatch):
+    features, bank, opened = make_bank(tmp_path), FeatureBank(tmp_path), []
+
+    class Counted:
+        def __init__(self, file):
+            self.file, self.seeks = file, []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def seek(self, place):
+            self.seeks.append(place)
+            return self.file.seek(place)
+
+    def counted_open(path, mode):
+        opened.append(Counted(open(path, mode)))
+        return opened[-1]
+
+    monkeypatch.setattr(type(tmp_path), "open", counted_open)
+    assert torch.equal(bank[[4, 3, 20, 2, 7, 6]], features[[4, 3, 20, 2, 7, 6]])
+    assert [len(file.seeks) for file in opened] == [2, 1]
+
+
+def test_a_shard_that_is_replaced_by_one_with_another_header_is_read_right(tmp_path):
+    features, bank = make_bank(tmp_path), FeatureBank(tmp_path)
+    write_shard(shard_path(tmp_path, 1), features[8:16], torch.float32, {99: "a reason that makes the header longer"})
+    assert torch.equal(bank[:], features)
+
+
+@pytest.mark.parametrize("damage", ["remove", "cut"])
+def test_a_shard_that_is_lost_after_the_bank_was_opened_is_reported(tmp_path, damage):
+    make_bank(tmp_path)
+    bank, path = FeatureBank(tmp_path), shard_path(tmp_path, 1)
+    path.unlink() if damage == "remove" else path.write_bytes(path.read_bytes()[:-4])
+    assert len(bank[:8]) == 8
+    with pytest.raises(InputError, match="shard-00001.safetensors is missing or damaged .*compute the features again"):
+        bank[[15]]
 
 
 @pytest.mark.parametrize(("dtype", "digits"), [(torch.float16, 11), (torch.bfloat16, 8)])
@@ -141,6 +210,13 @@ def forget(folder):
     save_file(load_file(path), path)
 
 
+def add_tensor(folder):
+    path = shard_path(folder, 1)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({"another": torch.zeros(2), **load_file(path)}, path, metadata=metadata)
+
+
 def narrow(folder):
     write_shard(shard_path(folder, 1), torch.zeros(8, 2), torch.float32)
 
@@ -181,6 +257,7 @@ DAMAGE = {
     "too long": (lengthen, r"shard-00001.safetensors is missing or damaged"),
     "no safetensors": (scramble, r"shard-00001.safetensors is missing or damaged"),
     "no metadata": (forget, r"shard-00001.safetensors is missing or damaged \('shard'\)"),
+    "another tensor": (add_tensor, r"shard-00001.safetensors is missing or damaged \(it holds .*another"),
     "missing": (remove, r"shard-00002.safetensors is missing or damaged .*No such file"),
     "other width": (narrow, "index.json does not describe the shards"),
     "other type": (retype, "index.json does not describe the shards"),

@@ -136,3 +136,13 @@ def test_a_saved_teacher_gives_the_same_features_through_timm_alone_and_as_a_tea
         again = build_teacher(f"local-dir:{tmp_path / 'teacher'}", features=kind)
         torch.testing.assert_close(again(pixels), as_teacher(backbone, kind)(pixels), rtol=0, atol=1e-6)
         assert (again.input_size, again.license, again.name) == (32, "mit", name)
+        assert again.describe() == as_teacher(backbone, kind, name).describe()
+
+
+def test_a_class_token_of_another_name_is_not_averaged_with_the_patches():
+    dims = {"embed_dims": (8, 8, 8, 16), "serial_depths": (1, 1, 1, 1), "num_heads": 8}
+    backbone = timm.create_model("coat_lite_tiny", num_classes=0, img_size=32, **dims)
+    assert backbone.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 1 + 1, 16)
+    with pytest.raises(InputError, match="CoaT gives no feature map or patch tokens to average: use features pre_log"):
+        as_teacher(backbone, "mean")
+    assert as_teacher(backbone, "pre_logits").feature_dim == 16

@@ -1,6 +1,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ import torch
 from ssdd_hub.augment import crop_flip
 from ssdd_hub.decode import CorruptImageError
 from ssdd_hub.errors import InputError
-from ssdd_hub.feature_bank import Index, Shard, shard_path, write_shard
+from ssdd_hub.feature_bank import FeatureBank, Index, Shard, shard_path, write_shard
 from ssdd_hub.features import FeatureCache, fixed_views
 
 
@@ -17,6 +20,7 @@ class Listed:
 
     def __init__(self, pixels, corrupt=()):
         self.pixels, self.corrupt, self.decoded = pixels, corrupt, []
+        self.source = {"name": "listed", "license": "cc0-1.0"}
         self.fingerprint, self.num_rows = f"listed {len(pixels)} {corrupt}", None
 
     def rows(self):
@@ -205,6 +209,12 @@ def test_a_type_that_is_the_teachers_own_shares_its_folder(cache, bank, small_te
 # Going on, and starting again
 
 
+def dead_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
 class Killed(BaseException):
     pass
 
@@ -228,7 +238,7 @@ def test_an_interrupted_pass_goes_on_and_gives_the_same_bytes(cache, bank, tmp_p
     (folder,) = (tmp_path / "features").iterdir()
     assert sorted(os.listdir(folder)) == ["shard-00000.safetensors", "shard-00001.safetensors"]
     # What a kill during a write leaves.
-    (folder / ".shard-00002.safetensors.99.tmp").write_bytes(b"half")
+    (folder / f".shard-00002.safetensors.{dead_process()}.tmp").write_bytes(b"half")
     resumed = Listed(bank.pixels)
     cache().features(resumed)
     assert resumed.decoded == list(range(16, 23))
@@ -296,7 +306,106 @@ def test_a_refresh_computes_everything_again(cache, bank):
     shards = [Shard.read(shard_path(folder, number)) for number in range(3)]
     key = json.loads((folder / "index.json").read_text())["key"]
     Index.of(key, shards, 8).write(folder)
-    (folder / "shard-00003.safetensors").write_bytes(b"from a longer dataset")
     assert torch.equal(cache().features(stream)[:], torch.zeros(23, 24))
     cache(refresh=True).features(stream)
     assert contents(folder) == whole and len(stream.decoded) == 46
+
+
+# Beside other runs in the same folder
+
+
+def test_a_refresh_lets_those_that_are_reading_read_on(cache, bank):
+    reader = cache().features(bank)
+    whole, seen = reader[:], []
+
+    class Watched(Listed):
+        def read(self, row):
+            seen.append(torch.equal(reader[:], whole))
+            return super().read(row)
+
+    watched = Watched(bank.pixels)
+    watched.fingerprint = bank.fingerprint
+    assert cache(refresh=True).features(watched).folder == reader.folder
+    assert seen == [True] * 23 and torch.equal(reader[:], whole)
+
+
+def test_an_interrupted_refresh_has_no_index(cache, bank):
+    folder = cache().features(Listed(bank.pixels)).folder
+    with pytest.raises(Killed):
+        cache(refresh=True).features(Breaking(bank.pixels))
+    assert not (folder / "index.json").exists()
+    assert len(cache().features(Listed(bank.pixels))) == 23
+
+
+def test_only_temporary_files_of_dead_processes_and_old_ones_are_removed(cache, bank):
+    folder = cache().features(bank).folder
+    alive, dead = os.getppid(), dead_process()
+    names = [f".shard-00001.safetensors.{alive}.tmp", f".shard-00002.safetensors.{alive}.tmp"]
+    names += [f".shard-00001.safetensors.{dead}.tmp", f".index.json.{dead}.tmp", ".shard-00001.safetensors.none.tmp"]
+    for name in names:
+        (folder / name).write_bytes(b"half")
+    os.utime(folder / names[1], (time.time() - 90000,) * 2)
+    cache(refresh=True).features(bank)
+    left = [name for name in sorted(os.listdir(folder)) if name.endswith(".tmp")]
+    assert left == sorted([names[0], names[4]])
+
+
+class Meddling(Listed):
+    """A stream during whose last row another run does something to the folder."""
+
+    def __init__(self, pixels, meddle):
+        super().__init__(pixels)
+        self.meddle = meddle
+
+    def read(self, row):
+        if row == 22:
+            self.meddle()
+        return super().read(row)
+
+
+def test_shards_that_vanish_before_the_index_are_reported(cache, bank, tmp_path):
+    def meddle():
+        next((tmp_path / "features").rglob("shard-00001*")).unlink()
+
+    with pytest.raises(InputError, match="another run has changed .*shard-00001.* is missing .*start again"):
+        cache().features(Meddling(bank.pixels, meddle))
+
+
+def test_a_temporary_file_that_vanishes_is_reported(cache, bank, monkeypatch):
+    replace = os.replace
+
+    def meddle(old, new):
+        old.unlink()
+        replace(old, new)
+
+    monkeypatch.setattr("ssdd_hub.checkpoint.os.replace", meddle)
+    with pytest.raises(InputError, match="another run has changed .*shard-00000.*start again, or use a folder"):
+        cache().features(Listed(bank.pixels))
+
+
+# Whose features they are
+
+
+def test_the_index_says_whose_features_of_what_they_are(cache, bank, small_teacher, tmp_path):
+    teacher = small_teacher()
+    (tmp_path / "photos").mkdir()
+    stored = tmp_path / "stored"
+    stored.mkdir()
+    teacher.name, teacher.license = f"local-dir:{stored}", "cc-by-4.0"
+    teacher.provenance = {"objective": {"name": "vicreg"}, "seed": 7, "elsewhere": 1}
+    images = Listed(bank.pixels)
+    images.source = {"name": str(tmp_path / "photos"), "license": "cc0-1.0", "split": "train"}
+    folder = cache(teacher).features(images).folder
+    text = (folder / "index.json").read_text()
+    about = json.loads(text)["about"]
+    assert about["source"] == {"name": "photos", "license": "cc0-1.0", "split": "train"}
+    expected = {**teacher.describe(), "name": "local-dir:stored", "objective": {"name": "vicreg"}, "seed": 7}
+    assert about["teacher"] == json.loads(json.dumps(expected)) and about["teacher"]["license"] == "cc-by-4.0"
+    assert str(tmp_path) not in text
+    assert FeatureBank(folder).index.about == about
+
+
+def test_the_index_names_the_source_of_a_bank(cache, bank):
+    about = cache().features(bank).index.about
+    assert (about["source"]["name"], about["source"]["license"]) == ("digits", "cc-by-4.0")
+    assert (about["teacher"]["name"], about["teacher"]["license"]) == ("small-0", "mit")

@@ -136,7 +136,7 @@ def test_provenance_says_where_the_images_come_from(tmp_path):
     (folder / "README.md").write_text("---\nlicense: cc0-1.0\n---\n")
     images = stream(folder)
     assert images.source == {
-        "name": str(folder),
+        "name": "set",
         "config": "default",
         "revision": None,
         "image_column": "image",

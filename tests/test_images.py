@@ -1,7 +1,9 @@
+import errno
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 from PIL import Image
 
 from ssdd_hub import images as images_module
@@ -306,6 +309,12 @@ def test_the_memory_budget_changes_where_pixels_live_and_nothing_else(tmp_path):
 # Corrupt images
 
 
+def http_error(status):
+    """What the Hub's client raises when it is answered so."""
+    kind = RemoteEntryNotFoundError if status == 404 else HfHubHTTPError
+    return kind(f"{status}\nsecond line", response=SimpleNamespace(status_code=status, headers={}, request=None))
+
+
 def spoil(path):
     path.write_bytes(path.read_bytes()[:40])
 
@@ -352,6 +361,67 @@ def test_a_missing_file_and_an_empty_row_are_corrupt(tmp_path):
     empty, gone = images.source["skipped"]
     assert empty == "row 0: " + UNKNOWN_FORMAT
     assert gone == "row 1 (gone.png): FileNotFoundError: No such file or directory"
+
+
+def save_references(folder, *paths):
+    """A dataset of one good image and of others that are read from where they stand."""
+    good = {"bytes": (save_folder(folder / "good", [(1, 0, 0)]) / "000.png").read_bytes(), "path": None}
+    save_plain_parquet(folder / "set", [good, *({"bytes": None, "path": path} for path in paths)])
+    return save_plain_parquet(folder / "set", [good], "test")
+
+
+def test_broken_archives_and_what_they_lack_are_corrupt(tmp_path):
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(range(256)) * 20)
+    content = bytearray((tmp_path / "whole.zip").read_bytes())
+    content[40:80] = bytes(40)
+    (tmp_path / "damaged.zip").write_bytes(content)
+    (tmp_path / "cut.zip").write_bytes(content[:100])
+    names = {"b.png": "whole", "a.png": "damaged", "c.png": "cut"}
+    paths = [f"zip://{member}::{tmp_path / archive}.zip" for member, archive in names.items()]
+    images, _ = load(save_references(tmp_path, *paths), on_corrupt="skip")
+    assert reds(images) == [1] and images.source["num_skipped"] == 3
+    kinds = [entry.split(": ")[1] for entry in images.source["skipped"]]
+    assert kinds[0] == "FileNotFoundError" and kinds[2] == "BadZipFile"
+
+
+def missing(cause=None, kind=FileNotFoundError):
+    error = kind("no such file")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Server Disconnected"),
+        TimeoutError(),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        http_error(503),
+        missing(ConnectionError("what fsspec makes of it")),
+        missing(kind=LocalEntryNotFoundError),
+    ],
+)
+def test_a_file_that_cannot_be_reached_is_never_skipped(tmp_path, monkeypatch, error):
+    def fail(path, mode):
+        raise error
+
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", fail)
+    message = rf"the image at row 1 \(a.png\) cannot be read \({type(error).__name__}: .*\): the same command goes on"
+    with pytest.raises(InputError, match=message):
+        load(save_references(tmp_path, "hf://datasets/a/b/a.png"), on_corrupt="skip")
+
+
+@pytest.mark.parametrize("error", [missing(missing(KeyError("a"))), http_error(404), missing(http_error(404))])
+def test_a_file_that_the_hub_does_not_have_is_corrupt(tmp_path, monkeypatch, error):
+    def fail(path, mode):
+        raise error
+
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", fail)
+    images, _ = load(save_references(tmp_path, "hf://datasets/a/b/a.png"), on_corrupt="skip")
+    assert images.source["num_skipped"] == 1
 
 
 def test_nothing_but_corrupt_images_is_an_error_even_when_skipping(tmp_path):
@@ -488,7 +558,8 @@ def test_digits_refuse_what_they_would_ignore(option):
 
 @pytest.mark.parametrize(
     ("card", "licence"),
-    [("license: mit", "mit"), ("license:\n- mit\n- cc0-1.0", "mit, cc0-1.0"), ("pretty_name: x", "unknown")],
+    [("license: mit", "mit"), ("license:\n- mit\n- cc0-1.0", "mit, cc0-1.0"), ("pretty_name: x", "unknown")]
+    + [(f"license: {value}", "unknown") for value in ("{name: mit}", "[mit, {name: mit}]", "3", "[]", "null")],
 )
 def test_the_licence_is_that_of_the_card(tmp_path, card, licence):
     images, heldout = load(save_parquet(tmp_path / "set", card=card))

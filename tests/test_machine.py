@@ -3,6 +3,7 @@ import platform
 
 import torch
 
+from ssdd_hub import machine
 from ssdd_hub.machine import describe_machine, describe_versions
 
 
@@ -17,3 +18,8 @@ def test_the_machine_is_described_without_its_name():
 def test_versions_are_those_of_the_installed_packages():
     assert describe_versions().keys() == {"ssdd-hub", "torch", "timm", "lightly", "accelerate", "datasets"}
     assert all(version[0].isdigit() for version in describe_versions().values())
+
+
+def test_packages_that_are_not_installed_have_no_version(monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGES", ("torch", "no-such-package"))
+    assert list(describe_versions()) == ["torch"]

@@ -13,6 +13,7 @@ from reference.objective_cases import (
     PAIRS,
     SIZE,
     SPACE,
+    STATISTICS,
     build,
     make_backbone,
     real_images,
@@ -35,7 +36,7 @@ def copy_state(objective):
 
 @cache
 def trained(name, kind):
-    """Takes 20 steps on one batch; returns the losses, the last gradients in the backbone, and the state."""
+    """Takes steps on one batch; returns the losses, the last gradients in the backbone, and the state."""
     objective, views = build(name, kind), real_views(name)
     settle(objective, views)
     # MoCo's copy lags behind a network that learns faster, and the loss between them rises again.
@@ -67,7 +68,6 @@ def next_losses(objective, views, steps=2):
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_the_loss_is_a_finite_number_and_falls(name, kind):
     losses, _, _ = trained(name, kind)
-    assert losses.shape == (20,)
     assert losses.isfinite().all()
     assert losses[-5:].mean() < losses[:5].mean() - 0.02 * losses[:5].mean().abs()
 
@@ -114,16 +114,20 @@ def test_the_state_holds_tensors_only_and_the_backbone_once(name):
     }
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["eval with gradients", "training without gradients"])
 @pytest.mark.parametrize("name", NAMES)
-def test_looking_at_a_loss_moves_nothing(name):
+def test_looking_at_a_loss_moves_nothing(name, training):
     objective, views = build(name, "vit"), real_views(name)
     train(objective, views, 3)
     before = copy_state(objective)
-    objective.eval()
-    with torch.no_grad():
+    objective.train(training)
+    with torch.set_grad_enabled(not training):
         torch.manual_seed(0)
-        assert objective(views).isfinite()
-    assert all(torch.equal(before[key], value) for key, value in objective.state_dict().items())
+        # Other images: the copy's projections of the same ones are in the bank already.
+        assert objective([view.flip(-1) for view in views]).isfinite()
+    # Statistics of batch normalisation move in training mode, whatever torch does about gradients.
+    resting = [key for key in before if not (training and key.endswith(STATISTICS))]
+    assert all(torch.equal(before[key], objective.state_dict()[key]) for key in resting)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -138,7 +142,8 @@ def test_half_precision_forward_passes_give_the_loss_in_full_precision(name):
         loss = objective(views)
     loss.backward()
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, expected, rtol=0.1, atol=0.1)
+    # Cosines, whose loss may be near 0, are good to 0.003; DCL has no positive pair to hold its logarithm.
+    torch.testing.assert_close(loss, expected, rtol=0.03 if name == "dcl" else 0.02, atol=0.01)
 
 
 def test_a_loss_sees_no_half_precision():
@@ -390,6 +395,10 @@ def test_an_objective_without_a_transform_says_what_is_missing():
         (lambda: timm.create_model("test_vit", img_size=32, pos_embed="none"), "needs .* a position embedding"),
         (lambda: timm.create_model("test_vit", img_size=(32, 48)), "got a backbone for 32x48 pixels"),
         (lambda: timm.create_model("test_vit", img_size=30, patch_size=4), "30x30 pixels with patches of 4x4"),
+        (
+            lambda: timm.create_model("test_vit", img_size=32, global_pool="map"),
+            "does not train the attention pooling .*: build it with global_pool='avg' or 'token'",
+        ),
     ],
 )
 def test_mae_refuses_backbones_that_it_cannot_mask(make, reason):
@@ -420,6 +429,10 @@ def test_mae_hides_patches_whatever_stands_before_them(args, dynamic):
     backbone.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     images = real_views("mae")
     losses = train(objective.train(), images, 5)
+    # DistributedDataParallel stops where a parameter that could learn has no part in the loss.
+    assert all((part.grad is not None) is part.requires_grad for part in backbone.parameters())
+    frozen = {name for name, part in backbone.named_parameters() if not part.requires_grad}
+    assert frozen == ({"fc_norm.weight", "fc_norm.bias"} if args.get("global_pool") == "avg" else set())
     # A quarter of the 16 patches is seen.
     assert seen[0] == (16, 4 + backbone.num_prefix_tokens, 64)
     assert losses[-1] < losses[0]
@@ -449,28 +462,3 @@ def test_an_objective_describes_itself(name):
     assert objective.min_batch >= 1
     for setting in ("decoder_dim", "decoder_depth") if name == "mae" else ("hidden_dim", "output_dim"):
         assert isinstance(described[setting], int)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "reason"),
-    [
-        ("byol", {"momentum": 1.5}, r"byol: momentum must be in \[0, 1\], got 1.5"),
-        ("moco", {"bank_size": 0}, "moco: bank_size must be at least 1, got 0"),
-        ("nnclr", {"bank_size": 0}, "nnclr: bank_size must be at least 1, got 0"),
-        ("swav", {"queue_length": -1}, "swav: queue_length must be at least 0, got -1"),
-        ("swav", {"num_prototypes": 1}, "swav: num_prototypes must be at least 2, got 1"),
-        ("dino", {"teacher_temp": 0.0}, "dino: teacher_temp must be above 0"),
-        ("dino", {"warmup_epochs": -1}, "dino: warmup_epochs must be at least 0"),
-        ("vicreg", {"hidden_dim": 0}, "vicreg: hidden_dim must be at least 1, got 0"),
-        ("simclr", {"temperature": 0.0}, "'simclr' does not take these settings .*temperature"),
-        ("lejepa", {"lambda_param": 2.0}, "'lejepa' does not take these settings .*lambda_param"),
-        ("mae", {"mask_ratio": 0.99}, "mask_ratio 0.99 leaves 0 of 16 patches visible"),
-        ("mae", {"mask_ratio": 0.0}, "mask_ratio 0.0 leaves 16 of 16 patches visible"),
-        ("mae", {"decoder_dim": 30}, "decoder_dim must be a multiple of 4 and of decoder_heads, got 30 and 4"),
-        ("mae", {"decoder_heads": 0}, "got 32 and 0"),
-        ("mae", {"decoder_depth": 0}, "decoder_depth must be at least 1"),
-    ],
-)
-def test_settings_out_of_range_are_refused(name, settings, reason):
-    with pytest.raises(InputError, match=reason):
-        build(name, "vit", **settings)

@@ -33,8 +33,9 @@ def processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_losses_are_finite_and_both_processes_stay_alike(processes, name):
-    first, second = (process[name] for process in processes)
+@pytest.mark.parametrize("kind", ["plain", "whole"])
+def test_losses_are_finite_and_both_processes_stay_alike(processes, kind, name):
+    first, second = (process[kind][name] for process in processes)
     assert first["losses"].isfinite().all() and second["losses"].isfinite().all()
     assert torch.equal(first["gradients"], second["gradients"])
     # Weights, momentum copies, banks, queues, centre and covariance: one checkpoint serves both.
@@ -45,12 +46,12 @@ def test_losses_are_finite_and_both_processes_stay_alike(processes, name):
 def test_the_averaged_gradient_is_that_of_one_process_with_the_whole_batch(processes, name):
     one = two_steps(name, 0, 1)
     assert one["gradients"].norm(dim=1).min() > 1e-4
-    torch.testing.assert_close(processes[0][name]["gradients"], one["gradients"], rtol=1e-6, atol=1e-9)
-    torch.testing.assert_close(processes[0][name]["state"], one["state"], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(processes[0]["plain"][name]["gradients"], one["gradients"], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(processes[0]["plain"][name]["state"], one["state"], rtol=1e-6, atol=1e-9)
 
 
 def test_barlow_twins_sees_the_other_process(processes):
-    first, second = (process["barlow_twins"]["losses"] for process in processes)
+    first, second = (process["plain"]["barlow_twins"]["losses"] for process in processes)
     # The cross-correlation is averaged before the loss, which is hence the same on both, on different images.
     torch.testing.assert_close(first, second, rtol=1e-12, atol=0)
-    assert not torch.equal(*(process["simsiam"]["losses"] for process in processes))
+    assert not torch.equal(*(process["plain"]["simsiam"]["losses"] for process in processes))

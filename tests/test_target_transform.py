@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.feature_bank import FeatureBank, Index, shard_path, write_shard
 from ssdd_hub.target_transform import PROJECTIONS, TRANSFORMS, TargetTransform
 
 PLAIN = [kind for kind in TRANSFORMS if kind not in PROJECTIONS]
@@ -135,8 +136,10 @@ def test_one_image_is_enough_but_for_whitening():
         transform = TargetTransform.fit(kind, features)
         assert transform(features).tolist() == [[0.0, 0.0, 0.0]]
         assert transform.inverse(torch.zeros(1, 3)).tolist() == features.tolist()
-    with pytest.raises(InputError, match="only 0 of the features' 3 directions have variance"):
-        TargetTransform.fit("whiten", features)
+    for constant in (features, torch.full((9, 3), 3.3), torch.full((9, 3), 3.3, dtype=torch.float64)):
+        for dim in (None, 2):
+            with pytest.raises(InputError, match="the features, which are the same for all images: use more images"):
+                TargetTransform.fit("whiten", constant, dim)
 
 
 @pytest.mark.parametrize("kind", PROJECTIONS)
@@ -145,16 +148,68 @@ def test_more_dimensions_than_the_features_have_are_refused(kind):
         TargetTransform.fit(kind, draw_features(), 5)
 
 
-def test_whitening_is_limited_to_directions_with_variance():
-    features = draw_features()
+@pytest.mark.parametrize("kind", PROJECTIONS)
+@pytest.mark.parametrize("dim", [0, -1])
+def test_no_dimensions_are_refused(kind, dim):
+    with pytest.raises(InputError, match=f"targets.dim must be at least 1, got {dim}"):
+        TargetTransform.fit(kind, draw_features(), dim)
+
+
+def test_an_unknown_kind_and_features_of_no_image_are_refused():
+    with pytest.raises(InputError, match="targets.transform must be one of none, .*, whiten, got 'zca'"):
+        TargetTransform.fit("zca", draw_features())
+    for kind in TRANSFORMS:
+        with pytest.raises(InputError, match="there are no features to measure a transform of"):
+            TargetTransform.fit(kind, draw_features()[:0])
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+
+
+def draw_low_rank(mean=0.0):
+    """Features of rank 8 in 32 dimensions, float32; from the first direction to the last the std falls to a fifth."""
+    generator = torch.Generator().manual_seed(0)
+    inner = torch.randn(2000, 8, generator=generator) * torch.linspace(5, 1, 8)
+    return inner @ torch.linalg.qr(torch.randn(32, 8, generator=generator)).Q.T + mean
+
+
+@DTYPES
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_rounding_to_half_precision_is_not_whitened(dtype, mean):
+    features = draw_low_rank(mean).to(dtype)
+    whitened = TargetTransform.fit("whiten", features)
+    assert whitened.width == 8 and whitened(features.double()).abs().max() < 10
+    with pytest.raises(InputError, match="only 8 of the features' 32 directions have variance beyond rounding"):
+        TargetTransform.fit("whiten", features, 9)
+
+
+@DTYPES
+def test_the_rounding_that_a_bank_states_is_not_whitened(dtype, tmp_path):
+    exact = draw_low_rank()
+    Index.of({}, [write_shard(shard_path(tmp_path, 0), exact, dtype)], 2000).write(tmp_path)
+    bank = FeatureBank(tmp_path)
+    assert TargetTransform.fit("whiten", bank).width == 8
+
+
+@DTYPES
+def test_directions_above_the_rounding_are_whitened(dtype):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2000, 4, generator=generator) * torch.tensor([1.0, 0.1, 0.02, 0.01])
+    features[:, 3] += features[:, 0]
+    assert TargetTransform.fit("whiten", features.to(dtype)).width == 4
+
+
+@DTYPES
+def test_whitening_is_limited_to_directions_with_variance(dtype):
+    # In bfloat16 the rounding of a dimension around 100 is more than the std of others.
+    features = (draw_features() - torch.tensor([0.0, 0.0, 0.0, 100.0])).to(dtype).float()
     doubled = torch.cat([features, features[:, :2]], 1)
-    whitened = TargetTransform.fit("whiten", doubled)
+    whitened = TargetTransform.fit("whiten", doubled.to(dtype))
     assert whitened.width == 4 and whitened(doubled).abs().max() < 10
     torch.testing.assert_close(whitened.inverse(whitened(doubled)), doubled, rtol=1e-3, atol=1e-3)
-    with pytest.raises(
-        InputError, match="whitening to 5 dimensions .*only 4 of the features' 6 .*lower --targets.dim"
-    ):
-        TargetTransform.fit("whiten", doubled, 5)
+    message = "whitening to 5 dimensions .*only 4 of the features' 6 .*lower --targets.dim, use more images, or"
+    with pytest.raises(InputError, match=message):
+        TargetTransform.fit("whiten", doubled.to(dtype), 5)
     assert TargetTransform.fit("pca", doubled).width == 6
 
 
@@ -199,7 +254,8 @@ def test_a_file_that_is_no_whole_transform_is_refused(tmp_path):
     TargetTransform.fit("pca", draw_features(), 2).save(path)
     with pytest.raises(InputError, match="its sha256 differs from the one stated"):
         TargetTransform.load(path, "0" * 64)
-    whole, tensors = path.read_bytes(), load_file(path)
+    # Copies, since what is loaded is mapped and the file is written over.
+    whole, tensors = path.read_bytes(), {name: tensor.clone() for name, tensor in load_file(path).items()}
     path.write_bytes(whole[:-8])
     with pytest.raises(InputError, match="is not a whole target transform"):
         TargetTransform.load(path)
@@ -207,6 +263,64 @@ def test_a_file_that_is_no_whole_transform_is_refused(tmp_path):
     with pytest.raises(InputError, match="'target_transform'"):
         TargetTransform.load(path)
     facts = {"target_transform": json.dumps({"kind": "pca", "explained_variance": 1.0})}
-    save_file({**tensors, "mean": torch.zeros(7)}, path, metadata=facts)
+    save_file({**tensors, "mean": torch.zeros(7).double()}, path, metadata=facts)
     with pytest.raises(InputError, match="do not fit"):
         TargetTransform.load(path)
+
+
+EYE = torch.eye(3, dtype=torch.float64)[:2]
+MEAN, ONES, TWO = (torch.ones(count, dtype=torch.float64) for count in (3, 3, 2))
+WHOLE = {"pca": {"mean": MEAN, "scale": TWO, "components": EYE}, "centre": {"mean": MEAN, "scale": ONES}}
+WHOLE["none"] = {"mean": MEAN * 0, "scale": ONES}
+WRONG = {
+    "facts in a list": ("pca", [1], {}, "list indices"),
+    "no facts": ("pca", None, {}, "NoneType"),
+    "no kind": ("pca", {"kind": None}, {}, "its kind is None, not one of none, centre"),
+    "an unknown kind": ("pca", {"kind": "x"}, {}, "its kind is 'x', not one of none, centre"),
+    "a kind in a list": ("pca", {"kind": ["pca"]}, {}, "its kind is"),
+    "text for a number": (
+        "pca",
+        {"explained_variance": "<b>"},
+        {},
+        "its explained variance is '<b>', not a number in",
+    ),
+    "a truth value": ("pca", {"explained_variance": True}, {}, "its explained variance is True"),
+    "NaN explained": ("pca", {"explained_variance": math.nan}, {}, "its explained variance is nan"),
+    "too much explained": ("pca", {"explained_variance": 1.5}, {}, "its explained variance is 1.5"),
+    "scale of 0": ("pca", {"kind": "whiten"}, {"scale": TWO * 0}, "its scale is not above 0"),
+    "negative scale": ("pca", {"kind": "whiten"}, {"scale": -TWO}, "its scale is not above 0"),
+    "NaN": ("pca", {}, {"mean": MEAN * math.nan}, "its mean is not of finite numbers in float64"),
+    "infinite": ("pca", {}, {"components": EYE / 0}, "its components is not of finite numbers"),
+    "whole numbers": ("pca", {}, {"scale": TWO.long()}, "its scale is not of finite numbers in float64"),
+    "a scale of pca": ("pca", {}, {"scale": TWO * 2}, "its numbers are not those of the kind pca"),
+    "a scale of centre": ("centre", {}, {"scale": ONES * 2}, "its numbers are not those of the kind centre"),
+    "a mean of none": ("none", {}, {"mean": MEAN}, "its numbers are not those of the kind none"),
+    "no components": ("centre", {"kind": "whiten"}, {}, "its components do not fit its kind whiten"),
+    "too many components": ("pca", {"kind": "centre"}, {}, "its components do not fit its kind centre"),
+    "not orthonormal": ("pca", {}, {"components": EYE * 2}, "its components are not orthonormal"),
+    "a matrix for a mean": ("pca", {}, {"mean": MEAN[None]}, r"its mean \(1, 3\) and scale \(2,\) do not fit"),
+    "a number for a mean": ("centre", {}, {"mean": MEAN[0]}, r"its mean \(\) and scale \(3,\) do not fit"),
+    "nothing": ("centre", {}, {"mean": MEAN[:0], "scale": ONES[:0]}, r"its mean \(0,\) and scale \(0,\) do not fit"),
+    "another width": ("centre", {}, {"scale": TWO}, r"its mean \(3,\) and scale \(2,\) do not fit"),
+    "more than D": ("pca", {}, {"scale": torch.ones(4).double()}, r"its mean \(3,\) and scale \(4,\) do not fit"),
+    "turned": ("pca", {}, {"components": EYE.T.contiguous()}, r"its components \(3, 2\), mean and scale do not fit"),
+}
+
+
+def save_wrong(path, kind, facts, tensors):
+    facts = {"kind": kind, "explained_variance": 1.0, **facts} if isinstance(facts, dict) else facts
+    save_file({**WHOLE[kind], **tensors}, path, metadata={"target_transform": json.dumps(facts)})
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_the_files_that_the_wrong_ones_are_made_of_are_whole(kind, tmp_path):
+    save_wrong(tmp_path / "a", kind, {}, {})
+    assert TargetTransform.load(tmp_path / "a").kind == kind
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_numbers_that_no_fit_gives_are_refused(case, tmp_path):
+    kind, facts, tensors, message = WRONG[case]
+    save_wrong(tmp_path / "a", kind, facts, tensors)
+    with pytest.raises(InputError, match=f"is not a whole target transform .*{message}.*fetch or make the set again"):
+        TargetTransform.load(tmp_path / "a")

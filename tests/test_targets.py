@@ -36,6 +36,7 @@ def test_a_transform_of_features_on_the_disk_is_that_of_features_in_memory(bank,
 
 
 def test_only_what_is_asked_for_is_read(bank, monkeypatch):
+    monkeypatch.setattr("ssdd_hub.targets.MOST_IN_MEMORY", bank.num_bytes - 1)
     targets, read = Targets(bank, TargetTransform.fit("centre", bank)), []
     monkeypatch.setattr(
         "ssdd_hub.feature_bank.shard_path",
@@ -43,6 +44,22 @@ def test_only_what_is_asked_for_is_read(bank, monkeypatch):
     )
     targets[torch.tensor([3, 20, 5])]
     assert read == [0, 1]
+
+
+@pytest.mark.parametrize("kind", TRANSFORMS)
+def test_targets_from_memory_are_those_from_the_disk_bit_for_bit(bank, kind, monkeypatch):
+    transform = TargetTransform.fit(kind, bank, 5 if kind in PROJECTIONS else None)
+    asked = [slice(None), slice(3, 40), torch.tensor([7]), torch.tensor([49, 0, 17, 17, 33])]
+    monkeypatch.setattr("ssdd_hub.targets.MOST_IN_MEMORY", bank.num_bytes - 1)
+    on_disk = [Targets(bank, transform)[rows] for rows in asked]
+    monkeypatch.setattr("ssdd_hub.targets.MOST_IN_MEMORY", bank.num_bytes)
+    small = Targets(bank, transform)
+    with monkeypatch.context() as without_disk:
+        without_disk.setattr("ssdd_hub.feature_bank.shard_path", None)
+        for rows, expected in zip(asked, on_disk, strict=True):
+            assert torch.equal(small[rows], expected)
+        # Nor are they read again for other targets of the same features.
+        Targets(bank, transform, torch.float64)[:]
 
 
 def test_targets_are_mapped_back_to_features(bank):

@@ -1,10 +1,17 @@
 import json
 import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+)
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -13,6 +20,7 @@ from ssdd_hub.backbones import pre_logits
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.teacher import Teacher, TeacherSettings, build_teacher
+from ssdd_hub.teacher_folder import read_record
 from ssdd_hub.train_teacher import new_backbone
 
 MODELS = {
@@ -305,6 +313,60 @@ def test_a_model_on_the_hub_needs_no_record(trained, hub):
     assert build_teacher("hf-hub:someone/teacher").provenance == {}
 
 
+def record(**provenance):
+    return json.dumps({"format_version": 1, "teacher": {"name": "a"}, "provenance": provenance})
+
+
+def nested(depth):
+    """A record of so many objects and lists inside each other."""
+    return record(settings=0).replace("0}", "[" * (depth - 2) + "]" * (depth - 2) + "}")
+
+
+@pytest.mark.parametrize("text", [nested(20), record(seconds=None, scores=None), record(seconds=3, scores=[{"n": 1}])])
+def test_a_record_of_any_maker_makes_a_card(trained, tmp_path, text):
+    trained.save(tmp_path / "teacher")
+    (tmp_path / "teacher" / "ssdd_hub.json").write_text(text)
+    build_teacher(f"local-dir:{tmp_path / 'teacher'}").save(tmp_path / "second")
+    assert (tmp_path / "second" / "README.md").is_file()
+
+
+def refuse(status, kind=HfHubHTTPError):
+    return kind(str(status), response=SimpleNamespace(status_code=status, headers={}, request=None))
+
+
+def uncached(cause=None):
+    error = LocalEntryNotFoundError("cannot find the requested files")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "known"),
+    [
+        (refuse(404, RemoteEntryNotFoundError), True),
+        (uncached(), True),
+        (uncached(OfflineModeIsEnabled("offline")), True),
+        (refuse(429), False),
+        (refuse(503), False),
+        (uncached(refuse(503)), False),
+        (uncached(ConnectionError("no route")), False),
+        (TimeoutError("too slow"), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_only_a_known_absence_of_a_record_counts_as_none(monkeypatch, error, known):
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr("ssdd_hub.teacher_folder.hf_hub_download", fail)
+    if known:
+        assert read_record("hf-hub:someone/teacher") == ("hf-hub:someone/teacher", {})
+        return
+    message = r"ssdd_hub.json of someone/teacher, which tells how .* cannot be had \(.*\): try again"
+    with pytest.raises(InputError, match=message):
+        read_record("hf-hub:someone/teacher@main")
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -317,6 +379,14 @@ def test_a_model_on_the_hub_needs_no_record(trained, hub):
         ('{"format_version": 1, "teacher": {"name": "a"}, "provenance": []}', "in format 1"),
         ('{"format_version": 1, "teacher": {"name": "a"}, "provenance": {"seed": NaN}}', "is no record of a teacher"),
         ('{"format_version": 1, "teacher": {"name": "\\ud800"}, "provenance": {}}', "is no record of a teacher"),
+        (nested(21), "holds lists or objects more than 20 deep in each other: fetch the teacher again"),
+        (nested(900), "more than 20 deep|RecursionError"),
+        (record(seconds="3"), "must hold a number as seconds, got '3': fetch the teacher again"),
+        (record(seconds=10**400), "must hold a number as seconds, got '10000"),
+        (record(scores=[1]), "must hold a list of objects as scores: fetch the teacher again"),
+        (record(scores={"mean": 1}), "must hold a list of objects as scores"),
+        (record(scores=[{"mean": 0.5}, {"mean": "0.5"}]), "must hold a number as mean of scores, got '0.5'"),
+        (record(scores=[{"mean": 0.5, "std": [1]}]), r"must hold a number as std of scores, got '\[1\]'"),
         (" " * (2**20 + 1), "is larger than the 1048576 bytes that a record may have"),
     ],
 )
@@ -338,7 +408,7 @@ def test_a_folder_without_a_record_is_named_without_its_path(trained, tmp_path):
 def test_a_teacher_is_built_by_name_with_what_timm_states_of_it():
     teacher = build_teacher("test_vit", pretrained=False)
     assert teacher.pixel_space == PixelSpace((0.5,) * 3, (0.5,) * 3)
-    assert (teacher.input_size, teacher.name, teacher.license) == (160, "test_vit", "apache-2.0")
+    assert (teacher.input_size, teacher.name) == (160, "test_vit")
     assert build_teacher("ssdd_resnet10", pretrained=False, channels=(4, 4, 4, 12)).feature_dim == 12
 
 
@@ -348,6 +418,17 @@ def test_a_module_is_a_teacher():
     assert teacher.backbone is module and teacher.name == "ResNet"
     assert teacher.feature_dim == module.head_hidden_size
     assert teacher.pixel_space.mean == module.pretrained_cfg["mean"]
+
+
+def test_the_licence_that_timm_states_is_that_of_stored_weights_only(monkeypatch):
+    create = timm.create_model
+    module = create("test_resnet", num_classes=0)
+    assert module.pretrained_cfg["license"] == "apache-2.0"
+    assert build_teacher(module).license == build_teacher("test_resnet", pretrained=False).license == "unknown"
+    assert build_teacher(module, license="cc0-1.0").license == "cc0-1.0"
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **args: create(name, **args))
+    assert build_teacher("test_resnet").license == "apache-2.0"
+    assert build_teacher("test_resnet", license="mit").license == "mit"
 
 
 def test_a_module_without_timms_contract_is_refused():
@@ -385,6 +466,17 @@ def test_what_other_settings_decide_is_no_model_argument():
     message = "teacher.model_args must leave out pretrained, num_classes, which other settings decide"
     with pytest.raises(SettingsError, match=message):
         TeacherSettings(model_args={"num_classes": 3, "pretrained": True, "channels": [4]})
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"])
+def test_weights_are_not_slipped_in_as_model_arguments(name):
+    message = f"teacher.model_args must leave out {name}, which other settings decide .other weights: --teacher.check"
+    with pytest.raises(SettingsError, match=message):
+        TeacherSettings(model_args={name: {"file": "nc.pth"}})
+    with pytest.raises(InputError, match=f"must be built without {name}: pass a file .* as --teacher.checkpoint"):
+        build_teacher("test_resnet", pretrained=False, **{name: {"file": "nc.pth"}})
+    with pytest.raises(InputError, match=f"must be built without {name}"):
+        new_backbone("test_resnet", 3, 32, 0, **{name: {"file": "nc.pth"}})
 
 
 # Folders of strangers
@@ -556,8 +648,8 @@ def test_a_checkpoint_makes_a_ready_teacher_of_unknown_licence(checkpoint):
 
 def test_a_checkpoint_of_stock_weights_does_not_take_the_licence_that_timm_states(tmp_path):
     torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "last.pt")
-    assert build_teacher("test_resnet", pretrained=False).license == "apache-2.0"
     assert build_teacher("test_resnet", checkpoint=tmp_path / "last.pt").license == "unknown"
+    assert build_teacher("test_resnet", checkpoint=tmp_path / "last.pt", license="cc0-1.0").license == "cc0-1.0"
 
 
 def test_without_a_space_a_checkpoint_is_fed_as_timm_states(checkpoint):

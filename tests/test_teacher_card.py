@@ -6,9 +6,10 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from ssdd_hub.cards import describe_licence
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.teacher import Teacher
-from ssdd_hub.teacher_card import describe_licence, render_teacher_card
+from ssdd_hub.teacher_card import render_teacher_card
 
 
 def metadata(architecture="ssdd_resnet18", teacher=None, **provenance):
@@ -116,6 +117,8 @@ def test_a_model_of_the_hub_is_the_base(name):
                 "license_link": "https://ai.meta.com/resources/models-and-libraries/dinov3-license",
             },
         ),
+        ("MIT, apache-2.0", {"license": ["mit", "apache-2.0"]}),
+        ("mit, dinov3-license", {"license": "other", "license_name": "mit-dinov3-license"}),
         ("nvidia-open-model-license", {"license": "other", "license_name": "nvidia-open-model-license"}),
         ("Ask me\nfirst!", {"license": "other", "license_name": "ask-me-first"}),
         ("", {"license": "other", "license_name": "unnamed"}),

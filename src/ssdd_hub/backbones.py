@@ -3,6 +3,9 @@
 The ResNets are registered as `ssdd_resnet*`: a 3x3 stem of stride 1 and no max-pooling.
 """
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
@@ -12,8 +15,11 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.pixel_space import PixelSpace
 
 FEATURES = ("pre_logits", "cls", "mean")
+OTHER_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
+"""The arguments of `timm.create_model` that load other weights, of which timm goes on to state its own licence."""
 
 
 def pre_logits(model: nn.Module, images: Tensor) -> Tensor:
@@ -67,9 +73,8 @@ def _mean(model: nn.Module, maps: Any) -> Tensor:
     """Averages `(n, C, H, W)`, `(n, H, W, C)` or, without its prefix tokens, `(n, L, C)`."""
     if isinstance(maps, Tensor) and maps.ndim == 4:
         return maps.mean((1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3))
-    # Some models (VOLO) have a class token and do not state how many tokens stand before the patches.
-    prefix = getattr(model, "num_prefix_tokens", int(_has_class_token(model)))
-    if not isinstance(maps, Tensor) or maps.ndim != 3 or maps.shape[1] <= prefix:
+    prefix = _count_prefix(model)
+    if not isinstance(maps, Tensor) or maps.ndim != 3 or prefix is None or maps.shape[1] <= prefix:
         raise InputError(
             f"{type(model).__name__} gives no feature map or patch tokens to average: use features pre_logits"
         )
@@ -78,6 +83,16 @@ def _mean(model: nn.Module, maps: Any) -> Tensor:
 
 def _has_class_token(model: nn.Module) -> bool:
     return bool(getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None))
+
+
+def _count_prefix(model: nn.Module) -> int | None:
+    """Returns how many tokens stand before those of the patches; None where a model does not tell."""
+    if hasattr(model, "num_prefix_tokens"):
+        return int(model.num_prefix_tokens)  # type: ignore[arg-type]
+    if _has_class_token(model):  # VOLO states no number
+        return 1
+    # CoaT has class tokens of other names.
+    return None if any(name.startswith("cls_token") for name, _ in model.named_parameters()) else 0
 
 
 @torch.no_grad()
@@ -102,6 +117,66 @@ def measure_width(model: nn.Module, in_chans: int, image_size: int, kind: str = 
             module.training = mode
 
 
+def hash_weights(model: nn.Module) -> str:
+    """Returns the sha256 of names, types, shapes and values of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hash_structure(model: nn.Module) -> str:
+    """Returns the sha256 of what weights do not tell: each part's type and plain attributes, such as its stride."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        # Names with an underscore are those of PyTorch's own state, such as hooks.
+        names = (key for key in vars(module) if not key.startswith("_") and key != "training")
+        facts = {key: value for key in names if _is_plain(value := vars(module)[key])}
+        # JSON makes a list of a tuple, as a saved model's configuration does.
+        digest.update(f"{name} {type(module).__name__} {json.dumps(facts, sort_keys=True)}\n".encode())
+    return digest.hexdigest()
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is written the same in every process."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, int | float | str)
+
+
+def read_pixel_space(
+    name: str,
+    config: Mapping[str, Any],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    channels: int | None,
+) -> PixelSpace:
+    """Returns the space of a model's images that is given or stated.
+
+    Args:
+        name: The teacher's, for messages.
+        config: What timm's `resolve_model_data_config` states; it tells three channels of a model built for one.
+        mean: Mean per channel, if it is given.
+        std: Its standard deviation.
+        channels: What the model was built for, if that was asked for.
+
+    Raises:
+        InputError: Mean and std do not fit each other, or what is stated does not fit the channels.
+    """
+    if mean is not None or std is not None:
+        return PixelSpace(tuple(mean or ()), tuple(std or ()))
+    stated = PixelSpace(config["mean"], config["std"])
+    if channels is None or stated.channels == channels:
+        return stated
+    if len({*stated.mean}) > 1 or len({*stated.std}) > 1:
+        raise InputError(
+            f"the teacher {name} has {channels} channel(s), and timm states mean and std of {stated.channels}: give "
+            "teacher.mean and teacher.std"
+        )
+    return PixelSpace(stated.mean[:1] * channels, stated.std[:1] * channels)
+
+
 def input_args(name: str, in_chans: int, image_size: int) -> dict[str, int]:
     """Returns what `timm.create_model` has to be told of the images: the size too, where a model is built for one."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -116,11 +191,17 @@ def create_backbone(name: str, *, pretrained: bool, input_size: int | None = Non
         name: A timm name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
         pretrained: Load the weights that the name stands for.
         input_size: Height and width for a model that is built for one size; others take any.
-        **model_args: Further arguments of `timm.create_model`.
+        **model_args: Further arguments of `timm.create_model`, but for `OTHER_WEIGHTS`.
 
     Raises:
         InputError: timm does not know the name, an argument does not fit, or the weights cannot be had.
     """
+    others = ", ".join(argument for argument in OTHER_WEIGHTS if argument in model_args)
+    if others:
+        raise InputError(
+            f"teacher backbone {name!r} must be built without {others}: pass a file of other weights as "
+            "--teacher.checkpoint"
+        )
     try:
         backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args)
         stated = getattr(backbone, "pretrained_cfg", None) or {}

@@ -15,6 +15,18 @@ _SECTIONS = ("source", "teacher", "target_transform", "student", "hardware", "ve
 _LONGEST_LIST = 8  # a longer one has no place in a cell; `ssdd_hub.json` has it
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+# The identifiers of the Hub's documentation of licences; it takes others as `other` with a name.
+_HUB_LICENCES = """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
+    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
+    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
+    lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl
+    openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
+    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 gemma unknown other
+""".split()
+_LICENCE_LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license"}
 
 
 def render_dataset_card(metadata: Mapping[str, Any], location: str) -> str:
@@ -55,7 +67,7 @@ def _card_data(metadata: Mapping[str, Any]) -> DatasetCardData:
     size = metadata["tensors"]["images"]["shape"][0]
     method = ["krr-st"] if provenance.get("method") == "krr-st" else []
     return DatasetCardData(
-        license=one_line(str(provenance.get("license") or "unknown")),
+        **describe_licence(str(provenance.get("license") or "unknown")),
         pretty_name=_title(metadata),
         task_categories=["image-feature-extraction", "image-classification"],
         size_categories=next((name for limit, name in _SIZES.items() if size < limit), "1M<n<10M"),
@@ -137,6 +149,21 @@ def _licences(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
     owners = {"this set": provenance, "source": section(provenance, "source")}
     owners["teacher"] = section(provenance, "teacher")
     return rows({name: owner.get("license") or "unknown" for name, owner in owners.items()})
+
+
+def describe_licence(name: str) -> dict[str, Any]:
+    """Returns a licence as the Hub's YAML wants it: identifiers that it knows, or `other` with name and link.
+
+    Args:
+        name: One licence, or several joined by commas.
+    """
+    identifier = one_line(name).lower()
+    identifiers = [part.strip() for part in identifier.split(",")]
+    if all(part in _HUB_LICENCES for part in identifiers):
+        return {"license": identifiers if len(identifiers) > 1 else identifier}
+    slug = re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-.") or "unnamed"
+    link = _LICENCE_LINKS.get(identifier)
+    return {"license": "other", "license_name": slug, **({"license_link": link} if link else {})}
 
 
 def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:

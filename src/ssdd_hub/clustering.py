@@ -12,10 +12,14 @@ from lightly.transforms import SimCLRTransform, SwaVTransform
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import InputError
 from ssdd_hub.objective import (
     LARGEST_SMALL,
+    Count,
+    Natural,
     Objective,
+    Positive,
+    Several,
     Views,
     in_full_precision,
     keep_buffers,
@@ -49,15 +53,14 @@ class NNCLR(Objective):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 2048,
-        output_dim: int = 256,
-        prediction_dim: int = 4096,
-        temperature: float = 0.5,
-        bank_size: int = 4096,
+        hidden_dim: Count = 2048,
+        output_dim: Count = 256,
+        prediction_dim: Count = 4096,
+        temperature: Positive = 0.5,
+        bank_size: Count = 4096,
     ) -> None:
         widths = {"hidden_dim": hidden_dim, "output_dim": output_dim, "prediction_dim": prediction_dim}
         super().__init__(backbone, feature_dim, **widths, temperature=temperature, bank_size=bank_size)
-        require((bank_size >= 1, f"nnclr: bank_size must be at least 1, got {bank_size}"))
         self.head = NNCLRProjectionHead(feature_dim, hidden_dim, output_dim)
         self.predictor = NNCLRPredictionHead(output_dim, prediction_dim, output_dim)
         self.bank = NNMemoryBankModule((bank_size, output_dim))
@@ -106,12 +109,12 @@ class SwaV(Objective):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 512,
-        output_dim: int = 128,
-        num_prototypes: int = 512,
-        temperature: float = 0.1,
-        epsilon: float = 0.05,
-        queue_length: int = 0,
+        hidden_dim: Count = 512,
+        output_dim: Count = 128,
+        num_prototypes: Several = 512,
+        temperature: Positive = 0.1,
+        epsilon: Positive = 0.05,
+        queue_length: Natural = 0,
     ) -> None:
         super().__init__(
             backbone,
@@ -122,10 +125,6 @@ class SwaV(Objective):
             temperature=temperature,
             epsilon=epsilon,
             queue_length=queue_length,
-        )
-        require(
-            (num_prototypes >= 2, f"swav: num_prototypes must be at least 2, got {num_prototypes}"),
-            (queue_length >= 0, f"swav: queue_length must be at least 0, got {queue_length}"),
         )
         gather = several_processes()
         self.head = SwaVProjectionHead(feature_dim, hidden_dim, output_dim)

@@ -7,9 +7,8 @@ from lightly.loss import DINOLoss
 from lightly.models.modules.heads import DINOProjectionHead
 from torch import Tensor, nn
 
-from ssdd_hub.errors import require
 from ssdd_hub.momentum import MomentumObjective
-from ssdd_hub.objective import LARGEST_SMALL, Views, in_full_precision
+from ssdd_hub.objective import LARGEST_SMALL, Count, Natural, Positive, Share, Views, in_full_precision
 from ssdd_hub.views import dino_transform
 
 
@@ -48,20 +47,16 @@ class DINO(MomentumObjective):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 2048,
-        output_dim: int = 2048,
+        hidden_dim: Count = 2048,
+        output_dim: Count = 2048,
         batch_norm: bool = True,
-        teacher_temp: float = 0.04,
-        warmup_epochs: int = 30,
-        momentum: float = 0.99,
+        teacher_temp: Positive = 0.04,
+        warmup_epochs: Natural = 30,
+        momentum: Share = 0.99,
     ) -> None:
         head = {"hidden_dim": hidden_dim, "output_dim": output_dim, "batch_norm": batch_norm}
         loss = {"teacher_temp": teacher_temp, "warmup_epochs": warmup_epochs}
         super().__init__(backbone, feature_dim, momentum, **head, **loss)
-        require(
-            (teacher_temp > 0, f"dino: teacher_temp must be above 0, got {teacher_temp}"),
-            (warmup_epochs >= 0, f"dino: warmup_epochs must be at least 0, got {warmup_epochs}"),
-        )
         with warnings.catch_warnings():
             # lightly's head uses a function of torch's that has a newer form.
             warnings.filterwarnings("ignore", ".*weight_norm.* is deprecated", FutureWarning)

@@ -5,7 +5,6 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from torch.utils.data import TensorDataset
 from ssdd_hub import storage
 from ssdd_hub.cards import render_dataset_card
 from ssdd_hub.errors import InputError, require
+from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.target_transform import TargetTransform
 
-_PACKAGES = ("ssdd-hub", "torch", "timm", "lightly", "accelerate", "datasets")
 _NOT_FOUND = (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError)
 _HUB_TOKEN = re.compile(r"\b(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*")
 
@@ -101,7 +100,7 @@ class DistilledSet:
             "pixel_space": self.pixel_space.to_dict(),
             **storage.measure_range(pixels),
             "label_names": self.label_names,
-            "provenance": {"versions": _package_versions(), **_to_json(self.provenance, "provenance")},
+            "provenance": {"versions": describe_versions(), **_to_json(self.provenance, "provenance")},
         }
         with storage.replaced_folder(folder) as new:
             storage.write_tensors(new, tensors, pixels, self.label_names)
@@ -215,6 +214,11 @@ class DistilledSet:
         return cls.load(folder)
 
 
+def blot_tokens(text: str) -> str:
+    """Returns text in which `<token>` stands for each access token of the Hub."""
+    return _HUB_TOKEN.sub("<token>", text)
+
+
 def _check_tensors(images: Tensor, targets: Tensor, pixel_space: PixelSpace) -> None:
     require(
         (
@@ -268,7 +272,7 @@ def _to_json(value: Any, path: str) -> Any:
     if isinstance(value, list | tuple):
         return [_to_json(part, f"{path}[{index}]") for index, part in enumerate(value)]
     if isinstance(value, str | os.PathLike):
-        return _HUB_TOKEN.sub("<token>", os.fspath(value))
+        return blot_tokens(os.fspath(value))
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -280,13 +284,3 @@ def _to_json(value: Any, path: str) -> Any:
     raise InputError(
         f"{path} must be a number, string, list or dictionary to be stored as JSON; got {type(value).__name__}"
     )
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions

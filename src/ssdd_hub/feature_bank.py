@@ -1,5 +1,6 @@
 """A teacher's features on the disk: a folder of shards, each a safetensors file, and an index that is written last."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,8 @@ class Shard:
         try:
             with safe_open(path, framework="pt") as file:
                 stated = json.loads((file.metadata() or {})["shard"])
+                if list(file.keys()) != ["features"]:
+                    raise ValueError(f"it holds {', '.join(file.keys())}")
                 matrix = file.get_slice("features")
                 count, width = matrix.get_shape()
                 dtype = _TYPES[matrix.get_dtype()]
@@ -113,6 +116,7 @@ class Index:
 
     Attributes:
         key: What the features depend on.
+        about: `teacher` and `source`: name, licence and origin of both, on which no number depends.
         num_images: Features `N`.
         num_rows: Rows of the dataset, the skipped ones included.
         num_shards: Number of shards.
@@ -125,6 +129,7 @@ class Index:
     """
 
     key: dict[str, Any]
+    about: dict[str, Any]
     num_images: int
     num_rows: int
     num_shards: int
@@ -136,12 +141,15 @@ class Index:
     format_version: int = FORMAT_VERSION
 
     @classmethod
-    def of(cls, key: dict[str, Any], shards: Sequence[Shard], shard_size: int) -> "Index":
+    def of(
+        cls, key: dict[str, Any], shards: Sequence[Shard], shard_size: int, about: dict[str, Any] | None = None
+    ) -> "Index":
         """Sums up shards."""
         squares = math.fsum(shard.squares for shard in shards)
         errors = math.fsum(shard.squared_errors for shard in shards)
         return cls(
             key,
+            about or {},
             num_images=sum(shard.num_features for shard in shards),
             num_rows=sum(shard.num_rows for shard in shards),
             num_shards=len(shards),
@@ -161,7 +169,9 @@ class Index:
 class FeatureBank:
     """Features `(N, D)` on the disk, of which only what is asked for comes into memory.
 
-    A shard is mapped while it is read and no longer: pages that stay mapped count as memory of the process.
+    Rows that follow one another are read at once, and nothing stays open or mapped: mapped pages count as memory of
+    the process, and a dataset may have more shards than a process may open files. A shard may be computed again
+    meanwhile.
 
     Args:
         folder: Holds the shards and `index.json`.
@@ -175,7 +185,7 @@ class FeatureBank:
         try:
             stated = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
             shards = [Shard.read(shard_path(folder, number)) for number in range(stated["num_shards"])]
-            self.index = Index.of(stated["key"], shards, stated["shard_size"])
+            self.index = Index.of(stated["key"], shards, stated["shard_size"], stated["about"])
             # Through JSON, which turns the rows into text.
             if json.loads(json.dumps(asdict(self.index))) != stated or not _in_order(shards, self.index):
                 raise ValueError(f"{INDEX_FILE} does not describe the shards")
@@ -184,6 +194,7 @@ class FeatureBank:
                 f"{folder} does not hold a teacher's features, whole: {error}; compute them again"
             ) from error
         self._starts = torch.tensor([0, *(shard.num_features for shard in shards)]).cumsum(0)
+        self._held: Tensor | None = None
 
     def __len__(self) -> int:
         return self.index.num_images
@@ -203,6 +214,21 @@ class FeatureBank:
         dtype: torch.dtype = getattr(torch, self.index.dtype)
         return dtype
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of all features together."""
+        return len(self) * self.width * self.dtype.itemsize
+
+    @property
+    def rounding_error(self) -> float:
+        """Root mean square of what rounding to the stored type took, relative to that of the features."""
+        return self.index.rounding_error
+
+    def hold(self) -> None:
+        """Reads all features into memory, from where they are copied from now on."""
+        if self._held is None:
+            self._held = self[:]
+
     def __getitem__(self, rows: Tensor | Sequence[int] | slice) -> Tensor:
         """Returns some rows, in the order asked for, copied into memory.
 
@@ -214,17 +240,32 @@ class FeatureBank:
 
         Raises:
             IndexError: An index lies outside `[0, N)`.
+            InputError: A shard has been removed or damaged meanwhile.
         """
         wanted = torch.arange(len(self))[rows] if isinstance(rows, slice) else torch.as_tensor(rows).cpu()
-        wanted = wanted.contiguous()
         if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(self):
             raise IndexError(f"rows {int(wanted.min())} to {int(wanted.max())} of {len(self)} features are asked for")
-        numbers = torch.searchsorted(self._starts, wanted, right=True) - 1
-        found = torch.empty(len(wanted), self.width, dtype=self.dtype)
-        for number in sorted(set(numbers.tolist())):
-            mine = numbers == number
-            with safe_open(shard_path(self.folder, number), framework="pt") as file:
-                found[mine] = file.get_tensor("features")[wanted[mine] - self._starts[number]]
+        if self._held is not None:
+            return self._held[wanted]
+        if isinstance(rows, slice):
+            return self._read(wanted.contiguous())
+        ascending, order = wanted.sort()
+        return self._read(ascending)[order.argsort()]
+
+    def _read(self, rows: Tensor) -> Tensor:
+        """Reads rows `(n,)` that ascend."""
+        found = torch.empty(len(rows), self.width, dtype=self.dtype)
+        edges = torch.searchsorted(rows, self._starts).tolist()
+        for number, (first, last) in enumerate(itertools.pairwise(edges)):
+            if first == last:
+                continue
+            path = shard_path(self.folder, number)
+            try:
+                _read_rows(path, rows[first:last] - self._starts[number], found[first:last])
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"{path} is missing or damaged ({error}), and was whole before: compute the features again"
+                ) from error
         return found
 
     def describe(self) -> dict[str, Any]:
@@ -237,3 +278,19 @@ def _in_order(shards: Sequence[Shard], index: Index) -> bool:
     full = all(shard.num_rows == index.shard_size for shard in shards[:-1])
     alike = len({(shard.width, shard.dtype) for shard in shards}) == 1
     return full and alike and 0 < shards[-1].num_rows <= index.shard_size
+
+
+def _read_rows(path: Path, rows: Tensor, into: Tensor) -> None:
+    """Reads ascending rows of a shard into a matrix `(n, D)`."""
+    row_size = into.shape[1] * into.dtype.itemsize
+    # NumPy has no bfloat16, so as bytes.
+    buffer = into.view(torch.uint8).flatten().numpy().data
+    edges = [0, *((rows.diff() != 1).nonzero().flatten() + 1).tolist(), len(rows)]
+    with path.open("rb") as file:
+        # The only tensor of a safetensors file follows its header, whose length comes first.
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        for first, last in itertools.pairwise(edges):
+            file.seek(begin + int(rows[first]) * row_size)
+            part = buffer[first * row_size : last * row_size]
+            if file.readinto(part) < len(part):
+                raise ValueError("it is cut short")

@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import json
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from ssdd_hub.augment import crop_flip, draw_views
 from ssdd_hub.decode import CorruptImageError
 from ssdd_hub.errors import InputError
 from ssdd_hub.feature_bank import INDEX_FILE, FeatureBank, Index, Shard, shard_path, write_shard
+from ssdd_hub.image_stream import shareable_name
 from ssdd_hub.streams import generator
 from ssdd_hub.teacher import Teacher
 
@@ -24,6 +27,9 @@ DTYPES = ("teacher", "float16", "bfloat16")
 
 # Rows whose views come from one generator, so that those of a row do not depend on how many rows there are.
 _VIEW_BLOCK = 4096
+
+# Seconds after which a temporary file is no longer being written, whoever began it.
+_STALE = 86400
 
 Row = Callable[[], Tensor]
 
@@ -34,6 +40,10 @@ class Images(Protocol):
     @property
     def fingerprint(self) -> str:
         """A hash of all that the pixels depend on."""
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where they come from, as JSON: a `name`, a `license`, and what else is known."""
 
     @property
     def num_rows(self) -> int | None:
@@ -58,7 +68,8 @@ class FeatureCache:
     teacher, the type, the views, the size of a shard. Shard `i` is computed by process `i` modulo their number, in
     batches that are always the same, so the bytes do not depend on the number of processes, given the same number of
     CPU threads each. A shard appears whole or not at all and is not computed again: an interrupted pass goes on where
-    it stopped. Several machines must share the folder.
+    it stopped. Several machines must share the folder. Several runs of a machine may too: no shard that another one
+    may be reading or writing is removed, and one that is computed again takes the old place at once and whole.
 
     Args:
         teacher: On `accelerator.device`.
@@ -89,7 +100,9 @@ class FeatureCache:
         self.refresh = refresh
         self._computed: torch.dtype = next(teacher.parameters()).dtype
         self._stored: torch.dtype = self._computed if dtype == "teacher" else getattr(torch, dtype)
-        facts = {name: fact for name, fact in teacher.describe().items() if name not in ("name", "license")}
+        described = teacher.describe()
+        self._about = {**described, "name": shareable_name(teacher.name), **teacher.origin()}
+        facts = {name: fact for name, fact in described.items() if name not in ("name", "license")}
         types = {"dtype": str(self._computed), "stored": str(self._stored)}
         self._key = {"teacher": facts, **types, "shard_size": shard_size}
 
@@ -102,7 +115,8 @@ class FeatureCache:
             seed: Seed of the fixed views.
 
         Raises:
-            InputError: There is no image, one is refused, or a feature is not finite or too large for the type.
+            InputError: There is no image, one is refused, a feature is not finite or too large for the type, or
+                another run has removed a file.
         """
         key = {**self._key, "images": images.fingerprint}
         if view is not None:
@@ -115,17 +129,16 @@ class FeatureCache:
             return bank
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            # A killed process leaves the shard that it was writing.
-            old = [INDEX_FILE, "shard-*.safetensors"] if self.refresh else []
-            for path in itertools.chain.from_iterable(folder.glob(name) for name in (*old, ".shard-*.tmp")):
-                path.unlink()
+            if self.refresh:
+                (folder / INDEX_FILE).unlink(missing_ok=True)
+            _remove_abandoned(folder)
         self.accelerator.wait_for_everyone()
         num_rows = self._compute(images, folder, view, seed)
         if not num_rows:
             raise InputError("there are no images to compute features of")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self._write_index(folder, key, num_rows)
+            self._write_index(folder, key, num_rows, images.source)
         self.accelerator.wait_for_everyone()
         return FeatureBank(folder)
 
@@ -136,7 +149,7 @@ class FeatureCache:
         rows, num_rows, number = iter(bar), 0, 0
         while num_rows == number * self.shard_size:
             path, share = shard_path(folder, number), itertools.islice(rows, self.shard_size)
-            if number % world != rank or self._is_done(path):
+            if number % world != rank or (self._is_done(path) and not self.refresh):
                 num_rows += sum(1 for _ in share)
             else:
                 num_rows += self._compute_shard(share, path, num_rows, view, seed)
@@ -171,12 +184,19 @@ class FeatureCache:
             start += len(batch)
         if start > first:
             features = torch.cat(parts) if parts else torch.empty(0, self.teacher.feature_dim, dtype=self._computed)
-            write_shard(path, features, self._stored, skipped)
+            try:
+                write_shard(path, features, self._stored, skipped)
+            except FileNotFoundError as error:
+                raise _disturbed(path.parent, error) from error
         return start - first
 
-    def _write_index(self, folder: Path, key: dict[str, Any], num_rows: int) -> None:
-        shards = [Shard.read(shard_path(folder, number)) for number in range(-(-num_rows // self.shard_size))]
-        index = Index.of(key, shards, self.shard_size)
+    def _write_index(self, folder: Path, key: dict[str, Any], num_rows: int, source: dict[str, Any]) -> None:
+        try:
+            shards = [Shard.read(shard_path(folder, number)) for number in range(-(-num_rows // self.shard_size))]
+        except ValueError as error:
+            raise _disturbed(folder, error) from error
+        origin = {name: shareable_name(fact) if name == "name" else fact for name, fact in source.items()}
+        index = Index.of(key, shards, self.shard_size, {"teacher": self._about, "source": origin})
         if index.num_rows != num_rows:
             raise InputError(
                 f"{folder} holds features of {index.num_rows} rows, and there are {num_rows}: pass --targets.refresh"
@@ -194,3 +214,27 @@ def _open(folder: Path, key: dict[str, Any]) -> FeatureBank | None:
     except InputError:
         return None
     return bank if bank.index.key == json.loads(json.dumps(key)) else None
+
+
+def _disturbed(folder: Path, error: Exception) -> InputError:
+    return InputError(f"another run has changed {folder} meanwhile ({error}): start again, or use a folder of its own")
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes were writing, but nothing that a living one may still write."""
+    for path in folder.glob(".*.tmp"):
+        try:
+            if time.time() - path.stat().st_mtime > _STALE or not _is_alive(int(path.name.split(".")[-2])):
+                path.unlink()
+        except (FileNotFoundError, ValueError):
+            continue
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

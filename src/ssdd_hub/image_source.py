@@ -1,12 +1,16 @@
 """The image datasets that `datasets` reads, of the Hub or a local folder, as encoded image files."""
 
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cached_property, partial
+from lzma import LZMAError
 from pathlib import Path
+from tarfile import TarError
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -16,13 +20,13 @@ from ssdd_hub.errors import InputError
 
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 """The columns that hold the labels when none is named; the first that exists is taken."""
+_BROKEN_ARCHIVE = (BadZipFile, EOFError, LZMAError, TarError, zlib.error)
 
 
 class DatasetSource:
     """A dataset of the Hub or a local folder, read with `datasets`.
 
-    The configuration, and the columns where the dataset's card states them, are checked before anything large is
-    downloaded.
+    Configuration and columns are checked before anything large is downloaded, as far as the card states them.
 
     Args:
         name: Hub id or folder; a folder written by `save_to_disk` is one too.
@@ -103,7 +107,7 @@ class DatasetSource:
         return len(self._tables.get(split, ()))
 
     def rows(self, split: str, indices: Sequence[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """Yields where each image stands, for messages, and what reads its file or raises `CorruptImageError`."""
+        """Yields where each image stands, and what reads its file or raises `CorruptImageError` if that is in vain."""
         return self._encoded(self._tables[split].select(indices), indices)
 
     def _encoded(self, table: Any, numbers: Iterable[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -116,7 +120,7 @@ class DatasetSource:
             for value in batch[column]:
                 content, path = (value["bytes"], value["path"]) if value else (None, None)
                 where = f"row {next(numbers)}" + (f" ({self._file_name(path)})" if path else "")
-                yield where, partial(_read, content, path)
+                yield where, partial(_read, where, content, path)
 
     def _file_name(self, path: str) -> str:
         # Messages end up in published cards, which should not show the folders of somebody's machine.
@@ -142,7 +146,7 @@ class DatasetSource:
             files = [*(info.download_checksums or ()), *(str(file) for part in data_files.values() for file in part)]
             commit = re.search(r"^hf://[^@]+@([0-9a-f]{40})/", "\n".join(files), re.MULTILINE)
             values |= {"config": self._builder.config.name, "revision": commit.group(1) if commit else self._revision}
-            licence = licence or info.license
+            licence = licence or _licence_text(info.license)
         return {**values, "license": licence or "unknown"}
 
 
@@ -186,7 +190,7 @@ def _find_builder(name: str, config: str | None, revision: str | None) -> Any:
         raise InputError(f"--data.name '{name}' cannot be opened: {_first_line(error)}") from error
 
 
-def _read(content: bytes | None, path: str | None) -> bytes:
+def _read(where: str, content: bytes | None, path: str | None) -> bytes:
     from datasets.utils.file_utils import xopen
 
     if content is not None or path is None:
@@ -195,8 +199,22 @@ def _read(content: bytes | None, path: str | None) -> bytes:
         # `xopen` also reads inside archives: `zip://cat/1.png::/folder/cats.zip`.
         with xopen(path, "rb") as file:
             return bytes(file.read())
-    except Exception as error:  # archives raise their own kinds
-        raise CorruptImageError(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:  # each way to the Hub or into an archive raises its own kinds
+        reason = f"{type(error).__name__}: {getattr(error, 'strerror', None) or _first_line(error)}"
+        if isinstance(error, _BROKEN_ARCHIVE) or _is_missing(error):
+            raise CorruptImageError(reason) from error
+        problem = f"the image at {where} cannot be read ({reason})"
+        raise InputError(f"{problem}: the same command goes on where it stopped") from error
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether a file is known not to exist; without a connection, the Hub and fsspec call it not found too."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if isinstance(error, EntryNotFoundError):
+        return not isinstance(error, LocalEntryNotFoundError)
+    cause = error.__cause__  # in an archive, a KeyError
+    return isinstance(error, FileNotFoundError | KeyError) and (cause is None or _is_missing(cause))
 
 
 @contextmanager
@@ -254,9 +272,7 @@ def _find_label_column(features: Mapping[str, Any], wanted: str) -> str | None:
     if wanted not in features:
         raise InputError(f"there is no column '{wanted}' (--data.label-column); {suggest(wanted, list(features))}")
     if wanted not in classes and not str(getattr(features[wanted], "dtype", "")).startswith(("int", "uint")):
-        raise InputError(
-            f"the column '{wanted}' (--data.label-column) holds no classes: neither class labels nor integers"
-        )
+        raise InputError(f"the column '{wanted}' (--data.label-column) holds no classes, not even integers")
     return wanted
 
 
@@ -266,16 +282,18 @@ def _card_licence(folder: Path | None, name: str, revision: str | None) -> str |
     from huggingface_hub.repocard import metadata_load
 
     try:
-        path = (
-            folder / "README.md"
-            if folder
-            else hf_hub_download(name, "README.md", repo_type="dataset", revision=revision)
-        )
-        licence = (metadata_load(path) or {}).get("license")
+        file = folder / "README.md" if folder else None
+        path = file or hf_hub_download(name, "README.md", repo_type="dataset", revision=revision)
+        return _licence_text((metadata_load(path) or {}).get("license"))
     # A dataset without a card, or with a broken one, has no stated licence.
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
+
+
+def _licence_text(licence: Any) -> str | None:
+    """Returns a licence or a list of licences as text, and None for what is neither."""
+    names = licence if isinstance(licence, list) else [licence]
+    return ", ".join(names) if all(isinstance(name, str) for name in names) else None
 
 
 def _first_line(error: BaseException) -> str:

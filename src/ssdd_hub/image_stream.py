@@ -68,7 +68,7 @@ class ImageStream:
         """Where the images come from, for provenance: as in `ImageBank.source`, but for what only reading tells."""
         count = self._settings.max_images
         return {
-            "name": self._settings.name,
+            "name": shareable_name(self._settings.name),
             **self._source.describe(),
             "split": self._settings.split,
             "selection": f"the first {count}" if count else "all",
@@ -118,6 +118,13 @@ class ImageStream:
         square = fit_square(image.convert(PILLOW_MODES[self.mode]), self.image_size)
         pixels = np.array(square).reshape(self.image_size, self.image_size, -1).transpose(2, 0, 1)
         return torch.from_numpy(np.ascontiguousarray(pixels))
+
+
+def shareable_name(name: str) -> str:
+    """Returns the name of a dataset or model as it is, and of a local folder its last part: a path tells nothing."""
+    place = name.removeprefix("local-dir:")
+    path = Path(place).expanduser()
+    return name.removesuffix(place) + path.resolve().name if path.exists() else name
 
 
 class _StreamedSource(DatasetSource):

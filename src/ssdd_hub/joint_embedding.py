@@ -17,7 +17,17 @@ from lightly.transforms import FastSiamTransform, SimCLRTransform, SimSiamTransf
 from torch import Tensor, nn
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.objective import LARGEST_SMALL, Objective, Views, in_full_precision, several_processes
+from ssdd_hub.objective import (
+    LARGEST_SMALL,
+    Count,
+    Objective,
+    Positive,
+    Share,
+    Views,
+    Weight,
+    in_full_precision,
+    several_processes,
+)
 from ssdd_hub.views import byol_transform, dino_transform
 
 
@@ -59,9 +69,9 @@ class BarlowTwins(TwoViews):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 2048,
-        output_dim: int = 2048,
-        lambda_param: float = 5e-3,
+        hidden_dim: Count = 2048,
+        output_dim: Count = 2048,
+        lambda_param: Weight = 5e-3,
     ) -> None:
         super().__init__(
             backbone, feature_dim, hidden_dim=hidden_dim, output_dim=output_dim, lambda_param=lambda_param
@@ -94,11 +104,11 @@ class VICReg(TwoViews):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 2048,
-        output_dim: int = 2048,
-        invariance: float = 25.0,
-        variance: float = 25.0,
-        covariance: float = 1.0,
+        hidden_dim: Count = 2048,
+        output_dim: Count = 2048,
+        invariance: Weight = 25.0,
+        variance: Weight = 25.0,
+        covariance: Weight = 1.0,
     ) -> None:
         weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
         super().__init__(backbone, feature_dim, hidden_dim=hidden_dim, output_dim=output_dim, **weights)
@@ -129,9 +139,9 @@ class SimCLR(TwoViews):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 512,
-        output_dim: int = 128,
-        temperature: float = 0.5,
+        hidden_dim: Count = 512,
+        output_dim: Count = 128,
+        temperature: Positive = 0.5,
     ) -> None:
         super().__init__(backbone, feature_dim, hidden_dim=hidden_dim, output_dim=output_dim, temperature=temperature)
         self.head = SimCLRProjectionHead(feature_dim, hidden_dim, output_dim)
@@ -157,9 +167,9 @@ class DCL(SimCLR):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 512,
-        output_dim: int = 128,
-        temperature: float = 0.1,
+        hidden_dim: Count = 512,
+        output_dim: Count = 128,
+        temperature: Positive = 0.1,
     ) -> None:
         super().__init__(backbone, feature_dim, hidden_dim, output_dim, temperature)
 
@@ -183,9 +193,9 @@ class SimSiam(Objective):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 2048,
-        output_dim: int = 2048,
-        prediction_dim: int = 512,
+        hidden_dim: Count = 2048,
+        output_dim: Count = 2048,
+        prediction_dim: Count = 512,
     ) -> None:
         widths = {"hidden_dim": hidden_dim, "output_dim": output_dim, "prediction_dim": prediction_dim}
         super().__init__(backbone, feature_dim, **widths)
@@ -251,10 +261,10 @@ class LeJEPA(Objective):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 2048,
-        output_dim: int = 64,
-        lambda_param: float = 0.05,
-        num_vectors: int = 1024,
+        hidden_dim: Count = 2048,
+        output_dim: Count = 64,
+        lambda_param: Share = 0.05,
+        num_vectors: Count = 1024,
     ) -> None:
         weights = {"lambda_param": lambda_param, "num_vectors": num_vectors}
         super().__init__(backbone, feature_dim, hidden_dim=hidden_dim, output_dim=output_dim, **weights)

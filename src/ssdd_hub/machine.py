@@ -3,7 +3,8 @@
 import os
 import platform
 import sys
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -33,8 +34,12 @@ def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Returns the versions of this package and of those that its results depend on."""
-    return {name: version(name) for name in PACKAGES}
+    """Returns the versions of this package and of those that its results depend on, as far as they are installed."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def _peak_memory() -> int:

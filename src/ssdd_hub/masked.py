@@ -20,15 +20,17 @@ from torch import Tensor, arange, cat, nn
 from torch.nn import functional
 
 from ssdd_hub.errors import InputError, require
-from ssdd_hub.objective import Objective, Views, in_full_precision
+from ssdd_hub.objective import Count, Objective, Share, Views, in_full_precision
 
 
 class MAE(Objective):
     """MAE: the pixels of hidden patches are predicted from the few visible ones.
 
     The backbone is trained as it was built or loaded: nothing of it is initialised anew, and its position embedding
-    goes on learning, where the authors fix one of sines and cosines. A pooling that timm's head adds after the blocks
-    (`fc_norm`, attention pooling) takes no part and stays as it is.
+    goes on learning, where the authors fix one of sines and cosines. A norm that timm's head has after its pooling
+    (`fc_norm`, in models that average) sees no masked token and could not learn: it is frozen as it was built or
+    loaded, a plain normalisation of the pre-logits where it was built. Whoever fine-tunes the backbone afterwards may
+    let it learn again. Attention pooling, which would stay random, is refused.
 
     Args:
         backbone: A timm `VisionTransformer`, built for the images' size.
@@ -50,15 +52,16 @@ class MAE(Objective):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        mask_ratio: float = 0.75,
-        decoder_dim: int = 512,
-        decoder_depth: int = 8,
-        decoder_heads: int = 16,
+        mask_ratio: Share = 0.75,
+        decoder_dim: Count = 512,
+        decoder_depth: Count = 8,
+        decoder_heads: Count = 16,
         normalise_patches: bool = True,
     ) -> None:
         decoder = {"decoder_dim": decoder_dim, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads}
         super().__init__(backbone, feature_dim, mask_ratio=mask_ratio, **decoder, normalise_patches=normalise_patches)
         vit: Any = backbone
+        vit.fc_norm.requires_grad_(False)
         self.image_size: int = vit.patch_embed.img_size[0]
         self.patch_size: int = vit.patch_embed.patch_size[0]
         self.num_patches: int = vit.patch_embed.num_patches
@@ -72,11 +75,10 @@ class MAE(Objective):
             ),
             # A position embedding of sines and cosines in two dimensions has four parts.
             (
-                decoder_heads >= 1 and decoder_dim % lcm(4, max(1, decoder_heads)) == 0,
+                decoder_dim % lcm(4, decoder_heads) == 0,
                 f"mae: decoder_dim must be a multiple of 4 and of decoder_heads, got {decoder_dim} "
                 f"and {decoder_heads}",
             ),
-            (decoder_depth >= 1, f"mae: decoder_depth must be at least 1, got {decoder_depth}"),
         )
         self.embed = nn.Linear(vit.embed_dim, decoder_dim)
         self.decoder = MaskedVisionTransformerDecoderTIMM(
@@ -101,6 +103,11 @@ class MAE(Objective):
             raise InputError(
                 f"mae needs a vision transformer with a position embedding and no distillation token, which this "
                 f"{type(backbone).__name__} is not: take another backbone"
+            )
+        if backbone.attn_pool is not None:
+            raise InputError(
+                f"mae does not train the attention pooling that this {type(backbone).__name__} makes its features "
+                "with, global_pool='map': build it with global_pool='avg' or 'token'"
             )
         (height, width), patch = embedding.img_size, embedding.patch_size
         if height != width or patch[0] != patch[1] or height % patch[0]:

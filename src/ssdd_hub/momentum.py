@@ -12,6 +12,7 @@ from lightly.models.modules.heads import (
     MoCoProjectionHead,
     TiCoProjectionHead,
 )
+from lightly.models.modules.memory_bank import MemoryBankModule
 from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requires_grad, update_momentum
 from lightly.transforms import MMCRTransform, MoCoV2Transform
 from lightly.utils.dist import gather
@@ -19,8 +20,16 @@ from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
 from ssdd_hub.backbones import pre_logits
-from ssdd_hub.errors import require
-from ssdd_hub.objective import Objective, in_full_precision, keep_buffers, several_processes
+from ssdd_hub.objective import (
+    Count,
+    Objective,
+    Positive,
+    Share,
+    Weight,
+    in_full_precision,
+    keep_buffers,
+    several_processes,
+)
 from ssdd_hub.views import byol_transform
 
 
@@ -45,7 +54,6 @@ class MomentumObjective(Objective):
 
     def __init__(self, backbone: nn.Module, feature_dim: int, momentum: float, **settings: Any) -> None:
         super().__init__(backbone, feature_dim, **settings, momentum=momentum)
-        require((0 <= momentum <= 1, f"{self.name}: momentum must be in [0, 1], got {momentum}"))
         self.momentum = momentum
         self.momentum_backbone = copy.deepcopy(backbone)
         deactivate_requires_grad(self.momentum_backbone)
@@ -96,9 +104,9 @@ class BYOL(MomentumObjective):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 1024,
-        output_dim: int = 256,
-        momentum: float = 0.99,
+        hidden_dim: Count = 1024,
+        output_dim: Count = 256,
+        momentum: Share = 0.99,
     ) -> None:
         super().__init__(backbone, feature_dim, momentum, hidden_dim=hidden_dim, output_dim=output_dim)
         self.add_head(*(BYOLProjectionHead(feature_dim, hidden_dim, output_dim) for _ in range(2)))
@@ -113,6 +121,17 @@ class BYOL(MomentumObjective):
         return 0.5 * (
             in_full_precision(self.loss, first, kept_second) + in_full_precision(self.loss, second, kept_first)
         )
+
+
+class TrainingBank(MemoryBankModule):  # type: ignore[misc]
+    """lightly's memory bank, moved in training mode only: lightly's loss asks for it wherever there are gradients."""
+
+    def forward(
+        self, output: Tensor, labels: Tensor | None = None, update: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the output and what the bank keeps, `(D, bank_size)`, before the output enters it."""
+        found: tuple[Tensor, Tensor | None] = super().forward(output, labels, update and self.training)
+        return found
 
 
 class MoCo(MomentumObjective):
@@ -139,22 +158,23 @@ class MoCo(MomentumObjective):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 512,
-        output_dim: int = 128,
-        temperature: float = 0.1,
-        bank_size: int = 4096,
-        momentum: float = 0.99,
+        hidden_dim: Count = 512,
+        output_dim: Count = 128,
+        temperature: Positive = 0.1,
+        bank_size: Count = 4096,
+        momentum: Share = 0.99,
     ) -> None:
         widths = {"hidden_dim": hidden_dim, "output_dim": output_dim}
         super().__init__(backbone, feature_dim, momentum, **widths, temperature=temperature, bank_size=bank_size)
-        require((bank_size >= 1, f"moco: bank_size must be at least 1, got {bank_size}"))
         self.add_head(*(MoCoProjectionHead(feature_dim, hidden_dim, output_dim) for _ in range(2)))
-        self.loss = NTXentLoss(temperature, (bank_size, output_dim), gather_distributed=several_processes())
+        self.loss = NTXentLoss(temperature, gather_distributed=several_processes())
+        self.loss.memory_bank = TrainingBank((bank_size, output_dim), several_processes())
         keep_buffers(self.loss)
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Returns the loss of two views `(B, C, H, W)`."""
         self.move_copy()
+        self.loss.train(self.learning)
         first, second = views
         losses = [self._one_side(query, key) for query, key in ((first, second), (second, first))]
         return 0.5 * (losses[0] + losses[1])
@@ -194,11 +214,11 @@ class TiCo(MomentumObjective):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 1024,
-        output_dim: int = 256,
-        beta: float = 0.9,
-        rho: float = 8.0,
-        momentum: float = 0.99,
+        hidden_dim: Count = 1024,
+        output_dim: Count = 256,
+        beta: Share = 0.9,
+        rho: Weight = 8.0,
+        momentum: Share = 0.99,
     ) -> None:
         widths = {"hidden_dim": hidden_dim, "output_dim": output_dim}
         super().__init__(backbone, feature_dim, momentum, **widths, beta=beta, rho=rho)
@@ -239,10 +259,10 @@ class MMCR(MomentumObjective):
         self,
         backbone: nn.Module,
         feature_dim: int,
-        hidden_dim: int = 512,
-        output_dim: int = 128,
-        lmda: float = 5e-3,
-        momentum: float = 0.996,
+        hidden_dim: Count = 512,
+        output_dim: Count = 128,
+        lmda: Weight = 5e-3,
+        momentum: Share = 0.996,
     ) -> None:
         super().__init__(backbone, feature_dim, momentum, hidden_dim=hidden_dim, output_dim=output_dim, lmda=lmda)
         self.add_head(*(MMCRProjectionHead(feature_dim, hidden_dim, output_dim) for _ in range(2)))

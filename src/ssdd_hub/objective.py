@@ -1,7 +1,9 @@
 """What every self-supervised objective is: a module that owns a backbone and makes a loss of views of images."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from inspect import signature
+from math import isfinite
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,6 +15,32 @@ from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
 
 Views = Callable[[Image.Image], list[Tensor]]
+
+
+class Rule(NamedTuple):
+    """What a setting's value must be, in words and as a test."""
+
+    required: str
+    holds: Callable[[Any], bool]
+
+
+# What objectives annotate their settings with, where not every number will do.
+Natural = Annotated[int, Rule("at least 0", lambda value: value >= 0)]
+Count = Annotated[int, Rule("at least 1", lambda value: value >= 1)]
+Several = Annotated[int, Rule("at least 2", lambda value: value >= 2)]
+Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
+Weight = Annotated[float, Rule("at least 0", lambda value: value >= 0)]
+Share = Annotated[float, Rule("in [0, 1]", lambda value: 0 <= value <= 1)]
+
+# Python takes true and false for numbers.
+_KINDS = {
+    bool: Rule("true or false", lambda value: isinstance(value, bool)),
+    int: Rule("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: Rule(
+        "a finite number",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value),
+    ),
+}
 
 # Height and width up to which images are small: views are not blurred and not cropped to other sizes unless asked for.
 LARGEST_SMALL = 64
@@ -27,11 +55,19 @@ class Objective(nn.Module):
 
     A subclass sets `name`, `citation` and `needs`, takes its settings as keyword arguments, puts all of its state into
     parameters and persistent buffers, so that one state dict holds it, and implements `forward` and `build_transform`.
+    It annotates its settings with `bool`, `int`, `float` or one of this module's `Natural`, `Count`, `Several`,
+    `Positive`, `Weight` and `Share`, which are then checked here; other annotations are left to the subclass.
+
+    Under torch.distributed an objective is to be built after `init_process_group`: it is then that it decides whether
+    its loss gathers over the processes.
 
     Args:
         backbone: A module with timm's `forward_features` and `forward_head`; trained in place.
         feature_dim: Width of its pre-logits.
         settings: The values of the objective's own settings, for provenance.
+
+    Raises:
+        InputError: The objective cannot train the backbone, or settings are of another type or range than annotated.
 
     Attributes:
         name: What `build_objective` calls it.
@@ -53,21 +89,28 @@ class Objective(nn.Module):
     def __init__(self, backbone: nn.Module, feature_dim: int, **settings: Any) -> None:
         super().__init__()
         self.check_backbone(backbone)
-        require(
-            *(
-                (value >= 1, f"{self.name}: {setting} must be at least 1, got {value}")
-                for setting, value in settings.items()
-                if setting.endswith("_dim")
-            )
-        )
+        require(*self._check(settings))
         self.backbone = backbone
         self.feature_dim = feature_dim
         self.settings = settings
         self.epoch: int | None = None
 
+    def _check(self, settings: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+        """Compares settings with the annotations of the `__init__` that takes them."""
+        parameters = signature(type(self).__init__).parameters
+        for setting, value in settings.items():
+            annotation = parameters[setting].annotation if setting in parameters else Any
+            kind = _KINDS.get(getattr(annotation, "__origin__", annotation))
+            rules = (rule for rule in (kind, *getattr(annotation, "__metadata__", ())) if isinstance(rule, Rule))
+            failed = next((rule for rule in rules if not rule.holds(value)), None)
+            yield failed is None, f"{self.name}: {setting} must be {failed and failed.required}, got {value!r}"
+
     @property
     def learning(self) -> bool:
-        """Whether state may move: in training mode and with gradients, hence never where a loss is only looked at."""
+        """Whether state may move: in training mode and with gradients, hence never where a loss is only looked at.
+
+        Statistics of batch normalisation alone follow torch's rule and move in training mode without gradients too.
+        """
         return self.training and torch.is_grad_enabled()
 
     @classmethod

@@ -58,7 +58,7 @@ def find_objective(name: str) -> type[Objective]:
 
 
 def build_objective(
-    name: str, backbone: nn.Module, *, in_chans: int | None = None, image_size: int | None = None, **args: Any
+    name: str, backbone: nn.Module, /, *, in_chans: int | None = None, image_size: int | None = None, **args: Any
 ) -> Objective:
     """Wraps a backbone in a self-supervised objective.
 

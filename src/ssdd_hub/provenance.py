@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ssdd_hub.distilled import blot_tokens
+from ssdd_hub.image_stream import shareable_name
 from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.targets import TargetTransform
@@ -35,9 +37,9 @@ def describe_run(
     return {
         "method": "krr-st",
         **_describe_origin(config, source),
-        "teacher": _without_folders({**teacher.describe(), **teacher.origin()}),
+        "teacher": _shareable({**teacher.describe(), **teacher.origin()}),
         "target_transform": transform.describe(),
-        "student": _without_folders(config["student"]),
+        "student": _shareable(config["student"]),
         "student_pixel_space": student_space.to_dict(),
         "license": _license(source["license"], teacher.license),
     }
@@ -58,30 +60,24 @@ def _describe_origin(config: Mapping[str, Any], source: Mapping[str, Any]) -> di
     """Returns what is recorded of every run: settings, seed, source, versions and the command."""
     settings = {name: values for name, values in config.items() if name not in ("output", "run", "evaluate")}
     settings["run"] = {"mixed_precision": config["run"]["mixed_precision"]}
-    settings["data"] = {**settings["data"], "name": _shareable_name(settings["data"]["name"])}
-    command = ["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *map(_without_folders, sys.argv[1:])]
+    settings["data"] = {**settings["data"], "name": shareable_name(settings["data"]["name"])}
+    command = ["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *map(_shareable, sys.argv[1:])]
     return {
-        "settings": _without_folders(settings),
+        "settings": _shareable(settings),
         "seed": config["seed"],
-        "source": {**source, "name": _shareable_name(str(source["name"]))},
+        "source": {**source, "name": shareable_name(str(source["name"]))},
         "versions": describe_versions(),
         "command": shlex.join(command),
     }
 
 
-def _shareable_name(name: str) -> str:
-    """Returns a Hub id as it is, and of a local folder only its last part: a path means nothing elsewhere."""
-    path = Path(name).expanduser()
-    return path.resolve().name if path.exists() else name
-
-
-def _without_folders(value: Any) -> Any:
-    """Returns JSON with absolute paths cut to their last part, since they tell of somebody's machine."""
+def _shareable(value: Any) -> Any:
+    """Returns JSON without what is somebody's own: absolute paths cut to their last part, Hub tokens blotted out."""
     if isinstance(value, dict):
-        return {key: _without_folders(entry) for key, entry in value.items()}
+        return {key: _shareable(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_without_folders(entry) for entry in value]
-    return _ABSOLUTE_FOLDER.sub(r"\1", value) if isinstance(value, str) else value
+        return [_shareable(entry) for entry in value]
+    return blot_tokens(_ABSOLUTE_FOLDER.sub(r"\1", value)) if isinstance(value, str) else value
 
 
 def _license(*licenses: str) -> str:

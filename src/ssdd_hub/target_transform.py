@@ -18,8 +18,12 @@ from ssdd_hub.errors import InputError
 PROJECTIONS = ("pca", "whiten")
 TRANSFORMS = ("none", "centre", "standardise", "standardise-each", *PROJECTIONS)
 
-# Least part of the largest variance that a direction needs for being whitened: below it there is only rounding.
+# Least part of the largest variance that a direction needs for being whitened: below it there is only the rounding of
+# what computed the features. That of their type comes on top.
 LEAST_VARIANCE = 1e-10
+
+# What sums in float64 are off by, relative to their terms.
+_ROUNDING_OF_SUMS = 1e-14
 
 # Features read at a time; a constant, so that the sums are the same for every layout of shards.
 _PART = 4096
@@ -69,15 +73,22 @@ class TargetTransform:
             dim: `D'` for the kinds that project. None for all `D`, or for whitening all that have variance.
 
         Raises:
-            InputError: `dim` exceeds `D`, or there are fewer directions with variance to be whitened.
+            InputError: There is no such kind, there are no features, `dim` is not in `[1, D]`, or there are fewer
+                directions with variance to be whitened.
         """
-        width = features[:1].shape[1]
+        if kind not in TRANSFORMS:
+            raise InputError(f"targets.transform must be one of {', '.join(TRANSFORMS)}, got {kind!r}")
+        if not len(features):
+            raise InputError("there are no features to measure a transform of: it takes one image at least")
+        width, dtype = features[:1].shape[1], features[:1].dtype
         zeros, ones = torch.zeros(width, dtype=torch.float64), torch.ones(width, dtype=torch.float64)
         if kind == "none":
             return cls(kind, zeros, ones)
         mean, covariance = _mean_and_covariance(features, full=kind in PROJECTIONS)
         if kind in PROJECTIONS:
-            return cls._project(kind, mean, covariance, dim)
+            # A bank knows what rounding took, and of a tensor its type tells what it took at most.
+            rounding = getattr(features, "rounding_error", 0.0) or torch.finfo(dtype).eps / 2
+            return cls._project(kind, mean, covariance, dim, rounding)
         scale = ones
         if kind == "standardise":
             scale = ones * covariance.mean().sqrt()
@@ -87,23 +98,21 @@ class TargetTransform:
         return cls(kind, mean, torch.where(scale > 1e-12, scale, ones))
 
     @classmethod
-    def _project(cls, kind: str, mean: Tensor, covariance: Tensor, dim: int | None) -> "TargetTransform":
+    def _project(
+        cls, kind: str, mean: Tensor, covariance: Tensor, dim: int | None, rounding: float
+    ) -> "TargetTransform":
         variances, directions = torch.linalg.eigh(covariance)
         variances, components = variances.flip(0).clamp_min(0), directions.T.flip(0)
         # An eigenvector's sign is arbitrary: its largest entry becomes positive.
         largest = components.gather(1, components.abs().argmax(1, keepdim=True))
         components = components * torch.where(largest < 0, -1.0, 1.0)
-        rank = int((variances > LEAST_VARIANCE * variances[0]).sum())
-        wanted = dim or (rank if kind == "whiten" else len(mean))
-        if wanted > len(mean):
-            raise InputError(f"targets.dim {wanted} exceeds the {len(mean)} dimensions of the features: lower it")
-        if kind == "whiten" and not 0 < wanted <= rank:
-            raise InputError(
-                f"whitening to {wanted} dimensions divides by their std, and only {rank} of the features' {len(mean)} "
-                "directions have variance: lower --targets.dim, or use --targets.transform pca"
-            )
+        # By Weyl's inequality, features of rank r have at most r directions of more variance than all of rounding.
+        noise = max(rounding, _ROUNDING_OF_SUMS) ** 2 * (variances.sum() + mean.square().sum())
+        rank = int((variances > torch.maximum(LEAST_VARIANCE * variances[0], noise)).sum())
+        wanted = (rank if kind == "whiten" else len(mean)) if dim is None else dim
+        _check_dim(kind, dim, rank, len(mean))
         kept, total = variances[:wanted], variances.sum()
-        explained = (kept.sum() / total).item() if total > 0 else 1.0
+        explained = min((kept.sum() / total).item(), 1.0) if total > 0 else 1.0
         scale = kept.sqrt() if kind == "whiten" else torch.ones_like(kept)
         return cls(kind, mean, scale, components[:wanted].contiguous(), explained)
 
@@ -169,14 +178,62 @@ class TargetTransform:
                 facts = json.loads((file.metadata() or {})["target_transform"])
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
             mean, scale, components = tensors["mean"], tensors["scale"], tensors.get("components")
-            shape = tuple(scale.shape + mean.shape)
-            if shape != (tuple(components.shape) if components is not None else tuple(mean.shape * 2)):
-                raise ValueError(f"the shapes {[tuple(tensor.shape) for tensor in tensors.values()]} do not fit")
-            return cls(facts["kind"], mean, scale, components, facts["explained_variance"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            loaded = cls(facts["kind"], mean, scale, components, facts["explained_variance"])
+            loaded._check()
+            return loaded
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} is not a whole target transform ({error}): fetch or make the set again"
             ) from error
+
+    def _check(self) -> None:
+        """Raises a `ValueError` unless the numbers are such as `fit` measures."""
+        kind, explained = self.kind, self.explained_variance
+        if kind not in TRANSFORMS:
+            raise ValueError(f"its kind is {kind!r}, not one of {', '.join(TRANSFORMS)}")
+        if type(explained) not in (int, float) or not 0 <= explained <= 1:
+            raise ValueError(f"its explained variance is {explained!r}, not a number in [0, 1]")
+        given = {"mean": self.mean, "scale": self.scale}
+        if self.components is not None:
+            given["components"] = self.components
+        for name, tensor in given.items():
+            if tensor.dtype != torch.float64 or not tensor.isfinite().all():
+                raise ValueError(f"its {name} is not of finite numbers in float64")
+        if self.mean.ndim != 1 or self.scale.ndim != 1 or not 0 < self.width <= len(self.mean):
+            raise ValueError(f"its mean {tuple(self.mean.shape)} and scale {tuple(self.scale.shape)} do not fit")
+        if (self.scale <= 0).any():
+            raise ValueError("its scale is not above 0")
+        if (kind in ("none", "centre", "pca") and (self.scale != 1).any()) or (kind == "none" and self.mean.any()):
+            raise ValueError(f"its numbers are not those of the kind {kind}")
+        self._check_components()
+
+    def _check_components(self) -> None:
+        if (self.components is not None) != (self.kind in PROJECTIONS):
+            raise ValueError(f"its components do not fit its kind {self.kind}")
+        if self.components is None:
+            if self.width != len(self.mean):
+                raise ValueError(f"its mean {tuple(self.mean.shape)} and scale {tuple(self.scale.shape)} do not fit")
+        elif tuple(self.components.shape) != (self.width, len(self.mean)):
+            raise ValueError(f"its components {tuple(self.components.shape)}, mean and scale do not fit")
+        elif (self.components @ self.components.T - torch.eye(self.width)).abs().max() > 1e-4:
+            raise ValueError("its components are not orthonormal")
+
+
+def _check_dim(kind: str, dim: int | None, rank: int, width: int) -> None:
+    if dim is not None and dim < 1:
+        raise InputError(f"targets.dim must be at least 1, got {dim}")
+    if dim is not None and dim > width:
+        raise InputError(f"targets.dim {dim} exceeds the {width} dimensions of the features: lower it")
+    if kind == "whiten" and not rank:
+        raise InputError(
+            "whitening divides by the std of the features, which are the same for all images: use more images, "
+            "another teacher, or another --targets.transform"
+        )
+    if kind == "whiten" and dim is not None and dim > rank:
+        raise InputError(
+            f"whitening to {dim} dimensions divides by their std, and only {rank} of the features' {width} directions "
+            "have variance beyond rounding: lower --targets.dim, use more images, or --targets.transform pca"
+        )
 
 
 def _mean_and_covariance(features: Rows, full: bool) -> tuple[Tensor, Tensor]:

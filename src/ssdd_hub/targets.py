@@ -11,6 +11,9 @@ from ssdd_hub.feature_bank import FeatureBank
 from ssdd_hub.features import DTYPES, FeatureCache, fixed_views
 from ssdd_hub.target_transform import PROJECTIONS, TRANSFORMS, TargetTransform
 
+# Bytes of the features that are read into memory whole: those of each view, in each process.
+MOST_IN_MEMORY = 2**30
+
 __all__ = ["FeatureCache", "TargetSettings", "TargetTransform", "Targets", "fixed_views"]
 
 
@@ -65,7 +68,11 @@ class TargetSettings:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Targets `(N, D')` of all images, of which only those asked for are read and transformed.
+    """Targets `(N, D')` of all images, of which only those asked for are transformed.
+
+    Features on the disk that take at most `MOST_IN_MEMORY` bytes are read into memory first, once for all targets that
+    are made of them; of larger ones only the rows asked for are read. The targets are the same bit for bit, which they
+    would not be if all were transformed at once: a matrix product rounds differently with other numbers of rows.
 
     Attributes:
         features: `(N, D)`, on the disk or in memory.
@@ -80,6 +87,8 @@ class Targets:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_ready", self.transform.to("cpu", self.dtype))
+        if isinstance(self.features, FeatureBank) and self.features.num_bytes <= MOST_IN_MEMORY:
+            self.features.hold()
 
     def __len__(self) -> int:
         return len(self.features)

@@ -1,6 +1,5 @@
 """A teacher: a timm model, frozen, read as a map from pixels to features."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +10,24 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssdd_hub.backbones import FEATURES, create_backbone, measure_width, read_features, shorten_error
+from ssdd_hub.backbones import (
+    FEATURES,
+    OTHER_WEIGHTS,
+    create_backbone,
+    hash_structure,
+    hash_weights,
+    measure_width,
+    read_features,
+    read_pixel_space,
+    shorten_error,
+)
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.state_dicts import load_checkpoint
 from ssdd_hub.teacher_folder import read_record, write_folder
 
 # What data and other settings decide of a teacher.
-DECIDED = ("name", "pretrained", "num_classes", "image_size", "img_size", "seed")
+DECIDED = ("name", "pretrained", "num_classes", "image_size", "img_size", "seed", *OTHER_WEIGHTS)
 # What a set distilled from a teacher tells of the teacher's own making.
 _ORIGIN = ("objective", "source", "seed", "checkpoint")
 
@@ -68,7 +77,11 @@ class TeacherSettings:
                 self.ready or not own,
                 f"leave out {own}: a teacher that is trained here sees the source images as they are",
             ),
-            (not taken, f"teacher.model_args must leave out {taken}, which other settings decide"),
+            (
+                not taken,
+                f"teacher.model_args must leave out {taken}, which other settings decide (other weights: "
+                "--teacher.checkpoint)",
+            ),
         )
 
     @property
@@ -158,19 +171,14 @@ class Teacher(nn.Module):
 
     def weights_sha256(self) -> str:
         """Returns the hash of names, types, shapes and values of all weights and buffers."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.backbone.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return hash_weights(self.backbone)
 
     def describe(self) -> dict[str, Any]:
         """Returns what provenance records of a teacher: its name, its licence and all that its features depend on."""
         return {
             "name": self.name,
             "weights_sha256": self.weights_sha256(),
-            # Strides and padding, which weights do not tell.
-            "structure_sha256": hashlib.sha256(repr(self.backbone).encode()).hexdigest(),
+            "structure_sha256": hash_structure(self.backbone),
             "license": self.license,
             "feature_dim": self.feature_dim,
             "features": self.features,
@@ -224,12 +232,13 @@ def build_teacher(
     checkpoint: str | Path | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    license: str | None = None,
     **model_args: Any,
 ) -> Teacher:
     """Makes a teacher of a timm model, by name or as a module.
 
-    What is not given is read from the model's `pretrained_cfg`: mean, std, input size, interpolation and licence. How
-    a teacher that this package saved was made is read from its folder or repository.
+    What is not given is read from the model's `pretrained_cfg`: mean, std, input size and interpolation. How a teacher
+    that this package saved was made is read from its folder or repository.
 
     Args:
         name_or_module: A timm name, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, or a module with timm's contract.
@@ -240,14 +249,16 @@ def build_teacher(
             licence nor the pixel space that its network was trained in: give `mean` and `std`.
         mean: Mean of that space, one value per channel.
         std: Its standard deviation; both or neither.
+        license: Licence of the weights; by default what is stated of those that the name stands for, and `unknown` of
+            all others, in a module, in a checkpoint or random.
         **model_args: Further arguments of `timm.create_model`; only with a name.
 
     Raises:
         InputError: The model cannot be had, lacks timm's contract or features of this kind, does not take images of
             this size, or the checkpoint does not fit.
     """
+    stored = isinstance(name_or_module, str) and pretrained and checkpoint is None
     if isinstance(name_or_module, str):
-        stored = pretrained and checkpoint is None
         backbone = create_backbone(name_or_module, pretrained=stored, input_size=input_size, **model_args)
         name, provenance = read_record(name_or_module) if stored else (name_or_module, {})
     else:
@@ -255,20 +266,21 @@ def build_teacher(
     for method in ("forward_features", "forward_head"):
         if not hasattr(backbone, method):
             raise InputError(f"a teacher needs timm's forward_features and forward_head; {name} has no {method}")
-    license = str((getattr(backbone, "pretrained_cfg", None) or {}).get("license") or "unknown")
+    # What timm states of an architecture's own weights holds of no others.
+    stated = (getattr(backbone, "pretrained_cfg", None) or {}).get("license") if stored else None
     if checkpoint is not None:
         report = load_checkpoint(backbone, checkpoint)
         facts = {"layout": report.layout, "prefix": report.prefix, "ignored": report.ignored}
-        provenance, license = {"checkpoint": {"file": Path(checkpoint).name, **facts}}, "unknown"
+        provenance = {"checkpoint": {"file": Path(checkpoint).name, **facts}}
     config = resolve_model_data_config(backbone)
-    space = _pixel_space(name, config, mean, std, model_args.get("in_chans"))
+    space = read_pixel_space(name, config, mean, std, model_args.get("in_chans"))
     _, height, width = config["input_size"]
     if height != width and input_size is None:
         raise InputError(f"the teacher {name} takes {height}x{width} pixels, ours are square: give teacher.input_size")
     size = input_size or width
     options = {"features": features, "interpolation": config["interpolation"], "provenance": provenance}
     try:
-        return Teacher(backbone, space, size, name, license, **options)
+        return Teacher(backbone, space, size, name, str(license or stated or "unknown"), **options)
     except InputError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -276,24 +288,3 @@ def build_teacher(
             f"the teacher {name} does not take images of {space.channels} channel(s) and {size} pixels "
             f"({shorten_error(error)}): choose teacher.input_size, or teacher.mean and teacher.std of as many channels"
         ) from error
-
-
-def _pixel_space(
-    name: str,
-    config: Mapping[str, Any],
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    channels: int | None,
-) -> PixelSpace:
-    """Returns the space that is given or stated; timm goes on to state three channels of a model built for one."""
-    if mean is not None or std is not None:
-        return PixelSpace(tuple(mean or ()), tuple(std or ()))
-    stated = PixelSpace(config["mean"], config["std"])
-    if channels is None or stated.channels == channels:
-        return stated
-    if len({*stated.mean}) > 1 or len({*stated.std}) > 1:
-        raise InputError(
-            f"the teacher {name} has {channels} channel(s), and timm states mean and std of {stated.channels}: give "
-            "teacher.mean and teacher.std"
-        )
-    return PixelSpace(stated.mean[:1] * channels, stated.std[:1] * channels)

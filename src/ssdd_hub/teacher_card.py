@@ -8,21 +8,20 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ssdd_hub.cards import HUB_ID, describe, escape, fence, one_line, rows, score_cells, section, to_yaml
+from ssdd_hub.cards import (
+    HUB_ID,
+    describe,
+    describe_licence,
+    escape,
+    fence,
+    one_line,
+    rows,
+    score_cells,
+    section,
+    to_yaml,
+)
 
 _TAGS = ["self-supervised", "dataset-distillation", "ssdd_hub"]
-# The identifiers of the Hub's documentation of licences; it takes others as `other` with a name.
-_HUB_LICENCES = """
-    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
-    afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
-    cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0
-    cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0
-    cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0
-    lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl
-    openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
-    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 gemma unknown other
-""".split()
-_LICENCE_LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license"}
 _READ = {
     "pre_logits": "what the classifier would read (timm's pre-logits)",
     "cls": "the class token",
@@ -61,16 +60,6 @@ def render_teacher_card(metadata: Mapping[str, Any], location: str) -> str:
         citation=describe(objective.get("citation")),
     )
     return f"{str(card).rstrip()}\n"
-
-
-def describe_licence(name: str) -> dict[str, str]:
-    """Returns a licence as the Hub's YAML wants it: an identifier that it knows, or `other` with name and link."""
-    identifier = one_line(name).lower()
-    if identifier in _HUB_LICENCES:
-        return {"license": identifier}
-    slug = re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-.") or "unnamed"
-    link = _LICENCE_LINKS.get(identifier)
-    return {"license": "other", "license_name": slug, **({"license_link": link} if link else {})}
 
 
 def _card_data(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from timm.models import save_for_hf
 from torch import nn
 
+from ssdd_hub.backbones import shorten_error
 from ssdd_hub.errors import InputError
 from ssdd_hub.storage import CARD_FILE, METADATA_FILE, write_metadata
 from ssdd_hub.teacher_card import render_teacher_card
 
 FORMAT_VERSION = 1
 _LARGEST_RECORD = 2**20  # bytes
+_LARGEST_NUMBER = 1e300
+_DEEPEST_RECORD = 20  # lists and objects inside each other
 # What timm states of its own weights, which may not hold of those that are saved.
 _STATED = ("tag", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
@@ -71,20 +74,32 @@ def read_record(name: str) -> tuple[str, dict[str, Any]]:
         nothing is recorded.
 
     Raises:
-        InputError: There is a record that is damaged, too large, or of a format that is not known here.
+        InputError: There is a record that is damaged, too large, or of a format that is not known here, or the Hub
+            does not tell whether there is one.
     """
     kind, _, place = name.partition(":")
     if kind == "local-dir":
         # A whole path would tell of somebody's machine.
         return _read(Path(place) / METADATA_FILE) or (f"{kind}:{Path(place).resolve().name}", {})
     if kind in ("hf-hub", "hf_hub"):
-        repo_id, _, revision = place.partition("@")
-        try:
-            path = Path(hf_hub_download(repo_id, METADATA_FILE, revision=revision or None))
-        except (EntryNotFoundError, HfHubHTTPError, OSError):  # no record, or no network and the weights are cached
-            return name, {}
-        return name, (_read(path) or ("", {}))[1]
+        path = _fetch(*place.partition("@")[::2])
+        return name, ((_read(path) if path else None) or ("", {}))[1]
     return name, {}
+
+
+def _fetch(repo_id: str, revision: str) -> Path | None:
+    """Returns the record of a repository; None where it has none, or where only its weights are at hand, offline."""
+    try:
+        return Path(hf_hub_download(repo_id, METADATA_FILE, revision=revision or None))
+    except Exception as error:  # the Hub's client does not export all kinds that it raises
+        # It says that nothing is cached also when the Hub cannot be reached or refuses to answer.
+        offline = error.__cause__ is None or isinstance(error.__cause__, OfflineModeIsEnabled)
+        if isinstance(error, EntryNotFoundError) and (offline or not isinstance(error, LocalEntryNotFoundError)):
+            return None
+        raise InputError(
+            f"{METADATA_FILE} of {repo_id}, which tells how the teacher was made, cannot be had "
+            f"({shorten_error(error)}): try again, or set HF_HUB_OFFLINE=1 to use cached weights without it"
+        ) from error
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
@@ -103,4 +118,32 @@ def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
         raise InputError(f"{path} is no record of a teacher ({type(error).__name__}: {error}): {mend}") from error
     if version != FORMAT_VERSION or not isinstance(provenance, dict) or not isinstance(name, str):
         raise InputError(f"{path} is no record of a teacher in format {FORMAT_VERSION}: {mend}")
+    if _is_deeper(record, _DEEPEST_RECORD):
+        raise InputError(f"{path} holds lists or objects more than {_DEEPEST_RECORD} deep in each other: {mend}")
+    _check_types(provenance, path, mend)
     return name, provenance
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return parts is not None and (levels == 0 or any(_is_deeper(part, levels - 1) for part in parts))
+
+
+def _check_types(provenance: Mapping[str, Any], path: Path, mend: str) -> None:
+    """Refuses what a card could not format, at the end of a long run."""
+    scores = provenance.get("scores") or []
+    if not isinstance(scores, list) or not all(isinstance(score, dict) for score in scores):
+        raise InputError(f"{path} must hold a list of objects as scores: {mend}")
+    numbers = {
+        "seconds": [provenance.get("seconds")],
+        **{f"{name} of scores": [score.get(name) for score in scores] for name in ("mean", "std")},
+    }
+    for name, values in numbers.items():
+        wrong = [value for value in values if value is not None and not _is_number(value)]
+        if wrong:
+            raise InputError(f"{path} must hold a number as {name}, got {str(wrong[0])[:40]!r}: {mend}")
+
+
+def _is_number(value: Any) -> bool:
+    # A larger integer has no floating-point form.
+    return isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER

@@ -1,5 +1,6 @@
 """Targets of a whole dataset as a user computes them: streamed, interrupted, and on two processes."""
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -17,21 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from datasets import Features
 from datasets import Image as ImageFeature
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from ssdd_hub.feature_bank import FeatureBank
-from ssdd_hub.features import FeatureCache
 from ssdd_hub.image_stream import ImageStream
-from ssdd_hub.images import DataSettings, load_images
+from ssdd_hub.images import DataSettings
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.streams import seeded
 from ssdd_hub.teacher import Teacher, build_teacher, create_backbone
 
 ROOT = Path(__file__).parents[2]
 RECIPE, WORKER = ROOT / "recipes" / "compute_targets.py", ROOT / "tests" / "reference" / "targets_worker.py"
+DISTILL = ROOT / "recipes" / "distill.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
@@ -132,7 +134,9 @@ def test_all_features_are_computed_and_the_recipe_says_so(small):
     assert len(bank) == 300 and bank.dtype == torch.float16
     torch.testing.assert_close(bank[:].float(), expected, rtol=2e-3, atol=1e-4)
     found = re.search(
-        r"300 x (\d+) float16, relative rounding error (\S+), 0 skipped, in .*\n\d+ s on 1 process", printed
+        r"300 x (\d+) float16, relative rounding error (\S+), 0 skipped, in .*\nteacher .*teacher, licence mit\n"
+        r"\d+ s on 1 process",
+        printed,
     )
     assert int(found[1]) == bank.width == expected.shape[1]
     assert float(found[2]) == pytest.approx(bank.index.rounding_error, rel=0.05) and 1e-5 < float(found[2]) < 2**-11
@@ -160,34 +164,56 @@ def test_two_processes_give_the_bytes_of_one(small):
 
 
 @pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("compute_targets_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def load():
+    @functools.cache
+    def load(recipe):
+        spec = importlib.util.spec_from_file_location(f"{recipe.stem}_recipe", recipe)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.main
+
+    return load
 
 
 @pytest.fixture
-def run(main, monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), "--run.threads", "1", *map(str, arguments)])
-        main()
+def run(load, monkeypatch, capsys):
+    def run(*arguments, recipe=RECIPE):
+        monkeypatch.setattr(sys, "argv", [str(recipe), "--run.threads", "1", *map(str, arguments)])
+        load(recipe)()
         return capsys.readouterr().out
 
     return run
 
 
-def test_a_distillation_finds_the_features_of_its_source_images(run, accelerator, tmp_path):
-    teacher = save_teacher(tmp_path / "teacher", 1, 16, [4, 6])
-    given = ["--teacher.backbone", f"local-dir:{teacher}", "--teacher.pretrained", "--output", tmp_path / "cache"]
-    run(*given, "--data.max-images", 50, "--targets.views", 2, "--seed", 3)
-    folders = set((tmp_path / "cache").iterdir())
-    source, _ = load_images(DataSettings(max_images=50), 3, progress=False)
-    cache = FeatureCache(build_teacher(f"local-dir:{teacher}"), accelerator, tmp_path / "cache")
-    assert {cache.features(source, view, 3).folder for view in (0, 1)} == folders
-    run(*given, "--data.max-images", 50, "--seed", 3)
-    assert cache.features(source).folder not in folders
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+def distil_config(path):
+    """The smallest distillation, of fixed views."""
+    config = yaml.safe_load((ROOT / "recipes" / "configs" / "smoke.yaml").read_text())
+    del config["teacher"], config["pretrain"], config["data"]
+    config["distiller"] |= {"steps": 2, "augment": True}
+    config["evaluate"] |= {"seeds": 1, "epochs": 2}
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_a_distillation_of_fixed_views_finds_all_features_of_its_source_images(run, tmp_path):
+    teacher, cache = save_teacher(tmp_path / "teacher", 1, 16, [4, 6]), tmp_path / "cache"
+    given = ["--teacher.backbone", f"local-dir:{teacher}", "--teacher.pretrained", "--data.max-images", 50]
+    given += ["--seed", 3, "--targets.views", 2, "--targets.dtype", "float16", "--targets.shard-size", 32]
+    printed = run(*given, "--output", cache)
+    assert re.findall(r"(images as they are|view \d): 50 x", printed) == ["images as they are", "view 0", "view 1"]
+    assert printed.rstrip().splitlines()[-2].endswith("teacher, licence mit")
+
+    def states():
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in cache.rglob("*.*")}
+
+    made = states()
+    assert len(made) == 3 * 3 and str(tmp_path) not in "".join(path.read_text() for path in cache.rglob("*.json"))
+    config = distil_config(tmp_path / "distil.yaml")
+    run(*given, "--config", config, "--output", tmp_path / "run", "--run.cache", cache, recipe=DISTILL)
+    now = states()
+    assert {path: now[path] for path in made} == made
+    # Only the held-out images are new.
+    assert len({path.parent for path in now.keys() - made.keys()}) == 1
 
 
 def test_mistakes_end_with_a_message_and_write_nothing(run, tmp_path, capsys):

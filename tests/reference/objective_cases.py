@@ -35,9 +35,12 @@ BACKBONES = {
     "resnet": ("ssdd_resnet10", {"channels": (4, 8, 8, 16)}),
     "convnext": ("convnext_atto", {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}),
     "vit": ("test_vit", {"img_size": SIZE, "patch_size": 8, "depth": 2}),
+    "vit_average": ("test_vit", {"img_size": SIZE, "patch_size": 8, "depth": 2, "global_pool": "avg"}),
 }
 NAMES = sorted(OBJECTIVES)
-PAIRS = [(name, backbone) for name in NAMES for backbone in BACKBONES if name != "mae" or backbone == "vit"]
+# How the names of batch normalisation's state end.
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+PAIRS = [(name, kind) for name in NAMES for kind in ("resnet", "convnext", "vit") if name != "mae" or kind == "vit"]
 
 
 def make_backbone(kind, seed=0, in_chans=3):

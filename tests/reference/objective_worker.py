@@ -5,11 +5,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from reference.objective_cases import NAMES, build, real_views
+from reference.objective_cases import NAMES, STATISTICS, build, real_views
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssdd_hub.checkpoint import save_tree
+
+# As they are used: with batch normalisation, and with the norm after pooling that MAE leaves out.
+WHOLE = {name: "vit_average" if name == "mae" else "resnet" for name in NAMES}
 
 
 def without_batch_statistics(module):
@@ -23,8 +26,13 @@ def without_batch_statistics(module):
 
 
 def two_steps(name, rank, world):
-    """Returns the losses, and the gradients of both steps in the backbone, of one process's part of the batch."""
-    objective = without_batch_statistics(build(name, "vit" if name == "mae" else "convnext")).double().train()
+    """Takes two steps where no image's projection depends on its batch, so that one process gets what two get."""
+    return train(without_batch_statistics(build(name, "vit" if name == "mae" else "convnext")), rank, world)
+
+
+def train(objective, rank, world):
+    """Returns the losses and the backbone's gradients of two steps on a process's part of the batch, and the state."""
+    objective, name = objective.double().train(), objective.name
     views = [view.double().chunk(world)[rank] for view in real_views(name)]
     model = DistributedDataParallel(objective) if world > 1 else objective
     optimizer = torch.optim.SGD([part for part in objective.parameters() if part.requires_grad], lr=0.01)
@@ -36,10 +44,13 @@ def two_steps(name, rank, world):
         optimizer.zero_grad()
         loss.backward()
         objective.after_backward()
-        gradients.append(torch.cat([part.grad.flatten() for part in objective.backbone.parameters()]))
+        parts = [part.grad.flatten() for part in objective.backbone.parameters() if part.requires_grad]
+        gradients.append(torch.cat(parts))
         optimizer.step()
         losses.append(loss.detach())
-    state = torch.cat([value.double().flatten() for value in objective.state_dict().values()])
+    # Each process has statistics of its own until the next step, when those of the first go round.
+    state = {name: value for name, value in objective.state_dict().items() if not name.endswith(STATISTICS)}
+    state = torch.cat([value.double().flatten() for value in state.values()])
     return {"losses": torch.stack(losses), "gradients": torch.stack(gradients), "state": state}
 
 
@@ -47,7 +58,11 @@ def main(folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    save_tree(folder / f"process-{rank}.safetensors", {name: two_steps(name, rank, world) for name in NAMES})
+    results = {
+        "plain": {name: two_steps(name, rank, world) for name in NAMES},
+        "whole": {name: train(build(name, kind), rank, world) for name, kind in WHOLE.items()},
+    }
+    save_tree(folder / f"process-{rank}.safetensors", results)
     dist.destroy_process_group()
 
 
