@@ -104,6 +104,7 @@ def test_provenance_says_how_the_set_was_made(finished):
     assert str(output) not in json.dumps(provenance["settings"])
 
 
+@pytest.mark.slow
 def test_the_stored_config_runs_the_same_again(finished, tmp_path):
     output, _ = finished
     config = yaml.safe_load((output / "config.yaml").read_text())
@@ -114,7 +115,10 @@ def test_the_stored_config_runs_the_same_again(finished, tmp_path):
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == (output / "log.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("after", ["checkpoints/teacher/step-00000004.safetensors", "checkpoints/distiller"])
+@pytest.mark.parametrize(
+    "after",
+    ["checkpoints/teacher/step-00000004.safetensors", pytest.param("checkpoints/distiller", marks=pytest.mark.slow)],
+)
 def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, tmp_path, after):
     output, _ = finished
     process = subprocess.Popen(
