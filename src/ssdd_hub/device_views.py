@@ -169,10 +169,10 @@ def _in_turn(images: Tensor, steps: Iterable[Step]) -> Tensor:
 
 
 def _sometimes(probability: float, *steps: Step) -> list[Step]:
-    def choose(images: Tensor) -> Tensor:
+    def _choose(images: Tensor) -> Tensor:
         return _change(images, torch.rand(len(images)) < probability, partial(_in_turn, steps=steps))
 
-    return [choose] if probability > 0 else []
+    return [_choose] if probability > 0 else []
 
 
 def _change(images: Tensor, chosen: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:

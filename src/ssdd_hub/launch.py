@@ -15,7 +15,7 @@ from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.machine import count_cpus
 from ssdd_hub.run_folder import LaunchSettings
 
-# Other processes wait while one trains a teacher, which takes hours on a large source.
+# Other processes wait while one decodes, scores or saves, which takes hours on a large source.
 PATIENCE = timedelta(days=7)
 
 
