@@ -16,20 +16,24 @@ from torch import Tensor
 
 from ssdd_hub import DistilledSet, Distiller, build_student
 from ssdd_hub.batches import build_batches
+from ssdd_hub.cells import CellStore
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
 from ssdd_hub.config import DistillConfig
+from ssdd_hub.contenders import References, set_contender
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluate import Record, evaluate
+from ssdd_hub.evaluate import COST, Candidate, Evaluation, Record
 from ssdd_hub.images import ImageBank, load_images
 from ssdd_hub.launch import build_accelerator, report_errors
 from ssdd_hub.machine import describe_machine, describe_versions
 from ssdd_hub.outer_loop import distil
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.pool import StudentPool
-from ssdd_hub.protocols import RealData
+from ssdd_hub.probe import LinearProbe
+from ssdd_hub.protocols import RealData, TeacherError, draw_heldout
 from ssdd_hub.provenance import describe_run, describe_training
 from ssdd_hub.report import render_pictures, render_report, score_table
 from ssdd_hub.run_folder import RunFolder
+from ssdd_hub.selection import SelectionSettings, Source
 from ssdd_hub.streams import generator
 from ssdd_hub.targets import FeatureCache, Targets, TargetTransform
 from ssdd_hub.teacher import Teacher, build_teacher
@@ -50,8 +54,7 @@ def prepare_images(config: DistillConfig, accelerator: Accelerator) -> tuple[Ima
             "--distiller.num-images, or use more images"
         )
     build_student(config.student.name, num_targets=1, **student_args(config, source))
-    order = torch.randperm(len(heldout), generator=generator(config.seed, "held-out images"))
-    return source, heldout.subset(order[: config.evaluate.max_heldout].sort().values)
+    return source, draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
 
 
 def student_args(config: DistillConfig, source: ImageBank) -> dict[str, object]:
@@ -75,6 +78,39 @@ def prepare_teacher(
     return train_teacher(
         settings, config.pretrain, source, space, run, seed=seed, accelerator=accelerator, provenance=provenance
     )
+
+
+def first_evaluation(
+    config: DistillConfig,
+    distilled: DistilledSet,
+    real: RealData,
+    source: Source,
+    run: RunFolder,
+    accelerator: Accelerator,
+) -> list[Record]:
+    """Scores the set beside random real images and no pre-training; `recipes/evaluate.py` asks much more."""
+    name, args = config.student.name, config.student.model_args
+    shape = {"num_targets": distilled.targets.shape[1], "in_chans": source.bank.num_channels}
+    shape |= {"image_size": source.bank.image_size}
+    references = References(run.path / "references", source, SelectionSettings(), config.seed)
+    counts, seeds = [len(distilled.images)], config.evaluate.seeds
+    if accelerator.is_main_process:
+        references.prepare(["random"], counts, seeds, progress=False)
+    accelerator.wait_for_everyone()
+    evaluation = Evaluation(
+        [
+            set_contender("distilled", distilled, accelerator.device),
+            *references.contenders(["random", "none"], counts),
+        ],
+        [Candidate.of(name, args, [TeacherError(), LinearProbe(config.probe)], **shape)],
+        [real],
+        config.use,
+        seeds=seeds,
+        seed=config.seed,
+        store=CellStore(run.path / "cells"),
+        facts={"source": real.name},
+    )
+    return evaluation.run(accelerator)
 
 
 def save_results(
@@ -136,26 +172,18 @@ def main() -> None:
     distiller = Distiller(set_space.normalise(before), targets[chosen], pool, batches, settings, accelerator)
     seconds = distil(distiller, run, config.run, progress=accelerator.is_main_process)
 
-    images, learned = (tensor.detach().float() for tensor in (distiller.images, distiller.targets))
-    pairs = (source, Targets(features, transform), heldout, Targets(heldout_features, transform)[:])
-    real = RealData(*pairs, space, accelerator.device)
-    sets = {
-        "distilled": lambda k: (images, learned),
-        "random": partial(real.random_pair, settings.num_images),
-        "none": lambda k: None,
-    }
+    images, learned = (tensor.detach().float().cpu() for tensor in (distiller.images, distiller.targets))
     provenance = describe_run(to_dict(config), source.source, teacher, transform, space)
-    about = {"source": provenance["source"]["name"], "target": provenance["source"]["name"]}
-    about["student"] = config.student.name
-    records = evaluate(sets, build, real, config.evaluate, seed=config.seed, accelerator=accelerator, facts=about)
+    provenance |= {"target_features": features.describe(), "use": config.use.describe(), "seconds": seconds}
+    recorded = None if transform.kind == "none" else transform
+    distilled = DistilledSet(images, learned, set_space, provenance=provenance, target_transform=recorded)
+    origin = Source(source, Targets(features, transform), teacher.float(), transform, space, accelerator.device)
+    seen = Targets(heldout_features, transform)[:]
+    real = RealData(provenance["source"]["name"], source, heldout, space, accelerator.device, seen)
+    records = first_evaluation(config, distilled, real, origin, run, accelerator)
     if accelerator.is_main_process:
         machine = describe_machine(accelerator.device, accelerator.num_processes)
-        provenance |= {"target_features": features.describe()}
-        provenance |= {"use": config.evaluate.use(), "scores": records, "seconds": seconds, "hardware": machine}
-        recorded = None if transform.kind == "none" else transform
-        distilled = DistilledSet(
-            images.cpu(), learned.cpu(), set_space, provenance=provenance, target_transform=recorded
-        )
+        distilled.provenance |= {"scores": records, "hardware": machine}
         run.write_json(
             "scores.json",
             {
@@ -174,7 +202,7 @@ def main() -> None:
             "machine": f"{machine['cpus']} CPUs, {machine['device']}, {accelerator.num_processes} process(es)",
         }
         save_results(run, distilled, before, records, facts)
-        print(score_table(records))
+        print(score_table([record for record in records if record["protocol"] != COST]))
         print(
             f"\nIn {run.path} after {time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB: "
             "report.html, scores.json, distilled/"

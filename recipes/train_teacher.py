@@ -12,8 +12,6 @@ Started again, a run goes on where it stopped.
 import time
 from pathlib import Path
 
-import torch
-
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
 from ssdd_hub.config import TrainTeacherConfig
 from ssdd_hub.images import load_images
@@ -21,7 +19,8 @@ from ssdd_hub.knn import Watch
 from ssdd_hub.launch import build_accelerator, report_errors
 from ssdd_hub.machine import describe_machine, describe_versions
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.protocols import RealData, linear_probe
+from ssdd_hub.probe import LinearProbe, ProbeSettings
+from ssdd_hub.protocols import Pretrained, RealData
 from ssdd_hub.provenance import describe_training
 from ssdd_hub.run_folder import RunFolder
 from ssdd_hub.teacher_report import accuracy_record, knn_records, render_training
@@ -59,10 +58,12 @@ def main() -> None:
         log, name = run.log.read(), provenance["source"]["name"]
         about = {"source": name, "target": name, "student": config.teacher.backbone}
         records = knn_records(log, about)
-        data = RealData(source, torch.empty(0), heldout, torch.empty(0), space, accelerator.device)
+        data = RealData(name, source, heldout, space, accelerator.device)
         if config.watch.probe and data.labelled:
-            accuracy = linear_probe(teacher.backbone.to(data.device), data, config.watch.probe, config.seed)
-            records.append(accuracy_record(about, "teacher", "probe", accuracy, config.watch.probe))
+            probe = LinearProbe(ProbeSettings(labels=[config.watch.probe], draws=1))
+            backbone = teacher.backbone.to(data.device)
+            measure = probe(Pretrained(backbone, lambda: backbone, None, config.seed), data)[0]
+            records.append(accuracy_record(about, "teacher", "probe", measure.value, config.watch.probe))
         machine = describe_machine(accelerator.device, accelerator.num_processes)
         facts = {"machine": machine, "versions": describe_versions(), "command": provenance["command"]}
         run.write_json("scores.json", {"records": records, **facts})

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
-from ssdd_hub.config import ComputeTargetsConfig, DistillConfig, TrainTeacherConfig
+from ssdd_hub.config import ComputeTargetsConfig, DistillConfig, GradientBiasConfig, TrainTeacherConfig
 from ssdd_hub.errors import InputError, SettingsError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -33,6 +33,7 @@ CLASSES = {
     "distill": DistillConfig,
     "train_teacher": TrainTeacherConfig,
     "compute_targets": ComputeTargetsConfig,
+    "gradient_bias": GradientBiasConfig,
 }
 
 

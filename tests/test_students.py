@@ -196,6 +196,7 @@ def test_a_saved_student_comes_back_through_timm(tmp_path):
 def test_our_students_are_listed():
     names = list_students()
     assert {"ssdd_convnet3", "ssdd_convnet4", "ssdd_convnet5", "ssdd_resnet10", "ssdd_resnet18"} <= set(names)
+    assert {"ssdd_vgg11", "ssdd_alexnet", "ssdd_mobilenetv2"} <= set(names)
     assert all(name.startswith("ssdd_") for name in names)
     assert ssdd_hub.list_students() == names
 
@@ -206,6 +207,9 @@ def test_our_students_are_listed():
     [
         ("ssdd_convnet3", 8, {"widths": (4, 5, 6), "norm": "instance"}),
         ("ssdd_resnet10", 8, {"channels": (4, 4, 4, 4)}),
+        ("ssdd_vgg11", 8, {"widths": [4] * 8}),
+        ("ssdd_alexnet", 8, {"widths": [4] * 5}),
+        ("ssdd_mobilenetv2", 16, {}),
         ("test_resnet", 32, {}),
         ("test_vit", 32, {}),
         ("test_vit", 16, {"patch_size": 4}),
@@ -238,7 +242,7 @@ def test_the_trial_of_a_student_draws_nothing_and_moves_no_statistics():
 
 def test_an_unknown_student_is_reported_with_ours():
     with pytest.raises(
-        InputError, match=r"'convnet3' is not a timm model: use one of ssdd_convnet3, .*list_models\(\)"
+        InputError, match=r"'convnet3' is not a timm model: use one of ssdd_alexnet, ssdd_convnet3, .*list_models\(\)"
     ):
         build_student("convnet3", num_targets=2, in_chans=3, image_size=32)
 

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData
 
 _TAGS = ["dataset-distillation", "dataset-condensation", "self-supervised", "synthetic", "ssdd_hub"]
-_SECTIONS = ("source", "teacher", "target_transform", "student", "hardware", "versions")
+_SECTIONS = ("selection", "source", "teacher", "target_transform", "student", "hardware", "versions")
 _LONGEST_LIST = 8  # a longer one has no place in a cell; `ssdd_hub.json` has it
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
@@ -51,6 +51,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str) -> str:
         pixel_space=describe(metadata["pixel_space"]),
         student_pixel_space=describe(section(provenance, "student_pixel_space")),
         clipped=f"{metadata['clip_fraction']:.2%}",
+        num_views=_num_views(metadata),
         use=rows(section(provenance, "use")),
         scores=[score_cells(score) for score in provenance.get("scores") or []],
         record=_record(provenance),
@@ -102,9 +103,20 @@ def _summary(metadata: Mapping[str, Any], source: Mapping[str, Any]) -> str:
     size, *shape = metadata["tensors"]["images"]["shape"]
     width = metadata["tensors"]["targets"]["shape"][1]
     amount = f"{source['num_images']} images" if source.get("num_images") else "images"
-    origin = f" distilled from {escape(amount)} of {escape(source['name'])}" if source.get("name") else ""
+    kind, verb = _kind_of_images(str((metadata.get("provenance") or {}).get("method")))
+    origin = f" {verb} {escape(amount)} of {escape(source['name'])}" if source.get("name") else ""
     sides = "x".join(map(str, shape))
-    return f"{size} synthetic images ({sides}, float32), each with a target vector of width {width},{origin}."
+    return f"{size} {kind} images ({sides}, float32), each with a target vector of width {width},{origin}."
+
+
+def _kind_of_images(method: str) -> tuple[str, str]:
+    if method == "selection/gaussian":
+        return "noise", "for comparison with"
+    return ("real", "chosen from") if method.startswith("selection/") else ("synthetic", "distilled from")
+
+
+def _num_views(metadata: Mapping[str, Any]) -> int:
+    return metadata["tensors"]["views"]["shape"][1] if "views" in metadata["tensors"] else 0
 
 
 def _load_code(metadata: Mapping[str, Any], location: str) -> str:

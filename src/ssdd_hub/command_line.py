@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from inspect import formatannotation
 from pathlib import Path
@@ -27,12 +27,17 @@ Given = tuple[str, Any]  # a dotted name, and text of the command line or what a
 
 
 def parse_config(
-    config_class: type[Config], default: Path, argv: Sequence[str] | None = None, description: str | None = None
+    config_class: type[Config],
+    default: Path,
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    stated: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {},
 ) -> Config:
     """Reads a recipe's settings: the dataclass defaults, then YAML files, then the command line.
 
-    A setting that is a dictionary is replaced by a later one; `--teacher.model-args.NAME VALUE` changes one entry. The
-    class may give settings a short name for the command line in a class variable `SHORT`.
+    A setting that is a dictionary is replaced by a later one; `--teacher.model-args.NAME VALUE` changes one entry. A
+    list of strings is written `a,b`, or one by one, `--set a --set b`. The class may give settings a short name for
+    the command line in a class variable `SHORT`.
 
     Args:
         config_class: A dataclass of dataclasses, such as `DistillConfig`.
@@ -40,6 +45,8 @@ def parse_config(
         argv: Arguments; the process's own when None. `--data.image-size 32`, `--data.image-size=32` and, for switches,
             `--teacher.pretrained` are understood.
         description: Shown by `--help`.
+        stated: Called with the settings that are given, by dotted name, and returns those that follow from them,
+            nested as in a YAML file: they come between the dataclass defaults and what is given.
 
     Returns:
         The settings, validated. `--help` and `--print-config` print and exit instead.
@@ -57,8 +64,11 @@ def parse_config(
         raise SystemExit(0)
     files = [Path(value) for name, value in arguments if name == "config"] or [default]
     given = [setting for path in files for setting in _read_file(path, kinds)]
-    given += [(name, value) for name, value in arguments if name not in ("config", "print_config")]
-    config: Config = _build(config_class, _type_values(given, kinds, problems), problems)
+    given += _joined([entry for entry in arguments if entry[0] not in ("config", "print_config")], kinds)
+    values = _type_values(given, kinds, problems)
+    if not problems:
+        values = _type_values([*_flatten(stated(values), kinds, ""), *given], kinds, problems)
+    config: Config = _build(config_class, values, problems)
     if problems:
         raise SettingsError(problems)
     if "print_config" in asked:
@@ -136,6 +146,17 @@ def _read_command_line(
             continue
         given.append((short.get(name, name), value))
     return given
+
+
+def _joined(arguments: Sequence[Given], kinds: Kinds) -> Iterator[Given]:
+    """Yields the arguments, those of a list of strings as one: `--set a --set b` is `--set a,b`."""
+    lists = {name for name, _ in arguments if kinds.get(name) == list[str]}
+    for name, value in arguments:
+        if name not in lists:
+            yield name, value
+    for name in lists:
+        values = [value for other, value in arguments if other == name]
+        yield name, values[0] if len(values) == 1 else ",".join(values)
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
 from huggingface_hub.errors import (
     HFValidationError,
@@ -21,9 +20,10 @@ from torch.utils.data import TensorDataset
 
 from ssdd_hub import storage
 from ssdd_hub.cards import render_dataset_card
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import InputError
 from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.set_checks import check_labels, check_tensors, check_views
 from ssdd_hub.target_transform import TargetTransform
 
 _NOT_FOUND = (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError)
@@ -44,6 +44,9 @@ class DistilledSet:
         label_names: Names of the classes, or None.
         target_transform: What made the targets of the teacher's features: its `inverse` maps what a student gives back
             to features. None when the targets are features.
+        views: `(M, K, 3)`, int64, or None: crop offsets and flip of `K` views of each image, as from
+            `augment.draw_views`. Black fills up what a crop lacks.
+        view_targets: `(M, K, D)`, float32, finite: the targets of the views. Views have targets, and only they.
 
     Raises:
         InputError: The parts do not fit together, or hold NaN or infinite values.
@@ -56,11 +59,15 @@ class DistilledSet:
     provenance: dict[str, Any] = field(default_factory=dict)
     label_names: list[str] | None = None
     target_transform: TargetTransform | None = None
+    views: Tensor | None = None
+    view_targets: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.images, self.targets = self.images.detach(), self.targets.detach()
-        _check_tensors(self.images, self.targets, self.pixel_space)
-        _check_labels(self.labels, self.label_names, len(self.images))
+        check_tensors(self.images, self.targets, self.pixel_space)
+        check_labels(self.labels, self.label_names, len(self.images))
+        self.view_targets = None if self.view_targets is None else self.view_targets.detach()
+        check_views(self.views, self.view_targets, tuple(self.targets.shape))
         if self.target_transform is not None and self.target_transform.width != self.targets.shape[1]:
             widths = f"{self.target_transform.width} and {self.targets.shape[1]}"
             raise InputError(f"the target transform must give targets of the width of the set's; got {widths}")
@@ -90,9 +97,9 @@ class DistilledSet:
         return self._save(Path(folder), location=Path(folder).resolve().name)
 
     def _save(self, folder: Path, location: str) -> Path:
+        optional = {"labels": self.labels, "views": self.views, "view_targets": self.view_targets}
         tensors = {"images": self.images, "targets": self.targets}
-        if self.labels is not None:
-            tensors["labels"] = self.labels
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
         pixels = self.pixel_space.denormalise(self.images)
         metadata = {
             "format_version": storage.FORMAT_VERSION,
@@ -141,6 +148,8 @@ class DistilledSet:
             provenance=provenance,
             label_names=names or None,
             target_transform=transform,
+            views=tensors.get("views"),
+            view_targets=tensors.get("view_targets"),
         )
 
     def push_to_hub(
@@ -217,49 +226,6 @@ class DistilledSet:
 def blot_tokens(text: str) -> str:
     """Returns text in which `<token>` stands for each access token of the Hub."""
     return _HUB_TOKEN.sub("<token>", text)
-
-
-def _check_tensors(images: Tensor, targets: Tensor, pixel_space: PixelSpace) -> None:
-    require(
-        (
-            images.dtype == torch.float32 and images.ndim == 4 and images.numel() > 0,
-            f"images must be (M, C, H, W), float32, at least one; got {tuple(images.shape)}, {images.dtype}",
-        ),
-        (
-            targets.dtype == torch.float32 and targets.ndim == 2 and targets.numel() > 0,
-            f"targets must be (M, D), float32, at least one; got {tuple(targets.shape)}, {targets.dtype}",
-        ),
-    )
-    require(
-        (len(images) == len(targets), f"every image needs one target; got {len(images)} and {len(targets)}"),
-        (images.shape[1] in (1, 3), f"images must have 1 channel (grey) or 3 (RGB); got {images.shape[1]}"),
-        (
-            images.shape[1] == pixel_space.channels,
-            f"the pixel space must have the images' {images.shape[1]} channels; got {pixel_space.channels}",
-        ),
-    )
-    for name, tensor in (("images", images), ("targets", targets)):
-        if not tensor.isfinite().all():
-            raise InputError(
-                f"the {name} hold NaN or infinite values, the distillation diverged: lower its learning rates"
-            )
-
-
-def _check_labels(labels: Tensor | None, names: list[str] | None, size: int) -> None:
-    if labels is None:
-        require((not names, "label_names without labels mean nothing: give both or neither"))
-        return
-    require(
-        (
-            labels.dtype == torch.int64 and labels.shape == (size,),
-            f"labels must be ({size},), int64; got {tuple(labels.shape)}, {labels.dtype}",
-        ),
-        (not names or len(set(names)) == len(names), f"label_names must differ from each other; got {names}"),
-    )
-    if names and not -1 <= int(labels.min()) <= int(labels.max()) < len(names):
-        raise InputError(
-            f"labels must lie in [-1, {len(names)}) to match label_names; got {labels.min()} to {labels.max()}"
-        )
 
 
 def _to_json(value: Any, path: str) -> Any:

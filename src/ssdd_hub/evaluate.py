@@ -1,165 +1,262 @@
-"""First evaluation: does a network pre-trained on the set know what the teacher knows?
+"""Evaluation: students are pre-trained on sets, all by one recipe, and asked by protocols what they are worth.
 
-A *set* here is any pair of images and targets; the references go through the same recipe with the same student seeds.
+A *cell* is one set, one student, one seed, one protocol and one dataset. Cells are stored one by one. Student `k` has
+the same first weights, and a protocol draws the same labelled images for it, whatever the set: scores can be paired.
 """
 
 import math
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from tqdm import tqdm
 
+from ssdd_hub.cells import CellStore
+from ssdd_hub.contenders import Contender
 from ssdd_hub.errors import InputError, require
-from ssdd_hub.protocols import Pair, RealData, linear_probe, teacher_error
-from ssdd_hub.streams import draw_batch, seeded
+from ssdd_hub.protocols import EvaluationProtocol, Measure, Pretrained, RealData
+from ssdd_hub.streams import derive_seed, seeded
+from ssdd_hub.students import build_student
+from ssdd_hub.use import UseSettings, fit_student
 
 Record = dict[str, Any]
+COST = "cost"
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """How students are pre-trained on a set and what is measured; the defaults are the paper's use of its sets.
+    """How much is evaluated.
 
     Attributes:
-        seeds: Students per set.
-        epochs: Passes over the set.
-        batch_size: Images per step.
-        learning_rate: SGD's, constant.
-        momentum: SGD's.
-        weight_decay: SGD's.
-        labels: Labelled images of the linear probe, the same number per class where that is possible.
-        label_draws: Draws of labelled images, over which a student's probe is averaged.
-        max_heldout: Held-out images used, at most.
+        seeds: Students per set, and draws of each reference.
+        max_heldout: Held-out images of each dataset that scores are measured on, at most.
     """
 
     seeds: int = 5
-    epochs: int = 1000
-    batch_size: int = 256
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-    labels: int = 50
-    label_draws: int = 10
     max_heldout: int = 2000
 
     def __post_init__(self) -> None:
-        counts = ("seeds", "batch_size", "label_draws", "max_heldout")
         require(
-            (self.labels >= 2, f"evaluate.labels must be at least 2, or there is nothing to tell, got {self.labels}"),
-            *(
-                (getattr(self, name) >= 1, f"evaluate.{name} must be at least 1, got {getattr(self, name)}")
-                for name in counts
-            ),
-            (self.epochs >= 0, f"evaluate.epochs must be at least 0, got {self.epochs}"),
-            (self.learning_rate > 0, f"evaluate.learning_rate must be above 0, got {self.learning_rate}"),
-            (0 <= self.momentum < 1, f"evaluate.momentum must be in [0, 1), got {self.momentum}"),
-            (self.weight_decay >= 0, f"evaluate.weight_decay must be at least 0, got {self.weight_decay}"),
+            (self.seeds >= 1, f"evaluate.seeds must be at least 1, got {self.seeds}"),
+            (self.max_heldout >= 1, f"evaluate.max_heldout must be at least 1, got {self.max_heldout}"),
         )
 
-    def use(self) -> dict[str, Any]:
-        """Returns the recipe for using a set, for its card."""
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An architecture that is pre-trained.
+
+    Attributes:
+        name: Its name in the scores.
+        build: Returns an untrained network on the CPU, with a head as wide as the targets; called under a seeded
+            global generator.
+        identity: JSON that names it.
+        protocols: What it is asked.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    identity: Any
+    protocols: Sequence[EvaluationProtocol]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        model_args: Mapping[str, Any],
+        protocols: Sequence[EvaluationProtocol],
+        title: str | None = None,
+        **shape: Any,
+    ) -> "Candidate":
+        """Returns a timm model as a candidate.
+
+        Args:
+            name: Its timm name.
+            model_args: Further arguments of the model.
+            protocols: What it is asked.
+            title: Its name in the scores; by default the timm name.
+            **shape: `num_targets`, `in_chans` and `image_size`, as `build_student` takes them.
+
+        Raises:
+            InputError: There is no such model, or it takes no such arguments or images.
+        """
+        build = partial(build_student, name, **shape, **model_args)
+        build()
+        return cls(title or name, build, {"name": name, "model_args": dict(model_args), **shape}, protocols)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """All cells of an evaluation.
+
+    Attributes:
+        contenders: The sets.
+        candidates: The students.
+        datasets: What is measured on.
+        use: The recipe of pre-training.
+        seeds: Students per set.
+        seed: Seed of the run.
+        store: Where cells are kept.
+        facts: Entries that every record gets, such as `source`.
+    """
+
+    contenders: Sequence[Contender]
+    candidates: Sequence[Candidate]
+    datasets: Sequence[RealData]
+    use: UseSettings
+    seeds: int
+    seed: int
+    store: CellStore
+    facts: Mapping[str, Any]
+
+    def run(self, accelerator: Accelerator) -> list[Record]:
+        """Measures the cells that are not there yet, shared out over the processes, and returns all records.
+
+        Returns:
+            The records of `scores.json`: one per set, student, dataset, protocol, metric and number of labels, with
+            mean, std (n - 1), n and all values.
+
+        Raises:
+            InputError: A student diverges.
+        """
+        jobs = [
+            _Job(self, candidate, contender, k)
+            for k in range(self.seeds)
+            for candidate in self.candidates
+            for contender in self.contenders
+        ]
+        mine = jobs[accelerator.process_index :: accelerator.num_processes]
+        device = self.datasets[0].device
+        with tqdm(desc="evaluate", unit="cell", disable=not accelerator.is_main_process) as bar:
+            todo = [job for job in mine if job.missing]
+            bar.total = sum(len(job.missing) for job in todo)
+            bar.refresh()
+            _run_side_by_side(partial(_run, bar), todo, device)
+        measured = {job.place: job.measured() for job in mine}
+        results = {place: found for share in gather_object([measured]) for place, found in share.items()}
+        return list(self._records(results))
+
+    def _records(self, results: Mapping[tuple[str, str, int], "_Measured"]) -> Iterator[Record]:
+        for candidate in self.candidates:
+            for contender in self.contenders:
+                students = [results[candidate.name, contender.name, k] for k in range(self.seeds)]
+                for protocol, target in dict.fromkeys(where for student in students for where in student):
+                    cells = [student.get((protocol, target), []) for student in students]
+                    about = {
+                        "set": contender.name,
+                        "protocol": protocol,
+                        **self.facts,
+                        "target": target,
+                        "student": candidate.name,
+                        "use": self.use.augment,
+                    }
+                    yield from _summarise(about, cells)
+
+
+_Measured = dict[tuple[str, str | None], list[Measure]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One student pre-trained on one set, and all cells that need it."""
+
+    evaluation: Evaluation
+    candidate: Candidate
+    contender: Contender
+    k: int
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        return self.candidate.name, self.contender.name, self.k
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What every cell of this student depends on."""
+        if self.contender.network is not None:
+            return {"network": self.contender.identity(self.k), "seed": [self.evaluation.seed, self.k]}
         return {
-            "loss": "mean squared error of the head's output to the target",
-            "optimizer": "SGD",
-            "learning_rate": self.learning_rate,
-            "momentum": self.momentum,
-            "weight_decay": self.weight_decay,
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "augmentation": "none",
+            "set": self.contender.identity(self.k),
+            "student": self.candidate.identity,
+            "use": asdict(self.evaluation.use),
+            "seed": [self.evaluation.seed, self.k],
         }
 
+    @cached_property
+    def cells(self) -> list[tuple[EvaluationProtocol, RealData, dict[str, Any]]]:
+        """Protocols with their data, as this contender's students see it, and their key."""
+        found, contender = [], self.contender
+        for data in self.evaluation.datasets:
+            targets = data.heldout_targets if contender.same_targets else None
+            data = replace(data, heldout_targets=targets, pixel_space=contender.pixel_space or data.pixel_space)
+            for protocol in self.candidate.protocols:
+                if contender.protocols is not None and protocol.name not in contender.protocols:
+                    continue
+                asked = {"protocol": protocol.name, **protocol.key(data)}
+                found.append((protocol, data, {**self.identity, "data": data.identity, **asked}))
+        return found
 
-def fit_student(
-    student: nn.Module, images: Tensor, targets: Tensor, settings: EvaluateSettings, seed: int
-) -> nn.Module:
-    """Pre-trains a student on a set: SGD on the mean squared error of its head to the targets.
+    @property
+    def cost_key(self) -> dict[str, Any]:
+        return {**self.identity, "protocol": COST}
 
-    Args:
-        student: Freshly built, on the device of the set.
-        images: `(M, C, H, W)`, in the student's pixel space.
-        targets: `(M, D)`.
-        settings: See `EvaluateSettings`.
-        seed: Seed of the order of the images.
+    @cached_property
+    def missing(self) -> list[tuple[EvaluationProtocol, RealData, dict[str, Any]]]:
+        return [cell for cell in self.cells if self.evaluation.store.read(cell[2]) is None]
 
-    Returns:
-        The student, in eval mode.
-    """
-    optimizer = torch.optim.SGD(
-        student.parameters(),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-    )
-    batch_size = min(settings.batch_size, len(images))
-    student.train()
-    for step in range(settings.epochs * len(images) // batch_size):
-        indices = draw_batch(len(images), batch_size, seed, "use of the set", step).to(images.device)
-        loss = functional.mse_loss(student(images[indices]), targets[indices])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return student.eval()
+    def run(self, done: Callable[[], object]) -> None:
+        """Pre-trains the student and measures what is missing; an answer that does not apply is an empty one."""
+        store = self.evaluation.store
+        try:
+            pretrained = self._pretrain()
+            for protocol, data, key in self.missing:
+                store.write(key, protocol(pretrained, data) if protocol.applies(pretrained, data) else [])
+                done()
+        except InputError as error:
+            raise InputError(f"{self.candidate.name} number {self.k} on {self.contender.name}: {error}") from error
 
+    def _pretrain(self) -> Pretrained:
+        evaluation, pairs = self.evaluation, self.contender.pairs(self.k)
+        seed = derive_seed(evaluation.seed, "evaluated student", self.k)
+        build = partial(self._build, evaluation.datasets[0].device)
+        student = build()
+        if pairs is not None:
+            started = time.perf_counter()
+            fit_student(student, pairs, evaluation.use, seed)
+            # The first measurement stays, or a resumed evaluation would not end in the same table.
+            if evaluation.store.read(self.cost_key) is None:
+                evaluation.store.write(self.cost_key, self._cost(len(pairs), time.perf_counter() - started))
+        return Pretrained(student, build, pairs, seed)
 
-def evaluate(
-    sets: Mapping[str, Callable[[int], Pair | None]],
-    build_student: Callable[[], nn.Module],
-    data: RealData,
-    settings: EvaluateSettings,
-    *,
-    seed: int,
-    accelerator: Accelerator,
-    facts: dict[str, Any] | None = None,
-) -> list[Record]:
-    """Pre-trains one student per set and seed and measures each; the work is shared out over the processes.
+    def measured(self) -> _Measured:
+        read = self.evaluation.store.read
+        found: _Measured = {(protocol.name, data.name): read(key) or [] for protocol, data, key in self.cells}
+        return {**found, (COST, None): read(self.cost_key) or []}
 
-    Args:
-        sets: For each name, a function from the index of the seed to images and targets; None is no pre-training.
-        build_student: Returns a fresh student on the CPU; called under a seeded global generator.
-        data: The real images.
-        settings: See `EvaluateSettings`.
-        seed: Seed of the run; student `k` has the same first weights and labelled images for every set.
-        accelerator: Names the processes.
-        facts: Entries that every record gets, such as `source` and `student`.
+    def _build(self, device: torch.device) -> nn.Module:
+        with seeded(self.evaluation.seed, "evaluated student", self.k):
+            student = (self.contender.network or self.candidate.build)()
+        return student.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
 
-    Returns:
-        The records of `scores.json`: one per set and protocol, with mean, std (n - 1), n and all values.
-
-    Raises:
-        InputError: A student diverges.
-    """
-    jobs = [(name, k) for name in sets for k in range(settings.seeds)]
-    mine = jobs[accelerator.process_index :: accelerator.num_processes]
-
-    def _run(job: tuple[str, int]) -> dict[str, float]:
-        name, k = job
-        return _evaluate_one(sets[name](k), build_student, data, settings, seed, k)
-
-    done = dict(zip(mine, _run_side_by_side(_run, mine, data.device, accelerator.is_main_process), strict=True))
-    results = {job: values for share in gather_object([done]) for job, values in share.items()}
-    protocols = list(next(iter(results.values())))
-    return [
-        _record(name, protocol, [results[name, k][protocol] for k in range(settings.seeds)], settings, facts or {})
-        for name in sets
-        for protocol in protocols
-    ]
+    def _cost(self, size: int, seconds: float) -> list[Measure]:
+        use = self.evaluation.use
+        steps = use.num_steps(size)
+        epochs = steps * min(use.batch_size, size) / size
+        return [Measure("seconds", seconds), Measure("steps", steps), Measure("epochs", epochs)]
 
 
-def _run_side_by_side(
-    run: Callable[[tuple[str, int]], dict[str, float]],
-    jobs: list[tuple[str, int]],
-    device: torch.device,
-    progress: bool,
-) -> list[dict[str, float]]:
+def _run(bar: "tqdm[Any]", job: _Job) -> None:
+    job.run(bar.update)
+
+
+def _run_side_by_side(run: Callable[[_Job], None], jobs: Sequence[_Job], device: torch.device) -> None:
     """Runs jobs on the CPU with one core each, as many at a time as torch has threads; elsewhere one by one.
 
     The steps of small students are too short to be shared by several cores.
@@ -167,45 +264,28 @@ def _run_side_by_side(
     cores = torch.get_num_threads()
     pool = ThreadPoolExecutor(cores if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        return list(tqdm(pool.map(run, jobs), "evaluate", len(jobs), unit="student", disable=not progress))
+        for _ in pool.map(run, jobs):
+            pass
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)
 
 
-def _evaluate_one(
-    pair: Pair | None,
-    build_student: Callable[[], nn.Module],
-    data: RealData,
-    settings: EvaluateSettings,
-    seed: int,
-    k: int,
-) -> dict[str, float]:
-    with seeded(seed, "evaluated student", k):
-        student = build_student()
-    student = student.to(data.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    if pair is not None:
-        fit_student(student, *pair, settings, seed=k)
-    values = {"teacher_error": teacher_error(student, data)}
-    if not math.isfinite(values["teacher_error"]):
-        raise InputError(f"student {k} diverges when it is pre-trained on the set: lower --evaluate.learning-rate")
-    if data.labelled:
-        values["probe"] = linear_probe(student, data, settings.labels, k, settings.label_draws)
-    return values
+def _summarise(about: Mapping[str, Any], cells: Sequence[Iterable[Measure]]) -> Iterator[Record]:
+    """Yields a record for each metric and number of labels; `values` has None for a student without one."""
+    kinds = dict.fromkeys((measure.metric, measure.labels) for cell in cells for measure in cell)
+    for metric, labels in kinds:
+        named = [{(measure.metric, measure.labels): measure.value for measure in cell} for cell in cells]
+        values = [names.get((metric, labels)) for names in named]
+        yield {**about, "labels": labels, "metric": metric, **describe_values(values)}
 
 
-def _record(
-    name: str, protocol: str, values: list[float], settings: EvaluateSettings, facts: dict[str, Any]
-) -> Record:
+def describe_values(values: Sequence[float | None]) -> dict[str, Any]:
+    """Returns `mean`, `std` (n - 1; 0 of a single value), `n` and `values` for a record; None values do not count."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
     return {
-        "set": name,
-        "protocol": protocol,
-        **facts,
-        "labels": settings.labels if protocol == "probe" else None,
-        **({"label_draws": settings.label_draws} if protocol == "probe" else {}),
-        "metric": "accuracy" if protocol == "probe" else "mse",
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-        "n": len(values),
-        "values": values,
+        "mean": float(np.mean(known)) if known else None,
+        "std": float(np.std(known, ddof=1)) if len(known) > 1 else 0.0,
+        "n": len(known),
+        "values": list(values),
     }

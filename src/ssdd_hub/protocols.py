@@ -1,123 +1,192 @@
-"""Protocols: what a pre-trained student is worth on held-out real images."""
+"""What a protocol of evaluation is: it asks of a pre-trained student what it is worth on real images."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssdd_hub.backbones import pre_logits
+from ssdd_hub.errors import InputError
 from ssdd_hub.images import ImageBank
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.streams import generator
 from ssdd_hub.targets import Targets
+from ssdd_hub.use import Pairs
 
-Pair = tuple[Tensor, Tensor]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RealData:
-    """Real images to measure on.
+    """Real images of one dataset to measure on.
 
     Attributes:
-        source: The source images: labelled images and random references are drawn from them.
-        targets: Their targets, `(N, D)`, float32, in memory or read when they are needed.
-        heldout: Images that neither teacher nor distiller has seen.
-        heldout_targets: Their targets, `(n, D)`, float32.
+        name: What it is called in scores.
+        train: Images that labelled ones are drawn from.
+        heldout: Images that nothing was fitted on.
         pixel_space: The space in which students see real images.
         device: Where the students are.
+        heldout_targets: The teacher's targets of the held-out images, `(n, D)`, where they are known: of the source.
     """
 
-    source: ImageBank
-    targets: Targets | Tensor
+    name: str
+    train: ImageBank
     heldout: ImageBank
-    heldout_targets: Tensor
     pixel_space: PixelSpace
     device: torch.device
+    heldout_targets: Targets | Tensor | None = None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What names the images and the targets by their content, as JSON."""
+        targets = None
+        if self.heldout_targets is not None:
+            targets = hashlib.sha256(self.heldout_targets[:].cpu().contiguous().numpy().tobytes()).hexdigest()
+        banks = {"train": self.train, "heldout": self.heldout}
+        return {
+            **{name: [bank.fingerprint, _fingerprint(bank.labels)] for name, bank in banks.items()},
+            "targets": targets,
+            "pixel_space": self.pixel_space.to_dict(),
+        }
 
     @property
     def labelled(self) -> bool:
-        """Whether a probe can be fitted, on two classes at least, and scored."""
-        known = [bank.labels[bank.labels >= 0] for bank in (self.source, self.heldout) if bank.labels is not None]
+        """Whether there are labels to learn from, of two classes at least, and labels to score by."""
+        known = [bank.labels[bank.labels >= 0] for bank in (self.train, self.heldout) if bank.labels is not None]
         return len(known) == 2 and bool((known[0] != known[0][:1]).any()) and len(known[1]) > 0
 
+    def known(self, bank: ImageBank) -> Tensor:
+        """Returns the indices of a bank's images of known class (label 0 or above).
+
+        Raises:
+            ValueError: The bank has no labels.
+        """
+        return (self.labels(bank) >= 0).nonzero()[:, 0]
+
+    def labels(self, bank: ImageBank) -> Tensor:
+        """Returns the labels of a bank, `(N,)`, int64, -1 for unknown.
+
+        Raises:
+            ValueError: The bank has no labels.
+        """
+        if bank.labels is None:
+            raise ValueError(f"labels of {self.name} are required, and it has none: check data.labelled first")
+        return bank.labels
+
     def images(self, bank: ImageBank, indices: Tensor | slice = slice(None)) -> Tensor:
-        """Returns some images of a bank, `(n, C, H, W)`, float32, in the students' pixel space."""
+        """Returns some images of a bank, `(n, C, H, W)`, float32, in the students' pixel space, on their device."""
         return self.pixel_space.normalise(bank.pixels[indices].to(self.device, torch.float32) / 255)
 
-    def random_pair(self, count: int, seed: int) -> Pair:
-        """Draws random source images with their targets: the reference that a distilled set has to beat."""
-        chosen = torch.randperm(len(self.source), generator=generator(seed, "random reference"))[:count]
-        return self.images(self.source, chosen), self.targets[chosen].to(self.device)
+    def batches(self, bank: ImageBank, indices: Tensor | None = None, size: int = 512) -> Iterator[Tensor]:
+        """Yields images of a bank, all of them by default, `size` at a time."""
+        for part in torch.split(torch.arange(len(bank)) if indices is None else indices, size):
+            yield self.images(bank, part)
+
+    @torch.no_grad()
+    def apply(self, function: Callable[[Tensor], Tensor], bank: ImageBank, indices: Tensor | None = None) -> Tensor:
+        """Applies a network to images of a bank without a graph, a few hundred at a time.
+
+        Args:
+            function: From `(n, C, H, W)` to `(n, ...)`.
+            bank: One of this data's.
+            indices: Which of its images, `(n,)`; all by default.
+
+        Returns:
+            The results of all images, float32, on the CPU.
+        """
+        return torch.cat([function(images).float().cpu() for images in self.batches(bank, indices)])
 
 
-@torch.no_grad()
-def in_chunks(function: Callable[[Tensor], Tensor], images: Tensor, size: int = 512) -> Tensor:
-    """Applies a network to `(n, ...)` images, `size` at a time, without a graph."""
-    return torch.cat([function(part) for part in torch.split(images, size)])
+def _fingerprint(labels: Tensor | None) -> str | None:
+    return None if labels is None else hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
 
 
-def teacher_error(student: nn.Module, data: RealData) -> float:
-    """Returns the mean squared error of a student's outputs to the targets of held-out images, over images and `D`."""
-    outputs = in_chunks(student, data.images(data.heldout))
-    return functional.mse_loss(outputs, data.heldout_targets.to(outputs)).item()
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A student that was pre-trained on a set, and what it was made of.
 
-
-def draw_labelled(labels: Tensor, count: int, seed: int) -> Tensor:
-    """Draws the labelled images of a probe: class by class in turn, so that classes differ by one image at most.
-
-    Args:
-        labels: `(N,)`, int64.
-        count: Images to draw; all of them where there are fewer.
-        seed: Seed of the draw.
-
-    Returns:
-        Indices `(min(count, N),)`.
+    Attributes:
+        student: In eval mode, on the device of the data. A protocol leaves it as it is: it works on a copy.
+        build: Returns a fresh student with the same first weights, in eval mode, on the same device.
+        pairs: The set as the student saw it; None when it was not pre-trained.
+        seed: Seed of everything random in a protocol; the same for all sets, so that their scores can be paired.
     """
-    order = torch.randperm(len(labels), generator=generator(seed, "labelled images"))
-    shuffled = labels[order].numpy()
-    rank = np.empty(len(shuffled), dtype=np.int64)  # how many images of its class come before an image
-    for label in np.unique(shuffled):
-        members = np.flatnonzero(shuffled == label)
-        rank[members] = np.arange(len(members))
-    return order[torch.from_numpy(np.argsort(rank, kind="stable")[:count])]
+
+    student: nn.Module
+    build: Callable[[], nn.Module]
+    pairs: Pairs | None
+    seed: int
 
 
-def linear_probe(student: nn.Module, data: RealData, count: int, seed: int, draws: int = 1) -> float:
-    """Returns the held-out accuracy, in `[0, 1]`, of a logistic regression on a student's frozen features.
+@dataclass(frozen=True)
+class Measure:
+    """One number that a protocol gives.
 
-    The features are centred and divided by their overall std over the labelled images; the regression is
-    scikit-learn's, with its default ridge. Images of unknown class (label -1) are left out. Which images are labelled
-    matters more than the student, hence the mean over several draws of them.
-
-    Args:
-        student: In eval mode.
-        data: Must be labelled.
-        count: Labelled images of a draw.
-        seed: Seed of the draws; no two seeds share one.
-        draws: Number of draws.
-
-    Raises:
-        ValueError: The data has no labels.
+    Attributes:
+        metric: `mse`, `accuracy` in `[0, 1]`, or another name in the table of `report.METRICS`.
+        value: The number.
+        labels: Labelled images it was reached with: a share in (0, 1], a count, or None where there is no choice.
     """
-    if data.source.labels is None or data.heldout.labels is None:
-        raise ValueError("a linear probe needs labels of the source and of the held-out images")
-    labels, heldout_labels = data.source.labels, data.heldout.labels
-    known, tested = ((part >= 0).nonzero()[:, 0] for part in (labels, heldout_labels))
 
-    def _features(bank: ImageBank, indices: Tensor) -> np.ndarray[Any, Any]:
-        return in_chunks(partial(pre_logits, student), data.images(bank, indices)).double().cpu().numpy()
+    metric: str
+    value: float
+    labels: float | int | None = None
 
-    test, accuracies = _features(data.heldout, tested), []
-    for draw in range(seed * draws, (seed + 1) * draws):
-        chosen = known[draw_labelled(labels[known], count, draw)]
-        train = _features(data.source, chosen)
-        centre, scale = train.mean(0), max(train.std(), 1e-12)
-        probe = LogisticRegression(max_iter=2000).fit((train - centre) / scale, labels[chosen].numpy())
-        accuracies.append(probe.score((test - centre) / scale, heldout_labels[tested].numpy()))
-    return float(np.mean(accuracies))
+
+@runtime_checkable
+class EvaluationProtocol(Protocol):
+    """A way to measure a pre-trained student.
+
+    Attributes:
+        name: Its name in `scores.json`.
+    """
+
+    name: str
+
+    def key(self, data: RealData) -> dict[str, Any]:
+        """Returns as JSON all settings that its numbers depend on, besides the student and the data."""
+
+    def applies(self, pretrained: Pretrained, data: RealData) -> bool:
+        """Whether it can be asked of this student on this data."""
+
+    def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
+        """Measures; the same arguments give the same numbers."""
+
+
+class TeacherError:
+    """The mean squared error of the student's outputs to the teacher's targets, over held-out images and `D`.
+
+    What the outer loss of KRR-ST aims at, on images that the distillation has not seen, and by a student trained the
+    usual way.
+    """
+
+    name = "teacher_error"
+
+    def key(self, data: RealData) -> dict[str, Any]:
+        """Returns nothing: there is nothing to set."""
+        return {}
+
+    def applies(self, pretrained: Pretrained, data: RealData) -> bool:
+        """Whether the teacher's targets of the held-out images are known."""
+        return data.heldout_targets is not None
+
+    def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
+        """Measures the error.
+
+        Raises:
+            InputError: The student's outputs are not finite.
+        """
+        outputs = data.apply(pretrained.student, data.heldout)
+        if not outputs.isfinite().all():
+            raise InputError("a student diverges when it is pre-trained on the set: lower --use.learning-rate")
+        if data.heldout_targets is None:
+            raise ValueError("the teacher's targets of the held-out images are required")
+        return [Measure("mse", functional.mse_loss(outputs, data.heldout_targets[:].cpu()).item())]
+
+
+def draw_heldout(bank: ImageBank, most: int, seed: int) -> ImageBank:
+    """Returns at most so many images of a bank, drawn by seed and in their order, to measure on."""
+    order = torch.randperm(len(bank), generator=generator(seed, "held-out images"))
+    return bank.subset(order[:most].sort().values)

@@ -37,11 +37,36 @@ def describe_run(
     return {
         "method": "krr-st",
         **_describe_origin(config, source),
-        "teacher": _shareable({**teacher.describe(), **teacher.origin()}),
-        "target_transform": transform.describe(),
         "student": _shareable(config["student"]),
-        "student_pixel_space": student_space.to_dict(),
-        "license": _license(source["license"], teacher.license),
+        **_describe_targets(source, teacher, transform, student_space),
+    }
+
+
+def describe_selection(
+    method: str,
+    selection: Mapping[str, Any],
+    source: Mapping[str, Any],
+    teacher: Teacher,
+    transform: TargetTransform,
+    student_space: PixelSpace,
+) -> dict[str, Any]:
+    """Returns the provenance of images that were chosen, not distilled.
+
+    Args:
+        method: Its name in `selection.SELECTIONS`.
+        selection: Its settings and what it chose, with the `seed`.
+        source: `ImageBank.source`.
+        teacher: The teacher.
+        transform: What makes targets of its features.
+        student_space: The space of the images, and of real images for networks pre-trained on them.
+    """
+    return {
+        "method": f"selection/{method}",
+        "selection": _shareable(dict(selection)),
+        "seed": selection["seed"],
+        "source": _describe_source(source),
+        "versions": describe_versions(),
+        **_describe_targets(source, teacher, transform, student_space),
     }
 
 
@@ -56,18 +81,37 @@ def describe_training(config: Mapping[str, Any], source: Mapping[str, Any]) -> d
     return {**_describe_origin(parts, source), "license": source["license"]}
 
 
+def describe_command() -> str:
+    """Returns the command that started the recipe, without what is somebody's own."""
+    return shlex.join(["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *map(_shareable, sys.argv[1:])])
+
+
 def _describe_origin(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what is recorded of every run: settings, seed, source, versions and the command."""
     settings = {name: values for name, values in config.items() if name not in ("output", "run", "evaluate")}
     settings["run"] = {"mixed_precision": config["run"]["mixed_precision"]}
     settings["data"] = {**settings["data"], "name": shareable_name(settings["data"]["name"])}
-    command = ["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *map(_shareable, sys.argv[1:])]
     return {
         "settings": _shareable(settings),
         "seed": config["seed"],
-        "source": {**source, "name": shareable_name(str(source["name"]))},
+        "source": _describe_source(source),
         "versions": describe_versions(),
-        "command": shlex.join(command),
+        "command": describe_command(),
+    }
+
+
+def _describe_source(source: Mapping[str, Any]) -> dict[str, Any]:
+    return {**source, "name": shareable_name(str(source["name"]))}
+
+
+def _describe_targets(
+    source: Mapping[str, Any], teacher: Teacher, transform: TargetTransform, student_space: PixelSpace
+) -> dict[str, Any]:
+    return {
+        "teacher": _shareable({**teacher.describe(), **teacher.origin()}),
+        "target_transform": transform.describe(),
+        "student_pixel_space": student_space.to_dict(),
+        "license": _license(source["license"], teacher.license),
     }
 
 

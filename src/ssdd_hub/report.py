@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,47 +11,23 @@ import torch
 from torch import Tensor
 
 from ssdd_hub.checkpoint import atomic_path
+from ssdd_hub.scores import METRICS as METRICS
+from ssdd_hub.scores import Record, metric_of, score_cell, score_rows, sort_columns, unit
+from ssdd_hub.scores import score_table as score_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Record = dict[str, Any]
-
-# metric -> (what the number is, which direction is good, factor from the stored to the shown number)
-METRICS = {
-    "mse": ("mean squared error", "lower is better", 1),
-    "accuracy": ("accuracy in %", "higher is better", 100),
-}
 CAPTIONS = {
     "images": "Images of the set before and after distillation, and their difference (red: brighter, blue: darker).",
     "loss": "Training losses: every logged value (faint) and their running median (strong).",
     "scores": "Scores: mean (bar), standard deviation over seeds (whiskers) and every single seed (dots).",
 }
-# What tells two columns of the same protocol and labels apart.
-DETAILS = ("metric", "student", "target")
 MAX_SHOWN, PER_BAND = 24, 8
+MAX_BROAD = 5  # bars of a panel, with two lines each
 LINE = "#1f6f8b"
 COLOURS = {"distilled": "#63abc4", "random": "#aab4bb", "none": "#d9dee1"}
-
-
-def score_table(records: list[Record]) -> str:
-    """Returns the scores as a small table of plain text, one row for each set and one column for each protocol.
-
-    Args:
-        records: The records of `scores.json`; an accuracy is a fraction in `[0, 1]` there and a percentage here.
-
-    Raises:
-        ValueError: Two records score the same set in the same way.
-    """
-    columns = _columns(records)
-    if not columns:
-        return "no scores"
-    table = [["set", *columns], *_rows(columns)]
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    table.insert(1, ["-" * width for width in widths])
-    aligned = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table)
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
 
 
 def render_pictures(
@@ -77,6 +54,11 @@ def render_pictures(
             f"got {tuple(before.shape)} and {tuple(after.shape)}"
         )
     figures = {"images": _draw_images(before, after), "loss": _draw_losses(log), "scores": _draw_scores(scores)}
+    return save_figures(folder, figures)
+
+
+def save_figures(folder: Path, figures: Mapping[str, "Figure"]) -> dict[str, Path]:
+    """Writes figures as PNG, the same bytes for the same figure, into a folder that is made when missing."""
     paths = {name: folder / f"{name}.png" for name in figures}
     for name, figure in figures.items():
         with atomic_path(paths[name]) as temporary:
@@ -100,90 +82,47 @@ def render_report(
     Raises:
         ValueError: Two records score the same set in the same way.
     """
+    columns = sort_columns(scores)
+    return render_page(
+        path,
+        "report.html",
+        [(picture, CAPTIONS.get(name, name)) for name, picture in pictures.items()],
+        title=title,
+        facts=facts,
+        columns=[(heading, unit(next(iter(column.values())))) for heading, column in columns.items()],
+        rows=score_rows(columns),
+        config=config,
+    )
+
+
+def render_page(path: Path, template: str, pictures: list[tuple[Path, str]], **context: Any) -> Path:
+    """Writes one of the HTML templates of this package with pictures inside.
+
+    Args:
+        path: The page to write, returned as it came.
+        template: File among the templates.
+        pictures: PNG files and their captions, `figures` of the template.
+        **context: What else the template takes; a name that it lacks is an error.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("ssdd_hub")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    columns = _columns(scores)
-    encoded = {name: base64.b64encode(picture.read_bytes()).decode() for name, picture in pictures.items()}
-    page = environment.get_template("report.html").render(
-        title=title,
-        facts=facts,
-        columns={heading: _unit(column) for heading, column in columns.items()},
-        rows=_rows(columns),
-        figures=[(picture, CAPTIONS.get(name, name)) for name, picture in encoded.items()],
-        config=config,
-    )
+    figures = [(base64.b64encode(picture.read_bytes()).decode(), caption) for picture, caption in pictures]
+    page = environment.get_template(template).render(figures=figures, **context)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path
 
 
-def _heading(record: Record) -> str:
-    labels = record.get("labels")
-    if labels is None:
-        return str(record["protocol"])
-    amount = f"{100 * labels:g} %" if isinstance(labels, float) else str(labels)
-    return f"{record['protocol']} {amount} labels"
+def plain(text: str, longest: int = 40) -> str:
+    """Returns a name as matplotlib is to draw it: no formula between dollars, one line, not longer than fits."""
+    words = " ".join(str(text).split())
+    return (words if len(words) <= longest else f"{words[: longest - 1]}…").replace("$", r"\$")
 
 
-def _columns(records: list[Record]) -> dict[str, dict[str, Record]]:
-    """Sorts records by what was measured (the heading of a column), then by set."""
-    columns: dict[str, dict[str, Record]] = {}
-    for record in records:
-        rivals = [other for other in records if _heading(other) == _heading(record)]
-        differing = [key for key in DETAILS if len({str(rival.get(key)) for rival in rivals}) > 1]
-        heading = ", ".join([_heading(record), *(str(record.get(key)) for key in differing)])
-        column = columns.setdefault(heading, {})
-        if record["set"] in column:
-            raise ValueError(f"two scores of the set '{record['set']}' for '{heading}'; one was expected")
-        column[record["set"]] = record
-    return columns
-
-
-def _rows(columns: dict[str, dict[str, Record]]) -> list[list[str]]:
-    """Returns a row of cells for each set, and a last one that compares distilled with random where both are there."""
-    sets = dict.fromkeys(name for column in columns.values() for name in column)
-    rows = [[name, *(_cell(column.get(name)) for column in columns.values())] for name in sets]
-    changes = [_change(column) for column in columns.values()]
-    if any(changes):
-        rows.append(["distilled against random", *changes])
-    return rows
-
-
-def _unit(column: dict[str, Record]) -> str:
-    metric = next(iter(column.values()))["metric"]
-    unit, direction, _ = METRICS.get(metric, (metric, "", 1))
-    return f"{unit} ({direction})" if direction else unit
-
-
-def _number(value: float, scale: float, metric: str) -> str:
-    if metric == "accuracy":
-        return f"{100 * value:.1f}"
-    # Errors far below 1 would be printed as zero with four decimals.
-    return f"{value:.4f}" if abs(scale) >= 1e-3 or scale == 0 else f"{value:.2e}"
-
-
-def _cell(record: Record | None) -> str:
-    if record is None:
-        return ""
-    mean, std, metric = record["mean"], record["std"], record["metric"]
-    text = _number(mean, mean, metric)
-    if record["n"] > 1:
-        text += f" ± {_number(std, mean, metric)}"
-    return f"{text}{' %' if metric == 'accuracy' else ''} (n={record['n']})"
-
-
-def _change(column: dict[str, Record]) -> str:
-    if not {"distilled", "random"} <= column.keys():
-        return ""
-    distilled, random = column["distilled"]["mean"], column["random"]["mean"]
-    if column["random"]["metric"] == "accuracy":
-        return f"{100 * (distilled - random):+.1f} points"
-    return f"{100 * (distilled / random - 1):+.1f} %" if random else ""
-
-
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """Returns an empty figure, width and height in inches, that lays itself out."""
     # Not pyplot, which would keep every figure and pick a backend for the caller's process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -217,7 +156,7 @@ def _draw_images(before: Tensor, after: Tensor) -> "Figure":
     places = min(len(chosen), PER_BAND)
     bands = list(zip(*(torch.split(images, places) for images in (before, after, difference)), strict=True))
 
-    figure = _figure(max(1.1 * places + 1.8, 5.4), 0.7 + len(bands) * (3.4 * height / width + 0.3))
+    figure = new_figure(max(1.1 * places + 1.8, 5.4), 0.7 + len(bands) * (3.4 * height / width + 0.3))
     clipped = f"{100 * outside:.1f} % of the distilled values lie outside [0, 1], shown clipped"
     figure.suptitle(f"{len(chosen)} of {total} images\n{clipped}", fontsize="medium")
     # Every fourth row stays empty, to part the bands.
@@ -240,7 +179,7 @@ def _draw_losses(log: list[Record]) -> "Figure":
     stages = [("distill", "Distillation", "outer loss", "outer step")]
     if any(record.get("stage") == "teacher" for record in log):
         stages.append(("teacher", "Teacher", "loss of the objective", "step"))
-    figure = _figure(8, 3.2 * len(stages))
+    figure = new_figure(8, 3.2 * len(stages))
     axes = figure.subplots(len(stages), 1, squeeze=False).ravel()
     for axis, (stage, title, quantity, step) in zip(axes, stages, strict=True):
         axis.set(title=title, xlabel=step, ylabel=f"{quantity} (lower is better)")
@@ -265,30 +204,51 @@ def _draw_curve(axis: "Axes", records: list[Record]) -> None:
 
 
 def _draw_scores(records: list[Record]) -> "Figure":
-    columns = _columns(records)
-    down = max(math.ceil(len(columns) / 2), 1)
+    return draw_bars(records, COLOURS)
+
+
+def draw_bars(records: list[Record], colours: Mapping[str, Any], across: int = 2) -> "Figure":
+    """Draws a panel for each thing measured with a bar for each set.
+
+    Args:
+        records: The records of `scores.json`.
+        colours: By set; others are drawn in sand.
+        across: Panels side by side.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    columns = sort_columns(records)
+    down = max(math.ceil(len(columns) / across), 1)
     most = max(map(len, columns.values()), default=1)
-    figure = _figure(10, down * (0.6 * most + 1.1))
-    axes = figure.subplots(down, 2, squeeze=False).ravel()
+    # Many bars have their score beside the name, not below it.
+    slim = most > MAX_BROAD
+    figure = new_figure(5 * across, down * ((0.32 if slim else 0.6) * most + 1.1))
+    axes = figure.subplots(down, across, squeeze=False).ravel()
     for axis in axes[len(columns) :]:
         axis.set_axis_off()
     if not columns:
         axes[0].text(0, 0.5, "no scores", color="gray")
     for axis, (heading, column) in zip(axes, columns.items(), strict=False):
-        axis.set(title=heading, xlabel=_unit(column))
-        _draw_bars(axis, column)
+        axis.set_title(plain(heading, 60), fontsize="medium" if slim else None)
+        # A long label would leave a narrow panel on the right.
+        axis.set_xlabel(unit(next(iter(column.values()))), loc="right" if slim else None)
+        _draw_panel(axis, column, colours, "  " if slim else "\n")
     return figure
 
 
-def _draw_bars(axis: "Axes", column: dict[str, Record]) -> None:
-    for place, (name, record) in enumerate(column.items()):
-        scale = METRICS.get(record["metric"], ("", "", 1))[2]
+def _draw_panel(axis: "Axes", column: dict[str, Record], colours: Mapping[str, Any], between: str) -> None:
+    scored = {name: record for name, record in column.items() if record["mean"] is not None}
+    for place, (name, record) in enumerate(scored.items()):
+        scale = metric_of(record).factor
         mean, std = scale * record["mean"], scale * (record["std"] or 0)
-        axis.barh(place, mean, height=0.65, color=COLOURS.get(name, "#dcc08e"))
-        axis.errorbar(mean, place, xerr=std, color="black", capsize=6, linewidth=1.2)
+        axis.barh(place, mean, height=0.65, color=colours.get(name, "#dcc08e"))
+        if record["n"] > 1:
+            axis.errorbar(mean, place, xerr=std, color="black", capsize=6 if between == "\n" else 3, linewidth=1.2)
         values = scale * np.asarray(record.get("values", []), dtype=np.float64)
         axis.plot(values, place + np.linspace(-0.2, 0.2, len(values)), "o", color="black", markersize=3, alpha=0.6)
-    axis.set_yticks(range(len(column)), [f"{name}\n{_cell(record)}" for name, record in column.items()])
+    labels = [f"{plain(name)}{between}{score_cell(record)}" for name, record in scored.items()]
+    axis.set_yticks(range(len(labels)), labels)
     axis.invert_yaxis()
     axis.set_axisbelow(True)
     axis.grid(axis="x", alpha=0.25)

@@ -15,6 +15,8 @@ from ssdd_hub.errors import InputError, require
 FREE = (
     "output",
     "evaluate",
+    "use",
+    "probe",
     "run.checkpoint_every",
     "run.log_every",
     "run.cache",
@@ -123,16 +125,17 @@ class RunFolder:
         path: The folder, `--output`.
         config: The resolved settings.
         is_main: Whether this process writes.
+        same_settings: Whether the run only goes on with the settings that it began with, or with any of its recipe.
 
     Raises:
         InputError: The folder holds something else, or a run with other settings.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], is_main: bool = True) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], is_main: bool = True, same_settings: bool = True) -> None:
         if path.exists() and not path.is_dir():
             raise InputError(f"--output {path} is a file: choose another folder")
         if (path / "config.yaml").exists():
-            _refuse_other_settings(path, config)
+            _refuse_other_settings(path, config, same_settings)
         elif path.exists() and any(path.iterdir()):
             raise InputError(f"--output {path} is not empty and holds no run: choose another folder")
         self.path = path
@@ -155,11 +158,14 @@ class RunFolder:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _refuse_other_settings(path: Path, config: dict[str, Any]) -> None:
+def _refuse_other_settings(path: Path, config: dict[str, Any], same_settings: bool) -> None:
     try:
         stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
             raise ValueError("it holds no settings")
+        if not same_settings:
+            # Another recipe's settings have other names.
+            stored, config = dict.fromkeys(stored, "left out"), dict.fromkeys(config, "left out")
         differences = [
             f"{key}: {before!r} there, {now!r} now"
             for key, before, now in _differences(stored, config)

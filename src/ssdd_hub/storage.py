@@ -36,7 +36,10 @@ _COLUMNS = {
     "images": ("pixels", pa.float32()),
     "targets": ("target", pa.float32()),
     "labels": ("label", pa.int64()),
+    "views": ("view", pa.int64()),
+    "view_targets": ("view_target", pa.float32()),
 }
+_REQUIRED = ("images", "targets")
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
 _MEND = "fetch or make the set again"
 _OWN_ENTRIES = {METADATA_FILE, CARD_FILE, PREVIEW_FILE, TRANSFORM_FILE, "data"}
@@ -56,9 +59,9 @@ class Stated:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "dict[str, Stated]":
-        """Returns the tensors stated: `images`, `targets` and, when the set has them, `labels`."""
+        """Returns the tensors stated: `images`, `targets` and, when the set has them, labels and views."""
         entries = metadata["tensors"]
-        names = ["images", "targets", *(["labels"] if "labels" in entries else [])]
+        names = [name for name in _COLUMNS if name in _REQUIRED or name in entries]
         return {
             name: cls(tuple(int(size) for size in entries[name]["shape"]), entries[name]["sha256"]) for name in names
         }
@@ -171,7 +174,8 @@ def write_tensors(
 
     Args:
         folder: The folder of the set.
-        tensors: `images` `(M, C, H, W)` and `targets` `(M, D)`, float32; `labels` `(M,)`, int64, when there are any.
+        tensors: `images` `(M, C, H, W)` and `targets` `(M, D)`, float32; when there are any, `labels` `(M,)`, int64,
+            and `views` `(M, K, 3)`, int64, with `view_targets` `(M, K, D)`, float32.
         pixels: `(M, C, H, W)`, the images as pixels; those outside `[0, 1]` are clipped.
         label_names: Names of the classes; without them the labels stay plain numbers.
     """
@@ -196,6 +200,11 @@ def write_tensors(
     if "labels" in tensors:
         features["label"] = ClassLabel(names=list(label_names)) if label_names else Value("int64")
         columns["label"] = tensors["labels"].cpu().numpy()
+    for name, value_type in (("views", "int64"), ("view_targets", "float32")):
+        if name in tensors:
+            (column, _), (_, count, width) = _COLUMNS[name], tensors[name].shape
+            features[column] = List(List(Value(value_type), length=width), length=count)
+            columns[column] = tensors[name].cpu().numpy()
     # The table's schema carries the features, so `load_dataset` needs no more than this file.
     table = Dataset.from_dict(columns, features=Features(features)).data.table
     (folder / PARQUET_FILE).parent.mkdir()

@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import Tensor, nn
+from timm.models import generate_default_cfgs, register_model
+from torch import nn
 
 from ssdd_hub.backbones import input_args, pre_logits
 from ssdd_hub.errors import InputError, require
+from ssdd_hub.networks import StudentNetwork, check_blocks, conv_block, create_network, student_cfg
 
-NORMS = ("batch", "instance", "none")
 # What data and teacher decide of a student.
 DECIDED = ("in_chans", "image_size", "name", "num_targets")
 
@@ -34,7 +35,7 @@ class StudentSettings:
         require((not taken, f"student.model_args must leave out {taken}, which the data and other settings decide"))
 
 
-class ConvNet(nn.Module):
+class ConvNet(StudentNetwork):
     """Blocks of conv3x3, norm, ReLU and 2x2 average pooling; flattened features; one linear head.
 
     The network that KRR-ST distils with (Lee et al., ICLR 2024, as in their released code). It keeps timm's contract
@@ -60,112 +61,39 @@ class ConvNet(nn.Module):
         image_size: int = 32,
         num_targets: int = 512,
     ) -> None:
-        super().__init__()
+        depth = len(widths)
         require(
-            (len(widths) > 0 and all(width > 0 for width in widths), f"widths must be positive, got {list(widths)}"),
-            (norm in NORMS, f"norm must be one of {', '.join(NORMS)}, got {norm!r}"),
+            *check_blocks(widths, norm),
             (
-                image_size >= 2 ** len(widths),
-                f"a ConvNet of {len(widths)} blocks halves the image {len(widths)} times and needs at least "
-                f"{2 ** len(widths)} pixels a side, got {image_size}: use fewer widths or larger images",
+                image_size >= 2**depth,
+                f"a ConvNet of {depth} blocks halves the image {depth} times and needs at least {2**depth} pixels a "
+                f"side, got {image_size}: use fewer widths or larger images",
             ),
         )
-        channels = [in_chans, *widths]
-        self.blocks = nn.Sequential(
-            *(_block(before, after, norm) for before, after in zip(channels[:-1], channels[1:], strict=True))
-        )
-        self.in_chans = in_chans
-        self.num_classes = num_targets
-        self.num_features = self.head_hidden_size = widths[-1] * (image_size >> len(widths)) ** 2
-        self.head = _head(self.num_features, num_targets)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Maps `(n, C, H, W)` to the last feature map `(n, widths[-1], h, w)`."""
-        maps: Tensor = self.blocks(images)
-        return maps
-
-    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """Flattens feature maps to `(n, F)` and, unless `pre_logits`, applies the head: `(n, D)`."""
-        features = maps.flatten(1)
-        outputs: Tensor = features if pre_logits else self.head(features)
-        return outputs
-
-    def features(self, images: Tensor) -> Tensor:
-        """Maps `(n, C, H, W)` to features `(n, F)`."""
-        return self.forward_head(self.forward_features(images), pre_logits=True)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps `(n, C, H, W)` to `head(features)`, `(n, D)`."""
-        return self.forward_head(self.forward_features(images))
-
-    def get_classifier(self) -> nn.Module:
-        """Returns the head, as timm's models do."""
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replaces the head by a fresh one of `num_classes` outputs; there is no pooling to choose."""
-        self.num_classes = num_classes
-        self.head = _head(self.num_features, num_classes)
+        blocks = [conv_block(before, after, norm, nn.AvgPool2d(2)) for before, after in pairwise([in_chans, *widths])]
+        num_features = widths[-1] * (image_size >> depth) ** 2
+        super().__init__(nn.Sequential(*blocks), num_features, in_chans, num_targets)
 
 
-def _block(in_chans: int, width: int, norm: str) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(in_chans, width, 3, padding=1)]
-    if norm == "batch":
-        layers.append(nn.BatchNorm2d(width))
-    elif norm == "instance":
-        # This literature's "instance norm"; unlike InstanceNorm2d with its defaults it has a weight and a bias.
-        layers.append(nn.GroupNorm(width, width))
-    return nn.Sequential(*layers, nn.ReLU(), nn.AvgPool2d(2))
-
-
-def _head(num_features: int, num_targets: int) -> nn.Module:
-    return nn.Linear(num_features, num_targets) if num_targets else nn.Identity()
-
-
-def _convnet_cfg() -> dict[str, Any]:
-    return {
-        "num_classes": 512,
-        "input_size": (3, 32, 32),
-        "fixed_input_size": True,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "first_conv": "blocks.0.0",
-        "classifier": "head",
-    }
-
-
-default_cfgs = generate_default_cfgs({f"ssdd_convnet{depth}": _convnet_cfg() for depth in (3, 4, 5)})
-
-
-def _from_timm(num_classes: int, img_size: int | tuple[int, int] = 32, **kwargs: Any) -> ConvNet:
-    if not isinstance(img_size, int):
-        if len(set(img_size)) != 1:
-            raise InputError(f"a ConvNet takes square images, got img_size={tuple(img_size)}")
-        img_size = img_size[0]
-    return ConvNet(image_size=img_size, num_targets=num_classes, **kwargs)
-
-
-def _create(variant: str, pretrained: bool, **kwargs: Any) -> ConvNet:
-    model: ConvNet = build_model_with_cfg(_from_timm, variant, pretrained, **kwargs)
-    return model
+default_cfgs = generate_default_cfgs({f"ssdd_convnet{depth}": student_cfg() for depth in (3, 4, 5)})
 
 
 @register_model
 def ssdd_convnet3(pretrained: bool = False, widths: Sequence[int] = (128, 256, 512), **kwargs: Any) -> ConvNet:
     """Three blocks of 128, 256 and 512 channels: KRR-ST on 32 px."""
-    return _create("ssdd_convnet3", pretrained, widths=widths, **kwargs)
+    return create_network(ConvNet, "ssdd_convnet3", pretrained, widths=widths, **kwargs)
 
 
 @register_model
 def ssdd_convnet4(pretrained: bool = False, widths: Sequence[int] = (64, 128, 256, 512), **kwargs: Any) -> ConvNet:
     """Four blocks of 64 to 512 channels: KRR-ST on 64 px."""
-    return _create("ssdd_convnet4", pretrained, widths=widths, **kwargs)
+    return create_network(ConvNet, "ssdd_convnet4", pretrained, widths=widths, **kwargs)
 
 
 @register_model
 def ssdd_convnet5(pretrained: bool = False, widths: Sequence[int] = (32, 64, 128, 256, 512), **kwargs: Any) -> ConvNet:
     """Five blocks of 32 to 512 channels: KRR-ST on 224 px."""
-    return _create("ssdd_convnet5", pretrained, widths=widths, **kwargs)
+    return create_network(ConvNet, "ssdd_convnet5", pretrained, widths=widths, **kwargs)
 
 
 def list_students() -> list[str]:

@@ -1,0 +1,210 @@
+"""Evaluates distilled sets beside references: students, protocols, datasets, seeds; a table, a report, all numbers.
+
+accelerate launch recipes/evaluate.py
+accelerate launch recipes/evaluate.py --set runs/a/distilled --set runs/b/distilled --targets source,cifar10 \
+    --references none,random,full --students own,ssdd_vgg11 --protocol probe,finetune,knn,rank --output runs/scores
+
+The first evaluates what `recipes/distill.py` made of the digits. Images, teacher and recipe are those that the first
+set states. Started again, also with other settings, nothing is measured twice.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ssdd_hub import DistilledSet
+from ssdd_hub.cells import CellStore
+from ssdd_hub.closed_form import KernelRegression, NearestNeighbours
+from ssdd_hub.command_line import parse_config, to_dict, to_yaml
+from ssdd_hub.comparison import compare, markdown_table
+from ssdd_hub.config import EvaluateConfig
+from ssdd_hub.contenders import FULL, NONE, Contender, References, none_contender, set_contender
+from ssdd_hub.errors import InputError
+from ssdd_hub.evaluate import Candidate, Evaluation, Record
+from ssdd_hub.evaluation_report import render_evaluation
+from ssdd_hub.features import FeatureCache
+from ssdd_hub.finetune import FineTuning
+from ssdd_hub.images import load_images
+from ssdd_hub.kd import KnowledgeDistillation
+from ssdd_hub.launch import build_accelerator, report_errors
+from ssdd_hub.machine import describe_machine, describe_versions
+from ssdd_hub.origin import (
+    ABSENT,
+    check_alike,
+    has_teacher,
+    load_set,
+    load_target,
+    name_sets,
+    stated_settings,
+    student_space,
+)
+from ssdd_hub.probe import LinearProbe, MkdtProbe
+from ssdd_hub.protocols import EvaluationProtocol, RealData, TeacherError, draw_heldout
+from ssdd_hub.provenance import describe_command
+from ssdd_hub.rank import RANK, rank_records
+from ssdd_hub.run_folder import RunFolder
+from ssdd_hub.selection import Source
+from ssdd_hub.targets import Targets, TargetTransform
+from ssdd_hub.teacher import build_teacher
+
+DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
+
+
+def prepare_source(
+    config: EvaluateConfig, first: DistilledSet, run: RunFolder, accelerator: Accelerator
+) -> tuple[Source | None, RealData | None]:
+    """Loads the images and the teacher that the sets were made of, as far as they are to be had."""
+    if config.source.name == ABSENT:
+        return None, None
+    bank, heldout = load_images(config.source, config.seed, accelerator.is_main_process)
+    if (bank.num_channels, bank.image_size) != (first.images.shape[1], first.images.shape[3]):
+        raise InputError(f"the source images are {tuple(bank.pixels.shape[1:])}, those of the set {first}")
+    heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
+    space, device = student_space(first), accelerator.device
+    data = RealData(Path(config.source.name).name, bank, heldout, space, device)
+    if config.teacher.backbone == ABSENT:
+        return None, data
+    teacher = build_teacher(config.teacher.backbone, **config.teacher.building()).to(device)
+    cache = FeatureCache(teacher, accelerator, Path(config.cache) if config.cache else run.path / "features")
+    features, heldout_features = cache.features(bank), cache.features(heldout)
+    transform = first.target_transform or TargetTransform.fit("none", features)
+    source = Source(bank, Targets(features, transform), teacher, transform, space, device)
+    return source, replace(data, heldout_targets=Targets(heldout_features, transform)[:])
+
+
+def prepare_contenders(
+    config: EvaluateConfig,
+    sets: Mapping[str, DistilledSet],
+    source: Source | None,
+    run: RunFolder,
+    accelerator: Accelerator,
+) -> list[Contender]:
+    """Lists the sets and the references, and makes the selections among these that are not there yet."""
+    found = [
+        set_contender(name, s, accelerator.device, source is not None and has_teacher(s, source.teacher))
+        for name, s in sets.items()
+    ]
+    wanted = list(dict.fromkeys([*config.references, *([FULL] if RANK in config.protocols else [])]))
+    if source is None:
+        if set(wanted) - {NONE}:
+            raise InputError(
+                "references are made of the source images and their teacher: give --source.name, --teacher.backbone "
+                "and --teacher.pretrained, or --references none"
+            )
+        return [*found, *([none_contender()] if wanted else [])]
+    references = References(run.path / "references", source, config.selection, config.seed)
+    counts = [len(s.images) for s in sets.values()]
+    if accelerator.is_main_process:
+        references.prepare(wanted, counts, config.evaluate.seeds)
+    accelerator.wait_for_everyone()
+    return [*found, *references.contenders(wanted, counts)]
+
+
+def prepare_candidates(
+    config: EvaluateConfig, first: DistilledSet, protocols: Sequence[EvaluationProtocol]
+) -> list[Candidate]:
+    """Lists the students, and the architectures to be ranked, which are asked one protocol only."""
+    own = first.provenance.get("student") or {"name": "ssdd_convnet3"}
+    named = {name: config.student_args.get(name, {}) for name in config.students if name != "own"}
+    if "own" in config.students:
+        named = {own["name"]: own.get("model_args", {}), **named}
+    shape = {"num_targets": first.targets.shape[1], "in_chans": first.images.shape[1]}
+    shape |= {"image_size": first.images.shape[3]}
+    asked = [protocol for protocol in protocols if protocol.name in config.protocols]
+    found = [Candidate.of(name, args, asked, **shape) for name, args in named.items()]
+    by = [protocol for protocol in protocols if protocol.name == config.rank.by]
+    variants = config.rank.variants if RANK in config.protocols else []
+    for variant in variants:
+        args = {key: value for key, value in variant.items() if key != "name"}
+        title = f"{variant['name']} {' '.join(f'{key}={value}' for key, value in args.items())}"
+        found.append(Candidate.of(variant["name"], args, by, title, **shape))
+    return found
+
+
+def prepare_protocols(config: EvaluateConfig, source: Source | None) -> list[EvaluationProtocol]:
+    """Lists all protocols with their settings."""
+    return [
+        TeacherError(),
+        LinearProbe(config.probe),
+        MkdtProbe(config.probe),
+        FineTuning(config.finetune),
+        NearestNeighbours(config.knn),
+        KernelRegression(config.krr, config.knn),
+        KnowledgeDistillation(config.kd, source.teacher if source else None),
+    ]
+
+
+def save_results(
+    run: RunFolder, config: EvaluateConfig, records: list[Record], accelerator: Accelerator, seconds: float
+) -> None:
+    """Writes all numbers, the table and the report, and prints the table."""
+    machine = describe_machine(accelerator.device, accelerator.num_processes)
+    about = {"machine": machine, "versions": describe_versions(), "command": describe_command()}
+    baselines = [name for name in ("random", "kmeans") if name in config.references]
+    comparisons = [row for name in baselines for row in compare(records, name)]
+    table = markdown_table(records, baselines)
+    run.write_json("scores.json", {"records": records, "comparisons": comparisons, **about})
+    (run.path / "scores.md").write_text(table, encoding="utf-8")
+    facts = {
+        "sets": ", ".join(config.sets),
+        "seconds of this command": f"{seconds:.0f}",
+        "machine": f"{machine['cpus']} CPUs, {machine['device']}, {accelerator.num_processes} process(es)",
+        "command": about["command"],
+    }
+    render_evaluation(run.path, records, comparisons, facts, to_yaml(config), None)
+    print(table)
+    print(f"\nIn {run.path} after {seconds:.0f} s: report.html, scores.md, scores.json")
+
+
+def of_first_set(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the first set states of its making, for settings that are not given."""
+    return stated_settings(given["sets"][0]) if given.get("sets") else {}
+
+
+@report_errors
+def main() -> None:
+    """Sets, source, targets, references, students; cells; table and report."""
+    started = time.perf_counter()
+    config = parse_config(EvaluateConfig, DEFAULT, description=__doc__, stated=of_first_set)
+    accelerator = build_accelerator(config.run, Path(config.output))
+    run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process, same_settings=False)
+    accelerator.wait_for_everyone()
+    accelerator.print(to_yaml(config))
+
+    sets = dict(zip(name_sets(config.sets), map(load_set, config.sets), strict=True))
+    check_alike(sets)
+    first = next(iter(sets.values()))
+    run.start()
+    source, own = prepare_source(config, first, run, accelerator)
+    most, seed, device = config.evaluate.max_heldout, config.seed, accelerator.device
+    named = [name for name in config.targets if name != "source"]
+    data = [load_target(name, config.target_args.get(name, {}), first, most, seed, device) for name in named]
+    data = [*([own] if own is not None and "source" in config.targets else []), *data]
+    if not data:
+        raise InputError("there is nothing to measure on: give --source.name, or --targets that are datasets")
+    candidates = prepare_candidates(config, first, prepare_protocols(config, source))
+    contenders = prepare_contenders(config, sets, source, run, accelerator)
+
+    evaluation = Evaluation(
+        contenders,
+        candidates,
+        data,
+        config.use,
+        seeds=config.evaluate.seeds,
+        seed=config.seed,
+        store=CellStore(run.path / "cells"),
+        facts={"source": own.name if own else None},
+    )
+    records = evaluation.run(accelerator)
+    if accelerator.is_main_process:
+        ranked = [candidate.name for candidate in candidates[-len(config.rank.variants) :]]
+        records += rank_records(records, ranked, config.rank.by, FULL) if RANK in config.protocols else []
+        save_results(run, config, records, accelerator, time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

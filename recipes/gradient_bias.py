@@ -1,0 +1,62 @@
+"""Shows why the inner loss of KRR-ST is a regression: gradients through self-supervised inner losses are biased.
+
+accelerate launch recipes/gradient_bias.py
+accelerate launch recipes/gradient_bias.py --bias.losses '[simclr]' --bias.draws 4096 --output runs/simclr-bias
+
+Theorem 1 of KRR-ST, measured on scikit-learn's embedded digits: the gradient of the outer loss with respect to ten
+synthetic images, through an inner training whose augmentations are drawn, averaged over many draws, against that of
+the expected inner loss, which is exact. Lengths are parts of that of the exact gradient. `projected` is the bias of
+one half of the draws along the direction that the other half found, and `z` that over its standard error: without a
+bias, |z| is above 5 once in 1.7 million runs. The float64 arithmetic is done on the CPU, by one process.
+"""
+
+import time
+from pathlib import Path
+
+from ssdd_hub.bias_report import bias_table, measure_bias, render_bias
+from ssdd_hub.command_line import parse_config, to_dict, to_yaml
+from ssdd_hub.config import GradientBiasConfig
+from ssdd_hub.errors import InputError
+from ssdd_hub.gradient_bias import build_problems, sample_gradients
+from ssdd_hub.images import load_images
+from ssdd_hub.launch import build_accelerator, report_errors
+from ssdd_hub.machine import describe_machine, describe_versions
+from ssdd_hub.provenance import describe_command
+from ssdd_hub.run_folder import RunFolder
+
+DEFAULT = Path(__file__).parent / "configs" / "gradient_bias.yaml"
+
+
+@report_errors
+def main() -> None:
+    """Images, two-level problems, exact and sampled gradients, bias."""
+    started = time.perf_counter()
+    config = parse_config(GradientBiasConfig, DEFAULT, description=__doc__)
+    accelerator = build_accelerator(config.run, Path(config.output))
+    if accelerator.num_processes > 1:
+        raise InputError(f"one process is required, got {accelerator.num_processes}: launch with --num_processes 1")
+    run = RunFolder(Path(config.output), to_dict(config))
+    print(to_yaml(config))
+
+    source, _ = load_images(config.data, config.seed)
+    pixels, problems = build_problems(source, config.bias, config.seed)
+    run.start()
+    records = []
+    for name, problem in problems.items():
+        sampled = sample_gradients(problem, pixels, config.bias.draws, config.seed, name)
+        record = {"loss": name, "learning_rate": problem.learning_rate}
+        records.append(record | measure_bias(problem.exact_gradient(pixels), sampled))
+        run.log.rewind(name, 0)
+        run.log.write({"stage": name, "step": number, "error": error} for number, error in records[-1]["curve"])
+
+    machine, seconds = describe_machine(accelerator.device, 1), time.perf_counter() - started
+    facts = {"machine": machine, "versions": describe_versions(), "command": describe_command()}
+    run.write_json("results.json", {"records": records, **facts, "seconds": seconds})
+    render_bias(run.path / "gradient_bias.png", records)
+    print(bias_table(records))
+    print(f"\nIn {run.path} after {seconds:.0f} s: results.json, gradient_bias.png, log.jsonl")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""Contenders: the sets to evaluate, and the references that they are measured beside."""
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ssdd_hub.distilled import DistilledSet
+from ssdd_hub.errors import InputError
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.selection import SELECTIONS, SelectionSettings, Source, select
+from ssdd_hub.storage import METADATA_FILE, describe_tensor
+from ssdd_hub.streams import derive_seed
+from ssdd_hub.use import Pairs, SetPairs, SourcePairs
+
+NONE, FULL, TEACHER = "none", "full", "teacher"
+REFERENCES = (NONE, *SELECTIONS, FULL, TEACHER)
+"""No pre-training, selections of as many images as the set has, the whole source, and the teacher's own features."""
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A set that students are pre-trained on, or a reference in its place.
+
+    Attributes:
+        name: Its name in the scores.
+        pairs: From the number `k` of the student to its pairs; None for no pre-training.
+        identity: From `k` to JSON that names these pairs by their content.
+        same_targets: Whether its targets are of the teacher that held-out targets are of.
+        pixel_space: The space in which its students see real images; None for the data's own.
+        network: Returns a network that takes the place of a student and is not pre-trained, such as the teacher.
+        protocols: Names of the protocols that it can be asked; None for all.
+    """
+
+    name: str
+    pairs: Callable[[int], Pairs | None]
+    identity: Callable[[int], Any]
+    same_targets: bool = True
+    pixel_space: PixelSpace | None = None
+    network: Callable[[], nn.Module] | None = None
+    protocols: Collection[str] | None = None
+
+
+def set_contender(
+    name: str, distilled: DistilledSet, device: torch.device | str, same_targets: bool = True
+) -> Contender:
+    """Returns a set as a contender; every student sees the same pairs.
+
+    Args:
+        name: Its name in the scores.
+        distilled: The set.
+        device: Where the students are.
+        same_targets: Whether its targets are of the teacher that held-out targets are of.
+    """
+    identity = describe_pairs(distilled)
+    return Contender(name, lambda k: SetPairs(distilled, device), lambda k: identity, same_targets)
+
+
+def describe_pairs(distilled: DistilledSet) -> dict[str, Any]:
+    """Returns what names the pairs of a set by their content, as JSON."""
+    tensors = {name: getattr(distilled, name) for name in ("images", "targets", "views", "view_targets")}
+    hashes = {name: describe_tensor(tensor)["sha256"] for name, tensor in tensors.items() if tensor is not None}
+    return {**hashes, "pixel_space": distilled.pixel_space.to_dict()}
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Selections of source images with their teacher's targets, one for each student, kept as distilled sets.
+
+    Attributes:
+        folder: Where they are kept; what is there is not selected again.
+        source: The source images and their teacher.
+        settings: Of the selections.
+        seed: Seed of the run.
+    """
+
+    folder: Path
+    source: Source
+    settings: SelectionSettings
+    seed: int
+
+    def contender(self, method: str, count: int, name: str | None = None) -> Contender:
+        """Returns one of `REFERENCES` as a contender.
+
+        Args:
+            method: Its kind.
+            count: Images `M` of a selection.
+            name: Its name in the scores; by default its kind.
+
+        Raises:
+            InputError: There is no such reference.
+        """
+        name, source = name or method, self.source
+        if method == NONE:
+            return none_contender(name)
+        if method == TEACHER:
+            return teacher_contender(source, name)
+        if method == FULL:
+            pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
+            return Contender(name, lambda k: pairs, lambda k: {"full": self._origin})
+        if method not in SELECTIONS:
+            raise InputError(f"there is no reference {method!r}: use some of {', '.join(REFERENCES)}")
+        return Contender(name, partial(self._pairs, method, count), partial(self._identity, method, count))
+
+    def contenders(self, methods: Sequence[str], counts: Sequence[int]) -> list[Contender]:
+        """Returns references beside sets of these numbers of images: a selection for each number, all else once.
+
+        Args:
+            methods: Some of `REFERENCES`.
+            counts: Images `M` of the sets.
+
+        Raises:
+            InputError: There is no such reference.
+        """
+        found = []
+        for method in methods:
+            sizes = list(dict.fromkeys(counts)) if method in SELECTIONS else counts[:1]
+            names = [method if len(sizes) == 1 else f"{method}-{size}" for size in sizes]
+            found += [self.contender(method, size, name) for size, name in zip(sizes, names, strict=True)]
+        return found
+
+    def prepare(self, methods: Sequence[str], counts: Sequence[int], seeds: int, progress: bool = True) -> None:
+        """Makes the selections that are not there yet: for each kind and number of images, one for each student."""
+        sizes, chosen = dict.fromkeys(counts), [method for method in methods if method in SELECTIONS]
+        todo = [(method, count, k) for method in chosen for count in sizes for k in range(seeds)]
+        todo = [job for job in todo if not (self._path(*job) / METADATA_FILE).is_file()]
+        for method, count, k in tqdm(todo, "references", unit="set", disable=not (progress and todo)):
+            seed = derive_seed(self.seed, f"reference {method}", k)
+            select(method, self.source, count, seed, self.settings).save(self._path(method, count, k))
+
+    @cached_property
+    def _origin(self) -> dict[str, Any]:
+        source = self.source
+        return {
+            "images": source.bank.fingerprint,
+            "teacher": source.teacher.describe(),
+            "transform": source.transform.describe(),
+            "pixel_space": source.pixel_space.to_dict(),
+        }
+
+    def _path(self, method: str, count: int, k: int) -> Path:
+        key = [self._origin, method, count, asdict(self.settings), self.seed, k]
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return self.folder / f"{method}-{count}-{k}-{digest[:8]}"
+
+    def _pairs(self, method: str, count: int, k: int) -> Pairs:
+        return SetPairs(DistilledSet.load(self._path(method, count, k)), self.source.device)
+
+    def _identity(self, method: str, count: int, k: int) -> Any:
+        return describe_pairs(DistilledSet.load(self._path(method, count, k)))
+
+
+def none_contender(name: str = NONE) -> Contender:
+    """Returns the reference of no pre-training."""
+
+    def _no_pairs(k: int) -> Pairs | None:
+        return None
+
+    return Contender(name, _no_pairs, lambda k: NONE)
+
+
+def teacher_contender(source: Source, name: str = TEACHER) -> Contender:
+    """Returns the teacher's own features as a contender: what a student would be worth that had learnt all of them."""
+
+    def _no_pairs(k: int) -> Pairs | None:
+        return None
+
+    def _network() -> nn.Module:
+        return _TeacherNetwork(source)
+
+    identity = {"teacher": source.teacher.describe(), "pixel_space": source.pixel_space.to_dict()}
+    return Contender(name, _no_pairs, lambda k: identity, network=_network, protocols=("probe", "probe_mkdt", "knn"))
+
+
+class _TeacherNetwork(nn.Module):
+    """The teacher as a network that is fed with images in the students' pixel space."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        # In a tuple the teacher is no part of this network, which may be moved and changed without touching it.
+        self.parts = (source.teacher, source.pixel_space)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        teacher, space = self.parts
+        features: Tensor = teacher(space.denormalise(images))
+        return features
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        return features

@@ -1,0 +1,151 @@
+"""Where a set comes from: the run that made it, its source images and its teacher, as far as they can be had."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ssdd_hub.distilled import DistilledSet
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.images import DataSettings, load_images
+from ssdd_hub.interop import import_tensors, is_foreign
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.protocols import RealData, draw_heldout
+from ssdd_hub.teacher import Teacher
+
+ABSENT = "none"
+TARGETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "cars": "tanganke/stanford_cars"}
+"""Short names of labelled datasets of the Hub."""
+
+
+def load_set(place: str) -> DistilledSet:
+    """Loads a distilled set: a folder, a Hub id, or a pair of tensors that other code wrote.
+
+    Raises:
+        InputError: There is no such set, or it is damaged.
+    """
+    return import_tensors(place) if is_foreign(place) else DistilledSet.from_pretrained(place)
+
+
+def name_sets(places: list[str]) -> list[str]:
+    """Returns a short name for each set: `distilled` for a single one, and else what tells their places apart."""
+    if len(places) == 1:
+        return ["distilled"]
+    parts = [[part for part in Path(place).parts if part not in (".", "..", "/", "distilled")] for place in places]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{names[-1]}-{number}" for number, names in enumerate(parts, 1)]
+
+
+def stated_settings(place: str) -> dict[str, Any]:
+    """Returns what a set, or the run folder around it, states of its making, as settings of an evaluation.
+
+    Args:
+        place: A folder or a Hub id.
+
+    Returns:
+        As far as they are known: `source`, the settings of the source images; `teacher`, those of a teacher that can
+        be loaded; `use`, the recipe of the set; and `seed`.
+
+    Raises:
+        InputError: There is no such set, or it is damaged.
+    """
+    if is_foreign(place):
+        return {}
+    run = Path(place).parent
+    if Path(place).is_dir() and (run / "config.yaml").is_file():
+        return _of_run(run)
+    return _of_provenance(load_set(place).provenance)
+
+
+def _of_run(run: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        settings = {"source": config["data"], "use": config.get("use", {}), "seed": config["seed"]}
+        teacher = config["teacher"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise InputError(f"{run / 'config.yaml'} is not that of a run ({error!r}): move the set elsewhere") from error
+    if (run / "teacher").is_dir():
+        kept = {"features": teacher.get("features", "pre_logits")}
+        teacher = {"backbone": f"local-dir:{run / 'teacher'}", "pretrained": True, **kept}
+    return {**settings, "teacher": teacher}
+
+
+def _of_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    settings = provenance.get("settings", {})
+    found = {"source": settings["data"]} if "data" in settings else {}
+    found |= {"seed": provenance["seed"]} if "seed" in provenance else {}
+    teacher = settings.get("teacher", {})
+    # A folder of somebody else's is not here.
+    if teacher.get("pretrained") and not str(teacher.get("backbone")).startswith("local-dir:"):
+        found["teacher"] = teacher
+    names = ("epochs", "max_steps", "batch_size", "learning_rate", "momentum", "weight_decay")
+    use = {name: value for name, value in provenance.get("use", {}).items() if name in names}
+    augmentation = provenance.get("use", {}).get("augmentation")
+    return {**found, "use": {**use, **({"augment": augmentation} if augmentation else {})}}
+
+
+def has_teacher(distilled: DistilledSet, teacher: Teacher) -> bool:
+    """Whether a set's targets are features of this very teacher, as far as the set states it."""
+    stated = distilled.provenance.get("teacher", {}).get("weights_sha256")
+    return stated in (None, teacher.weights_sha256())
+
+
+def student_space(distilled: DistilledSet) -> PixelSpace:
+    """Returns the space in which networks pre-trained on a set see real images: what it states, or its own."""
+    stated = distilled.provenance.get("student_pixel_space")
+    return PixelSpace.from_dict(stated) if stated else distilled.pixel_space
+
+
+def check_alike(sets: Mapping[str, DistilledSet]) -> None:
+    """Refuses sets that no one student can be pre-trained on.
+
+    Raises:
+        InputError: They differ in the size of their images or in the width of their targets.
+    """
+    shapes = {name: (*found.images.shape[1:], found.targets.shape[1]) for name, found in sets.items()}
+    if len(set(shapes.values())) > 1:
+        listed = "; ".join(f"{name}: {'x'.join(map(str, shape[:3]))}, {shape[3]}" for name, shape in shapes.items())
+        raise InputError(
+            f"sets evaluated together must have images of one size and targets of one width, got {listed}: evaluate "
+            "them one by one"
+        )
+
+
+def load_target(
+    name: str, args: Mapping[str, Any], distilled: DistilledSet, most: int, seed: int, device: torch.device
+) -> RealData:
+    """Loads a dataset to measure on, in the size and mode of a set's images.
+
+    Args:
+        name: What it is called: a Hub id, a folder, a name of `TARGETS`, or any name when `args` say what it is.
+        args: Settings of its data, of `DataSettings`.
+        distilled: The set.
+        most: Held-out images at most.
+        seed: Decides which.
+        device: Where the students are.
+
+    Raises:
+        InputError: It cannot be found or used, or has no labels.
+    """
+    mode = "rgb" if distilled.images.shape[1] == 3 else "grey"
+    given = {"name": TARGETS.get(name, name), **args}
+    try:
+        settings = DataSettings(**{**given, "image_size": distilled.images.shape[-1], "mode": mode})
+    except SettingsError:
+        raise
+    except TypeError as error:
+        raise InputError(f"--target-args.{name} holds an unknown setting of its data: {error}") from error
+    train, heldout = load_images(settings, seed)
+    space = student_space(distilled)
+    data = RealData(Path(name).name, train, draw_heldout(heldout, most, seed), space, device)
+    if not data.labelled:
+        raise InputError(
+            f"the target {name} has no labels of two classes, and nothing can be measured on it: name their column by "
+            f"--target-args.{name}.label_column, or choose another target"
+        )
+    return data

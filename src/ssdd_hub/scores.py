@@ -1,0 +1,274 @@
+"""Records of `scores.json` as numbers and columns that a person can read."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+Record = dict[str, Any]
+# What was measured (the heading) -> set -> its record.
+Columns = dict[str, dict[str, Record]]
+
+
+class Metric(NamedTuple):
+    """How a metric is shown.
+
+    Attributes:
+        unit: What the number is.
+        direction: Which direction is good; empty where nobody says.
+        factor: From the stored to the shown number.
+        digits: Format of the shown number.
+    """
+
+    unit: str
+    direction: str = ""
+    factor: float = 1
+    digits: str = ".4f"
+
+
+class Cell(NamedTuple):
+    """A cell of a table, and whether it is the best of its column."""
+
+    text: str
+    best: bool = False
+
+
+class Table(NamedTuple):
+    """A table of scores or differences.
+
+    Attributes:
+        title: What all of it is about; empty where there is but one table.
+        columns: Headings, and one of the records below each.
+        rows: The name of a set and its cells.
+    """
+
+    title: str
+    columns: list[tuple[str, Record]]
+    rows: list[tuple[str, list[Cell]]]
+
+
+METRICS = {
+    "mse": Metric("mean squared error", "lower is better"),
+    "accuracy": Metric("accuracy in %", "higher is better", 100, ".1f"),
+    "seconds": Metric("seconds", "lower is better", 1, ".1f"),
+    "steps": Metric("steps", "lower is better", 1, ".0f"),
+    "epochs": Metric("passes over the set", "lower is better", 1, ".1f"),
+    "tau": Metric("Kendall's tau", "higher is better", 1, ".3f"),
+    "speedup": Metric("times as fast", "higher is better", 1, ".1f"),
+}
+# What tells two columns of the same protocol and labels apart.
+DETAILS = ("metric", "student", "target", "use")
+MOST_COLUMNS = 7  # wider tables are split
+
+
+def metric_of(record: Record) -> Metric:
+    """Returns how the number of a record is shown; a metric that nobody described is shown as it is."""
+    return METRICS.get(record["metric"], Metric(record["metric"]))
+
+
+def score_table(records: list[Record]) -> str:
+    """Returns the scores as a small table of plain text, one row for each set and one column for each protocol.
+
+    Args:
+        records: The records of `scores.json`; an accuracy is a fraction in `[0, 1]` there and a percentage here.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    columns = sort_columns(records)
+    if not columns:
+        return "no scores"
+    table = [["set", *columns], *score_rows(columns)]
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
+    table.insert(1, ["-" * width for width in widths])
+    aligned = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table)
+    return "\n".join("  ".join(row).rstrip() for row in aligned)
+
+
+def amount(labels: float | int | None) -> str:
+    """Returns an amount of labels in words: a float is a share of all, an int a count."""
+    if labels is None:
+        return ""
+    return f"{100 * labels:g} % labels" if isinstance(labels, float) else f"{labels} labels"
+
+
+def sort_columns(records: list[Record]) -> Columns:
+    """Sorts records by what was measured, then by set; a heading says no more than tells it from the others.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    rivals: dict[str, list[Record]] = {}
+    for record in records:
+        rivals.setdefault(_heading(record), []).append(record)
+    differing = {
+        heading: [key for key in DETAILS if len({record.get(key) for record in same} - {None}) > 1]
+        for heading, same in rivals.items()
+    }
+    columns: Columns = {}
+    for record in records:
+        heading = _heading(record)
+        heading = ", ".join([heading, *(str(record.get(key)) for key in differing[heading])])
+        column = columns.setdefault(heading, {})
+        if record["set"] in column:
+            raise ValueError(f"two scores of the set '{record['set']}' for '{heading}'; one was expected")
+        column[record["set"]] = record
+    return columns
+
+
+def _heading(record: Record) -> str:
+    return f"{record['protocol']} {amount(record.get('labels'))}".rstrip()
+
+
+def split_tables(records: list[Record]) -> list[tuple[str, Columns]]:
+    """Sorts records into tables of few columns: one per student, and per target and protocols where that is too wide.
+
+    Returns:
+        Titles, empty where there is but one table, and columns.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    students = {str(student or "any student"): part for (student,), part in group(records, "student").items()}
+    # Architectures that were asked one thing only would have a table of one column each.
+    brief = [name for name, part in students.items() if len(sort_columns(part)) == 1]
+    if len(brief) > 1:
+        together = [record for name in brief for record in students.pop(name)]
+        students[f"{len(brief)} students"] = together
+    tables = [
+        (", ".join([*([student] if len(students) > 1 else []), *title]), columns)
+        for student, part in students.items()
+        for title, columns in _split(part)
+    ]
+    return [(title if len(tables) > 1 else "", columns) for title, columns in tables]
+
+
+def build_tables(
+    records: list[Record], text: Callable[[Record], str], best: Callable[[dict[str, Record]], set[str]]
+) -> list[Table]:
+    """Builds the tables of `split_tables`, a row for each set.
+
+    Args:
+        records: Of scores, or of anything else with a set and what was measured.
+        text: From a record to its cell.
+        best: From a column to the sets that are best in it.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    return [_build_table(title, columns, text, best) for title, columns in split_tables(records)]
+
+
+def _build_table(
+    title: str, columns: Columns, text: Callable[[Record], str], best: Callable[[dict[str, Record]], set[str]]
+) -> Table:
+    sets = _sets(columns)
+    cells = []
+    for column in columns.values():
+        winners = best(column)
+        cells.append([Cell(text(column[name]), name in winners) if name in column else Cell("") for name in sets])
+    rows = [(name, list(row)) for name, row in zip(sets, zip(*cells, strict=True), strict=True)]
+    return Table(title, [(heading, next(iter(column.values()))) for heading, column in columns.items()], rows)
+
+
+def _sets(columns: Columns) -> list[str]:
+    return list(dict.fromkeys(name for column in columns.values() for name in column))
+
+
+def usual_n(records: list[Record]) -> int:
+    """Returns the number of seeds that most records have; 0 for no records."""
+    return max(Counter(record["n"] for record in records).items(), key=lambda item: item[1], default=(0, 0))[0]
+
+
+def _split(records: list[Record]) -> list[tuple[list[str], Columns]]:
+    columns = sort_columns(records)
+    if len(columns) <= MOST_COLUMNS:
+        return [([], columns)]
+    return [
+        ([str(target or "any target")], columns)
+        for (target,), part in group(records, "target").items()
+        for columns in _pack(part)
+    ]
+
+
+def _pack(records: list[Record]) -> list[Columns]:
+    """Puts as many whole protocols into a table as fit."""
+    parts: list[list[Record]] = [[]]
+    for same in group(records, "protocol").values():
+        if parts[-1] and len(sort_columns(parts[-1] + same)) > MOST_COLUMNS:
+            parts.append([])
+        parts[-1] += same
+    return [some for part in parts for some in _cut(sort_columns(part))]
+
+
+def _cut(columns: Columns) -> list[Columns]:
+    """Cuts columns into as few tables as it takes, about equally wide."""
+    count = math.ceil(len(columns) / MOST_COLUMNS)
+    width = math.ceil(len(columns) / count)
+    items = list(columns.items())
+    return [dict(items[start : start + width]) for start in range(0, len(items), width)]
+
+
+def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
+    """Sorts records by the values of some of their entries, in order of appearance; a missing one counts as None."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record.get(key) for key in keys), []).append(record)
+    return groups
+
+
+def score_rows(columns: Columns) -> list[list[str]]:
+    """Returns a row of cells for each set, and a last one that compares distilled with random where both are there."""
+    rows = [[name, *(score_cell(column.get(name)) for column in columns.values())] for name in _sets(columns)]
+    changes = [_change(column) for column in columns.values()]
+    if any(changes):
+        rows.append(["distilled against random", *changes])
+    return rows
+
+
+def unit(record: Record) -> str:
+    """Returns what the number of a record is and which direction is good."""
+    metric = metric_of(record)
+    return f"{metric.unit} ({metric.direction})" if metric.direction else metric.unit
+
+
+def number(value: float, record: Record, scale: float | None = None, sign: str = "") -> str:
+    """Returns a number in the unit of a record.
+
+    Args:
+        value: As it is stored.
+        record: Says in which metric.
+        scale: The number whose size decides of the digits; the value itself by default.
+        sign: `+` to show the sign of positive numbers too.
+    """
+    metric, scale = metric_of(record), value if scale is None else scale
+    # Errors far below 1 would be printed as zero with four decimals.
+    digits = ".2e" if 0 < abs(scale) < 1e-3 and metric.factor == 1 else metric.digits
+    return f"{metric.factor * value:{sign}{digits}}"
+
+
+def spread(record: Record) -> str:
+    """Returns mean ± standard deviation; a single value has none, and a record without a mean is empty."""
+    mean = record["mean"]
+    if mean is None:
+        return ""
+    deviation = f" ± {number(record['std'], record, mean)}" if record["n"] > 1 and record["std"] is not None else ""
+    return number(mean, record) + deviation
+
+
+def score_cell(record: Record | None) -> str:
+    """Returns mean ± standard deviation with unit and n; empty where there is no score."""
+    if record is None or record["mean"] is None:
+        return ""
+    return f"{spread(record)}{' %' if record['metric'] == 'accuracy' else ''} (n={record['n']})"
+
+
+def _change(column: dict[str, Record]) -> str:
+    if not {"distilled", "random"} <= column.keys():
+        return ""
+    distilled, random = column["distilled"]["mean"], column["random"]["mean"]
+    if distilled is None or random is None:
+        return ""
+    if column["random"]["metric"] == "accuracy":
+        return f"{100 * (distilled - random):+.1f} points"
+    return f"{100 * (distilled / random - 1):+.1f} %" if random else ""

@@ -1,0 +1,292 @@
+"""Pairs of `.pt` files, images and targets, as other code names them: found, and read without trusting them.
+
+A file is never trusted with code, size or shape: `torch.load` with `weights_only`, and checks before anything is done
+with what it gives.
+"""
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.pixel_space import PixelSpace
+
+# Most bytes of a file, and of a tensor in it: a file of a few bytes can claim to hold any number of values.
+MAX_BYTES = 4 * 2**30
+
+# The two tensors, and what they may be called where a file holds a dictionary.
+NAMES = {
+    "images": ("x_syn", "images", "image_syn", "syn_images", "image_tensor", "x"),
+    "targets": ("y_syn", "targets", "labels", "label_syn", "soft_labels", "y"),
+}
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_IMAGENET = PixelSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# The std of both codes, narrower than that of all pixels (0.2470, 0.2435, 0.2616).
+_NARROW_CIFAR10 = PixelSpace((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What some code calls the files of a distilled set, and what it takes their values for.
+
+    Attributes:
+        images: Name of the file of images; `{step}` stands for a number or `best`.
+        targets: Name of the file of targets.
+        rate: Name of the file of the learning rate to pre-train with, or None.
+        method: What made such a set, for its provenance.
+        raw_images: Whether the code keeps its images as pixels in [0, 1], so that no other space needs to be stated.
+        real_spaces: The space in which the code feeds real images to the same networks, by their dataset.
+        citation: The paper.
+        url: The code.
+    """
+
+    images: str
+    targets: str
+    rate: str | None
+    method: str
+    raw_images: bool
+    real_spaces: Mapping[str, PixelSpace]
+    citation: str
+    url: str
+
+    def files(self, step: str = "1000") -> dict[str, str]:
+        """Returns the names of the two files, by default of the step that MKDT's evaluation reads by default."""
+        return {"images": self.images.format(step=step), "targets": self.targets.format(step=step)}
+
+    def find_step(self, name: str) -> str | None:
+        """Returns the step in the name of a file of this layout, and None for any other name."""
+        for pattern in (self.images, self.targets):
+            if match := re.fullmatch(re.escape(pattern).replace(r"\{step\}", r"([0-9]{1,12}|best)"), name):
+                return (match.groups() or ("",))[0]
+        return None
+
+
+LAYOUTS: dict[str, Layout] = {
+    "krr-st": Layout(
+        images="x_syn.pt",
+        targets="y_syn.pt",
+        rate=None,
+        method="krr-st",
+        raw_images=True,
+        real_spaces={
+            "cifar100": PixelSpace((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+            "tinyimagenet": PixelSpace((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
+            "imagenet": PixelSpace((0.4810, 0.4574, 0.4078), (0.2633, 0.2560, 0.2708)),
+            "imagenette": PixelSpace((0.4655, 0.4546, 0.4250), (0.2804, 0.2754, 0.2965)),
+        },
+        citation="Lee et al., Self-Supervised Dataset Distillation for Transfer Learning, ICLR 2024, arXiv 2310.06511",
+        url="https://github.com/db-Lee/selfsup_dd",
+    ),
+    "mkdt": Layout(
+        images="images_{step}.pt",
+        targets="labels_{step}.pt",
+        rate="synlr_{step}.pt",
+        method="mkdt",
+        raw_images=False,
+        real_spaces={
+            "cifar10": _NARROW_CIFAR10,
+            "cifar100": PixelSpace((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
+            "tinyimagenet": _IMAGENET,
+        },
+        citation="Joshi et al., Dataset Distillation via Knowledge Distillation, ICLR 2025, arXiv 2410.02116",
+        url="https://github.com/BigML-CS-UCLA/MKDT",
+    ),
+    "dd-ranking": Layout(
+        images="images.pt",
+        targets="labels.pt",
+        rate="lr.pt",
+        method="unknown",
+        raw_images=False,
+        real_spaces={
+            "cifar10": _NARROW_CIFAR10,
+            "cifar100": _NARROW_CIFAR10,
+            "tinyimagenet": _IMAGENET,
+            "imagenet": _IMAGENET,
+        },
+        citation="Li et al., DD-Ranking: Rethinking the Evaluation of Dataset Distillation, arXiv 2505.13300",
+        url="https://github.com/NUS-HPC-AI-Lab/DD-Ranking",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Where the two tensors of a set are.
+
+    Attributes:
+        layout: One of `LAYOUTS`.
+        folder: The folder of the files.
+        files: The name of the file of `images` and of `targets`; in a file that holds both the same.
+        rate: Name of the file of the learning rate where there is one.
+    """
+
+    layout: str
+    folder: Path
+    files: Mapping[str, str]
+    rate: str | None = None
+
+
+def get_layout(name: str) -> Layout:
+    """Returns an entry of `LAYOUTS`.
+
+    Raises:
+        InputError: There is none of this name.
+    """
+    if name not in LAYOUTS:
+        raise InputError(f"a layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
+    return LAYOUTS[name]
+
+
+def holds_pair(folder: Path) -> bool:
+    """Whether a folder holds both files of some layout; none is opened."""
+    return any(_steps(folder, layout) for layout in LAYOUTS.values())
+
+
+def find_pair(path: Path, layout: str) -> Pair:
+    """Finds the two files by their names; of several steps the highest.
+
+    Args:
+        path: A folder with both files, one of them, or a file that holds both tensors.
+        layout: One of `LAYOUTS`, or `auto`, which a file that holds both tensors cannot have.
+
+    Raises:
+        InputError: There is no such path, or not exactly one pair there.
+    """
+    known = LAYOUTS if layout == "auto" else {layout: get_layout(layout)}
+    if path.is_dir():
+        pairs = [_pair(name, path, step) for name, entry in known.items() for step in _steps(path, entry)[-1:]]
+    elif path.is_file():
+        named = [(name, entry.find_step(path.name)) for name, entry in known.items()]
+        pairs = [_pair(name, path.parent, step) for name, step in named if step is not None]
+        pairs = [pair for pair in pairs if _are_files(path.parent, pair.files)]
+        if not pairs and layout != "auto":
+            pairs = [Pair(layout, path.parent, dict.fromkeys(NAMES, path.name))]
+    else:
+        raise InputError(f"there is neither a folder nor a file {path}")
+    if len(pairs) != 1:
+        wanted = "; ".join(" and ".join(entry.files("STEP").values()) for entry in known.values())
+        raise InputError(
+            f"{path} must hold, or be of, exactly one pair of files ({wanted}), found {len(pairs)}: give the folder "
+            "of one, and its layout if there are more; a file of both tensors needs its layout too"
+        )
+    return pairs[0]
+
+
+def _pair(name: str, folder: Path, step: str) -> Pair:
+    layout = LAYOUTS[name]
+    rate = None if layout.rate is None else layout.rate.format(step=step)
+    return Pair(name, folder, layout.files(step), rate if rate and (folder / rate).is_file() else None)
+
+
+def _steps(folder: Path, layout: Layout) -> list[str]:
+    """Returns the steps of which both files are there, the highest last."""
+    steps = {layout.find_step(entry.name) for entry in folder.iterdir()}
+    whole = [step for step in steps if step is not None and _are_files(folder, layout.files(step))]
+    return sorted(whole, key=lambda step: int(step) if step.isdigit() else -1)
+
+
+def _are_files(folder: Path, files: Mapping[str, str]) -> bool:
+    return all((folder / name).is_file() for name in files.values())
+
+
+def read_pair(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads the two tensors, on the CPU and without gradients.
+
+    Returns:
+        `images`, float32, and `targets`, float32 too unless they are whole numbers in one dimension, which can only be
+        classes; and a record of what was read: `files` with their sha256, `conversions`, and `learning_rate` where the
+        pair has one.
+
+    Raises:
+        InputError: A file is damaged, too large or holds code, or a tensor is missing, too large, not of
+            floating-point numbers, not finite, or beyond float32.
+    """
+    record: dict[str, Any] = {"files": {}, "conversions": []}
+    contents = {}
+    for name in sorted({*pair.files.values(), *filter(None, [pair.rate])}):
+        contents[name], record["files"][name] = _read_file(pair.folder / name)
+    tensors = {}
+    for index, (part, name) in enumerate(pair.files.items()):
+        content = contents[name]
+        if isinstance(content, list | tuple):
+            # One entry; or both, in this order, in a file that holds both.
+            both = len(set(pair.files.values())) == 1
+            content = content[index if both else 0] if len(content) == 1 + both else None
+        elif isinstance(content, Mapping):
+            usual = [key for key in NAMES[part] if key in content]
+            content = content[usual[0]] if len(usual) == 1 else None
+        tensor = _check_plain(content, part, name)
+        is_classes = part == "targets" and tensor.ndim == 1 and tensor.dtype in INTEGERS
+        tensors[part] = tensor if is_classes else _to_float32(tensor, part, name, record["conversions"])
+    if pair.rate is not None:
+        record["learning_rate"] = _read_rate(contents[pair.rate], pair.rate)
+    return tensors, record
+
+
+def _read_file(path: Path) -> tuple[Any, str]:
+    """Returns what a file holds, and its sha256."""
+    try:
+        check_size(path)
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while part := file.read(2**20):
+                digest.update(part)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True), digest.hexdigest()
+    except InputError:
+        raise
+    except Exception as error:  # the unpickler raises its own kind, and on garbage whatever the garbage leads to
+        raise InputError(
+            f"{path} is damaged, or holds Python objects, which could run code and are not loaded: fetch it again, or "
+            "save the bare tensor where it was made"
+        ) from error
+
+
+def check_size(path: Path, most: int | None = None) -> None:
+    """Raises an `InputError` for a file of more than `MAX_BYTES`, or `most`, also if only unpacking makes it so."""
+    most = MAX_BYTES if most is None else most
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = max(size, sum(entry.file_size for entry in archive.infolist()))
+    if size > most:
+        raise InputError(f"{path} is too large: it has {size} bytes, and at most {most} are read")
+
+
+def _check_plain(content: Any, part: str, name: str) -> Tensor:
+    if not isinstance(content, Tensor):
+        raise InputError(f"{name} must hold the {part} as a tensor, or one tensor named {', '.join(NAMES[part])}")
+    if content.layout != torch.strided or content.device.type != "cpu" or content.is_quantized:
+        raise InputError(f"{name} must hold the {part} as plain numbers, got {content.layout} on {content.device}")
+    # Before anything is done with it: a view can repeat one number without end.
+    if content.numel() * max(4, content.element_size()) > MAX_BYTES:
+        raise InputError(f"the {part} in {name} are too large: {tuple(content.shape)} is more than {MAX_BYTES} bytes")
+    return content.detach().resolve_neg()
+
+
+def _to_float32(tensor: Tensor, part: str, name: str, conversions: list[str]) -> Tensor:
+    if tensor.dtype not in _FLOATS:
+        raise InputError(f"the {part} in {name} must be floating-point, got {tensor.dtype}: convert and save them")
+    if not tensor.isfinite().all():
+        raise InputError(f"the {part} in {name} hold NaN or infinite values: fetch or make them again")
+    values = tensor.to(torch.float32).contiguous()
+    if not values.isfinite().all():
+        raise InputError(f"the {part} in {name} hold values beyond float32: scale them and save them again")
+    if tensor.dtype != torch.float32:
+        conversions.append(f"{part} from {str(tensor.dtype).removeprefix('torch.')} to float32")
+    return values
+
+
+def _read_rate(content: Any, name: str) -> float:
+    number = content.item() if isinstance(content, Tensor) and content.numel() == 1 else content
+    if not isinstance(number, int | float) or not 0 < number < float("inf"):
+        raise InputError(f"{name} must hold one learning rate above 0: mend or remove it")
+    return float(number)
