@@ -19,9 +19,9 @@ from ssdd_hub.batches import build_batches
 from ssdd_hub.cells import CellStore
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
 from ssdd_hub.config import DistillConfig
-from ssdd_hub.contenders import References, set_contender
+from ssdd_hub.contenders import Candidate, References, set_contender
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluate import COST, Candidate, Evaluation, Record
+from ssdd_hub.evaluate import COST, Evaluation, Record
 from ssdd_hub.images import ImageBank, load_images
 from ssdd_hub.launch import build_accelerator, report_errors
 from ssdd_hub.machine import describe_machine, describe_versions

@@ -9,7 +9,7 @@ set states. Started again, also with other settings, nothing is measured twice.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from ssdd_hub.closed_form import KernelRegression, NearestNeighbours
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
 from ssdd_hub.comparison import compare, markdown_table
 from ssdd_hub.config import EvaluateConfig
-from ssdd_hub.contenders import FULL, NONE, Contender, References, none_contender, set_contender
+from ssdd_hub.contenders import FULL, NONE, Candidate, Contender, References, none_contender, set_contender
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluate import Candidate, Evaluation, Record
+from ssdd_hub.evaluate import Evaluation, Record
 from ssdd_hub.evaluation_report import render_evaluation
 from ssdd_hub.features import FeatureCache
 from ssdd_hub.finetune import FineTuning
@@ -35,7 +35,7 @@ from ssdd_hub.machine import describe_machine, describe_versions
 from ssdd_hub.origin import (
     ABSENT,
     check_alike,
-    has_teacher,
+    has_targets_of,
     load_set,
     load_target,
     name_sets,
@@ -48,8 +48,10 @@ from ssdd_hub.provenance import describe_command
 from ssdd_hub.rank import RANK, rank_records
 from ssdd_hub.run_folder import RunFolder
 from ssdd_hub.selection import Source
+from ssdd_hub.storage import PREVIEW_FILE
 from ssdd_hub.targets import Targets, TargetTransform
 from ssdd_hub.teacher import build_teacher
+from ssdd_hub.use import SetPairs
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 
@@ -84,8 +86,9 @@ def prepare_contenders(
     accelerator: Accelerator,
 ) -> list[Contender]:
     """Lists the sets and the references, and makes the selections among these that are not there yet."""
+    transform = next(iter(sets.values())).target_transform
     found = [
-        set_contender(name, s, accelerator.device, source is not None and has_teacher(s, source.teacher))
+        set_contender(name, s, accelerator.device, source is not None and has_targets_of(s, source.teacher, transform))
         for name, s in sets.items()
     ]
     wanted = list(dict.fromkeys([*config.references, *([FULL] if RANK in config.protocols else [])]))
@@ -96,7 +99,8 @@ def prepare_contenders(
                 "and --teacher.pretrained, or --references none"
             )
         return [*found, *([none_contender()] if wanted else [])]
-    references = References(run.path / "references", source, config.selection, config.seed)
+    views = SetPairs(next(iter(sets.values()))).num_views if config.use.augment == "views" else 0
+    references = References(run.path / "references", source, config.selection, config.seed, views)
     counts = [len(s.images) for s in sets.values()]
     if accelerator.is_main_process:
         references.prepare(wanted, counts, config.evaluate.seeds)
@@ -105,7 +109,7 @@ def prepare_contenders(
 
 
 def prepare_candidates(
-    config: EvaluateConfig, first: DistilledSet, protocols: Sequence[EvaluationProtocol]
+    config: EvaluateConfig, first: DistilledSet, protocols: Mapping[str, EvaluationProtocol]
 ) -> list[Candidate]:
     """Lists the students, and the architectures to be ranked, which are asked one protocol only."""
     own = first.provenance.get("student") or {"name": "ssdd_convnet3"}
@@ -114,32 +118,37 @@ def prepare_candidates(
         named = {own["name"]: own.get("model_args", {}), **named}
     shape = {"num_targets": first.targets.shape[1], "in_chans": first.images.shape[1]}
     shape |= {"image_size": first.images.shape[3]}
-    asked = [protocol for protocol in protocols if protocol.name in config.protocols]
+    asked = [protocols[name] for name in config.protocols if name != RANK]
     found = [Candidate.of(name, args, asked, **shape) for name, args in named.items()]
-    by = [protocol for protocol in protocols if protocol.name == config.rank.by]
-    variants = config.rank.variants if RANK in config.protocols else []
-    for variant in variants:
+    for variant in config.rank.variants if RANK in config.protocols else []:
         args = {key: value for key, value in variant.items() if key != "name"}
         title = f"{variant['name']} {' '.join(f'{key}={value}' for key, value in args.items())}"
-        found.append(Candidate.of(variant["name"], args, by, title, **shape))
+        found.append(Candidate.of(variant["name"], args, [protocols[config.rank.by]], title, **shape))
     return found
 
 
-def prepare_protocols(config: EvaluateConfig, source: Source | None) -> list[EvaluationProtocol]:
-    """Lists all protocols with their settings."""
-    return [
-        TeacherError(),
-        LinearProbe(config.probe),
-        MkdtProbe(config.probe),
-        FineTuning(config.finetune),
-        NearestNeighbours(config.knn),
-        KernelRegression(config.krr, config.knn),
-        KnowledgeDistillation(config.kd, source.teacher if source else None),
-    ]
+def prepare_protocols(config: EvaluateConfig, source: Source | None) -> dict[str, EvaluationProtocol]:
+    """Returns the protocols that are asked for, and the one that ranks, by name."""
+    build: dict[str, Callable[[], EvaluationProtocol]] = {
+        "teacher_error": TeacherError,
+        "probe": lambda: LinearProbe(config.probe),
+        "probe_mkdt": lambda: MkdtProbe(config.probe),
+        "finetune": lambda: FineTuning(config.finetune),
+        "knn": lambda: NearestNeighbours(config.knn),
+        "krr": lambda: KernelRegression(config.krr, config.knn),
+        "kd": lambda: KnowledgeDistillation(config.kd, source.teacher if source else None),
+    }
+    wanted = dict.fromkeys([*config.protocols, *([config.rank.by] if RANK in config.protocols else [])])
+    return {name: build[name]() for name in wanted if name != RANK}
 
 
 def save_results(
-    run: RunFolder, config: EvaluateConfig, records: list[Record], accelerator: Accelerator, seconds: float
+    run: RunFolder,
+    config: EvaluateConfig,
+    sets: Iterable[str],
+    records: list[Record],
+    accelerator: Accelerator,
+    seconds: float,
 ) -> None:
     """Writes all numbers, the table and the report, and prints the table."""
     machine = describe_machine(accelerator.device, accelerator.num_processes)
@@ -155,7 +164,9 @@ def save_results(
         "machine": f"{machine['cpus']} CPUs, {machine['device']}, {accelerator.num_processes} process(es)",
         "command": about["command"],
     }
-    render_evaluation(run.path, records, comparisons, facts, to_yaml(config), None)
+    previews = {name: Path(place, PREVIEW_FILE) for name, place in zip(sets, config.sets, strict=True)}
+    previews = {name: path for name, path in previews.items() if path.is_file()}
+    render_evaluation(run.path, records, comparisons, facts, to_yaml(config), previews)
     print(table)
     print(f"\nIn {run.path} after {seconds:.0f} s: report.html, scores.md, scores.json")
 
@@ -175,7 +186,8 @@ def main() -> None:
     accelerator.wait_for_everyone()
     accelerator.print(to_yaml(config))
 
-    sets = dict(zip(name_sets(config.sets), map(load_set, config.sets), strict=True))
+    loaded = [load_set(place, config.foreign) for place in config.sets]
+    sets = dict(zip(name_sets(config.sets), loaded, strict=True))
     check_alike(sets)
     first = next(iter(sets.values()))
     run.start()
@@ -203,7 +215,7 @@ def main() -> None:
     if accelerator.is_main_process:
         ranked = [candidate.name for candidate in candidates[-len(config.rank.variants) :]]
         records += rank_records(records, ranked, config.rank.by, FULL) if RANK in config.protocols else []
-        save_results(run, config, records, accelerator, time.perf_counter() - started)
+        save_results(run, config, sets, records, accelerator, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,13 @@ import pytest
 import yaml
 
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
-from ssdd_hub.config import ComputeTargetsConfig, DistillConfig, GradientBiasConfig, TrainTeacherConfig
+from ssdd_hub.config import (
+    ComputeTargetsConfig,
+    DistillConfig,
+    EvaluateConfig,
+    GradientBiasConfig,
+    TrainTeacherConfig,
+)
 from ssdd_hub.errors import InputError, SettingsError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -17,14 +23,14 @@ CONFIGS = sorted((RECIPES / "configs").rglob("*.yaml"))
 def parse(tmp_path):
     """Reads YAML texts as `--config` files, in order, and a command line after them."""
 
-    def parse(*argv, files=("",)):
+    def parse(*argv, files=("",), recipe=DistillConfig, **options):
         paths = [tmp_path / f"{number}.yaml" for number in range(len(files))]
         for path, text in zip(paths, files, strict=True):
             path.write_text(text)
         given = [word for path in paths[1:] for word in ("--config", str(path))]
         # The first file is the recipe's default unless there are others.
         given = ["--config", str(paths[0]), *given] if given else []
-        return parse_config(DistillConfig, paths[0], [*given, *argv], description="A recipe.")
+        return parse_config(recipe, paths[0], [*given, *argv], description="A recipe.", **options)
 
     return parse
 
@@ -33,13 +39,23 @@ CLASSES = {
     "distill": DistillConfig,
     "train_teacher": TrainTeacherConfig,
     "compute_targets": ComputeTargetsConfig,
+    "evaluate": EvaluateConfig,
     "gradient_bias": GradientBiasConfig,
+}
+# Names that may mislead.
+RECIPE_OF = {
+    "cifar100_small": "distill",
+    "cifar100_small_teacher": "train_teacher",
+    "cifar100_small_evaluation": "evaluate",
+    "evaluate": "evaluate",
+    "teacher": "train_teacher",
+    "smoke": "distill",
 }
 
 
-def problems(parse, *argv, files=("",)):
+def problems(parse, *argv, **options):
     with pytest.raises(SettingsError) as caught:
-        parse(*argv, files=files)
+        parse(*argv, **options)
     return caught.value.problems
 
 
@@ -52,10 +68,11 @@ def test_every_shipped_config_is_valid_and_says_how_it_is_run(path):
     recipe = re.search(r"accelerate launch recipes/(\w+)\.py", head)
     assert recipe and (RECIPES / f"{recipe[1]}.py").exists()
     assert to_dict(parse_config(CLASSES[recipe[1]], path, []))["seed"] == 0
+    assert recipe[1] == RECIPE_OF.get(path.stem, recipe[1])
 
 
 def test_there_are_shipped_configs():
-    assert RECIPES / "configs" / "digits.yaml" in CONFIGS
+    assert {"digits", *RECIPE_OF} <= {path.stem for path in CONFIGS}
 
 
 # Where settings come from
@@ -155,6 +172,80 @@ def test_a_value_may_hold_an_equals_sign_or_begin_with_dashes(parse):
 
 def test_null_takes_back_what_a_file_sets(parse):
     assert parse("--data.image-size", "null", files=["data: {image_size: 32}"]).data.image_size is None
+
+
+# What the settings that are given state of others
+
+
+def stating(**stated):
+    return lambda values: stated
+
+
+def test_what_is_stated_comes_between_the_defaults_and_what_is_given(parse):
+    stated = stating(seed=4, pool={"size": 5, "max_age": 6, "warm_up": False}, output="runs/stated")
+    config = parse("--pool.size", "7", files=["pool: {max_age: 8}"], stated=stated)
+    assert (config.pool.size, config.pool.max_age, config.pool.warm_up, config.seed) == (7, 8, False, 4)
+    assert config.output == "runs/stated" and config.pool.learning_rate == DistillConfig().pool.learning_rate
+
+
+def test_of_several_files_each_is_more_than_what_is_stated(parse):
+    stated = stating(pool={"size": 5, "max_age": 6}, seed=4)
+    config = parse(files=["pool: {size: 2}", "pool: {max_age: 3}"], stated=stated)
+    assert (config.pool.size, config.pool.max_age, config.seed) == (2, 3, 4)
+
+
+def test_it_is_asked_with_the_settings_that_are_given_alone(parse):
+    asked = []
+    parse("--seed", "2", "--data.name=a", files=["pool: {size: 3}\nseed: 1"], stated=lambda v: asked.append(v) or {})
+    assert asked == [{"pool.size": 3, "seed": 2, "data.name": "a"}]
+
+
+def test_a_stated_dictionary_is_replaced_as_a_whole_or_changed_by_one_entry(parse):
+    stated = stating(teacher={"model_args": {"channels": [4, 8], "stem": {"size": 2}}, "backbone": "x"})
+    assert parse("--teacher.model-args", "{depth: 3}", stated=stated).teacher.model_args == {"depth": 3}
+    changed = parse("--teacher.model-args.stem.size", "3", stated=stated).teacher
+    assert changed.model_args == {"channels": [4, 8], "stem": {"size": 3}} and changed.backbone == "x"
+
+
+def test_a_stated_nothing_is_a_value_and_takes_back_no_given_one(parse):
+    stated = stating(data={"image_size": None, "revision": None}, pool=None)
+    assert parse("--data.image-size", "32", stated=stated).data.image_size == 32
+    assert parse(stated=stated) == DistillConfig()
+
+
+def test_what_is_stated_wrongly_is_reported_by_its_name(parse):
+    stated = stating(pool={"sise": 2, "size": "many"}, teachers={"backbone": "x"}, data=3)
+    found = problems(parse, "--pool.max-age", "0", stated=stated)
+    assert found == [
+        "pool.sise is not a setting; the nearest is pool.size (--help lists all)",
+        "pool.size must be of type int, got 'many'",
+        "teachers.backbone is not a setting; the nearest is teacher.backbone (--help lists all)",
+        "data is a section; give its settings one by one, such as data.name",
+        "pool.max_age must be at least 1, got 0",
+    ]
+
+
+def test_what_is_stated_out_of_range_is_refused_unless_something_else_is_given(parse):
+    stated = stating(pool={"size": 0})
+    assert problems(parse, stated=stated) == ["pool.size must be at least 1, got 0"]
+    assert parse("--pool.size", "2", stated=stated).pool.size == 2
+
+
+def test_nothing_is_asked_of_settings_that_cannot_be_read(parse):
+    found = problems(parse, "--seed", "x", stated=lambda values: pytest.fail("it was asked"))
+    assert found == ["seed must be of type int, got 'x'"]
+
+
+def test_what_is_stated_is_printed_and_has_its_own_errors(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("--print-config", stated=stating(pool={"size": 5}))
+    assert yaml.safe_load(capsys.readouterr().out)["pool"]["size"] == 5
+
+    def fails(values):
+        raise InputError("there is no such set")
+
+    with pytest.raises(InputError, match="there is no such set"):
+        parse(stated=fails)
 
 
 # YAML
@@ -263,6 +354,53 @@ def test_a_list_is_written_with_or_without_brackets(parse):
     assert parse("--run.trackers", "[]").run.trackers == []
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--set", "a", "--set", "b/c"],
+        ["--set", "a,b/c"],
+        ["--set=a", "--sets", "b/c"],
+        ["--sets", "[a, b/c]"],
+        ["--set", "a", "--seed", "1", "--set", "b/c"],
+    ],
+)
+def test_a_list_of_words_may_be_given_one_by_one_and_replaces_that_of_a_file(parse, argv):
+    for files in ([""], ["sets: [x, y, z]"], ["", "sets: [x, y, z]"]):
+        assert parse(*argv, files=files, recipe=EvaluateConfig).sets == ["a", "b/c"]
+
+
+def test_of_two_files_the_later_list_wins_and_it_may_be_emptied(parse):
+    files = ["sets: [a, b]\nprotocols: [probe]", "sets: [c]"]
+    config = parse("--references", "[]", files=files, recipe=EvaluateConfig)
+    assert (config.sets, config.protocols, config.references) == (["c"], ["probe"], [])
+
+
+def test_a_list_of_numbers_is_given_at_once_and_of_two_the_later_wins(parse):
+    assert parse("--probe.labels", "[10]", "--probe.labels", "[20, 0.5]").probe.labels == [20, 0.5]
+
+
+def test_nothing_is_a_reference_in_every_way_to_write_it(parse):
+    for text in ("none,random", "[none, random]", "None,random"):
+        config = parse("--set", "a", "--references", text, recipe=EvaluateConfig)
+        assert config.references == ["none", "random"]
+    assert parse("--set", "a", "--references", "none", recipe=EvaluateConfig).references == ["none"]
+
+
+def test_all_mistakes_of_an_evaluation_are_reported_together(parse):
+    found = problems(parse, "--references", "best", "--protocol", "vibes", "--targets=[]", recipe=EvaluateConfig)
+    assert [problem.split(" must ")[0] for problem in found] == ["sets", "references", "protocols", "targets"]
+    assert "got best" in found[1] and "got vibes" in found[2]
+    twice = problems(parse, "--set", "a", "--set", "a", recipe=EvaluateConfig)
+    assert twice == ["sets must differ from each other, got ['a', 'a']"]
+
+
+@pytest.mark.parametrize(
+    ("place", "folder"), [("runs/digits/distilled", "digits"), ("me/cifar", "cifar"), ("x/y_syn.pt", "y_syn.pt")]
+)
+def test_an_evaluation_is_named_after_its_first_set(parse, place, folder):
+    assert parse("--set", place, "--set", "b", recipe=EvaluateConfig).output == f"runs/{folder}-evaluation"
+
+
 # Mistakes
 
 
@@ -273,7 +411,7 @@ def test_a_list_is_written_with_or_without_brackets(parse):
         ("image_size", "data.image_size"),
         ("data.seed", "seed"),
         ("distiller.lr", "distiller.lr_images or distiller.lr_targets"),
-        ("learning_rate", "pretrain.learning_rate or pool.learning_rate or evaluate.learning_rate"),
+        ("learning_rate", "pretrain.learning_rate or pool.learning_rate or use.learning_rate"),
         ("targts.transform", "targets.transform"),
     ],
 )
@@ -330,11 +468,11 @@ def test_yaml_values_of_the_wrong_type_are_refused(parse):
 
 
 def test_all_mistakes_of_a_command_line_and_its_files_are_reported_together(parse):
-    argv = ["--seed", "x", "stray", "--distiller.steps=-1", "--evaluate.labels"]
+    argv = ["--seed", "x", "stray", "--distiller.steps=-1", "--probe.labels"]
     found = problems(parse, *argv, files=["pol: {size: 2}\npool: {size: 0, max_age: 0}"])
     assert found == [
         "a setting is written --name value; got 'stray' alone",
-        "--evaluate.labels needs a value",
+        "--probe.labels needs a value",
         "pol.size is not a setting; the nearest is pool.size (--help lists all)",
         "seed must be of type int, got 'x'",
         "pool.size must be at least 1, got 0",

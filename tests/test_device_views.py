@@ -29,7 +29,7 @@ pytest.importorskip("kornia")
 
 from ssdd_hub.device_views import DeviceViews
 
-COUNT = 1200
+COUNT = 600
 SPACE = {"mean": [0.45, 0.4, 0.35], "std": [0.25, 0.3, 0.2]}
 # Each random step of lightly's views switched off; a test switches on what it looks at.
 OFF = {

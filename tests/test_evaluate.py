@@ -1,446 +1,531 @@
+import json
 import math
 from dataclasses import replace
-from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
+from test_protocols import Linear, draw_bank, make_data
 from torch import nn
 
+from ssdd_hub import evaluate
+from ssdd_hub.cells import CellStore
+from ssdd_hub.contenders import Candidate, Contender, none_contender, set_contender
+from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.evaluate import EvaluateSettings, evaluate, fit_student
-from ssdd_hub.images import ImageBank, fingerprint_pixels
+from ssdd_hub.evaluate import EvaluateSettings, Evaluation, describe_values
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.protocols import RealData, draw_labelled, in_chunks, linear_probe, teacher_error
-from ssdd_hub.streams import seeded
+from ssdd_hub.probe import LinearProbe, ProbeSettings
+from ssdd_hub.protocols import Measure, Pretrained, RealData, TeacherError
+from ssdd_hub.selection import Source
+from ssdd_hub.streams import derive_seed, seeded
 from ssdd_hub.students import ConvNet
+from ssdd_hub.target_transform import TargetTransform
+from ssdd_hub.use import SetPairs, SourcePairs, UseSettings, fit_student
 
-SETTINGS = EvaluateSettings(seeds=2, epochs=5, batch_size=8, learning_rate=0.05, labels=20)
+USE = UseSettings(epochs=3, batch_size=4, learning_rate=0.05)
+SPACE = PixelSpace((0.5,), (0.25,))
 CPU = torch.device("cpu")
 
 
-class Linear(nn.Module):
-    """A student whose features are its pixels, with timm's contract."""
+class Weights:
+    """A protocol that gives the sum of the head's weights, and keeps what it was asked."""
 
-    def __init__(self, pixels=4, width=3):
-        super().__init__()
-        self.head = nn.Linear(pixels, width)
+    def __init__(self, name="weights", stop=None, applies=None, setting=1):
+        self.name, self.asked, self.stop, self.setting = name, [], stop, setting
+        self._applies = applies or (lambda pretrained, data: True)
 
-    def forward_features(self, images):
-        return images
+    def key(self, data):
+        return {"setting": self.setting}
 
-    def forward_head(self, maps, pre_logits=False):
-        return maps.flatten(1) if pre_logits else self.head(maps.flatten(1))
+    def applies(self, pretrained, data):
+        return self._applies(pretrained, data)
 
-    def forward(self, images):
-        return self.forward_head(self.forward_features(images))
-
-
-def make_bank(pixels, labels=None):
-    return ImageBank(pixels, labels, None, {"name": "made", "fingerprint": fingerprint_pixels(pixels)})
-
-
-def draw_bank(count, labels=None, seed=0, size=2):
-    pixels = torch.randint(0, 256, (count, 1, size, size), generator=torch.Generator().manual_seed(seed))
-    return make_bank(pixels.to(torch.uint8), labels)
+    def __call__(self, pretrained, data):
+        if len(self.asked) == self.stop:
+            raise KeyboardInterrupt
+        self.asked.append((pretrained, data))
+        total = pretrained.student.head.weight.sum().item()
+        return [Measure("accuracy", total, 0.1), Measure("accuracy", 2 * total, 50)]
 
 
-def make_data(source, heldout):
-    targets, heldout_targets = (
-        torch.randn(len(bank), 3, generator=torch.Generator().manual_seed(number))
-        for number, bank in enumerate((source, heldout))
-    )
-    return RealData(source, targets, heldout, heldout_targets, PixelSpace((0.5,), (0.25,)), CPU)
+def make_set(seed=0, size=6):
+    drawn = torch.Generator().manual_seed(seed)
+    return DistilledSet(torch.randn(size, 1, 2, 2, generator=drawn), torch.randn(size, 3, generator=drawn), SPACE)
+
+
+def contender(name, seed, **changes):
+    return replace(set_contender(name, make_set(seed), "cpu"), **changes)
+
+
+def candidate(*protocols, name="linear", build=Linear):
+    return Candidate(name, build, {"name": name}, protocols)
+
+
+def real_data(name="made", seed=0):
+    heldout = draw_bank(5, torch.arange(5) % 2, seed=seed + 1)
+    targets = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+    return replace(make_data(draw_bank(8, torch.arange(8) % 2, seed=seed), heldout, targets), name=name)
 
 
 @pytest.fixture
-def data(digits, small_teacher):
-    """Digits and the targets of a small teacher."""
-    source, heldout = digits[0].subset(range(300)), digits[1].subset(range(100))
-    teacher = small_teacher()
-    targets = [teacher(bank.pixels.float() / 255) for bank in (source, heldout)]
-    return RealData(source, targets[0], heldout, targets[1], PixelSpace((0.3,), (0.4,)), CPU)
+def evaluation(tmp_path):
+    """Builds an evaluation of two sets and no pre-training by three students."""
+
+    def build(*protocols, sets=None, folder="cells", **changes):
+        settings = {
+            "contenders": sets or [contender("a", 1), contender("b", 2), none_contender()],
+            "candidates": [candidate(*protocols)],
+            "datasets": [real_data()],
+            "use": USE,
+            "seeds": 3,
+            "seed": 7,
+            "store": CellStore(tmp_path / folder),
+            "facts": {"source": "digits"},
+        }
+        return Evaluation(**{**settings, **changes})
+
+    return build
 
 
-def build_student():
-    return ConvNet((4, 8), "batch", 1, 16, num_targets=24)
+@pytest.fixture
+def run(evaluation, accelerator):
+    return lambda *protocols, **changes: evaluation(*protocols, **changes).run(accelerator)
 
 
-# Pre-training
+@pytest.fixture
+def trained(monkeypatch):
+    """The seeds that students are pre-trained with."""
+    seeds = []
+
+    def watched(student, pairs, use, seed):
+        seeds.append(seed)
+        return fit_student(student, pairs, use, seed)
+
+    monkeypatch.setattr(evaluate, "fit_student", watched)
+    return seeds
 
 
-def test_a_linear_student_reaches_the_least_squares_solution():
-    generator = torch.Generator().manual_seed(0)
-    images, noise = (torch.randn(shape, generator=generator) for shape in ((40, 1, 2, 2), (40, 3)))
-    targets = images.flatten(1) @ torch.randn(4, 3, generator=generator) + 1 + 0.1 * noise
-    settings = EvaluateSettings(epochs=600, batch_size=40, learning_rate=0.2, weight_decay=0.0)
-    student = fit_student(Linear(), images, targets, settings, seed=0)
-    augmented = np.concatenate([images.flatten(1).numpy(), np.ones((40, 1))], 1)
-    solution, residuals, *_ = np.linalg.lstsq(augmented, targets.numpy(), rcond=None)
-    np.testing.assert_allclose(student.head.weight.detach().numpy(), solution[:4].T, atol=1e-4)
-    np.testing.assert_allclose(student.head.bias.detach().numpy(), solution[4], atol=1e-4)
-    loss = nn.functional.mse_loss(student(images), targets).item()
-    assert loss == pytest.approx(residuals.sum() / targets.numel(), rel=1e-4)
+def text(records):
+    return json.dumps(records, sort_keys=True)
 
 
-def test_pre_training_is_sgd_on_the_mean_squared_error_in_shuffled_passes():
-    images, targets = torch.randn(6, 1, 2, 2), torch.randn(6, 3)
-    settings = EvaluateSettings(epochs=2, batch_size=6, learning_rate=0.1, momentum=0.5, weight_decay=0.01)
-    with seeded(0, "student"):
-        student = Linear()
-    with seeded(0, "student"):
-        twin = Linear()
-    fit_student(student, images, targets, settings, seed=0)
-    velocity = {}
-    for _ in range(2):  # a batch of all images has the same gradient in any order
-        twin.zero_grad()
-        (twin(images) - targets).square().mean().backward()
-        for name, parameter in twin.named_parameters():
-            gradient = parameter.grad + 0.01 * parameter.detach()
-            velocity[name] = gradient if name not in velocity else 0.5 * velocity[name] + gradient
-            parameter.data -= 0.1 * velocity[name]
-    for ours, theirs in zip(student.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+def scores(records):
+    return [record for record in records if record["protocol"] != "cost"]
 
 
-@pytest.mark.parametrize(
-    ("count", "batch_size", "epochs", "steps"), [(6, 2, 3, 9), (6, 100, 3, 3), (5, 2, 2, 5), (1, 1, 4, 4)]
-)
-def test_an_epoch_shows_every_image_once(count, batch_size, epochs, steps):
-    seen = []
-
-    class Student(Linear):
-        def forward(self, images):
-            seen.append(images[:, 0, 0, 0].tolist())
-            return super().forward(images)
-
-    images = torch.arange(count).float()[:, None, None, None].expand(-1, 1, 2, 2)
-    settings = EvaluateSettings(epochs=epochs, batch_size=batch_size, learning_rate=1e-3)
-    fit_student(Student(), images, torch.zeros(count, 3), settings, seed=0)
-    assert len(seen) == steps
-    shown = sum(seen, [])
-    for epoch in range(len(shown) // count):
-        assert sorted(shown[epoch * count : (epoch + 1) * count]) == list(range(count))
-
-
-def test_pre_training_moves_batch_statistics():
-    student = build_student().eval()
-    fit_student(student, torch.randn(6, 1, 16, 16), torch.randn(6, 24), replace(SETTINGS, batch_size=3), seed=0)
-    statistics = student.blocks[0][1]
-    assert statistics.num_batches_tracked == 10 and statistics.running_mean.abs().max() > 0
-
-
-def test_no_epochs_leave_the_student_as_it_is():
-    student = build_student()
-    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    fitted = fit_student(student, torch.randn(6, 1, 16, 16), torch.randn(6, 24), replace(SETTINGS, epochs=0), 0)
-    assert fitted is student and not student.training
-    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
-
-
-def test_pre_training_lowers_the_error_to_the_teacher_on_heldout_images(data):
-    torch.manual_seed(0)
-    student = build_student().eval()
-    before = teacher_error(student, data)
-    images, targets = data.random_pair(100, seed=0)
-    fit_student(student, images, targets, replace(SETTINGS, epochs=30, batch_size=32), seed=0)
-    assert not student.training
-    assert teacher_error(student, data) < 0.5 * before
-
-
-def test_the_order_of_the_images_is_a_function_of_the_seed(data):
-    pair, states = data.random_pair(30, seed=0), []
-    for seed in (0, 0, 1):
-        with seeded(0, "student"):
-            student = build_student()
-        states.append(fit_student(student, *pair, SETTINGS, seed).head.weight)
-    assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
-
-
-# The error to the teacher
-
-
-def test_the_error_is_the_mean_square_over_images_and_dimensions():
-    bank = draw_bank(5)
-    data = make_data(bank, bank)
-    student = Linear()
-    nn.init.zeros_(student.head.weight), nn.init.constant_(student.head.bias, 2.0)
-    assert teacher_error(student, data) == pytest.approx((data.heldout_targets - 2).square().mean().item())
-    images = (bank.pixels.double() / 255 - 0.5) / 0.25
-    exact = replace(data, heldout_targets=student.double()(images).float())
-    assert teacher_error(student.float(), exact) < 1e-12
-
-
-def test_working_in_chunks_changes_nothing():
-    images = torch.randn(11, 1, 2, 2)
-    student = Linear()
-    assert not in_chunks(student, images, 4).requires_grad
-    torch.testing.assert_close(in_chunks(student, images, 4), student(images).detach())
-
-
-# Labelled images
-
-
-def count_classes(labels, chosen):
-    return torch.bincount(labels[chosen], minlength=int(labels.max()) + 1).tolist()
-
-
-@pytest.mark.parametrize(("count", "expected"), [(12, [4, 4, 4]), (13, [4, 4, 5]), (2, [0, 1, 1]), (3, [1, 1, 1])])
-def test_classes_differ_by_one_labelled_image_at_most(count, expected):
-    labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 5)[torch.randperm(75)]
-    assert sorted(count_classes(labels, draw_labelled(labels, count, seed=0))) == expected
-
-
-def test_where_a_class_runs_out_the_others_fill_up():
-    labels = torch.tensor([0] * 50 + [1] * 20 + [2] * 2)
-    assert count_classes(labels, draw_labelled(labels, 30, seed=0)) == [14, 14, 2]
-
-
-def test_of_fewer_images_than_asked_all_are_drawn_once():
-    labels = torch.tensor([0, 1, 1])
-    assert sorted(draw_labelled(labels, 10, seed=0).tolist()) == [0, 1, 2]
-
-
-def test_the_draw_is_a_function_of_the_seed():
-    labels = torch.arange(100) % 10
-    first, again, other = (draw_labelled(labels, 20, seed) for seed in (0, 0, 1))
-    assert first.tolist() == again.tolist() != other.tolist()
-    assert len(set(first.tolist())) == 20
-
-
-# The probe
-
-
-def test_the_probe_is_scikit_learns_logistic_regression_on_scaled_features(data):
-    torch.manual_seed(0)
-    student = build_student().eval()
-    chosen = draw_labelled(data.source.labels, 30, seed=4)
-
-    def features(bank, indices):
-        images = (bank.pixels[indices].float() / 255 - 0.3) / 0.4
-        with torch.no_grad():
-            return student.features(images).double().numpy()
-
-    train, test = features(data.source, chosen), features(data.heldout, slice(None))
-    mean, std = train.mean(0), train.std()
-    regression = LogisticRegression(max_iter=2000).fit((train - mean) / std, data.source.labels[chosen].numpy())
-    predicted = regression.predict((test - mean) / std)
-    expected = np.mean(predicted == data.heldout.labels.numpy())
-    assert 0.2 < expected < 1
-    assert linear_probe(student, data, 30, seed=4) == expected
-
-
-def separable(count, seed=0):
-    """Images whose class shows in which of their pixels is bright."""
-    labels = torch.arange(count) % 4
-    bank = draw_bank(count, labels, seed)
-    pixels = (bank.pixels // 8).flatten(1)
-    pixels[torch.arange(count), labels] = 255
-    return make_bank(pixels.reshape(count, 1, 2, 2), labels)
-
-
-def test_the_probe_is_perfect_on_separable_features():
-    assert linear_probe(Linear(), make_data(separable(60), separable(40, seed=1)), 20, seed=0) == 1.0
-
-
-def test_images_of_unknown_class_are_left_out():
-    source, heldout = separable(60), separable(40, seed=1)
-    wrong = torch.arange(60) % 5 > 0
-    # A class of images like those of the others would spoil the regression.
-    source.labels[wrong] = -1
-    heldout.labels[::3] = -1
-    data = make_data(source, heldout)
-    assert data.labelled and linear_probe(Linear(), data, 30, seed=0) == 1.0
-    known = make_data(source.subset((~wrong).nonzero()[:, 0]), heldout)
-    assert linear_probe(Linear(), known, 30, seed=0) == 1.0
-
-
-def test_a_probe_without_labels_is_refused():
-    data = make_data(draw_bank(4), separable(4))
-    with pytest.raises(ValueError, match="a linear probe needs labels of the source and of the held-out images"):
-        linear_probe(Linear(), data, 4, seed=0)
-
-
-def test_a_probe_needs_two_known_classes_and_something_to_score():
-    labelled = separable(8)
-    nothing, unknown, single = draw_bank(8), draw_bank(8, torch.full((8,), -1)), draw_bank(8, torch.zeros(8).long())
-    assert make_data(labelled, labelled).labelled and make_data(labelled, single).labelled
-    for source, heldout in (
-        (nothing, labelled),
-        (labelled, nothing),
-        (unknown, labelled),
-        (labelled, unknown),
-        (single, labelled),
-    ):
-        assert not make_data(source, heldout).labelled
-
-
-def test_two_labels_are_two_classes():
-    assert linear_probe(Linear(), make_data(separable(60), separable(40)), 2, seed=0) <= 0.5
+def first_student(k, seed=7):
+    with seeded(seed, "evaluated student", k):
+        return Linear().eval()
 
 
 # Records
 
 
-@pytest.fixture
-def run(data, accelerator):
-    def run(sets, data=data, settings=SETTINGS, seed=7, **options):
-        return evaluate(sets, build_student, data, settings, seed=seed, accelerator=accelerator, **options)
-
-    return run
-
-
-def test_each_set_has_a_record_of_each_protocol_with_its_statistics(run, data):
-    sets = {"random": partial(data.random_pair, 30), "none": lambda k: None}
-    records = run(sets, settings=replace(SETTINGS, seeds=3), facts={"source": "digits", "student": "small"})
-    assert [(record["set"], record["protocol"]) for record in records] == [
-        ("random", "teacher_error"),
-        ("random", "probe"),
-        ("none", "teacher_error"),
-        ("none", "probe"),
-    ]
+def test_each_set_has_a_record_of_each_protocol_and_metric_with_its_statistics(run):
+    records = run(Weights(), TeacherError())
+    where = [(r["set"], r["protocol"], r["metric"], r["labels"]) for r in records]
+    per_set = [("weights", "accuracy", 0.1), ("weights", "accuracy", 50), ("teacher_error", "mse", None)]
+    cost = [("cost", name, None) for name in ("seconds", "steps", "epochs")]
+    expected = [(name, *rest) for name in "ab" for rest in per_set + cost]
+    assert where == expected + [("none", *rest) for rest in per_set]
     for record in records:
-        probe = record["protocol"] == "probe"
-        assert record["metric"] == ("accuracy" if probe else "mse") and record["labels"] == (20 if probe else None)
-        assert (record["source"], record["student"], record["n"]) == ("digits", "small", 3)
+        assert {"set", "protocol", "source", "target", "student", "labels", "metric"} <= set(record)
+        assert (record["source"], record["student"], record["use"], record["n"]) == ("digits", "linear", "none", 3)
+        assert record["target"] == (None if record["protocol"] == "cost" else "made")
         values = record["values"]
         mean = sum(values) / 3
-        assert len(set(values)) > 1 and record["mean"] == pytest.approx(mean)
+        assert record["mean"] == pytest.approx(mean)
         assert record["std"] == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in values) / 2))
+    assert all(len(set(record["values"])) == 3 for record in scores(records))
+    assert json.loads(text(records)) == records
 
 
 def test_one_seed_has_no_spread(run):
-    for record in run({"none": lambda k: None}, settings=replace(SETTINGS, seeds=1)):
+    for record in run(Weights(), seeds=1):
         assert (record["n"], record["std"], record["values"]) == (1, 0.0, [record["mean"]])
 
 
-def test_the_values_are_those_of_one_student_after_the_other(run, data):
-    pairs = [data.random_pair(30, k) for k in range(2)]
-    records = run({"a": lambda k: pairs[k], "none": lambda k: None})
-    for name, record_error, record_probe in (("a", *records[:2]), ("none", *records[2:])):
-        for k in range(2):
-            with seeded(7, "evaluated student", k):
-                student = build_student().eval()
-            if name == "a":
-                fit_student(student, *pairs[k], SETTINGS, seed=k)
-            # The memory layout of the weights decides the last bits.
-            assert record_error["values"][k] == pytest.approx(teacher_error(student, data), rel=1e-4)
-            assert record_probe["values"][k] == pytest.approx(linear_probe(student, data, 20, k, 10), abs=0.01)
+def test_the_values_are_those_of_one_student_after_the_other(run):
+    records, data = run(Weights(), TeacherError()), real_data()
+    for record in scores(records):
+        for k, value in enumerate(record["values"]):
+            student, seed = first_student(k), derive_seed(7, "evaluated student", k)
+            if record["set"] != "none":
+                made = set_contender("", make_set({"a": 1, "b": 2}[record["set"]]), "cpu")
+                fit_student(student, made.pairs(k), USE, seed)
+            protocol = Weights() if record["protocol"] == "weights" else TeacherError()
+            found = protocol(Pretrained(student, Linear, None, seed), data)
+            (expected,) = [m.value for m in found if (m.metric, m.labels) == (record["metric"], record["labels"])]
+            assert value == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_probe_is_the_mean_of_draws_that_no_two_seeds_share(data):
-    student = build_student().eval()
-    single = [linear_probe(student, data, 20, seed=draw) for draw in range(6)]
-    assert len(set(single)) > 1
-    for seed in range(2):
-        assert linear_probe(student, data, 20, seed, draws=3) == pytest.approx(
-            sum(single[3 * seed : 3 * seed + 3]) / 3
-        )
+def test_the_cost_is_steps_passes_and_seconds(run):
+    """6 images in batches of 4 for 3 passes are 4 steps, in which 16 images are seen."""
+    cost = {(r["set"], r["metric"]): r["values"] for r in run(Weights()) if r["protocol"] == "cost"}
+    assert cost["a", "steps"] == cost["b", "steps"] == [4, 4, 4]
+    assert cost["a", "epochs"] == [pytest.approx(16 / 6)] * 3
+    assert all(0 < seconds < 60 for seconds in cost["a", "seconds"])
+    assert not [key for key in cost if key[0] == "none"]
 
 
-def test_students_trained_side_by_side_are_those_of_one_core(run, data):
-    cores = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = run({"a": partial(data.random_pair, 20)}, settings=replace(SETTINGS, seeds=4))
-        torch.set_num_threads(3)
-        together = run({"a": partial(data.random_pair, 20)}, settings=replace(SETTINGS, seeds=4))
-        assert together == alone
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(cores)
+def test_where_a_protocol_does_not_apply_to_a_student_its_value_is_null(run):
+    second = derive_seed(7, "evaluated student", 1)
+    never, twice = Weights("never", applies=lambda *given: False), Weights(applies=lambda p, data: p.seed != second)
+    for _ in range(2):
+        records = scores(run(never, twice))
+        assert {record["protocol"] for record in records} == {"weights"}
+        for record in records:
+            values = record["values"]
+            assert values[1] is None and None not in (values[0], values[2])
+            assert record["n"] == 2 and record["mean"] == pytest.approx((values[0] + values[2]) / 2)
+    # That it does not apply is an answer, too.
+    assert len(twice.asked) == 6 and never.asked == []
 
 
-def test_sets_are_compared_with_the_same_students(run):
-    first, second = run({"a": lambda k: None, "b": lambda k: None})[::2]
-    assert first["values"] == second["values"] and len(set(first["values"])) == 2
-    assert run({"a": lambda k: None}, seed=8)[0]["values"] != first["values"]
+@pytest.mark.parametrize(
+    ("values", "mean", "std", "n"),
+    [
+        ([1.0, 2.0, 4.0], 7 / 3, math.sqrt(7 / 3), 3),
+        ([5.0], 5.0, 0.0, 1),
+        ([None, 1.0, 3.0], 2.0, math.sqrt(2), 2),
+        ([math.nan, 1.0, math.inf], 1.0, 0.0, 1),
+        ([None, None], None, 0.0, 0),
+        ([], None, 0.0, 0),
+    ],
+)
+def test_statistics_are_of_the_numbers_that_are_there(values, mean, std, n):
+    found = describe_values(values)
+    assert found["mean"] == (mean if mean is None else pytest.approx(mean)) and found["std"] == pytest.approx(std)
+    assert found["n"] == n and found["values"] == values
 
 
-def test_the_work_can_be_shared_out_over_processes(run, data, monkeypatch):
-    sets = {"a": partial(data.random_pair, 20), "b": lambda k: None}
-    settings = replace(SETTINGS, seeds=3)
-    alone = run(sets, settings=settings)
-
-    class Share:
-        def __init__(self, index):
-            self.process_index, self.num_processes, self.is_main_process = index, 4, False
-
-    shares = []
-    for index in range(4):
-
-        def collect(share):
-            shares.extend(share)
-            raise InterruptedError
-
-        monkeypatch.setattr("ssdd_hub.evaluate.gather_object", collect)
-        with pytest.raises(InterruptedError):
-            evaluate(sets, build_student, data, settings, seed=7, accelerator=Share(index))
-    assert sorted(job for share in shares for job in share) == [(name, k) for name in "ab" for k in range(3)]
-    assert max(map(len, shares)) == 2
-    monkeypatch.setattr("ssdd_hub.evaluate.gather_object", lambda share: shares)
-    assert evaluate(sets, build_student, data, settings, seed=7, accelerator=Share(0)) == alone
+# The same students for all sets
 
 
-def test_data_without_labels_have_no_probe(run, data):
-    bare = replace(data, source=replace(data.source, labels=None))
-    assert [record["protocol"] for record in run({"none": lambda k: None}, data=bare)] == ["teacher_error"]
+def test_students_start_alike_whatever_the_set(run):
+    records = scores(run(Weights(), use=replace(USE, epochs=0)))
+    values = {record["set"]: record["values"] for record in records if record["labels"] == 0.1}
+    assert values["a"] == values["b"] == values["none"]
+    assert values["a"] == [pytest.approx(first_student(k).head.weight.sum().item()) for k in range(3)]
+    assert len(set(values["a"])) == 3
 
 
-def test_a_student_that_diverges_is_reported(run, data):
-    settings = replace(SETTINGS, learning_rate=1e12)
-    message = "student 0 diverges when it is pre-trained on the set: lower --evaluate.learning-rate"
+def test_protocols_draw_alike_whatever_the_set(run):
+    protocol = Weights()
+    run(protocol, datasets=[real_data("one"), real_data("two", seed=5)])
+    seeds = [pretrained.seed for pretrained, _ in protocol.asked]
+    assert len(protocol.asked) == 3 * 3 * 2 and len(set(seeds)) == 3
+    # Students are visited number by number: two datasets for each of three sets.
+    assert [len(set(seeds[6 * k : 6 * k + 6])) for k in range(3)] == [1, 1, 1]
+
+
+def test_a_protocol_gets_the_student_its_pairs_and_a_fresh_copy_of_it(run):
+    protocol = Weights()
+    run(protocol, seeds=2)
+    for number, (pretrained, _) in enumerate(protocol.asked):
+        k, trained = number // 3, number % 3 < 2
+        fresh, expected = pretrained.build(), first_student(k)
+        assert fresh is not pretrained.student and not fresh.training and not pretrained.student.training
+        assert torch.equal(fresh.head.weight, expected.head.weight)
+        assert torch.equal(fresh.head.weight, pretrained.student.head.weight) != trained
+        assert pretrained.pairs is None if not trained else len(pretrained.pairs) == 6
+
+
+def test_the_seed_of_the_run_decides(run):
+    first, other = (run(Weights(), seed=seed)[0]["values"] for seed in (7, 8))
+    assert not set(first) & set(other)
+
+
+# Nothing is measured twice
+
+
+def test_a_second_run_measures_nothing_and_gives_the_same_records(run, trained):
+    protocol = Weights()
+    first = run(protocol)
+    assert len(protocol.asked) == 9 and len(trained) == 6
+    assert text(run(protocol)) == text(first)
+    assert len(protocol.asked) == 9 and len(trained) == 6
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 5, 8])
+def test_an_evaluation_that_was_killed_goes_on_and_ends_in_the_same_records(run, evaluation, trained, stop):
+    unbroken = run(Weights("first"), Weights("second"), folder="unbroken")
+    trained.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(Weights("first"), Weights("second", stop=stop))
+    store = evaluation().store
+    before = {path: path.read_bytes() for path in store.folder.iterdir()}
+    costs, *there = ([p for p in before if name in before[p]] for name in (b'"cost"', b'"first"', b'"second"'))
+    # That of the cell that was being measured had been pre-trained, and its first cell measured.
+    assert len(there[1]) == stop < len(there[0]) and 0 < len(costs) == len(trained)
+    first, second = Weights("first"), Weights("second")
+    resumed = run(first, second)
+    assert len(first.asked) == 9 - len(there[0]) and len(second.asked) == 9 - stop
+    assert text(scores(resumed)) == text(scores(unbroken))
+    # What was measured is as it was, the seconds of pre-training too.
+    assert all(path.read_bytes() == content for path, content in before.items())
+    kept = [m["value"] for path in costs for m in json.loads(before[path])["measures"] if m["metric"] == "seconds"]
+    told = [v for r in resumed if (r["protocol"], r["metric"]) == ("cost", "seconds") for v in r["values"]]
+    assert set(kept) <= set(told) and len(told) == 6
+    assert text(run(first, second)) == text(resumed)
+
+
+def test_what_is_added_is_all_that_is_measured(run, trained):
+    first, second, more = Weights("first"), Weights("second"), [contender("a", 1), contender("c", 3)]
+    before = run(first, sets=more[:1])
+    assert (len(first.asked), len(trained)) == (3, 3)
+    added = run(first, second, sets=more[:1])
+    assert (len(first.asked), len(second.asked), len(trained)) == (3, 3, 6)
+    assert [record for record in added if record["protocol"] != "second"] == before
+    added = run(first, second, sets=more)
+    assert (len(first.asked), len(second.asked), len(trained)) == (6, 6, 9)
+    assert [r for r in added if (r["set"], r["protocol"]) in (("a", "first"), ("a", "cost"))] == before
+    added = run(first, second, sets=more, seeds=4)
+    assert (len(first.asked), len(second.asked), len(trained)) == (8, 8, 11)
+    assert added[0]["values"][:3] == before[0]["values"] and len(added[0]["values"]) == 4
+    two = [real_data(), real_data("new", seed=9)]
+    added = run(first, second, sets=more, seeds=4, datasets=two)
+    assert (len(first.asked), len(second.asked), len(trained)) == (16, 16, 19)
+    assert {data.name for _, data in first.asked[8:]} == {"new"}
+    both = [candidate(first), candidate(first, name="other")]
+    run(sets=more, seeds=4, datasets=two, candidates=both)
+    assert (len(first.asked), len(second.asked), len(trained)) == (32, 16, 27)
+    # Fewer are there already.
+    assert run(first, sets=more[:1])[0] == before[0]
+    assert (len(first.asked), len(trained)) == (32, 27)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use": replace(USE, learning_rate=0.04)},
+        {"use": replace(USE, augment="flip")},
+        {"use": replace(USE, max_steps=2)},
+        {"seed": 8},
+        {"sets": [contender("a", 4), contender("b", 5), none_contender()]},
+        {"datasets": [real_data("made", seed=3)]},
+        {"datasets": [replace(real_data(), pixel_space=PixelSpace((0.5,), (0.3,)))]},
+        {"datasets": [replace(real_data(), heldout_targets=torch.ones(5, 3))]},
+    ],
+)
+def test_what_a_number_depends_on_has_it_measured_again(run, change):
+    protocol = Weights()
+    first = run(protocol)
+    run(protocol, **change)
+    measured = len(protocol.asked) - 9
+    assert measured == (6 if "sets" in change else 9)
+    assert text(run(protocol)) == text(first) and len(protocol.asked) == 9 + measured
+
+
+def test_other_settings_of_a_protocol_have_it_measured_again(run, trained):
+    run(Weights())
+    again = Weights(setting=2)
+    run(again)
+    assert len(again.asked) == 9 and len(trained) == 12
+
+
+def test_names_do_not_matter(run, trained):
+    first, later = run(Weights()), Weights()
+    sets = [contender("new", 1), contender("b", 2), none_contender("untrained")]
+    renamed = run(later, sets=sets, datasets=[real_data("other")])
+    assert later.asked == [] and len(trained) == 6
+    assert [record["values"] for record in renamed] == [record["values"] for record in first]
+    assert renamed[0]["set"] == "new" and renamed[0]["target"] == "other"
+
+
+def test_sets_of_the_same_content_are_measured_once(run):
+    protocol = Weights()
+    records = scores(run(protocol, sets=[contender("a", 1), contender("copy", 1)]))
+    assert [record["values"] for record in records[:2]] == [record["values"] for record in records[2:]]
+    assert len(protocol.asked) == 3
+
+
+def test_a_damaged_cell_is_measured_again(run, evaluation):
+    protocol = Weights()
+    first = run(protocol)
+    path = next(p for p in sorted(evaluation().store.folder.iterdir()) if b'"weights"' in p.read_bytes())
+    path.write_bytes(path.read_bytes()[:-20])
+    assert text(run(protocol)) == text(first) and len(protocol.asked) == 10
+
+
+# What a contender decides
+
+
+def test_a_contender_may_be_asked_some_protocols_only(run):
+    first, second = Weights("first"), Weights("second")
+    records = run(first, second, sets=[contender("a", 1, protocols=("second",)), contender("b", 2)])
+    asked = {(record["set"], record["protocol"]) for record in scores(records)}
+    assert asked == {("a", "second"), ("b", "first"), ("b", "second")} and len(first.asked) == 3
+
+
+def test_a_contender_that_is_asked_nothing_is_not_trained(run, trained):
+    assert run(Weights(), sets=[contender("a", 1, protocols=())]) == []
+    assert trained == []
+
+
+def test_a_network_of_its_own_takes_the_students_place(run, trained):
+    class Fixed(Linear):
+        def __init__(self):
+            super().__init__()
+            nn.init.constant_(self.head.weight, 0.5)
+
+    own = Contender("own", lambda k: None, lambda k: "fixed", network=Fixed)
+    protocol = Weights()
+    records = run(protocol, sets=[own, contender("a", 1)])
+    assert records[0]["values"] == [6.0] * 3 and records[0]["n"] == 3 and len(trained) == 3
+    assert type(protocol.asked[0][0].student) is type(protocol.asked[0][0].build()) is Fixed
+    assert protocol.asked[0][0].pairs is None
+    # No recipe and no student is part of it.
+    again = Weights()
+    run(again, sets=[own], use=replace(USE, epochs=9), candidates=[candidate(again, name="other")])
+    assert again.asked == []
+
+
+def test_another_teachers_targets_are_not_compared(run):
+    protocol, strange = Weights(), contender("b", 2, same_targets=False)
+    records = run(TeacherError(), protocol, sets=[contender("a", 1), strange], seeds=1)
+    asked = {(record["set"], record["protocol"]) for record in scores(records)}
+    assert asked == {("a", "teacher_error"), ("a", "weights"), ("b", "weights")}
+    assert [data.heldout_targets is None for _, data in protocol.asked] == [False, True]
+
+
+def test_a_contender_may_have_a_pixel_space_of_its_own(run):
+    raw, protocol = PixelSpace.raw(1), Weights()
+    run(protocol, sets=[contender("a", 1), contender("b", 1, pixel_space=raw)], seeds=1)
+    assert [data.pixel_space for _, data in protocol.asked] == [SPACE, raw]
+
+
+# Mistakes
+
+
+def test_an_error_names_student_number_and_set(run):
+    def endless(k):
+        made = make_set()
+        return SetPairs(replace(made, images=made.images * (1e30 if k else 1)))
+
+    message = "^linear number 1 on b: a student diverges when it is pre-trained on the set: lower --use.learning-rate$"
     with pytest.raises(InputError, match=message):
-        run({"random": partial(data.random_pair, 20)}, settings=settings)
+        run(TeacherError(), sets=[contender("a", 1), contender("b", 2, pairs=endless)])
+    with pytest.raises(InputError, match="^linear number 0 on a: use.augment is views, and the set holds none"):
+        run(TeacherError(), sets=[contender("a", 1)], use=replace(USE, augment="views"))
 
 
-# References and settings
+def test_what_diverged_is_not_kept(run):
+    with pytest.raises(InputError, match="diverges"):
+        run(TeacherError(), use=replace(USE, learning_rate=1e30))
+    assert all(math.isfinite(record["mean"]) for record in run(TeacherError()))
 
 
-def test_a_random_reference_is_real_images_with_their_targets(data):
-    images, targets = data.random_pair(40, seed=1)
-    all_images = (data.source.pixels.float() / 255 - 0.3) / 0.4
-    distance, index = (images[:, None] - all_images[None]).abs().amax((2, 3, 4)).min(1)
-    assert distance.max() < 1e-6 and len(index.unique()) == 40
-    assert torch.equal(targets, data.targets[index])
-    assert torch.equal(images, data.random_pair(40, seed=1)[0])
-    assert not torch.equal(images, data.random_pair(40, seed=2)[0])
+# Side by side
+
+
+@pytest.fixture
+def cores():
+    number = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(number)
+
+
+def test_students_trained_side_by_side_are_those_of_one_core(run, cores):
+    cores(1)
+    alone = run(Weights(), TeacherError(), folder="alone")
+    cores(3)
+    together = run(Weights(), TeacherError(), folder="together")
+    assert text(scores(together)) == text(scores(alone))
+    assert torch.get_num_threads() == 3
+
+
+def test_an_error_in_one_of_several_threads_ends_the_run(run, cores):
+    cores(3)
+    with pytest.raises(KeyboardInterrupt):
+        run(Weights(stop=2))
+    assert torch.get_num_threads() == 3
+
+
+class Share:
+    is_main_process = False
+
+    def __init__(self, index, number):
+        self.process_index, self.num_processes = index, number
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch, number):
+    alone = run(Weights(), TeacherError(), folder="alone")
+    shares, protocols, store = [], [Weights() for _ in range(number)], evaluation().store
+
+    def collect(share):
+        shares.extend(share)
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluate, "gather_object", collect)
+    for index, protocol in enumerate(protocols):
+        with pytest.raises(InterruptedError):
+            evaluation(protocol, TeacherError(), store=store).run(Share(index, number))
+    places = [place for share in shares for place in share]
+    assert sorted(places) == sorted(("linear", name, k) for name in ("a", "b", "none") for k in range(3))
+    counts = [len(share) for share in shares]
+    assert max(counts) - min(counts) <= 1 and [len(protocol.asked) for protocol in protocols] == counts
+    monkeypatch.setattr(evaluate, "gather_object", lambda share: shares)
+    for index in range(number):
+        last = Weights()
+        records = evaluation(last, TeacherError(), store=store).run(Share(index, number))
+        assert text(scores(records)) == text(scores(alone)) and last.asked == []
+
+
+def test_another_number_of_processes_finds_what_is_there(run, evaluation, monkeypatch):
+    first = run(Weights())
+    protocol, shares = Weights(), []
+    monkeypatch.setattr(evaluate, "gather_object", lambda share: shares.extend(share) or shares)
+    # The first process alone has but its own share to tell of.
+    with pytest.raises(KeyError):
+        evaluation(protocol).run(Share(0, 2))
+    assert text(evaluation(protocol).run(Share(1, 2))) == text(first) and protocol.asked == []
+
+
+# Candidates
+
+
+def test_a_timm_model_can_be_a_candidate():
+    shape = {"num_targets": 3, "in_chans": 1, "image_size": 8}
+    found = Candidate.of("ssdd_convnet3", {"widths": [2, 3]}, (), **shape)
+    assert found.name == "ssdd_convnet3" and isinstance(found.build(), ConvNet)
+    assert found.build()(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    wide = Candidate.of("ssdd_convnet3", {"widths": [2, 4]}, (), "wide", **shape)
+    assert wide.name == "wide" and wide.identity != found.identity
+    assert wide.identity == json.loads(json.dumps(wide.identity))
+    for name, args, message in (
+        ("ssdd_convnet33", {}, "student 'ssdd_convnet33' is not a timm model"),
+        ("ssdd_convnet3", {"width": 3}, "student 'ssdd_convnet3' cannot be built with"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Candidate.of(name, args, (), **shape)
+
+
+def test_pre_training_on_digits_is_worth_something(digits, small_teacher, run):
+    source, heldout, teacher = digits[0].subset(range(200)), digits[1].subset(range(100)), small_teacher()
+    space, plain = PixelSpace((0.3,), (0.4,)), TargetTransform.fit("none", torch.zeros(2, 24))
+    targets, seen = (teacher(bank.pixels / 255) for bank in (source, heldout))
+    given = Source(source, targets, teacher, plain, space)
+    pairs = SourcePairs(given.bank, given.targets, space)
+    sets = [Contender("full", lambda k: pairs, lambda k: "full"), none_contender()]
+    asked = [TeacherError(), LinearProbe(ProbeSettings(labels=[50], draws=1, ridges=[1e-2]))]
+    shape = {"num_targets": 24, "in_chans": 1, "image_size": 16}
+    students = [Candidate.of("ssdd_convnet3", {"widths": [4, 8]}, asked, **shape)]
+    data, use = RealData("digits", source, heldout, space, CPU, seen), UseSettings(epochs=10, batch_size=50)
+    records = run(sets=sets, candidates=students, datasets=[data], use=use, seeds=2)
+    mean = {(record["set"], record["protocol"]): record["mean"] for record in scores(records)}
+    assert mean["full", "teacher_error"] < 0.5 * mean["none", "teacher_error"]
+    assert mean["full", "probe"] > 0.4
+
+
+# Settings
 
 
 def test_settings_out_of_range_are_all_named():
     with pytest.raises(SettingsError) as caught:
-        EvaluateSettings(
-            seeds=0,
-            epochs=-1,
-            batch_size=0,
-            learning_rate=0,
-            momentum=1,
-            weight_decay=-1,
-            labels=1,
-            max_heldout=0,
-        )
+        EvaluateSettings(seeds=0, max_heldout=0)
     assert caught.value.problems == [
-        "evaluate.labels must be at least 2, or there is nothing to tell, got 1",
         "evaluate.seeds must be at least 1, got 0",
-        "evaluate.batch_size must be at least 1, got 0",
         "evaluate.max_heldout must be at least 1, got 0",
-        "evaluate.epochs must be at least 0, got -1",
-        "evaluate.learning_rate must be above 0, got 0",
-        "evaluate.momentum must be in [0, 1), got 1",
-        "evaluate.weight_decay must be at least 0, got -1",
     ]
-
-
-def test_the_recipe_for_using_a_set_holds_the_settings_of_its_evaluation():
-    use = EvaluateSettings(epochs=3, batch_size=4, learning_rate=0.2, momentum=0.1, weight_decay=0.3).use()
-    assert use == {
-        "loss": "mean squared error of the head's output to the target",
-        "optimizer": "SGD",
-        "learning_rate": 0.2,
-        "momentum": 0.1,
-        "weight_decay": 0.3,
-        "epochs": 3,
-        "batch_size": 4,
-        "augmentation": "none",
-    }

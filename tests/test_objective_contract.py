@@ -40,7 +40,8 @@ def trained(name, kind):
     objective, views = build(name, kind), real_views(name)
     settle(objective, views)
     # MoCo's copy lags behind a network that learns faster, and the loss between them rises again.
-    losses = train(objective, views, 20, lr=3e-4 if name == "moco" else 1e-3)
+    steps, lr = (20, 3e-4) if name == "moco" else (12, 1e-3)
+    losses = train(objective, views, steps, lr)
     return losses, [part.grad for part in objective.backbone.parameters()], copy_state(objective)
 
 
@@ -69,7 +70,9 @@ def next_losses(objective, views, steps=2):
 def test_the_loss_is_a_finite_number_and_falls(name, kind):
     losses, _, _ = trained(name, kind)
     assert losses.isfinite().all()
-    assert losses[-5:].mean() < losses[:5].mean() - 0.02 * losses[:5].mean().abs()
+    quarter = len(losses) // 4
+    start, end = losses[:quarter].mean(), losses[-quarter:].mean()
+    assert end < start - 0.02 * start.abs()
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)

@@ -1,14 +1,12 @@
 """Two gloo processes under DistributedDataParallel train an objective as one process does with the whole batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from reference.objective_cases import NAMES
 from reference.objective_worker import two_steps
+from reference.warm import start_two
 
 from ssdd_hub.checkpoint import load_tree
 
@@ -22,13 +20,8 @@ NOT_THE_SAME = ("barlow_twins", "mae")
 def processes(tmp_path_factory):
     """Runs every objective on two processes, once, and returns what each of them got."""
     folder = tmp_path_factory.mktemp("two")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    worker = str(TESTS / "reference" / "objective_worker.py")
-    done = subprocess.run(
-        [*torchrun, worker, str(folder)], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    for process in start_two(TESTS / "reference" / "objective_worker.py", folder):
+        process.finish()
     return [load_tree(folder / f"process-{rank}.safetensors") for rank in (0, 1)]
 
 

@@ -26,18 +26,19 @@ SMALL = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pixels(digits):
     return digits[0].pixels[:40]
 
 
-@pytest.fixture
-def train(pixels, accelerator):
+@pytest.fixture(scope="module")
+def train(pixels):
     """Prepares a training on 40 digits: three steps an epoch."""
 
-    def train(seed=0, pixels=pixels, accelerator=accelerator, **settings):
+    def train(seed=0, pixels=pixels, accelerator=None, **settings):
         backbone = new_backbone("ssdd_convnet3", 1, 16, seed, widths=(4, 8))
         settings = PretrainSettings(**{**SMALL, **settings})
+        accelerator = accelerator or Accelerator(cpu=True)
         return Pretraining(backbone, pixels, PixelSpace.of(pixels), settings, seed=seed, accelerator=accelerator)
 
     return train
@@ -192,7 +193,7 @@ def test_a_training_that_diverges_is_refused_and_never_saved(train, tmp_path, ch
 # What is watched
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def watch(digits):
     bank = digits[0].subset(range(40))
 
@@ -223,10 +224,18 @@ class Killed(BaseException):
     pass
 
 
+NINE_STEPS = {"epochs": 3, "checkpoint_every": 4}
+
+
+@pytest.fixture(scope="module")
+def unbroken(train, watch, tmp_path_factory):
+    return run(train(**NINE_STEPS), tmp_path_factory.mktemp("unbroken") / "run", watch(every=1))
+
+
 @pytest.mark.parametrize("killed_at", [0, 3, 4, 6, 8])
-def test_a_run_that_is_killed_and_started_again_ends_like_the_unbroken_one(train, watch, tmp_path, killed_at):
-    settings = {"epochs": 3, "checkpoint_every": 4}
-    unbroken = run(train(**settings), tmp_path / "unbroken", watch(every=1))
+def test_a_run_that_is_killed_and_started_again_ends_like_the_unbroken_one(
+    train, watch, unbroken, tmp_path, killed_at
+):
     steps = []
 
     def dying():
@@ -235,9 +244,9 @@ def test_a_run_that_is_killed_and_started_again_ends_like_the_unbroken_one(train
         steps.append(1)
 
     with pytest.raises(Killed):
-        run(interrupt(train(**settings), dying), tmp_path / "broken", watch(every=1))
+        run(interrupt(train(**NINE_STEPS), dying), tmp_path / "broken", watch(every=1))
     redone = []
-    resumed = run(interrupt(train(**settings), lambda: redone.append(1)), tmp_path / "broken", watch(every=1))
+    resumed = run(interrupt(train(**NINE_STEPS), lambda: redone.append(1)), tmp_path / "broken", watch(every=1))
     assert len(redone) == 9 - killed_at // 4 * 4
     assert same(resumed[0], unbroken[0])
     assert resumed[1] == unbroken[1]

@@ -1,13 +1,11 @@
 """A teacher trained on two gloo processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from reference.warm import start_two
 
 from ssdd_hub.checkpoint import load_tree
 
@@ -17,12 +15,8 @@ WORKER = Path(__file__).parent / "reference" / "pretrain_worker.py"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pretrain")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(WORKER), str(folder)], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    for process in start_two(WORKER, folder):
+        process.finish()
     return folder
 
 

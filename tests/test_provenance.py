@@ -9,7 +9,7 @@ from ssdd_hub.command_line import parse_config, to_dict
 from ssdd_hub.config import DistillConfig, TrainTeacherConfig
 from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.provenance import describe_run, describe_training
+from ssdd_hub.provenance import describe_command, describe_run, describe_selection, describe_training
 from ssdd_hub.targets import TargetTransform
 
 SOURCE = {"name": "digits", "license": "cc-by-4.0", "fingerprint": "abc", "num_images": 3}
@@ -36,7 +36,8 @@ def test_a_run_is_described_by_all_that_its_set_depends_on(describe, small_teach
     assert described["method"] == "krr-st" and described["seed"] == 5
     assert described["settings"]["distiller"]["num_images"] == 2
     assert described["settings"]["run"] == {"mixed_precision": "no"}
-    assert described["settings"].keys() - {"run"} == {
+    # How the set is used and probed may be recorded, but decides nothing of it.
+    assert described["settings"].keys() - {"run", "use", "probe"} == {
         *("data", "teacher", "pretrain", "targets", "student", "pool", "distiller", "seed")
     }
     assert described["student"] == {"name": "ssdd_convnet3", "model_args": {"widths": [4]}}
@@ -140,6 +141,52 @@ def test_the_command_is_what_was_typed_but_for_absolute_paths(describe, tmp_path
         *("--data.name", "../shared/data/cifar100", "--data.split=train", "--output=run 1"),
         *("--distiller.lr-images", "1e-2", "--student.model-args", "{widths: [4]}"),
     ]
+
+
+def test_the_command_of_any_recipe_is_told(monkeypatch):
+    argv = ["--set", "/home/me/runs/a/distilled", "--target-args.cars.name=~/cars", "--references", "none,random"]
+    monkeypatch.setattr(sys, "argv", ["/home/me/clone/recipes/evaluate.py", *argv, f"--student-args.x={TOKEN}", "a b"])
+    assert shlex.split(describe_command()) == [
+        *("accelerate", "launch", "recipes/evaluate.py", "--set", "distilled", "--target-args.cars.name=cars"),
+        *("--references", "none,random", "--student-args.x=<token>", "a b"),
+    ]
+
+
+# Images that were chosen
+
+
+@pytest.fixture
+def selected(small_teacher):
+    def selected(chosen=(4, 2), **source):
+        teacher, fitted = small_teacher(), TargetTransform.fit("standardise", torch.randn(5, 24))
+        selection = {"seed": 8, "chosen": list(chosen), "expert_args": {"folder": "/home/me/experts", "token": TOKEN}}
+        space = PixelSpace((0.3,), (0.4,))
+        return describe_selection("kmeans", selection, {**SOURCE, **source}, teacher, fitted, space)
+
+    return selected
+
+
+def test_a_selection_is_described_by_all_that_its_set_depends_on(selected, small_teacher):
+    described = selected()
+    assert described.keys() == {
+        *("method", "selection", "seed", "source", "versions", "teacher", "target_transform", "license"),
+        "student_pixel_space",
+    }
+    assert (described["method"], described["seed"], described["source"]) == ("selection/kmeans", 8, SOURCE)
+    assert described["selection"]["chosen"] == [4, 2] and described["versions"] == describe_versions()
+    assert described["teacher"]["weights_sha256"] == small_teacher().weights_sha256()
+    assert described["student_pixel_space"] == {"mean": [0.3], "std": [0.4]}
+    assert described["target_transform"]["kind"] == "standardise" and described["license"] == "unknown"
+    assert selected(license="mit")["license"] == "mit"
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_a_selection_tells_no_folder_and_no_token(selected, tmp_path):
+    (tmp_path / "photos").mkdir()
+    described = selected(name=str(tmp_path / "photos"))
+    assert described["source"]["name"] == "photos"
+    assert described["selection"]["expert_args"] == {"folder": "experts", "token": "<token>"}
+    assert str(tmp_path) not in json.dumps(described)
 
 
 # Tokens of the Hub

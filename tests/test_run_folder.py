@@ -11,6 +11,8 @@ CONFIG = {
     "data": {"name": "digits", "image_size": 16, "channels": None},
     "distiller": {"lr_images": 1e-4, "steps": 10, "widths": [1, 2]},
     "evaluate": {"seeds": 5},
+    "use": {"epochs": 100},
+    "probe": {"labels": [10]},
     "run": {"log_every": 50, "mixed_precision": "no"},
     "seed": 0,
     "output": "runs/a",
@@ -61,6 +63,8 @@ def test_a_run_goes_on_with_the_same_settings(tmp_path):
     [
         changed(evaluate={"seeds": 9}),
         changed(evaluate={"seeds": 9, "new": 1}),
+        changed(use={"epochs": 9}),
+        changed(probe={"labels": [20], "draws": 3}),
         changed(run={"log_every": 1}),
         changed(output="elsewhere"),
     ],
@@ -92,6 +96,36 @@ def test_a_run_with_other_settings_is_refused_naming_them(tmp_path, config, diff
     with pytest.raises(InputError, match=rf"a run with other settings \({differences}\): choose another --output"):
         RunFolder(tmp_path, config)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        changed(seed=1),
+        changed(data={"name": "cifar", "new": 1}, distiller={"steps": 99}),
+        {**CONFIG, "seed": {"a": 1}},
+    ],
+)
+def test_a_recipe_may_go_on_with_any_of_its_settings(tmp_path, config):
+    begin(tmp_path)
+    RunFolder(tmp_path, config, same_settings=False).start()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
+
+
+@pytest.mark.parametrize("other", [{**CONFIG, "sets": ["a"]}, {k: v for k, v in CONFIG.items() if k != "distiller"}])
+def test_the_run_of_another_recipe_is_refused_also_then(tmp_path, other):
+    begin(tmp_path, other)
+    with pytest.raises(InputError, match=r"holds a run .*(sets|distiller).*: choose another --output"):
+        RunFolder(tmp_path, CONFIG, same_settings=False)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == other
+
+
+@pytest.mark.parametrize("content", [b"", b"- a\n", b"a: ["])
+def test_settings_that_cannot_be_read_are_reported_also_then(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"(?s)config\.yaml cannot be read \(.*\): choose another --output"):
+        RunFolder(tmp_path, CONFIG, same_settings=False)
 
 
 def test_an_empty_folder_is_taken(tmp_path):

@@ -57,8 +57,13 @@ def check_same_features(network, backbone):
 # Names as in torchvision and timm
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".safetensors"])
-@pytest.mark.parametrize("prefix", ["", "backbone.", "module.", "encoder.", "model.", "module.student_backbone."])
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [
+        *[("", ".pt"), ("", ".safetensors"), ("backbone.", ".pth"), ("module.", ".ckpt")],
+        *[("encoder.", ".safetensors"), ("model.", ".pt"), ("module.student_backbone.", ".safetensors")],
+    ],
+)
 def test_the_authors_teacher_is_read_under_any_prefix_and_from_any_kind_of_file(original, tmp_path, prefix, suffix):
     path, backbone = tmp_path / f"teacher{suffix}", backbone_of()
     save = save_file if suffix == ".safetensors" else torch.save

@@ -72,10 +72,10 @@ def test_targets_are_mapped_back_to_features(bank):
 def test_settings_out_of_range_are_all_named():
     with pytest.raises(SettingsError) as caught:
         TargetSettings(transform="zca", dim=0, views=-1, batch_size=0, shard_size=0, dtype="int8")
-    kinds = "none, centre, standardise, standardise-each, pca, whiten"
+    kinds = "none, centre, standardise, standardise-each, pca, pca-standardise, whiten"
     assert caught.value.problems == [
         f"targets.transform must be one of {kinds}, got 'zca'",
-        "targets.dim is for --targets.transform pca or whiten, got 'zca'",
+        "targets.dim is for --targets.transform pca, pca-standardise, whiten, got 'zca'",
         "targets.dim must be at least 1, got 0",
         "targets.views must be at least 0, got -1",
         "targets.batch_size must be at least 1, got 0",

@@ -14,7 +14,9 @@ from ssdd_hub.pixel_space import PixelSpace
 
 if TYPE_CHECKING:
     from ssdd_hub.distiller import Distiller
+    from ssdd_hub.interop import export_tensors, import_tensors
     from ssdd_hub.objectives import build_objective, list_objectives
+    from ssdd_hub.set_views import add_views
     from ssdd_hub.students import ConvNet, build_student, list_students
     from ssdd_hub.teacher import build_teacher
 
@@ -32,9 +34,12 @@ __all__ = [
     "InputError",
     "PixelSpace",
     "SettingsError",
+    "add_views",
     "build_objective",
     "build_student",
     "build_teacher",
+    "export_tensors",
+    "import_tensors",
     "list_objectives",
     "list_students",
 ]
@@ -42,9 +47,12 @@ __all__ = [
 _LAZY = {
     "ConvNet": "students",
     "Distiller": "distiller",
+    "add_views": "set_views",
     "build_objective": "objectives",
     "build_student": "students",
     "build_teacher": "teacher",
+    "export_tensors": "interop",
+    "import_tensors": "interop",
     "list_objectives": "objectives",
     "list_students": "students",
 }

@@ -14,7 +14,7 @@ from ssdd_hub.errors import InputError, require
 from ssdd_hub.knn import knn_accuracy
 from ssdd_hub.krr import linear_kernel
 from ssdd_hub.probe import frozen_features
-from ssdd_hub.protocols import Measure, Pretrained, RealData
+from ssdd_hub.protocols import LabelledProtocol, Measure, Pretrained, RealData
 from ssdd_hub.streams import generator
 from ssdd_hub.use import Pair, Pairs
 
@@ -62,7 +62,7 @@ class KnnSettings:
         return knn_accuracy(vectors, labels, test_vectors, truth, self.neighbours, self.temperature)
 
 
-class NearestNeighbours:
+class NearestNeighbours(LabelledProtocol[KnnSettings]):
     """The held-out accuracy of a vote of nearest neighbours among the pre-logits of labelled images.
 
     Args:
@@ -70,17 +70,6 @@ class NearestNeighbours:
     """
 
     name = "knn"
-
-    def __init__(self, settings: KnnSettings) -> None:
-        self.settings = settings
-
-    def key(self, data: RealData) -> dict[str, Any]:
-        """Returns all settings."""
-        return asdict(self.settings)
-
-    def applies(self, pretrained: Pretrained, data: RealData) -> bool:
-        """Whether there are labels to vote and to score by."""
-        return data.labelled
 
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
         """Measures the accuracy.

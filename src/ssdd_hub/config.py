@@ -179,6 +179,8 @@ class EvaluateConfig:
 
     Attributes:
         sets: The sets: folders, Hub ids, or folders of `x_syn.pt` and `y_syn.pt`. `--set a --set b` for several.
+        foreign: What folders of `x_syn.pt` and `y_syn.pt` do not say: `layout` (krr-st, mkdt or dd-ranking), and the
+            pixel space, by `mean` and `std` or by the `dataset` for which that code has them.
         references: What they are measured beside: `none` (no pre-training), `random`, `kmeans`, `kmeans-pixels`,
             `kcenter`, `herding`, `high_loss`, `gaussian`, `full` (the whole source), and `teacher` (its own features).
         targets: The datasets to measure on: `source`, Hub ids, folders, or names that `target_args` explains.
@@ -208,6 +210,7 @@ class EvaluateConfig:
     SHORT: ClassVar[dict[str, str]] = {"set": "sets", "protocol": "protocols"}
 
     sets: list[str] = field(default_factory=list)
+    foreign: dict[str, Any] = field(default_factory=dict)
     references: list[str] = field(default_factory=lambda: ["none", "random"])
     targets: list[str] = field(default_factory=lambda: ["source"])
     target_args: dict[str, Any] = field(default_factory=dict)
@@ -244,6 +247,11 @@ class EvaluateConfig:
                 f"references must be some of {', '.join(REFERENCES)}; got {', '.join(strangers)}",
             ),
             (not unknown, f"protocols must be some of {', '.join(PROTOCOLS)}; got {', '.join(unknown)}"),
+            (
+                self.use.augment != "views" or not {"full", "rank"} & {*references, *self.protocols},
+                "the whole source has no stored views: leave out the reference full and the protocol rank, or choose "
+                "another --use.augment",
+            ),
             (bool(self.protocols), f"protocols must name at least one of {', '.join(PROTOCOLS)}"),
             (bool(self.targets), "targets must name at least one dataset, such as source"),
             (bool(self.students), "students must name at least one network, such as own"),

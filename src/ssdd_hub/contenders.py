@@ -1,8 +1,8 @@
-"""Contenders: the sets to evaluate, and the references that they are measured beside."""
+"""Contenders: the sets to evaluate and the references beside them; and the students that are pre-trained on each."""
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,9 +15,13 @@ from tqdm import tqdm
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.protocols import EvaluationProtocol
 from ssdd_hub.selection import SELECTIONS, SelectionSettings, Source, select
+from ssdd_hub.set_views import add_views
 from ssdd_hub.storage import METADATA_FILE, describe_tensor
 from ssdd_hub.streams import derive_seed
+from ssdd_hub.students import build_student
+from ssdd_hub.target_transform import TargetTransform
 from ssdd_hub.use import Pairs, SetPairs, SourcePairs
 
 NONE, FULL, TEACHER = "none", "full", "teacher"
@@ -48,6 +52,49 @@ class Contender:
     protocols: Collection[str] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """An architecture that is pre-trained.
+
+    Attributes:
+        name: Its name in the scores.
+        build: Returns an untrained network on the CPU, with a head as wide as the targets; called under a seeded
+            global generator.
+        identity: JSON that names it.
+        protocols: What it is asked.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    identity: Any
+    protocols: Sequence[EvaluationProtocol]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        model_args: Mapping[str, Any],
+        protocols: Sequence[EvaluationProtocol],
+        title: str | None = None,
+        **shape: Any,
+    ) -> "Candidate":
+        """Returns a timm model as a candidate.
+
+        Args:
+            name: Its timm name.
+            model_args: Further arguments of the model.
+            protocols: What it is asked.
+            title: Its name in the scores; by default the timm name.
+            **shape: `num_targets`, `in_chans` and `image_size`, as `build_student` takes them.
+
+        Raises:
+            InputError: There is no such model, or it takes no such arguments or images.
+        """
+        build = partial(build_student, name, **shape, **model_args)
+        build()
+        return cls(title or name, build, {"name": name, "model_args": dict(model_args), **shape}, protocols)
+
+
 def set_contender(
     name: str, distilled: DistilledSet, device: torch.device | str, same_targets: bool = True
 ) -> Contender:
@@ -70,6 +117,12 @@ def describe_pairs(distilled: DistilledSet) -> dict[str, Any]:
     return {**hashes, "pixel_space": distilled.pixel_space.to_dict()}
 
 
+def describe_matrix(transform: TargetTransform) -> list[str]:
+    """Returns the sha256 of the numbers of a transform, which its description leaves out."""
+    tensors = (transform.mean, transform.scale, transform.components)
+    return [describe_tensor(tensor)["sha256"] for tensor in tensors if tensor is not None]
+
+
 @dataclass(frozen=True, eq=False)
 class References:
     """Selections of source images with their teacher's targets, one for each student, kept as distilled sets.
@@ -79,12 +132,14 @@ class References:
         source: The source images and their teacher.
         settings: Of the selections.
         seed: Seed of the run.
+        num_views: Views `K` that are stored with each image of a selection.
     """
 
     folder: Path
     source: Source
     settings: SelectionSettings
     seed: int
+    num_views: int = 0
 
     def contender(self, method: str, count: int, name: str | None = None) -> Contender:
         """Returns one of `REFERENCES` as a contender.
@@ -133,7 +188,10 @@ class References:
         todo = [job for job in todo if not (self._path(*job) / METADATA_FILE).is_file()]
         for method, count, k in tqdm(todo, "references", unit="set", disable=not (progress and todo)):
             seed = derive_seed(self.seed, f"reference {method}", k)
-            select(method, self.source, count, seed, self.settings).save(self._path(method, count, k))
+            selected = select(method, self.source, count, seed, self.settings)
+            if self.num_views:
+                selected = add_views(selected, self.source.teacher, self.source.transform, self.num_views, seed)
+            selected.save(self._path(method, count, k))
 
     @cached_property
     def _origin(self) -> dict[str, Any]:
@@ -141,12 +199,12 @@ class References:
         return {
             "images": source.bank.fingerprint,
             "teacher": source.teacher.describe(),
-            "transform": source.transform.describe(),
+            "transform": [source.transform.describe(), describe_matrix(source.transform)],
             "pixel_space": source.pixel_space.to_dict(),
         }
 
     def _path(self, method: str, count: int, k: int) -> Path:
-        key = [self._origin, method, count, asdict(self.settings), self.seed, k]
+        key = [self._origin, method, count, asdict(self.settings), self.seed, k, self.num_views]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return self.folder / f"{method}-{count}-{k}-{digest[:8]}"
 

@@ -4,6 +4,7 @@ A *cell* is one set, one student, one seed, one protocol and one dataset. Cells 
 the same first weights, and a protocol draws the same labelled images for it, whatever the set: scores can be paired.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,11 +21,10 @@ from torch import nn
 from tqdm import tqdm
 
 from ssdd_hub.cells import CellStore
-from ssdd_hub.contenders import Contender
+from ssdd_hub.contenders import Candidate, Contender
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.protocols import EvaluationProtocol, Measure, Pretrained, RealData
 from ssdd_hub.streams import derive_seed, seeded
-from ssdd_hub.students import build_student
 from ssdd_hub.use import UseSettings, fit_student
 
 Record = dict[str, Any]
@@ -51,49 +51,6 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
-    """An architecture that is pre-trained.
-
-    Attributes:
-        name: Its name in the scores.
-        build: Returns an untrained network on the CPU, with a head as wide as the targets; called under a seeded
-            global generator.
-        identity: JSON that names it.
-        protocols: What it is asked.
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    identity: Any
-    protocols: Sequence[EvaluationProtocol]
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        model_args: Mapping[str, Any],
-        protocols: Sequence[EvaluationProtocol],
-        title: str | None = None,
-        **shape: Any,
-    ) -> "Candidate":
-        """Returns a timm model as a candidate.
-
-        Args:
-            name: Its timm name.
-            model_args: Further arguments of the model.
-            protocols: What it is asked.
-            title: Its name in the scores; by default the timm name.
-            **shape: `num_targets`, `in_chans` and `image_size`, as `build_student` takes them.
-
-        Raises:
-            InputError: There is no such model, or it takes no such arguments or images.
-        """
-        build = partial(build_student, name, **shape, **model_args)
-        build()
-        return cls(title or name, build, {"name": name, "model_args": dict(model_args), **shape}, protocols)
-
-
-@dataclass(frozen=True, eq=False)
 class Evaluation:
     """All cells of an evaluation.
 
@@ -117,6 +74,13 @@ class Evaluation:
     store: CellStore
     facts: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        for kind in ("contenders", "candidates", "datasets"):
+            names = [entry.name for entry in getattr(self, kind)]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise InputError(f"the {kind} of an evaluation must have names of their own, got {twice} twice")
+
     def run(self, accelerator: Accelerator) -> list[Record]:
         """Measures the cells that are not there yet, shared out over the processes, and returns all records.
 
@@ -139,7 +103,11 @@ class Evaluation:
             todo = [job for job in mine if job.missing]
             bar.total = sum(len(job.missing) for job in todo)
             bar.refresh()
-            _run_side_by_side(partial(_run, bar), todo, device)
+            # Jobs of the same content follow each other, so that what one has measured the next finds.
+            alike: dict[str, list[_Job]] = {}
+            for job in todo:
+                alike.setdefault(json.dumps(job.identity, sort_keys=True), []).append(job)
+            _run_side_by_side(partial(_run, bar), list(alike.values()), device)
         measured = {job.place: job.measured() for job in mine}
         results = {place: found for share in gather_object([measured]) for place, found in share.items()}
         return list(self._records(results))
@@ -215,9 +183,12 @@ class _Job:
         """Pre-trains the student and measures what is missing; an answer that does not apply is an empty one."""
         store = self.evaluation.store
         try:
-            pretrained = self._pretrain()
+            # Another job of the same content may have been done in the meantime.
+            if any(store.read(key) is None for _, _, key in self.missing):
+                pretrained = self._pretrain()
             for protocol, data, key in self.missing:
-                store.write(key, protocol(pretrained, data) if protocol.applies(pretrained, data) else [])
+                if store.read(key) is None:
+                    store.write(key, protocol(pretrained, data) if protocol.applies(pretrained, data) else [])
                 done()
         except InputError as error:
             raise InputError(f"{self.candidate.name} number {self.k} on {self.contender.name}: {error}") from error
@@ -252,11 +223,14 @@ class _Job:
         return [Measure("seconds", seconds), Measure("steps", steps), Measure("epochs", epochs)]
 
 
-def _run(bar: "tqdm[Any]", job: _Job) -> None:
-    job.run(bar.update)
+def _run(bar: "tqdm[Any]", jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        job.run(bar.update)
 
 
-def _run_side_by_side(run: Callable[[_Job], None], jobs: Sequence[_Job], device: torch.device) -> None:
+def _run_side_by_side(
+    run: Callable[[Sequence[_Job]], None], jobs: Sequence[Sequence[_Job]], device: torch.device
+) -> None:
     """Runs jobs on the CPU with one core each, as many at a time as torch has threads; elsewhere one by one.
 
     The steps of small students are too short to be shared by several cores.

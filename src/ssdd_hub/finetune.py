@@ -3,8 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from ssdd_hub.errors import InputError, require
 from ssdd_hub.images import ImageBank
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.probe import draw_order, take_labelled
-from ssdd_hub.protocols import Measure, Pretrained, RealData
+from ssdd_hub.protocols import LabelledProtocol, Measure, Pretrained, RealData
 from ssdd_hub.streams import draw_batch, generator, seeded
 
 AUGMENTATIONS = ("none", "flip", "crop-flip")
@@ -66,7 +65,7 @@ class FinetuneSettings:
         )
 
 
-class FineTuning:
+class FineTuning(LabelledProtocol[FinetuneSettings]):
     """Accuracy on held-out images after fine-tuning on labelled ones: the measure of the paper's tables 1 to 3.
 
     The student keeps its body and gets a new head, the same for all sets. What is scored is the last iterate, in eval
@@ -78,17 +77,6 @@ class FineTuning:
     """
 
     name = "finetune"
-
-    def __init__(self, settings: FinetuneSettings) -> None:
-        self.settings = settings
-
-    def key(self, data: RealData) -> dict[str, Any]:
-        """Returns the settings."""
-        return asdict(self.settings)
-
-    def applies(self, pretrained: Pretrained, data: RealData) -> bool:
-        """Whether there are labels to learn from and to score by."""
-        return data.labelled
 
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
         """Measures once for each number of labels.

@@ -42,7 +42,7 @@ class Frame(NamedTuple):
         for part in torch.split(features, CHUNK):
             rows = part - centre if span is None else (part - centre) @ span
             covariance.addmm_(rows.T, rows, alpha=1 / len(features))
-        variances, directions = torch.linalg.eigh(covariance)
+        variances, directions = _principal(covariance)
         return cls(centre, directions if span is None else span @ directions, variances.clamp_min(0))
 
     def coordinates(self, features: Tensor) -> Tensor:
@@ -60,6 +60,15 @@ class Frame(NamedTuple):
         """Maps weights of coordinates to those of features."""
         weight = linear[0] @ self.basis.T
         return weight, linear[1] - weight @ self.centre
+
+
+def _principal(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns eigenvalues and eigenvectors; in float64 where LAPACK fails, as it may on many equal ones."""
+    try:
+        variances, directions = torch.linalg.eigh(covariance)
+    except RuntimeError:
+        variances, directions = torch.linalg.eigh(covariance.double())
+    return variances.to(covariance), directions.to(covariance)
 
 
 def fit_logistic(

@@ -7,38 +7,68 @@ from typing import Any
 import torch
 import yaml
 
+from ssdd_hub.cards import section
+from ssdd_hub.contenders import REFERENCES, describe_matrix
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.images import DataSettings, load_images
-from ssdd_hub.interop import import_tensors, is_foreign
+from ssdd_hub.interop import LAYOUTS, import_tensors, is_foreign
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.protocols import RealData, draw_heldout
+from ssdd_hub.target_transform import TargetTransform
 from ssdd_hub.teacher import Teacher
+from ssdd_hub.tensor_pairs import find_pair
 
 ABSENT = "none"
 TARGETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "cars": "tanganke/stanford_cars"}
 """Short names of labelled datasets of the Hub."""
 
 
-def load_set(place: str) -> DistilledSet:
+def load_set(place: str, foreign: Mapping[str, Any] | None = None) -> DistilledSet:
     """Loads a distilled set: a folder, a Hub id, or a pair of tensors that other code wrote.
 
+    Args:
+        place: Where it is.
+        foreign: What a pair does not say of itself: its `layout`, and the space of its images and of real ones, by
+            `mean` and `std` or by the `dataset` for which that code has them.
+
     Raises:
-        InputError: There is no such set, or it is damaged.
+        InputError: There is no such set, it is damaged, or it cannot be read with so little said of it.
     """
-    return import_tensors(place) if is_foreign(place) else DistilledSet.from_pretrained(place)
+    if not is_foreign(place):
+        return DistilledSet.from_pretrained(place)
+    said = dict(foreign or {})
+    strangers = sorted(said.keys() - {"layout", "dataset", "mean", "std"})
+    if strangers or ("mean" in said) != ("std" in said):
+        raise InputError(f"a set of other code is described by layout, and dataset or mean and std; got {said}")
+    layout = str(said.get("layout", "auto"))
+    if "mean" in said:
+        space = PixelSpace(tuple(said["mean"]), tuple(said["std"]))
+        return import_tensors(place, layout=layout, pixel_space=space, student_pixel_space=space)
+    if "dataset" not in said:
+        return import_tensors(place, layout=layout)
+    entry = LAYOUTS[find_pair(Path(place), layout).layout]
+    if said["dataset"] not in entry.real_spaces:
+        known = ", ".join(entry.real_spaces)
+        raise InputError(f"that code has no pixel space of {said['dataset']!r}, only of {known}: give mean and std")
+    real = entry.real_spaces[said["dataset"]]
+    own = None if entry.raw_images else real
+    return import_tensors(place, layout=layout, pixel_space=own, student_pixel_space=real)
 
 
 def name_sets(places: list[str]) -> list[str]:
-    """Returns a short name for each set: `distilled` for a single one, and else what tells their places apart."""
+    """Returns a short name for each set: `distilled` for a single one, and else what tells their places apart.
+
+    Names differ from each other and from those of references.
+    """
     if len(places) == 1:
         return ["distilled"]
     parts = [[part for part in Path(place).parts if part not in (".", "..", "/", "distilled")] for place in places]
-    for length in range(1, max(map(len, parts), default=0) + 1):
+    for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
+        if all(names) and len(set(names)) == len(names) and not {name.split("-")[0] for name in names} & {*REFERENCES}:
             return names
-    return [f"{names[-1]}-{number}" for number, names in enumerate(parts, 1)]
+    return [f"set-{number}" + "".join(f"-{name}" for name in part[-1:]) for number, part in enumerate(parts, 1)]
 
 
 def stated_settings(place: str) -> dict[str, Any]:
@@ -66,7 +96,7 @@ def _of_run(run: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
         settings = {"source": config["data"], "use": config.get("use", {}), "seed": config["seed"]}
-        teacher = config["teacher"]
+        teacher = dict(config["teacher"])
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         raise InputError(f"{run / 'config.yaml'} is not that of a run ({error!r}): move the set elsewhere") from error
     if (run / "teacher").is_dir():
@@ -76,23 +106,30 @@ def _of_run(run: Path) -> dict[str, Any]:
 
 
 def _of_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    settings = provenance.get("settings", {})
+    settings = section(provenance, "settings")
     found = {"source": settings["data"]} if "data" in settings else {}
     found |= {"seed": provenance["seed"]} if "seed" in provenance else {}
-    teacher = settings.get("teacher", {})
+    teacher = section(settings, "teacher")
     # A folder of somebody else's is not here.
     if teacher.get("pretrained") and not str(teacher.get("backbone")).startswith("local-dir:"):
         found["teacher"] = teacher
     names = ("epochs", "max_steps", "batch_size", "learning_rate", "momentum", "weight_decay")
-    use = {name: value for name, value in provenance.get("use", {}).items() if name in names}
-    augmentation = provenance.get("use", {}).get("augmentation")
+    use = {name: value for name, value in section(provenance, "use").items() if name in names}
+    augmentation = section(provenance, "use").get("augmentation")
     return {**found, "use": {**use, **({"augment": augmentation} if augmentation else {})}}
 
 
-def has_teacher(distilled: DistilledSet, teacher: Teacher) -> bool:
-    """Whether a set's targets are features of this very teacher, as far as the set states it."""
-    stated = distilled.provenance.get("teacher", {}).get("weights_sha256")
-    return stated in (None, teacher.weights_sha256())
+def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetTransform | None) -> bool:
+    """Whether a set's targets are made by this very teacher and transform.
+
+    Args:
+        distilled: The set; one that states no teacher is taken at its word.
+        teacher: The teacher.
+        transform: What makes targets of its features; None where targets are features.
+    """
+    stated = section(distilled.provenance, "teacher").get("weights_sha256")
+    own, wanted = (None if t is None else describe_matrix(t) for t in (distilled.target_transform, transform))
+    return own == wanted and stated in (None, teacher.weights_sha256())
 
 
 def student_space(distilled: DistilledSet) -> PixelSpace:

@@ -1,6 +1,6 @@
 """Linear probes: logistic regressions on a student's frozen features, with few labels or many."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from ssdd_hub.backbones import pre_logits
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.images import ImageBank
 from ssdd_hub.logistic import Frame, Linear, fit_inside
-from ssdd_hub.protocols import Measure, Pretrained, RealData
+from ssdd_hub.protocols import LabelledProtocol, Measure, Pretrained, RealData
 from ssdd_hub.streams import derive_seed, generator, seeded
 
 # Fits that only choose a ridge stop earlier than the one that counts.
@@ -164,7 +164,7 @@ def frozen_features(student: nn.Module, data: RealData, bank: ImageBank, indices
     return features
 
 
-class LinearProbe:
+class LinearProbe(LabelledProtocol[ProbeSettings]):
     """The held-out accuracy of a logistic regression on frozen pre-logits, its ridge chosen on labelled images.
 
     Images of unknown class (label -1) are left out. All students and all sets see the same labelled subsets, if they
@@ -175,17 +175,6 @@ class LinearProbe:
     """
 
     name = "probe"
-
-    def __init__(self, settings: ProbeSettings) -> None:
-        self.settings = settings
-
-    def key(self, data: RealData) -> dict[str, Any]:
-        """Returns all settings."""
-        return asdict(self.settings)
-
-    def applies(self, pretrained: Pretrained, data: RealData) -> bool:
-        """Whether there are labels to learn from and to score by."""
-        return data.labelled
 
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
         """Measures the mean accuracy over the draws, for each entry of `labels`.

@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.streams import generator
 from ssdd_hub.targets import Targets
 from ssdd_hub.use import Pairs
+
+Settings = TypeVar("Settings", bound=Any)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +155,25 @@ class EvaluationProtocol(Protocol):
 
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
         """Measures; the same arguments give the same numbers."""
+
+
+class LabelledProtocol(Generic[Settings]):
+    """What protocols have in common that have settings and need labels, to learn from and to score by.
+
+    Args:
+        settings: A frozen dataclass.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def key(self, data: RealData) -> dict[str, Any]:
+        """Returns all settings."""
+        return asdict(self.settings)
+
+    def applies(self, pretrained: Pretrained, data: RealData) -> bool:
+        """Whether there are labels to learn from and to score by."""
+        return data.labelled
 
 
 class TeacherError:

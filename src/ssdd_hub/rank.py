@@ -74,8 +74,9 @@ def rank_records(records: Sequence[Record], students: Sequence[str], by: str, re
         facts = {**about, "set": name, "protocol": RANK, "student": f"{len(students)} architectures", "by": by}
         taus = [_tau(ours, theirs) for ours, theirs in zip(rivals[0], truths[0], strict=True)]
         found.append({**facts, "metric": "tau", **describe_values(taus)})
-        ratios = [_ratio(theirs, ours) for ours, theirs in zip(rivals[1], truths[1], strict=True)]
-        if ratios:
+        # A set that nothing is pre-trained on costs nothing.
+        if rivals[1] and truths[1]:
+            ratios = [_ratio(theirs, ours) for ours, theirs in zip(rivals[1], truths[1], strict=True)]
             found.append({**facts, "metric": "speedup", **describe_values(ratios)})
     return found
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ssdd_hub.checkpoint import atomic_path
 from ssdd_hub.errors import InputError
 
-PROJECTIONS = ("pca", "whiten")
+PROJECTIONS = ("pca", "pca-standardise", "whiten")
 TRANSFORMS = ("none", "centre", "standardise", "standardise-each", *PROJECTIONS)
 
 # Least part of the largest variance that a direction needs for being whitened: below it there is only the rounding of
@@ -114,6 +114,8 @@ class TargetTransform:
         kept, total = variances[:wanted], variances.sum()
         explained = min((kept.sum() / total).item(), 1.0) if total > 0 else 1.0
         scale = kept.sqrt() if kind == "whiten" else torch.ones_like(kept)
+        if kind == "pca-standardise" and kept.sum() > 0:
+            scale = scale * kept.mean().sqrt()
         return cls(kind, mean, scale, components[:wanted].contiguous(), explained)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "TargetTransform":

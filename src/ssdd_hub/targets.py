@@ -24,8 +24,9 @@ class TargetSettings:
     Attributes:
         transform: `none`; `centre`: subtract the mean of each dimension; `standardise`: also divide by the overall
             std; `standardise-each`: divide each dimension by its own std instead; `pca`: project on the `dim`
-            principal directions; `whiten`: also divide each of these by its std.
-        dim: Width `D'` of the targets of `pca` and `whiten`. None for all directions, or for `whiten` all that have
+            principal directions; `pca-standardise`: also divide them by their overall std; `whiten`: divide each of
+            them by its own std instead.
+        dim: Width `D'` of targets that are projected. None for all directions, or for `whiten` all that have
             variance.
         views: `0`: features of the images as they are, or of each freshly augmented batch. `K`: of `K` fixed
             augmented views of each image, computed once.
@@ -51,7 +52,7 @@ class TargetSettings:
             ),
             (
                 self.dim is None or self.transform in PROJECTIONS,
-                f"targets.dim is for --targets.transform {' or '.join(PROJECTIONS)}, got {self.transform!r}",
+                f"targets.dim is for --targets.transform {', '.join(PROJECTIONS)}, got {self.transform!r}",
             ),
             (self.dim is None or self.dim >= 1, f"targets.dim must be at least 1, got {self.dim}"),
             (self.views >= 0, f"targets.views must be at least 0, got {self.views}"),

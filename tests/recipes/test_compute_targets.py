@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ import yaml
 from datasets import Features
 from datasets import Image as ImageFeature
 from PIL import Image
+from reference.warm import Running, start_two
 from sklearn.datasets import load_digits
 
 from ssdd_hub.feature_bank import FeatureBank
@@ -34,7 +34,6 @@ from ssdd_hub.teacher import Teacher, build_teacher, create_backbone
 ROOT = Path(__file__).parents[2]
 RECIPE, WORKER = ROOT / "recipes" / "compute_targets.py", ROOT / "tests" / "reference" / "targets_worker.py"
 DISTILL = ROOT / "recipes" / "distill.py"
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def variants(count):
@@ -70,25 +69,21 @@ def save_teacher(folder, in_chans, image_size, widths):
 
 
 def start(output, data, teacher, *settings, processes=1, dies_at=-1):
-    """Starts the recipe inside the worker that measures it."""
-    launcher = () if processes == 1 else TORCHRUN
-    command = [sys.executable, *launcher, str(WORKER), f"{output}-facts", str(dies_at)]
-    command += ["--data.name", str(data), "--data.streaming", "--teacher.backbone", f"local-dir:{teacher}"]
+    """Starts the recipe inside the worker that measures it, on so many processes, and returns these."""
+    given = [f"{output}-facts", dies_at, "--data.name", data, "--data.streaming"]
+    given += ["--teacher.backbone", f"local-dir:{teacher}", "--teacher.pretrained", "--output", output, *settings]
     # As many threads on one process as on each of two.
-    command += ["--teacher.pretrained", "--output", str(output), "--run.threads", "1", *settings]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    given += ["--run.threads", "1"]
+    return [Running(WORKER, *given)] if processes == 1 else start_two(WORKER, *given)
 
 
-def finish(process, timeout=240):
-    printed, errors = process.communicate(timeout=timeout)
-    assert process.returncode == 0, errors
-    return printed
+def finish(processes, timeout=240):
+    """Waits for all of them, and returns what the first one printed."""
+    return [process.finish(timeout) for process in processes][0]
 
 
-def killed(process, timeout=240):
-    process.communicate(timeout=timeout)
-    assert process.returncode == -signal.SIGKILL
+def killed(processes, timeout=240):
+    assert processes[0].wait(timeout)[0] == -signal.SIGKILL
 
 
 def read_facts(output, rank=0):
@@ -190,7 +185,8 @@ def distil_config(path):
     config = yaml.safe_load((ROOT / "recipes" / "configs" / "smoke.yaml").read_text())
     del config["teacher"], config["pretrain"], config["data"]
     config["distiller"] |= {"steps": 2, "augment": True}
-    config["evaluate"] |= {"seeds": 1, "epochs": 2}
+    config["evaluate"] |= {"seeds": 1}
+    config["use"] |= {"epochs": 2}
     path.write_text(yaml.safe_dump(config))
     return path
 

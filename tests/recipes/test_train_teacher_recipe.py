@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ import datasets
 import pytest
 import timm
 import torch
+from reference.warm import Running
 
 import ssdd_hub  # noqa: F401
 
@@ -30,23 +29,9 @@ SMALL = {
 }
 
 
-def command(recipe, output, *overrides, small=SMALL):
-    launcher = ("-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1")
+def start(recipe, output, *overrides, small=SMALL):
     settings = [word for setting in small.items() for word in setting]
-    return [
-        *(sys.executable, *launcher, str(ROOT / "recipes" / recipe)),
-        *(*settings, "--output", str(output), *overrides),
-    ]
-
-
-def environment():
-    return {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def launch(*arguments, **settings):
-    return subprocess.run(
-        command(*arguments, **settings), env=environment(), capture_output=True, text=True, timeout=300
-    )
+    return Running(ROOT / "recipes" / recipe, *settings, "--output", output, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +45,7 @@ def main():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "teacher"
-    done = launch("train_teacher.py", output, "--objective", "simclr")
-    assert done.returncode == 0, done.stderr
-    return output, done.stdout
+    return output, start("train_teacher.py", output, "--objective", "simclr").finish()
 
 
 def test_the_run_folder_holds_teacher_scores_log_and_picture(finished):
@@ -100,9 +83,9 @@ def test_the_card_tells_how_the_teacher_was_made(finished):
 
 def test_a_teacher_can_be_distilled_from_and_stays_named(finished, tmp_path):
     small = {"--config": str(ROOT / "recipes" / "configs" / "smoke.yaml"), "--teacher.model-args": "{}"}
+    small |= {"--distiller.steps": "2", "--use.epochs": "1", "--evaluate.seeds": "1"}
     where = ("--teacher.backbone", f"local-dir:{finished[0] / 'teacher'}", "--teacher.pretrained")
-    done = launch("distill.py", tmp_path / "run", *where, small=small)
-    assert done.returncode == 0, done.stderr
+    start("distill.py", tmp_path / "run", *where, small=small).finish()
     assert not (tmp_path / "run" / "teacher").exists()
     facts = json.loads((tmp_path / "run" / "distilled" / "ssdd_hub.json").read_text())["provenance"]["teacher"]
     assert facts["objective"]["name"] == "simclr"
@@ -112,20 +95,13 @@ def test_a_teacher_can_be_distilled_from_and_stays_named(finished, tmp_path):
 @pytest.mark.slow
 def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, tmp_path):
     output, log = tmp_path / "killed", tmp_path / "killed" / "log.jsonl"
-    process = subprocess.Popen(
-        command("train_teacher.py", output, "--objective", "simclr"),
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    run = start("train_teacher.py", output, "--objective", "simclr")
     deadline = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = launch("train_teacher.py", output, "--objective", "simclr")
-    assert done.returncode == 0, done.stderr
+    run.process.kill()
+    assert run.wait()[0] == -signal.SIGKILL, "the run was over before it was killed"
+    start("train_teacher.py", output, "--objective", "simclr").finish()
     for name in ("log.jsonl", "teacher/model.safetensors"):
         assert (output / name).read_bytes() == (finished[0] / name).read_bytes()
 

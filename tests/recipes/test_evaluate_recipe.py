@@ -1,0 +1,369 @@
+"""The evaluation of sets as a user asks for it."""
+
+import importlib.util
+import json
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from reference.warm import Running, start_two
+
+from ssdd_hub import DistilledSet
+from ssdd_hub.contenders import REFERENCES
+
+ROOT = Path(__file__).parents[2]
+RECIPE, DISTILL = ROOT / "recipes" / "evaluate.py", ROOT / "recipes" / "distill.py"
+SMOKE = ROOT / "recipes" / "configs" / "smoke.yaml"
+
+TINY = {
+    "sets": [],
+    "references": list(REFERENCES),
+    "protocols": ["teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", "rank"],
+    "evaluate": {"seeds": 2, "max_heldout": 30},
+    "use": {"epochs": 3, "max_steps": 4, "batch_size": 10},
+    "probe": {"labels": [20], "draws": 1, "ridges": [0.1], "max_iter": 20},
+    "finetune": {"steps": 2, "batch_size": 8, "labels": [20], "augment": "none"},
+    "knn": {"neighbours": 5},
+    "kd": {"epochs": 1, "max_steps": 2, "batch_size": 10, "augment": "none"},
+    "selection": {
+        "expert_args": {"widths": [4], "norm": "instance"},
+        "expert_steps": 2,
+        "expert_batch_size": 16,
+        "kmeans_iterations": 2,
+    },
+    "rank": {"variants": [{"name": "ssdd_convnet3", "widths": [width]} for width in (2, 4, 6)]},
+    "run": {"threads": 1},
+}
+FOLDER = "shapes"
+
+
+def load_main(recipe):
+    spec = importlib.util.spec_from_file_location(f"{recipe.stem}_recipe_of_sets", recipe)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture(scope="module")
+def mend():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def evaluate(mend, tmp_path_factory):
+    """Runs the recipe in this process."""
+    main = load_main(RECIPE)
+    mend.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    mend.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    mend.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    def evaluate(*arguments):
+        mend.setattr(sys, "argv", [str(RECIPE), "--run.threads", "1", *map(str, arguments)])
+        main()
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def made(mend, tmp_path_factory):
+    """A folder of what there is to evaluate: a run, another set like its own, and labelled pictures."""
+    folder = tmp_path_factory.mktemp("made")
+    small = ["--data.max-images", "100", "--pretrain.epochs", "1", "--distiller.steps", "2"]
+    small += ["--evaluate.seeds", "1", "--use.epochs", "2", "--probe.draws", "1", "--run.threads", "1", "--seed", "3"]
+    mend.setattr(sys, "argv", [str(DISTILL), "--config", str(SMOKE), "--output", str(folder / "smoke"), *small])
+    load_main(DISTILL)()
+    distilled = DistilledSet.load(folder / "smoke" / "distilled")
+    replace(distilled, targets=-distilled.targets).save(folder / "other" / "distilled")
+    random = np.random.default_rng(0)
+    for number in range(36):
+        path = folder / FOLDER / ("test" if number % 3 == 0 else "train") / "abc"[number % 4 % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20, 20), dtype=np.uint8)).save(path)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(evaluate, made, tmp_path_factory):
+    """Two sets side by side, by everything there is, on two datasets."""
+    arguments = ["--config", made / "tiny.yaml", "--output", tmp_path_factory.mktemp("runs") / "scores"]
+    arguments += ["--set", made / "smoke" / "distilled", "--set", made / "other" / "distilled"]
+    arguments += ["--targets", f"source,{FOLDER}", f"--target-args.{FOLDER}.name", made / FOLDER]
+    evaluate(*arguments)
+    return arguments
+
+
+def read_scores(arguments):
+    return json.loads((arguments[arguments.index("--output") + 1] / "scores.json").read_text())
+
+
+def place(record):
+    return tuple(record[key] for key in ("set", "protocol", "target", "student", "metric"))
+
+
+def without_cost(records):
+    """Returns what does not hang on the clock."""
+    return [record for record in records if record["protocol"] != "cost" and record["metric"] != "speedup"]
+
+
+# Everything at once
+
+
+def test_every_record_has_the_fields_that_others_rely_on(finished):
+    scores = read_scores(finished)
+    assert scores["records"] and scores["machine"]["processes"] == 1 and "torch" in scores["versions"]
+    assert scores["command"].startswith("accelerate launch recipes/evaluate.py")
+    assert str(finished[1].parent) not in scores["command"]
+    fields = {"set", "protocol", "source", "target", "student", "labels", "metric", "mean", "std", "n", "values"}
+    for record in scores["records"]:
+        assert fields <= record.keys()
+        known = [value for value in record["values"] if value is not None]
+        assert len(record["values"]) == 2 and record["n"] == len(known) and record["source"] == "digits"
+        if known:
+            assert record["mean"] == pytest.approx(np.mean(known))
+        if len(known) == 2:
+            assert record["std"] == pytest.approx(np.std(known, ddof=1), abs=1e-12)
+
+
+def test_every_set_is_asked_every_protocol_that_applies_to_it_on_every_dataset(finished):
+    found = {}
+    for record in read_scores(finished)["records"]:
+        if record["student"] == "ssdd_convnet3":
+            found.setdefault(record["set"], set()).add((record["protocol"], record["target"]))
+    of_networks = {"probe", "probe_mkdt", "knn"}
+    plain = {(protocol, target) for protocol in {*of_networks, "finetune"} for target in ("digits", FOLDER)}
+    plain |= {("teacher_error", "digits")}
+    trained = plain | {(name, target) for name in ("krr", "kd") for target in ("digits", FOLDER)} | {("cost", None)}
+    assert found.pop("none") == plain
+    assert found.pop("teacher") == {(protocol, target) for protocol in of_networks for target in ("digits", FOLDER)}
+    assert found == dict.fromkeys(["smoke", "other", *(set(REFERENCES) - {"none", "teacher"})], trained)
+
+
+def test_the_architectures_are_ranked_on_every_set_but_the_whole_source(finished):
+    records = [record for record in read_scores(finished)["records"] if record["protocol"] == "rank"]
+    taus = {record["set"]: record["values"] for record in records if record["metric"] == "tau"}
+    assert {"smoke", "other", "random"} <= taus.keys() and "full" not in taus
+    assert all(value is None or -1 <= value <= 1 for values in taus.values() for value in values)
+    speedups = {record["set"]: record["mean"] for record in records if record["metric"] == "speedup"}
+    assert all(value > 0 for value in speedups.values()) and {"smoke", "other", "random"} <= speedups.keys()
+
+
+def test_sets_of_other_targets_have_other_scores_and_the_same_students(finished):
+    errors = {
+        record["set"]: record["values"]
+        for record in read_scores(finished)["records"]
+        if (record["protocol"], record["student"]) == ("teacher_error", "ssdd_convnet3")
+    }
+    # A student of few steps has learnt little, but from targets of the other sign the opposite.
+    assert all(ours < theirs for ours, theirs in zip(errors["smoke"], errors["other"], strict=True))
+    assert len({*map(tuple, errors.values())}) == len(errors)
+
+
+def test_settings_that_are_not_given_are_those_of_the_run_of_the_first_set(finished, made):
+    config = yaml.safe_load((finished[3] / "config.yaml").read_text())
+    run = yaml.safe_load((made / "smoke" / "config.yaml").read_text())
+    assert config["seed"] == run["seed"] == 3 and config["source"] == run["data"]
+    assert config["teacher"]["backbone"] == f"local-dir:{made / 'smoke' / 'teacher'}"
+    # What is given comes first, and the rest of a section from the run.
+    assert config["use"]["epochs"] == 3 and run["use"]["epochs"] == 2
+
+
+def test_table_page_and_pictures_show_all_sets(finished):
+    output = finished[3]
+    table, page = (output / "scores.md").read_text().replace("\\", ""), (output / "report.html").read_text()
+    for name in ("smoke", "other", *REFERENCES):
+        assert name in table and name in page
+    assert FOLDER in table and "<img" in page and "data:image/png;base64" in page
+    pictures = list((output / "pictures").glob("*.png"))
+    assert pictures and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+
+
+def test_started_again_it_measures_nothing_and_writes_the_same_records(finished, evaluate, monkeypatch):
+    def files():
+        names = ("cells", "references", "features")
+        return {path: path.stat().st_mtime_ns for name in names for path in (finished[3] / name).rglob("*.*")}
+
+    before, measured = read_scores(finished)["records"], files()
+    table = (finished[3] / "scores.md").read_bytes()
+    monkeypatch.setattr("ssdd_hub.evaluate.fit_student", lambda *arguments: pytest.fail("a student is trained"))
+    monkeypatch.setattr("ssdd_hub.contenders.select", lambda *arguments: pytest.fail("images are selected"))
+    evaluate(*finished)
+    assert json.dumps(read_scores(finished)["records"]) == json.dumps(before)
+    assert (finished[3] / "scores.md").read_bytes() == table and files() == measured and measured
+
+
+def test_other_settings_go_on_in_the_same_folder_with_what_is_measured(finished, evaluate, monkeypatch):
+    before = read_scores(finished)["records"]
+    monkeypatch.setattr("ssdd_hub.evaluate.fit_student", lambda *arguments: pytest.fail("a student is trained"))
+    part = ["--references", "random,none", "--protocol", "knn,probe", "--evaluate.seeds", "1", "--targets", "source"]
+    evaluate(*finished, *part)
+    records = read_scores(finished)["records"]
+    whole = {place(record): record for record in before}
+    assert {record["set"] for record in records} == {"smoke", "other", "random", "none"}
+    for record in records:
+        assert record["values"] == whole[place(record)]["values"][:1]
+
+
+# Interrupted
+
+PART = ["--references", "none,random", "--protocol", "teacher_error,probe,knn", "--evaluate.seeds", "4"]
+# Long enough that there is a middle.
+PART += ["--use.epochs", "200", "--use.max-steps", "60"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(evaluate, made, tmp_path_factory):
+    arguments = ["--config", made / "tiny.yaml", "--set", made / "smoke" / "distilled", *PART]
+    evaluate(*arguments, "--output", tmp_path_factory.mktemp("runs") / "whole")
+    return arguments, json.loads((Path(sys.argv[-1]) / "scores.json").read_text())["records"]
+
+
+def test_an_evaluation_killed_with_kill_9_goes_on_to_the_same_table(unbroken, evaluate, tmp_path):
+    arguments, expected = unbroken
+    arguments = [*arguments, "--output", tmp_path / "broken"]
+    cells, run = tmp_path / "broken" / "cells", Running(RECIPE, *arguments)
+    deadline = time.monotonic() + 240
+    while len(list(cells.glob("*.json"))) < 9 and run.process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    run.process.kill()
+    assert run.wait()[0] == -signal.SIGKILL, "the evaluation was over before it was killed"
+    kept = {path: path.read_bytes() for path in cells.glob("*.json")}
+    assert any(b'"seconds"' in content for content in kept.values())
+    assert not (tmp_path / "broken" / "scores.json").exists()
+    evaluate(*arguments)
+    records = read_scores(arguments)["records"]
+    assert without_cost(records) == without_cost(expected)
+    assert [{**r, "mean": 0, "std": 0, "values": 0} for r in records] == [
+        {**r, "mean": 0, "std": 0, "values": 0} for r in expected
+    ]
+    assert {path: path.read_bytes() for path in kept} == kept
+    for content in map(json.loads, kept.values()):
+        seconds = [measure["value"] for measure in content["measures"] if measure["metric"] == "seconds"]
+        assert all(value in shown_seconds(records) for value in seconds)
+
+
+def shown_seconds(records):
+    return [value for record in records if record["metric"] == "seconds" for value in record["values"]]
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(unbroken, tmp_path):
+    arguments, expected = unbroken
+    arguments = [*arguments, "--output", tmp_path / "two"]
+    for process in start_two(RECIPE, *arguments):
+        process.finish()
+    for ours, theirs in zip(without_cost(read_scores(arguments)["records"]), without_cost(expected), strict=True):
+        assert {**ours, "mean": 0, "std": 0, "values": 0} == {**theirs, "mean": 0, "std": 0, "values": 0}
+        assert ours["values"] == pytest.approx(theirs["values"], rel=1e-5)
+
+
+# Sets of other code
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    folder = tmp_path / "synthetic"
+    folder.mkdir()
+    drawn = torch.Generator().manual_seed(0)
+    torch.save(torch.rand(12, 1, 16, 16, generator=drawn), folder / "x_syn.pt")
+    torch.save(torch.randn(12, 8, generator=drawn), folder / "y_syn.pt")
+    return folder
+
+
+QUICK = ["--evaluate.seeds", "1", "--use.max-steps", "1", "--probe.labels", "[0.5]", "--probe.draws", "1"]
+
+
+def test_a_pair_of_tensors_is_evaluated_as_it_is(foreign, made, evaluate, tmp_path):
+    arguments = ["--set", foreign, "--references", "none", "--targets", made / FOLDER, "--protocol", "probe,knn"]
+    evaluate(*arguments, *QUICK, "--output", tmp_path / "run")
+    records = json.loads((tmp_path / "run" / "scores.json").read_text())["records"]
+    found = {(record["set"], record["protocol"], record["target"], record["source"]) for record in records}
+    sets = ("distilled", "none")
+    assert found - {("distilled", "cost", None, None)} == {
+        (name, protocol, FOLDER, None) for name in sets for protocol in ("probe", "knn")
+    }
+    values = [record["values"] for record in records if record["protocol"] in ("probe", "knn")]
+    assert all(0 <= value <= 1 for (value,) in values)
+
+
+# Bad input
+
+# Arguments, what the message must say. `{made}` is the folder of `made`, `{tmp}` one that holds `synthetic`.
+CASES = {
+    "unknown reference": (["--references", "none,kmedians"], ["references must be some of", "got kmedians"]),
+    "unknown protocol": (["--protocol", "probe,vibes"], ["protocols must be some of", "got vibes"]),
+    "unknown student": (["--students", "own,ssdd_convnet9"], ["ssdd_convnet9", "ssdd_convnet3"]),
+    "student too deep": (
+        ["--students", "ssdd_convnet3", "--student-args.ssdd_convnet3.widths", "[4, 4, 4, 4, 4]"],
+        ["at least 32 pixels", "got 16"],
+    ),
+    "set absent": (["--set", "./no/such/set"], ["no/such/set"]),
+    "set that is no set": (["--set", "{made}/shapes"], ["shapes"]),
+    "the same set twice": (["--set", "{made}/smoke/distilled"], ["sets must differ from each other"]),
+    "sets of two shapes": (
+        ["--set", "{tmp}/synthetic"],
+        ["images of one size and targets of one width", "1x16x16, 8", "one by one"],
+    ),
+    "references without a source": (
+        ["--source.name", "none", "--targets", "{made}/shapes", "--protocol", "probe"],
+        ["references", "--source.name", "--teacher.backbone", "--references none"],
+    ),
+    "references without a teacher": (
+        ["--teacher.backbone", "none", "--protocol", "probe"],
+        ["references", "--teacher.backbone", "--references none"],
+    ),
+    "target absent": (["--targets", "./no/folder"], ["./no/folder"]),
+    "target without labels": (["--targets", "{tmp}/plain"], ["no labels", "label_column"]),
+    "unknown setting of a target": (
+        ["--targets", "shapes", "--target-args.shapes", "{{name: {made}/shapes, colour: red}}"],
+        ["colour"],
+    ),
+    "nothing to measure on": (
+        ["--source.name", "none", "--references", "none"],
+        ["nothing to measure on", "--targets"],
+    ),
+    "too few architectures": (["--rank.variants", "[]"], ["rank.variants must be at least 3"]),
+    "several mistakes at once": (
+        ["--references", "best", "--protocol", "vibes", "--targets", "[]"],
+        ["got best", "got vibes", "targets must name at least one dataset"],
+    ),
+    "several mistakes of sections": (
+        ["--use.augment", "zoom", "--evaluate.seeds", "0", "--seeds", "3"],
+        ["use.augment must be one of", "evaluate.seeds must be at least 1", "seeds is not a setting"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_ends_with_a_message_and_writes_nothing(case, made, foreign, evaluate, tmp_path, capsys):
+    for part in ("train", "test"):
+        (tmp_path / "plain" / part).mkdir(parents=True)
+        Image.new("L", (16, 16), 200).save(tmp_path / "plain" / part / "0.png")
+    arguments, expected = CASES[case]
+    arguments = [argument.format(made=made, tmp=tmp_path) for argument in arguments]
+    output = tmp_path / "run"
+    with pytest.raises(SystemExit) as stopped:
+        evaluate("--config", made / "tiny.yaml", "--set", made / "smoke" / "distilled", "--output", output, *arguments)
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Traceback" not in message
+    assert message.startswith("error:") or "\nerror:" in message
+    for part in expected:
+        assert part in message
+    assert not output.exists()
+
+
+def test_the_folder_of_another_recipe_is_left_alone(made, evaluate, capsys):
+    before = (made / "smoke" / "config.yaml").read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        evaluate("--config", made / "tiny.yaml", "--set", made / "smoke" / "distilled", "--output", made / "smoke")
+    assert stopped.value.code == 2 and "choose another --output" in capsys.readouterr().err
+    assert (made / "smoke" / "config.yaml").read_bytes() == before
