@@ -8,6 +8,7 @@ The first evaluates what `recipes/distill.py` made of the digits. Images, teache
 set states. Started again, also with other settings, nothing is measured twice.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -50,15 +51,15 @@ from ssdd_hub.run_folder import RunFolder
 from ssdd_hub.selection import Source
 from ssdd_hub.storage import PREVIEW_FILE
 from ssdd_hub.targets import Targets, TargetTransform
-from ssdd_hub.teacher import build_teacher
+from ssdd_hub.teacher import Teacher, build_teacher
 from ssdd_hub.use import SetPairs
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 
 
-def prepare_source(
-    config: EvaluateConfig, first: DistilledSet, run: RunFolder, accelerator: Accelerator
-) -> tuple[Source | None, RealData | None]:
+def load_source(
+    config: EvaluateConfig, first: DistilledSet, accelerator: Accelerator
+) -> tuple[RealData | None, Teacher | None]:
     """Loads the images and the teacher that the sets were made of, as far as they are to be had."""
     if config.source.name == ABSENT:
         return None, None
@@ -66,16 +67,47 @@ def prepare_source(
     if (bank.num_channels, bank.image_size) != (first.images.shape[1], first.images.shape[3]):
         raise InputError(f"the source images are {tuple(bank.pixels.shape[1:])}, those of the set {first}")
     heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
-    space, device = student_space(first), accelerator.device
-    data = RealData(Path(config.source.name).name, bank, heldout, space, device)
+    data = RealData(Path(config.source.name).name, bank, heldout, student_space(first), accelerator.device)
     if config.teacher.backbone == ABSENT:
-        return None, data
-    teacher = build_teacher(config.teacher.backbone, **config.teacher.building()).to(device)
+        return data, None
+    return data, build_teacher(config.teacher.backbone, **config.teacher.building()).to(accelerator.device)
+
+
+def load_targets(
+    config: EvaluateConfig, first: DistilledSet, own: RealData | None, accelerator: Accelerator
+) -> list[RealData]:
+    """Loads what is measured on; the source images come first."""
+    strangers = [*(config.target_args.keys() - {*config.targets}), *(config.student_args.keys() - {*config.students})]
+    if strangers:
+        raise InputError(f"target_args and student_args are for --targets and --students, which lack {strangers}")
+    most, seed, device = config.evaluate.max_heldout, config.seed, accelerator.device
+    named = [name for name in config.targets if name != "source"]
+    data = [load_target(name, config.target_args.get(name, {}), first, most, seed, device) for name in named]
+    data = [*([own] if own is not None and "source" in config.targets else []), *data]
+    if not data:
+        raise InputError("there is nothing to measure on: give --source.name, or --targets that are datasets")
+    return data
+
+
+def compute_targets(
+    config: EvaluateConfig,
+    first: DistilledSet,
+    own: RealData,
+    teacher: Teacher,
+    run: RunFolder,
+    accelerator: Accelerator,
+) -> tuple[Source, RealData]:
+    """Computes the teacher's targets of the source images, for the references and for the error to the teacher."""
     cache = FeatureCache(teacher, accelerator, Path(config.cache) if config.cache else run.path / "features")
-    features, heldout_features = cache.features(bank), cache.features(heldout)
+    features, heldout_features = cache.features(own.train), cache.features(own.heldout)
     transform = first.target_transform or TargetTransform.fit("none", features)
-    source = Source(bank, Targets(features, transform), teacher, transform, space, device)
-    return source, replace(data, heldout_targets=Targets(heldout_features, transform)[:])
+    source = Source(own.train, Targets(features, transform), teacher, transform, own.pixel_space, accelerator.device)
+    return source, replace(own, heldout_targets=Targets(heldout_features, transform)[:])
+
+
+def wanted_references(config: EvaluateConfig) -> list[str]:
+    """Returns the references, with the whole source where architectures are ranked."""
+    return list(dict.fromkeys([*config.references, *([FULL] if RANK in config.protocols else [])]))
 
 
 def prepare_contenders(
@@ -91,13 +123,8 @@ def prepare_contenders(
         set_contender(name, s, accelerator.device, source is not None and has_targets_of(s, source.teacher, transform))
         for name, s in sets.items()
     ]
-    wanted = list(dict.fromkeys([*config.references, *([FULL] if RANK in config.protocols else [])]))
+    wanted = wanted_references(config)
     if source is None:
-        if set(wanted) - {NONE}:
-            raise InputError(
-                "references are made of the source images and their teacher: give --source.name, --teacher.backbone "
-                "and --teacher.pretrained, or --references none"
-            )
         return [*found, *([none_contender()] if wanted else [])]
     views = SetPairs(next(iter(sets.values()))).num_views if config.use.augment == "views" else 0
     references = References(run.path / "references", source, config.selection, config.seed, views)
@@ -113,13 +140,15 @@ def prepare_candidates(
 ) -> list[Candidate]:
     """Lists the students, and the architectures to be ranked, which are asked one protocol only."""
     own = first.provenance.get("student") or {"name": "ssdd_convnet3"}
-    named = {name: config.student_args.get(name, {}) for name in config.students if name != "own"}
-    if "own" in config.students:
-        named = {own["name"]: own.get("model_args", {}), **named}
+    named = {name: (name, config.student_args.get(name, {})) for name in config.students}
+    if "own" in named:
+        title = f"own {own['name']}" if own["name"] in named else own["name"]
+        named = {title: (own["name"], own.get("model_args", {})), **named}
+        del named["own"]
     shape = {"num_targets": first.targets.shape[1], "in_chans": first.images.shape[1]}
     shape |= {"image_size": first.images.shape[3]}
     asked = [protocols[name] for name in config.protocols if name != RANK]
-    found = [Candidate.of(name, args, asked, **shape) for name, args in named.items()]
+    found = [Candidate.of(name, args, asked, title, **shape) for title, (name, args) in named.items()]
     for variant in config.rank.variants if RANK in config.protocols else []:
         args = {key: value for key, value in variant.items() if key != "name"}
         title = f"{variant['name']} {' '.join(f'{key}={value}' for key, value in args.items())}"
@@ -127,7 +156,7 @@ def prepare_candidates(
     return found
 
 
-def prepare_protocols(config: EvaluateConfig, source: Source | None) -> dict[str, EvaluationProtocol]:
+def prepare_protocols(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, EvaluationProtocol]:
     """Returns the protocols that are asked for, and the one that ranks, by name."""
     build: dict[str, Callable[[], EvaluationProtocol]] = {
         "teacher_error": TeacherError,
@@ -136,7 +165,7 @@ def prepare_protocols(config: EvaluateConfig, source: Source | None) -> dict[str
         "finetune": lambda: FineTuning(config.finetune),
         "knn": lambda: NearestNeighbours(config.knn),
         "krr": lambda: KernelRegression(config.krr, config.knn),
-        "kd": lambda: KnowledgeDistillation(config.kd, source.teacher if source else None),
+        "kd": lambda: KnowledgeDistillation(config.kd, teacher),
     }
     wanted = dict.fromkeys([*config.protocols, *([config.rank.by] if RANK in config.protocols else [])])
     return {name: build[name]() for name in wanted if name != RANK}
@@ -180,7 +209,9 @@ def of_first_set(given: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Sets, source, targets, references, students; cells; table and report."""
     started = time.perf_counter()
-    config = parse_config(EvaluateConfig, DEFAULT, description=__doc__, stated=of_first_set)
+    # The settings for the digits are not those of other sets.
+    named = any(word.partition("=")[0] in ("--set", "--sets") for word in sys.argv)
+    config = parse_config(EvaluateConfig, None if named else DEFAULT, description=__doc__, stated=of_first_set)
     accelerator = build_accelerator(config.run, Path(config.output))
     run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process, same_settings=False)
     accelerator.wait_for_everyone()
@@ -189,16 +220,21 @@ def main() -> None:
     loaded = [load_set(place, config.foreign) for place in config.sets]
     sets = dict(zip(name_sets(config.sets), loaded, strict=True))
     check_alike(sets)
-    first = next(iter(sets.values()))
+    first = loaded[0]
+    own, teacher = load_source(config, first, accelerator)
+    data = load_targets(config, first, own, accelerator)
+    if teacher is None and set(wanted_references(config)) - {NONE}:
+        raise InputError(
+            "references are made of the source images and their teacher: give --source.name, --teacher.backbone "
+            "and --teacher.pretrained, or --references none"
+        )
+    candidates = prepare_candidates(config, first, prepare_protocols(config, teacher))
+    # Nothing is left that a mend of the settings could change.
     run.start()
-    source, own = prepare_source(config, first, run, accelerator)
-    most, seed, device = config.evaluate.max_heldout, config.seed, accelerator.device
-    named = [name for name in config.targets if name != "source"]
-    data = [load_target(name, config.target_args.get(name, {}), first, most, seed, device) for name in named]
-    data = [*([own] if own is not None and "source" in config.targets else []), *data]
-    if not data:
-        raise InputError("there is nothing to measure on: give --source.name, or --targets that are datasets")
-    candidates = prepare_candidates(config, first, prepare_protocols(config, source))
+    source = None
+    if own is not None and teacher is not None:
+        source, known = compute_targets(config, first, own, teacher, run, accelerator)
+        data = [known if entry is own else entry for entry in data]
     contenders = prepare_contenders(config, sets, source, run, accelerator)
 
     evaluation = Evaluation(

@@ -28,7 +28,7 @@ Given = tuple[str, Any]  # a dotted name, and text of the command line or what a
 
 def parse_config(
     config_class: type[Config],
-    default: Path,
+    default: Path | None,
     argv: Sequence[str] | None = None,
     description: str | None = None,
     stated: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {},
@@ -41,7 +41,7 @@ def parse_config(
 
     Args:
         config_class: A dataclass of dataclasses, such as `DistillConfig`.
-        default: The YAML file that is read when no `--config` is given.
+        default: The YAML file that is read when no `--config` is given; None for none.
         argv: Arguments; the process's own when None. `--data.image-size 32`, `--data.image-size=32` and, for switches,
             `--teacher.pretrained` are understood.
         description: Shown by `--help`.
@@ -62,7 +62,7 @@ def parse_config(
     if asked & {"help", "h"}:
         _build_parser(config_class, default, description).print_help()
         raise SystemExit(0)
-    files = [Path(value) for name, value in arguments if name == "config"] or [default]
+    files = [Path(value) for name, value in arguments if name == "config"] or list(filter(None, [default]))
     given = [setting for path in files for setting in _read_file(path, kinds)]
     given += _joined([entry for entry in arguments if entry[0] not in ("config", "print_config")], kinds)
     values = _type_values(given, kinds, problems)
@@ -91,7 +91,7 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of a recipe's docstring, which are commands."""
 
 
-def _build_parser(config_class: Any, default: Path, description: str | None) -> ArgumentParser:
+def _build_parser(config_class: Any, default: Path | None, description: str | None) -> ArgumentParser:
     short = getattr(config_class, "SHORT", {}).items()
     parser = ArgumentParser(
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
@@ -100,7 +100,9 @@ def _build_parser(config_class: Any, default: Path, description: str | None) -> 
         + "".join(f" --{name} is short for --{setting}." for name, setting in short),
         formatter_class=_Help,
     )
-    parser.add_argument("--config", metavar="FILE", default=str(default), help="YAML of settings; the last one wins")
+    parser.add_argument(
+        "--config", metavar="FILE", default=default and str(default), help="YAML of settings; the last one wins"
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
     sections = {entry.name: entry.type for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)}
     parser.add_class_arguments(config_class, skip=set(sections))
@@ -134,7 +136,7 @@ def _read_command_line(
             problems.append(f"a setting is written --name value; got {token!r} alone")
             continue
         name, equals, value = token.lstrip("-").partition("=")
-        name = name.replace("-", "_")
+        name = _underscored(name, kinds)
         if not equals and name in ("help", "h", "print_config"):
             value = "true"
         elif not equals and rest and not _NAME.match(rest[0]):
@@ -148,9 +150,16 @@ def _read_command_line(
     return given
 
 
+def _underscored(name: str, kinds: Kinds) -> str:
+    """Returns a name with underscores for dashes; the names of entries of a dictionary stay what they are."""
+    plain = name.replace("-", "_")
+    setting = _setting(plain, kinds)
+    return setting + name[len(setting) :] if kinds.get(setting) == dict[str, Any] else plain
+
+
 def _joined(arguments: Sequence[Given], kinds: Kinds) -> Iterator[Given]:
     """Yields the arguments, those of a list of strings as one: `--set a --set b` is `--set a,b`."""
-    lists = {name for name, _ in arguments if kinds.get(name) == list[str]}
+    lists = dict.fromkeys(name for name, _ in arguments if kinds.get(name) == list[str])
     for name, value in arguments:
         if name not in lists:
             yield name, value
@@ -259,7 +268,10 @@ def _build(config_class: Any, values: Mapping[str, Any], problems: list[str], pr
     for entry in dataclasses.fields(config_class):
         name = f"{prefix}{entry.name}"
         if is_dataclass(entry.type):
-            arguments[entry.name] = _build(entry.type, values, problems, f"{name}.")
+            # The default of a section is not always that of its class.
+            factory: Any = entry.default_factory
+            own = {f"{name}.{setting}": value for setting, value in vars(factory()).items()}
+            arguments[entry.name] = _build(entry.type, {**own, **values}, problems, f"{name}.")
         elif name in values:
             arguments[entry.name] = values[name]
     try:

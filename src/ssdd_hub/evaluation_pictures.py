@@ -8,7 +8,7 @@ import numpy as np
 
 from ssdd_hub.comparison import NO_CONTEST
 from ssdd_hub.panels import Style, draw_panels, draw_point, set_log_axis, shown_styles, shown_values, styles_of
-from ssdd_hub.report import draw_bars, plain
+from ssdd_hub.report import draw_bars, plain, spans_decades
 from ssdd_hub.scores import Record, amount, group, sort_columns, unit
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ def _draw_cost(
                 axis.axhline(mean, color=styles[name].colour, linestyle="--", linewidth=1.2)
         set_log_axis(axis, "seconds of pre-training", costs.values())
         axis.set_ylabel(unit(part[0]), fontsize=9)
+        if spans_decades(part):
+            axis.set_yscale("log")
     return figure
 
 

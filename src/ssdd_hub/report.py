@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,6 +237,12 @@ def draw_bars(records: list[Record], colours: Mapping[str, Any], across: int = 2
     return figure
 
 
+def spans_decades(records: Iterable[Record]) -> bool:
+    """Whether these are errors of which the largest would hide what the others differ by."""
+    means = [record["mean"] for record in records if record["metric"] == "mse"]
+    return bool(means) and 0 < 20 * min(means) < max(means)
+
+
 def _draw_panel(axis: "Axes", column: dict[str, Record], colours: Mapping[str, Any], between: str) -> None:
     scored = {name: record for name, record in column.items() if record["mean"] is not None}
     for place, (name, record) in enumerate(scored.items()):
@@ -249,6 +255,9 @@ def _draw_panel(axis: "Axes", column: dict[str, Record], colours: Mapping[str, A
         axis.plot(values, place + np.linspace(-0.2, 0.2, len(values)), "o", color="black", markersize=3, alpha=0.6)
     labels = [f"{plain(name)}{between}{score_cell(record)}" for name, record in scored.items()]
     axis.set_yticks(range(len(labels)), labels)
+    if scored and spans_decades(scored.values()):
+        least = min(record["mean"] for record in scored.values())
+        axis.set(xscale="log", xlim=(least / 2, None))
     axis.invert_yaxis()
     axis.set_axisbelow(True)
     axis.grid(axis="x", alpha=0.25)
