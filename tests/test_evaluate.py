@@ -222,13 +222,18 @@ def test_protocols_draw_alike_whatever_the_set(run):
 def test_a_protocol_gets_the_student_its_pairs_and_a_fresh_copy_of_it(run):
     protocol = Weights()
     run(protocol, seeds=2)
-    for number, (pretrained, _) in enumerate(protocol.asked):
-        k, trained = number // 3, number % 3 < 2
-        fresh, expected = pretrained.build(), first_student(k)
+    assert sorted(pretrained.pairs is None for pretrained, _ in protocol.asked) == [False] * 4 + [True] * 2
+    seeds = list(dict.fromkeys(sorted(pretrained.seed for pretrained, _ in protocol.asked)))
+    firsts = {seed: None for seed in seeds}
+    for pretrained, _ in protocol.asked:  # in any order, since students are pre-trained side by side
+        trained, fresh = pretrained.pairs is not None, pretrained.build()
         assert fresh is not pretrained.student and not fresh.training and not pretrained.student.training
-        assert torch.equal(fresh.head.weight, expected.head.weight)
+        number = next(k for k in range(2) if torch.equal(fresh.head.weight, first_student(k).head.weight))
+        assert firsts[pretrained.seed] in (None, number)
+        firsts[pretrained.seed] = number
         assert torch.equal(fresh.head.weight, pretrained.student.head.weight) != trained
-        assert pretrained.pairs is None if not trained else len(pretrained.pairs) == 6
+        assert not trained or len(pretrained.pairs) == 6
+    assert sorted(firsts.values()) == [0, 1]
 
 
 def test_the_seed_of_the_run_decides(run):

@@ -246,9 +246,11 @@ class _TeacherNetwork(nn.Module):
         self.parts = (source.teacher, source.pixel_space)
 
     def forward_features(self, images: Tensor) -> Tensor:
+        """Maps images `(n, C, H, W)` of the students' space to the teacher's features `(n, D)`."""
         teacher, space = self.parts
         features: Tensor = teacher(space.denormalise(images))
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Returns the features: there is no head."""
         return features

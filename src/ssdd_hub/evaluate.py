@@ -143,6 +143,7 @@ class _Job:
 
     @property
     def place(self) -> tuple[str, str, int]:
+        """Which student, set and seed."""
         return self.candidate.name, self.contender.name, self.k
 
     @cached_property
@@ -173,10 +174,12 @@ class _Job:
 
     @property
     def cost_key(self) -> dict[str, Any]:
+        """The key of what the pre-training took."""
         return {**self.identity, "protocol": COST}
 
     @cached_property
     def missing(self) -> list[tuple[EvaluationProtocol, RealData, dict[str, Any]]]:
+        """The cells that were not there when this was first asked."""
         return [cell for cell in self.cells if self.evaluation.store.read(cell[2]) is None]
 
     def run(self, done: Callable[[], object]) -> None:
@@ -207,6 +210,7 @@ class _Job:
         return Pretrained(student, build, pairs, seed)
 
     def measured(self) -> _Measured:
+        """Returns all that is stored, by protocol and dataset."""
         read = self.evaluation.store.read
         found: _Measured = {(protocol.name, data.name): read(key) or [] for protocol, data, key in self.cells}
         return {**found, (COST, None): read(self.cost_key) or []}

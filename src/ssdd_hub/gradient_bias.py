@@ -183,15 +183,15 @@ def build_problems(source: ImageBank, settings: GradientBiasSettings, seed: int)
         network = ConvNet(settings.widths, settings.norm, source.num_channels, source.image_size, settings.dim)
     space = PixelSpace.of(source.pixels)
 
-    def embed(weights: Weights, images: Tensor) -> Tensor:
+    def _embed(weights: Weights, images: Tensor) -> Tensor:
         embeddings: Tensor = functional_call(network, weights, (space.normalise(images),))
         return embeddings
 
     teacher = TargetTransform.fit("whiten", real.flatten(1), settings.dim)
     real_targets = teacher(real.flatten(1))
 
-    def outer(weights: Weights) -> Tensor:
-        return regression_error(embed(weights, real), real_targets, settings.ridge)
+    def _outer(weights: Weights) -> Tensor:
+        return regression_error(_embed(weights, real), real_targets, settings.ridge)
 
     targets = teacher(pixels.flatten(1))
     losses = {name: LOSSES[name] for name in settings.losses}
@@ -200,7 +200,7 @@ def build_problems(source: ImageBank, settings: GradientBiasSettings, seed: int)
     views, as_it_is = all_views(settings.shift), torch.tensor([[PADDING, PADDING, 0]])
     problems = {}
     for name, loss in losses.items():
-        problem = Bilevel(embed, weights, outer, loss, views if loss.augmented else as_it_is, settings.inner_steps)
+        problem = Bilevel(_embed, weights, _outer, loss, views if loss.augmented else as_it_is, settings.inner_steps)
         problems[name] = problem.scaled(settings.step, pixels)
     return pixels, problems
 

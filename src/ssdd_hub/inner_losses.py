@@ -69,11 +69,11 @@ def _spectral(products: Tensor, squares: Tensor) -> Tensor:
 def regression(targets: Tensor, augmented: bool) -> InnerLoss:
     """Returns the mean squared error to targets `(M, D)`: KRR-ST's inner loss, or the same on augmented images."""
 
-    def compare(embeddings: Tensor) -> Tensor:
+    def _compare(embeddings: Tensor) -> Tensor:
         return functional.mse_loss(embeddings, targets.expand_as(embeddings))
 
     # Being additive over images and views, it has the same form for one draw and for all.
-    return InnerLoss(compare, 1, compare, augmented)
+    return InnerLoss(_compare, 1, _compare, augmented)
 
 
 LOSSES = {

@@ -267,10 +267,12 @@ class _WholeNetwork(nn.Module):
         self.network = network
 
     def forward_features(self, images: Tensor) -> Tensor:
+        """Maps images `(n, C, H, W)` to the network's outputs."""
         outputs: Tensor = self.network(images)
         return outputs
 
     def forward_head(self, outputs: Tensor, pre_logits: bool = False) -> Tensor:
+        """Returns the outputs: the head is in the network."""
         return outputs
 
 

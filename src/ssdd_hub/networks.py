@@ -164,6 +164,7 @@ class _InvertedBlock(InvertedResidual):  # type: ignore[misc]
         self.shortcut = ConvNormAct(in_chans, width, 1, apply_act=False) if projected else None
 
     def forward(self, maps: Tensor) -> Tensor:
+        """Maps `(n, C, h, w)` to `(n, width, h', w')`."""
         outputs: Tensor = super().forward(maps)
         return outputs if self.shortcut is None else outputs + self.shortcut(maps)
 

@@ -8,16 +8,21 @@ import torch
 from accelerate import Accelerator
 
 from ssdd_hub.batches import AugmentedBatches, CachedBatches
+from ssdd_hub.cells import CellStore
 from ssdd_hub.checkpoint import save_tree
+from ssdd_hub.contenders import Candidate, none_contender, set_contender
+from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.distiller import Distiller, DistillerSettings
-from ssdd_hub.evaluate import EvaluateSettings, evaluate
+from ssdd_hub.evaluate import Evaluation
 from ssdd_hub.images import ImageBank, fingerprint_pixels
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.pool import PoolSettings, StudentPool
-from ssdd_hub.protocols import RealData
+from ssdd_hub.probe import LinearProbe, ProbeSettings
+from ssdd_hub.protocols import RealData, TeacherError
 from ssdd_hub.students import ConvNet
 from ssdd_hub.targets import FeatureCache, Targets, TargetTransform
 from ssdd_hub.teacher import Teacher
+from ssdd_hub.use import UseSettings
 
 NUM_IMAGES, STEPS = 5, 10
 
@@ -67,15 +72,24 @@ def distil(accelerator, folder, precision, augmented):
     }
 
 
-def score(accelerator):
+def score(accelerator, folder):
     bank, heldout, space = make_bank(33, 0), make_bank(12, 1), PixelSpace((0.5,), (0.25,))
     targets, heldout_targets = (part.pixels.flatten(1)[:, :3].float() / 255 for part in (bank, heldout))
-    data = RealData(bank, targets, heldout, heldout_targets, space, accelerator.device)
-    settings = EvaluateSettings(seeds=3, epochs=3, batch_size=4, labels=10)
-    sets = {"random": lambda k: data.random_pair(NUM_IMAGES, k), "none": lambda k: None}
-    return evaluate(
-        sets, lambda: ConvNet((4,), "batch", 1, 8, 3), data, settings, seed=0, accelerator=accelerator, facts={}
+    data = RealData("random", bank, heldout, space, accelerator.device, heldout_targets)
+    chosen = torch.arange(NUM_IMAGES)
+    made = DistilledSet(data.images(bank, chosen), targets[chosen], space)
+    protocols = [TeacherError(), LinearProbe(ProbeSettings(labels=[10], draws=1))]
+    evaluation = Evaluation(
+        [set_contender("random", made, accelerator.device), none_contender()],
+        [Candidate("tiny", lambda: ConvNet((4,), "batch", 1, 8, 3), "tiny", protocols)],
+        [data],
+        UseSettings(epochs=3, batch_size=4),
+        seeds=3,
+        seed=0,
+        store=CellStore(folder / f"cells-{accelerator.num_processes}"),
+        facts={},
     )
+    return [record for record in evaluation.run(accelerator) if record["metric"] != "seconds"]
 
 
 def main(folder):
@@ -86,7 +100,7 @@ def main(folder):
         for precision in ("float64", "float32")
         for augmented in (False, True)
     }
-    records = score(accelerator)
+    records = score(accelerator, folder)
     if accelerator.is_main_process:
         save_tree(folder / "results.safetensors", results)
     path = folder / f"process-{accelerator.process_index}.json"
