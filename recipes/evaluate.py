@@ -41,7 +41,6 @@ from ssdd_hub.origin import (
     load_target,
     name_sets,
     stated_settings,
-    student_space,
 )
 from ssdd_hub.probe import LinearProbe, MkdtProbe
 from ssdd_hub.protocols import EvaluationProtocol, RealData, TeacherError, draw_heldout
@@ -67,7 +66,7 @@ def load_source(
     if (bank.num_channels, bank.image_size) != (first.images.shape[1], first.images.shape[3]):
         raise InputError(f"the source images are {tuple(bank.pixels.shape[1:])}, those of the set {first}")
     heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
-    data = RealData(Path(config.source.name).name, bank, heldout, student_space(first), accelerator.device)
+    data = RealData(Path(config.source.name).name, bank, heldout, first.student_pixel_space, accelerator.device)
     if config.teacher.backbone == ABSENT:
         return data, None
     return data, build_teacher(config.teacher.backbone, **config.teacher.building()).to(accelerator.device)

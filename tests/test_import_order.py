@@ -9,16 +9,17 @@ PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
     errors command_line streams checkpoint run_folder machine pixel_space
     decode digits image_source images augment
-    target_transform cards storage set_checks distilled tensor_pairs interop
+    target_transform markdown scores comparison hub licences cards storage preview footers shards set_checks
+    publish fetch check publish_set distilled tensor_pairs interop
     backbones networks students
     objective views joint_embedding clustering momentum dino masked objectives
     state_dicts teacher_card teacher_folder teacher device_views view_batches knn optimizers pretrain
     teacher_report train_teacher
     image_stream feature_bank features targets
     krr pool batches distiller outer_loop inner_losses gradient_bias bias_report
-    provenance use set_views protocols logistic probe closed_form finetune dsa kd
+    provenance use publish_model set_views protocols logistic probe closed_form finetune dsa kd
     coresets selection contenders cells evaluate rank origin
-    scores comparison report panels evaluation_pictures evaluation_report launch config
+    report panels evaluation_pictures evaluation_report launch cli config
 """.split()
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

@@ -19,7 +19,6 @@ from ssdd_hub.origin import (
     load_target,
     name_sets,
     stated_settings,
-    student_space,
 )
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.provenance import describe_run
@@ -225,8 +224,8 @@ def test_targets_are_known_by_the_weights_of_their_teacher_and_by_their_transfor
 
 def test_students_see_real_images_in_the_stated_space():
     stated = PixelSpace((0.1,), (0.9,))
-    assert student_space(make_set(student_pixel_space=stated.to_dict())) == stated
-    assert student_space(make_set()) == SPACE
+    assert make_set(student_pixel_space=stated.to_dict()).student_pixel_space == stated
+    assert make_set().student_pixel_space == SPACE
 
 
 # Other datasets

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_distilled import PARQUET, bits, contents, make_set
 
-from ssdd_hub import distilled, storage
+from ssdd_hub import distilled, shards, storage
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError
 
@@ -92,7 +92,8 @@ def test_a_save_that_fails_leaves_the_old_set_alone(
     def fail(*_: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(distilled if place == "render_dataset_card" else storage, place, fail)
+    modules = {"render_dataset_card": distilled, "write_tensors": shards}
+    monkeypatch.setattr(modules.get(place, storage), place, fail)
     for name in ("set", "fresh"):
         with pytest.raises(type(failure)):
             make_set(seed=1).save(tmp_path / name)
@@ -164,6 +165,41 @@ def test_metadata_that_is_not_json_is_reported(tmp_path: Path, text: str) -> Non
         DistilledSet.load(folder)
 
 
+@pytest.mark.parametrize(
+    "text", ["[" * 31 + "]" * 31, '{"a":' * 31 + "1" + "}" * 31, "[" * 100_000, "[" * 10**5 + "]" * 10**5]
+)
+def test_metadata_that_is_nested_without_end_is_refused(tmp_path: Path, text: str) -> None:
+    folder = make_set().save(tmp_path / "set")
+    (folder / "ssdd_hub.json").write_text(text)
+    with pytest.raises(InputError, match="must be nested at most 30 deep, and is deeper|is damaged, it is not JSON"):
+        DistilledSet.load(folder)
+
+
+def test_metadata_may_be_nested_30_deep(tmp_path: Path) -> None:
+    value: Any = []
+    for _ in range(27):
+        value = [value]
+    # The record, its provenance and 28 lists.
+    folder = make_set(provenance={"deep": value}).save(tmp_path / "set")
+    assert DistilledSet.load(folder).provenance["deep"] == value
+    with pytest.raises(InputError, match="nested at most 30 deep; got .* leave something out of its provenance"):
+        make_set(provenance={"deep": [value]}).save(tmp_path / "deeper")
+    assert os.listdir(tmp_path) == ["set"]
+
+
+def test_metadata_larger_than_a_record_can_be_is_neither_read_nor_written(tmp_path: Path) -> None:
+    folder = make_set(provenance={"note": "a" * (8 * 2**20 - 2000)}).save(tmp_path / "set")
+    path = folder / "ssdd_hub.json"
+    path.write_bytes(path.read_bytes().ljust(8 * 2**20))
+    assert len(DistilledSet.load(folder).provenance["note"]) == 8 * 2**20 - 2000
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(InputError, match="must be of at most 8388608 bytes, got 8388609: fetch or make"):
+        DistilledSet.load(folder)
+    with pytest.raises(InputError, match="must be of at most 8388608 bytes, .* leave something out of its provenance"):
+        make_set(provenance={"note": "a" * 2**23}).save(tmp_path / "larger")
+    assert os.listdir(tmp_path) == ["set"]
+
+
 @pytest.mark.parametrize("version", [2, None, "1"])
 def test_an_unknown_format_is_refused(tmp_path: Path, version: object) -> None:
     folder = make_set().save(tmp_path / "set")
@@ -180,6 +216,8 @@ def test_an_unknown_format_is_refused(tmp_path: Path, version: object) -> None:
     [
         {"tensors": {}},
         {"tensors": None},
+        {"tensors": {"images": {"shape": [], "sha256": "0" * 64}, "targets": {"shape": [1], "sha256": "0" * 64}}},
+        {"tensors": {"images": {"shape": [0, 3], "sha256": "0" * 64}, "targets": {"shape": [1], "sha256": "0" * 64}}},
         {"tensors": {"images": {"shape": 5, "sha256": ""}, "targets": {}}},
         {"pixel_space": {"mean": [0.5]}},
         {"pixel_space": {"mean": [0.5], "std": [0.0]}},
@@ -213,7 +251,7 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         DistilledSet.load(folder)
 
 
-@pytest.mark.parametrize("shape", [[5, 3, 7, 6], [5, 3, 42], [4, 3, 6, 7], [5, 3, 6, 7, 1], [630], [], [0, 3, 6, 7]])
+@pytest.mark.parametrize("shape", [[5, 3, 7, 6], [5, 3, 42], [4, 3, 6, 7], [5, 3, 6, 7, 1], [630]])
 def test_a_shape_other_than_the_stated_one_is_reported(tmp_path: Path, shape: list[int]) -> None:
     folder = make_set().save(tmp_path / "set")
     tensors = json.loads((folder / "ssdd_hub.json").read_text())["tensors"]

@@ -6,7 +6,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from ssdd_hub.cards import describe_licence
+from ssdd_hub.licences import describe_licence
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.teacher import Teacher
 from ssdd_hub.teacher_card import render_teacher_card

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ssdd_hub.set_views import add_views
     from ssdd_hub.students import ConvNet, build_student, list_students
     from ssdd_hub.teacher import build_teacher
+    from ssdd_hub.use import pretrain_student
 
 # A distilled set can be read where timm is not installed.
 if find_spec("timm") is not None:
@@ -42,6 +43,7 @@ __all__ = [
     "import_tensors",
     "list_objectives",
     "list_students",
+    "pretrain_student",
 ]
 
 _LAZY = {
@@ -55,6 +57,7 @@ _LAZY = {
     "import_tensors": "interop",
     "list_objectives": "objectives",
     "list_students": "students",
+    "pretrain_student": "use",
 }
 
 

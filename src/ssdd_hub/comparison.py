@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from ssdd_hub.cards import escape
+from ssdd_hub.markdown import escape
 from ssdd_hub.scores import Record, Table, build_tables, group, metric_of, number, spread, usual_n
 
 KEY = ("protocol", "target", "student", "use", "labels", "metric")
@@ -91,6 +90,9 @@ def _difference(record: Record, reference: Record) -> Record | None:
 
 def _paired_test(first: "np.ndarray[Any, Any]", second: "np.ndarray[Any, Any]") -> Record:
     differences = first - second
+    # Imported here: a set is read and its card written without waiting for scipy.
+    from scipy import stats
+
     n, mean = len(differences), float(differences.mean())
     if n < 2:
         return {"t": None, "p": None, "interval": None}

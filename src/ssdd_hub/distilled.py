@@ -1,33 +1,25 @@
 """The distilled set: images, targets, the pixel space that gives the images a meaning, and where they come from."""
 
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, snapshot_download
-from huggingface_hub.errors import (
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ssdd_hub import storage
+from ssdd_hub import shards, storage
 from ssdd_hub.cards import render_dataset_card
 from ssdd_hub.errors import InputError
+from ssdd_hub.fetch import fetch_set
+from ssdd_hub.hub import blot_tokens
 from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.publish_set import MESSAGE, push_set
 from ssdd_hub.set_checks import check_labels, check_tensors, check_views
 from ssdd_hub.target_transform import TargetTransform
-
-_NOT_FOUND = (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError, LocalEntryNotFoundError)
-_HUB_TOKEN = re.compile(r"\b(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*")
 
 
 @dataclass(eq=False, repr=False)
@@ -100,17 +92,16 @@ class DistilledSet:
         optional = {"labels": self.labels, "views": self.views, "view_targets": self.view_targets}
         tensors = {"images": self.images, "targets": self.targets}
         tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
-        pixels = self.pixel_space.denormalise(self.images)
         metadata = {
             "format_version": storage.FORMAT_VERSION,
-            "tensors": {name: storage.describe_tensor(tensor) for name, tensor in tensors.items()},
+            "tensors": shards.describe_tensors(tensors),
             "pixel_space": self.pixel_space.to_dict(),
-            **storage.measure_range(pixels),
+            **shards.measure_range(self.images, self.pixel_space),
             "label_names": self.label_names,
             "provenance": {"versions": describe_versions(), **_to_json(self.provenance, "provenance")},
         }
         with storage.replaced_folder(folder) as new:
-            storage.write_tensors(new, tensors, pixels, self.label_names)
+            shards.write_tensors(new, tensors, self.pixel_space, self.label_names)
             if self.target_transform is not None:
                 path = new / storage.TRANSFORM_FILE
                 metadata["target_transform"] = {"sha256": self.target_transform.save(path)}
@@ -136,7 +127,7 @@ class DistilledSet:
             raise InputError(
                 f"{folder / storage.METADATA_FILE} is incomplete ({error!r}): fetch or make the set again"
             ) from error
-        tensors = storage.read_tensors(folder, stated)
+        tensors = shards.read_tensors(folder, stated)
         transform = None
         if transform_sha256 is not None:
             transform = TargetTransform.load(folder / storage.TRANSFORM_FILE, transform_sha256)
@@ -152,41 +143,45 @@ class DistilledSet:
             view_targets=tensors.get("view_targets"),
         )
 
+    @property
+    def student_pixel_space(self) -> PixelSpace:
+        """The space of real images for networks pre-trained on the set: the stated one, or that of the set."""
+        stated = self.provenance.get("student_pixel_space")
+        return PixelSpace.from_dict(stated) if stated else self.pixel_space
+
     def push_to_hub(
         self,
         repo_id: str,
         *,
         private: bool = False,
         revision: str | None = None,
+        create_pr: bool = False,
+        tag: str | None = None,
         token: str | bool | None = None,
-        commit_message: str = "Upload the distilled set",
+        commit_message: str = MESSAGE,
     ) -> str:
-        """Uploads the folder that `save` writes to a dataset repository, in one commit.
+        """Publishes the set in a dataset repository: one commit, fetched again and verified, then tagged.
 
         Args:
-            repo_id: `owner/name`; created when there is none.
-            private: Whether a repository created here is private.
-            revision: An existing branch; the main one by default.
+            repo_id: `owner/name`, or a name in your own namespace; created when there is none.
+            private: Whether a repository created here is private; one that is there must be so already.
+            revision: A branch, created when there is none; the main one by default.
+            create_pr: Whether to offer the set as a pull request instead.
+            tag: Name of the tag; by default `set-` and eight digits made of the contents, none for a pull request.
             token: A Hub token; by default the one of the login.
             commit_message: The commit's title.
 
         Returns:
             The sha of the commit, which `from_pretrained(repo_id, revision=...)` takes.
+
+        Raises:
+            InputError: The licence will not do, there is no token that may write, the repository holds something else,
+                somebody else published meanwhile, or the Hub cannot be reached or gives back what was not sent.
         """
-        api = HfApi(token=token)
-        # The full id, also when only a name was given.
-        repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-        with tempfile.TemporaryDirectory() as scratch:
+        how = {"private": private, "revision": revision, "create_pr": create_pr, "tag": tag}
+        with tempfile.TemporaryDirectory(prefix="ssdd-hub-push-") as scratch:
             folder = self._save(Path(scratch, "set"), location=repo_id)
-            paths = sorted(path for path in folder.rglob("*") if path.is_file())
-            operations = [
-                CommitOperationAdd(path_in_repo=path.relative_to(folder).as_posix(), path_or_fileobj=path)
-                for path in paths
-            ]
-            commit = api.create_commit(
-                repo_id, operations, repo_type="dataset", revision=revision, commit_message=commit_message
-            )
-        return commit.oid
+            return push_set(folder, repo_id, token=token, message=commit_message, **how).commit
 
     @classmethod
     def from_pretrained(
@@ -197,6 +192,10 @@ class DistilledSet:
     ) -> "DistilledSet":
         """Loads a set from a folder, or else from a dataset repository of the Hub.
 
+        What was fetched before is taken from the client's cache, also when the Hub cannot be reached. Nothing but the
+        set's own files is fetched, none of them holds code, and the tensors are checked against their sha256; a
+        damaged download is fetched once more.
+
         Args:
             repo_id_or_folder: A folder that exists, or `owner/name`.
             revision: Branch, tag or sha in the repository; a folder has none.
@@ -206,26 +205,10 @@ class DistilledSet:
             InputError: There is neither such a folder nor such a repository, or the set is damaged.
         """
         if Path(repo_id_or_folder).is_dir():
+            if revision is not None:
+                raise InputError(f"{repo_id_or_folder} is a folder, which has no revision {revision!r}: leave it out")
             return cls.load(repo_id_or_folder)
-        try:
-            folder = snapshot_download(
-                str(repo_id_or_folder),
-                repo_type="dataset",
-                revision=revision,
-                token=token,
-                allow_patterns=[storage.CARD_FILE, storage.METADATA_FILE, storage.TRANSFORM_FILE, "data/*.parquet"],
-            )
-        except _NOT_FOUND as error:
-            raise InputError(
-                f"{str(repo_id_or_folder)!r} (revision {revision or 'main'}) is neither a folder nor a dataset "
-                "found on the Hub: check the spelling and the connection, and log in if it is private"
-            ) from error
-        return cls.load(folder)
-
-
-def blot_tokens(text: str) -> str:
-    """Returns text in which `<token>` stands for each access token of the Hub."""
-    return _HUB_TOKEN.sub("<token>", text)
+        return fetch_set(str(repo_id_or_folder), cls.load, revision, token)
 
 
 def _to_json(value: Any, path: str) -> Any:

@@ -7,17 +7,18 @@ from typing import Any
 import torch
 import yaml
 
-from ssdd_hub.cards import section
 from ssdd_hub.contenders import REFERENCES, describe_matrix
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.images import DataSettings, load_images
 from ssdd_hub.interop import LAYOUTS, import_tensors, is_foreign
+from ssdd_hub.markdown import section
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.protocols import RealData, draw_heldout
 from ssdd_hub.target_transform import TargetTransform
 from ssdd_hub.teacher import Teacher
 from ssdd_hub.tensor_pairs import find_pair
+from ssdd_hub.use import stated_use
 
 ABSENT = "none"
 TARGETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "cars": "tanganke/stanford_cars"}
@@ -113,10 +114,7 @@ def _of_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     # A folder of somebody else's is not here.
     if teacher.get("pretrained") and not str(teacher.get("backbone")).startswith("local-dir:"):
         found["teacher"] = teacher
-    names = ("epochs", "max_steps", "batch_size", "learning_rate", "momentum", "weight_decay")
-    use = {name: value for name, value in section(provenance, "use").items() if name in names}
-    augmentation = section(provenance, "use").get("augmentation")
-    return {**found, "use": {**use, **({"augment": augmentation} if augmentation else {})}}
+    return {**found, "use": stated_use(provenance)}
 
 
 def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetTransform | None) -> bool:
@@ -130,12 +128,6 @@ def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetT
     stated = section(distilled.provenance, "teacher").get("weights_sha256")
     own, wanted = (None if t is None else describe_matrix(t) for t in (distilled.target_transform, transform))
     return own == wanted and stated in (None, teacher.weights_sha256())
-
-
-def student_space(distilled: DistilledSet) -> PixelSpace:
-    """Returns the space in which networks pre-trained on a set see real images: what it states, or its own."""
-    stated = distilled.provenance.get("student_pixel_space")
-    return PixelSpace.from_dict(stated) if stated else distilled.pixel_space
 
 
 def check_alike(sets: Mapping[str, DistilledSet]) -> None:
@@ -178,7 +170,7 @@ def load_target(
     except TypeError as error:
         raise InputError(f"--target-args.{name} holds an unknown setting of its data: {error}") from error
     train, heldout = load_images(settings, seed)
-    space = student_space(distilled)
+    space = distilled.student_pixel_space
     data = RealData(Path(name).name, train, draw_heldout(heldout, most, seed), space, device)
     if not data.labelled:
         raise InputError(

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssdd_hub.distilled import blot_tokens
+from ssdd_hub.hub import blot_tokens
 from ssdd_hub.image_stream import shareable_name
+from ssdd_hub.licences import derive_licence
 from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.targets import TargetTransform
@@ -111,7 +112,7 @@ def _describe_targets(
         "teacher": _shareable({**teacher.describe(), **teacher.origin()}),
         "target_transform": transform.describe(),
         "student_pixel_space": student_space.to_dict(),
-        "license": _license(source["license"], teacher.license),
+        "license": derive_licence(source["license"], teacher.license),
     }
 
 
@@ -122,8 +123,3 @@ def _shareable(value: Any) -> Any:
     if isinstance(value, list):
         return [_shareable(entry) for entry in value]
     return blot_tokens(_ABSOLUTE_FOLDER.sub(r"\1", value)) if isinstance(value, str) else value
-
-
-def _license(*licenses: str) -> str:
-    """Returns the licence of what is derived from several parts: theirs if they agree, and otherwise unknown."""
-    return licenses[0] if len(set(licenses)) == 1 else "unknown"

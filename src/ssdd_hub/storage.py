@@ -1,47 +1,47 @@
-"""The folder of a distilled set: written whole or not at all, read with nothing but pyarrow, checked by sha256."""
+"""The folder of a distilled set: written whole or not at all, its record, and the sha256 of tensors."""
 
 import hashlib
-import io
 import json
-import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import InputError, require
 
 FORMAT_VERSION = 1
 METADATA_FILE = "ssdd_hub.json"
-PARQUET_FILE = "data/train-00000-of-00001.parquet"
 PARQUET_GLOB = "data/train-*.parquet"
+PARQUET_FILE = "data/train-{:05d}-of-{:05d}.parquet"  # number and count of the files
 PREVIEW_FILE = "preview.png"
 CARD_FILE = "README.md"
 TRANSFORM_FILE = "target_transform.safetensors"
 
 # Name of a tensor: its column and the type of its values.
-_COLUMNS = {
-    "images": ("pixels", pa.float32()),
-    "targets": ("target", pa.float32()),
-    "labels": ("label", pa.int64()),
-    "views": ("view", pa.int64()),
-    "view_targets": ("view_target", pa.float32()),
+COLUMNS = {
+    "images": ("pixels", "float32"),
+    "targets": ("target", "float32"),
+    "labels": ("label", "int64"),
+    "views": ("view", "int64"),
+    "view_targets": ("view_target", "float32"),
 }
-_REQUIRED = ("images", "targets")
-_LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
-_MEND = "fetch or make the set again"
+MEND = "fetch or make the set again"
+_REQUIRED = {"images", "targets"}
+_MOST_SIZES = 5  # of a tensor
+_MOST_BYTES = 8 * 2**20  # of a record
+_MOST_LEVELS = 30  # of a record
+_CHUNK_BYTES = 16 * 2**20
+_SHA256 = re.compile("[0-9a-f]{64}")
 _OWN_ENTRIES = {METADATA_FILE, CARD_FILE, PREVIEW_FILE, TRANSFORM_FILE, "data"}
 
 
@@ -57,14 +57,37 @@ class Stated:
     shape: tuple[int, ...]
     sha256: str
 
+    def __post_init__(self) -> None:
+        sizes = self.shape if isinstance(self.shape, list | tuple) else ()
+        require(
+            (
+                0 < len(sizes) <= _MOST_SIZES and all(type(size) is int and size > 0 for size in sizes),
+                f"a shape must be 1 to {_MOST_SIZES} whole numbers above 0; got {str(self.shape)[:80]}",
+            ),
+            (
+                isinstance(self.sha256, str) and _SHA256.fullmatch(self.sha256) is not None,
+                f"a sha256 must be 64 hexadecimal digits; got {str(self.sha256)[:80]!r}",
+            ),
+        )
+        object.__setattr__(self, "shape", tuple(sizes))
+
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "dict[str, Stated]":
-        """Returns the tensors stated: `images`, `targets` and, when the set has them, labels and views."""
-        entries = metadata["tensors"]
-        names = [name for name in _COLUMNS if name in _REQUIRED or name in entries]
-        return {
-            name: cls(tuple(int(size) for size in entries[name]["shape"]), entries[name]["sha256"]) for name in names
-        }
+        """Returns the tensors stated: `images`, `targets` and, when the set has them, labels and views.
+
+        Raises:
+            InputError: Something else is stated, a tensor is missing, or a shape or sha256 cannot be one.
+        """
+        entries = metadata.get("tensors")
+        if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):
+            raise InputError(f"tensors must be stated by name, with shape and sha256; got {str(entries)[:80]}")
+        missing, unknown = (sorted(names) for names in (_REQUIRED - entries.keys(), entries.keys() - COLUMNS.keys()))
+        require(
+            (not missing, f"images and targets must be stated; there are no {' and '.join(missing)}"),
+            (not unknown, f"only {', '.join(COLUMNS)} can be stated; got {', '.join(unknown)[:80]}"),
+        )
+        stated = ((name, entries[name]) for name in COLUMNS if name in entries)
+        return {name: cls(entry.get("shape", ()), entry.get("sha256", "")) for name, entry in stated}
 
 
 @contextmanager
@@ -127,27 +150,48 @@ def _sync(*paths: Path) -> None:
                 os.close(descriptor)
 
 
-def write_metadata(folder: Path, metadata: dict[str, Any]) -> None:
-    """Writes `ssdd_hub.json`."""
-    text = json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
+def dump_metadata(metadata: Mapping[str, Any]) -> str:
+    """Returns the text of `ssdd_hub.json`."""
+    return json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes `ssdd_hub.json`.
+
+    Raises:
+        InputError: The record is larger or deeper than `read_metadata` takes.
+    """
+    text = dump_metadata(metadata).encode()
+    if len(text) > _MOST_BYTES or _is_deep(metadata):
+        raise InputError(
+            f"the record of a set must be of at most {_MOST_BYTES} bytes, nested at most {_MOST_LEVELS} deep; got "
+            f"{len(text)} bytes: leave something out of its provenance"
+        )
+    (folder / METADATA_FILE).write_bytes(text)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Reads `ssdd_hub.json`.
 
     Raises:
-        InputError: The folder or the file is missing, the file is damaged, or its format is not known here.
+        InputError: The folder or the file is missing, the file is damaged, larger or deeper than a record has reason
+            to be, or its format is not known here.
     """
     path = folder / METADATA_FILE
     if not folder.is_dir():
         raise InputError(f"there is no distilled set at {folder}: the folder does not exist")
     if not path.is_file():
         raise InputError(f"{folder} is not a distilled set: it has no {METADATA_FILE}")
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"{path} must be of at most {_MOST_BYTES} bytes, got {path.stat().st_size}: {MEND}")
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path} is damaged, it is not JSON ({error}): {_MEND}") from error
+        raise InputError(f"{path} is damaged, it is not JSON ({error}): {MEND}") from error
+    except RecursionError as error:
+        raise _too_deep(path) from error
+    if _is_deep(metadata):
+        raise _too_deep(path)
     version = metadata.get("format_version") if isinstance(metadata, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(
@@ -156,138 +200,58 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return dict(metadata)
 
 
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MOST_LEVELS + 1):
+        level = [part for part in level if isinstance(part, dict | list)]
+        if not level:
+            return False
+        level = [part for parts in level for part in (parts.values() if isinstance(parts, dict) else parts)]
+    return True
+
+
+def _too_deep(path: Path) -> InputError:
+    return InputError(f"{path} must be nested at most {_MOST_LEVELS} deep, and is deeper: {MEND}")
+
+
+def split_rows(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Returns views of a tensor `(M, ...)` of at most 16 MiB each, of one row at least."""
+    row = tensor[:1].numel() * tensor.element_size()
+    return torch.split(tensor, max(1, _CHUNK_BYTES // max(1, row)))
+
+
+def to_raw(values: npt.NDArray[Any]) -> memoryview:
+    """Returns the bytes of values that are hashed: little-endian, in C order; no copy where they are so already."""
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).data
+
+
 def describe_tensor(tensor: Tensor) -> dict[str, Any]:
     """Returns the shape, the type and the sha256 of the values as raw little-endian bytes in C order."""
-    values = tensor.cpu().contiguous().numpy()
-    raw = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    digest = hashlib.sha256()
+    for part in split_rows(tensor if tensor.ndim else tensor[None]):
+        digest.update(to_raw(part.cpu().numpy()))
     return {
         "shape": list(tensor.shape),
         "dtype": str(tensor.dtype).removeprefix("torch."),
-        "sha256": hashlib.sha256(raw).hexdigest(),
+        "sha256": digest.hexdigest(),
     }
 
 
-def write_tensors(
-    folder: Path, tensors: dict[str, Tensor], pixels: Tensor, label_names: Sequence[str] | None = None
-) -> None:
-    """Writes the parquet file and the preview picture.
+def measure_range(pixels: Iterable[Tensor]) -> dict[str, Any]:
+    """Returns the least and greatest pixel and the fraction that the 8-bit preview clips.
 
     Args:
-        folder: The folder of the set.
-        tensors: `images` `(M, C, H, W)` and `targets` `(M, D)`, float32; when there are any, `labels` `(M,)`, int64,
-            and `views` `(M, K, 3)`, int64, with `view_targets` `(M, K, D)`, float32.
-        pixels: `(M, C, H, W)`, the images as pixels; those outside `[0, 1]` are clipped.
-        label_names: Names of the classes; without them the labels stay plain numbers.
+        pixels: Parts of the images `(M, C, H, W)`, at least one; a tensor counts as its images.
     """
-    # Imported here, since reading needs none of it and it takes seconds.
-    from datasets import Array3D, ClassLabel, Dataset, Features, List, Value
-    from datasets import Image as ImageFeature
-
-    previews = [_to_picture(image) for image in pixels]
-    images, targets = tensors["images"], tensors["targets"]
-    features = {
-        "id": Value("int64"),
-        "image": ImageFeature(),
-        "pixels": Array3D(shape=tuple(images.shape[1:]), dtype="float32"),
-        "target": List(Value("float32"), length=targets.shape[1]),
-    }
-    columns = {
-        "id": range(len(images)),
-        "image": [{"bytes": _to_png(preview), "path": None} for preview in previews],
-        "pixels": images.cpu().numpy(),
-        "target": targets.cpu().numpy(),
-    }
-    if "labels" in tensors:
-        features["label"] = ClassLabel(names=list(label_names)) if label_names else Value("int64")
-        columns["label"] = tensors["labels"].cpu().numpy()
-    for name, value_type in (("views", "int64"), ("view_targets", "float32")):
-        if name in tensors:
-            (column, _), (_, count, width) = _COLUMNS[name], tensors[name].shape
-            features[column] = List(List(Value(value_type), length=width), length=count)
-            columns[column] = tensors[name].cpu().numpy()
-    # The table's schema carries the features, so `load_dataset` needs no more than this file.
-    table = Dataset.from_dict(columns, features=Features(features)).data.table
-    (folder / PARQUET_FILE).parent.mkdir()
-    pq.write_table(table, folder / PARQUET_FILE, compression="zstd", use_dictionary=False)
-    _to_grid(previews[:64]).save(folder / PREVIEW_FILE)
-
-
-def _to_picture(image: Tensor) -> Image.Image:
-    """Turns pixels `(C, H, W)` into an 8-bit picture, grey for one channel."""
-    values = image.cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
-    return Image.fromarray(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy())
-
-
-def _to_png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _to_grid(pictures: Sequence[Image.Image], cell: int = 96, gap: int = 2) -> Image.Image:
-    """Places pictures in rows, enlarged without smoothing to about `cell` pixels each."""
-    scale = max(1, cell // max(pictures[0].size))
-    width, height = (side * scale for side in pictures[0].size)
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
-    grid = Image.new(pictures[0].mode, size, "white")
-    for index, picture in enumerate(pictures):
-        row, column = divmod(index, columns)
-        enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
-        grid.paste(enlarged, (column * (width + gap), row * (height + gap)))
-    return grid
-
-
-def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
-    """Reads tensors from the parquet files, all shards in the order of their names, and checks them.
-
-    Args:
-        folder: The folder of the set.
-        stated: The names of the tensors and what is to be found.
-
-    Raises:
-        InputError: A file or column is missing or damaged, or a tensor is not the one stated.
-    """
-    paths = sorted(folder.glob(PARQUET_GLOB))
-    if not paths:
-        raise InputError(f"{folder} has no {PARQUET_GLOB}: {_MEND}")
-    columns = [_COLUMNS[name][0] for name in stated]
-    try:
-        # `ParquetFile` reads this very file, where `read_table` would take folders named `key=value` for columns.
-        table = pa.concat_tables([pq.ParquetFile(path).read(columns=columns) for path in paths])
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        # The last two come from extension types of `datasets` that read their damaged description.
-        raise InputError(f"the parquet files of {folder} are damaged ({error}): {_MEND}") from error
-    for column in columns:
-        if column not in table.column_names:
-            raise InputError(f"the parquet files of {folder} lack the column {column!r}: {_MEND}")
-    return {name: _read_tensor(table, name, entry) for name, entry in stated.items()}
-
-
-def _read_tensor(table: pa.Table, name: str, stated: Stated) -> Tensor:
-    column, value_type = _COLUMNS[name]
-    # `datasets`, once imported, makes pyarrow wrap nested lists in its own extension type.
-    chunks = [getattr(chunk, "storage", chunk) for chunk in table[column].chunks]
-    values = pa.concat_arrays(chunks) if chunks else pa.array([], value_type)
-    lengths = list(accumulate(stated.shape, mul))
-    fits = bool(lengths)
-    for length in lengths[:-1]:
-        fits = fits and isinstance(values, _LISTS) and len(values) == length
-        values = values.flatten() if fits else values
-    if not fits or values.type != value_type or len(values) != lengths[-1]:
-        raise InputError(f"column {column!r} does not hold {name} of the stated shape {stated.shape}: {_MEND}")
-    tensor = torch.from_numpy(values.to_numpy(zero_copy_only=False).copy().reshape(stated.shape))
-    if describe_tensor(tensor)["sha256"] != stated.sha256:
-        raise InputError(f"the {name} are not those that were saved, their sha256 differs: {_MEND}")
-    return tensor
-
-
-def measure_range(pixels: Tensor) -> dict[str, Any]:
-    """Returns the least and greatest pixel and the fraction that the 8-bit preview clips."""
-    # Real pixels that went through a pixel space and back may miss 0 or 1 by rounding alone.
-    outside = (pixels < -1e-6) | (pixels > 1 + 1e-6)
+    lowest, highest, clipped, count = [], [], 0, 0
+    for part in pixels:
+        # Real pixels that went through a pixel space and back may miss 0 or 1 by rounding alone.
+        clipped += int(((part < -1e-6) | (part > 1 + 1e-6)).sum())
+        count += part.numel()
+        # Numbers, since a small tensor that stays keeps the memory of the large ones around it from being freed.
+        lowest.append(part.min().item())
+        highest.append(part.max().item())
     return {
-        "pixel_range": [pixels.min().item(), pixels.max().item()],
-        "clip_fraction": outside.double().mean().item(),
+        "pixel_range": [float(np.min(lowest)), float(np.max(highest))],
+        "clip_fraction": clipped / count,
     }

@@ -8,20 +8,17 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ssdd_hub.cards import (
-    HUB_ID,
-    describe,
-    describe_licence,
-    escape,
-    fence,
-    one_line,
-    rows,
-    score_cells,
-    section,
-    to_yaml,
-)
+from ssdd_hub.hub import HUB_ID
+from ssdd_hub.licences import describe_licence
+from ssdd_hub.markdown import describe, escape, fence, list_scores, one_line, rows, section, to_yaml
 
 _TAGS = ["self-supervised", "dataset-distillation", "ssdd_hub"]
+STUDENT_OBJECTIVE = "regression on a distilled set"
+"""Objective of networks that were pre-trained on a distilled set, which are no teachers."""
+_PURPOSE = {
+    False: "Datasets are distilled with such features as targets.",
+    True: "It is a start for tasks with few labels: fine-tune it, or train a linear probe on its features.",
+}
 _READ = {
     "pre_logits": "what the classifier would read (timm's pre-logits)",
     "cls": "the class token",
@@ -52,11 +49,12 @@ def render_teacher_card(metadata: Mapping[str, Any], location: str) -> str:
         interpolation=escape(teacher["interpolation"]),
         size=f"{teacher['input_size']}x{teacher['input_size']}",
         features=_READ[teacher["features"]],
-        scores=[score_cells(score) for score in provenance.get("scores") or []],
+        scores=list_scores(provenance.get("scores") or []),
         record=_record(provenance),
         settings=fence(to_yaml(provenance["settings"]), "yaml") if provenance.get("settings") else "",
         command=fence(str(provenance["command"]), "bash") if provenance.get("command") else "",
-        licences=rows({"this teacher": teacher["license"], "source": source.get("license") or "unknown"}),
+        links=_links(provenance),
+        licences=rows({"this model": teacher["license"], "source": source.get("license") or "unknown"}),
         citation=describe(objective.get("citation")),
     )
     return f"{str(card).rstrip()}\n"
@@ -100,8 +98,23 @@ def _summary(metadata: Mapping[str, Any]) -> str:
     how = f" It was trained without labels on {escape(amount)} of {escape(source['name'])}." if trained else ""
     return (
         f"A frozen {escape(metadata['architecture'])} without a classifier: it maps an image to "
-        f"{teacher['feature_dim']} features.{how} Datasets are distilled with such features as targets."
+        f"{teacher['feature_dim']} features.{how} {_PURPOSE[_is_student(metadata['provenance'])]}"
     )
+
+
+def _is_student(provenance: Mapping[str, Any]) -> bool:
+    return section(provenance, "objective").get("name") == STUDENT_OBJECTIVE
+
+
+def _links(provenance: Mapping[str, Any]) -> str:
+    """Returns links to the sets that were distilled with a teacher, or that a student was pre-trained on."""
+    source = section(provenance, "source")
+    student = _is_student(provenance)
+    names = [source.get("name")] if student and source.get("revision") else provenance.get("sets") or []
+    known = [str(name) for name in names if HUB_ID.fullmatch(str(name))]
+    linked = ", ".join(f"[{escape(name)}](https://huggingface.co/datasets/{name})" for name in known)
+    what = "Pre-trained on the distilled set" if student else "Distilled with its features"
+    return f"{what}: {linked}." if linked else ""
 
 
 def _place(location: str) -> tuple[str, str]:

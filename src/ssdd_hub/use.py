@@ -1,16 +1,19 @@
 """Use of a set: a student is pre-trained on pairs of images and targets, by plain regression."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm.auto import tqdm
 
 from ssdd_hub.augment import PADDING, crop_flip, draw_views
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.images import ImageBank
+from ssdd_hub.markdown import section
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.streams import draw_batch, generator
 from ssdd_hub.targets import Targets
@@ -187,7 +190,41 @@ def _black(space: PixelSpace, device: torch.device | str) -> Tensor:
     return space.normalise(torch.zeros(space.channels, 1, 1, device=device))
 
 
-def fit_student(student: nn.Module, pairs: Pairs, settings: UseSettings, seed: int) -> nn.Module:
+def stated_use(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the recipe that a set states, as settings of `UseSettings`; what it leaves out is not in it."""
+    stated = section(provenance, "use")
+    names = ("epochs", "max_steps", "batch_size", "learning_rate", "momentum", "weight_decay")
+    settings = {name: stated[name] for name in names if name in stated}
+    return {**settings, **({"augment": stated["augmentation"]} if stated.get("augmentation") else {})}
+
+
+def pretrain_student(student: nn.Module, distilled: DistilledSet, seed: int = 0, **changes: Any) -> nn.Module:
+    """Pre-trains a student on a set, by the recipe that the set states.
+
+    Args:
+        student: Freshly built, with a head as wide as the set's targets, such as from `build_student`; trained in
+            place, on the device where it is.
+        distilled: The set.
+        seed: Seed of the order of the images and of their augmentation.
+        **changes: Settings of `UseSettings` that are to differ from the recipe, such as `epochs`.
+
+    Returns:
+        The student, in eval mode. Real images are fed to it in `distilled.student_pixel_space`.
+
+    Raises:
+        InputError: The recipe, or a change of it, is not one, or the student does not fit the set.
+    """
+    try:
+        settings = UseSettings(**{**stated_use(distilled.provenance), **changes})
+    except TypeError as error:
+        raise InputError(f"the recipe of the set cannot be followed ({error}): give its settings by name") from error
+    pairs = SetPairs(distilled, next(student.parameters()).device)
+    return fit_student(student, pairs, settings, seed, progress=True)
+
+
+def fit_student(
+    student: nn.Module, pairs: Pairs, settings: UseSettings, seed: int, progress: bool = False
+) -> nn.Module:
     """Pre-trains a student on pairs: SGD on the mean squared error of its head to the targets.
 
     Args:
@@ -195,6 +232,7 @@ def fit_student(student: nn.Module, pairs: Pairs, settings: UseSettings, seed: i
         pairs: Images, as the student is to see them, and targets.
         settings: See `UseSettings`.
         seed: Seed of the order of the images and of their augmentation.
+        progress: Whether a bar shows it.
 
     Returns:
         The student, in eval mode.
@@ -212,7 +250,7 @@ def fit_student(student: nn.Module, pairs: Pairs, settings: UseSettings, seed: i
     )
     size, steps = len(pairs), settings.num_steps(len(pairs))
     student.train()
-    for step in range(steps):
+    for step in tqdm(range(steps), "pre-training", unit="step", disable=not progress):
         indices = draw_batch(size, min(settings.batch_size, size), seed, "use of the set", step)
         images, targets = _augmented(pairs, indices, settings.augment, generator(seed, "augmentation of use", step))
         loss = functional.mse_loss(student(images), targets)

@@ -1,0 +1,201 @@
+"""`ssdd-hub`: push, pull, list, show and check distilled sets from the command line."""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from ssdd_hub import storage
+from ssdd_hub.check import PICKLES, Finding, check_folder, verify_folder
+from ssdd_hub.errors import InputError
+from ssdd_hub.fetch import fetch_record, list_files, pull_set
+from ssdd_hub.hub import explained, limit_silence, patiently, printable
+from ssdd_hub.markdown import plain, section
+from ssdd_hub.publish import Published, upload
+from ssdd_hub.publish_set import MESSAGE, Additions, plan_set
+from ssdd_hub.scores import score_table
+
+TAG = "ssdd_hub"
+"""The tag of the cards of all sets, by which the Hub finds them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0, 1 when `check` found errors, 2 for a mistake in the input."""
+    arguments = _build_parser().parse_args(argv)
+    limit_silence()
+    try:
+        return int(arguments.run(arguments) or 0)
+    except InputError as error:
+        sys.stderr.write(f"error: {printable(str(error))}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted; nothing was left half-written\n")
+        return 130
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("ssdd-hub", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    push = commands.add_parser("push", help="publish the folder of a set: one commit, verified, tagged")
+    push.add_argument("folder", help="such as runs/digits/distilled")
+    push.add_argument("repo", help="owner/name, or a name in your own namespace")
+    push.add_argument("--dry-run", action="store_true", help="show what would be sent and where, and stop")
+    push.add_argument("--private", action="store_true", help="a repository made here is private")
+    push.add_argument("--revision", help="a branch, made if it is not there; main by default")
+    push.add_argument("--create-pr", action="store_true", help="offer the set as a pull request")
+    push.add_argument("--tag", help="by default set- and eight digits made of the contents; '' for none")
+    push.add_argument("--message", default=MESSAGE, help="the commit's title")
+    push.add_argument("--license", help="by default derived from those of source and teacher")
+    push.add_argument("--license-reason", help="the permission by which it may be more permissive than those")
+    push.add_argument("--teacher", help="the teacher's repository on the Hub, for the card")
+    push.add_argument("--scores", type=Path, help="a scores.json whose records the card shows")
+    push.set_defaults(run=_push)
+
+    pull = commands.add_parser("pull", help="fetch a set into a folder of its own, checked")
+    pull.add_argument("repo", help="owner/name")
+    pull.add_argument("folder", nargs="?", help="the place; by default the name of the set")
+    pull.add_argument("--revision", help="branch, tag or sha; main by default")
+    pull.set_defaults(run=_pull)
+
+    listing = commands.add_parser("list", help="list sets on the Hub")
+    listing.add_argument("--author", help="of this user or organisation")
+    listing.add_argument("--search", help="with this in their names")
+    listing.add_argument("--limit", type=int, default=50, help="so many at most (%(default)s)")
+    listing.set_defaults(run=_list)
+
+    for name, run, text in (
+        ("show", _show, "tell what a set is, how it was made and what it scored"),
+        ("check", _check, "look for mistakes: files, record, data, card, licence"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("place", help="a folder, or owner/name")
+        command.add_argument("--revision", help="branch, tag or sha; main by default")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    scores = None if arguments.scores is None else read_scores(arguments.scores)
+    plan = plan_set(
+        arguments.folder,
+        arguments.repo,
+        private=arguments.private,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        tag=arguments.tag,
+        additions=Additions(arguments.license, arguments.license_reason, arguments.teacher, scores),
+        dry_run=arguments.dry_run,
+    )
+    _say(plan.describe())
+    if arguments.dry_run:
+        _say("nothing was sent")
+    else:
+        _say(*describe_published(upload(plan, arguments.message), Path(arguments.folder)))
+
+
+def read_scores(path: Path) -> list[dict[str, Any]]:
+    """Reads the records of a `scores.json`.
+
+    Raises:
+        InputError: It is not one.
+    """
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))["records"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as scores.json ({error!r}): give the one of an evaluation") from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise InputError(f"{path} must hold a list of objects as records: give the scores.json of an evaluation")
+    return records
+
+
+def describe_published(published: Published, folder: Path) -> list[str]:
+    """Returns what was published, and the lines of code that load it.
+
+    Args:
+        published: Where it is.
+        folder: The folder that was published.
+    """
+    tensors = storage.read_metadata(folder)["tensors"]
+    digests = [f"  {name} sha256 {tensors[name]['sha256']}" for name in ("images", "targets")]
+    place = f'"{published.repo_id}", revision="{published.revision}"'
+    return [
+        f"published and verified: {published.url}",
+        *digests,
+        "load it by",
+        f"  ssdd_hub.DistilledSet.from_pretrained({place})",
+        f'  datasets.load_dataset({place}, split="train")',
+    ]
+
+
+def _pull(arguments: argparse.Namespace) -> None:
+    folder = arguments.folder or arguments.repo.rpartition("/")[2]
+    commit = pull_set(arguments.repo, folder, verify_folder, arguments.revision)
+    _say(f"{arguments.repo} at commit {commit}, verified, is in {folder}")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    def _ask() -> list[Any]:
+        found = HfApi().list_datasets(
+            filter=TAG, author=arguments.author, search=arguments.search, limit=arguments.limit
+        )
+        return list(found)
+
+    with explained("listing sets"):
+        found = patiently(_ask)
+    if not found:
+        _say("no sets were found")
+    width = max((len(entry.id) for entry in found), default=0)
+    for entry in found:
+        date = f"{entry.last_modified:%Y-%m-%d}" if entry.last_modified else ""
+        _say(f"{entry.id:<{width}}  {date}{'  private' if entry.private else ''}".rstrip())
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    place = Path(arguments.place)
+    folder = place if place.is_dir() else fetch_record(arguments.place, arguments.revision)
+    _say(*describe_set(storage.read_metadata(folder)))
+
+
+def describe_set(metadata: Mapping[str, Any]) -> list[str]:
+    """Returns what a set's record states, in lines; nothing in it is taken for granted."""
+    provenance = section(metadata, "provenance")
+    tensors = section(metadata, "tensors")
+    facts = {name: plain(section(tensors, name).get("shape")) for name in tensors}
+    facts |= {name: plain(metadata.get(name)) for name in ("pixel_space", "pixel_range")}
+    names = ("method", "license", "source", "teacher", "student", "use", "seconds", "hardware", "command")
+    facts |= {name: plain(provenance.get(name)) for name in names}
+    width = max(map(len, facts))
+    lines = [f"{name:<{width}}  {fact}" for name, fact in facts.items() if fact]
+    try:
+        return [*lines, *score_table(list(provenance.get("scores") or [])).splitlines()]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return [*lines, "the scores cannot be read"]
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    place = Path(arguments.place)
+    found = check_folder(place) if place.is_dir() else _check_remote(arguments.place, arguments.revision)
+    _say(*map(str, found))
+    errors = sum(finding.level == "error" for finding in found)
+    _say(f"{arguments.place}: {errors} error(s), {len(found) - errors} warning(s)")
+    return int(errors > 0)
+
+
+def _check_remote(repo_id: str, revision: str | None) -> list[Finding]:
+    with tempfile.TemporaryDirectory(prefix="ssdd-hub-check-") as scratch:
+        folder = Path(scratch, "set")
+        commit = pull_set(repo_id, folder, lambda fetched: None, revision)
+        found = check_folder(folder)
+    names = [name for name in list_files(repo_id, commit) if Path(name).suffix.lower() in PICKLES]
+    text = "a file of this kind may run code when it is loaded; it was not fetched"
+    return [*(Finding("error", name, text) for name in names), *found]

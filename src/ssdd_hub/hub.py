@@ -1,0 +1,195 @@
+"""What the Hub's client leaves to its users: patience with passing failures, and errors that say what to do."""
+
+import errno
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from huggingface_hub import HfApi, set_client_factory
+from huggingface_hub.errors import (
+    BadRequestError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import get_session, get_token, httpx
+
+from ssdd_hub.errors import InputError
+
+Result = TypeVar("Result")
+Token = str | bool | None
+
+# All that the client raises; a failed commit through Xet is a builtin `ConnectionError`.
+ERRORS = (httpx.HTTPError, HFValidationError, OSError)
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+TIMEOUT = 60.0  # seconds without a byte
+TRIES = 5
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds
+_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_HUB_TOKEN = re.compile(r"\b(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*")
+_BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s'\",}]+")
+
+
+def blot_tokens(text: str) -> str:
+    """Returns text in which `<token>` stands for each access token of the Hub."""
+    return _BEARER.sub(r"\1<token>", _HUB_TOKEN.sub("<token>", text))
+
+
+def printable(text: str) -> str:
+    """Returns text from outside without what could steer a terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+
+
+def limit_silence(seconds: float = TIMEOUT) -> None:
+    """Makes the client of this process give up a connection that is silent for so long; it waits for ever by default.
+
+    For programs, not for libraries: the setting is the whole process's.
+    """
+    like = get_session()
+
+    def _build() -> httpx.Client:
+        return httpx.Client(event_hooks=like.event_hooks, follow_redirects=True, timeout=seconds)
+
+    set_client_factory(_build)
+
+
+def patiently(call: Callable[[], Result], tries: int = TRIES) -> Result:
+    """Calls the Hub, again when it fails in a way that passes, as the client does for downloads alone.
+
+    The wait doubles from a second on; a `Retry-After` is obeyed up to five minutes.
+
+    Args:
+        call: Something that may be done twice.
+        tries: Calls at most.
+
+    Raises:
+        Exception: What the last call raised.
+    """
+    for attempt in range(1, tries + 1):
+        try:
+            return call()
+        except ERRORS as error:
+            if attempt == tries or not is_passing(error):
+                raise
+            time.sleep(wait_after(error, attempt))
+    raise AssertionError("unreachable")
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the same request may succeed a little later: the connection broke, or the Hub was busy."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _PASSING
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    return isinstance(error, httpx.TransportError | ConnectionError | TimeoutError)
+
+
+def wait_after(error: BaseException, attempt: int) -> float:
+    """Returns the seconds to wait after the failed attempt, counted from 1."""
+    response = getattr(error, "response", None)
+    stated = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(stated), _LONGEST_WAIT) if stated.isdigit() else _FIRST_WAIT * 2 ** (attempt - 1)
+
+
+@contextmanager
+def explained(doing: str, token: Token = None) -> Iterator[None]:
+    """Turns errors of the client into one sentence that says what was tried, why it failed and what to do.
+
+    Args:
+        doing: What is tried, such as `publishing owner/name`.
+        token: The token in use, which no message may hold.
+
+    Raises:
+        InputError: The block failed in the client, on the network, or on the disk.
+    """
+    try:
+        yield
+    except ERRORS as error:
+        message = f"{doing} failed: {_reason(error)}"
+        for secret in {token, _saved_token()}:
+            message = message.replace(secret, "<token>") if isinstance(secret, str) and secret else message
+        raise InputError(blot_tokens(printable(message))) from error
+
+
+def _saved_token() -> str | None:
+    try:
+        return get_token()
+    except OSError:
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    if getattr(error, "errno", None) in _FULL:
+        return "the disk is full; nothing was left behind: make room, or choose another place"
+    if isinstance(error, LocalTokenNotFoundError):
+        return "there is no token: log in by `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set: unset it to reach the Hub"
+    if isinstance(error, GatedRepoError):
+        return "access is granted on request: ask for it on the repository's page, and log in"
+    if isinstance(error, RevisionNotFoundError):
+        return "there is no such branch, tag or commit in the repository"
+    if isinstance(error, EntryNotFoundError) and isinstance(error, HfHubHTTPError):
+        return f"the repository lacks a file ({_first_line(error)})"
+    if isinstance(error, HfHubHTTPError):
+        return _reason_of_status(error)
+    if isinstance(error, httpx.TransportError | ConnectionError | TimeoutError):
+        return f"the Hub cannot be reached ({type(error).__name__}: {_first_line(error)}): try again"
+    return f"{_first_line(error)} ({type(error).__name__})"
+
+
+def _reason_of_status(error: HfHubHTTPError) -> str:
+    status, said = error.response.status_code, error.server_message or _first_line(error)
+    if status == 401 and "credentials" in said.lower():
+        return "the Hub does not know the token: make a new one and log in by `hf auth login`"
+    if isinstance(error, RepositoryNotFoundError) or status == 401:
+        return "there is no such repository, or it is private and not open to this token: check spelling and login"
+    if status == 403:
+        return f"the token does not allow it ({said}): take one with the right to write there"
+    if status == 429:
+        return "the Hub asks to wait, too much was asked of it: try again in some minutes"
+    if status in _PASSING:
+        return f"the Hub is not well (status {status}), also after {TRIES} tries: try again later"
+    if isinstance(error, BadRequestError):
+        return f"the Hub refuses it ({said})"
+    return f"the Hub answers {status} ({said})"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def full_id(repo_id: str, token: Token = None, reads_only: bool = False) -> str:
+    """Returns `owner/name`: a name alone belongs to the user of the token. Asks the Hub who that is.
+
+    Args:
+        repo_id: `owner/name` or `name`.
+        token: A Hub token; by default the one of the login.
+        reads_only: Whether nothing will be written: `owner/name` then needs no token.
+
+    Raises:
+        InputError: The name is none, there is no usable token, or it may only read and something is to be written.
+    """
+    if not (HUB_ID.fullmatch(repo_id) or re.fullmatch(r"[\w.-]+", repo_id, re.ASCII)):
+        raise InputError(f"a repository on the Hub is named owner/name or name, got {repo_id!r}")
+    api = HfApi(token=token)
+    try:
+        with explained(f"publishing {repo_id}", token):
+            user = patiently(api.whoami)
+    except InputError as error:
+        if reads_only and "/" in repo_id and isinstance(error.__cause__, LocalTokenNotFoundError):
+            return repo_id
+        raise
+    access = (user.get("auth") or {}).get("accessToken") or {}
+    if access.get("role") == "read" and not reads_only:
+        raise InputError("the token may only read, and publishing writes: make a token with the right to write")
+    return repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"

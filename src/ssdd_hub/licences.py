@@ -1,0 +1,109 @@
+"""Licences: their identifiers on the Hub, and which one a set may have that is derived from several parts.
+
+No legal advice: identifiers are compared, texts are not read. What cannot be told from identifiers is `unknown`.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ssdd_hub.errors import InputError
+
+UNKNOWN = "unknown"
+# They ask for no more than a notice: what is derived may have another licence beside them.
+_PERMISSIVE = set(
+    """
+    apache-2.0 mit afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc0-1.0
+    cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 etalab-2.0 isc ms-pl
+    ncsa odc-by ofl-1.1 pddl postgresql unlicense zlib
+    """.split()
+)
+# Licences for research alone whose names do not say "nc".
+_RESEARCH = {
+    "deepfloyd-if-license",
+    "fair-noncommercial-research-license",
+    "h-research",
+    "intel-research",
+    "apple-amlr",
+}
+_NON_COMMERCIAL = re.compile(r"(^|[-_ ])(nc|non-?commercial|research-only)([-_ ]|$)")
+# The identifiers of the Hub's documentation of licences; it takes others as `other` with a name.
+_ON_HUB = {
+    *_PERMISSIVE,
+    *_RESEARCH,
+    *"""
+    openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m cc cc-by-sa-3.0
+    cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0
+    gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lppl-1.3c apple-ascl mpl-2.0 odbl openrail++ osl-3.0 lgpl-lr llama2 llama3 llama3.1
+    llama3.2 llama3.3 gemma unknown other
+    """.split(),
+}
+_LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license"}
+
+
+def describe_licence(name: str) -> dict[str, Any]:
+    """Returns a licence as the Hub's YAML wants it: identifiers that it knows, or `other` with name and link.
+
+    Args:
+        name: One licence, or several joined by commas.
+    """
+    identifiers = split_licences(name)
+    if all(part in _ON_HUB for part in identifiers):
+        return {"license": identifiers if len(identifiers) > 1 else identifiers[0]}
+    identifier = ", ".join(identifiers)
+    slug = re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-.") or "unnamed"
+    link = _LINKS.get(identifier)
+    return {"license": "other", "license_name": slug, **({"license_link": link} if link else {})}
+
+
+def split_licences(name: str) -> list[str]:
+    """Returns the identifiers of one licence, or of several joined by commas, in lower case."""
+    parts = [" ".join(part.split()).lower() for part in name.split(",")]
+    return list(dict.fromkeys(filter(None, parts))) or [UNKNOWN]
+
+
+def is_non_commercial(name: str) -> bool:
+    """Whether one of the licences forbids commercial use, as far as its name tells."""
+    return any(part in _RESEARCH or _NON_COMMERCIAL.search(part) for part in split_licences(name))
+
+
+def derive_licence(*names: str) -> str:
+    """Returns the licence of what is derived from several parts.
+
+    Args:
+        *names: The parts' licences, each one or several joined by commas.
+
+    Returns:
+        All of them, joined by commas, when none asks for more than a notice; the one that does, when it is the only
+        one, since the others are met by naming the parts; otherwise `unknown`, since two such licences may contradict
+        each other.
+    """
+    parts = list(dict.fromkeys(part for name in names for part in split_licences(name)))
+    demanding = [part for part in parts if part not in _PERMISSIVE]
+    if not demanding:
+        return ", ".join(parts)
+    known = demanding[0] not in (UNKNOWN, "other")
+    return demanding[0] if len(demanding) == 1 and known else UNKNOWN
+
+
+def check_licence(chosen: str, parts: Mapping[str, str], reason: str | None = None) -> None:
+    """Refuses a licence that allows commercial use of what is derived from a part that forbids it.
+
+    Args:
+        chosen: Licence of what is derived.
+        parts: Licence of each part, by its name, such as `teacher`.
+        reason: Why it may be so nevertheless, such as a permission of the part's owner.
+
+    Raises:
+        InputError: It is so, and no reason is given.
+    """
+    strict = {name: licence for name, licence in parts.items() if is_non_commercial(licence)}
+    free = chosen != UNKNOWN and not is_non_commercial(chosen)
+    if strict and free and not reason:
+        listed = " and ".join(f"the {name} is under {licence}" for name, licence in strict.items())
+        raise InputError(
+            f"{listed}, which forbids commercial use, and what is derived from it cannot be published under {chosen}: "
+            f"leave the licence to be derived, choose {next(iter(strict.values()))}, or state the permission that you "
+            "have as the licence's reason"
+        )

@@ -1,0 +1,50 @@
+"""Pictures of distilled images for people to look at: 8 bits a value, what lies outside [0, 1] clipped."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+MOST_IMAGES = 64  # in the picture of a whole set
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """Turns pixels `(C, H, W)` into an 8-bit picture, grey for one channel."""
+    values = image.cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return Image.fromarray(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy())
+
+
+def to_png(picture: Image.Image) -> bytes:
+    """Returns the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def to_grid(pictures: Sequence[Image.Image], cell: int = 96, gap: int = 2) -> Image.Image:
+    """Places pictures of one size in rows, enlarged without smoothing to about `cell` pixels each, `gap` apart."""
+    scale = max(1, cell // max(pictures[0].size))
+    width, height = (side * scale for side in pictures[0].size)
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    grid = Image.new(pictures[0].mode, size, "white")
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, columns)
+        enlarged = picture.resize((width, height), Image.Resampling.NEAREST)
+        grid.paste(enlarged, (column * (width + gap), row * (height + gap)))
+    return grid
+
+
+def write_preview(path: Path, pixels: Tensor) -> None:
+    """Writes the picture of a set.
+
+    Args:
+        path: The file.
+        pixels: `(m, C, H, W)`, the first images of the set, of which at most `MOST_IMAGES` are shown.
+    """
+    to_grid([to_picture(image) for image in pixels[:MOST_IMAGES]]).save(path)

@@ -1,0 +1,94 @@
+"""Publishing teachers and pre-trained students: timm's layout, safetensors alone, a card rendered for its place."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ssdd_hub import storage
+from ssdd_hub.distilled import DistilledSet
+from ssdd_hub.errors import InputError
+from ssdd_hub.machine import describe_versions
+from ssdd_hub.publish import Parcel
+from ssdd_hub.streams import seeded
+from ssdd_hub.students import build_student
+from ssdd_hub.teacher import Teacher, build_teacher
+from ssdd_hub.teacher_card import STUDENT_OBJECTIVE, render_teacher_card
+from ssdd_hub.use import pretrain_student, stated_use
+
+_WEIGHTS = "model.safetensors"
+_FILES = ("config.json", _WEIGHTS)
+_OWN = {*_FILES, storage.CARD_FILE, storage.METADATA_FILE}
+
+
+def is_model_file(path: str) -> bool:
+    """Whether a path in a repository is that of a file of a published model."""
+    return path in _OWN
+
+
+def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Parcel:
+    """Packs the folder of a teacher, or of a pre-trained student, for a model repository.
+
+    Args:
+        folder: The folder, in timm's layout with our record, as `Teacher.save` writes it.
+        repo_id: `owner/name`, which the card's code loads.
+        sets: Repositories of the sets that were distilled with it.
+
+    Raises:
+        InputError: The folder lacks a part, or does not load.
+    """
+    folder = Path(folder)
+    missing = [name for name in (*_FILES, storage.METADATA_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder} is no folder of a model that can be published, it has no {', '.join(missing)}: give one that "
+            "recipes/train_teacher.py or recipes/publish.py wrote"
+        )
+    build_teacher(f"local-dir:{folder}")
+    metadata = json.loads((folder / storage.METADATA_FILE).read_text(encoding="utf-8"))
+    if sets:
+        metadata["provenance"] = {**metadata["provenance"], "sets": list(sets)}
+    files: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
+    files[storage.METADATA_FILE] = storage.dump_metadata(metadata).encode()
+    files[storage.CARD_FILE] = render_teacher_card(metadata, repo_id).encode()
+    return Parcel("model", files, is_model_file, storage.METADATA_FILE)
+
+
+def save_student(
+    name: str, distilled: DistilledSet, folder: str | Path, source: dict[str, Any], seed: int = 0, **model_args: Any
+) -> nn.Module:
+    """Pre-trains a student on a set by the set's own recipe, and writes it in timm's layout with a card.
+
+    Args:
+        name: A timm model name.
+        distilled: The set.
+        folder: Where to; what is there is kept.
+        source: What the card says of the set: its `name`, and its `revision` when it is on the Hub.
+        seed: Seed of the weights, of the order of the images and of their augmentation.
+        **model_args: Arguments of the model, such as `widths`.
+
+    Returns:
+        The student, in eval mode.
+
+    Raises:
+        InputError: The student cannot be built, or does not fit the set.
+    """
+    size, channels, _, side = distilled.images.shape
+    with seeded(seed, "published student"):
+        student = build_student(
+            name, num_targets=distilled.targets.shape[1], in_chans=channels, image_size=side, **model_args
+        )
+    pretrain_student(student, distilled, seed)
+    licence = str(distilled.provenance.get("license") or "unknown")
+    title = f"{name} pre-trained on {source['name']}"
+    provenance = {
+        "objective": {"name": STUDENT_OBJECTIVE},
+        "source": {**source, "num_images": size, "license": licence},
+        "settings": {"student": {"name": name, **model_args}, "use": stated_use(distilled.provenance)},
+        "seed": seed,
+        "versions": describe_versions(),
+    }
+    Teacher(student, distilled.student_pixel_space, side, title, licence).save(Path(folder), provenance)
+    return student
