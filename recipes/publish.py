@@ -20,7 +20,7 @@ from ssdd_hub.checkpoint import atomic_path
 from ssdd_hub.cli import describe_published, read_scores
 from ssdd_hub.command_line import parse_config
 from ssdd_hub.config import PublishConfig
-from ssdd_hub.hub import explained, full_id, limit_silence, patiently
+from ssdd_hub.hub import explained, full_id, patiently
 from ssdd_hub.launch import build_accelerator, report_errors
 from ssdd_hub.markdown import section
 from ssdd_hub.publish import Plan, Published, plan_upload, upload
@@ -89,7 +89,6 @@ def main() -> None:
     accelerator = build_accelerator(config.run, Path(str(config.output)))
     if not accelerator.is_main_process:
         return
-    limit_silence()
     repo_id = full_id(str(config.repo), reads_only=config.dry_run)
     plan, teacher_plan = plan_run(config, repo_id)
     print("\n".join(each.describe() for each in (teacher_plan, plan) if each is not None))

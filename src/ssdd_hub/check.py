@@ -61,9 +61,52 @@ def check_folder(folder: str | Path) -> list[Finding]:
         metadata = storage.read_metadata(folder)
     except InputError as error:
         return [Finding("error", storage.METADATA_FILE, str(error))]
-    found = [*_check_files(folder), *_check_data(folder, metadata), *_check_record(metadata)]
-    found += [*_check_card(folder, metadata), *_check_secrets(folder)]
-    return sorted(found, key=lambda finding: finding.level)
+    found = check_set(folder, metadata)
+    try:
+        found += check_card(folder, metadata, read_card(folder))
+    except InputError as error:
+        found.append(Finding("error", storage.CARD_FILE, str(error)))
+    return sorted(found)
+
+
+def check_set(folder: Path, metadata: Mapping[str, Any]) -> list[Finding]:
+    """Checks a set but for its card; the record may be another than that of the folder, as when it is published.
+
+    Args:
+        folder: The files.
+        metadata: The record.
+    """
+    record = {storage.METADATA_FILE: storage.dump_metadata(metadata)}
+    found = [*_check_files(folder), *_check_data(folder, metadata), *_check_record(metadata), *_check_secrets(record)]
+    return sorted(found)
+
+
+def check_card(folder: Path, metadata: Mapping[str, Any], card: str) -> list[Finding]:
+    """Checks the card of a set against its record and its files.
+
+    Args:
+        folder: The files.
+        metadata: The record.
+        card: The card, which need not be that of the folder.
+    """
+    return sorted([*_check_header(folder, metadata, card), *_check_secrets({storage.CARD_FILE: card})])
+
+
+def read_card(folder: Path) -> str:
+    """Reads the card of a set.
+
+    Raises:
+        InputError: There is none, it is larger than a card has reason to be, or no text.
+    """
+    path = folder / storage.CARD_FILE
+    if not path.is_file():
+        raise InputError("is missing: save the set again")
+    if path.stat().st_size > _LARGEST_CARD:
+        raise InputError(f"must be of at most {_LARGEST_CARD} bytes, got {path.stat().st_size}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise InputError(f"is no text in UTF-8 ({error})") from error
 
 
 def verify_folder(folder: Path) -> None:
@@ -86,9 +129,8 @@ def _check_files(folder: Path) -> Iterator[Finding]:
             yield Finding("error", name, "a file of this kind may run code when it is loaded: remove it")
         elif not is_set_file(name):
             yield Finding("warning", name, "is no part of a distilled set, and will not be published")
-    for name in (storage.CARD_FILE, storage.PREVIEW_FILE):
-        if not (folder / name).is_file():
-            yield Finding("error", name, "is missing: save the set again")
+    if not (folder / storage.PREVIEW_FILE).is_file():
+        yield Finding("error", storage.PREVIEW_FILE, "is missing: save the set again")
 
 
 def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
@@ -107,7 +149,7 @@ def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _check_range(metadata, low, high)
     except InputError as error:
         yield Finding("error", "data", str(error))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         yield Finding("error", storage.METADATA_FILE, f"is incomplete ({error!r}): fetch or make the set again")
 
 
@@ -125,11 +167,17 @@ def _check_range(metadata: Mapping[str, Any], low: float, high: float) -> Iterat
 
 
 def _check_record(metadata: Mapping[str, Any]) -> Iterator[Finding]:
-    provenance = section(metadata, "provenance")
+    provenance = metadata.get("provenance")
+    if not isinstance(provenance, dict):
+        yield Finding("error", storage.METADATA_FILE, "has no provenance, an object: fetch or make the set again")
+        return
+    scores = provenance.get("scores") or []
+    if not isinstance(scores, list) or not all(isinstance(record, dict) for record in scores):
+        yield Finding("error", storage.METADATA_FILE, "its scores must be a list of the records of a scores.json")
     missing = [name for name in _RECORDED if provenance.get(name) in (None, "", {}, [])]
     if missing:
         yield Finding("warning", storage.METADATA_FILE, f"does not record {', '.join(missing)}")
-    if not provenance.get("scores"):
+    if not scores:
         yield Finding("warning", storage.METADATA_FILE, "records no scores: evaluate the set, or pass their file")
     licence = str(provenance.get("license") or UNKNOWN)
     if licence == UNKNOWN:
@@ -146,12 +194,9 @@ def licence_parts(provenance: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(licence or UNKNOWN) for name, licence in parts.items()}
 
 
-def _check_card(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
-    path = folder / storage.CARD_FILE
-    if not path.is_file():
-        return
+def _check_header(folder: Path, metadata: Mapping[str, Any], card: str) -> Iterator[Finding]:
     try:
-        header = read_header(path)
+        header = read_header(card)
     except InputError as error:
         yield Finding("error", storage.CARD_FILE, str(error))
         return
@@ -188,20 +233,18 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases are not taken", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError("aliases are not taken")
         return super().compose_node(parent, index)
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def read_header(card: str) -> dict[str, Any]:
     """Reads the YAML block of a card, as plain values and nothing else.
 
     Raises:
-        InputError: The card is too large, or has no such block, or one that is not a mapping of plain values.
+        InputError: The card has no such block, or one that is not a mapping of plain values.
     """
-    if path.stat().st_size > _LARGEST_CARD:
-        raise InputError(f"is larger than the {_LARGEST_CARD} bytes that a card may have")
     try:
-        block = _FRONT.match(path.read_text(encoding="utf-8"))
+        block = _FRONT.match(card)
         header = yaml.load(block[1], _PlainLoader) if block else None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         line = " ".join(str(error).split())
@@ -211,10 +254,7 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _check_secrets(folder: Path) -> Iterator[Finding]:
-    for name in (storage.CARD_FILE, storage.METADATA_FILE):
-        path = folder / name
-        if path.is_file():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if blot_tokens(text) != text:
-                yield Finding("error", name, "holds what looks like an access token: remove it, and revoke the token")
+def _check_secrets(texts: Mapping[str, str]) -> Iterator[Finding]:
+    for name, text in texts.items():
+        if blot_tokens(text) != text:
+            yield Finding("error", name, "holds what looks like an access token: remove it, and revoke the token")

@@ -14,7 +14,7 @@ from ssdd_hub import storage
 from ssdd_hub.check import PICKLES, Finding, check_folder, verify_folder
 from ssdd_hub.errors import InputError
 from ssdd_hub.fetch import fetch_record, list_files, pull_set
-from ssdd_hub.hub import explained, limit_silence, patiently, printable
+from ssdd_hub.hub import explained, patiently, printable
 from ssdd_hub.markdown import plain, section
 from ssdd_hub.publish import Published, upload
 from ssdd_hub.publish_set import MESSAGE, Additions, plan_set
@@ -27,7 +27,6 @@ TAG = "ssdd_hub"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 1 when `check` found errors, 2 for a mistake in the input."""
     arguments = _build_parser().parse_args(argv)
-    limit_silence()
     try:
         return int(arguments.run(arguments) or 0)
     except InputError as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from huggingface_hub import HfApi, set_client_factory
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
     BadRequestError,
     EntryNotFoundError,
@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_session, get_token, httpx
+from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined]  # either of its two HTTP libraries
 
 from ssdd_hub.errors import InputError
 
@@ -28,7 +28,7 @@ Token = str | bool | None
 
 # All that the client raises; a failed commit through Xet is a builtin `ConnectionError`.
 ERRORS = (httpx.HTTPError, HFValidationError, OSError)
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 TIMEOUT = 60.0  # seconds without a byte
 TRIES = 5
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds
@@ -48,23 +48,23 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
 
 
-def limit_silence(seconds: float = TIMEOUT) -> None:
-    """Makes the client of this process give up a connection that is silent for so long; it waits for ever by default.
-
-    For programs, not for libraries: the setting is the whole process's.
-    """
-    like = get_session()
-
-    def _build() -> httpx.Client:
-        return httpx.Client(event_hooks=like.event_hooks, follow_redirects=True, timeout=seconds)
-
-    set_client_factory(_build)
+@contextmanager
+def limited(seconds: float = TIMEOUT) -> Iterator[None]:
+    """Lets the client give up a connection that is silent for so long; by default it waits for ever."""
+    session = get_session()
+    before = session.timeout
+    if before == httpx.Timeout(None):
+        session.timeout = seconds
+    try:
+        yield
+    finally:
+        session.timeout = before
 
 
 def patiently(call: Callable[[], Result], tries: int = TRIES) -> Result:
     """Calls the Hub, again when it fails in a way that passes, as the client does for downloads alone.
 
-    The wait doubles from a second on; a `Retry-After` is obeyed up to five minutes.
+    The wait doubles from a second on; a `Retry-After` is obeyed up to five minutes. A minute of silence is a failure.
 
     Args:
         call: Something that may be done twice.
@@ -75,7 +75,8 @@ def patiently(call: Callable[[], Result], tries: int = TRIES) -> Result:
     """
     for attempt in range(1, tries + 1):
         try:
-            return call()
+            with limited():
+                return call()
         except ERRORS as error:
             if attempt == tries or not is_passing(error):
                 raise

@@ -1,47 +1,19 @@
 """Publishing files on the Hub: looked at first, sent in one commit, fetched again and compared, then tagged."""
 
-import hashlib
-import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-from huggingface_hub.hf_api import RepoFile
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub import ERRORS, TIMEOUT, TRIES, Token, explained, is_passing, patiently, wait_after
+from ssdd_hub.hub import ERRORS, TRIES, Token, explained, is_passing, limited, patiently, wait_after
+from ssdd_hub.parcel import Parcel, is_held, verify_commit
 
 _STALE = {409, 412}  # what the Hub answers when the branch is not where the publisher saw it
 _HUBS_OWN = ".gitattributes"
-_PART = 2**20  # bytes read at once
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """What is to be published.
-
-    Attributes:
-        kind: `dataset` or `model`.
-        files: Contents, or where they are, by path in the repository.
-        owns: Whether a publication of this sort may write or remove a path.
-        mark: The path by which a repository is known to hold such a publication, which a newer one may replace.
-        check: Called with a folder of the files as they were fetched again; raises `InputError`.
-    """
-
-    kind: str
-    files: Mapping[str, Path | bytes]
-    owns: Callable[[str], bool]
-    mark: str
-    check: Callable[[Path], None] = field(default=lambda folder: None)
-
-    def digests(self) -> dict[str, tuple[int, str]]:
-        """Returns size and sha256 of each file."""
-        return {path: _digest(content, "sha256") for path, content in self.files.items()}
 
 
 @dataclass(frozen=True)
@@ -76,7 +48,7 @@ class Plan:
 
     def describe(self) -> str:
         """Returns what will be sent and where, for a person to read."""
-        sizes = {path: size for path, (size, _) in self.parcel.digests().items()}
+        sizes = {path: content.size for path, content in self.parcel.files.items()}
         width = max(map(len, [*sizes, *self.remove]))
         place = f"{'private' if self.private else 'public'} {self.parcel.kind} {self.repo_id}"
         how = "a pull request" if self.create_pr else f"branch {self.branch}{' (new)' if self.new_branch else ''}"
@@ -111,7 +83,6 @@ def plan_upload(
     revision: str | None = None,
     create_pr: bool = False,
     tag: str | None = None,
-    keep_tag: bool = False,
     token: Token = None,
 ) -> Plan:
     """Looks at the repository and says what publishing would change there.
@@ -122,8 +93,7 @@ def plan_upload(
         private: Whether a new repository is private. One that is there must be so already.
         revision: A branch, made if it is not there; `main` by default.
         create_pr: Offer the commit as a pull request against that branch.
-        tag: A tag for the commit.
-        keep_tag: Whether a tag of this name that is there already may stay where it is.
+        tag: A tag for the commit; one that is there already must be on these very files.
         token: A Hub token; by default the one of the login.
 
     Raises:
@@ -146,19 +116,18 @@ def plan_upload(
     remove = tuple(name for name in names if parcel.owns(name) and name not in parcel.files)
     new_branch = branch != "main" and branch not in heads
     private = private if info is None else bool(info.private)
-    exists, taken = info is not None, tag in tags
-    plan = Plan(parcel, repo_id, exists, private, branch, new_branch, head, remove, create_pr, tag, taken)
-    if tag in tags and not keep_tag:
+    if tag in tags:
         with explained(f"looking at {repo_id}", token):
-            same = _holds(api, plan, tags[tag])
-        if not same:
-            raise InputError(f"{repo_id} has a tag {tag} already, of commit {tags[tag][:8]}: choose another one")
-    return plan
+            if not is_held(parcel, repo_id, tags[tag], remove, token):
+                raise InputError(f"{repo_id} has a tag {tag} already, of commit {tags[tag][:8]}: choose another one")
+    return Plan(
+        parcel, repo_id, info is not None, private, branch, new_branch, head, remove, create_pr, tag, tag in tags
+    )
 
 
 def _info(api: HfApi, kind: str, repo_id: str) -> Any:
     try:
-        return patiently(lambda: api.repo_info(repo_id, repo_type=kind, timeout=TIMEOUT))
+        return patiently(lambda: api.repo_info(repo_id, repo_type=kind))
     except RepositoryNotFoundError:
         return None
 
@@ -189,7 +158,7 @@ def upload(plan: Plan, message: str, token: Token = None) -> Published:
     with explained(f"publishing {plan.repo_id}", token):
         plan = _prepare(api, plan)
         commit, revision, url = _commit(api, plan, message)
-    _verify(plan, commit, token)
+    verify_commit(parcel, plan.repo_id, commit, token)
     if plan.tag is not None and not plan.tag_exists:
         with explained(f"tagging {plan.repo_id} (the commit {commit[:8]} itself is published and verified)", token):
             patiently(
@@ -202,15 +171,27 @@ def upload(plan: Plan, message: str, token: Token = None) -> Published:
 
 def _prepare(api: HfApi, plan: Plan) -> Plan:
     """Makes the repository and the branch where they are not there."""
-    kind, branch = plan.parcel.kind, plan.branch
-    head = plan.head
+    kind, head = plan.parcel.kind, plan.head
     if not plan.exists:
         patiently(lambda: api.create_repo(plan.repo_id, repo_type=kind, private=plan.private, exist_ok=True))
-        # A new repository has a first commit, by the Hub.
-        head = _info(api, kind, plan.repo_id).sha
+        head = _check_new(api, plan)
     if plan.new_branch and not plan.create_pr:
-        patiently(lambda: api.create_branch(plan.repo_id, branch=branch, repo_type=kind, exist_ok=True))
+        patiently(lambda: api.create_branch(plan.repo_id, branch=plan.branch, repo_type=kind, exist_ok=True))
     return replace(plan, head=head)
+
+
+def _check_new(api: HfApi, plan: Plan) -> str | None:
+    """Returns the first commit of a new repository, which the Hub makes; refuses one that somebody else made."""
+    info = _info(api, plan.parcel.kind, plan.repo_id)
+    head = None if info is None else info.sha
+    names = _names(api, plan.parcel.kind, plan.repo_id, head) if head else []
+    _refuse_foreign(plan.parcel, plan.repo_id, names)
+    if plan.parcel.mark in names or (plan.private and not info.private):
+        raise InputError(
+            f"somebody else made {plan.repo_id} meanwhile. Nothing of yours was written; look at theirs, and publish "
+            "again to replace it"
+        )
+    return head
 
 
 def _commit(api: HfApi, plan: Plan, message: str) -> tuple[str, str, str]:
@@ -218,19 +199,20 @@ def _commit(api: HfApi, plan: Plan, message: str) -> tuple[str, str, str]:
     kind = plan.parcel.kind
     before = _pull_requests(api, plan) if plan.create_pr else {}
     # The same objects each time: what has been uploaded is not uploaded again.
-    operations = [CommitOperationAdd(path, content) for path, content in sorted(plan.parcel.files.items())]
+    operations = [CommitOperationAdd(path, content.source) for path, content in sorted(plan.parcel.files.items())]
     removals = [CommitOperationDelete(path) for path in plan.remove]
     for attempt in range(1, TRIES + 1):
         try:
-            done = api.create_commit(
-                plan.repo_id,
-                [*operations, *removals],
-                commit_message=message,
-                repo_type=kind,
-                revision=None if plan.branch == "main" else plan.branch,
-                create_pr=plan.create_pr,
-                parent_commit=plan.head,
-            )
+            with limited():
+                done = api.create_commit(
+                    plan.repo_id,
+                    [*operations, *removals],
+                    commit_message=message,
+                    repo_type=kind,
+                    revision=None if plan.branch == "main" else plan.branch,
+                    create_pr=plan.create_pr,
+                    parent_commit=plan.head,
+                )
             return done.oid, (done.pr_revision if plan.create_pr else None) or done.oid, str(done.commit_url)
         except ERRORS as error:
             stale = isinstance(error, HfHubHTTPError) and error.response.status_code in _STALE
@@ -254,14 +236,14 @@ def _find_landed(api: HfApi, plan: Plan, before: Mapping[str, str]) -> tuple[str
     if plan.create_pr:
         new = {ref: commit for ref, commit in _pull_requests(api, plan).items() if before.get(ref) != commit}
         for ref, commit in new.items():
-            if _holds(api, plan, commit):
+            if is_held(plan.parcel, plan.repo_id, commit, plan.remove, api.token):
                 return commit, ref, _url(api, plan, commit)
         return None
     refs = patiently(lambda: api.list_repo_refs(plan.repo_id, repo_type=plan.parcel.kind))
     head = {ref.name: ref.target_commit for ref in refs.branches}.get(plan.branch)
     if head is None or head == plan.head:
         return None
-    if _holds(api, plan, head):
+    if is_held(plan.parcel, plan.repo_id, head, plan.remove, api.token):
         return head, head, _url(api, plan, head)
     raise InputError(
         f"somebody else wrote to {plan.repo_id} meanwhile: {plan.branch} was at {str(plan.head)[:8]} and is at "
@@ -274,72 +256,6 @@ def _pull_requests(api: HfApi, plan: Plan) -> dict[str, str]:
     return {ref.ref: ref.target_commit for ref in refs.pull_requests or []}
 
 
-def _holds(api: HfApi, plan: Plan, commit: str) -> bool:
-    """Whether a commit has exactly the files of the plan, and none that it removes."""
-    paths = [*plan.parcel.files, *plan.remove]
-    found = patiently(lambda: api.get_paths_info(plan.repo_id, paths, repo_type=plan.parcel.kind, revision=commit))
-    there = {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
-    return there.keys() == plan.parcel.files.keys() and all(
-        _digest(plan.parcel.files[path], "git")[1] == entry.blob_id
-        if entry.lfs is None
-        else _digest(plan.parcel.files[path], "sha256") == (entry.lfs.size, entry.lfs.sha256)
-        for path, entry in there.items()
-    )
-
-
 def _url(api: HfApi, plan: Plan, commit: str) -> str:
     prefix = "datasets/" if plan.parcel.kind == "dataset" else ""
     return f"{api.endpoint}/{prefix}{plan.repo_id}/commit/{commit}"
-
-
-def _digest(content: Path | bytes, how: str) -> tuple[int, str]:
-    """Returns the size and the sha256 of a file, or the sha1 by which git names it."""
-    size = len(content) if isinstance(content, bytes) else content.stat().st_size
-    digest = hashlib.sha256() if how == "sha256" else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    if isinstance(content, bytes):
-        digest.update(content)
-        return size, digest.hexdigest()
-    with content.open("rb") as file:
-        for part in iter(partial(file.read, _PART), b""):
-            digest.update(part)
-    return size, digest.hexdigest()
-
-
-def _verify(plan: Plan, commit: str, token: Token) -> None:
-    """Fetches the commit again, past every cache, and compares; twice, since a download may be damaged too."""
-    sent = plan.parcel.digests()
-    for attempt in (1, 2):
-        with tempfile.TemporaryDirectory(prefix="ssdd-hub-verify-") as scratch:
-            with explained(f"fetching {plan.repo_id} again to verify commit {commit[:8]}", token):
-                download(plan.parcel.kind, plan.repo_id, commit, list(sent), Path(scratch), token)
-            wrong = [name for name, facts in sent.items() if _digest(Path(scratch, name), "sha256") != facts]
-            if not wrong:
-                return plan.parcel.check(Path(scratch))
-        if attempt == 2:
-            raise InputError(
-                f"{plan.repo_id} is damaged at commit {commit[:8]}: {', '.join(wrong)} came back otherwise than sent, "
-                "twice. It was not tagged: publish again, and tell the Hub's operators if it stays so"
-            )
-
-
-def download(kind: str, repo_id: str, commit: str, names: list[str], folder: Path, token: Token) -> None:
-    """Fetches files of a commit into a folder, and nothing else.
-
-    Args:
-        kind: `dataset` or `model`.
-        repo_id: `owner/name`.
-        commit: Its sha.
-        names: Their paths in the repository, plain names and not patterns.
-        folder: Where they go.
-        token: A Hub token; by default the one of the login.
-
-    Raises:
-        Exception: What the client raises.
-    """
-
-    def _fetch() -> None:
-        snapshot_download(
-            repo_id, repo_type=kind, revision=commit, local_dir=folder, allow_patterns=names, token=token
-        )
-
-    patiently(_fetch)

@@ -11,7 +11,7 @@ from ssdd_hub import storage
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError
 from ssdd_hub.machine import describe_versions
-from ssdd_hub.publish import Parcel
+from ssdd_hub.parcel import Content, Parcel
 from ssdd_hub.streams import seeded
 from ssdd_hub.students import build_student
 from ssdd_hub.teacher import Teacher, build_teacher
@@ -50,9 +50,10 @@ def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Pa
     metadata = json.loads((folder / storage.METADATA_FILE).read_text(encoding="utf-8"))
     if sets:
         metadata["provenance"] = {**metadata["provenance"], "sets": list(sets)}
-    files: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
-    files[storage.METADATA_FILE] = storage.dump_metadata(metadata).encode()
-    files[storage.CARD_FILE] = render_teacher_card(metadata, repo_id).encode()
+    sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
+    sources[storage.METADATA_FILE] = storage.dump_metadata(metadata).encode()
+    sources[storage.CARD_FILE] = render_teacher_card(metadata, repo_id).encode()
+    files = {name: Content.of(source) for name, source in sources.items()}
     return Parcel("model", files, is_model_file, storage.METADATA_FILE)
 
 

@@ -1,7 +1,6 @@
 """Publishing the folder of a distilled set: checked, its card rendered for its new place, sent and verified."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import Any
 
 from ssdd_hub import storage
 from ssdd_hub.cards import render_dataset_card
-from ssdd_hub.check import check_folder, licence_parts, verify_folder
+from ssdd_hub.check import Finding, check_card, check_set, licence_parts, verify_folder
 from ssdd_hub.errors import InputError
 from ssdd_hub.fetch import is_set_file
 from ssdd_hub.hub import Token, full_id
 from ssdd_hub.licences import check_licence
 from ssdd_hub.markdown import section
-from ssdd_hub.publish import Parcel, Plan, Published, plan_upload, upload
+from ssdd_hub.parcel import Content, Parcel
+from ssdd_hub.publish import Plan, Published, plan_upload, upload
 
 MESSAGE = "Publish the distilled set"
 
@@ -42,9 +42,8 @@ class Additions:
         Raises:
             InputError: The licence allows what that of source or teacher forbids, and no reason is given.
         """
-        provenance = dict(metadata["provenance"])
-        stated = {"license": self.license, "license_reason": self.license_reason}
-        stated["scores"] = None if self.scores is None else list(self.scores)
+        provenance = dict(section(metadata, "provenance"))
+        stated = {"license": self.license, "license_reason": self.license_reason, "scores": self.scores}
         provenance |= {name: value for name, value in stated.items() if value is not None}
         if self.teacher is not None:
             provenance["teacher"] = {**section(provenance, "teacher"), "hub": self.teacher}
@@ -73,21 +72,29 @@ def pack_set(
     """
     folder = Path(folder)
     metadata = (additions or Additions()).add(storage.read_metadata(folder))
-    errors = [finding for finding in check_folder(folder) if finding.level == "error"]
-    if errors:
-        raise InputError(
-            "\n  ".join([f"{folder} cannot be published as it is:", *(f"{e.place}: {e.text}" for e in errors)])
-        )
+    _refuse_errors(folder, check_set(folder, metadata))
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files: dict[str, Path | bytes] = {name: folder / name for name in names if is_set_file(name)}
-    files[storage.METADATA_FILE] = storage.dump_metadata(metadata).encode()
-    tag = f"set-{_mark(metadata)}" if tag is None else tag
-    files[storage.CARD_FILE] = render_dataset_card(metadata, repo_id, tag or None).encode()
+    sources: dict[str, Path | bytes] = {name: folder / name for name in names if is_set_file(name)}
+    sources[storage.METADATA_FILE] = storage.dump_metadata(metadata).encode()
+    sources[storage.CARD_FILE] = render_dataset_card(metadata, repo_id).encode()
+    files = {name: Content.of(source) for name, source in sources.items()}
+    tag = _tag_of(files) if tag is None else tag
+    card = render_dataset_card(metadata, repo_id, tag or None)
+    _refuse_errors(folder, check_card(folder, metadata, card))
+    files[storage.CARD_FILE] = Content.of(card.encode())
     return Parcel("dataset", files, is_set_file, storage.METADATA_FILE, verify_folder), tag
 
 
-def _mark(metadata: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:8]
+def _refuse_errors(folder: Path, found: list[Finding]) -> None:
+    errors = [f"{finding.place}: {finding.text}" for finding in found if finding.level == "error"]
+    if errors:
+        raise InputError("\n  ".join([f"{folder} cannot be published as it is:", *errors]))
+
+
+def _tag_of(files: Mapping[str, Content]) -> str:
+    """Returns a tag made of the contents, the card being one that names no tag."""
+    digests = "".join(f"{name} {content.sha256}\n" for name, content in sorted(files.items()))
+    return f"set-{hashlib.sha256(digests.encode()).hexdigest()[:8]}"
 
 
 def plan_set(
@@ -129,7 +136,6 @@ def plan_set(
         revision=revision,
         create_pr=create_pr,
         tag=chosen or None,
-        keep_tag=tag is None,
         token=token,
     )
 
