@@ -1,8 +1,11 @@
-"""What several tests need: real images, and a teacher small enough to run in milliseconds."""
+"""What several tests need: real images, a teacher small enough to run in milliseconds, and a Hub on loopback."""
+
+import time
 
 import pytest
 import torch
 from accelerate import Accelerator
+from hub_server import HubServer, connected
 
 from ssdd_hub.images import DataSettings, load_images
 from ssdd_hub.pixel_space import PixelSpace
@@ -44,3 +47,24 @@ def small_teacher(small_backbone):
         return Teacher(small_backbone(seed, channels).to(dtype), space, 16, f"small-{seed}", "mit")
 
     return build
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub on loopback, with which the client of this process talks; nobody is logged in.
+
+    `ann` may write, also for the organisation `lab`; `bob` may write; `eve` of `lab` may read alone.
+    """
+    with HubServer(tmp_path / "hub") as server, connected(server, tmp_path / "home"):
+        server.add_user("ann", "hf_ann", orgs=["lab"])
+        server.add_user("bob", "hf_bob")
+        server.add_user("eve", "hf_eve", role="read", orgs=["lab"])
+        yield server
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The seconds that would have been slept, by this package or the Hub's client; nobody sleeps."""
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    return slept

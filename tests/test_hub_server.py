@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hub_server import Fault, HubServer, client_env, connected
+from hub_server import Fault, HubServer, client_env
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationCopy,
@@ -35,15 +35,6 @@ from huggingface_hub.utils import get_session, get_token, httpx
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 BIG = bytes(range(256)) * 4096
 CARD = b"---\nlicense: mit\ntags: [ssdd, small]\nconfigs:\n- config_name: default\n---\n# A card\n"
-
-
-@pytest.fixture
-def hub(tmp_path):
-    with HubServer(tmp_path / "hub") as server, connected(server, tmp_path / "home"):
-        server.add_user("ann", "hf_ann", orgs=["lab"])
-        server.add_user("bob", "hf_bob")
-        server.add_user("eve", "hf_eve", role="read", orgs=["lab"])
-        yield server
 
 
 @pytest.fixture

@@ -69,12 +69,12 @@ def test_the_making_of_a_teacher_is_told_where_it_is_known(describe, small_teach
     ("source", "teacher", "expected"),
     [
         ("mit", "mit", "mit"),
-        ("mit", "cc-by-nc-4.0", "unknown"),
+        ("mit", "cc-by-nc-4.0", "cc-by-nc-4.0"),
         ("unknown", "mit", "unknown"),
         ("unknown", "unknown", "unknown"),
     ],
 )
-def test_the_licence_is_that_of_images_and_teacher_where_these_agree(
+def test_the_licence_is_derived_from_those_of_images_and_teacher(
     describe, small_teacher, source, teacher, expected
 ):
     teacher_of = small_teacher()
@@ -176,7 +176,7 @@ def test_a_selection_is_described_by_all_that_its_set_depends_on(selected, small
     assert described["selection"]["chosen"] == [4, 2] and described["versions"] == describe_versions()
     assert described["teacher"]["weights_sha256"] == small_teacher().weights_sha256()
     assert described["student_pixel_space"] == {"mean": [0.3], "std": [0.4]}
-    assert described["target_transform"]["kind"] == "standardise" and described["license"] == "unknown"
+    assert described["target_transform"]["kind"] == "standardise" and described["license"] == "cc-by-4.0, mit"
     assert selected(license="mit")["license"] == "mit"
     assert json.loads(json.dumps(described)) == described
 

@@ -68,7 +68,7 @@ def test_the_card_tells_what_the_folder_records():
         "| Time | 93.2 s |",
         "pretrain:\n  epochs: 200\n",
         "accelerate launch recipes/train_teacher.py --objective vicreg\n",
-        "| This teacher | cc-by-4.0 |\n| Source | unknown |\n",
+        "| This model | cc-by-4.0 |\n| Source | unknown |\n",
         "## Citation\n\nBardes et al., ICLR 2022",
     ):
         assert text in card, text
@@ -121,7 +121,8 @@ def test_a_model_of_the_hub_is_the_base(name):
         ("mit, dinov3-license", {"license": "other", "license_name": "mit-dinov3-license"}),
         ("nvidia-open-model-license", {"license": "other", "license_name": "nvidia-open-model-license"}),
         ("Ask me\nfirst!", {"license": "other", "license_name": "ask-me-first"}),
-        ("", {"license": "other", "license_name": "unnamed"}),
+        ("", {"license": "unknown"}),
+        ("?!", {"license": "other", "license_name": "unnamed"}),
     ],
 )
 def test_a_licence_that_the_hub_does_not_know_is_named(name, expected):
@@ -131,7 +132,7 @@ def test_a_licence_that_the_hub_does_not_know_is_named(name, expected):
 def test_the_card_shows_the_plain_name_of_a_licence_that_the_hub_does_not_know():
     card = render_teacher_card(metadata(teacher={"license": "dinov3-license"}), "teacher")
     assert front_matter(card)["license"] == "other" and front_matter(card)["license_name"] == "dinov3-license"
-    assert "| This teacher | dinov3-license |" in card
+    assert "| This model | dinov3-license |" in card
 
 
 def test_every_licence_of_timms_weights_is_one_that_the_hub_takes():
