@@ -31,8 +31,6 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session, get_token, httpx
 
-# The client uploads large files by an argument that its HTTP library has replaced.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 BIG = bytes(range(256)) * 4096
 CARD = b"---\nlicense: mit\ntags: [ssdd, small]\nconfigs:\n- config_name: default\n---\n# A card\n"
 
