@@ -49,12 +49,12 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def limited(seconds: float = TIMEOUT) -> Iterator[None]:
-    """Lets the client give up a connection that is silent for so long; by default it waits for ever."""
+def limited() -> Iterator[None]:
+    """Lets the client give up a connection that is silent for `TIMEOUT`; by default it waits for ever."""
     session = get_session()
     before = session.timeout
     if before == httpx.Timeout(None):
-        session.timeout = seconds
+        session.timeout = TIMEOUT
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from ssdd_hub.hub import ERRORS, TRIES, Token, explained, is_passing, limited, p
 from ssdd_hub.parcel import Parcel, is_held, verify_commit
 
 _STALE = {409, 412}  # what the Hub answers when the branch is not where the publisher saw it
-_HUBS_OWN = ".gitattributes"
+_BEFOREHAND = {".gitattributes", "README.md"}  # what a repository may hold that was made on the Hub, and is empty
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _names(api: HfApi, kind: str, repo_id: str, revision: str) -> list[str]:
 
 
 def _refuse_foreign(parcel: Parcel, repo_id: str, names: list[str]) -> None:
-    foreign = [name for name in names if name != _HUBS_OWN and not parcel.owns(name)]
+    foreign = [name for name in names if name not in _BEFOREHAND]
     if foreign and parcel.mark not in names:
         raise InputError(
             f"{repo_id} holds something else ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}), and no "
