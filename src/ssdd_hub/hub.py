@@ -149,9 +149,9 @@ def _reason(error: BaseException) -> str:
 
 def _reason_of_status(error: HfHubHTTPError) -> str:
     status, said = error.response.status_code, error.server_message or _first_line(error)
-    if status == 401 and "credentials" in said.lower():
-        return "the Hub does not know the token: make a new one and log in by `hf auth login`"
-    if isinstance(error, RepositoryNotFoundError) or status == 401:
+    if status == 401 and (not isinstance(error, RepositoryNotFoundError) or "credentials" in said.lower()):
+        return "the Hub does not know the token, or wants one: log in by `hf auth login`, if need be with a new token"
+    if isinstance(error, RepositoryNotFoundError):
         return "there is no such repository, or it is private and not open to this token: check spelling and login"
     if status == 403:
         return f"the token does not allow it ({said}): take one with the right to write there"
@@ -180,8 +180,12 @@ def full_id(repo_id: str, token: Token = None, reads_only: bool = False) -> str:
     Raises:
         InputError: The name is none, there is no usable token, or it may only read and something is to be written.
     """
-    if not (HUB_ID.fullmatch(repo_id) or re.fullmatch(r"[\w.-]+", repo_id, re.ASCII)):
+    if not (HUB_ID.fullmatch(repo_id) or re.fullmatch(r"\w[\w.-]*", repo_id, re.ASCII)):
         raise InputError(f"a repository on the Hub is named owner/name or name, got {repo_id!r}")
+    if reads_only and token is False and "/" in repo_id:
+        return repo_id
+    if token is False:
+        raise InputError(f"publishing {repo_id} needs a token, and token=False says to use none: leave it out")
     api = HfApi(token=token)
     try:
         with explained(f"publishing {repo_id}", token):

@@ -54,7 +54,11 @@ class Additions:
 
 
 def pack_set(
-    folder: str | Path, repo_id: str, tag: str | None = None, additions: Additions | None = None
+    folder: str | Path,
+    repo_id: str,
+    tag: str | None = None,
+    additions: Additions | None = None,
+    branch: str | None = None,
 ) -> tuple[Parcel, str]:
     """Checks the folder of a set and packs it for a repository.
 
@@ -63,6 +67,7 @@ def pack_set(
         repo_id: `owner/name`, which the card's code loads.
         tag: The tag, which the card's code loads; empty for none; by default one made of the contents.
         additions: What is stated besides.
+        branch: The branch, which the card's code loads when there is no tag; `main` by default.
 
     Returns:
         The files, and the tag.
@@ -79,7 +84,7 @@ def pack_set(
     sources[storage.CARD_FILE] = render_dataset_card(metadata, repo_id).encode()
     files = {name: Content.of(source) for name, source in sources.items()}
     tag = _tag_of(files) if tag is None else tag
-    card = render_dataset_card(metadata, repo_id, tag or None)
+    card = render_dataset_card(metadata, repo_id, tag or branch)
     _refuse_errors(folder, check_card(folder, metadata, card))
     files[storage.CARD_FILE] = Content.of(card.encode())
     return Parcel("dataset", files, is_set_file, storage.METADATA_FILE, verify_folder), tag
@@ -128,7 +133,7 @@ def plan_set(
     if create_pr and tag is None:
         tag = ""
     repo_id = full_id(repo_id, token, dry_run)
-    parcel, chosen = pack_set(folder, repo_id, tag, additions)
+    parcel, chosen = pack_set(folder, repo_id, tag, additions, None if create_pr else revision)
     return plan_upload(
         parcel,
         repo_id,
