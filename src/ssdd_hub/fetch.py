@@ -13,7 +13,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from ssdd_hub import storage
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub import ERRORS, HUB_ID, Token, explained, is_passing, patiently
+from ssdd_hub.hub import ERRORS, HUB_ID, TIMEOUT, Token, explained, is_passing, patiently
 from ssdd_hub.parcel import download
 
 Result = TypeVar("Result")
@@ -155,7 +155,7 @@ def _check_id(repo_id: str) -> None:
 def _list(repo_id: str, revision: str | None, token: Token, place: Path, tries: int = 5) -> tuple[str, list[str]]:
     """Returns the commit of a revision and the files of the set in it; refuses what is no set, or does not fit."""
     api = HfApi(token=token)
-    info = patiently(lambda: api.dataset_info(repo_id, revision=revision), tries)
+    info = patiently(lambda: api.dataset_info(repo_id, revision=revision, timeout=TIMEOUT), tries)
     entries = patiently(
         lambda: list(api.list_repo_tree(repo_id, repo_type="dataset", revision=info.sha, recursive=True)), tries
     )

@@ -49,14 +49,21 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def limited() -> Iterator[None]:
-    """Lets the client give up a connection that is silent for `TIMEOUT`; by default it waits for ever."""
+def guarded() -> Iterator[None]:
+    """Mends two habits of the client: to wait for ever, and to wrap the errors of an upload.
+
+    Within it a connection that is silent for `TIMEOUT` is given up, and what broke an upload is raised as it was.
+    """
     session = get_session()
     before = session.timeout
     if before == httpx.Timeout(None):
         session.timeout = TIMEOUT
     try:
         yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, ERRORS):
+            raise error.__cause__ from error
+        raise
     finally:
         session.timeout = before
 
@@ -75,7 +82,7 @@ def patiently(call: Callable[[], Result], tries: int = TRIES) -> Result:
     """
     for attempt in range(1, tries + 1):
         try:
-            with limited():
+            with guarded():
                 return call()
         except ERRORS as error:
             if attempt == tries or not is_passing(error):

@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub import ERRORS, TRIES, Token, explained, is_passing, limited, patiently, wait_after
+from ssdd_hub.hub import ERRORS, TIMEOUT, TRIES, Token, explained, guarded, is_passing, patiently, wait_after
 from ssdd_hub.parcel import Parcel, is_held, verify_commit
 
 _STALE = {409, 412}  # what the Hub answers when the branch is not where the publisher saw it
@@ -127,7 +127,7 @@ def plan_upload(
 
 def _info(api: HfApi, kind: str, repo_id: str) -> Any:
     try:
-        return patiently(lambda: api.repo_info(repo_id, repo_type=kind))
+        return patiently(lambda: api.repo_info(repo_id, repo_type=kind, timeout=TIMEOUT))
     except RepositoryNotFoundError:
         return None
 
@@ -203,7 +203,7 @@ def _commit(api: HfApi, plan: Plan, message: str) -> tuple[str, str, str]:
     removals = [CommitOperationDelete(path) for path in plan.remove]
     for attempt in range(1, TRIES + 1):
         try:
-            with limited():
+            with guarded():
                 done = api.create_commit(
                     plan.repo_id,
                     [*operations, *removals],
