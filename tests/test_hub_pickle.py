@@ -65,7 +65,7 @@ def test_a_set_is_published_pulled_checked_and_loaded_without_one(hub, tmp_path,
 
 def test_a_model_is_published_and_loaded_without_one(hub, tmp_path, trapped):
     teacher = build_teacher("ssdd_convnet3", pretrained=False, widths=(4, 6, 8), in_chans=1)
-    teacher.save(tmp_path / "teacher", {})
+    teacher.save(tmp_path / "teacher", {"seed": 0})
     parcel = pack_model(tmp_path / "teacher", "ann/teacher")
     upload(plan_upload(parcel, "ann/teacher", token="hf_ann"), "A teacher", "hf_ann")
     loaded = build_teacher("hf-hub:ann/teacher")
