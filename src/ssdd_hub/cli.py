@@ -13,8 +13,8 @@ from huggingface_hub import HfApi
 from ssdd_hub import storage
 from ssdd_hub.check import PICKLES, Finding, check_folder, verify_folder
 from ssdd_hub.errors import InputError
-from ssdd_hub.fetch import fetch_record, list_files, pull_set
-from ssdd_hub.hub import explained, patiently, printable
+from ssdd_hub.fetch import fetch_record, is_set_file, list_files, pull_set
+from ssdd_hub.hub import HUB_ID, explained, patiently, printable
 from ssdd_hub.markdown import plain, section
 from ssdd_hub.publish import Published, upload
 from ssdd_hub.publish_set import MESSAGE, Additions, plan_set
@@ -22,6 +22,9 @@ from ssdd_hub.scores import score_table
 
 TAG = "ssdd_hub"
 """The tag of the cards of all sets, by which the Hub finds them."""
+_HUBS_OWN = ".gitattributes"
+_RUNNABLE = PICKLES | {".dll", ".exe", ".ipynb", ".py", ".pyc", ".sh", ".so"}
+_LONGEST_CELL = 80  # letters; wider ones would make a table of one line a screen
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,7 +68,7 @@ def _build_parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="list sets on the Hub")
     listing.add_argument("--author", help="of this user or organisation")
     listing.add_argument("--search", help="with this in their names")
-    listing.add_argument("--limit", type=int, default=50, help="so many at most (%(default)s)")
+    listing.add_argument("--limit", type=_count, default=50, help="so many at most (%(default)s)")
     listing.set_defaults(run=_list)
 
     for name, run, text in (
@@ -79,12 +82,32 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def _say(*lines: str) -> None:
-    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
+    """Prints lines, also where the terminal's encoding lacks a letter of theirs."""
+    text, encoding = "".join(f"{printable(line)}\n" for line in lines), sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _folder_of(arguments: argparse.Namespace) -> Path | None:
+    """Returns the folder that is meant; None where a repository is."""
+    place = Path(arguments.place)
+    if place.is_dir() and arguments.revision is not None:
+        raise InputError(f"{place} is a folder, which has no revision {arguments.revision!r}: leave it out")
+    return place if place.is_dir() else None
 
 
 def _push(arguments: argparse.Namespace) -> None:
     scores = None if arguments.scores is None else read_scores(arguments.scores)
+    if arguments.teacher is not None and not HUB_ID.fullmatch(arguments.teacher):
+        raise InputError(
+            f"--teacher must be the teacher's repository on the Hub, owner/name; got {arguments.teacher!r}"
+        )
     plan = plan_set(
         arguments.folder,
         arguments.repo,
@@ -110,6 +133,8 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
     """
     try:
         records = json.loads(path.read_text(encoding="utf-8"))["records"]
+        # What JSON cannot hold, such as NaN, Python reads, and it could not be written into the record.
+        json.dumps(records, ensure_ascii=False, allow_nan=False).encode()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as scores.json ({error!r}): give the one of an evaluation") from error
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
@@ -150,7 +175,8 @@ def _list(arguments: argparse.Namespace) -> None:
         return list(found)
 
     with explained("listing sets"):
-        found = patiently(_ask)
+        # The client itself tries a listing again, five times.
+        found = patiently(_ask, tries=2)
     if not found:
         _say("no sets were found")
     width = max((len(entry.id) for entry in found), default=0)
@@ -160,8 +186,7 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    place = Path(arguments.place)
-    folder = place if place.is_dir() else fetch_record(arguments.place, arguments.revision)
+    folder = _folder_of(arguments) or fetch_record(arguments.place, arguments.revision)
     _say(*describe_set(storage.read_metadata(folder)))
 
 
@@ -169,21 +194,26 @@ def describe_set(metadata: Mapping[str, Any]) -> list[str]:
     """Returns what a set's record states, in lines; nothing in it is taken for granted."""
     provenance = section(metadata, "provenance")
     tensors = section(metadata, "tensors")
-    facts = {name: plain(section(tensors, name).get("shape")) for name in tensors}
+    facts = {name: plain(section(tensors, name).get("shape")) for name in storage.COLUMNS}
     facts |= {name: plain(metadata.get(name)) for name in ("pixel_space", "pixel_range")}
     names = ("method", "license", "source", "teacher", "student", "use", "seconds", "hardware", "command")
     facts |= {name: plain(provenance.get(name)) for name in names}
     width = max(map(len, facts))
     lines = [f"{name:<{width}}  {fact}" for name, fact in facts.items() if fact]
     try:
-        return [*lines, *score_table(list(provenance.get("scores") or [])).splitlines()]
-    except (AttributeError, KeyError, TypeError, ValueError):
+        scores = [{key: _cell(value) for key, value in record.items()} for record in provenance.get("scores") or []]
+        return [*lines, *score_table(scores).splitlines()]
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         return [*lines, "the scores cannot be read"]
 
 
+def _cell(value: Any) -> Any:
+    return plain(value)[:_LONGEST_CELL] if isinstance(value, str) else value
+
+
 def _check(arguments: argparse.Namespace) -> int:
-    place = Path(arguments.place)
-    found = check_folder(place) if place.is_dir() else _check_remote(arguments.place, arguments.revision)
+    folder = _folder_of(arguments)
+    found = check_folder(folder) if folder else _check_remote(arguments.place, arguments.revision)
     _say(*map(str, found))
     errors = sum(finding.level == "error" for finding in found)
     _say(f"{arguments.place}: {errors} error(s), {len(found) - errors} warning(s)")
@@ -195,6 +225,12 @@ def _check_remote(repo_id: str, revision: str | None) -> list[Finding]:
         folder = Path(scratch, "set")
         commit = pull_set(repo_id, folder, lambda fetched: None, revision)
         found = check_folder(folder)
-    names = [name for name in list_files(repo_id, commit) if Path(name).suffix.lower() in PICKLES]
-    text = "a file of this kind may run code when it is loaded; it was not fetched"
-    return [*(Finding("error", name, text) for name in names), *found]
+    others = [name for name in list_files(repo_id, commit) if name != _HUBS_OWN and not is_set_file(name)]
+    return sorted([*found, *map(_find_stranger, others)])
+
+
+def _find_stranger(name: str) -> Finding:
+    """Returns what to think of a file that is no part of the set, and that was therefore not fetched."""
+    if Path(name).suffix.lower() in _RUNNABLE:
+        return Finding("error", name, "a file of this kind may run code when it is loaded; it was not fetched")
+    return Finding("warning", name, "is no part of a distilled set; it was not fetched")

@@ -279,7 +279,8 @@ class PublishConfig:
         teacher: Folder of the teacher, such as `runs/NAME/teacher`, to be published as well.
         students: timm models that are pre-trained on the set and published as well, as `REPO-MODEL`; `own` is the
             network that the set was distilled with.
-        student_args: Arguments of students, by name: `--student-args.ssdd_convnet3.widths '[32, 64]'`.
+        student_args: Arguments of students, by the names that `students` gives them:
+            `--student-args.ssdd_convnet3.widths '[32, 64]'`.
         collection: Title of a collection of all that is published.
         dry_run: Show what would be sent and where, and stop.
         run: How the process computes.
@@ -307,7 +308,13 @@ class PublishConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        require((bool(self.repo), "repo must name the repository: --repo owner/name"))
+        strangers = ", ".join(name for name in self.student_args if name not in self.students)
+        shapeless = ", ".join(name for name, args in self.student_args.items() if not isinstance(args, dict))
+        require(
+            (bool(self.repo), "repo must name the repository: --repo owner/name"),
+            (not strangers, f"student_args has arguments of {strangers}, which students does not name"),
+            (not shapeless, f"student_args must hold {{name: value}} for each student, and does not for {shapeless}"),
+        )
         if not self.output:
             object.__setattr__(self, "output", f"runs/{_folder_name(str(self.repo))}-published")
 

@@ -10,6 +10,7 @@ from torch import nn
 from ssdd_hub import storage
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError
+from ssdd_hub.hub import blot_tokens
 from ssdd_hub.machine import describe_versions
 from ssdd_hub.parcel import Content, Parcel
 from ssdd_hub.streams import seeded
@@ -44,17 +45,30 @@ def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Pa
     if missing:
         raise InputError(
             f"{folder} is no folder of a model that can be published, it has no {', '.join(missing)}: give one that "
-            "recipes/train_teacher.py or recipes/publish.py wrote"
+            "recipes/train_teacher.py, distill.py or publish.py wrote"
         )
     build_teacher(f"local-dir:{folder}")
-    metadata = json.loads((folder / storage.METADATA_FILE).read_text(encoding="utf-8"))
-    if sets:
-        metadata["provenance"] = {**metadata["provenance"], "sets": list(sets)}
+    texts = _write_texts(folder, repo_id, sets)
     sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
-    sources[storage.METADATA_FILE] = storage.dump_metadata(metadata).encode()
-    sources[storage.CARD_FILE] = render_teacher_card(metadata, repo_id).encode()
+    sources |= {name: text.encode() for name, text in texts.items()}
     files = {name: Content.of(source) for name, source in sources.items()}
     return Parcel("model", files, is_model_file, storage.METADATA_FILE)
+
+
+def _write_texts(folder: Path, repo_id: str, sets: Sequence[str]) -> dict[str, str]:
+    """Returns the record of a model, which `build_teacher` has read, and its card."""
+    path = folder / storage.METADATA_FILE
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    if sets:
+        metadata["provenance"] = {**metadata["provenance"], "sets": list(sets)}
+    try:
+        card = render_teacher_card(metadata, repo_id)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is incomplete ({error!r}): save the model again") from error
+    texts = {storage.METADATA_FILE: storage.dump_metadata(metadata), storage.CARD_FILE: card}
+    if any(blot_tokens(text) != text for text in texts.values()):
+        raise InputError(f"{path} holds what looks like an access token: remove it, and revoke the token")
+    return texts
 
 
 def save_student(
@@ -81,7 +95,8 @@ def save_student(
         student = build_student(
             name, num_targets=distilled.targets.shape[1], in_chans=channels, image_size=side, **model_args
         )
-    pretrain_student(student, distilled, seed)
+        # Within the seed for the sake of dropout, which draws from the global generator.
+        pretrain_student(student, distilled, seed)
     licence = str(distilled.provenance.get("license") or "unknown")
     title = f"{name} pre-trained on {source['name']}"
     provenance = {
@@ -92,4 +107,5 @@ def save_student(
         "versions": describe_versions(),
     }
     Teacher(student, distilled.student_pixel_space, side, title, licence).save(Path(folder), provenance)
-    return student
+    # A teacher is frozen, and a student is there to be trained on.
+    return student.requires_grad_(True)

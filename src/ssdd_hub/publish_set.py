@@ -9,6 +9,7 @@ from typing import Any
 from ssdd_hub import storage
 from ssdd_hub.cards import render_dataset_card
 from ssdd_hub.check import Finding, check_card, check_set, licence_parts, verify_folder
+from ssdd_hub.checkpoint import atomic_path
 from ssdd_hub.errors import InputError
 from ssdd_hub.fetch import is_set_file
 from ssdd_hub.hub import Token, full_id
@@ -100,6 +101,27 @@ def _tag_of(files: Mapping[str, Content]) -> str:
     """Returns a tag made of the contents, the card being one that names no tag."""
     digests = "".join(f"{name} {content.sha256}\n" for name, content in sorted(files.items()))
     return f"set-{hashlib.sha256(digests.encode()).hexdigest()[:8]}"
+
+
+def restate_set(folder: str | Path, additions: Additions, location: str | None = None) -> None:
+    """Renders the card of a folder again, after what is stated besides has joined its record.
+
+    Args:
+        folder: The folder of the set; its record and its card are replaced.
+        additions: What is stated besides.
+        location: Where the card's code loads the set from; by default the name of the folder.
+
+    Raises:
+        InputError: As for `pack_set`; the folder is then what it was.
+    """
+    folder = Path(folder)
+    metadata = additions.add(storage.read_metadata(folder))
+    _refuse_errors(folder, check_set(folder, metadata))
+    card = render_dataset_card(metadata, location or folder.resolve().name)
+    _refuse_errors(folder, check_card(folder, metadata, card))
+    for name, text in ((storage.METADATA_FILE, storage.dump_metadata(metadata)), (storage.CARD_FILE, card)):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def plan_set(

@@ -15,10 +15,6 @@ from ssdd_hub.markdown import describe, escape, fence, list_scores, one_line, ro
 _TAGS = ["self-supervised", "dataset-distillation", "ssdd_hub"]
 STUDENT_OBJECTIVE = "regression on a distilled set"
 """Objective of networks that were pre-trained on a distilled set, which are no teachers."""
-_PURPOSE = {
-    False: "Datasets are distilled with such features as targets.",
-    True: "It is a start for tasks with few labels: fine-tune it, or train a linear probe on its features.",
-}
 _READ = {
     "pre_logits": "what the classifier would read (timm's pre-logits)",
     "cls": "the class token",
@@ -67,7 +63,8 @@ def _card_data(metadata: Mapping[str, Any]) -> dict[str, Any]:
     # A local folder can look like a Hub id, but it has no revision.
     on_hub = source.get("revision") and HUB_ID.fullmatch(dataset)
     base = re.fullmatch(rf"hf[-_]hub:({HUB_ID.pattern})(@.*)?", str(metadata["teacher"]["name"]), re.ASCII)
-    name = one_line(str(objective["name"])) if objective.get("name") else None
+    trained = objective.get("name") and not _is_student(provenance)
+    name = one_line(str(objective["name"])) if trained else None
     return {
         **describe_licence(str(metadata["teacher"]["license"])),
         # The Hub's own code for timm does not import what registers our networks.
@@ -87,6 +84,8 @@ def _title(metadata: Mapping[str, Any]) -> str:
     provenance = metadata["provenance"]
     objective, source = (section(provenance, part).get("name") for part in ("objective", "source"))
     trained = f" trained with {objective}" if objective else ""
+    if _is_student(provenance):
+        trained = " pre-trained"
     where = str(source).rstrip("/").split("/")[-1] if source else ""
     return one_line(f"{metadata['architecture']}{trained}" + (f" on {where}" if trained and where else ""))
 
@@ -94,11 +93,18 @@ def _title(metadata: Mapping[str, Any]) -> str:
 def _summary(metadata: Mapping[str, Any]) -> str:
     teacher, source = metadata["teacher"], section(metadata["provenance"], "source")
     amount = f"{source['num_images']} images" if source.get("num_images") else "images"
+    name, origin = escape(metadata["architecture"]), f"{escape(amount)} of {escape(source.get('name') or '')}"
+    if _is_student(metadata["provenance"]):
+        return (
+            f"A {name} that was pre-trained on the {origin}, a distilled set, by regression on their targets. Without "
+            f"its head it maps an image to {teacher['feature_dim']} features. It is a start for tasks with few "
+            "labels: fine-tune it, or train a linear probe on its features."
+        )
     trained = section(metadata["provenance"], "objective").get("name") and source.get("name")
-    how = f" It was trained without labels on {escape(amount)} of {escape(source['name'])}." if trained else ""
+    how = f" It was trained without labels on {origin}." if trained else ""
     return (
-        f"A frozen {escape(metadata['architecture'])} without a classifier: it maps an image to "
-        f"{teacher['feature_dim']} features.{how} {_PURPOSE[_is_student(metadata['provenance'])]}"
+        f"A frozen {name} without a classifier: it maps an image to {teacher['feature_dim']} features.{how} Datasets "
+        "are distilled with such features as targets."
     )
 
 
