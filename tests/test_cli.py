@@ -97,6 +97,40 @@ def writes(hub):
     return hub.asked("^(POST|PUT|DELETE|PATCH)")
 
 
+# card
+
+
+def test_a_card_is_rendered_again_with_what_is_stated_besides(folder, ssdd):
+    scores = folder.parent / "scores.json"
+    scores.write_text(json.dumps({"records": [{**SCORE, "mean": 0.123}]}))
+    before = contents(folder)
+    told = ssdd("card", "set", "--scores", scores, "--license", "cc-by-nc-4.0", "--location", "sets/mine")
+    assert told == "the card of set is rendered again\n"
+    after = contents(folder)
+    assert {name for name in after if after[name] != before[name]} == {"README.md", "ssdd_hub.json"}
+    assert after.keys() == before.keys()
+    loaded = DistilledSet.load(folder)
+    assert loaded.provenance["scores"] == [{**SCORE, "mean": 0.123}]
+    card = after["README.md"].decode()
+    assert (
+        card.startswith("---\nlicense: cc-by-nc-4.0\n") and 'from_pretrained("sets/mine")' in card and "12.3" in card
+    )
+    ssdd("card", "set")
+    assert 'from_pretrained("set")  # the path of this folder' in (folder / "README.md").read_text()
+    assert ssdd("check", "set").endswith("set: 0 error(s), 0 warning(s)\n")
+
+
+def test_a_card_is_not_rendered_for_a_set_that_is_damaged_or_may_not_have_the_licence(folder, refusal):
+    full_set(teacher={"name": "x", "license": "cc-by-nc-4.0"}).save("strict")
+    before = contents(Path("strict"))
+    assert "the teacher is under cc-by-nc-4.0" in refusal("card", "strict", "--license", "mit")
+    assert contents(Path("strict")) == before
+    (folder / "preview.png").unlink()
+    before = contents(folder)
+    assert "preview.png: is missing" in refusal("card", "set", "--license", "mit")
+    assert contents(folder) == before
+
+
 # push
 
 
@@ -472,7 +506,7 @@ def test_a_folder_has_no_revision(folder, refusal, command):
 @pytest.mark.parametrize(
     ("words", "shown"),
     [
-        ((), ["push", "pull", "list", "show", "check"]),
+        ((), ["push", "card", "pull", "list", "show", "check"]),
         (("push",), ["folder", "repo", "--dry-run", "--private", "--revision", "--create-pr", "--tag", "--message"]),
         (("push",), ["--license", "--license-reason", "--teacher", "--scores"]),
         (("pull",), ["repo", "folder", "--revision"]),

@@ -1,15 +1,12 @@
 import hashlib
-import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +14,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ssdd_hub import distilled
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
@@ -280,74 +276,3 @@ def test_hub_tokens_are_never_written(tmp_path: Path) -> None:
     folder = make_set(provenance=provenance).save(tmp_path / "set")
     assert all(token.encode() not in content for content in contents(folder).values())
     assert DistilledSet.load(folder).provenance["command"].endswith("--token=<token> --name hf_hub_download")
-
-
-# The Hub
-
-
-class FakeHub:
-    def __init__(self, **settings: Any) -> None:
-        self.calls: list[tuple[str, Any]] = [("init", settings)]
-
-    def create_repo(self, repo_id: str, **settings: Any) -> SimpleNamespace:
-        self.calls.append(("create_repo", settings))
-        return SimpleNamespace(repo_id=repo_id if "/" in repo_id else f"me/{repo_id}")
-
-    def create_commit(self, repo_id: str, operations: list[Any], **settings: Any) -> SimpleNamespace:
-        self.files = {}
-        for operation in operations:
-            with operation.as_file() as file:
-                self.files[operation.path_in_repo] = file.read()
-        self.calls.append(("create_commit", {"repo_id": repo_id, **settings}))
-        return SimpleNamespace(oid="c0ffee")
-
-
-def test_a_set_is_pushed_in_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hubs: list[FakeHub] = []
-    monkeypatch.setattr(distilled, "HfApi", lambda **settings: hubs.append(FakeHub(**settings)) or hubs[-1])
-    made = make_set()
-    sha = made.push_to_hub("tiny", private=True, revision="dev", token="secret-token", commit_message="First")
-    assert sha == "c0ffee"
-    assert hubs[0].calls == [
-        ("init", {"token": "secret-token"}),
-        ("create_repo", {"repo_type": "dataset", "private": True, "exist_ok": True}),
-        (
-            "create_commit",
-            {"repo_id": "me/tiny", "repo_type": "dataset", "revision": "dev", "commit_message": "First"},
-        ),
-    ]
-    files = hubs[0].files
-    assert sorted(files) == ["README.md", PARQUET, "preview.png", "ssdd_hub.json"]
-    assert b'DistilledSet.from_pretrained("me/tiny")' in files["README.md"]
-    assert not any(b"secret-token" in content for content in files.values())
-    pixels = pq.read_table(io.BytesIO(files[PARQUET]))["pixels"].combine_chunks()
-    assert len(pixels) == 5
-
-
-def test_from_pretrained_reads_a_folder_or_downloads_only_the_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = make_set()
-    folder = made.save(tmp_path / "set")
-    asked: list[Any] = []
-
-    def download(repo_id: str, **settings: Any) -> str:
-        asked.append((repo_id, settings))
-        return str(folder)
-
-    monkeypatch.setattr(distilled, "snapshot_download", download)
-    assert torch.equal(DistilledSet.from_pretrained(folder).images, made.images)
-    assert asked == []
-    assert torch.equal(DistilledSet.from_pretrained("me/tiny", revision="v1", token="t").images, made.images)
-    patterns = ["README.md", "ssdd_hub.json", "target_transform.safetensors", "data/*.parquet"]
-    settings = {"repo_type": "dataset", "revision": "v1", "token": "t", "allow_patterns": patterns}
-    assert asked == [("me/tiny", settings)]
-
-
-def test_a_name_that_is_no_folder_and_not_on_the_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = r"is neither a folder nor a dataset found on the Hub: check the spelling"
-    with pytest.raises(InputError, match=rf"'runs/absent/distilled' \(revision main\) {message}"):
-        DistilledSet.from_pretrained("runs/absent/distilled")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=rf"'me/absent' \(revision v1\) {message}"):
-        DistilledSet.from_pretrained("me/absent", revision="v1")

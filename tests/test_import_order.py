@@ -17,9 +17,9 @@ ORDER = """
     teacher_report train_teacher
     image_stream feature_bank features targets
     krr pool batches distiller outer_loop inner_losses gradient_bias bias_report
-    provenance use publish_model set_views protocols logistic probe closed_form finetune dsa kd
+    provenance use publish_model publish_run set_views protocols logistic probe closed_form finetune dsa kd
     coresets selection contenders cells evaluate rank origin
-    report panels evaluation_pictures evaluation_report launch cli config
+    report panels evaluation_pictures evaluation_report launch cli publish_config config
 """.split()
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

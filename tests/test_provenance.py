@@ -74,9 +74,7 @@ def test_the_making_of_a_teacher_is_told_where_it_is_known(describe, small_teach
         ("unknown", "unknown", "unknown"),
     ],
 )
-def test_the_licence_is_derived_from_those_of_images_and_teacher(
-    describe, small_teacher, source, teacher, expected
-):
+def test_the_licence_is_derived_from_those_of_images_and_teacher(describe, small_teacher, source, teacher, expected):
     teacher_of = small_teacher()
     teacher_of.license = teacher
     assert describe(teacher=teacher_of, license=source)["license"] == expected

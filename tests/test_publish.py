@@ -117,7 +117,11 @@ def test_what_is_stated_besides_is_in_record_and_card(hub, folder):
 
 @pytest.mark.parametrize(
     ("part", "stated", "chosen"),
-    [("teacher", "cc-by-nc-4.0", "mit"), ("source", "cc-by-nc-sa-4.0", "apache-2.0"), ("teacher", "h-research", "mit")],
+    [
+        ("teacher", "cc-by-nc-4.0", "mit"),
+        ("source", "cc-by-nc-sa-4.0", "apache-2.0"),
+        ("teacher", "h-research", "mit"),
+    ],
 )
 def test_a_licence_that_allows_what_a_part_forbids_is_refused_and_nothing_sent(hub, tmp_path, part, stated, chosen):
     folder = make_set(provenance={part: {"license": stated}}).save(tmp_path / "set")

@@ -161,7 +161,7 @@ def _use_code(metadata: Mapping[str, Any]) -> str:
 def _scores(records: list[Any]) -> str:
     try:
         return markdown_table(records) if records else ""
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         # Of other making, or scored twice: listed one by one, as far as they say what they are.
         return list_scores([record for record in records if isinstance(record, Mapping)])
 

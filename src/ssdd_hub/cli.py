@@ -1,4 +1,4 @@
-"""`ssdd-hub`: push, pull, list, show and check distilled sets from the command line."""
+"""`ssdd-hub`: push, pull, list, show and check distilled sets, and render their cards, from the command line."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from ssdd_hub.fetch import fetch_record, is_set_file, list_files, pull_set
 from ssdd_hub.hub import HUB_ID, explained, patiently, printable
 from ssdd_hub.markdown import plain, section
 from ssdd_hub.publish import Published, upload
-from ssdd_hub.publish_set import MESSAGE, Additions, plan_set
+from ssdd_hub.publish_set import MESSAGE, Additions, plan_set, restate_set
 from ssdd_hub.scores import score_table
 
 TAG = "ssdd_hub"
@@ -53,11 +53,14 @@ def _build_parser() -> argparse.ArgumentParser:
     push.add_argument("--create-pr", action="store_true", help="offer the set as a pull request")
     push.add_argument("--tag", help="by default set- and eight digits made of the contents; '' for none")
     push.add_argument("--message", default=MESSAGE, help="the commit's title")
-    push.add_argument("--license", help="by default derived from those of source and teacher")
-    push.add_argument("--license-reason", help="the permission by which it may be more permissive than those")
-    push.add_argument("--teacher", help="the teacher's repository on the Hub, for the card")
-    push.add_argument("--scores", type=Path, help="a scores.json whose records the card shows")
+    _add_statements(push)
     push.set_defaults(run=_push)
+
+    card = commands.add_parser("card", help="render the card of a folder again, with what is stated besides")
+    card.add_argument("folder", help="such as runs/digits/distilled")
+    card.add_argument("--location", help="what the card's code loads; by default the name of the folder")
+    _add_statements(card)
+    card.set_defaults(run=_card)
 
     pull = commands.add_parser("pull", help="fetch a set into a folder of its own, checked")
     pull.add_argument("repo", help="owner/name")
@@ -82,6 +85,21 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_statements(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--license", help="by default derived from those of source and teacher")
+    parser.add_argument("--license-reason", help="the permission by which it may be more permissive than those")
+    parser.add_argument("--teacher", help="the teacher's repository on the Hub, for the card")
+    parser.add_argument("--scores", type=Path, help="a scores.json whose records the card shows")
+
+
+def _read_statements(arguments: argparse.Namespace) -> Additions:
+    teacher = arguments.teacher
+    if teacher is not None and not HUB_ID.fullmatch(teacher):
+        raise InputError(f"--teacher must be the teacher's repository on the Hub, owner/name; got {teacher!r}")
+    scores = None if arguments.scores is None else read_scores(arguments.scores)
+    return Additions(arguments.license, arguments.license_reason, teacher, scores)
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
@@ -103,11 +121,6 @@ def _folder_of(arguments: argparse.Namespace) -> Path | None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    scores = None if arguments.scores is None else read_scores(arguments.scores)
-    if arguments.teacher is not None and not HUB_ID.fullmatch(arguments.teacher):
-        raise InputError(
-            f"--teacher must be the teacher's repository on the Hub, owner/name; got {arguments.teacher!r}"
-        )
     plan = plan_set(
         arguments.folder,
         arguments.repo,
@@ -115,7 +128,7 @@ def _push(arguments: argparse.Namespace) -> None:
         revision=arguments.revision,
         create_pr=arguments.create_pr,
         tag=arguments.tag,
-        additions=Additions(arguments.license, arguments.license_reason, arguments.teacher, scores),
+        additions=_read_statements(arguments),
         dry_run=arguments.dry_run,
     )
     _say(plan.describe())
@@ -123,6 +136,11 @@ def _push(arguments: argparse.Namespace) -> None:
         _say("nothing was sent")
     else:
         _say(*describe_published(upload(plan, arguments.message), Path(arguments.folder)))
+
+
+def _card(arguments: argparse.Namespace) -> None:
+    restate_set(arguments.folder, _read_statements(arguments), arguments.location)
+    _say(f"the card of {arguments.folder} is rendered again")
 
 
 def read_scores(path: Path) -> list[dict[str, Any]]:

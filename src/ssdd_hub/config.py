@@ -1,6 +1,5 @@
 """All settings of a recipe, put together from those that the parts keep beside themselves; only recipes import it."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +18,7 @@ from ssdd_hub.pool import PoolSettings
 from ssdd_hub.pretrain import PretrainSettings
 from ssdd_hub.probe import ProbeSettings
 from ssdd_hub.rank import RankSettings
-from ssdd_hub.run_folder import LaunchSettings, RunSettings
+from ssdd_hub.run_folder import LaunchSettings, RunSettings, folder_name
 from ssdd_hub.selection import SelectionSettings
 from ssdd_hub.students import StudentSettings
 from ssdd_hub.targets import TargetSettings
@@ -71,7 +70,7 @@ class DistillConfig:
             ),
         )
         if not self.output:
-            object.__setattr__(self, "output", f"runs/{_folder_name(self.data.name)}")
+            object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}")
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class TrainTeacherConfig:
             ),
         )
         if not self.output:
-            object.__setattr__(self, "output", f"runs/{_folder_name(self.data.name)}-{self.pretrain.objective}")
+            object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}-{self.pretrain.objective}")
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ class ComputeTargetsConfig:
             ),
         )
         if not self.output:
-            object.__setattr__(self, "output", f"runs/{_folder_name(self.data.name)}-features")
+            object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}-features")
 
 
 @dataclass(frozen=True)
@@ -259,65 +258,4 @@ class EvaluateConfig:
         if not self.output:
             place = Path(self.sets[0])
             name = place.parent.name if place.name == "distilled" else place.name
-            object.__setattr__(self, "output", f"runs/{_folder_name(name)}-evaluation")
-
-
-@dataclass(frozen=True)
-class PublishConfig:
-    """What of a run is published, and where.
-
-    Attributes:
-        set: Folder of the distilled set.
-        repo: Its repository on the Hub: `owner/name`, or a name in your own namespace.
-        private: Whether repositories made here are private; those that are there must be so already.
-        revision: A branch for the set, made if it is not there; `main` when not given.
-        create_pr: Offer the set as a pull request.
-        tag: Tag of the set; when not given `set-` and eight digits made of its contents.
-        license: Licence of the set; when not given, the one derived from those of source and teacher.
-        license_reason: The permission by which that licence may be more permissive than those.
-        scores: A `scores.json` whose records the card shows in place of the run's own.
-        teacher: Folder of the teacher, such as `runs/NAME/teacher`, to be published as well.
-        students: timm models that are pre-trained on the set and published as well, as `REPO-MODEL`; `own` is the
-            network that the set was distilled with.
-        student_args: Arguments of students, by the names that `students` gives them:
-            `--student-args.ssdd_convnet3.widths '[32, 64]'`.
-        collection: Title of a collection of all that is published.
-        dry_run: Show what would be sent and where, and stop.
-        run: How the process computes.
-        seed: Seed of the students.
-        output: The folder of the students, and of the record of what was published; `runs/NAME-published` when not
-            given, after the repository.
-    """
-
-    set: str = "runs/digits/distilled"
-    repo: str | None = None
-    private: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-    tag: str | None = None
-    license: str | None = None
-    license_reason: str | None = None
-    scores: str | None = None
-    teacher: str | None = None
-    students: list[str] = field(default_factory=list)
-    student_args: dict[str, Any] = field(default_factory=dict)
-    collection: str | None = None
-    dry_run: bool = False
-    run: LaunchSettings = field(default_factory=LaunchSettings)
-    seed: int = 0
-    output: str | None = None
-
-    def __post_init__(self) -> None:
-        strangers = ", ".join(name for name in self.student_args if name not in self.students)
-        shapeless = ", ".join(name for name, args in self.student_args.items() if not isinstance(args, dict))
-        require(
-            (bool(self.repo), "repo must name the repository: --repo owner/name"),
-            (not strangers, f"student_args has arguments of {strangers}, which students does not name"),
-            (not shapeless, f"student_args must hold {{name: value}} for each student, and does not for {shapeless}"),
-        )
-        if not self.output:
-            object.__setattr__(self, "output", f"runs/{_folder_name(str(self.repo))}-published")
-
-
-def _folder_name(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name).strip(".-") or "run"
+            object.__setattr__(self, "output", f"runs/{folder_name(name)}-evaluation")

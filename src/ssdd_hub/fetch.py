@@ -1,20 +1,23 @@
-"""Fetching a distilled set from the Hub: only its own files, checked, and never half of it."""
+"""Fetching a distilled set from the Hub: only its own files, compared with what the Hub states of them, never half."""
 
+import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
 from ssdd_hub import storage
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub import ERRORS, HUB_ID, TIMEOUT, Token, explained, is_passing, patiently
-from ssdd_hub.parcel import download
+from ssdd_hub.hub import ERRORS, HUB_ID, TRIES, Token, explained, is_passing, patiently
+from ssdd_hub.parcel import Content, download
 
 Result = TypeVar("Result")
 _LOG = logging.getLogger(__name__)
@@ -33,11 +36,11 @@ def is_set_file(path: str) -> bool:
 def fetch_set(
     repo_id: str, read: Callable[[Path], Result], revision: str | None = None, token: Token = None
 ) -> Result:
-    """Fetches a set into the client's cache and reads it; a damaged one is fetched once more.
+    """Fetches a set into the client's cache and reads it; a file that is damaged there is fetched once more.
 
     Args:
         repo_id: `owner/name`.
-        read: Reads and checks a folder; raises `InputError` when it is damaged.
+        read: Reads and checks a folder; raises `InputError` when it is no sound set.
         revision: Branch, tag or sha; `main` by default.
         token: A Hub token; by default the one of the login.
 
@@ -46,30 +49,23 @@ def fetch_set(
 
     Raises:
         InputError: There is no such repository or revision, it holds no set, the Hub and the cache both lack it, the
-            disk is full, or the set is damaged, also when fetched again.
+            disk is full, the set comes damaged twice, or `read` refuses it.
     """
     _check_id(repo_id)
     doing = f"fetching {repo_id} (revision {revision or 'main'})"
+    found = _look(doing, repo_id, PATTERNS, revision, token)
+    if isinstance(found, Path):
+        return read(found)
+    commit, files = found
     with explained(doing, token):
-        commit = _look(repo_id, revision, token, Path(constants.HF_HUB_CACHE))
-        folder = _snapshot(repo_id, revision, token, local=commit is None)
-        if commit is not None and folder.name != commit:
-            # Refused in between, the client gives an older copy without a word.
-            folder = _snapshot(repo_id, commit, token)
-    try:
-        return read(folder)
-    except InputError:
-        if commit is None:
-            raise
-    _LOG.warning("%s is damaged in the cache; fetching it once more", repo_id)
-    with explained(doing, token):
-        folder = _snapshot(repo_id, revision, token, force=True)
-    try:
-        return read(folder)
-    except InputError as error:
-        raise InputError(
-            f"{error}. It came so twice: {repo_id} itself is damaged; choose another revision, or tell its owner"
-        ) from error
+        lacking = [path for path in files if not _is_cached(repo_id, commit, path)]
+        _check_room(repo_id, sum(files[path].size for path in lacking), Path(constants.HF_HUB_CACHE))
+        folder = _fetch_files(repo_id, commit, files, token)
+    result = _read(read, folder, repo_id, commit)
+    with suppress(*ERRORS):
+        # Lets the client note which commit the revision is: last, so that until then it knows the one before.
+        patiently(lambda: _snapshot(repo_id, revision, PATTERNS, token), tries=1)
+    return result
 
 
 def pull_set(
@@ -84,7 +80,7 @@ def pull_set(
     Args:
         repo_id: `owner/name`.
         folder: The place, free or taken by a distilled set, which is replaced.
-        check: Called with the fetched files; raises `InputError` when they are damaged.
+        check: Called with the fetched files; raises `InputError` when they are no sound set.
         revision: Branch, tag or sha; `main` by default.
         token: A Hub token; by default the one of the login.
 
@@ -92,25 +88,18 @@ def pull_set(
         The sha of the commit.
 
     Raises:
-        InputError: As for `fetch_set`; the folder is then what it was.
+        InputError: As for `fetch_set`, or the place is taken by something else; it is then what it was.
     """
     _check_id(repo_id)
     place = Path(folder).resolve()
     doing = f"pulling {repo_id} (revision {revision or 'main'}) to {folder}"
     with explained(doing, token), storage.replaced_folder(place) as new:
-        commit, names = _list(repo_id, revision, token, place.parent)
-        for attempt in (1, 2):
-            download("dataset", repo_id, commit, names, new, token)
-            try:
-                check(new)
-                break
-            except InputError as error:
-                if attempt == 2:
-                    raise InputError(
-                        f"{error}. It came so twice: {repo_id} itself is damaged, and {folder} is left as it was"
-                    ) from error
-                _empty(new)
+        commit, files = _list(repo_id, revision, token)
+        _check_room(repo_id, sum(file.size for file in files.values()), place)
+        download("dataset", repo_id, commit, sorted(files), new, token)
+        _mend(repo_id, commit, files, new, token, in_cache=False)
         shutil.rmtree(new / ".cache", ignore_errors=True)
+        _read(check, new, repo_id, commit)
     return commit
 
 
@@ -121,15 +110,16 @@ def fetch_record(repo_id: str, revision: str | None = None, token: Token = None)
         The folder that holds it.
 
     Raises:
-        InputError: There is no such repository or revision, or it holds no set.
+        InputError: There is no such repository or revision, it holds no set, or the Hub and the cache both lack it.
     """
     _check_id(repo_id)
-
-    def _fetch() -> str:
-        return hf_hub_download(repo_id, storage.METADATA_FILE, repo_type="dataset", revision=revision, token=token)
-
-    with explained(f"looking at {repo_id} (revision {revision or 'main'})", token):
-        return Path(patiently(_fetch)).parent
+    doing = f"looking at {repo_id} (revision {revision or 'main'})"
+    found = _look(doing, repo_id, [storage.METADATA_FILE], revision, token)
+    if isinstance(found, Path):
+        return found
+    commit, files = found
+    with explained(doing, token):
+        return _fetch_files(repo_id, commit, {storage.METADATA_FILE: files[storage.METADATA_FILE]}, token)
 
 
 def list_files(repo_id: str, revision: str, token: Token = None) -> list[str]:
@@ -142,64 +132,137 @@ def list_files(repo_id: str, revision: str, token: Token = None) -> list[str]:
         return patiently(lambda: HfApi(token=token).list_repo_files(repo_id, repo_type="dataset", revision=revision))
 
 
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-
-
 def _check_id(repo_id: str) -> None:
     if not HUB_ID.fullmatch(repo_id):
         raise InputError(f"a set on the Hub is named owner/name, got {repo_id!r}; and there is no such folder here")
 
 
-def _list(repo_id: str, revision: str | None, token: Token, place: Path, tries: int = 5) -> tuple[str, list[str]]:
-    """Returns the commit of a revision and the files of the set in it; refuses what is no set, or does not fit."""
+def _list(repo_id: str, revision: str | None, token: Token, tries: int = TRIES) -> tuple[str, Mapping[str, RepoFile]]:
+    """Returns the commit of a revision and the files of the set in it, by path; refuses what is no set."""
     api = HfApi(token=token)
-    info = patiently(lambda: api.dataset_info(repo_id, revision=revision, timeout=TIMEOUT), tries)
+    info = patiently(lambda: api.dataset_info(repo_id, revision=revision), tries)
     entries = patiently(
         lambda: list(api.list_repo_tree(repo_id, repo_type="dataset", revision=info.sha, recursive=True)), tries
     )
-    sizes = {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile) and is_set_file(entry.path)}
-    if storage.METADATA_FILE not in sizes:
+    there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    files = {path: entry for path, entry in there.items() if is_set_file(path)}
+    if storage.METADATA_FILE not in files:
         raise InputError(f"{repo_id} is not a distilled set: it has no {storage.METADATA_FILE}")
+    for path in there.keys() - files.keys():
+        if is_set_file(path.replace("\\", "/")):
+            raise InputError(
+                f"{repo_id} has a file {path!r}, which Windows takes for one of the set: tell its owner to remove it"
+            )
+    return str(info.sha), files
+
+
+def _look(
+    doing: str, repo_id: str, patterns: list[str], revision: str | None, token: Token
+) -> tuple[str, Mapping[str, RepoFile]] | Path:
+    """Returns what `_list` does; when the Hub cannot be asked, the copy in the cache."""
+    with explained(doing, token):
+        try:
+            return _list(repo_id, revision, token, _FEW_TRIES)
+        except ERRORS as error:
+            if not isinstance(error, OfflineModeIsEnabled) and not is_passing(error):
+                raise
+            reason = error
+    with explained(f"{doing}, of which the cache has no whole copy,", token):
+        try:
+            folder = _snapshot(repo_id, revision, patterns, token, local=True)
+        except LocalEntryNotFoundError:
+            raise reason from None
+    if not isinstance(reason, OfflineModeIsEnabled):
+        _LOG.warning(
+            "the Hub cannot be asked for %s (%s): taken is the copy in the cache, which may be older",
+            repo_id,
+            type(reason).__name__,
+        )
+    return folder
+
+
+def _is_cached(repo_id: str, commit: str, path: str) -> bool:
+    return isinstance(try_to_load_from_cache(repo_id, path, revision=commit, repo_type="dataset"), str)
+
+
+def _check_room(repo_id: str, needed: int, place: Path) -> None:
     while not place.exists():
         place = place.parent
-    needed, free = sum(sizes.values()), shutil.disk_usage(place).free
+    free = shutil.disk_usage(place).free
     if needed > free:
         raise InputError(
-            f"{repo_id} takes {needed / 2**30:.2f} GiB, and {place} has {free / 2**30:.2f} GiB left: make room, or "
-            "choose another place"
+            f"{repo_id} takes {needed:,} bytes, and {place} has {free:,} left: make room, or choose another place"
         )
-    return str(info.sha), sorted(sizes)
 
 
-def _look(repo_id: str, revision: str | None, token: Token, place: Path) -> str | None:
-    """Returns the commit of a set on the Hub; None when the Hub cannot be asked, so that only the cache is left."""
-    try:
-        return _list(repo_id, revision, token, place, _FEW_TRIES)[0]
-    except OfflineModeIsEnabled:
-        return None
-    except ERRORS as error:
-        if not is_passing(error):
-            raise
-        _LOG.warning(
-            "the Hub cannot be asked for %s (%s); looking for a copy in the cache, which may be older",
-            repo_id,
-            type(error).__name__,
-        )
-        return None
+def _fetch_files(repo_id: str, commit: str, files: Mapping[str, RepoFile], token: Token) -> Path:
+    """Fetches files into the cache; returns the folder that holds them, as the Hub states them."""
+    folder = patiently(lambda: _snapshot(repo_id, commit, sorted(files), token))
+    _mend(repo_id, commit, files, folder, token)
+    return folder
 
 
-def _snapshot(repo_id: str, revision: str | None, token: Token, local: bool = False, force: bool = False) -> Path:
-    def _fetch() -> str:
-        return snapshot_download(
+def _snapshot(repo_id: str, revision: str | None, patterns: list[str], token: Token, local: bool = False) -> Path:
+    return Path(
+        snapshot_download(
             repo_id,
             repo_type="dataset",
             revision=revision,
             token=token,
-            allow_patterns=PATTERNS,
+            allow_patterns=patterns,
             local_files_only=local,
-            force_download=force,
+        )
+    )
+
+
+def _mend(
+    repo_id: str, commit: str, files: Mapping[str, RepoFile], folder: Path, token: Token, in_cache: bool = True
+) -> None:
+    """Fetches once more the files that are not what the Hub states, which the client does not notice.
+
+    Args:
+        repo_id: `owner/name`.
+        commit: Its sha.
+        files: What the Hub states of them, by path.
+        folder: Where they are.
+        token: A Hub token.
+        in_cache: Whether that is in the client's cache.
+
+    Raises:
+        InputError: One is damaged again.
+    """
+    for path in _damaged(files, folder):
+        _LOG.warning("%s of %s is damaged; fetching it once more", path, repo_id)
+        # Without symbolic links the client would keep what is there.
+        (folder / path).unlink(missing_ok=True)
+        again = partial(hf_hub_download, repo_id, path, repo_type="dataset", revision=commit, token=token)
+        patiently(partial(again, local_dir=None if in_cache else folder, force_download=True))
+    still = _damaged(files, folder)
+    if still:
+        raise InputError(
+            f"{', '.join(still)} of {repo_id} came damaged, twice: try again, over another connection if it stays so"
         )
 
-    return Path(_fetch() if local else patiently(_fetch))
+
+def _damaged(files: Mapping[str, RepoFile], folder: Path) -> list[str]:
+    return [path for path, file in files.items() if not _is_whole(folder / path, file)]
+
+
+def _is_whole(path: Path, stated: RepoFile) -> bool:
+    if not path.is_file() or path.stat().st_size != stated.size:
+        return False
+    if stated.lfs is not None:
+        return Content.of(path).sha256 == stated.lfs.sha256
+    # What git names a file by.
+    digest = hashlib.sha1(b"blob %d\0" % stated.size + path.read_bytes(), usedforsecurity=False)
+    return digest.hexdigest() == stated.blob_id
+
+
+def _read(read: Callable[[Path], Result], folder: Path, repo_id: str, commit: str) -> Result:
+    try:
+        return read(folder)
+    except InputError as error:
+        raise InputError(
+            f"{error}. It is so on the Hub, in commit {commit[:8]} of {repo_id}: choose another revision, or tell its "
+            "owner"
+        ) from error

@@ -1,10 +1,12 @@
 """What the Hub's client leaves to its users: patience with passing failures, and errors that say what to do."""
 
 import errno
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 from huggingface_hub import HfApi, get_token
@@ -14,6 +16,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -26,16 +29,21 @@ from ssdd_hub.errors import InputError
 Result = TypeVar("Result")
 Token = str | bool | None
 
-# All that the client raises; a failed commit through Xet is a builtin `ConnectionError`.
-ERRORS = (httpx.HTTPError, HFValidationError, OSError)
+# All that the client raises; a failed commit through Xet is a builtin `ConnectionError`, a damaged answer of the API
+# raises what `json` does, and a token with a letter that no header can hold a `UnicodeEncodeError`.
+ERRORS = (httpx.HTTPError, HFValidationError, OSError, json.JSONDecodeError, UnicodeEncodeError)
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 TIMEOUT = 60.0  # seconds without a byte
 TRIES = 5
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_HUB_TOKEN = re.compile(r"\b(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*")
-_BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s'\",}]+")
+# No request was made: its address or its headers are none.
+_UNSENT = httpx.LocalProtocolError | httpx.UnsupportedProtocol | UnicodeEncodeError
+# Also right after a letter, as in an address: `token%3Dhf_...`.
+_HUB_TOKEN = re.compile(r"(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*")
+# No word of a sentence has a digit or an underscore.
+_BEARER = re.compile(r"(?i)\b(bearer\s+)(?=[^\s'\",}]*[0-9_])[^\s'\",}]+")
 
 
 def blot_tokens(text: str) -> str:
@@ -50,22 +58,26 @@ def printable(text: str) -> str:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Mends two habits of the client: to wait for ever, and to wrap the errors of an upload.
+    """Mends two habits of the client: to wait for ever, and to hide what broke an upload or a download.
 
-    Within it a connection that is silent for `TIMEOUT` is given up, and what broke an upload is raised as it was.
+    Within it a connection that is silent for `TIMEOUT` is given up, and what broke is raised as it was.
     """
-    session = get_session()
-    before = session.timeout
-    if before == httpx.Timeout(None):
-        session.timeout = TIMEOUT
+    # One of its own for each call, since several threads may be at it.
+    hooks, limit = get_session().event_hooks["request"], partial(_limit)
+    hooks.append(limit)
     try:
         yield
-    except RuntimeError as error:
-        if isinstance(error.__cause__, ERRORS):
+    except (RuntimeError, ValueError, LocalEntryNotFoundError) as error:
+        if isinstance(error.__cause__, ERRORS) and not isinstance(error, InputError | HfHubHTTPError):
             raise error.__cause__ from error
         raise
     finally:
-        session.timeout = before
+        hooks.remove(limit)
+
+
+def _limit(request: httpx.Request) -> None:
+    limits = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {on: TIMEOUT if limit is None else limit for on, limit in limits.items()}
 
 
 def patiently(call: Callable[[], Result], tries: int = TRIES) -> Result:
@@ -95,16 +107,16 @@ def is_passing(error: BaseException) -> bool:
     """Whether the same request may succeed a little later: the connection broke, or the Hub was busy."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in _PASSING
-    if isinstance(error, OfflineModeIsEnabled):
+    if isinstance(error, OfflineModeIsEnabled | _UNSENT):
         return False
-    return isinstance(error, httpx.TransportError | ConnectionError | TimeoutError)
+    return isinstance(error, httpx.TransportError | ConnectionError | TimeoutError | json.JSONDecodeError)
 
 
 def wait_after(error: BaseException, attempt: int) -> float:
     """Returns the seconds to wait after the failed attempt, counted from 1."""
     response = getattr(error, "response", None)
     stated = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(float(stated), _LONGEST_WAIT) if stated.isdigit() else _FIRST_WAIT * 2 ** (attempt - 1)
+    return min(float(stated), _LONGEST_WAIT) if stated.isdecimal() else _FIRST_WAIT * 2 ** (attempt - 1)
 
 
 @contextmanager
@@ -122,9 +134,25 @@ def explained(doing: str, token: Token = None) -> Iterator[None]:
         yield
     except ERRORS as error:
         message = f"{doing} failed: {_reason(error)}"
-        for secret in {token, _saved_token()}:
-            message = message.replace(secret, "<token>") if isinstance(secret, str) and secret else message
-        raise InputError(blot_tokens(printable(message))) from error
+        # A traceback would show the cause, with whatever its text holds.
+        is_clean = _blot(_texts(error), token) == _texts(error)
+        raise InputError(printable(_blot(message, token))) from (error if is_clean else None)
+
+
+def _blot(text: str, token: Token) -> str:
+    secrets = {secret.strip() for secret in (token, _saved_token()) if isinstance(secret, str)} - {""}
+    for secret in secrets:
+        text = text.replace(secret, "<token>")
+    return blot_tokens(text)
+
+
+def _texts(error: BaseException | None) -> str:
+    """Returns the texts of an error and of all that led to it."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return "\n".join(f"{each} {each!r}" for each in seen)
 
 
 def _saved_token() -> str | None:
@@ -149,19 +177,24 @@ def _reason(error: BaseException) -> str:
         return f"the repository lacks a file ({_first_line(error)})"
     if isinstance(error, HfHubHTTPError):
         return _reason_of_status(error)
+    if isinstance(error, _UNSENT):
+        return f"no request can be made of it ({_first_line(error)}): look at the token, and at HF_ENDPOINT"
+    if isinstance(error, json.JSONDecodeError):
+        return "what answers is not the Hub, or its answers come damaged: look at the connection, and try again"
     if isinstance(error, httpx.TransportError | ConnectionError | TimeoutError):
         return f"the Hub cannot be reached ({type(error).__name__}: {_first_line(error)}): try again"
     return f"{_first_line(error)} ({type(error).__name__})"
 
 
 def _reason_of_status(error: HfHubHTTPError) -> str:
-    status, said = error.response.status_code, error.server_message or _first_line(error)
+    status = error.response.status_code
+    said = "; ".join((error.server_message or _first_line(error)).splitlines())
     if status == 401 and (not isinstance(error, RepositoryNotFoundError) or "credentials" in said.lower()):
         return "the Hub does not know the token, or wants one: log in by `hf auth login`, if need be with a new token"
     if isinstance(error, RepositoryNotFoundError):
         return "there is no such repository, or it is private and not open to this token: check spelling and login"
     if status == 403:
-        return f"the token does not allow it ({said}): take one with the right to write there"
+        return f"the token does not allow it ({said}): take one with that right"
     if status == 429:
         return "the Hub asks to wait, too much was asked of it: try again in some minutes"
     if status in _PASSING:

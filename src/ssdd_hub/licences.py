@@ -15,7 +15,7 @@ _PERMISSIVE = set(
     """
     apache-2.0 mit afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc0-1.0
     cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 etalab-2.0 isc ms-pl
-    ncsa odc-by ofl-1.1 pddl postgresql unlicense zlib
+    ncsa odc-by pddl postgresql unlicense zlib
     """.split()
 )
 # Licences for research alone whose names do not say "nc".
@@ -26,7 +26,10 @@ _RESEARCH = {
     "intel-research",
     "apple-amlr",
 }
-_NON_COMMERCIAL = re.compile(r"(^|[-_ ])(nc|non-?commercial|research-only)([-_ ]|$)")
+# That of Meta's SEER, in timm, is for "non-commercial research purposes" (facebookresearch/vissl, MODEL_LICENSE.md).
+_NON_COMMERCIAL = re.compile(
+    r"(^|[-_ ])(nc|non[-_ ]?commercial|(research|academic)[-_ ]((use|purposes)[-_ ])?only|seer-license)([-_ ]|$)"
+)
 # The identifiers of the Hub's documentation of licences; it takes others as `other` with a name.
 _ON_HUB = {
     *_PERMISSIVE,
@@ -35,8 +38,8 @@ _ON_HUB = {
     openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m cc cc-by-sa-3.0
     cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
     cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0
-    gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lppl-1.3c apple-ascl mpl-2.0 odbl openrail++ osl-3.0 lgpl-lr llama2 llama3 llama3.1
-    llama3.2 llama3.3 gemma unknown other
+    gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lppl-1.3c apple-ascl mpl-2.0 odbl ofl-1.1 openrail++ osl-3.0 lgpl-lr llama2 llama3
+    llama3.1 llama3.2 llama3.3 gemma unknown other
     """.split(),
 }
 _LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license"}
@@ -55,6 +58,14 @@ def describe_licence(name: str) -> dict[str, Any]:
     slug = re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-.") or "unnamed"
     link = _LINKS.get(identifier)
     return {"license": "other", "license_name": slug, **({"license_link": link} if link else {})}
+
+
+def stated_licences(header: Mapping[str, Any]) -> str:
+    """Returns the licences that a card's YAML states, joined by commas; `other` counts as the name given to it."""
+    names = header.get("license")
+    names = names if isinstance(names, list) else [names]
+    names = [header.get("license_name") if name == "other" else name for name in names]
+    return ", ".join(name for name in names if isinstance(name, str)) or UNKNOWN
 
 
 def split_licences(name: str) -> list[str]:
@@ -87,20 +98,21 @@ def derive_licence(*names: str) -> str:
     return demanding[0] if len(demanding) == 1 and known else UNKNOWN
 
 
-def check_licence(chosen: str, parts: Mapping[str, str], reason: str | None = None) -> None:
+def check_licence(chosen: str, parts: Mapping[str, str], reason: Any = None) -> None:
     """Refuses a licence that allows commercial use of what is derived from a part that forbids it.
 
     Args:
         chosen: Licence of what is derived.
         parts: Licence of each part, by its name, such as `teacher`.
-        reason: Why it may be so nevertheless, such as a permission of the part's owner.
+        reason: Why it may be so nevertheless, such as a permission of the part's owner; anything but text is none.
 
     Raises:
         InputError: It is so, and no reason is given.
     """
     strict = {name: licence for name, licence in parts.items() if is_non_commercial(licence)}
-    free = chosen != UNKNOWN and not is_non_commercial(chosen)
-    if strict and free and not reason:
+    free = split_licences(chosen) != [UNKNOWN] and not is_non_commercial(chosen)
+    given = isinstance(reason, str) and reason.strip()
+    if strict and free and not given:
         listed = " and ".join(f"the {name} is under {licence}" for name, licence in strict.items())
         raise InputError(
             f"{listed}, which forbids commercial use, and what is derived from it cannot be published under {chosen}: "

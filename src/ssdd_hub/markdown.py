@@ -2,12 +2,19 @@
 
 import html
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from ssdd_hub.errors import InputError
+
 _LONGEST_LIST = 8  # a longer one has no place in a cell; `ssdd_hub.json` has it
+_FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?(?:\n|\Z)", re.DOTALL)
+_LONGEST_FRONT = 2**16  # characters, which take seconds
+_MOST_LEVELS = 30
+_LONGEST_NUMBER = 100  # characters, since the time grows with their square
 
 
 def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -49,6 +56,69 @@ def _text(value: Any) -> str:
 def to_yaml(settings: Any) -> str:
     """Returns settings as YAML, in their order."""
     return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip()
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML as the Hub and `datasets` take it: plain values, no key twice. No aliases, which make bytes gigabytes."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.composer.ComposerError("aliases are not taken")
+        if self.depth == _MOST_LEVELS:
+            raise yaml.composer.ComposerError(f"it is nested more than {_MOST_LEVELS} deep")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _LONGEST_NUMBER:
+            raise yaml.constructor.ConstructorError(f"a number has more than {_LONGEST_NUMBER} characters")
+        return super().construct_object(node, deep)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        counts = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
+        twice = [key for key, count in counts.items() if count > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(f"the key {twice[0][:80]!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_header(card: str) -> dict[str, Any]:
+    """Reads the YAML block of a card, as plain values and nothing else.
+
+    Raises:
+        InputError: The card has no such block, or one that is not a mapping of plain values.
+    """
+    block = _FRONT.match(card)
+    if block and len(block[1]) > _LONGEST_FRONT:
+        raise InputError(f"its YAML must be of at most {_LONGEST_FRONT} characters, got {len(block[1])}")
+    try:
+        header = yaml.load(block[1], _PlainLoader) if block else None
+    except (
+        yaml.YAMLError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # Of many kinds, since the readers of numbers and dates believe what is tagged as one.
+        raise InputError(f"its YAML cannot be read ({one_line(str(error))[:200]})") from error
+    if not isinstance(header, dict):
+        raise InputError("does not open with a block of YAML, a mapping, between two lines of ---")
+    return header
+
+
+def paths_of_config(config: Any) -> list[Any]:
+    """Returns the patterns of data files that an entry of `configs` names, of any type; None where it names none."""
+    files = config.get("data_files") if isinstance(config, dict) else None
+    parts = files if isinstance(files, list) and files else [files]
+    return [part.get("path") if isinstance(part, dict) else part for part in parts]
 
 
 def one_line(text: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ssdd_hub import storage
@@ -72,7 +73,13 @@ def _write_texts(folder: Path, repo_id: str, sets: Sequence[str]) -> dict[str, s
 
 
 def save_student(
-    name: str, distilled: DistilledSet, folder: str | Path, source: dict[str, Any], seed: int = 0, **model_args: Any
+    name: str,
+    distilled: DistilledSet,
+    folder: str | Path,
+    source: dict[str, Any],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    **model_args: Any,
 ) -> nn.Module:
     """Pre-trains a student on a set by the set's own recipe, and writes it in timm's layout with a card.
 
@@ -82,6 +89,7 @@ def save_student(
         folder: Where to; what is there is kept.
         source: What the card says of the set: its `name`, and its `revision` when it is on the Hub.
         seed: Seed of the weights, of the order of the images and of their augmentation.
+        device: Where it is trained; it comes back to the CPU.
         **model_args: Arguments of the model, such as `widths`.
 
     Returns:
@@ -96,7 +104,8 @@ def save_student(
             name, num_targets=distilled.targets.shape[1], in_chans=channels, image_size=side, **model_args
         )
         # Within the seed for the sake of dropout, which draws from the global generator.
-        pretrain_student(student, distilled, seed)
+        pretrain_student(student.to(device), distilled, seed)
+    student.cpu()
     licence = str(distilled.provenance.get("license") or "unknown")
     title = f"{name} pre-trained on {source['name']}"
     provenance = {

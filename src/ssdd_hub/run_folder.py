@@ -1,6 +1,7 @@
 """The folder of a run: its settings, its log, its checkpoints, and going on where it stopped."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,3 +187,8 @@ def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, A
         nested = [_differences(before.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in names]
         return [difference for part in nested for difference in part]
     return [] if before == now else [(key, before, now)]
+
+
+def folder_name(name: str) -> str:
+    """Returns the last part of a path or Hub id as the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name).strip(".-") or "run"

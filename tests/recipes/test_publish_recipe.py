@@ -15,8 +15,8 @@ from test_cli import FACTS, full_set
 from test_distilled import contents
 from test_publish_model import MADE, header_of, new_teacher
 
-from ssdd_hub.config import PublishConfig
 from ssdd_hub.errors import SettingsError
+from ssdd_hub.publish_config import PublishConfig
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "publish.py"
 LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1")

@@ -1,0 +1,156 @@
+"""What is published beside a set: its own teacher, students pre-trained on it, and a collection of them all."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not among its listed names
+
+from ssdd_hub.distilled import DistilledSet
+from ssdd_hub.errors import InputError
+from ssdd_hub.hub import explained, patiently
+from ssdd_hub.markdown import section
+from ssdd_hub.publish import Published
+from ssdd_hub.publish_model import save_student
+from ssdd_hub.storage import read_metadata
+from ssdd_hub.students import StudentSettings, build_student
+from ssdd_hub.teacher import build_teacher
+
+
+def check_teacher(folder: str | Path, teacher_folder: str | Path) -> None:
+    """Refuses a teacher that is not the set's own, as far as the set tells: both cards would name the wrong one.
+
+    Args:
+        folder: The set.
+        teacher_folder: The teacher.
+
+    Raises:
+        InputError: The set records other weights.
+    """
+    recorded = section(section(read_metadata(Path(folder)), "provenance"), "teacher")
+    teacher = build_teacher(f"local-dir:{teacher_folder}")
+    # The hash covers the type, and a run in double precision has a teacher in it.
+    hashes = {teacher.weights_sha256(), teacher.double().weights_sha256()}
+    if recorded.get("weights_sha256") not in {None, *hashes}:
+        raise InputError(
+            f"{folder} was distilled with another teacher than that of {teacher_folder}, it records other weights (of "
+            f"{recorded.get('name')}): give its own, or leave --teacher out"
+        )
+
+
+@dataclass(frozen=True)
+class Student:
+    """A network to be pre-trained on a set, and published beside it.
+
+    Attributes:
+        name: A timm model name.
+        args: Arguments of the model.
+        repo_id: Where it is published.
+    """
+
+    name: str
+    args: dict[str, Any]
+    repo_id: str
+
+    def pretrain(
+        self,
+        folder: str | Path,
+        published: Published,
+        output: Path,
+        *,
+        licence: str | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Path:
+        """Pre-trains it by the set's own recipe; what was pre-trained alike before is taken as it is.
+
+        Args:
+            folder: The set.
+            published: Where the set was published, for the card.
+            output: Holds a folder for each student.
+            licence: Licence of the set, where it is not the recorded one.
+            seed: Seed of the weights and of the training.
+            device: Where it is trained.
+
+        Returns:
+            Its folder.
+        """
+        source = {"name": published.repo_id, "revision": published.revision}
+        # One that was pre-trained on another set, or otherwise, is never taken for it.
+        facts = json.dumps([self.name, self.args, source, seed], sort_keys=True)
+        place = output / f"{self.name}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+        if not place.exists():
+            distilled = DistilledSet.load(folder)
+            if licence is not None:
+                distilled.provenance["license"] = licence
+            save_student(self.name, distilled, place, source, seed, device, **self.args)
+        return place
+
+
+def plan_students(
+    asked: Sequence[str], args: Mapping[str, dict[str, Any]], folder: str | Path, repo_id: str
+) -> list[Student]:
+    """Builds each student once, so that a mistake in one is known before anything is sent.
+
+    Args:
+        asked: timm model names; `own` is the network that the set was distilled with.
+        args: Arguments of the models, by the names that are asked for.
+        folder: The set.
+        repo_id: Repository of the set.
+
+    Raises:
+        InputError: A name is that of no model, the set does not record its own, or one is there twice.
+    """
+    metadata = read_metadata(Path(folder))
+    own = section(section(metadata, "provenance"), "student")
+    (_, channels, _, side), (_, width) = (metadata["tensors"][name]["shape"] for name in ("images", "targets"))
+    students: dict[str, Student] = {}
+    for word in asked:
+        name = own.get("name") if word == "own" else word
+        if name is None:
+            raise InputError(
+                f"{folder} does not record which network it was distilled with: name a timm model in place of own"
+            )
+        recorded = own.get("model_args") or {} if name == own.get("name") else {}
+        settings = StudentSettings(name, args.get(word, recorded))
+        if name in students:
+            raise InputError(f"students has {name} twice (own is {own.get('name')}), and there is one place for it")
+        build_student(name, num_targets=width, in_chans=channels, image_size=side, **settings.model_args)
+        students[name] = Student(name, settings.model_args, f"{repo_id}-{name}")
+        with explained(f"publishing {students[name].repo_id}"):
+            validate_repo_id(students[name].repo_id)
+    return list(students.values())
+
+
+def collect(title: str, items: Mapping[str, str], namespace: str, private: bool = False) -> str:
+    """Puts repositories into a collection, made if it is not there.
+
+    Args:
+        title: Its title.
+        items: Kind of each repository, `dataset` or `model`, by its id.
+        namespace: Whose collection it is.
+        private: Whether one made here is private.
+
+    Returns:
+        Its address.
+
+    Raises:
+        InputError: The Hub refuses or cannot be reached.
+    """
+    api = HfApi()
+
+    def _add(slug: str, repo_id: str, kind: Any) -> None:
+        patiently(lambda: api.add_collection_item(slug, repo_id, kind, exists_ok=True))
+
+    with explained(f"collecting {', '.join(items)}"):
+        collection = patiently(
+            lambda: api.create_collection(title, namespace=namespace, private=private, exists_ok=True)
+        )
+        for repo_id, kind in items.items():
+            _add(collection.slug, repo_id, kind)
+    return str(collection.url)
