@@ -91,6 +91,9 @@ def test_the_licences_of_timms_weights_that_forbid_commercial_use_are_known() ->
         (["mit", ""], "unknown"),
         (["other", "mit"], "unknown"),
         (["other"], "unknown"),
+        # It forbids what is derived.
+        (["cc-by-nd-4.0", "mit"], "unknown"),
+        (["cc-by-nc-nd-4.0"], "unknown"),
     ],
 )
 def test_what_is_derived_has_the_licence_that_its_parts_leave(names: list[str], expected: str) -> None:

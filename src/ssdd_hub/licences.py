@@ -88,13 +88,13 @@ def derive_licence(*names: str) -> str:
     Returns:
         All of them, joined by commas, when none asks for more than a notice; the one that does, when it is the only
         one, since the others are met by naming the parts; otherwise `unknown`, since two such licences may contradict
-        each other.
+        each other, and one that forbids what is derived (`nd`) has nothing to say of it.
     """
     parts = list(dict.fromkeys(part for name in names for part in split_licences(name)))
     demanding = [part for part in parts if part not in _PERMISSIVE]
     if not demanding:
         return ", ".join(parts)
-    known = demanding[0] not in (UNKNOWN, "other")
+    known = demanding[0] not in (UNKNOWN, "other") and "nd" not in demanding[0].split("-")
     return demanding[0] if len(demanding) == 1 and known else UNKNOWN
 
 

@@ -120,6 +120,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         except BaseException:
             if old.exists() and not folder.exists():
                 old.rename(folder)
+            # Another process may have taken the place meanwhile, and what was there before is of no more use.
+            shutil.rmtree(old, ignore_errors=True)
             raise
         _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
