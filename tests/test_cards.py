@@ -43,12 +43,13 @@ def full_metadata() -> dict[str, object]:
             "split": "train",
             "num_images": 50000,
             "license": "unknown",
+            "skipped": [],
             "fingerprint": "f0f0",
         },
         teacher={"name": "ssdd_resnet18", "weights_sha256": "abab", "license": "apache-2.0", "feature_dim": 512},
         target_transform={"kind": "standardise", "scale": 2.5},
         use={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "steps": 300, "batch_size": None, "loss": "mse"},
-        student={"name": "ssdd_convnet3", "args": {"widths": [32, 64, 128], "norm": "batch"}},
+        student={"name": "ssdd_convnet3", "model_args": {"widths": [32, 64, 128], "norm": "batch"}},
         student_pixel_space={"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
         command="accelerate launch recipes/distill.py --seed 3",
         seconds=268.04,
@@ -69,6 +70,7 @@ def full_metadata() -> dict[str, object]:
                 "values": [0.4, 0.41, 0.42, 0.43, 0.44],
             },
             {"set": "none", "protocol": "probe", "labels": 0.01, "metric": "accuracy", "mean": 0.1, "n": 1},
+            {"set": "distilled", "protocol": "cost", "metric": "seconds", "mean": 88.5, "n": 1},
         ],
     )
 

@@ -146,7 +146,7 @@ def _use_code(metadata: Mapping[str, Any]) -> str:
         return ""
     _, channels, _, side = metadata["tensors"]["images"]["shape"]
     shape = {"num_targets": metadata["tensors"]["targets"]["shape"][1], "in_chans": channels, "image_size": side}
-    listed = ", ".join(f"{key}={value!r}" for key, value in {**shape, **args}.items())
+    listed = ", ".join(f"{key}={_literal(value)}" for key, value in {**shape, **args}.items())
     code = (
         "from ssdd_hub import build_student, pretrain_student\n\n"
         f"student = build_student({json.dumps(name)}, {listed})\n"
@@ -158,8 +158,14 @@ def _use_code(metadata: Mapping[str, Any]) -> str:
     return fence(code, "python")
 
 
+def _literal(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
 def _scores(records: list[Any]) -> str:
+    """Returns the scores as a table; what they cost is of one machine and one hour, and tells nothing of the set."""
     try:
+        records = [record for record in records if record.get("protocol") != "cost"]
         return markdown_table(records) if records else ""
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         # Of other making, or scored twice: listed one by one, as far as they say what they are.

@@ -46,7 +46,7 @@ def plain(facts: Any) -> str:
 
 def _text(value: Any) -> str:
     if isinstance(value, Mapping):
-        known = {name: part for name, part in value.items() if part is not None}
+        known = {name: part for name, part in value.items() if part is not None and part != []}
         return "; ".join(f"{str(name).replace('_', ' ')}: {_text(part)}" for name, part in known.items())
     if isinstance(value, list | tuple):
         return f"{len(value)} values" if len(value) > _LONGEST_LIST else ", ".join(map(_text, value))
