@@ -19,9 +19,10 @@ from ssdd_hub.cli import describe_published, read_scores
 from ssdd_hub.command_line import parse_config
 from ssdd_hub.hub import full_id
 from ssdd_hub.launch import build_accelerator, report_errors
-from ssdd_hub.publish import Plan, plan_upload, upload
+from ssdd_hub.publish import upload
 from ssdd_hub.publish_config import PublishConfig
 from ssdd_hub.publish_model import pack_model
+from ssdd_hub.publish_plan import Plan, plan_upload
 from ssdd_hub.publish_run import check_teacher, collect, plan_students
 from ssdd_hub.publish_set import Additions, plan_set
 

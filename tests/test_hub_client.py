@@ -17,7 +17,17 @@ from huggingface_hub.utils import get_session, httpx
 
 from ssdd_hub import hub as client
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub import HUB_ID, blot_tokens, explained, guarded, is_passing, patiently, printable, wait_after
+from ssdd_hub.hub import (
+    HUB_ID,
+    ClientError,
+    blot_tokens,
+    explained,
+    guarded,
+    is_passing,
+    patiently,
+    printable,
+    wait_after,
+)
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 
@@ -56,7 +66,7 @@ LASTING = [
     OSError(errno.ENOSPC, "No space left on device"),
     PermissionError(errno.EACCES, "Permission denied"),
     NO_HEADER,
-    ValueError("something else"),
+    ClientError("something else"),
     InputError("something that the user gave"),
 ]
 
@@ -202,12 +212,31 @@ def test_what_broke_is_raised_and_not_what_the_client_makes_of_it(kind):
     assert caught.value is cause
 
 
-@pytest.mark.parametrize("error", [RuntimeError("mine"), ValueError("mine"), InputError("mine"), answered(400)])
+@pytest.mark.parametrize("error", [InputError("mine"), answered(400)])
 def test_what_did_not_break_on_the_way_is_raised_as_it_is(error):
-    cause = KeyError("x") if type(error) in (RuntimeError, ValueError) else httpx.HTTPError("x")
     with pytest.raises(type(error)) as caught, guarded():
-        raise error from cause
+        raise error from httpx.HTTPError("x")
     assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), ValueError("no"), KeyError("no"), TypeError("no")], ids=named)
+def test_what_the_client_raises_of_pythons_own_errors_is_told_as_its(error):
+    with pytest.raises(InputError, match=rf"^asking failed: .*no.* \({type(error).__name__}\)"), explained("asking"):
+        patiently(lambda: throw(error))
+
+
+def throw(error):
+    raise error
+
+
+def test_a_client_that_another_thread_closed_is_asked_again(waits):
+    errors = [RuntimeError("Cannot send a request, as the client has been closed.")]
+    assert patiently(lambda: throw(errors.pop()) if errors else "done") == "done" and waits == [1]
+
+
+def test_a_download_that_is_shorter_than_announced_is_fetched_again(waits):
+    errors = [OSError("Consistency check failed: file should be of size 9 but has size 8")]
+    assert patiently(lambda: throw(errors.pop()) if errors else "done") == "done" and waits == [1]
 
 
 # Explanations
@@ -216,7 +245,10 @@ def test_what_did_not_break_on_the_way_is_raised_as_it_is(error):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left"), "the disk is full; nothing was left behind: make room, or choose"),
+        (
+            OSError(errno.ENOSPC, "No space left"),
+            "the disk is full; nothing half-written was left behind: make",
+        ),
         (OSError(errno.EDQUOT, "Quota exceeded"), "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), r".*Permission denied: '/x' \(PermissionError\)"),
         (LocalTokenNotFoundError("no token"), "there is no token: log in by `hf auth login`, or set HF_TOKEN"),

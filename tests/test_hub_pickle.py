@@ -13,8 +13,9 @@ from test_import_order import own_imports, read
 from ssdd_hub.check import PICKLES, check_folder, verify_folder
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.fetch import pull_set
-from ssdd_hub.publish import plan_upload, upload
+from ssdd_hub.publish import upload
 from ssdd_hub.publish_model import pack_model
+from ssdd_hub.publish_plan import plan_upload
 from ssdd_hub.teacher import build_teacher
 
 PICKLING = re.compile(

@@ -10,7 +10,7 @@ ORDER = """
     errors command_line streams checkpoint run_folder machine pixel_space
     decode digits image_source images augment
     target_transform markdown scores comparison hub licences cards storage preview footers shards set_checks
-    parcel publish fetch check publish_set distilled tensor_pairs interop
+    parcel publish_plan publish fetch check publish_set distilled tensor_pairs interop
     backbones networks students
     objective views joint_embedding clustering momentum dino masked objectives
     state_dicts teacher_card teacher_folder teacher device_views view_batches knn optimizers pretrain

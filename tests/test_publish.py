@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 
 import pytest
 import torch
@@ -215,6 +216,44 @@ def test_a_repository_with_something_else_is_refused_and_kept(hub, folder):
             push(folder)
         assert heads(hub)[0]["main"] == before and hub.asked(WRITES) == []
         hub.repos.clear()
+
+
+@pytest.mark.parametrize("name", [".gitignore", "data/train-extra.parquet", "data/train-00000-of-00001.parquet.bak"])
+def test_a_file_that_would_spoil_the_set_is_refused(hub, folder, name):
+    push(folder)
+    before = hub.commit(REPO, {name: b"*.parquet"})
+    hub.requests.clear()
+    with pytest.raises(InputError, match=f"ann/tiny holds {re.escape(name)}, which would be taken for a part"):
+        push(folder, tag="again")
+    assert heads(hub)[0]["main"] == before and hub.asked(WRITES) == []
+
+
+def test_a_sha_is_no_branch(hub, folder):
+    first = push(folder)
+    with pytest.raises(InputError, match="is the sha of a commit: give a branch"):
+        push(folder, revision=first.commit)
+
+
+def test_a_commit_needs_a_title(hub, folder):
+    with pytest.raises(InputError, match="a commit needs a title"):
+        push(folder, message=" ")
+    assert hub.repos == {}
+
+
+def test_the_token_in_use_is_not_published_whatever_it_looks_like(hub, tmp_path):
+    hub.add_user("cat", "secret-of-our-own-hub")
+    folder = make_set(provenance={"command": "TOKEN=secret-of-our-own-hub run"}).save(tmp_path / "set")
+    with pytest.raises(InputError, match=r"(README.md|ssdd_hub.json) holds your access token") as caught:
+        push(folder, "cat/tiny", token="secret-of-our-own-hub")
+    assert hub.repos == {} and "secret" not in str(caught.value)
+
+
+def test_a_damaged_copy_in_the_cache_does_not_count_against_the_hub(hub, folder, tmp_path):
+    push(folder)
+    DistilledSet.from_pretrained(REPO)
+    for path in (tmp_path / "home").rglob("blobs/*"):
+        path.write_bytes(b"damaged")
+    assert push(folder, tag="v2").revision == "v2"
 
 
 def test_an_empty_repository_that_was_made_on_the_hub_is_filled(hub, folder):

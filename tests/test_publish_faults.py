@@ -13,7 +13,7 @@ from test_distilled import bits, make_set
 from test_publish import FILES, REPO, commits, heads, push
 
 from ssdd_hub import hub as client
-from ssdd_hub import publish
+from ssdd_hub import publish, publish_plan
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError
 from ssdd_hub.publish_set import plan_set
@@ -129,7 +129,7 @@ def test_a_failure_that_lasts_is_said_and_leaves_nothing(hub, folder, waits, fau
 
 
 def test_a_hub_that_falls_silent_is_given_up(hub, folder, waits, monkeypatch):
-    for module in (client, publish):
+    for module in (client, publish_plan):
         monkeypatch.setattr(module, "TIMEOUT", 0.3)
     hub.faults += [Fault(step, delay=20) for step in (f"GET /api/datasets/{REPO}$", COMMIT)]
     push(folder)
@@ -186,6 +186,25 @@ def test_a_repository_made_public_meanwhile_gets_nothing_private(hub, folder):
     hub.commit(REPO, {})
     with pytest.raises(InputError, match="somebody else made ann/tiny meanwhile"):
         publish.upload(mine, "Mine", "hf_ann")
+    assert_nothing(hub)
+
+
+def test_a_tag_that_another_publisher_took_meanwhile_is_not_mistaken(hub, folder, tmp_path):
+    hub.commit(REPO, {})
+    other = make_set(seed=2).save(tmp_path / "other")
+    plans = [
+        plan_set(each, REPO, revision=name, tag="v1", token="hf_ann") for each, name in ((folder, "a"), (other, "b"))
+    ]
+    first = publish.upload(plans[0], "A", "hf_ann")
+    with pytest.raises(InputError, match=f"somebody else put the tag v1 of ann/tiny on commit {first.commit[:8]}"):
+        publish.upload(plans[1], "B", "hf_ann")
+    assert heads(hub)[1] == {"v1": first.commit}
+
+
+def test_a_repository_that_the_token_may_not_see_is_not_written_to(hub, folder, monkeypatch):
+    monkeypatch.setattr(publish, "find_repo", lambda *_: None)
+    with pytest.raises(InputError, match="ann/tiny is there, and this token may not see it"):
+        push(folder)
     assert_nothing(hub)
 
 

@@ -17,8 +17,9 @@ from test_distilled import contents
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.publish import plan_upload, upload
+from ssdd_hub.publish import upload
 from ssdd_hub.publish_model import is_model_file, pack_model, save_student
+from ssdd_hub.publish_plan import plan_upload
 from ssdd_hub.publish_set import Additions, push_set
 from ssdd_hub.students import build_student
 from ssdd_hub.teacher import Teacher, build_teacher

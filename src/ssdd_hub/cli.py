@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from ssdd_hub import storage
 from ssdd_hub.check import PICKLES, Finding, check_folder, verify_folder
 from ssdd_hub.errors import InputError
-from ssdd_hub.fetch import fetch_record, is_set_file, list_files, pull_set
+from ssdd_hub.fetch import clashes_with_set, fetch_record, is_set_file, list_files, pull_set
 from ssdd_hub.hub import HUB_ID, explained, patiently, printable
 from ssdd_hub.markdown import plain, section
 from ssdd_hub.publish import Published, upload
@@ -251,4 +251,8 @@ def _find_stranger(name: str) -> Finding:
     """Returns what to think of a file that is no part of the set, and that was therefore not fetched."""
     if Path(name).suffix.lower() in _RUNNABLE:
         return Finding("error", name, "a file of this kind may run code when it is loaded; it was not fetched")
+    if clashes_with_set(name):
+        return Finding(
+            "error", name, "spoils the set: `datasets` loads it as a part, or parts of the set are not sent"
+        )
     return Finding("warning", name, "is no part of a distilled set; it was not fetched")

@@ -121,9 +121,12 @@ class DistilledSet:
         try:
             pixel_space = PixelSpace.from_dict(metadata["pixel_space"])
             names, provenance = list(metadata["label_names"] or ()), dict(metadata["provenance"])
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError(f"label_names must be texts, got {str(names)[:80]}")
             stated = storage.Stated.of(metadata)
-            transform_sha256 = metadata["target_transform"]["sha256"] if "target_transform" in metadata else None
-        except (KeyError, TypeError, ValueError) as error:
+            # As text, since None would mean that there is none.
+            transform_sha256 = str(metadata["target_transform"]["sha256"]) if "target_transform" in metadata else None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError(
                 f"{folder / storage.METADATA_FILE} is incomplete ({error!r}): fetch or make the set again"
             ) from error

@@ -33,6 +33,11 @@ def is_set_file(path: str) -> bool:
     return _OWN_NAME.fullmatch(path) is not None
 
 
+def clashes_with_set(path: str) -> bool:
+    """Whether a path of somebody else's spoils a set: it is loaded as a part of it, or keeps parts from being sent."""
+    return path == ".gitignore" or (path.startswith("data/train-") and not is_set_file(path))
+
+
 def fetch_set(
     repo_id: str, read: Callable[[Path], Result], revision: str | None = None, token: Token = None
 ) -> Result:
@@ -241,7 +246,11 @@ def _mend(
     still = _damaged(files, folder)
     small = [path for path, file in files.items() if file.lfs is None]
     # A Hub that names not one of its small files as git does has other names for them, and they tell nothing.
-    if set(still) == set(small) and all(first[path] == _content_of(folder / path) for path in still):
+    found = {path: _content_of(folder / path) for path in still}
+    if set(still) == set(small) and all(
+        content is not None and content.size == files[path].size and content == first.get(path)
+        for path, content in found.items()
+    ):
         return
     if still:
         raise InputError(

@@ -29,9 +29,17 @@ from ssdd_hub.errors import InputError
 Result = TypeVar("Result")
 Token = str | bool | None
 
+
+class ClientError(Exception):
+    """Something that the client raises as one of Python's own errors, such as a refusal of the storage."""
+
+
 # All that the client raises; a failed commit through Xet is a builtin `ConnectionError`, a damaged answer of the API
 # raises what `json` does, and a token with a letter that no header can hold a `UnicodeEncodeError`.
-ERRORS = (httpx.HTTPError, HFValidationError, OSError, json.JSONDecodeError, UnicodeEncodeError)
+ERRORS = (
+    *(httpx.HTTPError, httpx.InvalidURL, HFValidationError, OSError, ClientError),
+    *(json.JSONDecodeError, UnicodeDecodeError, UnicodeEncodeError),
+)
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 TIMEOUT = 60.0  # seconds without a byte
 TRIES = 5
@@ -39,7 +47,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 1.0, 300.0  # seconds
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # No request was made: its address or its headers are none.
-_UNSENT = httpx.LocalProtocolError | httpx.UnsupportedProtocol | UnicodeEncodeError
+_UNSENT = httpx.LocalProtocolError | httpx.UnsupportedProtocol | httpx.InvalidURL | UnicodeEncodeError
+_DAMAGED = json.JSONDecodeError | UnicodeDecodeError
 # Also right after a letter, as in an address: `token%3Dhf_...`.
 _HUB_TOKEN = re.compile(r"(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*")
 # No word of a sentence has a digit or an underscore.
@@ -67,12 +76,24 @@ def guarded() -> Iterator[None]:
     hooks.append(limit)
     try:
         yield
-    except (RuntimeError, ValueError, LocalEntryNotFoundError) as error:
-        if isinstance(error.__cause__, ERRORS) and not isinstance(error, InputError | HfHubHTTPError):
-            raise error.__cause__ from error
-        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, LocalEntryNotFoundError) as error:
+        found = _unwrapped(error)
+        if found is error:
+            raise
+        raise found from error
     finally:
         hooks.remove(limit)
+
+
+def _unwrapped(error: Exception) -> Exception:
+    if isinstance(error, InputError | HfHubHTTPError):
+        return error
+    if isinstance(error.__cause__, ERRORS):
+        return error.__cause__
+    if isinstance(error, RuntimeError) and "client has been closed" in str(error):
+        # The connection of another thread broke, upon which the client starts anew.
+        return ConnectionError(str(error))
+    return error if isinstance(error, ERRORS) else ClientError(f"{error} ({type(error).__name__})")
 
 
 def _limit(request: httpx.Request) -> None:
@@ -109,7 +130,9 @@ def is_passing(error: BaseException) -> bool:
         return error.response.status_code in _PASSING
     if isinstance(error, OfflineModeIsEnabled | _UNSENT):
         return False
-    return isinstance(error, httpx.TransportError | ConnectionError | TimeoutError | json.JSONDecodeError)
+    # An `OSError` of no number is the client's own: a download was shorter than announced.
+    cut = type(error) is OSError and error.errno is None
+    return cut or isinstance(error, httpx.TransportError | ConnectionError | TimeoutError | _DAMAGED)
 
 
 def wait_after(error: BaseException, attempt: int) -> float:
@@ -140,7 +163,7 @@ def explained(doing: str, token: Token = None) -> Iterator[None]:
 
 
 def _blot(text: str, token: Token) -> str:
-    secrets = {secret.strip() for secret in (token, _saved_token()) if isinstance(secret, str)} - {""}
+    secrets = {secret.strip() for secret in (token, saved_token()) if isinstance(secret, str)} - {""}
     for secret in secrets:
         text = text.replace(secret, "<token>")
     return blot_tokens(text)
@@ -155,7 +178,8 @@ def _texts(error: BaseException | None) -> str:
     return "\n".join(f"{each} {each!r}" for each in seen)
 
 
-def _saved_token() -> str | None:
+def saved_token() -> str | None:
+    """Returns the token of the login, or of HF_TOKEN; None where there is none."""
     try:
         return get_token()
     except OSError:
@@ -164,7 +188,7 @@ def _saved_token() -> str | None:
 
 def _reason(error: BaseException) -> str:
     if getattr(error, "errno", None) in _FULL:
-        return "the disk is full; nothing was left behind: make room, or choose another place"
+        return "the disk is full; nothing half-written was left behind: make room, or choose another place"
     if isinstance(error, LocalTokenNotFoundError):
         return "there is no token: log in by `hf auth login`, or set HF_TOKEN"
     if isinstance(error, OfflineModeIsEnabled):
@@ -179,7 +203,7 @@ def _reason(error: BaseException) -> str:
         return _reason_of_status(error)
     if isinstance(error, _UNSENT):
         return f"no request can be made of it ({_first_line(error)}): look at the token, and at HF_ENDPOINT"
-    if isinstance(error, json.JSONDecodeError):
+    if isinstance(error, _DAMAGED):
         return "what answers is not the Hub, or its answers come damaged: look at the connection, and try again"
     if isinstance(error, httpx.TransportError | ConnectionError | TimeoutError):
         return f"the Hub cannot be reached ({type(error).__name__}: {_first_line(error)}): try again"

@@ -57,6 +57,8 @@ class Parcel:
         owns: Whether a publication of this sort may write or remove a path.
         mark: The path by which a repository is known to hold such a publication, which a newer one may replace.
         check: Called with a folder of the files as they were fetched again; raises `InputError`.
+        clashes: Whether a path of somebody else's in the repository would spoil the publication. The client leaves out
+            of a commit what a `.gitignore` names, without a word.
     """
 
     kind: str
@@ -64,6 +66,7 @@ class Parcel:
     owns: Callable[[str], bool]
     mark: str
     check: Callable[[Path], None] = field(default=lambda folder: None)
+    clashes: Callable[[str], bool] = field(default=lambda path: path == ".gitignore")
 
     def missing_in(self, folder: Path, paths: Iterable[str]) -> list[str]:
         """Returns which of the paths a folder lacks, or holds with another content."""
@@ -93,7 +96,7 @@ def is_held(parcel: Parcel, repo_id: str, commit: str, absent: Iterable[str] = (
         return False
     small = [path for path in there if path not in stated]
     with tempfile.TemporaryDirectory(prefix="ssdd-hub-compare-") as scratch:
-        download(parcel.kind, repo_id, commit, small, Path(scratch), token)
+        _download_anew(parcel, repo_id, commit, small, Path(scratch), token)
         return not parcel.missing_in(Path(scratch), small)
 
 
@@ -112,7 +115,7 @@ def verify_commit(parcel: Parcel, repo_id: str, commit: str, token: Token = None
     for _ in range(2):
         with tempfile.TemporaryDirectory(prefix="ssdd-hub-verify-") as scratch:
             with explained(f"fetching {repo_id} again to verify commit {commit[:8]}", token):
-                download(parcel.kind, repo_id, commit, list(parcel.files), Path(scratch), token)
+                _download_anew(parcel, repo_id, commit, list(parcel.files), Path(scratch), token)
             wrong = parcel.missing_in(Path(scratch), parcel.files)
             if not wrong:
                 return parcel.check(Path(scratch))
@@ -122,7 +125,14 @@ def verify_commit(parcel: Parcel, repo_id: str, commit: str, token: Token = None
     )
 
 
-def download(kind: str, repo_id: str, commit: str, names: list[str], folder: Path, token: Token) -> None:
+def _download_anew(parcel: Parcel, repo_id: str, commit: str, names: list[str], folder: Path, token: Token) -> None:
+    # With an empty cache, since the client would copy what it has in its own, damaged or not.
+    download(parcel.kind, repo_id, commit, names, folder, token, cache=folder / ".cache" / "empty")
+
+
+def download(
+    kind: str, repo_id: str, commit: str, names: list[str], folder: Path, token: Token, cache: Path | None = None
+) -> None:
     """Fetches files of a commit into a folder, and nothing else.
 
     Args:
@@ -132,6 +142,7 @@ def download(kind: str, repo_id: str, commit: str, names: list[str], folder: Pat
         names: Their paths in the repository, plain names and not patterns.
         folder: Where they go.
         token: A Hub token; by default the one of the login.
+        cache: The cache from which the client copies what it has; by default its own.
 
     Raises:
         Exception: What the client raises.
@@ -139,7 +150,13 @@ def download(kind: str, repo_id: str, commit: str, names: list[str], folder: Pat
 
     def _fetch() -> None:
         snapshot_download(
-            repo_id, repo_type=kind, revision=commit, local_dir=folder, allow_patterns=names, token=token
+            repo_id,
+            repo_type=kind,
+            revision=commit,
+            local_dir=folder,
+            cache_dir=cache,
+            allow_patterns=names,
+            token=token,
         )
 
     if names:

@@ -11,12 +11,13 @@ from ssdd_hub.cards import render_dataset_card
 from ssdd_hub.check import Finding, check_card, check_set, licence_parts, verify_folder
 from ssdd_hub.checkpoint import atomic_path
 from ssdd_hub.errors import InputError
-from ssdd_hub.fetch import is_set_file
+from ssdd_hub.fetch import clashes_with_set, is_set_file
 from ssdd_hub.hub import Token, full_id
 from ssdd_hub.licences import check_licence
 from ssdd_hub.markdown import section
 from ssdd_hub.parcel import Content, Parcel
-from ssdd_hub.publish import Plan, Published, plan_upload, upload
+from ssdd_hub.publish import Published, upload
+from ssdd_hub.publish_plan import Plan, plan_upload
 
 MESSAGE = "Publish the distilled set"
 
@@ -41,7 +42,7 @@ class Additions:
         """Returns the record of a set with these additions.
 
         Raises:
-            InputError: The licence allows what that of source or teacher forbids, and no reason is given.
+            InputError: The licence allows commercial use that source or teacher forbids, and no reason is given.
         """
         provenance = dict(section(metadata, "provenance"))
         stated = {"license": self.license, "license_reason": self.license_reason, "scores": self.scores}
@@ -88,7 +89,7 @@ def pack_set(
     card = render_dataset_card(metadata, repo_id, tag or branch)
     _refuse_errors(folder, check_card(folder, metadata, card))
     files[storage.CARD_FILE] = Content.of(card.encode())
-    return Parcel("dataset", files, is_set_file, storage.METADATA_FILE, verify_folder), tag
+    return Parcel("dataset", files, is_set_file, storage.METADATA_FILE, verify_folder, clashes_with_set), tag
 
 
 def _refuse_errors(folder: Path, found: list[Finding]) -> None:

@@ -175,7 +175,7 @@ def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor
 def _allocate(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
     try:
         return {name: torch.empty(entry.shape, dtype=_torch_type(name)) for name, entry in stated.items()}
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
         needed = sum(math.prod(entry.shape) * _torch_type(name).itemsize for name, entry in stated.items())
         raise InputError(
             f"the tensors of {folder} need {needed / 2**30:.1f} GiB of memory, more than can be had: take a machine "

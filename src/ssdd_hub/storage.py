@@ -114,6 +114,8 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         yield new
         _sync(*new.rglob("*"), new)
         try:
+            # Again, since the block may have taken long.
+            _check_replaceable(folder)
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
