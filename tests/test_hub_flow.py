@@ -100,10 +100,24 @@ def test_a_set_goes_to_the_hub_and_comes_back_by_every_way_bit_for_bit(hub, tmp_
     assert hub.requests == []
 
 
-def test_a_private_set_is_read_by_its_owner_alone_by_every_way(hub, tmp_path):
-    made_set(0).push_to_hub(REPO, token="hf_ann", private=True)
+@pytest.fixture
+def card(hub):
+    """The card of a set on the Hub."""
+    made_set(0).push_to_hub(REPO, token="hf_ann", tag="v1")
+    return hub.files(REPO)["README.md"].decode()
+
+
+def test_a_card_runs_as_it_stands_and_a_private_set_is_denied_to_others_by_every_way(hub, tmp_path, card):
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 3
+    ours, plain, use = blocks
+    # What the last lines of the card leave behind is what a reader goes on with.
+    shown = "print(tuple(outputs.shape), student.training)"
+    same = "import torch\nassert torch.equal(images, kept[0]) and torch.equal(targets, kept[1])"
+    made_set(1).push_to_hub("lab/secret", token="hf_ann", private=True)
     told = run(
-        f"""{LOAD}
+        "\n".join([ours, "kept = images, targets", use, shown, plain, same])
+        + textwrap.dedent(f"""{LOAD.replace(REPO, "lab/secret")}
     for token in ("hf_bob", False, "hf_ann"):
         for way in (
             lambda: columns(load_dataset(REPO, split="train", token=token)),
@@ -115,30 +129,13 @@ def test_a_private_set_is_read_by_its_owner_alone_by_every_way(hub, tmp_path):
                 print("read")
             except Exception as error:
                 print(type(error).__name__)
-    """,
+    """),
         client_env(hub, tmp_path / "reader"),
     )
+    outputs, *ends = told.splitlines()
+    assert outputs == "(6, 10) False"
     denied = ["DatasetNotFoundError", "DatasetNotFoundError", "InputError"]
-    assert told.split() == [*denied, *denied, *["read"] * 3]
-
-
-@pytest.fixture
-def card(hub):
-    """The card of a set on the Hub."""
-    made_set(0).push_to_hub(REPO, token="hf_ann", tag="v1")
-    return hub.files(REPO)["README.md"].decode()
-
-
-def test_the_code_of_a_card_runs_as_it_stands(hub, tmp_path, card):
-    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(blocks) == 3
-    ours, plain, use = blocks
-    # What the last lines of the card leave behind is what a reader goes on with.
-    code = "\n".join(
-        [ours, "kept = images, targets", use, "print(outputs.shape, sum(p.numel() for p in student.parameters()))"]
-        + [plain, "import torch", "assert torch.equal(images, kept[0]) and torch.equal(targets, kept[1])"]
-    )
-    assert run(code, client_env(hub, tmp_path / "reader")).startswith("torch.Size([6, 10])")
+    assert ends == [*denied, *denied, *["read"] * 3]
 
 
 def test_a_published_card_passes_the_checks_of_the_client_and_of_the_hub(hub, card):

@@ -270,7 +270,7 @@ def publish_and_kill(hub, folder, home, step):
     hub.faults.clear()
 
 
-@pytest.mark.parametrize("step", [UPLOAD, COMMIT])
+@pytest.mark.parametrize("step", [pytest.param(UPLOAD, marks=pytest.mark.slow), COMMIT])
 def test_killed_before_the_commit_nothing_is_seen_and_again_it_is_published(hub, folder, tmp_path, step):
     publish_and_kill(hub, folder, tmp_path / "home", step)
     assert_nothing(hub)
@@ -278,7 +278,7 @@ def test_killed_before_the_commit_nothing_is_seen_and_again_it_is_published(hub,
     assert_published(hub)
 
 
-@pytest.mark.parametrize("step", ["HEAD .*/resolve/", "POST .*/tag/"])
+@pytest.mark.parametrize("step", [pytest.param("HEAD .*/resolve/", marks=pytest.mark.slow), "POST .*/tag/"])
 def test_killed_after_the_commit_the_set_is_whole_and_again_it_is_tagged(hub, folder, tmp_path, step):
     publish_and_kill(hub, folder, tmp_path / "home", step)
     assert torch.equal(bits(DistilledSet.from_pretrained(REPO).images), bits(make_set().images))
