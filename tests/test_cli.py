@@ -341,12 +341,13 @@ def test_list_finds_the_sets_and_nothing_else(ann, folder, ssdd, monkeypatch):
 def test_list_waits_for_a_busy_hub_and_gives_up_in_the_end(ann, folder, ssdd, refusal, waits):
     ssdd("push", "set", "x")
     ann.faults.append(Fault("GET /api/datasets", status=429, headers={"Retry-After": "7"}))
-    assert ssdd("list").startswith("ann/x ") and 7 <= sum(waits) <= 8
+    # Other threads of the process may sleep as well, each a moment.
+    assert ssdd("list").startswith("ann/x ") and [7 <= wait <= 8 for wait in waits if wait > 1] == [True]
     busy = Fault("GET /api/datasets", status=503, times=99)
     ann.faults.append(busy)
     assert "error: listing sets failed: the Hub is not well (status 503)" in refusal("list")
     # The client tries again by itself: with more tries of ours, it would take minutes until this is said.
-    assert 2 <= busy.hits <= 12 and sum(waits) < 60
+    assert 2 <= busy.hits <= 12 and sum(wait for wait in waits if wait >= 0.5) < 60
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many", "1.5"])
