@@ -6,6 +6,7 @@ from torch import Tensor
 from ssdd_hub.augment import PADDING
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.storage import split_rows
 
 
 def check_tensors(images: Tensor, targets: Tensor, pixel_space: PixelSpace) -> None:
@@ -33,7 +34,8 @@ def check_tensors(images: Tensor, targets: Tensor, pixel_space: PixelSpace) -> N
         ),
     )
     for name, tensor in (("images", images), ("targets", targets)):
-        if not tensor.isfinite().all():
+        # Piece by piece: a whole tensor of infinities to compare with would be as large as the set.
+        if not all(part.isfinite().all() for part in split_rows(tensor)):
             raise InputError(
                 f"the {name} hold NaN or infinite values, the distillation diverged: lower its learning rates"
             )
