@@ -671,6 +671,7 @@ def test_a_disk_that_is_full_is_said_and_nothing_is_left(repo, place, monkeypatc
 # Interrupted
 
 
+@pytest.mark.slow
 def test_killed_while_it_pulls_a_set_it_leaves_the_place_and_can_be_called_again(repo, saved, tmp_path, place):
     old = make_set(seed=1).save(place.parent / "old")
     before = contents(old)
