@@ -46,7 +46,8 @@ def plan_run(config: PublishConfig, repo_id: str) -> tuple[Plan, Plan | None]:
         return plan, None
     parcel = pack_model(config.teacher, teacher_id, [repo_id])
     check_teacher(config.set, config.teacher)
-    return plan, plan_upload(parcel, teacher_id, private=config.private)
+    # What belongs to a private set is as private as it is.
+    return plan, plan_upload(parcel, teacher_id, private=plan.private)
 
 
 @report_errors
@@ -84,14 +85,14 @@ def main() -> None:
             seed=config.seed,
             device=accelerator.device,
         )
-        student_plan = plan_upload(pack_model(folder, student.repo_id), student.repo_id, private=config.private)
+        student_plan = plan_upload(pack_model(folder, student.repo_id), student.repo_id, private=plan.private)
         print(student_plan.describe())
         done = upload(student_plan, f"Publish a network pre-trained on {published.repo_id}")
         note(config, record, **{f"student {student.name}": vars(done)})
         print(f"published and verified: {done.url}")
     if config.collection:
         items = {entry["repo_id"]: "dataset" if name == "set" else "model" for name, entry in record.items()}
-        address = collect(config.collection, items, repo_id.partition("/")[0], config.private)
+        address = collect(config.collection, items, repo_id.partition("/")[0], plan.private)
         note(config, record, collection=address)
         print(f"collected: {address}")
 

@@ -14,7 +14,8 @@ class PublishConfig:
     Attributes:
         set: Folder of the distilled set.
         repo: Its repository on the Hub: `owner/name`, or a name in your own namespace.
-        private: Whether repositories made here are private; those that are there must be so already.
+        private: Whether repositories made here are private; those that are there must be so already. Beside a set
+            that is private already they are so without being asked.
         revision: A branch for the set, made if it is not there; `main` when not given.
         create_pr: Offer the set as a pull request.
         tag: Tag of the set; when not given `set-` and eight digits made of its contents.

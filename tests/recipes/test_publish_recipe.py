@@ -192,6 +192,13 @@ def test_all_that_is_private_is_collected_privately_in_the_owners_namespace(hub,
     assert collection["private"] and collection["owner"]["name"] == "lab" and len(collection["items"]) == 2
 
 
+def test_beside_a_set_that_is_private_nothing_is_public(hub, place, run):
+    run("--repo", "tiny", "--private")
+    run(*ALL)
+    assert len(hub.repos) == 3 and all(repo.private for repo in hub.repos.values())
+    assert all(collection["private"] for collection in hub.collections.values())
+
+
 def test_what_was_published_is_recorded_when_a_student_fails_and_the_rest_follows(hub, place, run):
     refused = Fault("POST .*tiny-ssdd_convnet3/commit", status=403)
     hub.faults.append(refused)
