@@ -27,6 +27,11 @@ ROW = 8 + 126 + 4 * 126 + 4 * 4 + 8 + 8 * 2 * 3 + 4 * 2 * 4
 COLUMNS = ["id", "image", "pixels", "target", "label", "view", "view_target"]
 
 
+def verify(folder: Path, stated: dict[str, Stated]) -> None:
+    for _ in shards.iter_tensors(folder, stated):
+        pass
+
+
 def make_full_set(size: int = 17, seed: int = 0) -> DistilledSet:
     generator = torch.Generator().manual_seed(seed)
     return make_set(
@@ -90,7 +95,7 @@ def test_a_set_in_several_files_and_row_groups_comes_back(tmp_path: Path, small:
     loaded = DistilledSet.load(folder)
     for name, tensor in tensors_of(saved).items():
         assert torch.equal(getattr(loaded, name).view(torch.uint8), tensor.view(torch.uint8))
-    shards.verify_tensors(folder, stated_of(folder))
+    verify(folder, stated_of(folder))
 
 
 def test_a_row_larger_than_the_limits_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +313,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(folder: Path, stated: dict[str, Stated], message: str) -> None:
-    for read in (shards.verify_tensors, shards.read_tensors):
+    for read in (verify, shards.read_tensors):
         with pytest.raises(InputError, match=message):
             read(folder, stated)
 
@@ -480,13 +485,13 @@ def test_rows_that_only_a_footer_claims_are_refused(tmp_path: Path, claim: int, 
     pq.write_table(pa.table(columns), path, use_dictionary=False, write_statistics=False)
     sha256 = hashlib.sha256(np.arange(rows, dtype="<f4").tobytes()).hexdigest()
     true = dict.fromkeys(("images", "targets"), Stated((rows, 1), sha256))
-    shards.verify_tensors(tmp_path, true)
+    verify(tmp_path, true)
     forge_rows(path, rows, claim)
     footer = pq.read_metadata(path)
     assert footer.row_group(0).num_rows == footer.row_group(0).column(1).num_values == claim
     stated = dict.fromkeys(true, Stated((claim, 1), sha256)) if agreed else true
     with pytest.raises(InputError, match="stated shape|are damaged|sha256 differs"):
-        shards.verify_tensors(tmp_path, stated)
+        verify(tmp_path, stated)
     message = (
         "need .* GiB of memory, more than can be had: "
         if claim > 10**11 and agreed
@@ -569,7 +574,8 @@ if what == "save":
     run = lambda: made.save(folder)
 else:
     stated = storage.Stated.of(storage.read_metadata(folder))
-    run = lambda: {"read": shards.read_tensors, "verify": shards.verify_tensors}[what](folder, stated)
+    verify = lambda *place: sum(1 for _ in shards.iter_tensors(*place))
+    run = lambda: {"read": shards.read_tensors, "verify": verify}[what](folder, stated)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 kept = run()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)

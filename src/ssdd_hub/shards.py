@@ -146,16 +146,6 @@ def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[st
     yield from _decode(folder, _check_shards(folder, stated), stated)
 
 
-def verify_tensors(folder: Path, stated: Mapping[str, Stated]) -> None:
-    """Checks that the parquet files hold the tensors that are stated, and keeps none; see `iter_tensors`.
-
-    Raises:
-        InputError: As for `iter_tensors`.
-    """
-    for _ in iter_tensors(folder, stated):
-        pass
-
-
 def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
     """Reads tensors from the parquet files and checks them; see `iter_tensors`.
 
