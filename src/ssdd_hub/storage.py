@@ -130,11 +130,13 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
 
 def _check_replaceable(folder: Path) -> None:
-    if not folder.exists():
+    # Looked at once, since another process may take the place, or free it, between two looks.
+    try:
+        entries = set(os.listdir(folder))
+    except FileNotFoundError:
         return
-    if not folder.is_dir():
-        raise InputError(f"a distilled set is a folder, and {folder} is a file: choose another place")
-    entries = {entry.name for entry in folder.iterdir()}
+    except NotADirectoryError as error:
+        raise InputError(f"a distilled set is a folder, and {folder} is a file: choose another place") from error
     foreign = sorted(entries - _OWN_ENTRIES) if METADATA_FILE in entries else sorted(entries)
     if foreign:
         raise InputError(
