@@ -118,6 +118,41 @@ def test_a_rename_that_fails_puts_the_old_set_back(tmp_path: Path, monkeypatch: 
     assert os.listdir(tmp_path) == ["set"]
 
 
+def test_a_set_that_is_replaced_while_it_is_listed_is_not_taken_for_foreign_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_set(seed=1).save(tmp_path / "set")
+    listdir, listed = os.listdir, []
+
+    def list_half_removed(path: Any) -> list[str]:
+        if Path(path) == folder and not listed:
+            listed.append(path)
+            make_set(seed=2).save(folder)
+            return ["data"]
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", list_half_removed)
+    make_set(seed=3).save(folder)
+    assert listed and torch.equal(DistilledSet.load(folder).images, make_set(seed=3).images)
+
+
+def test_a_place_that_another_takes_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_set().save(tmp_path / "set")
+    rename = Path.rename
+
+    def come_first(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            monkeypatch.setattr(Path, "rename", rename)
+            make_set(seed=2).save(folder)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", come_first)
+    with pytest.raises(OSError, match="not empty"):
+        make_set(seed=1).save(folder)
+    assert torch.equal(DistilledSet.load(folder).images, make_set(seed=2).images)
+    assert os.listdir(tmp_path) == ["set"]
+
+
 def test_a_kill_in_mid_save_leaves_the_old_set_in_the_place(tmp_path: Path) -> None:
     folder = make_set(seed=1).save(tmp_path / "set")
     before = contents(folder)

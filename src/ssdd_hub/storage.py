@@ -120,21 +120,26 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
                 folder.rename(old)
             new.rename(folder)
         except BaseException:
-            if old.exists() and not folder.exists():
-                old.rename(folder)
-            # Another process may have taken the place meanwhile, and what was there before is of no more use.
-            shutil.rmtree(old, ignore_errors=True)
+            _put_back(old, folder)
             raise
         _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
-    # Looked at once, since another process may take the place, or free it, between two looks.
+def _put_back(old: Path, folder: Path) -> None:
     try:
-        entries = set(os.listdir(folder))
-    except FileNotFoundError:
-        return
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+    # Another process may have taken the place meanwhile, and what was there before is of no more use.
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path) -> None:
+    try:
+        entries = _entries(folder)
     except NotADirectoryError as error:
         raise InputError(f"a distilled set is a folder, and {folder} is a file: choose another place") from error
     foreign = sorted(entries - _OWN_ENTRIES) if METADATA_FILE in entries else sorted(entries)
@@ -143,6 +148,18 @@ def _check_replaceable(folder: Path) -> None:
             f"{folder} holds files that are no part of a distilled set ({', '.join(foreign[:3])}), and saving would "
             "remove them: choose another folder or empty this one"
         )
+
+
+def _entries(folder: Path) -> set[str]:
+    """Returns the names in a folder, none where it does not exist, though other processes may be replacing it."""
+    try:
+        before = folder.stat()
+        entries = set(os.listdir(folder))
+        after = folder.stat()
+    except FileNotFoundError:
+        return set()
+    # A folder that was put aside meanwhile may have been read while it was removed, in part.
+    return entries if os.path.samestat(before, after) else _entries(folder)
 
 
 def _sync(*paths: Path) -> None:
