@@ -717,8 +717,13 @@ def test_interrupted_from_the_keyboard_a_pull_leaves_nothing(repo, place, monkey
 
     monkeypatch.setattr(repo, "note", note)
     repo.faults.append(Fault(step, delay=0.5))
-    with pytest.raises(KeyboardInterrupt):
-        pull(place)
+    # A shell starts what goes to the background with the signal ignored.
+    before_it = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pull(place)
+    finally:
+        signal.signal(signal.SIGINT, before_it)
     assert is_as_before(place, before)
     assert is_seed(pull(place), 0)
 
