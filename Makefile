@@ -11,7 +11,7 @@ check:  ## lint, format and types, changing nothing
 	python -m mypy
 
 test:  ## the default tests, minutes on two cores
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 test-slow:  ## the tests marked slow
 	python -m pytest -m slow

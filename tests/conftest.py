@@ -1,5 +1,6 @@
 """What several tests need: real images, a teacher small enough to run in milliseconds, and a Hub on loopback."""
 
+import os
 import time
 
 import pytest
@@ -11,6 +12,19 @@ from ssdd_hub.images import DataSettings, load_images
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.students import ConvNet
 from ssdd_hub.teacher import Teacher
+
+
+def pytest_configure(config):
+    """Gives each worker of pytest-xdist, and all that it starts, cores of its own: threads of two would wait for cores.
+
+    A measurement of time or memory is for one process alone (`-n 0`).
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        mine = cores[int(worker.removeprefix("gw")) % len(cores) :: workers]
+        os.sched_setaffinity(0, mine)
+        torch.set_num_threads(len(mine))
 
 
 @pytest.fixture(scope="session")
