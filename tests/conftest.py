@@ -15,9 +15,9 @@ from ssdd_hub.teacher import Teacher
 
 
 def pytest_configure(config):
-    """Gives each worker of pytest-xdist, and all that it starts, cores of its own: threads of two would wait for cores.
+    """Gives each worker of pytest-xdist, and all that it starts, cores of its own, for which no other's threads wait.
 
-    A measurement of time or memory is for one process alone (`-n 0`).
+    Time and memory are measured by one process alone (`-n 0`).
     """
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker and hasattr(os, "sched_setaffinity"):
