@@ -158,7 +158,7 @@ def main() -> None:
     set_space = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
     build = partial(build_student, config.student.name, num_targets=targets.width, **student_args(config, source))
     where = {"device": accelerator.device, "dtype": dtype, "autocast": accelerator.autocast}
-    pool = StudentPool(build, config.pool, config.seed, **where)
+    pool = StudentPool(build, config.pool, config.seed, compiled=settings.compile, **where)
     batches = build_batches(
         source,
         cache,

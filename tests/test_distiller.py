@@ -7,6 +7,7 @@ from ssdd_hub.checkpoint import load_tree, save_tree
 from ssdd_hub.distiller import Distiller, DistillerSettings
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.krr import outer_loss
+from ssdd_hub.memory import Parts
 from ssdd_hub.pool import PoolSettings, StudentPool
 from ssdd_hub.students import ConvNet
 
@@ -67,11 +68,43 @@ def test_the_logged_loss_is_the_outer_loss_of_the_drawn_student_in_eval_mode():
     assert distiller.step()["loss"].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4, 5])
-def test_micro_batches_change_nothing_but_rounding(micro_batch):
-    whole, parts = build_distiller(), build_distiller(micro_batch=micro_batch)
+@pytest.mark.parametrize("micro_batch", [1, 4, 5, None])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_micro_batches_change_nothing_but_rounding(micro_batch, recompute):
+    budget = 1e-9 if recompute else None
+    whole, parts = build_distiller(), build_distiller(micro_batch=micro_batch, memory_budget=budget)
     torch.testing.assert_close(run(whole, 6), run(parts, 6), rtol=1e-9, atol=0)
     torch.testing.assert_close(whole.images, parts.images, rtol=1e-9, atol=1e-11)
+    assert (whole.parts.recompute, parts.parts.recompute) == (False, recompute)
+
+
+def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(caplog):
+    whole, short = build_distiller(), build_distiller()
+    features = short._features
+
+    def fit_three(weights, images):
+        if len(images) > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return features(weights, images)
+
+    short._features = fit_three
+    torch.testing.assert_close(run(whole, 4), run(short, 4), rtol=1e-9, atol=0)
+    assert short.parts == Parts(2, recompute=True)
+    assert "the memory is full: from outer step 0 on" in caplog.text
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory.", "mat1 and mat2 shapes cannot be multiplied"])
+def test_what_smaller_parts_do_not_mend_is_raised(message):
+    distiller = build_distiller()
+    before = distiller.images.detach().clone()
+
+    def fail(weights, images):
+        raise RuntimeError(message)
+
+    distiller._features = fail
+    with pytest.raises(RuntimeError, match=message):
+        distiller.step()
+    assert torch.equal(before, distiller.images) and distiller.outer_step == 0
 
 
 def test_both_learning_rates_decay_linearly_to_their_last_share():

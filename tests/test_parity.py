@@ -44,9 +44,25 @@ def load_in_layer_order(student, tensors, prefix):
     return dict(zip(state, (tensors[name] for name in names), strict=True))
 
 
-@pytest.mark.parametrize("micro_batch", [512, 7])
-@pytest.mark.parametrize("name", CASES)
-def test_the_recorded_run_of_the_reference_code_is_reproduced(name, micro_batch):
+PATHS = {
+    "whole": {},
+    "micro-batched": {"micro_batch": 7},
+    "recomputed": {"micro_batch": 7, "memory_budget": 1e-9},
+    "compiled": {"compile": True},
+    "compiled and recomputed": {"compile": True, "micro_batch": 7, "memory_budget": 1e-9},
+}
+
+
+def cases():
+    for name in CASES:
+        for path in PATHS:
+            # Compilers take their time: the smallest case alone is compiled each time.
+            slow = "compiled" in path and name != "convnet-8-16-bn_16px_f64"
+            yield pytest.param(name, path, marks=pytest.mark.slow if slow else (), id=f"{name}-{path}")
+
+
+@pytest.mark.parametrize(("name", "path"), list(cases()))
+def test_the_recorded_run_of_the_reference_code_is_reproduced(name, path):
     tensors, metadata = read(name)
     tolerance = CASES[name]
     dtype = getattr(torch, metadata["dtype"])
@@ -59,13 +75,14 @@ def test_the_recorded_run_of_the_reference_code_is_reproduced(name, micro_batch)
         lr_images=float(metadata["outer_lr"]),
         lr_targets=float(metadata["outer_lr"]),
         precision=metadata["dtype"],
-        micro_batch=micro_batch,
+        **PATHS[path],
     )
     pool = StudentPool(
         lambda: ConvNet(widths, "batch", 3, int(metadata["image_size"]), int(metadata["target_dim"])),
         PoolSettings(size=1, max_age=1000, warm_up=False),
         seed=0,
         dtype=dtype,
+        compiled=settings.compile,
     )
     student = pool.students[0].module
     student.load_state_dict(load_in_layer_order(student, tensors, "student_init"))
@@ -97,5 +114,5 @@ def test_the_recorded_run_of_the_reference_code_is_reproduced(name, micro_batch)
         compare(f"targets.{s + 1}", distiller.targets.detach(), tensors[f"targets.{s + 1}"])
     for entry, theirs in load_in_layer_order(student, tensors, "student_final").items():
         compare(f"student_final.{entry}", student.state_dict()[entry], theirs)
-    print(json.dumps({"case": name, "compared": len(errors), "largest": max(errors.values())}))
+    print(json.dumps({"case": name, "path": path, "compared": len(errors), "largest": max(errors.values())}))
     assert max(errors.values()) <= tolerance, {key: value for key, value in errors.items() if value > tolerance}

@@ -1,20 +1,25 @@
 """The outer loop of KRR-ST: images and targets learn to explain a teacher through students of many ages."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ssdd_hub.backbones import pre_logits
 from ssdd_hub.batches import Batches
 from ssdd_hub.errors import InputError, require
+from ssdd_hub.frozen import FrozenFeatures, Weights
 from ssdd_hub.krr import outer_loss
+from ssdd_hub.memory import Parts, plan_parts
 from ssdd_hub.pool import StudentPool
+from ssdd_hub.stopwatch import Stopwatch
 
+_LOG = logging.getLogger(__name__)
 PIXEL_SPACES = ("normalised", "raw")
 PRECISIONS = ("float32", "float64")
 
@@ -37,8 +42,11 @@ class DistillerSettings:
             they start as pixels in `[0, 1]` although real images are normalised.
         kernel_precision: Type in which the kernel is built and solved.
         precision: Type of images, targets and students. `float64` is for comparisons, not for speed.
-        micro_batch: Images per forward pass of the outer step; larger sets are passed in parts, the distilled ones
-            recomputed in the backward pass. The result is the same but for rounding.
+        micro_batch: Images per forward pass of the outer step; None for what is quick on the device. The result is the
+            same but for rounding.
+        memory_budget: GiB for the activations of distilled images, of which more are computed again in the backward
+            pass rather than kept; None for half of the memory that is free at the start.
+        compile: Compile the networks with torch.compile: quicker from some hundred steps on, after a minute or so.
     """
 
     num_images: int = 1000
@@ -53,10 +61,14 @@ class DistillerSettings:
     pixel_space: str = "normalised"
     kernel_precision: str = "float32"
     precision: str = "float32"
-    micro_batch: int = 512
+    micro_batch: int | None = None
+    memory_budget: float | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("num_images", "batch_size", "inner_steps", "micro_batch")}
+        counts = {name: getattr(self, name) for name in ("num_images", "batch_size", "inner_steps")}
+        if self.micro_batch is not None:
+            counts["micro_batch"] = self.micro_batch
         rates = {name: getattr(self, name) for name in ("lr_images", "lr_targets")}
         require(
             *((value >= 1, f"distiller.{name} must be at least 1, got {value}") for name, value in counts.items()),
@@ -64,6 +76,10 @@ class DistillerSettings:
             *((value >= 0, f"distiller.{name} must be at least 0, got {value}") for name, value in rates.items()),
             # Without it the system is singular when two images are alike, or when M is above F + 1.
             (self.ridge > 0, f"distiller.ridge must be above 0, got {self.ridge}"),
+            (
+                self.memory_budget is None or self.memory_budget > 0,
+                f"distiller.memory_budget must be above 0, got {self.memory_budget}",
+            ),
             (0 <= self.final_lr <= 1, f"distiller.final_lr must be in [0, 1], got {self.final_lr}"),
             (
                 self.pixel_space in PIXEL_SPACES,
@@ -97,6 +113,8 @@ class Distiller:
         images: The parameter `X_s`.
         targets: The parameter `Y_s`.
         outer_step: Outer steps done.
+        watch: Counts the seconds of each part of the steps.
+        parts: How images pass the students, once the first outer step has planned it.
     """
 
     def __init__(
@@ -123,6 +141,9 @@ class Distiller:
         self.settings = settings
         self.accelerator = accelerator
         self.outer_step = 0
+        self.frozen = FrozenFeatures(pool.students[0].module, settings.compile)
+        self.parts: Parts | None = None
+        self.watch = Stopwatch()
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [self.images], "lr": settings.lr_images},
@@ -144,14 +165,16 @@ class Distiller:
         """
         step, settings = self.outer_step, self.settings
         slot = self.pool.draw(step)
-        student, age = self.pool.students[slot].module.eval(), self.pool.ages[slot]
+        student, age = self.pool.students[slot].module, self.pool.ages[slot]
         loss, gradients = self._loss_and_gradients(student, step)
         decay = self._set_learning_rates(step)
-        self.images.grad, self.targets.grad = gradients
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        for _ in range(settings.inner_steps):
-            inner_loss = self.pool.advance(slot, self.images.detach(), self.targets.detach())
+        with self.watch.part("update"):
+            self.images.grad, self.targets.grad = gradients
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        with self.watch.part("inner step"):
+            for _ in range(settings.inner_steps):
+                inner_loss = self.pool.advance(slot, self.images.detach(), self.targets.detach())
         self.outer_step += 1
         return {
             "loss": loss,
@@ -192,30 +215,68 @@ class Distiller:
 
     def _loss_and_gradients(self, student: nn.Module, step: int) -> tuple[Tensor, list[Tensor]]:
         """Returns the outer loss over all processes and its gradients in images and targets."""
-        accelerator, settings = self.accelerator, self.settings
-        rank, world = accelerator.process_index, accelerator.num_processes
-        real_images, real_targets = self.batches(step, rank, world)
-        with torch.no_grad():
-            real_features = self._features(student, real_images)
-        distilled_features = self._features(student, self.images)
-        kernel_dtype = torch.promote_types(getattr(torch, settings.kernel_precision), self.targets.dtype)
-        parts = [part.to(kernel_dtype) for part in (distilled_features, self.targets, real_features, real_targets)]
-        with torch.autocast(accelerator.device.type, enabled=False):
-            loss = outer_loss(parts[0], parts[1], parts[2], parts[3], settings.ridge)
-        # The mean over processes of these is the mean over the whole batch, also when the slices differ in size.
-        loss = loss * (len(real_images) * world / settings.batch_size)
-        results = [loss.detach(), *torch.autograd.grad(loss, [self.images, self.targets])]
-        if world > 1:
+        accelerator = self.accelerator
+        with self.watch.part("data"):
+            batch = self.batches(step, accelerator.process_index, accelerator.num_processes)
+        weights = self.frozen.weights(student)
+        self.parts = self.parts or self._plan(weights)
+        while True:
+            try:
+                results = self._by_parts(weights, *batch, self.parts)
+                break
+            except RuntimeError as error:
+                smaller = self.parts.smaller() if should_reduce_batch_size(error) else None
+                if smaller is None:
+                    raise
+                self.parts = smaller
+                _LOG.warning("the memory is full: from outer step %d on, images pass in %s", step, smaller)
+        if accelerator.num_processes > 1:
             results = [accelerator.reduce(tensor, "mean") for tensor in results]
         return results[0], results[1:]
 
-    def _features(self, student: nn.Module, images: Tensor) -> Tensor:
-        """Returns features `(n, F)`, micro-batch by micro-batch; in eval mode no image sees another."""
+    def _plan(self, weights: Weights) -> Parts:
+        """Returns how the images pass a student; other processes may plan otherwise."""
+        settings = self.settings
+        budget = None if settings.memory_budget is None else int(settings.memory_budget * 2**30)
+        return plan_parts(partial(self.frozen.plain, weights), self.images.detach(), settings.micro_batch, budget)
+
+    def _by_parts(self, weights: Weights, real_images: Tensor, real_targets: Tensor, parts: Parts) -> list[Tensor]:
+        """Returns this process's share of the loss and its gradients in images and targets."""
+        watch, features = self.watch, partial(self._features, weights)
+        with watch.part("real features"):
+            real_features = torch.cat([features(part) for part in parts.split(real_images)])
+        images = [part.requires_grad_() for part in parts.split(self.images.detach())]
+        with watch.part("distilled features"), torch.set_grad_enabled(not parts.recompute):
+            kept = [features(part) for part in images]
+        with watch.part("regression"):
+            distilled_features = torch.cat([part.detach() for part in kept]).requires_grad_()
+            loss = self._loss(distilled_features, real_features, real_targets)
+            gradient, targets_gradient = torch.autograd.grad(loss, [distilled_features, self.targets])
+        with watch.part("backward"):
+            images_gradient = [
+                torch.autograd.grad(features(part) if parts.recompute else feature, part, out)[0]
+                for part, feature, out in zip(images, kept, parts.split(gradient), strict=True)
+            ]
+        return [loss.detach(), torch.cat(images_gradient), targets_gradient]
+
+    def _loss(self, distilled_features: Tensor, real_features: Tensor, real_targets: Tensor) -> Tensor:
+        """Returns this process's share of the outer loss."""
+        settings = self.settings
+        kernel_dtype = torch.promote_types(getattr(torch, settings.kernel_precision), self.targets.dtype)
+        inputs = (distilled_features, self.targets, real_features, real_targets)
+        fitted, targets, real, wanted = (tensor.to(kernel_dtype) for tensor in inputs)
+        # The mean over processes of these is the mean over the whole batch, also when the slices differ in size.
+        share: float = len(real_features) * self.accelerator.num_processes / settings.batch_size
+        with torch.autocast(self.accelerator.device.type, enabled=False):
+            loss = outer_loss(fitted, targets, real, wanted, settings.ridge)
+        return loss * share
+
+    def _features(self, weights: Weights, images: Tensor) -> Tensor:
+        """Returns features `(n, F)`; in eval mode no image sees another."""
+        features: Tensor
         with self.accelerator.autocast():
-            if len(images) <= self.settings.micro_batch:
-                return pre_logits(student, images)
-            parts = torch.split(images, self.settings.micro_batch)
-            return torch.cat([checkpoint(pre_logits, student, part, use_reentrant=False) for part in parts])
+            features = self.frozen(weights, images.contiguous(memory_format=torch.channels_last))
+        return features
 
     def _set_learning_rates(self, step: int) -> float:
         """Sets the rates of a linear decay from 1 to `final_lr` over all steps; returns the present share."""

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
+from ssdd_hub.allocator import keep_freed_memory
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.machine import count_cpus
 from ssdd_hub.run_folder import LaunchSettings
@@ -20,7 +21,7 @@ PATIENCE = timedelta(days=7)
 
 
 def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
-    """Starts Accelerate for a recipe, on the CPU with the threads that the settings ask for.
+    """Starts Accelerate for a recipe, on the CPU with the threads that the settings ask for and memory used again.
 
     Args:
         settings: Precision, threads and trackers.
@@ -50,6 +51,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     if accelerator.device.type == "cpu":
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(settings.threads or max(1, count_cpus() // local))
+        keep_freed_memory()
     return accelerator
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssdd_hub.compiled import CompiledForward
 from ssdd_hub.errors import require
 from ssdd_hub.streams import generator, seeded
 
@@ -82,6 +83,7 @@ class StudentPool:
         device: Where the students live.
         dtype: Type of their weights.
         autocast: Returns the context of the inner forward pass, such as `accelerator.autocast`.
+        compiled: Whether to compile the inner forward and backward pass.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class StudentPool:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        compiled: bool = False,
     ) -> None:
         self.build = build
         self.settings = settings
@@ -101,6 +104,7 @@ class StudentPool:
         self.dtype = dtype
         self.autocast = autocast
         self.students = [self._fresh(slot, generation=0) for slot in range(settings.size)]
+        self._forward = CompiledForward(self.students[0].module) if compiled else nn.Module.__call__
 
     @property
     def ages(self) -> list[int]:
@@ -189,7 +193,7 @@ class StudentPool:
     def _inner_step(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
         student.module.train()
         with self.autocast():
-            outputs = student.module(images)
+            outputs = self._forward(student.module, images)
         loss = functional.mse_loss(outputs.to(targets.dtype), targets)
         student.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,70 @@
+"""Functions compiled by torch where that is possible, and as they are where it is not."""
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Generic, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+_LOG = logging.getLogger(__name__)
+
+
+class Compiled(Generic[Arguments, Result]):
+    """Calls a function compiled for the shapes that it meets; uncompiled from the first failure to compile on.
+
+    The first call of each shape takes seconds to a minute; torch keeps what it compiled on the disk for other runs.
+
+    Args:
+        function: Takes tensors, and dicts of them, and gives tensors.
+    """
+
+    def __init__(self, function: Callable[Arguments, Result]) -> None:
+        self._plain = function
+        # A shape met once is met always here: sizes that stay symbols would only cost speed.
+        self._call: Callable[Arguments, Result] = torch.compile(function, dynamic=False)
+
+    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        """Calls the function."""
+        # Here, since it takes a second to import, and torch.compile has imported it by now.
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._call(*args, **kwargs)
+        except TorchDynamoException as error:
+            _LOG.warning(
+                "torch.compile cannot be used (%s): the run goes on without it, slower; on the CPU it needs a C++ "
+                "compiler",
+                str(error).strip().partition("\n")[0][:200],
+            )
+            self._call = self._plain
+            return self._plain(*args, **kwargs)
+
+
+class CompiledForward:
+    """The forward pass of any module of one architecture and mode, compiled once for all of them.
+
+    Args:
+        module: One of them; it is copied.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._template = copy.deepcopy(module)
+        self._call = Compiled(self._forward)
+
+    def __call__(self, module: nn.Module, images: Tensor) -> Tensor:
+        """Returns `module(images)`, with its gradients and its changes of buffers."""
+        return self._call({**dict(module.named_parameters()), **dict(module.named_buffers())}, images)
+
+    def _forward(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(self._template, state, (images,))
+        return outputs
+
+
+def maybe_compiled(function: Callable[Arguments, Result], compiled: bool) -> Callable[Arguments, Result]:
+    """Returns the function, compiled when asked."""
+    return Compiled(function) if compiled else function

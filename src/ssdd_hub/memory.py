@@ -1,0 +1,78 @@
+"""How many images pass a student at a time, and whether their activations are kept, within a budget of memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+# On the CPU, activations of so many images stay near the cores; more are slower, not faster.
+CPU_PART = 128
+SHARE = 0.5  # of the free memory, where no budget is given
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a batch passes a student.
+
+    Attributes:
+        size: Images at a time, at most.
+        recompute: Whether activations are computed again in the backward pass rather than kept.
+    """
+
+    size: int
+    recompute: bool
+
+    def split(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Returns parts of at most `size` images, of two sizes at most, so that few shapes are compiled."""
+        return torch.tensor_split(images, -(-len(images) // self.size))
+
+    def smaller(self) -> "Parts | None":
+        """Returns parts that need less memory; None where these need the least."""
+        if not self.recompute:
+            return Parts(self.size, recompute=True)
+        return Parts(-(-self.size // 2), recompute=True) if self.size > 1 else None
+
+
+def plan_parts(
+    forward: Callable[[Tensor], Tensor], images: Tensor, size: int | None = None, budget: int | None = None
+) -> Parts:
+    """Plans how distilled images pass a student, so that the activations that are kept fit a budget.
+
+    Args:
+        forward: Maps images to features; it is tried on one and on two images.
+        images: All of them, `(M, C, H, W)`.
+        size: Images at a time; None for `CPU_PART` on the CPU, and as many as the budget lets on another device.
+        budget: Bytes for activations; None for half of the memory that is free.
+    """
+    budget = int(free_memory(images.device) * SHARE) if budget is None else budget
+    each = max(1, kept_bytes(forward, images[[0, 0]]) - kept_bytes(forward, images[:1]))
+    recompute = each * len(images) > budget
+    if size is None:
+        size = CPU_PART if images.device.type == "cpu" else len(images)
+    # A part needs more while it is computed than is kept of it: about twice as much.
+    return Parts(max(1, min(size, budget // (2 * each))) if recompute else size, recompute)
+
+
+def kept_bytes(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
+    """Returns the bytes that autograd keeps of a forward pass, each memory counted once, weights included."""
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        # The result keeps the storages alive, so that no address stands for two of them.
+        features = forward(images.detach().requires_grad_())
+    del features
+    return sum(kept.values())
+
+
+def free_memory(device: torch.device) -> int:
+    """Returns the bytes that are free on a device; on one that does not tell, those of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

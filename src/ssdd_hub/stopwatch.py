@@ -1,0 +1,37 @@
+"""Where the time of an outer step goes: seconds by part."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+PARTS = ("data", "real features", "distilled features", "regression", "backward", "update", "inner step")
+
+
+class Stopwatch:
+    """Adds up seconds by part.
+
+    Args:
+        device: What works; a GPU is waited for at the end of each part, so that its work counts where it belongs. None
+            waits for nothing, and then only the sum over parts tells something of a GPU.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device if device is not None and device.type == "cuda" else None
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Counts the seconds of a block to a part, one of `PARTS`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._device is not None:
+                torch.cuda.synchronize(self._device)
+            self.seconds[name] += time.perf_counter() - started
+
+    def reset(self) -> None:
+        """Starts anew."""
+        self.seconds = dict.fromkeys(PARTS, 0.0)
