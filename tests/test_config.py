@@ -7,6 +7,7 @@ import yaml
 
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
 from ssdd_hub.config import (
+    BenchmarkConfig,
     ComputeTargetsConfig,
     DistillConfig,
     EvaluateConfig,
@@ -41,6 +42,7 @@ CLASSES = {
     "compute_targets": ComputeTargetsConfig,
     "evaluate": EvaluateConfig,
     "gradient_bias": GradientBiasConfig,
+    "benchmark": BenchmarkConfig,
 }
 # Names that may mislead.
 RECIPE_OF = {

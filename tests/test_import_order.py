@@ -16,7 +16,8 @@ ORDER = """
     state_dicts teacher_card teacher_folder teacher device_views view_batches knn optimizers pretrain
     teacher_report train_teacher
     image_stream feature_bank features targets
-    krr compiled pool batches frozen memory stopwatch distiller plain outer_loop inner_losses gradient_bias bias_report
+    krr compiled pool batches frozen memory stopwatch distiller plain benchmark benchmark_report outer_loop
+    inner_losses gradient_bias bias_report
     provenance use publish_model publish_run set_views protocols logistic probe closed_form finetune dsa kd
     coresets selection contenders cells evaluate rank origin
     report panels evaluation_pictures evaluation_report launch cli publish_config config

@@ -26,7 +26,7 @@ def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
         "processes": processes,
         "threads_per_process": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "peak_memory_gib": round(_peak_memory() / 2**30, 2),
+        "peak_memory_gib": round(peak_memory() / 2**30, 2),
         "peak_device_memory_gib": (
             round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if device.type == "cuda" else None
         ),
@@ -42,7 +42,7 @@ def describe_versions() -> dict[str, str]:
     return versions
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Returns the most memory, in bytes, that this process has held; 0 where the system does not tell."""
     if sys.platform == "win32":
         return 0

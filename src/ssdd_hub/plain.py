@@ -47,24 +47,24 @@ class PlainDistiller:
             torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3) for student in students
         ]
 
-    def step(self, slot: int, real_images: Tensor, real_targets: Callable[[], Tensor]) -> Tensor:
+    def step(self, slot: int, real_images: Tensor, teacher: Callable[[Tensor], Tensor]) -> Tensor:
         """Does one outer and one inner step with a student; returns the outer loss.
 
         Args:
             slot: Which student.
             real_images: `(B, C, H, W)`.
-            real_targets: Gives `(B, D)`, such as by running the teacher.
+            teacher: Gives their targets, `(B, D)`.
         """
         student = self.students[slot].eval()
-        with self.part("data"), torch.no_grad():
-            wanted = real_targets()
+        with self.part("teacher"), torch.no_grad():
+            wanted = teacher(real_images)
         with self.part("real features"), torch.no_grad():
             real = _with_one(pre_logits(student, real_images))
         with self.part("distilled features"):
             fitted = _with_one(pre_logits(student, self.images))
         with self.part("regression"):
             kernel = fitted @ fitted.T
-            penalty = self.ridge * kernel.detach().trace() * torch.eye(len(kernel), dtype=kernel.dtype)
+            penalty = self.ridge * kernel.detach().trace() * torch.eye(len(kernel)).to(kernel)
             prediction = (real @ fitted.T) @ torch.linalg.solve(kernel + penalty, self.targets)
             loss = functional.mse_loss(prediction, wanted)
         with self.part("backward"):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-PARTS = ("data", "real features", "distilled features", "regression", "backward", "update", "inner step")
+PARTS = ("data", "teacher", "real features", "distilled features", "regression", "backward", "update", "inner step")
 
 
 class Stopwatch:

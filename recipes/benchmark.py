@@ -1,0 +1,52 @@
+"""Times an outer step: seconds by part, beside a plain implementation and the machine's matrix products.
+
+accelerate launch recipes/benchmark.py
+accelerate launch recipes/benchmark.py --distiller.num-images 1000 --distiller.batch-size 1024 --benchmark.rounds 3
+
+Images are noise, whose values change no time. The plain implementation is KRR-ST as it is written down first: eager
+float32 in PyTorch's default layout, the teacher run on every batch. Both take turns in one process, since machines
+are quicker at one time than at another; so do the matrix products, whose rate is what arithmetic can reach at best.
+"""
+
+import time
+from pathlib import Path
+
+from ssdd_hub.benchmark import Benchmark
+from ssdd_hub.benchmark_report import benchmark_table, render_benchmark
+from ssdd_hub.command_line import parse_config, to_dict, to_yaml
+from ssdd_hub.config import BenchmarkConfig
+from ssdd_hub.errors import InputError
+from ssdd_hub.launch import build_accelerator, report_errors
+from ssdd_hub.machine import describe_machine, describe_versions
+from ssdd_hub.provenance import describe_command
+from ssdd_hub.run_folder import RunFolder
+
+DEFAULT = Path(__file__).parent / "configs" / "benchmark.yaml"
+
+
+@report_errors
+def main() -> None:
+    """Both implementations in alternation, table and picture."""
+    started = time.perf_counter()
+    config = parse_config(BenchmarkConfig, DEFAULT, description=__doc__)
+    accelerator = build_accelerator(config.run, Path(config.output))
+    if accelerator.num_processes > 1:
+        raise InputError(f"one process is required, got {accelerator.num_processes}: launch with --num_processes 1")
+    run = RunFolder(Path(config.output), to_dict(config))
+    print(to_yaml(config))
+
+    benchmark = Benchmark(config.benchmark, config.distiller, config.student, config.seed, accelerator)
+    run.start()
+    record = benchmark.run(progress=lambda line: print(line, flush=True))
+    seconds = time.perf_counter() - started
+    machine = describe_machine(accelerator.device, 1)
+    facts = {"machine": machine, "versions": describe_versions(), "command": describe_command()}
+    run.write_json("benchmark.json", {**record, "settings": to_dict(config), **facts, "seconds": seconds})
+    render_benchmark(run.path / "benchmark.png", record)
+    print(benchmark_table(record, config.distiller.steps))
+    print(f"\nIn {run.path} after {seconds:.0f} s: benchmark.json, benchmark.png")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
