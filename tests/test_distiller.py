@@ -3,6 +3,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from ssdd_hub import memory
 from ssdd_hub.checkpoint import load_tree, save_tree
 from ssdd_hub.distiller import Distiller, DistillerSettings
 from ssdd_hub.errors import InputError, SettingsError
@@ -159,6 +160,19 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path, precision):
     assert torch.equal(resumed.images, unbroken.images)
     assert torch.equal(resumed.targets, unbroken.targets)
     assert resumed.pool.ages == unbroken.pool.ages
+
+
+def test_a_resumed_run_passes_images_as_before_however_much_memory_is_free(tmp_path, monkeypatch):
+    stopped, resumed = build_distiller(), build_distiller()
+    run(stopped, 2)
+    save_tree(tmp_path / "state.safetensors", stopped.state_dict())
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
+    assert run(resumed, 2) == run(stopped, 2)
+    assert resumed.parts == stopped.parts
+    fresh = build_distiller()
+    run(fresh, 1)
+    assert fresh.parts == Parts(1, recompute=True)
 
 
 def test_a_checkpoint_of_another_set_is_refused():

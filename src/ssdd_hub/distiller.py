@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -192,6 +192,8 @@ class Distiller:
             "targets": self.targets.detach(),
             "optimizer": self.optimizer.state_dict(),
             "pool": self.pool.state_dict(),
+            # Another size would round otherwise, and what memory is free differs from start to start.
+            "parts": None if self.parts is None else asdict(self.parts),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -211,6 +213,7 @@ class Distiller:
             self.targets.copy_(state["targets"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.pool.load_state_dict(state["pool"])
+        self.parts = Parts(**state["parts"]) if state.get("parts") else None
         self.outer_step = state["outer_step"]
 
     def _loss_and_gradients(self, student: nn.Module, step: int) -> tuple[Tensor, list[Tensor]]:

@@ -68,6 +68,7 @@ class _Reader(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
+        """Maps `(n, C, H, W)` to features `(n, F)`."""
         return pre_logits(self.model, images)
 
 

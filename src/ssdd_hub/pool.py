@@ -104,7 +104,7 @@ class StudentPool:
         self.dtype = dtype
         self.autocast = autocast
         self.students = [self._fresh(slot, generation=0) for slot in range(settings.size)]
-        self._forward = CompiledForward(self.students[0].module) if compiled else nn.Module.__call__
+        self._forward = CompiledForward(self.students[0].module.train()) if compiled else nn.Module.__call__
 
     @property
     def ages(self) -> list[int]:
