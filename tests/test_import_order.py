@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
-    errors command_line streams checkpoint run_folder machine allocator pixel_space
+    errors command_line streams checkpoint run_folder machine allocator residence pixel_space
     decode digits image_source images augment
     target_transform markdown scores comparison hub licences cards storage preview footers shards set_checks
     parcel publish_plan publish fetch check publish_set distilled tensor_pairs interop
@@ -20,7 +20,7 @@ ORDER = """
     inner_losses gradient_bias bias_report
     provenance use publish_model publish_run set_views protocols logistic probe closed_form finetune dsa kd
     coresets selection contenders cells evaluate rank origin
-    report panels evaluation_pictures evaluation_report launch cli publish_config config
+    report panels evaluation_pictures evaluation_report launch cli publish_config speed_config config
 """.split()
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

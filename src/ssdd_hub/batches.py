@@ -10,6 +10,7 @@ from torch import Tensor
 from ssdd_hub.augment import crop_flip, draw_views
 from ssdd_hub.images import ImageBank
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.residence import RESIDENT, keep, send, take
 from ssdd_hub.streams import draw_batch, generator
 from ssdd_hub.target_transform import TargetTransform
 from ssdd_hub.targets import FeatureCache, Targets, fixed_views
@@ -27,6 +28,8 @@ class Batches(Protocol):
 class RealBatches:
     """What every kind of batch shares: which images, and which part of them is this process's.
 
+    On a GPU, pixels and targets that `residence.keep` lets stay there are never sent again.
+
     Attributes:
         pixels: `(N, C, H, W)`, uint8.
         pixel_space: The space in which students see real images.
@@ -43,11 +46,14 @@ class RealBatches:
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
 
+    def __post_init__(self) -> None:
+        self.pixels = keep(self.pixels, self.device)
+
     def _take(self, step: int, rank: int, world: int) -> tuple[slice, Tensor, Tensor]:
         """Returns this process's slice of the batch, its indices, and its pixels in `[0, 1]`."""
         mine = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
         indices = draw_batch(len(self.pixels), self.batch_size, self.seed, "real batch", step)[mine]
-        pixels = self.pixels[indices.to(self.pixels.device)].to(self.device, self.dtype) / 255
+        pixels = take(self.pixels, indices, self.device).to(self.dtype) / 255
         return mine, indices, pixels
 
 
@@ -61,10 +67,16 @@ class CachedBatches(RealBatches):
 
     targets: Targets | Tensor
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.targets = _ready(self.targets, self.device)
+
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
         _, indices, pixels = self._take(step, rank, world)
-        return self.pixel_space.normalise(pixels), self.targets[indices].to(self.device, self.dtype)
+        targets = self.targets
+        rows = take(targets, indices, self.device) if isinstance(targets, Tensor) else targets[indices]
+        return self.pixel_space.normalise(pixels), send(rows, self.device).to(self.dtype)
 
 
 @dataclass(kw_only=True)
@@ -78,6 +90,8 @@ class ViewBatches(RealBatches):
     targets: Sequence[Targets | Tensor]
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        self.targets = [_ready(targets, self.device, len(self.targets)) for targets in self.targets]
         rows, views = range(len(self.pixels)), range(len(self.targets))
         # Offsets and flips are at most 8: in bytes they take an eighth of the memory.
         self.crops = torch.stack([fixed_views(rows, view, self.seed).to(torch.uint8) for view in views])  # (K, N, 3)
@@ -89,10 +103,11 @@ class ViewBatches(RealBatches):
         views = drawn[mine]
         # Views are grouped to read each bank once; a stable sort's inverse puts the targets back in their order.
         order = views.argsort(stable=True)
-        parts = [self.targets[view][indices[views == view]] for view in range(len(self.targets))]
-        targets = torch.cat(parts)[order.argsort()]
-        pixels = crop_flip(pixels, self.crops[views, indices].long())
-        return self.pixel_space.normalise(pixels), targets.to(self.device, self.dtype)
+        groups = [(targets, indices[views == view]) for view, targets in enumerate(self.targets)]
+        parts = [take(t, i, self.device) if isinstance(t, Tensor) else send(t[i], self.device) for t, i in groups]
+        targets = take(torch.cat(parts), order.argsort(), self.device)
+        pixels = crop_flip(pixels, send(self.crops[views, indices].long(), self.device))
+        return self.pixel_space.normalise(pixels), targets.to(self.dtype)
 
 
 @dataclass(kw_only=True)
@@ -110,9 +125,19 @@ class AugmentedBatches(RealBatches):
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
         mine, _, pixels = self._take(step, rank, world)
-        pixels = crop_flip(pixels, draw_views(self.batch_size, generator(self.seed, "augment", step))[mine])
+        views = draw_views(self.batch_size, generator(self.seed, "augment", step))[mine]
+        pixels = crop_flip(pixels, send(views, self.device))
         targets = self.transform(self.teacher(pixels))
         return self.pixel_space.normalise(pixels), targets.to(self.device, self.dtype)
+
+
+def _ready(targets: Targets | Tensor, device: torch.device | str, copies: int = 1) -> Targets | Tensor:
+    """Returns targets on a GPU as a whole where `copies` of them may stay there, and as they are otherwise."""
+    if isinstance(targets, Tensor):
+        return keep(targets, device)
+    size = len(targets) * targets.width * targets.dtype.itemsize
+    resident = torch.device(device).type == "cuda" and size * copies <= RESIDENT
+    return targets[:].to(device) if resident else targets
 
 
 def build_batches(

@@ -150,6 +150,8 @@ class Distiller:
                 {"params": [self.targets], "lr": settings.lr_targets},
             ],
             weight_decay=0.0,
+            # On the CPU the fused one is wrong where a gradient's layout is not its parameter's.
+            fused=accelerator.device.type == "cuda",
         )
 
     def warm_up(self) -> Iterator[Tensor]:
@@ -169,7 +171,7 @@ class Distiller:
         loss, gradients = self._loss_and_gradients(student, step)
         decay = self._set_learning_rates(step)
         with self.watch.part("update"):
-            self.images.grad, self.targets.grad = gradients
+            self.images.grad, self.targets.grad = (gradient.contiguous() for gradient in gradients)
             self.optimizer.step()
             self.optimizer.zero_grad()
         with self.watch.part("inner step"):
@@ -222,7 +224,7 @@ class Distiller:
         with self.watch.part("data"):
             batch = self.batches(step, accelerator.process_index, accelerator.num_processes)
         weights = self.frozen.weights(student)
-        self.parts = self.parts or self._plan(weights)
+        self.parts = self.parts or self._plan(weights, len(batch[0]))
         while True:
             try:
                 results = self._by_parts(weights, *batch, self.parts)
@@ -237,11 +239,12 @@ class Distiller:
             results = [accelerator.reduce(tensor, "mean") for tensor in results]
         return results[0], results[1:]
 
-    def _plan(self, weights: Weights) -> Parts:
+    def _plan(self, weights: Weights, real: int) -> Parts:
         """Returns how the images pass a student; other processes may plan otherwise."""
         settings = self.settings
         budget = None if settings.memory_budget is None else int(settings.memory_budget * 2**30)
-        return plan_parts(partial(self.frozen.plain, weights), self.images.detach(), settings.micro_batch, budget)
+        forward = partial(self.frozen.plain, weights)
+        return plan_parts(forward, self.images.detach(), settings.micro_batch, budget, real)
 
     def _by_parts(self, weights: Weights, real_images: Tensor, real_targets: Tensor, parts: Parts) -> list[Tensor]:
         """Returns this process's share of the loss and its gradients in images and targets."""
@@ -268,10 +271,11 @@ class Distiller:
         kernel_dtype = torch.promote_types(getattr(torch, settings.kernel_precision), self.targets.dtype)
         inputs = (distilled_features, self.targets, real_features, real_targets)
         fitted, targets, real, wanted = (tensor.to(kernel_dtype) for tensor in inputs)
+        exact_in = torch.bfloat16 if real_features.dtype == torch.bfloat16 else None
         # The mean over processes of these is the mean over the whole batch, also when the slices differ in size.
         share: float = len(real_features) * self.accelerator.num_processes / settings.batch_size
         with torch.autocast(self.accelerator.device.type, enabled=False):
-            loss = outer_loss(fitted, targets, real, wanted, settings.ridge)
+            loss = outer_loss(fitted, targets, real, wanted, settings.ridge, exact_in)
         return loss * share
 
     def _features(self, weights: Weights, images: Tensor) -> Tensor:

@@ -36,7 +36,11 @@ class Parts:
 
 
 def plan_parts(
-    forward: Callable[[Tensor], Tensor], images: Tensor, size: int | None = None, budget: int | None = None
+    forward: Callable[[Tensor], Tensor],
+    images: Tensor,
+    size: int | None = None,
+    budget: int | None = None,
+    real: int = 0,
 ) -> Parts:
     """Plans how distilled images pass a student, so that the activations that are kept fit a budget.
 
@@ -45,12 +49,13 @@ def plan_parts(
         images: All of them, `(M, C, H, W)`.
         size: Images at a time; None for `CPU_PART` on the CPU, and as many as the budget lets on another device.
         budget: Bytes for activations; None for half of the memory that is free.
+        real: Real images, which pass the student too, and of which nothing is kept.
     """
     budget = int(free_memory(images.device) * SHARE) if budget is None else budget
     each = max(1, kept_bytes(forward, images[[0, 0]]) - kept_bytes(forward, images[:1]))
     recompute = each * len(images) > budget
     if size is None:
-        size = CPU_PART if images.device.type == "cpu" else len(images)
+        size = CPU_PART if images.device.type == "cpu" else max(len(images), real)
     # A part needs more while it is computed than is kept of it: about twice as much.
     return Parts(max(1, min(size, budget // (2 * each))) if recompute else size, recompute)
 

@@ -187,6 +187,7 @@ class StudentPool:
             lr=settings.learning_rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
+            fused=torch.device(self.device).type == "cuda",
         )
         return PooledStudent(module, optimizer, age, generation)
 

@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssdd_hub.device_views import DeviceViews
 from ssdd_hub.objective import Views
+from ssdd_hub.residence import keep, take
 from ssdd_hub.streams import derive_seed, draw_batch, seeded
-
-RESIDENT = 2 * 2**30
 
 
 class ViewBatches(Dataset[list[Tensor]]):
@@ -61,7 +60,7 @@ class ViewBatches(Dataset[list[Tensor]]):
 class DeviceViewBatches(ViewBatches):
     """Each batch made on the device, all of a process's images at once; views depend on the number of processes.
 
-    Pixels of at most `RESIDENT` bytes are kept on a GPU, so that a step never waits for the host.
+    Pixels of at most `residence.RESIDENT` bytes are kept on a GPU, so that a step never waits for the host.
 
     Args:
         pixels: `(N, C, H, W)`, uint8, on the CPU.
@@ -89,20 +88,13 @@ class DeviceViewBatches(ViewBatches):
         super().__init__(pixels, views, batch_size, seed, rank, world)
         self.device_views = DeviceViews(views)
         self.device = torch.device(device)
-        if self.device.type == "cuda" and pixels.nbytes <= RESIDENT:
-            self.pixels = pixels.to(self.device)
+        self.pixels = keep(pixels, self.device)
 
     def __getitem__(self, step: int) -> list[Tensor]:
         """Returns one tensor `(batch_size / world, C, H, W)` per view, on the device."""
-        resident = self.pixels.device == self.device
-        indices = self.draw(step)
-        pixels = self.pixels[self._move(indices)] if resident else self._move(self.pixels[indices])
+        pixels = take(self.pixels, self.draw(step), self.device)
         with seeded(self.seed, "views", step, self.rank):
             return self.device_views(pixels)
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        # Only a copy from pinned memory leaves the host free to go on.
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     def load(self, steps: range, workers: int, pin_memory: bool = False) -> Iterable[list[Tensor]]:
         """Returns the batches of some steps, each made when it is asked for."""
