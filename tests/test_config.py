@@ -7,7 +7,6 @@ import yaml
 
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
 from ssdd_hub.config import (
-    BenchmarkConfig,
     ComputeTargetsConfig,
     DistillConfig,
     EvaluateConfig,
@@ -15,6 +14,7 @@ from ssdd_hub.config import (
     TrainTeacherConfig,
 )
 from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.speed_config import BenchmarkConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CONFIGS = sorted((RECIPES / "configs").rglob("*.yaml"))
