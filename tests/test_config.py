@@ -14,7 +14,7 @@ from ssdd_hub.config import (
     TrainTeacherConfig,
 )
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.speed_config import BenchmarkConfig
+from ssdd_hub.speed_config import BenchmarkConfig, CostCurvesConfig, TimeToQualityConfig
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 CONFIGS = sorted((RECIPES / "configs").rglob("*.yaml"))
@@ -43,6 +43,8 @@ CLASSES = {
     "evaluate": EvaluateConfig,
     "gradient_bias": GradientBiasConfig,
     "benchmark": BenchmarkConfig,
+    "cost_curves": CostCurvesConfig,
+    "time_to_quality": TimeToQualityConfig,
 }
 # Names that may mislead.
 RECIPE_OF = {

@@ -7,7 +7,7 @@ from ssdd_hub import memory
 from ssdd_hub.checkpoint import load_tree, save_tree
 from ssdd_hub.distiller import Distiller, DistillerSettings
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.krr import outer_loss
+from ssdd_hub.krr import Regression, outer_loss
 from ssdd_hub.memory import Parts
 from ssdd_hub.pool import PoolSettings, StudentPool
 from ssdd_hub.students import ConvNet
@@ -61,7 +61,7 @@ def test_the_logged_loss_is_the_outer_loss_of_the_drawn_student_in_eval_mode():
     images, targets = real_batch(0)
     expected = outer_loss(student.features(distiller.images), distiller.targets, student.features(images), targets)
     statistics = student.blocks[0][1].running_mean.clone()
-    _, gradients = distiller._loss_and_gradients(student, 0)
+    _, *gradients = distiller._loss_and_gradients(student, 0)
     assert torch.equal(statistics, student.blocks[0][1].running_mean)
     by_autograd = torch.autograd.grad(expected, [distiller.images, distiller.targets])
     for ours, theirs in zip(gradients, by_autograd, strict=True):
@@ -76,22 +76,22 @@ def test_micro_batches_change_nothing_but_rounding(micro_batch, recompute):
     whole, parts = build_distiller(), build_distiller(micro_batch=micro_batch, memory_budget=budget)
     torch.testing.assert_close(run(whole, 6), run(parts, 6), rtol=1e-9, atol=0)
     torch.testing.assert_close(whole.images, parts.images, rtol=1e-9, atol=1e-11)
-    assert (whole.parts.recompute, parts.parts.recompute) == (False, recompute)
+    assert (whole.outer.parts.recompute, parts.outer.parts.recompute) == (False, recompute)
 
 
 def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(caplog):
     whole, short = build_distiller(), build_distiller()
-    features = short._features
+    features = short.outer._features
 
     def fit_three(weights, images):
         if len(images) > 3:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         return features(weights, images)
 
-    short._features = fit_three
+    short.outer._features = fit_three
     torch.testing.assert_close(run(whole, 4), run(short, 4), rtol=1e-9, atol=0)
-    assert short.parts == Parts(2, recompute=True)
-    assert "the memory is full: from outer step 0 on" in caplog.text
+    assert short.outer.parts == Parts(2, recompute=True)
+    assert "the memory is full: from here on" in caplog.text
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory.", "mat1 and mat2 shapes cannot be multiplied"])
@@ -102,7 +102,7 @@ def test_what_smaller_parts_do_not_mend_is_raised(message):
     def fail(weights, images):
         raise RuntimeError(message)
 
-    distiller._features = fail
+    distiller.outer._features = fail
     with pytest.raises(RuntimeError, match=message):
         distiller.step()
     assert torch.equal(before, distiller.images) and distiller.outer_step == 0
@@ -169,10 +169,10 @@ def test_a_resumed_run_passes_images_as_before_however_much_memory_is_free(tmp_p
     monkeypatch.setattr(memory, "free_memory", lambda device: 1)
     resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
     assert run(resumed, 2) == run(stopped, 2)
-    assert resumed.parts == stopped.parts
+    assert resumed.outer.parts == stopped.outer.parts
     fresh = build_distiller()
     run(fresh, 1)
-    assert fresh.parts == Parts(1, recompute=True)
+    assert fresh.outer.parts == Parts(1, recompute=True)
 
 
 def test_a_checkpoint_of_another_set_is_refused():
@@ -201,15 +201,26 @@ def test_the_loss_falls_on_a_problem_that_can_be_solved():
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
 
 
-def test_the_kernel_stays_in_full_precision_under_mixed_precision(monkeypatch):
+@pytest.fixture
+def seen(monkeypatch):
+    """The types of what the regression is given, and whether products are rounded there."""
     seen = []
 
-    def spy(*tensors):
-        seen.append(({part.dtype for part in tensors[:4]}, torch.is_autocast_enabled("cpu")))
-        return outer_loss(*tensors)
+    class Spy(Regression):
+        def __init__(self, features, targets, ridge, exact_in):
+            seen.append((features.dtype, targets.dtype, torch.is_autocast_enabled("cpu"), exact_in))
+            super().__init__(features, targets, ridge, exact_in)
 
+        def loss(self, features, targets):
+            seen.append((features.dtype, targets.dtype, torch.is_autocast_enabled("cpu")))
+            return super().loss(features, targets)
+
+    monkeypatch.setattr("ssdd_hub.outer_gradient.Regression", Spy)
+    return seen
+
+
+def test_the_kernel_stays_in_full_precision_under_mixed_precision(seen):
     exact = build_distiller(precision="float32").step()["loss"].item()
-    monkeypatch.setattr("ssdd_hub.distiller.outer_loss", spy)
     # Accelerate keeps the first precision of a process for good.
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
@@ -217,20 +228,16 @@ def test_the_kernel_stays_in_full_precision_under_mixed_precision(monkeypatch):
         loss = distiller.step()["loss"].item()
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    assert seen == [({torch.float32}, False)]
+    full = (torch.float32, torch.float32, False)
+    assert seen == [(*full, None), full, (*full, torch.bfloat16), full]
     assert loss != exact
     assert loss == pytest.approx(exact, rel=0.1)
 
 
-def test_the_kernel_is_built_in_float64_on_request(monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        "ssdd_hub.distiller.outer_loss",
-        lambda *tensors: (seen.append(tensors[0].dtype), outer_loss(*tensors))[1],
-    )
+def test_the_kernel_is_built_in_float64_on_request(seen):
     distiller = build_distiller(precision="float32", kernel_precision="float64")
     distiller.step()
-    assert seen == [torch.float64]
+    assert [entry[:2] for entry in seen] == [(torch.float64, torch.float64)] * 2
     assert distiller.images.dtype == torch.float32
 
 

@@ -16,11 +16,14 @@ ORDER = """
     state_dicts teacher_card teacher_folder teacher device_views view_batches knn optimizers pretrain
     teacher_report train_teacher
     image_stream feature_bank features targets
-    krr compiled pool batches frozen memory stopwatch distiller plain benchmark benchmark_report outer_loop
+    krr quick compiled recorded pool batches frozen memory stopwatch outer_gradient distiller
+    plain benchmark benchmark_report outer_loop
     inner_losses gradient_bias bias_report
     provenance use publish_model publish_run set_views protocols logistic probe closed_form finetune dsa kd
     coresets selection contenders cells evaluate rank origin
-    report panels evaluation_pictures evaluation_report launch cli publish_config speed_config config
+    quality_curve time_to_quality quality_contenders time_to_quality_report
+    report panels evaluation_pictures evaluation_report launch cli apart cost_curves cost_curves_report
+    publish_config speed_config config
 """.split()
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

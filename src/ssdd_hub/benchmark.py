@@ -28,6 +28,8 @@ Record = dict[str, Any]
 # Square matrices that are large enough for the full rate, and the seconds for which it is measured each time.
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
 PRODUCT_SECONDS = 0.3
+# Steps that are timed at once: a GPU does one while the host prepares the next.
+STEPS_AT_ONCE = {"cpu": 1, "cuda": 20}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class BenchmarkSettings:
         teacher: timm name of the network that the plain implementation runs on every batch.
         plain: Time the plain implementation too.
         warm_up: Steps before the first one that counts; the first compiles.
-        rounds: Steps of each implementation that count, in alternation.
+        rounds: How often each implementation is timed, in alternation: one step on the CPU, 20 in a row on a GPU.
     """
 
     image_size: int = 32
@@ -83,6 +85,7 @@ class Benchmark:
     ) -> None:
         self.settings, self.outer, self.student = settings, distiller, student
         self.seed, self.accelerator, self.device = seed, accelerator, accelerator.device
+        self.at_once = STEPS_AT_ONCE["cuda" if self.device.type == "cuda" else "cpu"]
         side, source = settings.image_size, generator(seed, "benchmark")
         self.pixels = torch.randint(256, (settings.num_source, 3, side, side), dtype=torch.uint8, generator=source)
         self.images = torch.randn(distiller.num_images, 3, side, side, generator=source)
@@ -109,25 +112,29 @@ class Benchmark:
             device=self.device,
             targets=self.real_targets.to(self.device),
         )
-        distiller = Distiller(self.images, self.targets, pool, batches, settings, self.accelerator)
-        distiller.watch = Stopwatch(self.device)
-        return distiller
+        return Distiller(self.images, self.targets, pool, batches, settings, self.accelerator)
 
-    def plain(self, watch: Stopwatch) -> Callable[[int], None]:
+    def plain(self, watch: Stopwatch) -> Callable[[int], Any]:
         """Returns the plain implementation's step, of which the teacher runs on every batch."""
-        with seeded(self.seed, "benchmark students"):
-            students = [self._student().to(self.device) for _ in range(2)]
+        with seeded(self.seed, "benchmark teacher"):
             teacher = build_student(self.settings.teacher, **self._shape()).eval().to(self.device)
+
+        def batch(step: int) -> tuple[Tensor, Tensor]:
+            images = self._augmented(step)
+            return images, images
+
         distiller = PlainDistiller(
-            self.images.to(self.device), self.targets.to(self.device), students, part=watch.part
+            self.images.to(self.device),
+            self.targets.to(self.device),
+            self._student,
+            batch,
+            teacher,
+            self.outer,
+            PoolSettings(size=2, warm_up=False),
+            self.seed,
+            watch.part,
         )
-
-        def step(number: int) -> None:
-            with watch.part("data"):
-                images = self._augmented(number)
-            distiller.step(number % 2, images, teacher)
-
-        return step
+        return lambda number: distiller.step()
 
     def _augmented(self, step: int) -> Tensor:
         """Returns a batch as the released code makes it: freshly cropped and flipped."""
@@ -144,11 +151,18 @@ class Benchmark:
         return build_student(self.student.name, **self._shape(), **self.student.model_args)
 
     def count_flops(self) -> dict[str, int]:
-        """Returns the floating-point operations of one outer step by kind, those of solving the system left out."""
+        """Returns the floating-point operations of one outer step by kind, those of solving the system left out.
+
+        They are those of full precision, where no product is computed in two parts.
+        """
         distiller = self.fast(compiled=False)
-        distiller.step()
-        with FlopCounterMode(display=False) as counter:
+        mixed, self.accelerator.native_amp = self.accelerator.native_amp, False
+        try:
             distiller.step()
+            with FlopCounterMode(display=False) as counter:
+                distiller.step()
+        finally:
+            self.accelerator.native_amp = mixed
         return {str(kind): count for kind, count in counter.get_flop_counts()["Global"].items()}
 
     def run(self, progress: Callable[[str], None] = lambda line: None) -> Record:
@@ -158,10 +172,11 @@ class Benchmark:
             progress: Told what is being done.
 
         Returns:
-            `fast` and, when asked for, `plain`: `seconds` of each step that counted, their `median` and the mean
-            seconds by part, `parts`; `ratios` of plain to fast, the medians over pairs, `whole` and `without_teacher`;
-            `flops` of a step by kind; `peak`, FLOP/s of matrix products, `achieved` by our steps and the median
-            `share` of the peak; `memory_gib` that our steps needed at most.
+            `fast` and, when asked for, `plain`: `seconds` a step of each round, their `median` and the mean seconds by
+            part, `parts`, on a GPU of as many more steps that wait for each part; `ratios` of plain to fast, the
+            medians over pairs, `whole` and `without_teacher`; `flops` of a step by kind; `peak`, FLOP/s of matrix
+            products, `achieved` by our steps and the median `share` of the peak; `memory_gib` that our steps needed at
+            most.
         """
         rounds, fast = self.settings.rounds, self.fast(self.outer.compile)
         progress("warming up, and compiling where that is asked for")
@@ -183,10 +198,13 @@ class Benchmark:
             seconds["fast"].append(self._time(steps["fast"], number))
             if "plain" in steps:
                 seconds["plain"].append(self._as_by_default(steps["plain"], number))
+        count = rounds * self.at_once
+        if self.device.type == "cuda":
+            watches["fast"] = self._watch_parts(fast, count)
         flops = self.count_flops()
         return {
-            **{name: _summary(seconds[name], watches[name], rounds) for name in steps},
-            **({"ratios": _ratios(seconds, watches["plain"].seconds["teacher"] / rounds)} if "plain" in steps else {}),
+            **{name: _summary(seconds[name], watches[name], count) for name in steps},
+            **({"ratios": _ratios(seconds, watches["plain"].seconds["teacher"] / count)} if "plain" in steps else {}),
             "flops": flops,
             "peak": statistics.median(peaks),
             "achieved": sum(flops.values()) / statistics.median(seconds["fast"]),
@@ -195,6 +213,15 @@ class Benchmark:
             ),
             "memory_gib": memory,
         }
+
+    def _watch_parts(self, distiller: Distiller, steps: int) -> Stopwatch:
+        """Times the parts of steps on a GPU, where they are recorded as a whole otherwise."""
+        distiller.record_nothing()
+        distiller.step()
+        distiller.outer.watch = watch = Stopwatch(self.device)
+        for _ in range(steps):
+            distiller.step()
+        return watch
 
     def _as_by_default(self, step: Callable[[int], Any], number: int) -> float:
         """Times a step with memory as the C library handles it by itself, as it is where nobody asked for more."""
@@ -206,9 +233,10 @@ class Benchmark:
 
     def _time(self, step: Callable[[int], Any], number: int) -> float:
         started = time.perf_counter()
-        step(number)
+        for _ in range(self.at_once):
+            step(number)
         self._wait()
-        return time.perf_counter() - started
+        return (time.perf_counter() - started) / self.at_once
 
     def measure_peak(self) -> float:
         """Returns the FLOP/s of square matrix products, in the type of the networks: the median of many."""
@@ -217,7 +245,10 @@ class Benchmark:
         left, right = (torch.randn(size, size, device=self.device, dtype=dtype) for _ in range(2))
         taken, end = list[float](), time.perf_counter() + PRODUCT_SECONDS
         while not taken or time.perf_counter() < end:
-            taken.append(self._time(lambda _: left @ right, 0))
+            started = time.perf_counter()
+            torch.matmul(left, right)
+            self._wait()
+            taken.append(time.perf_counter() - started)
         return 2 * size**3 / statistics.median(taken)
 
     def _wait(self) -> None:

@@ -9,9 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ssdd_hub.quick import quicken
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 _LOG = logging.getLogger(__name__)
+# What is cheap to compute from maps that are there anyway is computed again where it is needed, not written and read.
+# By default that ends at a few reads or some dozen operations, which the gradient of a batch norm exceeds.
+OPTIONS = {"realize_reads_threshold": 16, "realize_opcount_threshold": 200}
 
 
 class Compiled(Generic[Arguments, Result]):
@@ -26,7 +31,7 @@ class Compiled(Generic[Arguments, Result]):
     def __init__(self, function: Callable[Arguments, Result]) -> None:
         self._plain = function
         # A shape met once is met always here: sizes that stay symbols would only cost speed.
-        self._call: Callable[Arguments, Result] = torch.compile(function, dynamic=False)
+        self._call: Callable[Arguments, Result] = torch.compile(function, dynamic=False, options=dict(OPTIONS))
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         """Calls the function."""
@@ -53,7 +58,7 @@ class CompiledForward:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._template = copy.deepcopy(module)
+        self._template = quicken(copy.deepcopy(module))
         self._call = Compiled(self._forward)
 
     def __call__(self, module: nn.Module, images: Tensor) -> Tensor:

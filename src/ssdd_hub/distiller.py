@@ -1,25 +1,20 @@
 """The outer loop of KRR-ST: images and targets learn to explain a teacher through students of many ages."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from ssdd_hub.batches import Batches
 from ssdd_hub.errors import InputError, require
-from ssdd_hub.frozen import FrozenFeatures, Weights
-from ssdd_hub.krr import outer_loss
-from ssdd_hub.memory import Parts, plan_parts
+from ssdd_hub.memory import Parts
+from ssdd_hub.outer_gradient import OuterGradient
 from ssdd_hub.pool import StudentPool
 from ssdd_hub.stopwatch import Stopwatch
 
-_LOG = logging.getLogger(__name__)
 PIXEL_SPACES = ("normalised", "raw")
 PRECISIONS = ("float32", "float64")
 
@@ -46,7 +41,8 @@ class DistillerSettings:
             same but for rounding.
         memory_budget: GiB for the activations of distilled images, of which more are computed again in the backward
             pass rather than kept; None for half of the memory that is free at the start.
-        compile: Compile the networks with torch.compile: quicker from some hundred steps on, after a minute or so.
+        compile: Compile the networks with torch.compile: quicker from some hundred steps on, after a minute or so. The
+            launches of a step on a GPU are also recorded, and launched again as one.
     """
 
     num_images: int = 1000
@@ -113,8 +109,7 @@ class Distiller:
         images: The parameter `X_s`.
         targets: The parameter `Y_s`.
         outer_step: Outer steps done.
-        watch: Counts the seconds of each part of the steps.
-        parts: How images pass the students, once the first outer step has planned it.
+        outer: Gives the outer loss and its gradients.
     """
 
     def __init__(
@@ -141,9 +136,18 @@ class Distiller:
         self.settings = settings
         self.accelerator = accelerator
         self.outer_step = 0
-        self.frozen = FrozenFeatures(pool.students[0].module, settings.compile)
-        self.parts: Parts | None = None
-        self.watch = Stopwatch()
+        self.outer = OuterGradient(
+            pool.students[0].module,
+            self.images,
+            self.targets,
+            batch_size=settings.batch_size,
+            ridge=settings.ridge,
+            kernel_dtype=torch.promote_types(getattr(torch, settings.kernel_precision), dtype),
+            accelerator=accelerator,
+            compiled=settings.compile,
+            micro_batch=settings.micro_batch,
+            budget=None if settings.memory_budget is None else int(settings.memory_budget * 2**30),
+        )
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [self.images], "lr": settings.lr_images},
@@ -153,6 +157,16 @@ class Distiller:
             # On the CPU the fused one is wrong where a gradient's layout is not its parameter's.
             fused=accelerator.device.type == "cuda",
         )
+
+    @property
+    def watch(self) -> Stopwatch:
+        """Counts the seconds of each part of the steps."""
+        return self.outer.watch
+
+    def record_nothing(self) -> None:
+        """Launches everything one by one from now on, so that its parts can be timed on a GPU."""
+        self.outer.recording = False
+        self.pool.record_nothing()
 
     def warm_up(self) -> Iterator[Tensor]:
         """Trains the first students to their first ages; yields each inner loss. Once, before the first outer step."""
@@ -167,8 +181,8 @@ class Distiller:
         """
         step, settings = self.outer_step, self.settings
         slot = self.pool.draw(step)
-        student, age = self.pool.students[slot].module, self.pool.ages[slot]
-        loss, gradients = self._loss_and_gradients(student, step)
+        student, age = self.pool.student(slot), self.pool.ages[slot]
+        loss, *gradients = self._loss_and_gradients(student, step)
         decay = self._set_learning_rates(step)
         with self.watch.part("update"):
             self.images.grad, self.targets.grad = (gradient.contiguous() for gradient in gradients)
@@ -195,7 +209,7 @@ class Distiller:
             "optimizer": self.optimizer.state_dict(),
             "pool": self.pool.state_dict(),
             # Another size would round otherwise, and what memory is free differs from start to start.
-            "parts": None if self.parts is None else asdict(self.parts),
+            "parts": None if self.outer.parts is None else asdict(self.outer.parts),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -215,75 +229,18 @@ class Distiller:
             self.targets.copy_(state["targets"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.pool.load_state_dict(state["pool"])
-        self.parts = Parts(**state["parts"]) if state.get("parts") else None
+        self.outer.parts = Parts(**state["parts"]) if state.get("parts") else None
         self.outer_step = state["outer_step"]
 
-    def _loss_and_gradients(self, student: nn.Module, step: int) -> tuple[Tensor, list[Tensor]]:
+    def _loss_and_gradients(self, student: nn.Module, step: int) -> list[Tensor]:
         """Returns the outer loss over all processes and its gradients in images and targets."""
         accelerator = self.accelerator
         with self.watch.part("data"):
             batch = self.batches(step, accelerator.process_index, accelerator.num_processes)
-        weights = self.frozen.weights(student)
-        self.parts = self.parts or self._plan(weights, len(batch[0]))
-        while True:
-            try:
-                results = self._by_parts(weights, *batch, self.parts)
-                break
-            except RuntimeError as error:
-                smaller = self.parts.smaller() if should_reduce_batch_size(error) else None
-                if smaller is None:
-                    raise
-                self.parts = smaller
-                _LOG.warning("the memory is full: from outer step %d on, images pass in %s", step, smaller)
+        results = self.outer(student, *batch)
         if accelerator.num_processes > 1:
             results = [accelerator.reduce(tensor, "mean") for tensor in results]
-        return results[0], results[1:]
-
-    def _plan(self, weights: Weights, real: int) -> Parts:
-        """Returns how the images pass a student; other processes may plan otherwise."""
-        settings = self.settings
-        budget = None if settings.memory_budget is None else int(settings.memory_budget * 2**30)
-        forward = partial(self.frozen.plain, weights)
-        return plan_parts(forward, self.images.detach(), settings.micro_batch, budget, real)
-
-    def _by_parts(self, weights: Weights, real_images: Tensor, real_targets: Tensor, parts: Parts) -> list[Tensor]:
-        """Returns this process's share of the loss and its gradients in images and targets."""
-        watch, features = self.watch, partial(self._features, weights)
-        with watch.part("real features"):
-            real_features = torch.cat([features(part) for part in parts.split(real_images)])
-        images = [part.requires_grad_() for part in parts.split(self.images.detach())]
-        with watch.part("distilled features"), torch.set_grad_enabled(not parts.recompute):
-            kept = [features(part) for part in images]
-        with watch.part("regression"):
-            distilled_features = torch.cat([part.detach() for part in kept]).requires_grad_()
-            loss = self._loss(distilled_features, real_features, real_targets)
-            gradient, targets_gradient = torch.autograd.grad(loss, [distilled_features, self.targets])
-        with watch.part("backward"):
-            images_gradient = [
-                torch.autograd.grad(features(part) if parts.recompute else feature, part, out)[0]
-                for part, feature, out in zip(images, kept, parts.split(gradient), strict=True)
-            ]
-        return [loss.detach(), torch.cat(images_gradient), targets_gradient]
-
-    def _loss(self, distilled_features: Tensor, real_features: Tensor, real_targets: Tensor) -> Tensor:
-        """Returns this process's share of the outer loss."""
-        settings = self.settings
-        kernel_dtype = torch.promote_types(getattr(torch, settings.kernel_precision), self.targets.dtype)
-        inputs = (distilled_features, self.targets, real_features, real_targets)
-        fitted, targets, real, wanted = (tensor.to(kernel_dtype) for tensor in inputs)
-        exact_in = torch.bfloat16 if real_features.dtype == torch.bfloat16 else None
-        # The mean over processes of these is the mean over the whole batch, also when the slices differ in size.
-        share: float = len(real_features) * self.accelerator.num_processes / settings.batch_size
-        with torch.autocast(self.accelerator.device.type, enabled=False):
-            loss = outer_loss(fitted, targets, real, wanted, settings.ridge, exact_in)
-        return loss * share
-
-    def _features(self, weights: Weights, images: Tensor) -> Tensor:
-        """Returns features `(n, F)`; in eval mode no image sees another."""
-        features: Tensor
-        with self.accelerator.autocast():
-            features = self.frozen(weights, images.contiguous(memory_format=torch.channels_last))
-        return features
+        return results
 
     def _set_learning_rates(self, step: int) -> float:
         """Sets the rates of a linear decay from 1 to `final_lr` over all steps; returns the present share."""

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from ssdd_hub.backbones import pre_logits
 from ssdd_hub.compiled import maybe_compiled
+from ssdd_hub.quick import quicken
 
 Weights = Mapping[str, Tensor]
 
@@ -33,7 +34,7 @@ class FrozenFeatures:
             layer = cast(nn.Conv2d, model.get_submodule(convolution))
             layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
             model.set_submodule(norm, nn.Identity())
-        self._reader = _Reader(model)
+        self._reader = _Reader(quicken(model) if compiled else model)
         self._names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
         self._read = maybe_compiled(self.plain, compiled)
 

@@ -8,11 +8,12 @@ Source: Lee et al., "Self-Supervised Dataset Distillation for Transfer Learning"
 outer problem of section 3; the constants follow the authors' released code.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 def linear_kernel(left: Tensor, right: Tensor) -> Tensor:
@@ -30,94 +31,97 @@ def linear_kernel(left: Tensor, right: Tensor) -> Tensor:
     return left @ right.T + 1
 
 
-def predict(
-    distilled_features: Tensor,
-    targets: Tensor,
-    real_features: Tensor,
-    ridge: float = 1e-6,
-    exact_in: torch.dtype | None = None,
-) -> Tensor:
-    """Predicts targets of real images by a kernel ridge regression fitted on the distilled pairs.
+class Regression:
+    """A kernel ridge regression fitted on the distilled pairs, which predicts targets of real images.
 
     `K_rs (K_ss + λI)⁻¹ Y_s` with `λ = ridge · trace(K_ss)`; the trace is detached and not divided by `M`. With more
     images than features the same is computed in the space of features, `Φ_r (Φ_sᵀΦ_s + λI)⁻¹ Φ_sᵀ Y_s`, where the
-    system is smaller.
+    system is smaller. Differentiable in every tensor argument, once.
 
     Args:
-        distilled_features: Student features of the distilled images, `(M, F)`, without the constant.
+        features: Student features of the distilled images, `(M, F)`, without the constant.
         targets: Targets of the distilled images, `(M, D)`.
-        real_features: Student features of the real images, `(B, F)`, without the constant.
         ridge: Regularisation relative to the trace of the kernel, at least 0.
-        exact_in: A narrower type that holds both features without rounding, bfloat16 where a network computed in it.
-            A GPU then multiplies them at the rate of that type, and adds up in that of the arguments.
-
-    Returns:
-        Predictions `(B, D)`, in the dtype of the arguments.
+        exact_in: A narrower type that holds the features without rounding, those of real images too: bfloat16 where a
+            network computed in it. A GPU then multiplies them at the rate of that type, and adds up in theirs.
 
     Raises:
         ValueError: The shapes do not fit each other.
     """
-    if (
-        {distilled_features.ndim, targets.ndim, real_features.ndim} != {2}
-        or distilled_features.shape[0] != targets.shape[0]
-        or distilled_features.shape[1] != real_features.shape[1]
-    ):
-        raise ValueError(
-            "distilled features (M, F), targets (M, D) and real features (B, F) are required, got "
-            f"{tuple(distilled_features.shape)}, {tuple(targets.shape)} and {tuple(real_features.shape)}"
-        )
-    prediction: Tensor
-    if len(distilled_features) > distilled_features.shape[1] + 1:
-        longer = torch.cat([distilled_features, distilled_features.new_ones(len(targets), 1)], 1)  # (M, F + 1)
-        covariance = longer.T @ longer
-        # It has the trace of the kernel.
-        weights = _solve(covariance, longer.T @ targets, ridge * covariance.detach().trace())  # (F + 1, D)
-        prediction = torch.addmm(weights[-1], real_features, weights[:-1])
-    else:
-        k_ss = _kernel(distilled_features, distilled_features, exact_in)  # (M, M)
-        k_rs = _kernel(real_features, distilled_features, exact_in)  # (B, M)
-        prediction = k_rs @ _solve(k_ss, targets, ridge * k_ss.detach().trace())
-    return prediction
+
+    def __init__(
+        self, features: Tensor, targets: Tensor, ridge: float = 1e-6, exact_in: torch.dtype | None = None
+    ) -> None:
+        if {features.ndim, targets.ndim} != {2} or len(features) != len(targets):
+            raise ValueError(_misfit(features, targets))
+        self.features, self.targets, self.exact_in = features, targets, exact_in
+        self.in_feature_space = len(features) > features.shape[1] + 1
+        if self.in_feature_space:
+            longer = torch.cat([features, features.new_ones(len(features), 1)], 1)  # (M, F + 1)
+            covariance = longer.T @ longer
+            # It has the trace of the kernel.
+            self.solution = _solve(covariance, longer.T @ targets, ridge * covariance.detach().trace())  # (F + 1, D)
+        else:
+            kernel = _kernel(features, features, exact_in)
+            self.solution = _solve(kernel, targets, ridge * kernel.detach().trace())  # (M, D)
+
+    def predict(self, real_features: Tensor) -> Tensor:
+        """Predicts targets `(B, D)`, in the dtype of the features, of real images.
+
+        Args:
+            real_features: Student features of the real images, `(B, F)`, without the constant.
+
+        Raises:
+            ValueError: Their number differs from that of the distilled images.
+        """
+        if real_features.ndim != 2 or real_features.shape[1] != self.features.shape[1]:
+            raise ValueError(_misfit(self.features, self.targets, real_features))
+        if self.in_feature_space:
+            return torch.addmm(self.solution[-1], real_features, self.solution[:-1])
+        return _kernel(real_features, self.features, self.exact_in) @ self.solution
+
+    def loss(self, real_features: Tensor, real_targets: Tensor) -> Tensor:
+        """Returns the mean squared error, over `B` and `D`, of the predictions.
+
+        Args:
+            real_features: Student features of the real images, `(B, F)`.
+            real_targets: Teacher features of the same real images, `(B, D)`.
+
+        Returns:
+            A scalar in the dtype of the features (float32 or float64).
+
+        Raises:
+            ValueError: The shapes do not fit each other.
+        """
+        prediction = self.predict(real_features)
+        if prediction.shape != real_targets.shape:
+            raise ValueError(
+                f"real targets of shape {tuple(prediction.shape)} (B, D) are required, got {tuple(real_targets.shape)}"
+            )
+        return (prediction - real_targets).square().mean()
+
+
+def predict(distilled_features: Tensor, targets: Tensor, real_features: Tensor, ridge: float = 1e-6) -> Tensor:
+    """Returns the predictions `(B, D)` of `Regression`, in one call."""
+    return Regression(distilled_features, targets, ridge).predict(real_features)
 
 
 def outer_loss(
-    distilled_features: Tensor,
-    targets: Tensor,
-    real_features: Tensor,
-    real_targets: Tensor,
-    ridge: float = 1e-6,
-    exact_in: torch.dtype | None = None,
+    distilled_features: Tensor, targets: Tensor, real_features: Tensor, real_targets: Tensor, ridge: float = 1e-6
 ) -> Tensor:
-    """Returns the mean squared error, over `B` and `D`, of the regression on real images.
+    """Returns the outer loss of KRR-ST, `Regression.loss`, in one call."""
+    return Regression(distilled_features, targets, ridge).loss(real_features, real_targets)
 
-    Differentiable in every tensor argument, once; the distiller passes real features without a graph.
 
-    Args:
-        distilled_features: Student features of the distilled images, `(M, F)`; the constant 1 is appended here.
-        targets: Targets of the distilled images, `(M, D)`.
-        real_features: Student features of the real images, `(B, F)`.
-        real_targets: Teacher features of the same real images, `(B, D)`.
-        ridge: Regularisation relative to the trace of the kernel, at least 0.
-        exact_in: See `predict`.
-
-    Returns:
-        A scalar in the dtype of the arguments (float32 or float64).
-
-    Raises:
-        ValueError: The shapes do not fit each other.
-    """
-    prediction = predict(distilled_features, targets, real_features, ridge, exact_in)
-    if prediction.shape != real_targets.shape:
-        raise ValueError(
-            f"real targets of shape {tuple(prediction.shape)} (B, D) are required, got {tuple(real_targets.shape)}"
-        )
-    return (prediction - real_targets).square().mean()
+def _misfit(*arrived: Tensor) -> str:
+    shapes = ", ".join(str(tuple(part.shape)) for part in arrived)
+    return f"distilled features (M, F), targets (M, D) and real features (B, F) are required, got {shapes}"
 
 
 def _kernel(left: Tensor, right: Tensor, exact_in: torch.dtype | None) -> Tensor:
     if exact_in is None or not left.is_cuda:
         return linear_kernel(left, right)
-    products: Tensor = _NarrowProducts.apply(left, right, exact_in)
+    products: Tensor = _NarrowProducts.apply(left, None if left is right else right, exact_in, right.dtype)
     return products + 1
 
 
@@ -127,48 +131,93 @@ def _solve(matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
 
 
 class _RidgeSolution(torch.autograd.Function):
-    """`(A + λI)⁻¹ B` of a symmetric `A`: one factorisation serves both directions, and the host never waits for it.
+    """`(A + λI)⁻¹ B` of a symmetric `A`: one factorisation serves both directions, and the host waits for nothing.
 
-    LU with pivoting, since in float32 the rounding of `A` can exceed `λ`, and Cholesky would then fail.
+    On the CPU LU with pivoting, since in float32 the rounding of `A` can exceed `λ`, and Cholesky would then fail. LU
+    takes six times as long as Cholesky on a GPU, where a failure gives a solution of NaN.
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
+    def forward(ctx: Any, matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
         system = matrix.clone()
         system.diagonal().add_(penalty)
-        factors, pivots, _ = torch.linalg.lu_factor_ex(system)
-        solution: Tensor = torch.linalg.lu_solve(factors, pivots, right)
-        ctx.save_for_backward(factors, pivots, solution)
+        if system.is_cuda:
+            factor, failed = torch.linalg.cholesky_ex(system)
+            inverse = invert_triangular(factor)
+            ctx.solve = lambda right: inverse.T @ (inverse @ right)
+            solution: Tensor = torch.where(failed == 0, ctx.solve(right), torch.nan)
+        else:
+            factors, pivots, _ = torch.linalg.lu_factor_ex(system)
+            ctx.solve = partial(torch.linalg.lu_solve, factors, pivots)
+            solution = ctx.solve(right)
+        ctx.save_for_backward(solution)
         return solution
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        factors, pivots, solution = ctx.saved_tensors
-        adjoint = torch.linalg.lu_solve(factors, pivots, gradient)
+        (solution,) = ctx.saved_tensors
+        adjoint = ctx.solve(gradient)
         return -adjoint @ solution.T, adjoint, None
 
 
+def invert_triangular(factor: Tensor, block: int = 32) -> Tensor:
+    """Inverts a lower triangular matrix by products of blocks, which a GPU does quicker than substitution.
+
+    `[[A, 0], [B, C]]⁻¹ = [[A⁻¹, 0], [-C⁻¹ B A⁻¹, C⁻¹]]`, from the blocks of the diagonal on, pair by pair.
+
+    Args:
+        factor: `(n, n)`.
+        block: Size of the first blocks, which are solved by substitution.
+    """
+    size = len(factor)
+    count = 1 << (max(1, -(-size // block)) - 1).bit_length()
+    padded = torch.eye(count * block, dtype=factor.dtype, device=factor.device)
+    padded[:size, :size] = factor
+    first = padded.view(count, block, count, block).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    identity = torch.eye(block, dtype=factor.dtype, device=factor.device).expand_as(first)
+    inverse = torch.linalg.solve_triangular(first.contiguous(), identity, upper=False)  # (count, block, block)
+    while count > 1:
+        count, block = count // 2, block * 2
+        half = block // 2
+        pairs = padded.view(count, block, count, block).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        upper, lower = inverse[0::2], inverse[1::2]
+        inverse = torch.cat(
+            [
+                torch.cat([upper, torch.zeros_like(upper)], 2),
+                torch.cat([-lower @ pairs[:, half:, :half] @ upper, lower], 2),
+            ],
+            1,
+        )
+    whole: Tensor = inverse[0]
+    return whole[:size, :size]
+
+
 class _NarrowProducts(torch.autograd.Function):
-    """`left @ right.T` of factors that a narrower type holds exactly, added up in their own type."""
+    """`left @ right.T` of factors that a narrower type holds exactly, added up in a wider one; no `right`: `left`."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, left: Tensor, right: Tensor, narrow: torch.dtype) -> Tensor:
-        factors = left.to(narrow), right.to(narrow)
-        ctx.save_for_backward(*factors)
-        return torch.mm(factors[0], factors[1].T, out_dtype=left.dtype)
+    def forward(ctx: Any, left: Tensor, right: Tensor | None, narrow: torch.dtype, wide: torch.dtype) -> Tensor:
+        first = left.to(narrow)
+        second = first if right is None else right.to(narrow)
+        ctx.factors = first, second
+        ctx.alike = right is None
+        return torch.mm(first, second.T, out_dtype=wide)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        left, right = ctx.saved_tensors
-        # Two narrow numbers hold a gradient to 16 bits, and its large terms cancel each other.
-        most = gradient.to(left.dtype)
-        parts = most, (gradient - most).to(left.dtype)
-        wanted = ctx.needs_input_grad
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        left, right = ctx.factors
+        if ctx.alike:
+            return _wide_product(gradient + gradient.T, left), None, None, None
+        to_left = _wide_product(gradient, right) if ctx.needs_input_grad[0] else None
+        to_right = _wide_product(gradient.T, left) if ctx.needs_input_grad[1] else None
+        return to_left, to_right, None, None
 
-        def through(factor: Tensor, transposed: bool) -> Tensor:
-            first, second = (torch.mm(p.T if transposed else p, factor, out_dtype=gradient.dtype) for p in parts)
-            return first + second
 
-        return through(right, False) if wanted[0] else None, through(left, True) if wanted[1] else None, None
+def _wide_product(wide: Tensor, narrow: Tensor) -> Tensor:
+    """Returns the product of a matrix in full precision, as the sum of two narrow ones, with a narrow matrix."""
+    # Two narrow numbers hold one to 16 bits; the large terms of a gradient cancel each other, so 8 would not do.
+    most = wide.to(narrow.dtype)
+    rest = (wide - most).to(narrow.dtype)
+    return torch.mm(torch.cat([most, rest], 1), torch.cat([narrow, narrow]), out_dtype=wide.dtype)

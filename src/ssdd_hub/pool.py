@@ -6,8 +6,8 @@ back, so that in the long run every draw meets a network that was never trained:
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ssdd_hub.compiled import CompiledForward
 from ssdd_hub.errors import require
+from ssdd_hub.recorded import Recorded, copy_all, pack
 from ssdd_hub.streams import generator, seeded
 
 RENEWALS = ("train", "never-train")
@@ -63,12 +64,14 @@ class PooledStudent:
         optimizer: Its SGD.
         age: Inner steps that the algorithm counts for this slot.
         generation: How many students the slot has had before this one.
+        packed: Its state in few blocks of memory, where that is needed.
     """
 
     module: nn.Module
     optimizer: torch.optim.SGD
     age: int
     generation: int
+    packed: list[Tensor] = field(default_factory=list)
 
 
 class StudentPool:
@@ -105,6 +108,8 @@ class StudentPool:
         self.autocast = autocast
         self.students = [self._fresh(slot, generation=0) for slot in range(settings.size)]
         self._forward = CompiledForward(self.students[0].module.train()) if compiled else nn.Module.__call__
+        recorded = compiled and torch.device(device).type == "cuda"
+        self._stage = _Stage(self._fresh(0, generation=0), self._descend) if recorded else None
 
     @property
     def ages(self) -> list[int]:
@@ -133,6 +138,15 @@ class StudentPool:
     def draw(self, step: int) -> int:
         """Returns the slot that outer step `step` uses, uniform and a function of `(seed, step)` alone."""
         return int(torch.randint(self.settings.size, (), generator=generator(self.seed, "draw", step)))
+
+    def student(self, slot: int) -> nn.Module:
+        """Returns the student of a slot, to be read until the next call of anything here."""
+        student = self.students[slot]
+        return student.module if self._stage is None else self._stage.show(student)
+
+    def record_nothing(self) -> None:
+        """Launches everything one by one from now on."""
+        self._stage = None
 
     def advance(self, slot: int, images: Tensor, targets: Tensor) -> Tensor | None:
         """Ages a slot by one: an inner step, and renewal at `max_age`.
@@ -174,7 +188,10 @@ class StudentPool:
             student.module.load_state_dict(saved["module"])
             student.optimizer.load_state_dict(saved["optimizer"])
             student.age = saved["age"]
+            student.packed = []
             student.generation = saved["generation"]
+        if self._stage is not None:
+            self._stage.leave()
 
     def _fresh(self, slot: int, generation: int, age: int = 0) -> PooledStudent:
         with seeded(self.seed, "student", slot, generation):
@@ -192,6 +209,13 @@ class StudentPool:
         return PooledStudent(module, optimizer, age, generation)
 
     def _inner_step(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
+        student.age += 1
+        if self._stage is None:
+            return self._descend(student, images, targets)
+        self._stage.show(student)
+        return self._stage.descend(images, targets)
+
+    def _descend(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
         student.module.train()
         with self.autocast():
             outputs = self._forward(student.module, images)
@@ -199,5 +223,56 @@ class StudentPool:
         student.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         student.optimizer.step()
-        student.age += 1
         return loss.detach()
+
+
+class _Stage:
+    """One student in fixed memory, as recordings need it; those of the pool come and go by copies of their state.
+
+    Args:
+        student: A student of its own.
+        descend: Takes an inner step with a student.
+    """
+
+    def __init__(self, student: PooledStudent, descend: Callable[[PooledStudent, Tensor, Tensor], Tensor]) -> None:
+        self.student, self._descend = student, descend
+        self._blocks = _pack(student)
+        self._shown: PooledStudent | None = None
+        self._recorded: Recorded[Tensor] | None = None
+
+    def show(self, student: PooledStudent) -> nn.Module:
+        """Puts a student of the pool on the stage; returns the module that is it from now on."""
+        if student is not self._shown:
+            student.packed = student.packed or _pack(student)
+            copy_all(self._blocks, student.packed)
+            self._shown = student
+        return self.student.module
+
+    def leave(self) -> None:
+        """Forgets who is on the stage: its state was changed elsewhere."""
+        self._shown = None
+
+    def descend(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Takes an inner step with the student on the stage, there and in the pool."""
+        if self._recorded is None:
+            before = [block.clone() for block in self._blocks]
+            self._inputs = images.clone(), targets.clone()
+            self._recorded = Recorded(lambda: self._descend(self.student, *self._inputs))
+            copy_all(self._blocks, before)
+        copy_all(self._inputs, (images, targets))
+        loss = self._recorded().clone()
+        copy_all(cast(PooledStudent, self._shown).packed, self._blocks)
+        return loss
+
+
+def _pack(student: PooledStudent) -> list[Tensor]:
+    """Moves all that an inner step reads and writes into few blocks of memory; the momentum starts at zero."""
+    parameters = list(student.module.parameters())
+    tensors = [*parameters, *student.module.buffers()]
+    if student.optimizer.defaults["momentum"] > 0:
+        for parameter in parameters:
+            state = student.optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            tensors.append(state["momentum_buffer"])
+    return pack(tensors)
