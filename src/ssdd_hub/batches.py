@@ -131,6 +131,34 @@ class AugmentedBatches(RealBatches):
         return self.pixel_space.normalise(pixels), targets.to(self.device, self.dtype)
 
 
+class Ahead:
+    """Prepares the batch of the next step on a GPU while the present step is computed.
+
+    Args:
+        batches: Gives them; a batch is a function of its step alone.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._ready: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Returns one process's slice: images `(b, C, H, W)` and targets `(b, D)`."""
+        now = torch.cuda.current_stream()
+        batch = self._ready.pop((step, rank, world), None) or self._prepare(step, rank, world)
+        now.wait_stream(self._stream)
+        for tensor in batch:
+            # Its memory must not serve the next batch before this step is done with it.
+            tensor.record_stream(now)
+        self._ready = {(step + 1, rank, world): self._prepare(step + 1, rank, world)}
+        return batch
+
+    def _prepare(self, step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
+        with torch.cuda.stream(self._stream):
+            return self._batches(step, rank, world)
+
+
 def _ready(targets: Targets | Tensor, device: torch.device | str, copies: int = 1) -> Targets | Tensor:
     """Returns targets on a GPU as a whole where `copies` of them may stay there, and as they are otherwise."""
     if isinstance(targets, Tensor):

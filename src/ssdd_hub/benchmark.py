@@ -245,10 +245,7 @@ class Benchmark:
         left, right = (torch.randn(size, size, device=self.device, dtype=dtype) for _ in range(2))
         taken, end = list[float](), time.perf_counter() + PRODUCT_SECONDS
         while not taken or time.perf_counter() < end:
-            started = time.perf_counter()
-            torch.matmul(left, right)
-            self._wait()
-            taken.append(time.perf_counter() - started)
+            taken.append(self._time(lambda _: torch.matmul(left, right), 0))
         return 2 * size**3 / statistics.median(taken)
 
     def _wait(self) -> None:

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 _LOG = logging.getLogger(__name__)
 # What is cheap to compute from maps that are there anyway is computed again where it is needed, not written and read.
-# By default that ends at a few reads or some dozen operations, which the gradient of a batch norm exceeds.
-OPTIONS = {"realize_reads_threshold": 16, "realize_opcount_threshold": 200}
+# By default that ends at a few reads or some dozen operations, which the gradient of a batch norm exceeds. On the CPU,
+# where arithmetic is what takes the time, it is the other way round.
+GPU_OPTIONS = {"realize_reads_threshold": 16, "realize_opcount_threshold": 200}
 
 
 class Compiled(Generic[Arguments, Result]):
@@ -30,8 +31,9 @@ class Compiled(Generic[Arguments, Result]):
 
     def __init__(self, function: Callable[Arguments, Result]) -> None:
         self._plain = function
+        options: Any = GPU_OPTIONS if torch.cuda.is_available() else None
         # A shape met once is met always here: sizes that stay symbols would only cost speed.
-        self._call: Callable[Arguments, Result] = torch.compile(function, dynamic=False, options=dict(OPTIONS))
+        self._call: Callable[Arguments, Result] = torch.compile(function, dynamic=False, options=options)
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         """Calls the function."""
@@ -58,7 +60,9 @@ class CompiledForward:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._template = quicken(copy.deepcopy(module))
+        self._template = copy.deepcopy(module)
+        if any(parameter.is_cuda for parameter in module.parameters()):
+            quicken(self._template)
         self._call = Compiled(self._forward)
 
     def __call__(self, module: nn.Module, images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ssdd_hub.batches import Batches
+from ssdd_hub.batches import Ahead, Batches
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.memory import Parts
 from ssdd_hub.outer_gradient import OuterGradient
@@ -132,7 +132,8 @@ class Distiller:
         self.images = nn.Parameter(images.to(accelerator.device, dtype, copy=True))
         self.targets = nn.Parameter(targets.to(accelerator.device, dtype, copy=True))
         self.pool = pool
-        self.batches = batches
+        recorded = settings.compile and accelerator.device.type == "cuda"
+        self.batches = Ahead(batches) if recorded else batches
         self.settings = settings
         self.accelerator = accelerator
         self.outer_step = 0

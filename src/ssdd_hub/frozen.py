@@ -34,7 +34,8 @@ class FrozenFeatures:
             layer = cast(nn.Conv2d, model.get_submodule(convolution))
             layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
             model.set_submodule(norm, nn.Identity())
-        self._reader = _Reader(quicken(model) if compiled else model)
+        on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+        self._reader = _Reader(quicken(model) if compiled and on_gpu else model)
         self._names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
         self._read = maybe_compiled(self.plain, compiled)
 

@@ -92,7 +92,9 @@ class OuterGradient:
             self._recorded = Recorded(lambda: self._by_parts(self.frozen.weights(student), *self._batch, parts))
             self._recorded_student = student
         copy_all(self._batch, (real_images, real_targets))
-        return [result.clone() for result in self._recorded()]
+        loss, *gradients = self._recorded()
+        # Gradients are used before the next step; a loss is read long after it.
+        return [loss.clone(), *gradients]
 
     def _plan(self, weights: Weights, real: int) -> Parts:
         """Returns how the images pass a student; other processes may plan otherwise."""
