@@ -38,6 +38,7 @@ from ssdd_hub.streams import generator
 from ssdd_hub.targets import FeatureCache, Targets, TargetTransform
 from ssdd_hub.teacher import Teacher, build_teacher
 from ssdd_hub.train_teacher import train_teacher
+from ssdd_hub.winograd import pays
 
 DEFAULT = Path(__file__).parent / "configs" / "digits.yaml"
 
@@ -158,7 +159,8 @@ def main() -> None:
     set_space = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
     build = partial(build_student, config.student.name, num_targets=targets.width, **student_args(config, source))
     where = {"device": accelerator.device, "dtype": dtype, "autocast": accelerator.autocast}
-    pool = StudentPool(build, config.pool, config.seed, compiled=settings.compile, **where)
+    winograd = settings.winograd and pays(accelerator.device, accelerator.mixed_precision)
+    pool = StudentPool(build, config.pool, config.seed, compiled=settings.compile, winograd=winograd, **where)
     batches = build_batches(
         source,
         cache,

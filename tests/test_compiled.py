@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
-from ssdd_hub.compiled import Compiled, CompiledForward, maybe_compiled
+from ssdd_hub.compiled import Compiled, SharedForward, maybe_compiled
 from ssdd_hub.frozen import FrozenFeatures
 from ssdd_hub.students import ConvNet
 
@@ -69,7 +69,7 @@ def students():
 def test_compiled_training_is_training():
     """Outputs, gradients and batch statistics, of students that the function was not compiled with."""
     (first, second), images = students()
-    forward = CompiledForward(first.train())
+    forward = SharedForward(first.train(), compiled=True)
     for student in (first, second):
         twin = copy.deepcopy(student)
         forward(student, images).square().sum().backward()

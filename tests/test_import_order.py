@@ -16,7 +16,7 @@ ORDER = """
     state_dicts teacher_card teacher_folder teacher device_views view_batches knn optimizers pretrain
     teacher_report train_teacher
     image_stream feature_bank features targets
-    krr quick compiled recorded pool batches frozen memory stopwatch outer_gradient distiller
+    krr quick winograd compiled recorded pool batches frozen memory stopwatch outer_gradient distiller
     plain benchmark benchmark_report outer_loop
     inner_losses gradient_bias bias_report
     provenance use publish_model publish_run set_views protocols logistic probe closed_form finetune dsa kd

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from reference import krrst_numpy as witness
 
 from ssdd_hub.distiller import Distiller, DistillerSettings
-from ssdd_hub.krr import linear_kernel, outer_loss, predict
+from ssdd_hub.krr import Regression, invert_triangular, linear_kernel, outer_loss, predict
 from ssdd_hub.pool import PoolSettings, StudentPool
 from ssdd_hub.students import ConvNet
 
@@ -104,6 +104,34 @@ def test_orthogonal_features_are_fitted_as_by_hand():
     torch.testing.assert_close(predict(features, targets, real, ridge=0.0), torch.tensor([[1.0], [2.0]]).double())
     loss = outer_loss(features, targets, real, torch.zeros(2, 1, dtype=torch.float64), ridge=0.0)
     assert loss.item() == pytest.approx((1 + 4) / 2)
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 6, 3), (30, 5, 6, 3), (6, 5, 6, 3)])
+def test_with_more_images_than_features_the_small_system_gives_the_same(shape):
+    """By the witness, which always solves the kernel's."""
+    arrays = make_arrays(shape)
+    tensors = to_tensors(arrays)
+    assert Regression(*tensors[:2]).in_feature_space == (shape[0] > shape[1] + 1)
+    for ridge in (1e-3, 0.3):
+        loss, grads = witness.outer_problem(*arrays, ridge, trace_detached=True)
+        ours = outer_loss(*tensors, ridge)
+        assert ours.item() == pytest.approx(loss, rel=1e-9)
+        for name, grad in zip(NAMES, torch.autograd.grad(ours, tensors), strict=True):
+            assert relative_error(grad, grads[name]) <= 1e-8, name
+
+
+def test_autograd_is_right_in_feature_space():
+    tensors = to_tensors(make_arrays((9, 3, 5, 2)))
+    assert torch.autograd.gradcheck(lambda *tensors: outer_loss(*tensors, 0.0), tensors)
+
+
+@pytest.mark.parametrize("size", [1, 5, 32, 33, 64, 100, 130])
+def test_a_triangular_matrix_is_inverted_by_blocks(size):
+    torch.manual_seed(0)
+    factor = torch.linalg.cholesky(torch.eye(size).double() + torch.ones(size, size))
+    inverse = invert_triangular(factor)
+    torch.testing.assert_close(inverse @ factor, torch.eye(size).double())
+    assert torch.equal(inverse, inverse.tril())
 
 
 def test_a_constant_target_needs_no_features():

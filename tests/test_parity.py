@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 
+from ssdd_hub import winograd
 from ssdd_hub.distiller import Distiller, DistillerSettings
 from ssdd_hub.pool import PoolSettings, StudentPool
 from ssdd_hub.students import ConvNet
@@ -45,10 +46,12 @@ def load_in_layer_order(student, tensors, prefix):
 
 
 PATHS = {
-    "whole": {},
+    "whole": {"winograd": False},
+    "winograd": {},
     "micro-batched": {"micro_batch": 7},
     "recomputed": {"micro_batch": 7, "memory_budget": 1e-9},
-    "compiled": {"compile": True},
+    "compiled": {"compile": True, "winograd": False},
+    "compiled winograd": {"compile": True},
     "compiled and recomputed": {"compile": True, "micro_batch": 7, "memory_budget": 1e-9},
 }
 
@@ -57,12 +60,14 @@ def cases():
     for name in CASES:
         for path in PATHS:
             # Compilers take their time: the smallest case alone is compiled each time.
-            slow = "compiled" in path and name != "convnet-8-16-bn_16px_f64"
+            slow = "compiled" in path and (name != "convnet-8-16-bn_16px_f64" or path == "compiled winograd")
             yield pytest.param(name, path, marks=pytest.mark.slow if slow else (), id=f"{name}-{path}")
 
 
 @pytest.mark.parametrize(("name", "path"), list(cases()))
-def test_the_recorded_run_of_the_reference_code_is_reproduced(name, path):
+def test_the_recorded_run_of_the_reference_code_is_reproduced(name, path, monkeypatch):
+    # The recorded students are narrow.
+    monkeypatch.setattr(winograd, "MANY_CHANNELS", 1)
     tensors, metadata = read(name)
     tolerance = CASES[name]
     dtype = getattr(torch, metadata["dtype"])
@@ -83,6 +88,7 @@ def test_the_recorded_run_of_the_reference_code_is_reproduced(name, path):
         seed=0,
         dtype=dtype,
         compiled=settings.compile,
+        winograd=settings.winograd,
     )
     student = pool.students[0].module
     student.load_state_dict(load_in_layer_order(student, tensors, "student_init"))

@@ -23,6 +23,7 @@ from ssdd_hub.pool import PoolSettings, StudentPool
 from ssdd_hub.stopwatch import Stopwatch
 from ssdd_hub.streams import draw_batch, generator, seeded
 from ssdd_hub.students import StudentSettings, build_student
+from ssdd_hub.winograd import pays
 
 Record = dict[str, Any]
 # Square matrices that are large enough for the full rate, and the seconds for which it is measured each time.
@@ -92,9 +93,9 @@ class Benchmark:
         self.targets = torch.randn(distiller.num_images, settings.num_targets, generator=source)
         self.real_targets = torch.randn(settings.num_source, settings.num_targets, generator=source)
 
-    def fast(self, compiled: bool) -> Distiller:
-        """Returns our implementation, with targets as they come from the cache."""
-        settings = DistillerSettings(**{**vars(self.outer), "compile": compiled})
+    def fast(self, compiled: bool, **changes: Any) -> Distiller:
+        """Returns our implementation, with targets as they come from the cache; `changes` are of its settings."""
+        settings = DistillerSettings(**{**vars(self.outer), "compile": compiled, **changes})
         pool = StudentPool(
             self._student,
             PoolSettings(size=2, warm_up=False),
@@ -102,6 +103,7 @@ class Benchmark:
             device=self.device,
             autocast=self.accelerator.autocast,
             compiled=compiled,
+            winograd=settings.winograd and pays(self.device, self.accelerator.mixed_precision),
         )
         pixels, space = self.pixels.to(self.device), PixelSpace((0.5,) * 3, (0.25,) * 3)
         batches = CachedBatches(
@@ -153,9 +155,9 @@ class Benchmark:
     def count_flops(self) -> dict[str, int]:
         """Returns the floating-point operations of one outer step by kind, those of solving the system left out.
 
-        They are those of full precision, where no product is computed in two parts.
+        They are those of direct convolutions in full precision, where no product is computed in two parts.
         """
-        distiller = self.fast(compiled=False)
+        distiller = self.fast(compiled=False, winograd=False)
         mixed, self.accelerator.native_amp = self.accelerator.native_amp, False
         try:
             distiller.step()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ssdd_hub.quick import quicken
+from ssdd_hub.winograd import train_by_winograd
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -52,18 +53,22 @@ class Compiled(Generic[Arguments, Result]):
             return self._plain(*args, **kwargs)
 
 
-class CompiledForward:
+class SharedForward:
     """The forward pass of any module of one architecture and mode, compiled once for all of them.
 
     Args:
         module: One of them; it is copied.
+        compiled: Whether to compile the forward and the backward pass.
+        winograd: Whether to compute 3x3 convolutions of many channels by Winograd's algorithm.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, compiled: bool, winograd: bool = False) -> None:
         self._template = copy.deepcopy(module)
-        if any(parameter.is_cuda for parameter in module.parameters()):
+        if winograd:
+            train_by_winograd(self._template)
+        if compiled and any(parameter.is_cuda for parameter in module.parameters()):
             quicken(self._template)
-        self._call = Compiled(self._forward)
+        self._call = maybe_compiled(self._forward, compiled)
 
     def __call__(self, module: nn.Module, images: Tensor) -> Tensor:
         """Returns `module(images)`, with its gradients and its changes of buffers."""

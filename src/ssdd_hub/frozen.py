@@ -15,6 +15,7 @@ from torch.func import functional_call
 from ssdd_hub.backbones import pre_logits
 from ssdd_hub.compiled import maybe_compiled
 from ssdd_hub.quick import quicken
+from ssdd_hub.winograd import FrozenConvolution, suits, transform
 
 Weights = Mapping[str, Tensor]
 
@@ -25,15 +26,19 @@ class FrozenFeatures:
     Args:
         student: One of them; it is copied.
         compiled: Whether to compile the forward and the backward pass.
+        winograd: Whether to compute 3x3 convolutions of many channels by Winograd's algorithm.
     """
 
-    def __init__(self, student: nn.Module, compiled: bool = False) -> None:
+    def __init__(self, student: nn.Module, compiled: bool = False, winograd: bool = False) -> None:
         self._folds = list(_foldable(student))
         model = copy.deepcopy(student).eval().requires_grad_(False)
         for convolution, norm in self._folds:
             layer = cast(nn.Conv2d, model.get_submodule(convolution))
             layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
             model.set_submodule(norm, nn.Identity())
+        self._transformed = [name for name, layer in model.named_modules() if winograd and suits(layer)]
+        for name in self._transformed:
+            model.set_submodule(name, FrozenConvolution(cast(nn.Conv2d, model.get_submodule(name))))
         on_gpu = any(parameter.is_cuda for parameter in model.parameters())
         self._reader = _Reader(quicken(model) if compiled and on_gpu else model)
         self._names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
@@ -47,6 +52,8 @@ class FrozenFeatures:
             own[f"{convolution}.weight"], own[f"{convolution}.bias"] = fold_batch_norm(
                 cast(nn.Conv2d, student.get_submodule(convolution)), cast(nn.BatchNorm2d, student.get_submodule(norm))
             )
+        for name in self._transformed:
+            own[f"{name}.weight"], own[f"{name}.adjoint"] = transform(own[f"{name}.weight"])
         return {f"model.{name}": own[name].detach() for name in self._names}
 
     def __call__(self, weights: Weights, images: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from ssdd_hub.krr import Regression
 from ssdd_hub.memory import Parts, plan_parts
 from ssdd_hub.recorded import Recorded, copy_all
 from ssdd_hub.stopwatch import Stopwatch
+from ssdd_hub.winograd import pays
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class OuterGradient:
         kernel_dtype: Type in which the kernel is built and solved.
         accelerator: Device, processes and mixed precision. The kernel is never built in reduced precision.
         compiled: Compile the networks; on a GPU also record all launches as one.
+        winograd: See `DistillerSettings`.
         micro_batch: Images per forward pass; None for what is quick on the device.
         budget: Bytes for activations; None for half of the memory that is free.
 
@@ -49,6 +51,7 @@ class OuterGradient:
         kernel_dtype: torch.dtype,
         accelerator: Accelerator,
         compiled: bool = False,
+        winograd: bool = False,
         micro_batch: int | None = None,
         budget: int | None = None,
     ) -> None:
@@ -56,7 +59,8 @@ class OuterGradient:
         self.batch_size, self.ridge, self.kernel_dtype = batch_size, ridge, kernel_dtype
         self.accelerator = accelerator
         self.micro_batch, self.budget = micro_batch, budget
-        self.frozen = FrozenFeatures(student, compiled)
+        winograd = winograd and pays(accelerator.device, accelerator.mixed_precision)
+        self.frozen = FrozenFeatures(student, compiled, winograd)
         self.parts: Parts | None = None
         self.watch = Stopwatch()
         self.recording = compiled and accelerator.device.type == "cuda"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssdd_hub.compiled import CompiledForward
+from ssdd_hub.compiled import SharedForward
 from ssdd_hub.errors import require
 from ssdd_hub.recorded import Recorded, copy_all, pack
 from ssdd_hub.streams import generator, seeded
@@ -86,7 +86,8 @@ class StudentPool:
         device: Where the students live.
         dtype: Type of their weights.
         autocast: Returns the context of the inner forward pass, such as `accelerator.autocast`.
-        compiled: Whether to compile the inner forward and backward pass.
+        compiled: Whether to compile the inner forward and backward pass; on a GPU also to record the launches.
+        winograd: Whether to compute its 3x3 convolutions of many channels by Winograd's algorithm.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class StudentPool:
         dtype: torch.dtype = torch.float32,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         compiled: bool = False,
+        winograd: bool = False,
     ) -> None:
         self.build = build
         self.settings = settings
@@ -107,7 +109,9 @@ class StudentPool:
         self.dtype = dtype
         self.autocast = autocast
         self.students = [self._fresh(slot, generation=0) for slot in range(settings.size)]
-        self._forward = CompiledForward(self.students[0].module.train()) if compiled else nn.Module.__call__
+        self._forward: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__
+        if compiled or winograd:
+            self._forward = SharedForward(self.students[0].module.train(), compiled, winograd)
         recorded = compiled and torch.device(device).type == "cuda"
         self._stage = _Stage(self._fresh(0, generation=0), self._descend) if recorded else None
 

@@ -20,6 +20,7 @@ from ssdd_hub.pool import PoolSettings, StudentPool
 from ssdd_hub.selection import Source
 from ssdd_hub.streams import draw_batch, generator
 from ssdd_hub.targets import FeatureCache, Targets
+from ssdd_hub.winograd import pays
 
 IMPLEMENTATIONS = ("ours", "plain")
 # What decides from which images all contenders start.
@@ -140,8 +141,15 @@ class Start:
 
     def _ours(self, settings: ContenderSettings) -> Distiller:
         outer, accelerator, source = settings.distiller, self.accelerator, self.source
-        where = {"device": accelerator.device, "autocast": accelerator.autocast}
-        pool = StudentPool(self.student, settings.pool, self.seed, compiled=outer.compile, **where)
+        pool = StudentPool(
+            self.student,
+            settings.pool,
+            self.seed,
+            device=accelerator.device,
+            autocast=accelerator.autocast,
+            compiled=outer.compile,
+            winograd=outer.winograd and pays(accelerator.device, accelerator.mixed_precision),
+        )
         targets = source.targets
         if not isinstance(targets, Targets):
             raise TypeError(f"targets of a FeatureCache are required, got a {type(targets).__name__}")
