@@ -11,7 +11,14 @@ from ssdd_hub.pool import PoolSettings, StudentPool
 from ssdd_hub.students import ConvNet
 from ssdd_hub.winograd import FrozenConvolution, convolve, convolve_by, suits, train_by_winograd, transform
 
+
 # Tiles are of four pixels: whole ones, one more, one less, and less than one.
+@pytest.fixture(autouse=True)
+def parts(monkeypatch):
+    """Of two images each time, the last of one."""
+    monkeypatch.setattr(winograd, "PART", 2)
+
+
 SIZES = [(8, 8), (5, 7), (4, 12), (1, 1), (3, 6)]
 
 
@@ -23,9 +30,9 @@ def narrow(monkeypatch):
 
 def problem(size, dtype=torch.float64):
     torch.manual_seed(0)
-    maps = torch.randn(2, 3, *size, dtype=dtype, requires_grad=True)
+    maps = torch.randn(3, 3, *size, dtype=dtype, requires_grad=True)
     layer = nn.Conv2d(3, 5, 3, padding=1).to(dtype)
-    return maps, layer, torch.randn(2, 5, *size, dtype=dtype)
+    return maps, layer, torch.randn(3, 5, *size, dtype=dtype)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -15,6 +15,8 @@ from torch.nn import functional
 # With fewer channels the transforms cost what the products save.
 MANY_CHANNELS = 128
 TILE = 4
+# Images at a time: their transformed tiles take twice the memory of their maps, and should stay near the cores.
+PART = 32
 _TO_INPUT = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -119,13 +121,18 @@ def convolve(maps: Tensor, filters: Tensor, adjoint: Tensor) -> Tensor:
     Returns:
         `(n, O, h, w)`, in channels-last layout.
     """
-    count, _, height, width = maps.shape
+    height, width = maps.shape[2:]
     rows, columns = -(-height // TILE), -(-width // TILE)
-    products = torch.bmm(_spread(maps), filters)
-    gathered = _both_axes(_TO_OUTPUT, maps) @ products.view(36, -1)
-    outputs = gathered.view(TILE, TILE, count, rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
-    outputs = outputs.reshape(count, rows * TILE, columns * TILE, -1)[:, :height, :width]
-    return outputs.contiguous().permute(0, 3, 1, 2)
+    outputs = maps.new_empty(len(maps), height, width, filters.shape[2])
+    for images, place in zip(torch.split(maps, PART), torch.split(outputs, PART), strict=True):
+        products = torch.bmm(_spread(images), filters)
+        gathered = _both_axes(_TO_OUTPUT, maps) @ products.view(36, -1)
+        tiles = gathered.view(TILE, TILE, len(images), rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
+        if (rows * TILE, columns * TILE) == (height, width):
+            place.view(len(images), rows, TILE, columns, TILE, -1).copy_(tiles)
+        else:
+            place.copy_(tiles.reshape(len(images), rows * TILE, columns * TILE, -1)[:, :height, :width])
+    return outputs.permute(0, 3, 1, 2)
 
 
 @convolve.register_fake
@@ -167,9 +174,11 @@ def gradients(gradient: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, T
     """
     filters, adjoint = transform(weight)
     to_output = _both_axes(_TO_OUTPUT, maps)
-    tiles = _tiles(gradient, TILE, before=0)
-    products = (to_output.T @ tiles.reshape(TILE**2, -1)).view(36, -1, len(weight))
-    of_filters = torch.bmm(_spread(maps).transpose(1, 2), products)  # (36, C, O)
+    of_filters = torch.zeros_like(filters)  # (36, C, O)
+    for images, part in zip(torch.split(maps, PART), torch.split(gradient, PART), strict=True):
+        tiles = _tiles(part, TILE, before=0).reshape(TILE**2, -1)
+        products = (to_output.T @ tiles).view(36, -1, len(weight))
+        of_filters.baddbmm_(_spread(images).transpose(1, 2), products)
     of_weight = (_both_axes(_TO_FILTER, maps).T @ of_filters.view(36, -1)).view(3, 3, weight.shape[1], len(weight))
     of_maps: Tensor = convolve(gradient, adjoint, filters)
     return of_maps, of_weight.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
