@@ -69,3 +69,11 @@ def test_parts_shrink_until_they_are_one_image_that_is_recomputed():
         seen.append((parts.size, parts.recompute))
         parts = parts.smaller()
     assert seen == [(5, False), (5, True), (3, True), (2, True), (1, True)]
+
+
+def test_a_gpu_takes_all_images_at_once_real_ones_too(monkeypatch):
+    monkeypatch.setattr(memory, "kept_bytes", lambda forward, images: len(images) * IMAGE_BYTES)
+    images = torch.empty(10, 1, 4, 4, device="meta")
+    assert plan_parts(twice_exp, images, budget=10 * IMAGE_BYTES, real=24) == Parts(24, recompute=False)
+    assert plan_parts(twice_exp, images, budget=10 * IMAGE_BYTES, real=4) == Parts(10, recompute=False)
+    assert plan_parts(twice_exp, images, budget=6 * IMAGE_BYTES, real=24) == Parts(3, recompute=True)

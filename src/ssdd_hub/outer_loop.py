@@ -45,10 +45,21 @@ def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress
         records.append({"stage": "distill", "step": step + 1, **distiller.step()})
         due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == last
         if due or (step + 1) % settings.log_every == 0:
-            bar.set_postfix(loss=f"{_flush(records, run, distiller):.4g}")
+            bar.set_postfix({"loss": f"{_flush(records, run, distiller):.4g}", **_longest(distiller)})
         if due:
             _save(distiller, run, time.perf_counter() - started)
     return time.perf_counter() - started
+
+
+def _longest(distiller: Distiller) -> dict[str, str]:
+    """Returns the part that took most of the time since it was last asked for, and its share; none on a GPU."""
+    seconds = distiller.watch.seconds
+    total = sum(seconds.values())
+    if distiller.accelerator.device.type != "cpu" or total == 0:
+        return {}
+    part = max(seconds, key=lambda name: seconds[name])
+    distiller.watch.reset()
+    return {part.replace(" ", "_"): f"{seconds[part] / total:.0%}"}
 
 
 def _warm_up(distiller: Distiller, run: RunFolder, progress: bool) -> None:

@@ -87,7 +87,7 @@ class RunSettings(LaunchSettings):
 
 
 class RunLog:
-    """A JSONL log of the stages of a run; the same run writes the same bytes, so it holds no times.
+    """A JSONL log of the stages of a run; of a distillation the same run writes the same bytes, so no times.
 
     Args:
         path: The file.
