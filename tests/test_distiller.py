@@ -76,7 +76,7 @@ def test_micro_batches_change_nothing_but_rounding(micro_batch, recompute):
     whole, parts = build_distiller(), build_distiller(micro_batch=micro_batch, memory_budget=budget)
     torch.testing.assert_close(run(whole, 6), run(parts, 6), rtol=1e-9, atol=0)
     torch.testing.assert_close(whole.images, parts.images, rtol=1e-9, atol=1e-11)
-    assert (whole.outer.parts.recompute, parts.outer.parts.recompute) == (False, recompute)
+    assert (whole.parts.recompute, parts.parts.recompute) == (False, recompute)
 
 
 def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(caplog):
@@ -90,7 +90,7 @@ def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(c
 
     short.outer._features = fit_three
     torch.testing.assert_close(run(whole, 4), run(short, 4), rtol=1e-9, atol=0)
-    assert short.outer.parts == Parts(2, recompute=True)
+    assert short.parts == Parts(2, recompute=True)
     assert "the memory is full: from here on" in caplog.text
 
 
@@ -169,10 +169,10 @@ def test_a_resumed_run_passes_images_as_before_however_much_memory_is_free(tmp_p
     monkeypatch.setattr(memory, "free_memory", lambda device: 1)
     resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
     assert run(resumed, 2) == run(stopped, 2)
-    assert resumed.outer.parts == stopped.outer.parts
+    assert resumed.parts == stopped.parts
     fresh = build_distiller()
     run(fresh, 1)
-    assert fresh.outer.parts == Parts(1, recompute=True)
+    assert fresh.parts == Parts(1, recompute=True)
 
 
 def test_a_checkpoint_of_another_set_is_refused():

@@ -34,13 +34,13 @@ def accelerator(request):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def build(accelerator, recorded=True, compiled=True, **settings):
+def build(accelerator, recorded=True, compiled=True, max_age=4, **settings):
     source = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (200, 3, SIDE, SIDE), dtype=torch.uint8, generator=source)
     settings = DistillerSettings(num_images=M, batch_size=B, steps=50, lr_images=1e-2, compile=compiled, **settings)
     pool = StudentPool(
         lambda: ConvNet((8, 16), "batch", 3, SIDE, D),
-        PoolSettings(size=3, max_age=4, learning_rate=0.01),
+        PoolSettings(size=3, max_age=max_age, learning_rate=0.01),
         0,
         device=accelerator.device,
         autocast=accelerator.autocast,
@@ -88,11 +88,11 @@ def test_a_compiled_run_is_that_of_the_cpu_up_to_precision(accelerator):
         assert first == pytest.approx(second, rel=1e-3)
 
 
-def test_a_resumed_run_goes_on_as_the_unbroken_one(accelerator, tmp_path):
-    unbroken, stopped = build(accelerator), build(accelerator)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_resumed_run_goes_on_as_the_unbroken_one(accelerator, tmp_path, compiled):
+    unbroken, stopped, resumed = (build(accelerator, compiled=compiled, max_age=50) for _ in range(3))
     run(unbroken, 5), run(stopped, 5)
     save_tree(tmp_path / "state.safetensors", stopped.state_dict())
-    resumed = build(accelerator)
     run(resumed, 2)
     resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
     for first, second in zip(run(resumed, 6), run(unbroken, 6), strict=True):
@@ -148,4 +148,4 @@ def test_a_full_memory_is_answered_by_smaller_parts(accelerator):
     distiller.outer._by_parts = fit_ten
     for first, second in zip(run(distiller, 3), run(whole, 3), strict=True):
         assert first == pytest.approx(second, rel=1e-2)
-    assert distiller.outer.parts.size <= 10 and distiller.outer.parts.recompute
+    assert distiller.parts.size <= 10 and distiller.outer.parts.recompute

@@ -51,6 +51,7 @@ def test_a_bias_before_a_norm_is_kept_as_weight_decay_needs_it():
         [nn.Conv2d(3, 4, (3, 1), padding=(1, 0)), nn.BatchNorm2d(4, momentum=None)],
         [nn.Conv2d(3, 6, 5, padding=2, groups=3), nn.BatchNorm2d(6, track_running_stats=False), nn.MaxPool2d(2)],
         [nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.BatchNorm2d(4)],
+        [nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(2, divisor_override=1)],
         [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.AvgPool2d(2)],
     ],
 )
@@ -62,6 +63,12 @@ def test_layers_of_other_kinds_do_what_they_did(layers):
     torch.testing.assert_close(mine, gradient)
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, msg=name)
+
+
+def test_half_precision_stays_half_precision():
+    network = quicken(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.randn(2, 3, 8, 8)).dtype == torch.bfloat16
 
 
 def test_blocks_with_a_forward_of_their_own_are_left_alone():

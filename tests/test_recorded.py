@@ -6,7 +6,7 @@ from test_distiller import build_distiller
 
 from ssdd_hub import outer_gradient, pool
 from ssdd_hub.checkpoint import load_tree, save_tree
-from ssdd_hub.recorded import WARM_UP, copy_all, pack
+from ssdd_hub.recorded import WARM_UP, CannotRecord, copy_all, pack
 
 
 class Again:
@@ -77,12 +77,37 @@ def test_a_recorded_run_is_the_usual_one_through_renewals(recorded, settings):
 
 
 def test_a_resumed_recorded_run_goes_on_as_the_unbroken_one(recorded, tmp_path):
-    unbroken, stopped, resumed = recorded(), recorded(), recorded()
+    # Students that have a momentum are to take many more steps after it.
+    unbroken, stopped, resumed = (recorded(max_age=50) for _ in range(3))
     run(unbroken, 5), run(stopped, 5), run(resumed, 3)
     save_tree(tmp_path / "state.safetensors", stopped.state_dict())
     resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
     assert run(resumed, 6) == run(unbroken, 6)
     assert torch.equal(resumed.images, unbroken.images)
+
+
+def test_other_parts_are_recorded_anew(recorded):
+    ours = recorded()
+    run(ours, 2)
+    state = ours.state_dict()
+    ours.load_state_dict({**state, "parts": {"size": 2, "recompute": True}})
+    sizes = []
+    by_parts = ours.outer._by_parts
+    ours.outer._by_parts = lambda *given: (sizes.append(given[-1].size), by_parts(*given))[1]
+    run(ours, 2)
+    assert set(sizes) == {2}
+
+
+def test_what_cannot_be_recorded_goes_on_launch_by_launch(recorded, monkeypatch, caplog):
+    def refuse(function):
+        function()
+        raise CannotRecord("it waits")
+
+    for module in (pool, outer_gradient):
+        monkeypatch.setattr(module, "Recorded", refuse)
+    ours, theirs = recorded(), build_distiller()
+    assert run(ours, 5) == run(theirs, 5)
+    assert caplog.text.count("it waits; ") == 2
 
 
 def test_a_run_goes_on_without_recording_from_any_step(recorded):
@@ -103,7 +128,7 @@ def test_a_full_memory_records_again_in_smaller_parts(recorded):
 
     ours.outer._by_parts = fit_three
     torch.testing.assert_close(run(ours, 4), run(theirs, 4), rtol=1e-9, atol=0)
-    assert ours.outer.parts.size <= 3
+    assert ours.parts.size <= 3
 
 
 def test_packed_tensors_keep_values_and_strides_and_move_with_their_block():

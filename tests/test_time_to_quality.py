@@ -195,6 +195,7 @@ def test_contenders_take_the_common_settings_but_for_their_own():
         ({"pool": 3}, "pool is a section; give its settings one by one"),
         ({"implementation": "best"}, "implementation must be one of ours, plain, got 'best'"),
         ({"implementation": "plain", "pool": {"renewal": "never-train"}}, "pool.renewal must be train in the plain"),
+        ({"implementation": "plain", "distiller": {"compile": True}}, "leave out distiller.compile: the plain"),
         (
             {"distiller": {"num_images": 5, "precision": "float64"}},
             "leave out distiller.num_images, distiller.precision",

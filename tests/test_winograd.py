@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers import StdConv2d
 from torch import nn
 from torch.nn import functional
 
@@ -92,6 +93,8 @@ def test_in_float32_the_error_is_of_millionths():
         nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(128, 128, 3, padding=2, dilation=2),
         nn.Conv2d(128, 64, 3, padding=1),
+        StdConv2d(128, 128, 3, padding=1),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(128, 128, 3, padding=1)),
         nn.Linear(128, 128),
     ],
 )

@@ -10,7 +10,7 @@ from torch import Tensor
 from ssdd_hub.augment import crop_flip, draw_views
 from ssdd_hub.images import ImageBank
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.residence import RESIDENT, keep, send, take
+from ssdd_hub.residence import keep, may_stay, send, take
 from ssdd_hub.streams import draw_batch, generator
 from ssdd_hub.target_transform import TargetTransform
 from ssdd_hub.targets import FeatureCache, Targets, fixed_views
@@ -136,10 +136,11 @@ class Ahead:
 
     Args:
         batches: Gives them; a batch is a function of its step alone.
+        steps: Steps of the run; no batch after the last is prepared.
     """
 
-    def __init__(self, batches: Batches) -> None:
-        self._batches = batches
+    def __init__(self, batches: Batches, steps: int) -> None:
+        self._batches, self._steps = batches, steps
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._ready: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
@@ -151,7 +152,8 @@ class Ahead:
         for tensor in batch:
             # Its memory must not serve the next batch before this step is done with it.
             tensor.record_stream(now)
-        self._ready = {(step + 1, rank, world): self._prepare(step + 1, rank, world)}
+        if step + 1 < self._steps:
+            self._ready = {(step + 1, rank, world): self._prepare(step + 1, rank, world)}
         return batch
 
     def _prepare(self, step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
@@ -162,10 +164,9 @@ class Ahead:
 def _ready(targets: Targets | Tensor, device: torch.device | str, copies: int = 1) -> Targets | Tensor:
     """Returns targets on a GPU as a whole where `copies` of them may stay there, and as they are otherwise."""
     if isinstance(targets, Tensor):
-        return keep(targets, device)
+        return keep(targets, device, copies)
     size = len(targets) * targets.width * targets.dtype.itemsize
-    resident = torch.device(device).type == "cuda" and size * copies <= RESIDENT
-    return targets[:].to(device) if resident else targets
+    return targets[:].to(device) if may_stay(size * copies, device) else targets
 
 
 def build_batches(

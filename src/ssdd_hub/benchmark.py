@@ -93,8 +93,14 @@ class Benchmark:
         self.targets = torch.randn(distiller.num_images, settings.num_targets, generator=source)
         self.real_targets = torch.randn(settings.num_source, settings.num_targets, generator=source)
 
-    def fast(self, compiled: bool, **changes: Any) -> Distiller:
-        """Returns our implementation, with targets as they come from the cache; `changes` are of its settings."""
+    def fast(self, compiled: bool, source: tuple[Tensor, Tensor] | None = None, **changes: Any) -> Distiller:
+        """Returns our implementation, with targets as they come from the cache.
+
+        Args:
+            compiled: Whether it compiles.
+            source: Pixels and targets to draw from, in place of the benchmark's own.
+            **changes: Settings of the distiller that are to differ.
+        """
         settings = DistillerSettings(**{**vars(self.outer), "compile": compiled, **changes})
         pool = StudentPool(
             self._student,
@@ -105,14 +111,14 @@ class Benchmark:
             compiled=compiled,
             winograd=settings.winograd and pays(self.device, self.accelerator.mixed_precision),
         )
-        pixels, space = self.pixels.to(self.device), PixelSpace((0.5,) * 3, (0.25,) * 3)
+        pixels, targets = source or (self.pixels, self.real_targets)
         batches = CachedBatches(
             pixels=pixels,
-            pixel_space=space,
+            pixel_space=PixelSpace((0.5,) * 3, (0.25,) * 3),
             batch_size=settings.batch_size,
             seed=self.seed,
             device=self.device,
-            targets=self.real_targets.to(self.device),
+            targets=targets,
         )
         return Distiller(self.images, self.targets, pool, batches, settings, self.accelerator)
 

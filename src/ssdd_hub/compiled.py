@@ -28,11 +28,12 @@ class Compiled(Generic[Arguments, Result]):
 
     Args:
         function: Takes tensors, and dicts of them, and gives tensors.
+        gpu: Whether they are on a GPU.
     """
 
-    def __init__(self, function: Callable[Arguments, Result]) -> None:
+    def __init__(self, function: Callable[Arguments, Result], gpu: bool = False) -> None:
         self._plain = function
-        options: Any = GPU_OPTIONS if torch.cuda.is_available() else None
+        options: Any = GPU_OPTIONS if gpu else None
         # A shape met once is met always here: sizes that stay symbols would only cost speed.
         self._call: Callable[Arguments, Result] = torch.compile(function, dynamic=False, options=options)
 
@@ -66,9 +67,10 @@ class SharedForward:
         self._template = copy.deepcopy(module)
         if winograd:
             train_by_winograd(self._template)
-        if compiled and any(parameter.is_cuda for parameter in module.parameters()):
+        gpu = any(parameter.is_cuda for parameter in module.parameters())
+        if compiled and gpu:
             quicken(self._template)
-        self._call = maybe_compiled(self._forward, compiled)
+        self._call = maybe_compiled(self._forward, compiled, gpu)
 
     def __call__(self, module: nn.Module, images: Tensor) -> Tensor:
         """Returns `module(images)`, with its gradients and its changes of buffers."""
@@ -79,6 +81,8 @@ class SharedForward:
         return outputs
 
 
-def maybe_compiled(function: Callable[Arguments, Result], compiled: bool) -> Callable[Arguments, Result]:
-    """Returns the function, compiled when asked."""
-    return Compiled(function) if compiled else function
+def maybe_compiled(
+    function: Callable[Arguments, Result], compiled: bool, gpu: bool = False
+) -> Callable[Arguments, Result]:
+    """Returns the function, compiled when asked, for tensors of a GPU or of the CPU."""
+    return Compiled(function, gpu) if compiled else function

@@ -2,7 +2,8 @@
 
 Each point is measured in a process of its own, so that its peak of memory is its own. The real images and their
 targets are noise in mapped files, of which the memory of a process holds the rows of one batch at a time. The files
-are freshly written, so they are in the system's cache; how quick a disk is has no part in the figures.
+are freshly written, so they are in the system's cache; how quick a disk is has no part in the figures. What has room
+on a GPU is kept there.
 """
 
 import mmap
@@ -21,7 +22,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssdd_hub.apart import ApartError, call_apart
-from ssdd_hub.batches import CachedBatches
 from ssdd_hub.benchmark import Benchmark, BenchmarkSettings
 from ssdd_hub.distiller import Distiller, DistillerSettings
 from ssdd_hub.errors import require
@@ -192,9 +192,9 @@ def measure_point(point: Point, steps: int, warm_up: int, seed: int, launch: Lau
         launch: How the process computes.
 
     Returns:
-        `seconds`, the median of `steps_seconds`; `parts`, the mean seconds by part; `memory_gib`, the peak of this
-        process, and `start_gib`, that of before: of a GPU's memory where there is one; `part_size` and `recompute`,
-        how images passed the student; its `num_features`; `threads`.
+        `seconds`, the median of `steps_seconds`; `parts`, the mean seconds by part, none on a GPU; `memory_gib`, the
+        peak of this process, and `start_gib`, that of before: of a GPU's memory where there is one; `part_size` and
+        `recompute`, how images passed the student; its `num_features`; `threads`.
 
     Raises:
         InputError: There is no such student for such images.
@@ -218,7 +218,7 @@ def measure_point(point: Point, steps: int, warm_up: int, seed: int, launch: Lau
     return {
         "seconds": statistics.median(taken[warm_up:]),
         "steps_seconds": taken[warm_up:],
-        "parts": {name: seconds / steps for name, seconds in distiller.watch.seconds.items()},
+        "parts": {name: seconds / steps for name, seconds in distiller.watch.seconds.items() if device.type == "cpu"},
         "memory_gib": _peak_memory(device) / 2**30,
         "start_gib": start / 2**30,
         "part_size": parts["size"],
@@ -233,14 +233,12 @@ def _build(point: Point, seed: int, accelerator: Accelerator) -> tuple[Distiller
     shape, noise = point.benchmark, generator(seed, "cost curves")
     # The benchmark's own source, which is in memory, is replaced.
     benchmark = Benchmark(replace(shape, num_source=1), point.distiller, point.student, seed, accelerator)
-    distiller = benchmark.fast(point.distiller.compile)
     image = (3, shape.image_size, shape.image_size)
     pixels, first = map_rows(
         lambda rows: torch.randint(256, (rows, *image), dtype=torch.uint8, generator=noise), shape.num_source
     )
     targets, second = map_rows(lambda rows: torch.randn(rows, shape.num_targets, generator=noise), shape.num_source)
-    distiller.batches = replace(cast(CachedBatches, distiller.batches), pixels=pixels, targets=targets)
-    return distiller, [first, second]
+    return benchmark.fast(point.distiller.compile, (pixels, targets)), [first, second]
 
 
 def map_rows(draw: Callable[[int], Tensor], count: int) -> tuple[Tensor, mmap.mmap]:

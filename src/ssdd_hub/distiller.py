@@ -30,7 +30,8 @@ class DistillerSettings:
         lr_images: AdamW's first learning rate of the images.
         lr_targets: AdamW's first learning rate of the targets.
         final_lr: The share of the first learning rates that the linear decay ends at.
-        ridge: Regularisation of the regression relative to the trace of its kernel.
+        ridge: Regularisation of the regression relative to the trace of its kernel. Much less than the default may
+            leave a float32 kernel that cannot be factorised on a GPU.
         inner_steps: Inner steps of the drawn student after each outer step.
         augment: Crop and flip the real images; see `targets.views` for where their targets come from.
         pixel_space: `normalised`: the images start as normalised real images. `raw`: as in the authors' released code,
@@ -43,8 +44,8 @@ class DistillerSettings:
             pass rather than kept; None for half of the memory that is free at the start.
         compile: Compile the networks with torch.compile: quicker from some hundred steps on, after a minute or so. The
             launches of a step on a GPU are also recorded, and launched again as one.
-        winograd: On the CPU in full precision, compute the 3x3 convolutions of frozen students by Winograd's algorithm
-            where they have 64 channels or more: quicker, and in float32 rounded by a few millionths.
+        winograd: On the CPU in full precision, compute the 3x3 convolutions of students by Winograd's algorithm where
+            they have 128 channels or more: quicker, and in float32 rounded by a few millionths.
     """
 
     num_images: int = 1000
@@ -136,7 +137,7 @@ class Distiller:
         self.targets = nn.Parameter(targets.to(accelerator.device, dtype, copy=True))
         self.pool = pool
         recorded = settings.compile and accelerator.device.type == "cuda"
-        self.batches = Ahead(batches) if recorded else batches
+        self.batches = Ahead(batches, settings.steps) if recorded else batches
         self.settings = settings
         self.accelerator = accelerator
         self.outer_step = 0
@@ -167,6 +168,11 @@ class Distiller:
     def watch(self) -> Stopwatch:
         """Counts the seconds of each part of the steps."""
         return self.outer.watch
+
+    @property
+    def parts(self) -> Parts | None:
+        """How images pass the students, once the first outer step has planned it."""
+        return self.outer.parts
 
     def record_nothing(self) -> None:
         """Launches everything one by one from now on, so that its parts can be timed on a GPU."""

@@ -39,10 +39,10 @@ class FrozenFeatures:
         self._transformed = [name for name, layer in model.named_modules() if winograd and suits(layer)]
         for name in self._transformed:
             model.set_submodule(name, FrozenConvolution(cast(nn.Conv2d, model.get_submodule(name))))
-        on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-        self._reader = _Reader(quicken(model) if compiled and on_gpu else model)
+        gpu = any(parameter.is_cuda for parameter in model.parameters())
+        self._reader = _Reader(quicken(model) if compiled and gpu else model)
         self._names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-        self._read = maybe_compiled(self.plain, compiled)
+        self._read = maybe_compiled(self.plain, compiled, gpu)
 
     @torch.no_grad()
     def weights(self, student: nn.Module) -> Weights:

@@ -2,7 +2,6 @@
 
 import logging
 from functools import partial
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from ssdd_hub.frozen import FrozenFeatures, Weights
 from ssdd_hub.krr import Regression
 from ssdd_hub.memory import Parts, plan_parts
-from ssdd_hub.recorded import Recorded, copy_all
+from ssdd_hub.recorded import CannotRecord, Recorded, copy_all
 from ssdd_hub.stopwatch import Stopwatch
 from ssdd_hub.winograd import pays
 
@@ -65,7 +64,7 @@ class OuterGradient:
         self.watch = Stopwatch()
         self.recording = compiled and accelerator.device.type == "cuda"
         self._recorded: Recorded[list[Tensor]] | None = None
-        self._recorded_student: nn.Module | None = None
+        self._recorded_of: tuple[nn.Module, Parts] | None = None
 
     def __call__(self, student: nn.Module, real_images: Tensor, real_targets: Tensor) -> list[Tensor]:
         """Returns this process's share of the loss and its gradients in images and targets.
@@ -80,8 +79,11 @@ class OuterGradient:
                 self.parts = self._plan(self.frozen.weights(student), len(real_images))
             try:
                 if self.recording:
-                    return self._again(student, real_images, real_targets)
+                    return self._again(student, real_images, real_targets, self.parts)
                 return self._by_parts(self.frozen.weights(student), real_images, real_targets, self.parts)
+            except CannotRecord as error:
+                _LOG.warning("%s; outer gradients are computed launch by launch", error)
+                self.recording = False
             except RuntimeError as error:
                 smaller = self.parts.smaller() if should_reduce_batch_size(error) else None
                 if smaller is None:
@@ -89,12 +91,12 @@ class OuterGradient:
                 self.parts, self._recorded = smaller, None
                 _LOG.warning("the memory is full: from here on images pass in %s", smaller)
 
-    def _again(self, student: nn.Module, real_images: Tensor, real_targets: Tensor) -> list[Tensor]:
+    def _again(self, student: nn.Module, real_images: Tensor, real_targets: Tensor, parts: Parts) -> list[Tensor]:
         """Does the same by a recording, which reads a copy of the batch."""
-        if self._recorded is None or self._recorded_student is not student:
-            self._batch, parts = (real_images.clone(), real_targets.clone()), cast(Parts, self.parts)
+        if self._recorded is None or self._recorded_of != (student, parts):
+            self._batch = real_images.clone(), real_targets.clone()
             self._recorded = Recorded(lambda: self._by_parts(self.frozen.weights(student), *self._batch, parts))
-            self._recorded_student = student
+            self._recorded_of = student, parts
         copy_all(self._batch, (real_images, real_targets))
         loss, *gradients = self._recorded()
         # Gradients are used before the next step; a loss is read long after it.
@@ -129,7 +131,8 @@ class OuterGradient:
         return [loss.detach(), torch.cat(images_gradient), targets_gradient]
 
     def _fit(self, features: Tensor) -> Regression:
-        exact_in = torch.bfloat16 if features.dtype == torch.bfloat16 else None
+        exact = features.dtype == torch.bfloat16 and self.kernel_dtype == torch.float32
+        exact_in = torch.bfloat16 if exact else None
         return Regression(features.to(self.kernel_dtype), self.targets.to(self.kernel_dtype), self.ridge, exact_in)
 
     def _loss(self, regression: Regression, real_features: Tensor, real_targets: Tensor) -> Tensor:

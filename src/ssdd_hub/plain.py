@@ -34,8 +34,8 @@ class PlainDistiller:
             the teacher does.
         teacher: Gives the targets `(B, D)` of the latter.
         settings: The outer problem. How it is computed is not asked: `precision`, `kernel_precision`, `micro_batch`,
-            `memory_budget` and `compile` are left aside; `pixel_space` and `augment` are for whoever gives images and
-            batches.
+            `memory_budget`, `compile` and `winograd` are left aside; `pixel_space` and `augment` are for whoever gives
+            images and batches.
         pool: The online students, of which `renewal` must be `train`.
         seed: Seed of the run.
         part: Counts the time of a part of the step; see `Stopwatch.part`.

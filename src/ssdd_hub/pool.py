@@ -4,6 +4,7 @@ Source: Lee et al., ICLR 2024, arXiv 2310.06511, algorithm 1. Their released cod
 back, so that in the long run every draw meets a network that was never trained: `renewal: never-train` does as much.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from torch.nn import functional
 
 from ssdd_hub.compiled import SharedForward
 from ssdd_hub.errors import require
-from ssdd_hub.recorded import Recorded, copy_all, pack
+from ssdd_hub.recorded import CannotRecord, Recorded, copy_all, pack
 from ssdd_hub.streams import generator, seeded
 
+_LOG = logging.getLogger(__name__)
 RENEWALS = ("train", "never-train")
 
 
@@ -191,6 +193,10 @@ class StudentPool:
         for student, saved in zip(self.students, state["students"], strict=True):
             student.module.load_state_dict(saved["module"])
             student.optimizer.load_state_dict(saved["optimizer"])
+            for parameter, state in student.optimizer.state.items():
+                if state.get("momentum_buffer") is not None:
+                    # As it was before it was saved: in the layout of its parameter.
+                    state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
             student.age = saved["age"]
             student.packed = []
             student.generation = saved["generation"]
@@ -217,7 +223,12 @@ class StudentPool:
         if self._stage is None:
             return self._descend(student, images, targets)
         self._stage.show(student)
-        return self._stage.descend(images, targets)
+        try:
+            return self._stage.descend(images, targets)
+        except CannotRecord as error:
+            _LOG.warning("%s; students are trained launch by launch", error)
+            self._stage = None
+            return self._descend(student, images, targets)
 
     def _descend(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
         student.module.train()
@@ -259,10 +270,9 @@ class _Stage:
     def descend(self, images: Tensor, targets: Tensor) -> Tensor:
         """Takes an inner step with the student on the stage, there and in the pool."""
         if self._recorded is None:
-            before = [block.clone() for block in self._blocks]
             self._inputs = images.clone(), targets.clone()
             self._recorded = Recorded(lambda: self._descend(self.student, *self._inputs))
-            copy_all(self._blocks, before)
+            copy_all(self._blocks, cast(PooledStudent, self._shown).packed)
         copy_all(self._inputs, (images, targets))
         loss = self._recorded().clone()
         copy_all(cast(PooledStudent, self._shown).packed, self._blocks)

@@ -25,6 +25,8 @@ from ssdd_hub.winograd import pays
 IMPLEMENTATIONS = ("ours", "plain")
 # What decides from which images all contenders start.
 SHARED = ("num_images", "pixel_space", "precision")
+# How ours computes, which the plain implementation is not asked.
+HOW = ("kernel_precision", "micro_batch", "memory_budget", "compile", "winograd")
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,15 @@ def read_contenders(
 
 def _read(own: Any, common: Mapping[str, Any]) -> ContenderSettings:
     require((isinstance(own, Mapping), f"write what is its own, such as {{implementation: plain}}; got {own!r}"))
-    merged = _merged(common, own)
+    merged, own_outer = _merged(common, own), own.get("distiller") or {}
     settings = parse_config(ContenderSettings, None, [], stated=lambda values: merged)
     outer = asdict(settings.distiller)
-    differ = ", ".join(f"distiller.{name}" for name in SHARED if outer[name] != common["distiller"][name])
-    require((not differ, f"leave out {differ}: all contenders start from the same images, in the same type"))
+    differ = [f"distiller.{name}" for name in SHARED if outer[name] != common["distiller"][name]]
+    idle = [f"distiller.{name}" for name in HOW if settings.implementation == "plain" and name in own_outer]
+    require(
+        (not differ, f"leave out {', '.join(differ)}: all contenders start from the same images, in the same type"),
+        (not idle, f"leave out {', '.join(idle)}: the plain implementation has one way to compute"),
+    )
     return settings
 
 

@@ -81,7 +81,7 @@ def _normalise(norm: nn.BatchNorm2d, maps: Tensor, bias: Tensor | None) -> Tenso
 
 
 def _average(layer: nn.AvgPool2d, maps: Tensor) -> Tensor:
-    halves = layer.kernel_size == layer.stride == 2 and layer.padding == 0
+    halves = layer.kernel_size == layer.stride == 2 and layer.padding == 0 and layer.divisor_override is None
     if not (halves and maps.shape[2] % 2 == maps.shape[3] % 2 == 0):
         pooled: Tensor = layer(maps)
         return pooled
@@ -113,4 +113,4 @@ def _convolve(layer: nn.Conv2d, maps: Tensor, bias: Tensor | None) -> Tensor:
     weight, patches = functional.pad(weight, (0, missing)), functional.pad(patches, (0, missing))
     convolved: Tensor = functional.linear(patches, weight).permute(0, 3, 1, 2)
     # Added apart, the bias is fused with what follows, and costs nothing.
-    return convolved if bias is None else convolved + bias[:, None, None]
+    return convolved if bias is None else (convolved + bias[:, None, None]).to(convolved.dtype)

@@ -4,11 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 Results = TypeVar("Results")
 # Calls before the one that is recorded: they compile, and let libraries choose and keep their work space.
 WARM_UP = 3
+
+
+class CannotRecord(RuntimeError):
+    """A function cannot be recorded; it can be called as before."""
 
 
 class Recorded(Generic[Results]):
@@ -20,7 +25,8 @@ class Recorded(Generic[Results]):
         function: Takes nothing; reads and writes tensors that stay where they are. It is called a few times.
 
     Raises:
-        RuntimeError: It waits for the GPU, or the memory is full.
+        CannotRecord: It waits for the GPU, or does what else cannot be recorded.
+        RuntimeError: The memory is full.
     """
 
     def __init__(self, function: Callable[[], Results]) -> None:
@@ -31,8 +37,13 @@ class Recorded(Generic[Results]):
                 function()
         now.wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._results = function()
+        try:
+            with torch.cuda.graph(self._graph):
+                self._results = function()
+        except RuntimeError as error:
+            if should_reduce_batch_size(error):
+                raise
+            raise CannotRecord(f"what is computed cannot be recorded as a CUDA graph ({error})") from error
 
     def __call__(self) -> Results:
         """Does it again; the results are valid until the next call."""

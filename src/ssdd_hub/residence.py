@@ -3,14 +3,20 @@
 import torch
 from torch import Tensor
 
-# Bytes of a tensor that is kept on a GPU as a whole.
+# Bytes that are kept on a GPU as a whole, and the share of its free memory that they may take.
 RESIDENT = 2 * 2**30
+SHARE = 0.25
 
 
-def keep(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Returns a tensor on a GPU if it takes at most `RESIDENT` bytes, and as it is otherwise."""
+def may_stay(num_bytes: int, device: torch.device | str) -> bool:
+    """Whether so many bytes may be kept on a device: a GPU with room for them."""
     device = torch.device(device)
-    return tensor.to(device) if device.type == "cuda" and tensor.nbytes <= RESIDENT else tensor
+    return device.type == "cuda" and num_bytes <= min(RESIDENT, SHARE * torch.cuda.mem_get_info(device)[0])
+
+
+def keep(tensor: Tensor, device: torch.device | str, copies: int = 1) -> Tensor:
+    """Returns a tensor on a GPU if so many of its size may stay there, and as it is otherwise."""
+    return tensor.to(device) if may_stay(tensor.nbytes * copies, device) else tensor
 
 
 def send(tensor: Tensor, device: torch.device | str) -> Tensor:

@@ -73,7 +73,7 @@ class Targets:
 
     Features on the disk that take at most `MOST_IN_MEMORY` bytes are read into memory first, once for all targets that
     are made of them; of larger ones only the rows asked for are read. The targets are the same bit for bit, which they
-    would not be if all were transformed at once: a matrix product rounds differently with other numbers of rows.
+    would not be if all were transformed at once, as on a GPU: a product rounds differently with other numbers of rows.
 
     Attributes:
         features: `(N, D)`, on the disk or in memory.

@@ -44,7 +44,8 @@ def pays(device: torch.device, mixed_precision: str) -> bool:
 def suits(layer: nn.Module) -> bool:
     """Whether a layer is a 3x3 convolution that keeps the size, of many channels on both sides."""
     return (
-        isinstance(layer, nn.Conv2d)
+        # A subclass may treat its weight before it convolves.
+        type(layer) is nn.Conv2d
         and layer.kernel_size == (3, 3)
         and layer.padding == layer.stride == layer.dilation == (1, 1)
         and layer.padding_mode == "zeros"
