@@ -83,9 +83,9 @@ def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) 
     if wrong is not None:
         raise InputError(
             f"the {wrong['stage']} loss is {wrong['loss']} at step {wrong['step']}: lower --distiller.lr-images, "
-            "--distiller.lr-targets or --pool.learning-rate, or standardise the targets, in another --output (where the "
-            "regression cannot be solved, raise --distiller.ridge or take --distiller.kernel-precision float64); the "
-            "teacher can be used again by --teacher.backbone local-dir:OUTPUT/teacher --teacher.pretrained"
+            "--distiller.lr-targets or --pool.learning-rate, or standardise the targets, in another --output (where "
+            "the regression cannot be solved, raise --distiller.ridge or take --distiller.kernel-precision float64); "
+            "the teacher can be used again by --teacher.backbone local-dir:OUTPUT/teacher --teacher.pretrained"
         )
     run.log.write(plain)
     if plain[-1]["stage"] == "distill":
