@@ -141,7 +141,7 @@ def _solve(matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
 class _RidgeSolution(torch.autograd.Function):
     """The same on a GPU: one factorisation serves both directions, and the host waits for nothing.
 
-    By Cholesky, which takes a sixth of the time of LU there; where it fails the solution is NaN.
+    By Cholesky, which is much quicker than LU there; where it fails the solution is NaN.
     """
 
     @staticmethod

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -223,12 +224,7 @@ class StudentPool:
         if self._stage is None:
             return self._descend(student, images, targets)
         self._stage.show(student)
-        try:
-            return self._stage.descend(images, targets)
-        except CannotRecord as error:
-            _LOG.warning("%s; students are trained launch by launch", error)
-            self._stage = None
-            return self._descend(student, images, targets)
+        return self._stage.descend(images, targets)
 
     def _descend(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
         student.module.train()
@@ -253,7 +249,7 @@ class _Stage:
         self.student, self._descend = student, descend
         self._blocks = _pack(student)
         self._shown: PooledStudent | None = None
-        self._recorded: Recorded[Tensor] | None = None
+        self._recorded: Callable[[], Tensor] | None = None
 
     def show(self, student: PooledStudent) -> nn.Module:
         """Puts a student of the pool on the stage; returns the module that is it from now on."""
@@ -271,7 +267,13 @@ class _Stage:
         """Takes an inner step with the student on the stage, there and in the pool."""
         if self._recorded is None:
             self._inputs = images.clone(), targets.clone()
-            self._recorded = Recorded(lambda: self._descend(self.student, *self._inputs))
+            step = partial(self._descend, self.student, *self._inputs)
+            try:
+                self._recorded = Recorded(step)
+            except CannotRecord as error:
+                # The stage stays: what else was recorded reads it.
+                _LOG.warning("%s; students are trained launch by launch", error)
+                self._recorded = step
             copy_all(self._blocks, cast(PooledStudent, self._shown).packed)
         copy_all(self._inputs, (images, targets))
         loss = self._recorded().clone()
