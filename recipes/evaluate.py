@@ -10,7 +10,7 @@ set states. Started again, also with other settings, nothing is measured twice.
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,14 @@ from ssdd_hub.origin import (
     name_sets,
     stated_settings,
 )
+from ssdd_hub.preview import MOST_IMAGES, write_preview
 from ssdd_hub.probe import LinearProbe, MkdtProbe
 from ssdd_hub.protocols import EvaluationProtocol, RealData, TeacherError, draw_heldout
 from ssdd_hub.provenance import describe_command
 from ssdd_hub.rank import RANK, rank_records
 from ssdd_hub.run_folder import RunFolder
 from ssdd_hub.selection import Source
-from ssdd_hub.storage import PREVIEW_FILE
+from ssdd_hub.statements import stated_student
 from ssdd_hub.targets import Targets, TargetTransform
 from ssdd_hub.teacher import Teacher, build_teacher
 from ssdd_hub.use import SetPairs
@@ -138,11 +139,11 @@ def prepare_candidates(
     config: EvaluateConfig, first: DistilledSet, protocols: Mapping[str, EvaluationProtocol]
 ) -> list[Candidate]:
     """Lists the students, and the architectures to be ranked, which are asked one protocol only."""
-    own = first.provenance.get("student") or {"name": "ssdd_convnet3"}
+    own = stated_student(first.provenance) or {"name": "ssdd_convnet3", "model_args": {}}
     named = {name: (name, config.student_args.get(name, {})) for name in config.students}
     if "own" in named:
         title = f"own {own['name']}" if own["name"] in named else own["name"]
-        named = {title: (own["name"], own.get("model_args", {})), **named}
+        named = {title: (own["name"], own["model_args"]), **named}
         del named["own"]
     shape = {"num_targets": first.targets.shape[1], "in_chans": first.images.shape[1]}
     shape |= {"image_size": first.images.shape[3]}
@@ -173,7 +174,7 @@ def prepare_protocols(config: EvaluateConfig, teacher: Teacher | None) -> dict[s
 def save_results(
     run: RunFolder,
     config: EvaluateConfig,
-    sets: Iterable[str],
+    sets: Mapping[str, DistilledSet],
     records: list[Record],
     accelerator: Accelerator,
     seconds: float,
@@ -192,8 +193,10 @@ def save_results(
         "machine": f"{machine['cpus']} CPUs, {machine['device']}, {accelerator.num_processes} process(es)",
         "command": about["command"],
     }
-    previews = {name: Path(place, PREVIEW_FILE) for name, place in zip(sets, config.sets, strict=True)}
-    previews = {name: path for name, path in previews.items() if path.is_file()}
+    previews = {name: run.path / "pictures" / f"set-{number}.png" for number, name in enumerate(sets, 1)}
+    for name, path in previews.items():
+        # Drawn here: the file of a folder from elsewhere may show anything.
+        write_preview(path, sets[name].pixel_space.denormalise(sets[name].images[:MOST_IMAGES]))
     render_evaluation(run.path, records, comparisons, facts, to_yaml(config), previews)
     print(table)
     print(f"\nIn {run.path} after {seconds:.0f} s: report.html, scores.md, scores.json")

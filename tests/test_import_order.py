@@ -7,11 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
-    errors command_line streams checkpoint run_folder machine allocator residence pixel_space
+    errors arguments plain_files own_runs command_line streams checkpoint run_folder machine allocator residence
+    pixel_space
     decode digits image_source images augment
-    target_transform markdown scores comparison hub licences cards storage preview footers shards set_checks
+    target_transform markdown scores comparison hub statements licences cards storage preview footers shards set_checks
     parcel publish_plan publish fetch check publish_set distilled tensor_pairs interop
-    backbones networks students
+    stored_models backbones networks students
     objective views joint_embedding clustering momentum dino masked objectives
     state_dicts teacher_card teacher_folder teacher device_views view_batches knn optimizers pretrain
     teacher_report train_teacher
@@ -22,7 +23,7 @@ ORDER = """
     provenance use publish_model publish_run set_views protocols logistic probe closed_form finetune dsa kd
     coresets selection contenders cells evaluate rank origin
     quality_curve time_to_quality quality_contenders time_to_quality_report
-    report panels evaluation_pictures evaluation_report launch cli apart cost_curves cost_curves_report
+    report panels evaluation_pictures evaluation_report launch check_places cli apart cost_curves cost_curves_report
     publish_config speed_config config
 """.split()
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

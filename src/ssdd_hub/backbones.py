@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.stored_models import create_model
 
 FEATURES = ("pre_logits", "cls", "mean")
 OTHER_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
@@ -194,7 +195,8 @@ def create_backbone(name: str, *, pretrained: bool, input_size: int | None = Non
         **model_args: Further arguments of `timm.create_model`, but for `OTHER_WEIGHTS`.
 
     Raises:
-        InputError: timm does not know the name, an argument does not fit, or the weights cannot be had.
+        InputError: timm does not know the name, an argument does not fit, the weights cannot be had, or what is stored
+            under the name does not pass `stored_models`.
     """
     others = ", ".join(argument for argument in OTHER_WEIGHTS if argument in model_args)
     if others:
@@ -203,12 +205,14 @@ def create_backbone(name: str, *, pretrained: bool, input_size: int | None = Non
             "--teacher.checkpoint"
         )
     try:
-        backbone: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0, **model_args)
+        backbone = create_model(name, pretrained=pretrained, num_classes=0, args=model_args)
         stated = getattr(backbone, "pretrained_cfg", None) or {}
         if input_size and stated.get("fixed_input_size") and tuple(stated["input_size"][1:]) != (input_size,) * 2:
             # Only the model itself tells that it has one size, wherever its weights are stored.
-            args = {**model_args, "num_classes": 0, "img_size": input_size}
-            backbone = timm.create_model(name, pretrained=pretrained, **args)
+            args = {**model_args, "img_size": input_size}
+            backbone = create_model(name, pretrained=pretrained, num_classes=0, args=args)
+    except InputError:
+        raise
     except Exception as error:  # timm, the Hub client and safetensors each raise their own kinds here
         raise InputError(
             f"teacher backbone {name!r} (pretrained={pretrained}, {model_args}) cannot be built: "

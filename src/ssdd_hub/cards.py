@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from ssdd_hub.arguments import ARCHITECTURE, find_problems
 from ssdd_hub.comparison import markdown_table
 from ssdd_hub.hub import HUB_ID
 from ssdd_hub.licences import describe_licence
@@ -141,7 +142,8 @@ def _use_code(metadata: Mapping[str, Any]) -> str:
     provenance = metadata.get("provenance") or {}
     student = section(provenance, "student")
     name, args = student.get("name"), student.get("model_args") or {}
-    plain = isinstance(name, str) and isinstance(args, Mapping) and all(str(key).isidentifier() for key in args)
+    # A reader runs this code, so it holds no more than would be taken from a record.
+    plain = isinstance(name, str) and ARCHITECTURE.fullmatch(name) and not find_problems(args)
     if not (plain and provenance.get("use")):
         return ""
     _, channels, _, side = metadata["tensors"]["images"]["shape"]

@@ -1,6 +1,5 @@
 """The linter of a distilled set: all that a folder can be asked without the network, and without trusting it."""
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -26,8 +25,10 @@ from ssdd_hub.licences import (
 )
 from ssdd_hub.markdown import one_line, paths_of_config, read_header, section
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.plain_files import find_irregular, require_plain
 from ssdd_hub.set_checks import check_labels, check_tensors, check_views
 from ssdd_hub.shards import iter_tensors
+from ssdd_hub.statements import find_problems
 from ssdd_hub.target_transform import TargetTransform
 
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
@@ -116,6 +117,7 @@ def read_card(folder: Path) -> str:
         InputError: There is none, it is larger than a card has reason to be, or no text.
     """
     path = folder / storage.CARD_FILE
+    require_plain(folder, [storage.CARD_FILE])
     if not path.is_file():
         raise InputError("is missing: save the set again")
     if (size := path.stat().st_size) > _LARGEST_CARD:
@@ -140,18 +142,10 @@ def verify_folder(folder: Path) -> None:
 
 def _check_links(folder: Path) -> Iterator[Finding]:
     """Finds files of the set that are none, or lie elsewhere: what a link leads to would be published."""
-    root = folder.resolve()
-    # The client's cache keeps the contents of all revisions there, and nothing else.
-    blobs = root.parents[1] / "blobs" if root.parent.name == "snapshots" else root
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name != "data" and not is_set_file(name):
-            continue
-        target = Path(os.path.realpath(path))
-        if path.is_symlink() and (name == "data" or not (root in target.parents or target.parent == blobs)):
-            yield _error(name, f"is a link to {target}: put what belongs to the set there itself")
-        elif not path.is_file() and not path.is_dir():
-            yield _error(name, "is neither a file nor a folder: fetch or make the set again")
+        if (name == "data" or is_set_file(name)) and (problem := find_irregular(folder, name)):
+            yield _error(name, problem)
 
 
 def _check_files(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
@@ -177,6 +171,7 @@ def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
         yield from _check_range(metadata, storage.measure_range(_iter_pixels(folder, metadata, stated)))
         if "target_transform" in metadata:
             # As text, since None would mean that any file will do.
+            require_plain(folder, [storage.TRANSFORM_FILE])
             sha256, width = str(metadata["target_transform"]["sha256"]), stated["targets"].shape[1]
             given = TargetTransform.load(folder / storage.TRANSFORM_FILE, sha256).width
             if given != width:
@@ -221,6 +216,8 @@ def _check_provenance(metadata: Mapping[str, Any]) -> Iterator[Finding]:
 def _check_record(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _check_provenance(metadata)
     provenance = section(metadata, "provenance")
+    for problem in find_problems(provenance):
+        yield _error(storage.METADATA_FILE, f"states what nobody should use: {problem}")
     scores = provenance.get("scores") or []
     if not isinstance(scores, list) or not all(isinstance(record, dict) for record in scores):
         yield _error(storage.METADATA_FILE, "its scores must be a list of the records of a scores.json")

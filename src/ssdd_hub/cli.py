@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 
 from ssdd_hub import storage
 from ssdd_hub.check import PICKLES, Finding, check_folder, verify_folder
+from ssdd_hub.check_places import check_place
 from ssdd_hub.errors import InputError
 from ssdd_hub.fetch import clashes_with_set, fetch_record, is_set_file, list_files, pull_set
 from ssdd_hub.hub import HUB_ID, explained, patiently, printable
@@ -76,7 +77,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
     for name, run, text in (
         ("show", _show, "tell what a set is, how it was made and what it scored"),
-        ("check", _check, "look for mistakes: files, record, data, card, licence"),
+        ("check", _check, "look for mistakes in a set, a teacher or a run: files, record, data, card, licence"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("place", help="a folder, or owner/name")
@@ -231,7 +232,7 @@ def _cell(value: Any) -> Any:
 
 def _check(arguments: argparse.Namespace) -> int:
     folder = _folder_of(arguments)
-    found = check_folder(folder) if folder else _check_remote(arguments.place, arguments.revision)
+    found = check_place(folder) if folder else _check_remote(arguments.place, arguments.revision)
     _say(*map(str, found))
     errors = sum(finding.level == "error" for finding in found)
     _say(f"{arguments.place}: {errors} error(s), {len(found) - errors} warning(s)")

@@ -17,6 +17,7 @@ from ssdd_hub.fetch import fetch_set
 from ssdd_hub.hub import blot_tokens
 from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.plain_files import require_plain
 from ssdd_hub.publish_set import MESSAGE, push_set
 from ssdd_hub.set_checks import check_labels, check_tensors, check_views
 from ssdd_hub.target_transform import TargetTransform
@@ -133,6 +134,7 @@ class DistilledSet:
         tensors = shards.read_tensors(folder, stated)
         transform = None
         if transform_sha256 is not None:
+            require_plain(folder, [storage.TRANSFORM_FILE])
             transform = TargetTransform.load(folder / storage.TRANSFORM_FILE, transform_sha256)
         return cls(
             tensors["images"],

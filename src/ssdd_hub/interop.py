@@ -44,6 +44,7 @@ from ssdd_hub.tensor_pairs import (
     get_layout,
     holds_pair,
     read_pair,
+    require_plain_pair,
 )
 
 __all__ = ["LAYOUTS", "METADATA_FILE", "Layout", "export_tensors", "import_tensors", "is_foreign"]
@@ -211,6 +212,7 @@ def _convert(distilled: DistilledSet, space: PixelSpace) -> Tensor:
 def _read_metadata(pair: Pair) -> dict[str, Any]:
     """Returns what `ssdd_hub_tensors.json` states, as the parts of a set; nothing for a foreign pair."""
     path = pair.folder / METADATA_FILE
+    require_plain_pair(pair, METADATA_FILE, storage.TRANSFORM_FILE)
     if not path.is_file():
         return {}
     try:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from ssdd_hub.images import ImageBank
 from ssdd_hub.logistic import fit_logistic
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.protocols import Measure, Pretrained, RealData
+from ssdd_hub.stored_models import create_model
 from ssdd_hub.streams import draw_batch, generator
 from ssdd_hub.teacher import Teacher
 from ssdd_hub.use import Pairs, SetPairs
@@ -282,7 +282,7 @@ def _choose_network(name: str, teacher: Teacher | None) -> Teacher:
             raise InputError("kd.classifier probe reads a teacher's features, and there is none: name a network")
         return teacher
     try:
-        network: nn.Module = timm.create_model(name, pretrained=True)
+        network = create_model(name, pretrained=True, args={})
         config = resolve_model_data_config(network)
         _, height, width = config["input_size"]
         if height != width:

@@ -89,6 +89,15 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def load_plain_yaml(text: str) -> Any:
+    """Reads YAML as plain values, without tags and aliases; each name stands there once.
+
+    Raises:
+        yaml.YAMLError: It is no such YAML. Values that are tagged as what they are not raise their readers' errors.
+    """
+    return yaml.load(text, _PlainLoader)
+
+
 def read_header(card: str) -> dict[str, Any]:
     """Reads the YAML block of a card, as plain values and nothing else.
 
@@ -99,7 +108,7 @@ def read_header(card: str) -> dict[str, Any]:
     if block and len(block[1]) > _LONGEST_FRONT:
         raise InputError(f"its YAML must be of at most {_LONGEST_FRONT} characters, got {len(block[1])}")
     try:
-        header = yaml.load(block[1], _PlainLoader) if block else None
+        header = load_plain_yaml(block[1]) if block else None
     except _MISTAKES as error:
         raise InputError(f"its YAML cannot be read ({one_line(str(error))[:200]})") from error
     if not isinstance(header, dict):

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
+from ssdd_hub.arguments import check_arguments
 from ssdd_hub.backbones import pre_logits
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
@@ -171,6 +172,7 @@ class Objective(nn.Module):
         decided = sorted({"normalize", "input_size"} & view_args.keys())
         if decided:
             raise InputError(f"pretrain.view_args must leave out {', '.join(decided)}, which the images decide")
+        check_arguments(f"pretrain.view_args of {self.name}", view_args)
         try:
             return self.build_transform(normalize, image_size, **view_args)
         except InputError:

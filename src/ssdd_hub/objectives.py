@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ssdd_hub.arguments import check_arguments
 from ssdd_hub.backbones import measure_width
 from ssdd_hub.clustering import NNCLR, SwaV
 from ssdd_hub.dino import DINO
@@ -74,6 +75,7 @@ def build_objective(
         InputError: The name or a setting is unknown, or the objective cannot train this backbone on such images.
     """
     objective = find_objective(name)
+    check_arguments(f"settings of the objective {name!r}", args)
     if not all(callable(getattr(backbone, method, None)) for method in ("forward_features", "forward_head")):
         raise InputError(
             f"objective {name!r} needs a backbone with timm's forward_features and forward_head, got a "

@@ -1,5 +1,6 @@
 """Where a set comes from: the run that made it, its source images and its teacher, as far as they can be had."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,21 @@ from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.images import DataSettings, load_images
 from ssdd_hub.interop import LAYOUTS, import_tensors, is_foreign
-from ssdd_hub.markdown import section
+from ssdd_hub.markdown import load_plain_yaml, section
+from ssdd_hub.own_runs import is_own_run
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.plain_files import require_plain
 from ssdd_hub.protocols import RealData, draw_heldout
+from ssdd_hub.statements import check_use, stated_source, stated_teacher
 from ssdd_hub.target_transform import TargetTransform
 from ssdd_hub.teacher import Teacher
 from ssdd_hub.tensor_pairs import find_pair
 from ssdd_hub.use import stated_use
 
 ABSENT = "none"
+CONFIG_FILE, TEACHER_FOLDER = "config.yaml", "teacher"
+_LARGEST_CONFIG = 2**20  # bytes
+_LOG = logging.getLogger(__name__)
 TARGETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "cars": "tanganke/stanford_cars"}
 """Short names of labelled datasets of the Hub."""
 
@@ -80,41 +87,60 @@ def stated_settings(place: str) -> dict[str, Any]:
 
     Returns:
         As far as they are known: `source`, the settings of the source images; `teacher`, those of a teacher that can
-        be loaded; `use`, the recipe of the set; and `seed`.
+        be loaded; `use`, the recipe of the set; and `seed`. Folders of this machine only where this user began the
+        run.
 
     Raises:
-        InputError: There is no such set, or it is damaged.
+        InputError: There is no such set, it is damaged, or it states what a record may not choose.
     """
     if is_foreign(place):
         return {}
     run = Path(place).parent
-    if Path(place).is_dir() and (run / "config.yaml").is_file():
+    if Path(place).is_dir() and (run / CONFIG_FILE).exists():
         return _of_run(run)
     return _of_provenance(load_set(place).provenance)
 
 
 def _of_run(run: Path) -> dict[str, Any]:
+    path = run / CONFIG_FILE
+    require_plain(run, [CONFIG_FILE, TEACHER_FOLDER])
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        settings = {"source": config["data"], "use": config.get("use", {}), "seed": config["seed"]}
-        teacher = dict(config["teacher"])
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise InputError(f"{run / 'config.yaml'} is not that of a run ({error!r}): move the set elsewhere") from error
-    if (run / "teacher").is_dir():
-        kept = {"features": teacher.get("features", "pre_logits")}
-        teacher = {"backbone": f"local-dir:{run / 'teacher'}", "pretrained": True, **kept}
-    return {**settings, "teacher": teacher}
+        if path.stat().st_size > _LARGEST_CONFIG:
+            raise ValueError(f"it has more than {_LARGEST_CONFIG} bytes")
+        config = load_plain_yaml(path.read_text(encoding="utf-8"))
+        data, teacher, use = dict(config["data"]), dict(config["teacher"]), dict(config.get("use") or {})
+        found = {"use": use, "seed": config["seed"]}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not that of a run ({error!r}): move the set elsewhere") from error
+    check_use(use)
+    if (run / TEACHER_FOLDER).is_dir():
+        features = teacher.get("features", "pre_logits")
+        found["teacher"] = {"backbone": f"local-dir:{run / TEACHER_FOLDER}", "pretrained": True, "features": features}
+    if is_own_run(path):
+        ready = teacher if teacher.get("pretrained") or teacher.get("checkpoint") else None
+        return {"source": data, **({} if ready is None else {"teacher": ready}), **found}
+    return {**_usable(data, teacher), **found}
 
 
 def _of_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     settings = section(provenance, "settings")
-    found = {"source": settings["data"]} if "data" in settings else {}
-    found |= {"seed": provenance["seed"]} if "seed" in provenance else {}
-    teacher = section(settings, "teacher")
-    # A folder of somebody else's is not here.
-    if teacher.get("pretrained") and not str(teacher.get("backbone")).startswith("local-dir:"):
-        found["teacher"] = teacher
-    return {**found, "use": stated_use(provenance)}
+    use = stated_use(provenance)
+    found = {"use": use, **({"seed": provenance["seed"]} if "seed" in provenance else {})}
+    data = section(settings, "data") if "data" in settings else None
+    return {**_usable(data, section(settings, "teacher")), **found}
+
+
+def _usable(data: Mapping[str, Any] | None, teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what may be used of a stranger's settings, `source` and `teacher`; says what may not."""
+    source = None if data is None else stated_source(data)
+    ready = stated_teacher(teacher)
+    if data is not None and source is None:
+        _LOG.warning(
+            "the source images are stated as %r, which is no dataset of the Hub or a folder here: to use images of "
+            "this machine, name them by --source.name",
+            str(data.get("name"))[:80],
+        )
+    return {**({} if source is None else {"source": source}), **({} if ready is None else {"teacher": ready})}
 
 
 def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetTransform | None) -> bool:

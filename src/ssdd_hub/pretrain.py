@@ -12,6 +12,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ssdd_hub.arguments import find_problems
 from ssdd_hub.checkpoint import Checkpoints
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.knn import Watch
@@ -70,6 +71,8 @@ class PretrainSettings:
                 f"pretrain.objective_args must leave out {', '.join(sorted(DECIDED & self.objective_args.keys()))}, "
                 "which other settings decide",
             ),
+            *((False, f"pretrain.objective_args: {problem}") for problem in find_problems(self.objective_args)),
+            *((False, f"pretrain.view_args: {problem}") for problem in find_problems(self.view_args)),
             (self.views in ("workers", "device"), f"pretrain.views must be workers or device, got {self.views!r}"),
             (self.epochs >= 1, f"pretrain.epochs must be at least 1, got {self.epochs}"),
             (

@@ -44,7 +44,8 @@ def write_preview(path: Path, pixels: Tensor) -> None:
     """Writes the picture of a set.
 
     Args:
-        path: The file.
+        path: The file; its folder is made when missing.
         pixels: `(m, C, H, W)`, the first images of the set, of which at most `MOST_IMAGES` are shown.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     to_grid([to_picture(image) for image in pixels[:MOST_IMAGES]]).save(path)

@@ -17,6 +17,7 @@ from ssdd_hub.hub import explained, patiently
 from ssdd_hub.markdown import section
 from ssdd_hub.publish import Published
 from ssdd_hub.publish_model import save_student
+from ssdd_hub.statements import stated_student
 from ssdd_hub.storage import read_metadata
 from ssdd_hub.students import StudentSettings, build_student
 from ssdd_hub.teacher import build_teacher
@@ -107,7 +108,7 @@ def plan_students(
         InputError: A name is that of no model, the set does not record its own, or one is there twice.
     """
     metadata = read_metadata(Path(folder))
-    own = section(section(metadata, "provenance"), "student")
+    own = stated_student(section(metadata, "provenance")) or {}
     (_, channels, _, side), (_, width) = (metadata["tensors"][name]["shape"] for name in ("images", "targets"))
     students: dict[str, Student] = {}
     for word in asked:
@@ -116,7 +117,7 @@ def plan_students(
             raise InputError(
                 f"{folder} does not record which network it was distilled with: name a timm model in place of own"
             )
-        recorded = own.get("model_args") or {} if name == own.get("name") else {}
+        recorded = own["model_args"] if name == own.get("name") else {}
         settings = StudentSettings(name, args.get(word, recorded))
         if name in students:
             raise InputError(f"students has {name} twice (own is {own.get('name')}), and there is one place for it")

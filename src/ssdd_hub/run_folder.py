@@ -11,6 +11,8 @@ import yaml
 
 from ssdd_hub.checkpoint import Checkpoints, atomic_path
 from ssdd_hub.errors import InputError, require
+from ssdd_hub.own_runs import remember_run
+from ssdd_hub.plain_files import require_plain
 
 # What may differ when a run goes on: it decides neither the teacher nor the distilled set.
 FREE = (
@@ -135,6 +137,7 @@ class RunFolder:
     def __init__(self, path: Path, config: dict[str, Any], is_main: bool = True, same_settings: bool = True) -> None:
         if path.exists() and not path.is_dir():
             raise InputError(f"--output {path} is a file: choose another folder")
+        require_plain(path, ["config.yaml"])
         if (path / "config.yaml").exists():
             _refuse_other_settings(path, config, same_settings)
         elif path.exists() and any(path.iterdir()):
@@ -152,6 +155,7 @@ class RunFolder:
             with atomic_path(self.path / "config.yaml") as temporary:
                 text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
                 temporary.write_text(text, encoding="utf-8")
+            remember_run(self.path / "config.yaml")
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes one JSON file of the run, atomically."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssdd_hub.arguments import find_problems
 from ssdd_hub.coresets import KMeansEffort, Points, choose_by_mean, choose_central, choose_far
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, require
@@ -72,6 +73,7 @@ class SelectionSettings:
                 for name in counts
             ),
             (not taken, f"selection.expert_args must leave out {taken}, which the data and other settings decide"),
+            *((False, f"selection.expert_args: {problem}") for problem in find_problems(self.expert_args)),
             (rate > 0, f"selection.expert_learning_rate must be above 0, got {rate}"),
             (0 <= momentum < 1, f"selection.expert_momentum must be in [0, 1), got {momentum}"),
             (decay >= 0, f"selection.expert_weight_decay must be at least 0, got {decay}"),

@@ -24,6 +24,7 @@ from ssdd_hub import storage
 from ssdd_hub.errors import InputError
 from ssdd_hub.footers import PHYSICAL, RowGroup, read_footer
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.plain_files import require_plain
 from ssdd_hub.preview import MOST_IMAGES, to_picture, to_png, write_preview
 from ssdd_hub.storage import COLUMNS, MEND, Stated
 
@@ -178,7 +179,9 @@ def _torch_type(name: str) -> torch.dtype:
 
 
 def _find_shards(folder: Path) -> list[Path]:
+    require_plain(folder, ["data"])
     paths = sorted(folder.glob(storage.PARQUET_GLOB))
+    require_plain(folder, [path.relative_to(folder).as_posix() for path in paths])
     if not paths:
         raise InputError(f"{folder} has no {storage.PARQUET_GLOB}: {MEND}")
     numbers = [match.groups() if (match := _SHARD.fullmatch(path.name)) else ("", "") for path in paths]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ssdd_hub.errors import InputError, require
+from ssdd_hub.plain_files import require_plain
 
 FORMAT_VERSION = 1
 METADATA_FILE = "ssdd_hub.json"
@@ -197,12 +198,13 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """Reads `ssdd_hub.json`.
 
     Raises:
-        InputError: The folder or the file is missing, the file is damaged, larger or deeper than a record has reason
-            to be, or its format is not known here.
+        InputError: The folder or the file is missing, the file is a link or no file, damaged, larger or deeper than a
+            record has reason to be, or its format is not known here.
     """
     path = folder / METADATA_FILE
     if not folder.is_dir():
         raise InputError(f"there is no distilled set at {folder}: the folder does not exist")
+    require_plain(folder, [METADATA_FILE])
     if not path.is_file():
         raise InputError(f"{folder} is not a distilled set: it has no {METADATA_FILE}")
     if path.stat().st_size > _MOST_BYTES:

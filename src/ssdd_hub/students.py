@@ -10,9 +10,11 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
+from ssdd_hub.arguments import find_problems
 from ssdd_hub.backbones import input_args, pre_logits
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.networks import StudentNetwork, check_blocks, conv_block, create_network, student_cfg
+from ssdd_hub.stored_models import create_model
 
 # What data and teacher decide of a student.
 DECIDED = ("in_chans", "image_size", "name", "num_targets")
@@ -32,7 +34,10 @@ class StudentSettings:
 
     def __post_init__(self) -> None:
         taken = ", ".join(name for name in DECIDED if name in self.model_args)
-        require((not taken, f"student.model_args must leave out {taken}, which the data and other settings decide"))
+        require(
+            (not taken, f"student.model_args must leave out {taken}, which the data and other settings decide"),
+            *((False, f"student.model_args: {problem}") for problem in find_problems(self.model_args)),
+        )
 
 
 class ConvNet(StudentNetwork):
@@ -122,7 +127,7 @@ def build_student(name: str, *, num_targets: int, in_chans: int, image_size: int
         )
     model_args = {**input_args(name, in_chans, image_size), **model_args}
     try:
-        student: nn.Module = timm.create_model(name, num_classes=num_targets, **model_args)
+        student = create_model(name, pretrained=False, num_classes=num_targets, args=model_args)
         pre_logits(student.eval(), torch.zeros(1, in_chans, image_size, image_size))
     except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(

@@ -10,6 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssdd_hub.arguments import find_problems
 from ssdd_hub.backbones import (
     FEATURES,
     OTHER_WEIGHTS,
@@ -82,6 +83,7 @@ class TeacherSettings:
                 f"teacher.model_args must leave out {taken}, which other settings decide (other weights: "
                 "--teacher.checkpoint)",
             ),
+            *((False, f"teacher.model_args: {problem}") for problem in find_problems(self.model_args)),
         )
 
     @property

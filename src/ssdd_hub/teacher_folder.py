@@ -15,6 +15,7 @@ from torch import nn
 
 from ssdd_hub.backbones import shorten_error
 from ssdd_hub.errors import InputError
+from ssdd_hub.plain_files import require_plain
 from ssdd_hub.storage import CARD_FILE, METADATA_FILE, write_metadata
 from ssdd_hub.teacher_card import render_teacher_card
 
@@ -80,6 +81,7 @@ def read_record(name: str) -> tuple[str, dict[str, Any]]:
     kind, _, place = name.partition(":")
     if kind == "local-dir":
         # A whole path would tell of somebody's machine.
+        require_plain(Path(place), [METADATA_FILE])
         return _read(Path(place) / METADATA_FILE) or (f"{kind}:{Path(place).resolve().name}", {})
     if kind in ("hf-hub", "hf_hub"):
         path = _fetch(*place.partition("@")[::2])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.plain_files import require_plain
 
 # Most bytes of a file, and of a tensor in it: a file of a few bytes can claim to hold any number of values.
 MAX_BYTES = 4 * 2**30
@@ -209,6 +210,7 @@ def read_pair(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Any]]:
         InputError: A file is damaged, too large or holds code, or a tensor is missing, too large, not of
             floating-point numbers, not finite, or beyond float32.
     """
+    require_plain_pair(pair)
     record: dict[str, Any] = {"files": {}, "conversions": []}
     contents = {}
     for name in sorted({*pair.files.values(), *filter(None, [pair.rate])}):
@@ -229,6 +231,18 @@ def read_pair(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if pair.rate is not None:
         record["learning_rate"] = _read_rate(contents[pair.rate], pair.rate)
     return tensors, record
+
+
+def require_plain_pair(pair: Pair, *others: str) -> None:
+    """Refuses links, FIFOs and devices among the files of a pair and others beside it.
+
+    A single file of both tensors was named by the caller, who may reach it by a link.
+
+    Raises:
+        InputError: One of them is not a plain file.
+    """
+    names = {*pair.files.values()}
+    require_plain(pair.folder, [*sorted(names if len(names) > 1 else ()), *filter(None, [pair.rate]), *others])
 
 
 def _read_file(path: Path) -> tuple[Any, str]:

@@ -15,6 +15,7 @@ from ssdd_hub.errors import InputError, require
 from ssdd_hub.images import ImageBank
 from ssdd_hub.markdown import section
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.statements import check_use
 from ssdd_hub.streams import draw_batch, generator
 from ssdd_hub.targets import Targets
 
@@ -191,8 +192,13 @@ def _black(space: PixelSpace, device: torch.device | str) -> Tensor:
 
 
 def stated_use(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the recipe that a set states, as settings of `UseSettings`; what it leaves out is not in it."""
+    """Returns the recipe that a set states, as settings of `UseSettings`; what it leaves out is not in it.
+
+    Raises:
+        InputError: What is stated is no recipe.
+    """
     stated = section(provenance, "use")
+    check_use(stated)
     names = ("epochs", "max_steps", "batch_size", "learning_rate", "momentum", "weight_decay")
     settings = {name: stated[name] for name in names if name in stated}
     return {**settings, **({"augment": stated["augmentation"]} if stated.get("augmentation") else {})}

@@ -1,0 +1,254 @@
+"""What a set states of its making, read as what may be used: the door for names and settings of a record.
+
+A record may come from a stranger. Of what it states as student, teacher, source images and recipe, architectures that
+are known here, ids of the Hub, numbers and short words are used; addresses, paths and anything that loads something
+else are refused. `find_problems` lists all of it, for the linter.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ssdd_hub import arguments
+from ssdd_hub.errors import InputError
+from ssdd_hub.hub import HUB_ID
+from ssdd_hub.markdown import section
+
+DIGITS = "digits"
+_HUB_MODEL = re.compile(rf"hf[-_]hub:{HUB_ID.pattern}(@[\w./-]+)?", re.ASCII)
+_TAGGED = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", re.ASCII)
+_LONGEST_NAME = 200
+_LONGEST_SHOWN = 60
+# Of the settings of source images those that say which images they are; memory and the like are the reader's business.
+_DATA = (
+    *("name", "config", "revision", "split", "heldout_split", "heldout_fraction", "image_column", "label_column"),
+    *("image_size", "mode", "max_images", "on_corrupt"),
+)
+# Least and greatest value of each number of a recipe.
+_USE = {
+    "epochs": (0, 10**6),
+    "max_steps": (1, 10**8),
+    "batch_size": (1, 10**6),
+    "learning_rate": (0, 10**4),
+    "momentum": (0, 1),
+    "weight_decay": (0, 10**4),
+}
+_WHOLE = ("epochs", "max_steps", "batch_size")
+_AUGMENTATION = re.compile(r"[a-z-]{1,40}", re.ASCII)
+
+
+def stated_student(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the network that a set was distilled with: `name`, an architecture known here, and `model_args`.
+
+    Args:
+        provenance: Of the set.
+
+    Returns:
+        None where none is stated.
+
+    Raises:
+        InputError: What is stated is not on the allow-list.
+    """
+    stated = section(provenance, "student")
+    if not stated.get("name"):
+        return None
+    _refuse("student", _student_problems(stated))
+    return {"name": stated["name"], "model_args": dict(stated.get("model_args") or {})}
+
+
+def stated_teacher(teacher: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the settings of a ready-made teacher that timm has by name, or that is on the Hub.
+
+    Args:
+        teacher: The recorded settings.
+
+    Returns:
+        None for a teacher that cannot be had: a folder or file of the machine where the set was made, or one that was
+        trained there.
+
+    Raises:
+        InputError: What is stated is not on the allow-list.
+    """
+    _refuse("teacher", _teacher_problems(teacher))
+    name = str(teacher.get("backbone"))
+    if teacher.get("pretrained") is not True or teacher.get("checkpoint") or name.startswith("local-dir:"):
+        return None
+    if not _HUB_MODEL.fullmatch(name) and not _is_architecture(name):
+        raise InputError(
+            f"the teacher of the record must be an architecture that timm knows here, or on the Hub; got {_show(name)}"
+            ": give --teacher.backbone"
+        )
+    known = ("backbone", "pretrained", "features", "input_size", "mean", "std", "model_args")
+    return {key: teacher[key] for key in known if key in teacher}
+
+
+def stated_source(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the settings of the source images where these are the embedded digits or on the Hub.
+
+    Args:
+        data: The recorded settings.
+
+    Returns:
+        None where they were a folder, or where a folder of that name is here: nothing tells that it holds these
+        images, and a record does not choose which folders of this machine are read.
+
+    Raises:
+        InputError: What is stated is not on the allow-list.
+    """
+    _refuse("source", _data_problems(data))
+    name = str(data.get("name"))
+    is_id = HUB_ID.fullmatch(name) or _TAGGED.fullmatch(name.replace("-", "_"))
+    if name != DIGITS and (not is_id or Path(name).exists()):
+        return None
+    return {key: data[key] for key in _DATA if key in data}
+
+
+def check_use(stated: Mapping[str, Any]) -> None:
+    """Refuses a recipe whose values are no numbers of a recipe.
+
+    Raises:
+        InputError: A value is of another type, or out of range.
+    """
+    _refuse("use", _use_problems(stated))
+
+
+def find_problems(provenance: Mapping[str, Any]) -> list[str]:
+    """Returns everything that a record states and that must not be used, a sentence for each.
+
+    Args:
+        provenance: Of a set or of a teacher.
+    """
+    settings = section(provenance, "settings")
+    parts: dict[str, tuple[Any, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
+        "student": (provenance.get("student"), _student_problems),
+        "teacher": (provenance.get("teacher"), _name_problems),
+        "teacher.source": (section(provenance, "teacher").get("source"), _name_problems),
+        "teacher.objective": (section(provenance, "teacher").get("objective"), _objective_problems),
+        "objective": (provenance.get("objective"), _objective_problems),
+        "source": (provenance.get("source"), _name_problems),
+        "use": (provenance.get("use"), _use_problems),
+        "settings.student": (settings.get("student"), _student_problems),
+        "settings.teacher": (settings.get("teacher"), _teacher_problems),
+        "settings.data": (settings.get("data"), _data_problems),
+        "settings.use": (settings.get("use"), _use_problems),
+        "settings.pretrain": (settings.get("pretrain"), _pretrain_problems),
+    }
+    found = []
+    for name, (stated, problems) in parts.items():
+        if stated:
+            # A bare value counts as the name.
+            entries = stated if isinstance(stated, Mapping) else {"name": stated}
+            found += [f"{name}: {problem}" for problem in problems(entries)]
+    found += [problem for problem in _nested_arguments(provenance, "") if problem not in found]
+    if not isinstance(provenance.get("seed", 0), int):
+        found.append(f"seed must be a whole number, got {_show(provenance['seed'])}")
+    return found
+
+
+def _refuse(what: str, problems: Iterator[str]) -> None:
+    found = list(problems)
+    if found:
+        raise InputError(
+            f"the {what} that the record states is not taken: {'; '.join(found)}. A record from elsewhere may not "
+            "choose what is loaded: give the settings yourself, or fetch the set from a source that you trust"
+        )
+
+
+def _student_problems(stated: Mapping[str, Any]) -> Iterator[str]:
+    name = stated.get("name")
+    if not isinstance(name, str) or not arguments.ARCHITECTURE.fullmatch(name) or not _is_architecture(name):
+        yield f"its name must be an architecture that timm knows here, got {_show(name)}"
+    yield from _argument_problems(stated, "model_args")
+
+
+def _teacher_problems(stated: Mapping[str, Any]) -> Iterator[str]:
+    # A settings section has a `backbone`, what `Teacher.describe` records a `name`.
+    for key in ("backbone", "checkpoint", "features"):
+        yield from _text_problems(stated.get(key), key)
+    yield from _argument_problems(stated, "model_args")
+
+
+def _data_problems(stated: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("name", "config", "revision", "split", "heldout_split", "image_column", "label_column", "mode"):
+        yield from _text_problems(stated.get(key), key)
+
+
+def _name_problems(stated: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("name", "hub", "config", "revision"):
+        yield from _text_problems(stated.get(key), key)
+
+
+def _objective_problems(stated: Mapping[str, Any]) -> Iterator[str]:
+    yield from _text_problems(stated.get("name"), "name")
+    settings = {key: value for key, value in stated.items() if key not in ("name", "citation")}
+    yield from arguments.find_problems(settings)
+
+
+def _pretrain_problems(stated: Mapping[str, Any]) -> Iterator[str]:
+    yield from _text_problems(stated.get("objective"), "objective")
+    for key in ("objective_args", "view_args"):
+        yield from _argument_problems(stated, key)
+
+
+def _use_problems(stated: Mapping[str, Any]) -> Iterator[str]:
+    for key, (least, greatest) in _USE.items():
+        value = stated.get(key)
+        kind = int if key in _WHOLE else int | float
+        fine = isinstance(value, kind) and not isinstance(value, bool) and least <= value <= greatest
+        if value is not None and not fine:
+            number = "a whole number" if key in _WHOLE else "a number"
+            yield f"{key} must be {number} from {least} to {greatest}, got {_show(value)}"
+    for key in ("augmentation", "augment"):
+        value = stated.get(key)
+        if value is not None and not (isinstance(value, str) and _AUGMENTATION.fullmatch(value)):
+            yield f"{key} must be a word, got {_show(value)}"
+
+
+def _argument_problems(stated: Mapping[str, Any], key: str) -> Iterator[str]:
+    yield from (f"{key}: {problem}" for problem in arguments.find_problems(stated.get(key) or {}))
+
+
+def _nested_arguments(value: Any, path: str) -> Iterator[str]:
+    """Looks at arguments wherever else they stand in a record."""
+    if isinstance(value, list):
+        for part in value:
+            yield from _nested_arguments(part, path)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            inner = f"{path}.{key}" if path else str(key)
+            if str(key).endswith("_args") and part:
+                named = f"{path}: {key}" if path else str(key)
+                yield from (f"{named}: {problem}" for problem in arguments.find_problems(part))
+            else:
+                yield from _nested_arguments(part, inner)
+
+
+def _text_problems(value: Any, key: str) -> Iterator[str]:
+    """Refuses addresses, absolute folders and ways out of a folder in the place of a name."""
+    if value is None:
+        return
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME or not value.isprintable():
+        yield f"{key} must be text of at most {_LONGEST_NAME} letters, got {_show(value)}"
+        return
+    place = value.removeprefix("local-dir:")
+    parts = re.split(r"[/\\]", place)
+    if "://" in value or "::" in value or place.startswith(("/", "\\", "~")) or ".." in parts or place[1:3] == ":\\":
+        yield f"{key} must be a name, no address and no folder of a machine, got {_show(value)}"
+
+
+def _is_architecture(name: str) -> bool:
+    # Imported here, since a set is read where timm is not installed; then no name can be used, and none is known.
+    try:
+        import timm
+    except ImportError:
+        return False
+    return _TAGGED.fullmatch(name) is not None and bool(timm.is_model(name))
+
+
+def _show(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"

@@ -1,0 +1,146 @@
+"""Models as timm stores them, in a folder or a Hub repository: looked through before timm reads them.
+
+timm takes a stored `config.json` at its word: which network to build, with which arguments, and what else to load. So
+what it states is compared with an allow-list first. Weights are safetensors, or read by `torch.load` with
+`weights_only`.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import hf_hub_download
+from torch import nn
+
+from ssdd_hub.arguments import ARCHITECTURE, check_arguments, find_problems
+from ssdd_hub.errors import InputError
+from ssdd_hub.plain_files import require_plain_entries
+
+CONFIG_FILE = "config.json"
+_LARGEST_CONFIG = 2**22  # bytes; the names of 21,841 classes take one MiB
+_LARGEST_SIDE = 8192  # pixels
+_LONGEST_TEXT = 10_000
+# What timm states of weights, by the kind of value. Nothing of it says where they are.
+_SIZES = ("input_size", "test_input_size", "min_input_size", "pool_size", "test_pool_size")
+_NUMBERS = ("mean", "std", "crop_pct", "test_crop_pct", "num_classes", "label_offset", "fixed_input_size")
+_WORDS = ("architecture", "tag", "interpolation", "crop_mode", "global_pool")
+_MODULES = ("first_conv", "classifier")
+_TEXTS = (
+    *("license", "description", "origin_url", "paper_name", "paper_ids", "notes"),
+    *("label_names", "label_descriptions", "labels", "num_features"),
+)
+_MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9_.-]{0,100}", re.ASCII)
+
+
+def check_stored(name: str) -> str:
+    """Looks through what a name stands for before timm loads it.
+
+    Args:
+        name: A timm name, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME` with an optional `@REVISION`.
+
+    Returns:
+        The name to give to timm: of a repository the commit that was looked at, otherwise the name as it is.
+
+    Raises:
+        InputError: The folder holds links, FIFOs or devices, or the configuration states what is not on the
+            allow-list. What is missing is left for timm to say.
+        Exception: What the Hub's client raises.
+    """
+    kind, _, place = name.partition(":")
+    kind = kind.lower()
+    if kind == "local-dir":
+        require_plain_entries(Path(place))
+        if (Path(place) / CONFIG_FILE).is_file():
+            check_config(Path(place) / CONFIG_FILE)
+    elif kind in ("hf-hub", "hf_hub"):
+        repo_id, _, revision = place.partition("@")
+        path = Path(hf_hub_download(repo_id, CONFIG_FILE, revision=revision or None))
+        check_config(path)
+        # The folder of a snapshot is named by its commit, so that timm loads what was looked at.
+        return f"hf-hub:{repo_id}@{path.parent.name}"
+    return name
+
+
+def create_model(name: str, *, pretrained: bool, args: Mapping[str, Any], num_classes: int | None = None) -> nn.Module:
+    """Calls `timm.create_model` with what has been looked through: the one way from a name to a timm network.
+
+    Args:
+        name: A timm name, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME` with an optional `@REVISION`.
+        pretrained: Load the weights that the name stands for.
+        args: Arguments of the network, of `arguments`.
+        num_classes: Outputs of its classifier; None for what the name stands for.
+
+    Raises:
+        InputError: The arguments, or what is stored under the name, are not on the allow-list.
+        Exception: Whatever timm, safetensors and the Hub's client raise.
+    """
+    check_arguments(f"model_args of {name!r}", args)
+    outputs = {} if num_classes is None else {"num_classes": num_classes}
+    model: nn.Module = timm.create_model(check_stored(name), pretrained=pretrained, **outputs, **args)
+    return model
+
+
+def check_config(path: Path) -> None:
+    """Looks through the configuration of a stored model.
+
+    Raises:
+        InputError: It is damaged, or states something that is not on the allow-list; all of that is named.
+    """
+    problems = list(find_config_problems(path))
+    if problems:
+        raise InputError(f"{path} is not taken: {'; '.join(problems)}. Fetch the model from a source that you trust")
+
+
+def find_config_problems(path: Path) -> Iterator[str]:
+    """Yields what is wrong with the configuration of a stored model, a sentence for each."""
+    if path.stat().st_size > _LARGEST_CONFIG:
+        yield f"it must be of at most {_LARGEST_CONFIG} bytes, got {path.stat().st_size}"
+        return
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        yield f"it is no JSON ({type(error).__name__}: {str(error)[:80]})"
+        return
+    if not isinstance(config, dict):
+        yield "it must map names to values"
+        return
+    name = config.get("architecture")
+    if not isinstance(name, str) or not ARCHITECTURE.fullmatch(name) or not timm.is_model(name):
+        yield (
+            f"its architecture {str(name)[:60]!r} is none that timm knows here (one of another package is known once "
+            "that is imported)"
+        )
+    yield from (f"model_args: {problem}" for problem in find_problems(config.get("model_args") or {}))
+    # Until 2023 timm wrote all of it into one mapping.
+    flat = {key: value for key, value in config.items() if key != "model_args"}
+    stated = config["pretrained_cfg"] if "pretrained_cfg" in config else flat
+    if not isinstance(stated, Mapping):
+        yield "pretrained_cfg must map names to values"
+        return
+    for key, value in stated.items():
+        if value not in (None, "", False, [], {}) and not _is_fine(key, value):
+            yield f"pretrained_cfg.{str(key)[:40]} is not taken with the value {str(value)[:60]!r}"
+
+
+def _is_fine(key: str, value: Any) -> bool:
+    """Whether an entry of `pretrained_cfg` says what timm says of weights, and not where they are."""
+    values = value if isinstance(value, list) else [value]
+    if key in _SIZES:
+        return len(values) <= 3 and all(_is_number(part) and 0 < part <= _LARGEST_SIDE for part in values)
+    if key in _NUMBERS:
+        return len(values) <= 100 and all(map(_is_number, values))
+    if key in _WORDS:
+        return isinstance(value, str) and _WORD.fullmatch(value) is not None
+    if key in _MODULES:
+        return all(isinstance(part, str) and _MODULE.fullmatch(part) for part in values)
+    # Texts for people, which decide nothing.
+    return key in _TEXTS and len(json.dumps(value)) <= max(_LONGEST_TEXT, _LARGEST_CONFIG if "label" in key else 0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < _LARGEST_SIDE * 1000 and isfinite(value)

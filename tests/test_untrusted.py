@@ -1,0 +1,578 @@
+"""Folders and repositories of strangers: nothing in them chooses what is fetched, read, written or waited for."""
+
+import base64
+import json
+import os
+import shutil
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.util import module_from_spec, spec_from_file_location
+from inspect import Parameter, signature
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
+from test_check import make_full_set
+from test_distilled import make_set
+from timm.models._builder import build_model_with_cfg
+
+from ssdd_hub import DistilledSet, build_student, pretrain_student
+from ssdd_hub.arguments import RESERVED, check_arguments, find_problems
+from ssdd_hub.cards import render_dataset_card
+from ssdd_hub.check import check_folder
+from ssdd_hub.check_places import check_place
+from ssdd_hub.cli import main
+from ssdd_hub.errors import InputError
+from ssdd_hub.interop import export_tensors, import_tensors
+from ssdd_hub.objectives import build_objective
+from ssdd_hub.origin import stated_settings
+from ssdd_hub.own_runs import is_own_run, remember_run
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.publish_model import pack_model
+from ssdd_hub.publish_run import plan_students
+from ssdd_hub.publish_set import pack_set
+from ssdd_hub.storage import read_metadata
+from ssdd_hub.students import StudentSettings
+from ssdd_hub.teacher import Teacher, TeacherSettings, build_teacher
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+CODE = b"raise SystemExit('a stranger was here')\n"
+
+
+@pytest.fixture
+def stranger():
+    """A server of somebody else's, which notes who asks; a set must never make anybody ask."""
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CODE)))
+            self.end_headers()
+            self.wfile.write(CODE)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.asked, server.address = asked, f"http://127.0.0.1:{server.server_port}"
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home of its own, in which nothing may appear."""
+    place = tmp_path / "home"
+    place.mkdir()
+    monkeypatch.setenv("HOME", str(place))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / ".cache"))
+    return place
+
+
+def poisons(stranger, home):
+    """Arguments of a network that make timm fetch, read or write something, by name."""
+    site = home / ".local" / "site-packages"
+    cfg = {"url": f"{stranger.address}/sitecustomize.py", "num_classes": 0}
+    return {
+        "fetches code": {"pretrained": True, "pretrained_cfg": cfg, "cache_dir": str(site)},
+        "overlays an address": {"pretrained": True, "pretrained_cfg_overlay": cfg},
+        "reads a file": {"checkpoint_path": str(home / "weights.pth")},
+        "a relative folder": {"cache_dir": "site"},
+        "another repository": {"pretrained": True, "pretrained_cfg": {"hf_hub_id": "a/b"}},
+        "a path as a word": {"norm": "../../etc/passwd"},
+        "an address in a list": {"widths": [8, stranger.address]},
+        "an address deep inside": {"block_args": {"deep": {"url": stranger.address}}},
+        "a loader by name": {"pretrained_filter_fn": "eval"},
+        "no name": {"a b": 1},
+        "endless": {"widths": [10**9]},
+        "no mapping": [1, 2],
+    }
+
+
+NAMES = tuple(poisons(type("None", (), {"address": ""}), Path("/")))
+
+
+@pytest.fixture(params=NAMES)
+def poison(request, stranger, home):
+    arguments = poisons(stranger, home)[request.param]
+    before = sorted(home.rglob("*"))
+    yield arguments
+    assert not stranger.asked, "a stranger's server was asked"
+    assert sorted(home.rglob("*")) == before, "a file was written"
+    assert not Path("site").exists()
+
+
+STUDENT = {"name": "ssdd_convnet3", "model_args": {"widths": [4, 4, 4]}}
+
+
+def make_record(**provenance):
+    """A small set of 8x8 pixels, with a record of this content."""
+    images, targets = torch.randn(6, 1, 8, 8), torch.randn(6, 5)
+    return DistilledSet(images, targets, PixelSpace((0.5,), (0.25,)), provenance=provenance)
+
+
+def record_errors(folder):
+    return [finding.text for finding in check_folder(folder) if finding.level == "error"]
+
+
+def test_the_attack_of_these_tests_would_work_on_timm_alone(stranger, home):
+    """What `timm.create_model` does with the arguments that are refused here."""
+    arguments = poisons(stranger, home)["fetches code"]
+    with pytest.raises(Exception):  # noqa: B017  # timm cannot load code as weights, but has written it by then
+        timm.create_model("resnet18", **arguments)
+    assert stranger.asked and (home / ".local" / "site-packages" / "sitecustomize.py").read_bytes() == CODE
+
+
+# The student of a record
+
+
+def test_a_student_of_a_record_brings_nothing_along(poison, tmp_path):
+    made = make_record(student={"name": "ssdd_convnet3", "model_args": poison})
+    folder = made.save(tmp_path / "set")
+    assert any("states what nobody should use: student: model_args: " in text for text in record_errors(folder))
+    loaded = DistilledSet.load(folder)
+    with pytest.raises(InputError, match="the student that the record states is not taken: model_args"):
+        plan_students(["own"], {}, folder, "ann/set")
+    with pytest.raises(InputError, match="cannot be published as it is"):
+        pack_set(folder, "ann/set")
+    assert "build_student" not in render_dataset_card(read_metadata(folder), "ann/set")
+    if isinstance(poison, dict):
+        with pytest.raises(InputError, match="'ssdd_convnet3'"):
+            build_student("ssdd_convnet3", num_targets=5, in_chans=1, image_size=8, **poison)
+        with pytest.raises(InputError, match="student.model_args"):
+            StudentSettings(**loaded.provenance["student"])
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:a/b", "local-dir:/tmp", "/etc/passwd", "no_such_net", "os.system", "../x", "", 3, ["a"], {"a": 1}]
+)
+def test_a_student_of_a_record_is_an_architecture_known_here(name, tmp_path, home):
+    folder = make_record(student={"name": name, "model_args": {}}).save(tmp_path / "set")
+    if name == "":
+        with pytest.raises(InputError, match="does not record which network"):
+            plan_students(["own"], {}, folder, "ann/set")
+        return
+    with pytest.raises(InputError, match="must be an architecture that timm knows here"):
+        plan_students(["own"], {}, folder, "ann/set")
+    assert any("must be an architecture that timm knows here" in text for text in record_errors(folder))
+
+
+def run_evaluation(monkeypatch, folder, output, *more):
+    spec = spec_from_file_location("evaluate_strangers", RECIPES / "evaluate.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    small = ["--references", "none", "--protocol", "probe", "--evaluate.seeds", "1", "--run.threads", "1"]
+    words = [str(RECIPES / "evaluate.py"), "--set", str(folder), "--output", str(output), *small, *more]
+    monkeypatch.setattr(sys, "argv", words)
+    module.main()
+
+
+@pytest.mark.parametrize("name", ["fetches code", "reads a file", "a relative folder"])
+def test_an_evaluation_brings_nothing_along(name, stranger, home, tmp_path, monkeypatch, capsys):
+    images = torch.randn(6, 1, 16, 16)
+    student = {"name": "ssdd_convnet3", "model_args": poisons(stranger, home)[name]}
+    made = DistilledSet(images, torch.randn(6, 5), PixelSpace((0.5,), (0.25,)), provenance={"student": student})
+    folder = made.save(tmp_path / "set")
+    with pytest.raises(SystemExit) as caught:
+        run_evaluation(monkeypatch, folder, tmp_path / "scores", "--source.name", "digits")
+    assert caught.value.code
+    assert "the student that the record states is not taken" in capsys.readouterr().err
+    assert not stranger.asked and not (home / ".local").exists() and not (tmp_path / "scores" / "scores.json").exists()
+
+
+# The other sections of a record
+
+
+PHOTOS = "/home/somebody/photos"
+SECTIONS = {
+    "teacher with a cache": {"settings": {"teacher": {"backbone": "resnet18", "model_args": {"cache_dir": "/x"}}}},
+    "teacher at an address": {"settings": {"teacher": {"backbone": "http://x/y", "pretrained": True}}},
+    "teacher in a folder": {"settings": {"teacher": {"backbone": f"local-dir:{PHOTOS}", "pretrained": True}}},
+    "teacher above": {"settings": {"teacher": {"backbone": "local-dir:../../teacher", "pretrained": True}}},
+    "teacher's checkpoint": {"settings": {"teacher": {"backbone": "resnet18", "checkpoint": "/etc/shadow"}}},
+    "teacher's name": {"teacher": {"name": "file:///etc/passwd"}},
+    "teacher's objective": {"teacher": {"name": "x", "objective": {"name": "byol", "momentum": "/etc/passwd"}}},
+    "teacher's source": {"teacher": {"name": "x", "source": {"name": PHOTOS}}},
+    "objective": {"objective": {"name": "simclr", "temperature": "http://x"}},
+    "objective's settings": {"settings": {"pretrain": {"objective_args": {"pretrained_cfg": {"url": "http://x"}}}}},
+    "objective's views": {"settings": {"pretrain": {"view_args": {"normalize": {"mean": ["/etc/passwd"]}}}}},
+    "source's folder": {"settings": {"data": {"name": PHOTOS}}},
+    "source's home": {"settings": {"data": {"name": "~/photos"}}},
+    "source above": {"settings": {"data": {"name": "../photos"}}},
+    "source at an address": {"settings": {"data": {"name": "https://x/y.zip"}}},
+    "source in an archive": {"settings": {"data": {"name": "zip://a::b"}}},
+    "source's revision": {"settings": {"data": {"name": "a/b", "revision": "../../x"}}},
+    "source's record": {"source": {"name": PHOTOS, "license": "mit"}},
+    "use without end": {"use": {"epochs": 10**12}},
+    "use of text": {"use": {"epochs": "1000"}},
+    "use of nothing": {"use": {"learning_rate": -1}},
+    "use of a call": {"use": {"augmentation": "__import__('os')"}},
+    "selection": {"selection": {"settings": {"expert_args": {"checkpoint_path": "/x"}}}},
+    "seed": {"seed": "0; rm"},
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_section_of_a_record_is_looked_through(name, tmp_path, home):
+    folder = make_record(**SECTIONS[name]).save(tmp_path / "set")
+    assert any("states what nobody should use" in text for text in record_errors(folder))
+    with pytest.raises(InputError, match="cannot be published as it is"):
+        pack_set(folder, "ann/set")
+    assert main(["check", str(folder)]) == 1 and main(["push", str(folder), "ann/set", "--dry-run"]) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in SECTIONS if name.startswith(("teacher", "source", "use"))])
+def test_an_evaluation_takes_nothing_of_such_a_section(name, tmp_path, home):
+    folder = make_record(**SECTIONS[name]).save(tmp_path / "set")
+    try:
+        stated = stated_settings(str(folder))
+    except InputError as error:
+        assert "that the record states is not taken" in str(error)
+        return
+    assert stated.keys() <= {"use"} and not stated.get("use")
+
+
+def test_what_a_run_records_is_taken_as_ever(tmp_path):
+    """Local names say where the images came from; they are no mistake, and not followed."""
+    settings = {
+        "data": {"name": "photos", "split": "train", "image_size": 8, "memory_budget_gb": 4.0},
+        "teacher": {"backbone": "local-dir:runs/x/teacher", "pretrained": True, "checkpoint": None, "model_args": {}},
+        "student": STUDENT,
+        "pretrain": {"objective": "barlow_twins", "objective_args": {"hidden_dim": 512}, "view_args": {}},
+    }
+    source = {"name": "photos", "license": "mit", "fingerprint": "0" * 64}
+    teacher = {"name": "ssdd_resnet18 trained with byol on a/b", "source": source, "objective": {"name": "byol"}}
+    use = {"epochs": 3, "learning_rate": 0.1, "augmentation": "crop-flip", "optimizer": "SGD"}
+    made = make_record(settings=settings, source=source, teacher=teacher, student=STUDENT, use=use, seed=0)
+    folder = made.save(tmp_path / "set")
+    assert record_errors(folder) == []
+    (student,) = plan_students(["own"], {}, folder, "ann/set")
+    assert (student.name, student.args) == (STUDENT["name"], STUDENT["model_args"])
+    student = build_student("ssdd_convnet3", num_targets=5, in_chans=1, image_size=8, **STUDENT["model_args"])
+    assert pretrain_student(student, DistilledSet.load(folder)).training is False
+
+
+def test_the_source_of_a_record_is_on_the_hub_and_never_a_folder_here(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    data = {"name": "ann/photos", "split": "train", "memory_budget_gb": 1e9, "streaming": True}
+    folder = make_record(settings={"data": data}).save(tmp_path / "set")
+    assert stated_settings(str(folder))["source"] == {"name": "ann/photos", "split": "train"}
+    (tmp_path / "ann" / "photos").mkdir(parents=True)
+    assert "source" not in stated_settings(str(folder))
+    assert "which is no dataset of the Hub or a folder here" in caplog.text
+
+
+# Run folders
+
+
+def make_run(folder, **sections):
+    config = {"data": {"name": "digits"}, "teacher": {"backbone": "ssdd_resnet10"}, "use": {}, "seed": 0, **sections}
+    make_record(student=STUDENT).save(folder / "distilled")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+RUNS = {
+    "photos": {"data": {"name": PHOTOS}},
+    "photos beside": {"data": {"name": "../photos"}},
+    "teacher's folder": {"teacher": {"backbone": f"local-dir:{PHOTOS}", "pretrained": True}},
+    "teacher's checkpoint": {"teacher": {"backbone": "resnet18", "checkpoint": "/etc/shadow"}},
+    "teacher's cache": {"teacher": {"backbone": "resnet18", "pretrained": True, "model_args": {"cache_dir": "/x"}}},
+    "recipe": {"use": {"epochs": 10**12}},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_copied_run_folder_names_no_folder_of_this_machine(name, tmp_path, home):
+    run = make_run(tmp_path / "run", **RUNS[name])
+    with pytest.raises(InputError, match="that the record states is not taken"):
+        stated_settings(str(run / "distilled"))
+    assert any(finding.place == "config.yaml" and finding.level == "error" for finding in check_place(run))
+    assert main(["check", str(run)]) == 1
+
+
+def test_a_run_that_this_user_began_names_what_the_user_named(tmp_path, home):
+    run = make_run(tmp_path / "run", data={"name": PHOTOS}, teacher={"backbone": "resnet18", "checkpoint": "/x.pth"})
+    assert not is_own_run(run / "config.yaml")
+    remember_run(run / "config.yaml")
+    stated = stated_settings(str(run / "distilled"))
+    assert stated["source"] == {"name": PHOTOS} and stated["teacher"]["checkpoint"] == "/x.pth"
+    # Other settings are somebody else's again.
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + "output: x\n")
+    with pytest.raises(InputError, match="is not taken"):
+        stated_settings(str(run / "distilled"))
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "teacher"])
+def test_links_of_a_run_folder_are_not_followed(name, tmp_path, home):
+    run = make_run(tmp_path / "run")
+    private = tmp_path / "private"
+    private.mkdir()
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(private)
+    with pytest.raises(InputError, match=f"{name} is a link to .*private: put the file itself there"):
+        stated_settings(str(run / "distilled"))
+    assert any(finding.place == name and "is a link" in finding.text for finding in check_place(run))
+
+
+def test_a_pipe_for_settings_is_not_waited_for(tmp_path, home):
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").unlink()
+    os.mkfifo(run / "config.yaml")
+    with pytest.raises(InputError, match="config.yaml is neither a file nor a folder"):
+        stated_settings(str(run / "distilled"))
+
+
+def test_yaml_that_grows_is_no_settings(tmp_path, home):
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text("a: &a [1, 2]\nb: &b [*a, *a]\ndata: *b\nteacher: {}\nseed: 0\n")
+    with pytest.raises(InputError, match="is not that of a run .*aliases are not taken"):
+        stated_settings(str(run / "distilled"))
+
+
+# Folders of teachers
+
+
+@pytest.fixture
+def teacher_folder(tmp_path):
+    torch.manual_seed(0)
+    backbone = timm.create_model("ssdd_convnet3", widths=[4, 4, 4], num_classes=0, in_chans=1, img_size=8)
+    facts = {"source": {"name": "digits"}, "objective": {"name": "byol"}, "seed": 0}
+    Teacher(backbone, PixelSpace((0.5,), (0.25,)), 8, "small", "mit").save(tmp_path / "teacher", facts)
+    return tmp_path / "teacher"
+
+
+def reconfigure(folder, **changes):
+    """Writes values into `config.json`, by dotted names with `__`."""
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in changes.items():
+        *path, last = name.split("__")
+        part = config
+        for step in path:
+            part = part.setdefault(step, {})
+        part[last] = value
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def refuse_teacher(folder, match):
+    with pytest.raises(InputError, match=match):
+        build_teacher(f"local-dir:{folder}")
+    with pytest.raises(InputError, match=match):
+        pack_model(folder, "ann/teacher")
+    assert main(["check", str(folder)]) == 1
+
+
+def test_a_good_teacher_passes(teacher_folder, home):
+    assert build_teacher(f"local-dir:{teacher_folder}").feature_dim == 4
+    assert check_place(teacher_folder) == [] and main(["check", str(teacher_folder)]) == 0
+    assert pack_model(teacher_folder, "ann/teacher")
+
+
+def test_the_arguments_of_a_stored_teacher_bring_nothing_along(poison, teacher_folder):
+    reconfigure(teacher_folder, model_args=poison)
+    refuse_teacher(teacher_folder, "config.json is not taken: .*model_args")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"architecture": "hf-hub:a/b"}, "its architecture 'hf-hub:a/b' is none that timm knows"),
+        ({"architecture": "local-dir:/tmp"}, "its architecture"),
+        ({"architecture": ["x"]}, "its architecture"),
+        ({"pretrained_cfg__url": "http://127.0.0.1:9/x"}, "pretrained_cfg.url is not taken"),
+        ({"pretrained_cfg__file": "/etc/passwd"}, "pretrained_cfg.file is not taken"),
+        ({"pretrained_cfg__hf_hub_filename": "../x"}, "pretrained_cfg.hf_hub_filename is not taken"),
+        ({"pretrained_cfg__hf_hub_id": "a/b"}, "pretrained_cfg.hf_hub_id is not taken"),
+        ({"pretrained_cfg__state_dict": {"a": 1}}, "pretrained_cfg.state_dict is not taken"),
+        ({"pretrained_cfg__custom_load": "hf"}, "pretrained_cfg.custom_load is not taken"),
+        ({"pretrained_cfg__first_conv": "../x"}, "pretrained_cfg.first_conv is not taken"),
+        ({"pretrained_cfg__input_size": [1, 10**9, 10**9]}, "pretrained_cfg.input_size is not taken"),
+        ({"pretrained_cfg__something_new": "x"}, "pretrained_cfg.something_new is not taken"),
+        ({"pretrained_cfg": "x"}, "pretrained_cfg must map names"),
+    ],
+)
+def test_the_configuration_of_a_stored_teacher_brings_nothing_along(changes, match, teacher_folder, home):
+    reconfigure(teacher_folder, **changes)
+    refuse_teacher(teacher_folder, match)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"model_args": ' * 10 + "1" + "}" * 10])
+def test_a_configuration_that_is_none_is_refused(text, teacher_folder, home):
+    (teacher_folder / "config.json").write_text(text)
+    refuse_teacher(teacher_folder, "config.json is not taken")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "ssdd_hub.json"])
+@pytest.mark.parametrize("kind", ["link", "link inside", "pipe", "device"])
+def test_a_teacher_is_of_plain_files(kind, name, teacher_folder, tmp_path, home):
+    (teacher_folder / name).rename(tmp_path / "elsewhere")
+    if kind == "pipe":
+        os.mkfifo(teacher_folder / name)
+    elif kind == "device":
+        (teacher_folder / name).symlink_to("/dev/zero")
+    elif kind == "link":
+        (teacher_folder / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        shutil.copy(tmp_path / "elsewhere", teacher_folder / "other")
+        (teacher_folder / name).symlink_to("other")
+    refuse = f"{name} is (a link to|neither a file nor a folder)"
+    with pytest.raises(InputError, match=refuse):
+        build_teacher(f"local-dir:{teacher_folder}")
+    assert main(["check", str(teacher_folder)]) == 1
+
+
+def test_the_record_of_a_teacher_is_looked_through(teacher_folder, home):
+    record = json.loads((teacher_folder / "ssdd_hub.json").read_text())
+    record["provenance"]["objective"] = {"name": "byol", "momentum": "http://x"}
+    (teacher_folder / "ssdd_hub.json").write_text(json.dumps(record))
+    (finding,) = check_place(teacher_folder)
+    assert finding.level == "error" and "objective: momentum must be a number or a short word" in finding.text
+
+
+def test_a_repository_of_a_stranger_is_looked_through_too(hub, teacher_folder, home, stranger):
+    """What was looked at is what timm loads: the commit, not the branch."""
+    api = HfApi(token="hf_ann")
+    api.create_repo("ann/teacher")
+    api.upload_folder(repo_id="ann/teacher", folder_path=teacher_folder)
+    assert build_teacher("hf-hub:ann/teacher").feature_dim == 4
+    reconfigure(teacher_folder, model_args=poisons(stranger, home)["fetches code"])
+    api.upload_folder(repo_id="ann/teacher", folder_path=teacher_folder)
+    with pytest.raises(InputError, match="config.json is not taken: .*model_args"):
+        build_teacher("hf-hub:ann/teacher")
+    assert not stranger.asked and not (home / ".local").exists()
+
+
+# Sets of plain files
+
+
+@pytest.mark.parametrize("kind", ["link", "link inside", "pipe", "device", "directory link"])
+@pytest.mark.parametrize(
+    "name", ["ssdd_hub.json", "data/train-00000-of-00001.parquet", "target_transform.safetensors", "data"]
+)
+def test_a_set_is_of_plain_files(kind, name, tmp_path):
+    folder = make_full_set().save(tmp_path / "set")
+    path = folder / name
+    if (kind == "directory link") != (name == "data"):
+        return
+    path.rename(tmp_path / "elsewhere")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "link inside":
+        shutil.copy(tmp_path / "elsewhere", path.parent / "other")
+        path.symlink_to("other")
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    for load in (DistilledSet.load, DistilledSet.from_pretrained):
+        with pytest.raises(InputError, match=f"{name} is (a link to|neither a file nor a folder)"):
+            load(folder)
+    assert any(finding.place == name for finding in check_folder(folder) if finding.level == "error")
+    assert main(["check", str(folder)]) == 1 and main(["push", str(folder), "ann/set", "--dry-run"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("name", ["x_syn.pt", "ssdd_hub_tensors.json"])
+def test_a_pair_of_tensors_is_of_plain_files(kind, name, tmp_path):
+    folder = export_tensors(make_set(), tmp_path / "pair")
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere") if kind == "link" else os.mkfifo(folder / name)
+    with pytest.raises(InputError, match="is a link to|is neither a file|must hold, or be of, exactly one pair"):
+        import_tensors(folder)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "other bytes"])
+def test_a_report_shows_the_images_of_the_set_and_no_file_of_its_folder(kind, tmp_path, monkeypatch):
+    space = PixelSpace((0.5,), (0.25,))
+    made = DistilledSet(torch.randn(6, 1, 16, 16), torch.randn(6, 5), space, provenance={"student": STUDENT})
+    folder = made.save(tmp_path / "set")
+    (tmp_path / "secret").write_text("the private key of somebody")
+    (folder / "preview.png").unlink()
+    if kind == "link":
+        (folder / "preview.png").symlink_to(tmp_path / "secret")
+    elif kind == "pipe":
+        os.mkfifo(folder / "preview.png")
+    else:
+        shutil.copy(tmp_path / "secret", folder / "preview.png")
+    small = ["--source.max-images", "60", "--use.epochs", "1", "--probe.labels", "[20]", "--probe.draws", "1"]
+    run_evaluation(monkeypatch, folder, tmp_path / "scores", "--source.name", "digits", *small)
+    page = (tmp_path / "scores" / "report.html").read_text()
+    assert base64.b64encode(b"the private key of").decode()[:20] not in page
+    drawn = (tmp_path / "scores" / "pictures" / "set-1.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG") and base64.b64encode(drawn).decode() in page
+
+
+# The allow-list itself
+
+
+def test_what_timm_takes_beside_the_arguments_of_a_network_is_reserved():
+    """A version of timm that takes more must be looked at before it is allowed."""
+    for function in (timm.create_model, build_model_with_cfg):
+        named = {name for name, part in signature(function).parameters.items() if part.kind != Parameter.VAR_KEYWORD}
+        assert named <= RESERVED
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"widths": [64, 128], "norm": "batch", "drop_rate": 0.5, "global_pool": "", "act_layer": None},
+        {"block_args": {"a": [[1, 2], [3, 4]]}, "act_layer": "gelu", "bias": True, "rope_type": "mixed-2d"},
+        {"norm_layer": torch.nn.GroupNorm, "act_layer": torch.nn.GELU()},
+        {},
+    ],
+)
+def test_arguments_of_networks_are_taken(arguments):
+    assert find_problems(arguments) == []
+    check_arguments("x", arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"a": float("nan")}, "a must be a finite number"),
+        ({"a": float("inf")}, "a must be a finite number"),
+        ({"a": 10**5000}, "a must be a finite number"),
+        ({"a": Path("x")}, "a must be a number or a short word"),
+        ({"a": b"x"}, "a must be a number or a short word"),
+        ({"a": "x" * 41}, "a must be a number or a short word"),
+        ({"a": "x y"}, "a must be a number or a short word"),
+        ({"a": "x\n"}, "a must be a number or a short word"),
+        ({"a": [[[[1]]]]}, "a must not be nested more than"),
+        ({"a": [1] * 2000}, "at most 1000 values"),
+        ({"a\n": 1}, "the name of an argument must be a word"),
+        ({1: 1}, "the name of an argument must be a word"),
+        ({"device": "cuda"}, "device is no argument of the network"),
+    ],
+)
+def test_other_arguments_are_refused_by_name(arguments, problem):
+    assert problem in find_problems(arguments)[0]
+    with pytest.raises(InputError, match="x cannot be taken"):
+        check_arguments("x", arguments)
+
+
+def test_objectives_and_teachers_take_the_same_arguments():
+    backbone = timm.create_model("ssdd_convnet3", widths=[4, 4, 4], num_classes=0, img_size=8)
+    with pytest.raises(InputError, match="settings of the objective 'byol' cannot be taken"):
+        build_objective("byol", backbone, momentum="/etc/passwd")
+    with pytest.raises(InputError, match="cache_dir is no argument of the network"):
+        TeacherSettings(backbone="resnet18", model_args={"cache_dir": "x"})
+    with pytest.raises(InputError, match="cache_dir is no argument of the network"):
+        build_teacher("resnet18", pretrained=False, cache_dir="x")
+
+
+def test_weights_beside_are_safetensors_or_plain(teacher_folder):
+    """A teacher whose weights are those of another network is refused by timm, not by this door."""
+    save_file({"other": torch.zeros(1)}, teacher_folder / "model.safetensors")
+    with pytest.raises(InputError, match="cannot be built"):
+        build_teacher(f"local-dir:{teacher_folder}")
