@@ -7,10 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
-    errors arguments plain_files own_runs command_line streams checkpoint run_folder machine allocator residence
+    errors plain_files own_runs command_line streams checkpoint run_folder machine allocator residence
     pixel_space
     decode digits image_source images augment
-    target_transform markdown scores comparison hub statements licences cards storage preview footers shards set_checks
+    target_transform markdown scores comparison hub arguments statements licences cards storage preview footers shards
+    set_checks
     parcel publish_plan publish fetch check publish_set distilled tensor_pairs interop
     stored_models backbones networks students
     objective views joint_embedding clustering momentum dino masked objectives

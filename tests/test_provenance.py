@@ -112,20 +112,14 @@ def test_no_absolute_path_is_told(describe, tmp_path, small_teacher):
     described = describe(
         *("--data.name", f"{data}/"),
         *("--teacher.pretrained", f"--teacher.backbone=local-dir:{weights}"),
-        *("--teacher.model-args", json.dumps({"folder": str(weights), "other": str(data), "act": "gelu"})),
-        *("--student.model-args.folder", str(weights)),
+        *("--data.config", f"{data}/x"),
         *("--config", str(tmp_path / "default.yaml"), "--output", str(tmp_path / "out"), f"--run.cache={tmp_path}"),
         teacher=teacher,
     )
     text = json.dumps(described)
     assert str(tmp_path.parent) not in text and "/home/me" not in text
     assert described["settings"]["teacher"]["backbone"] == described["teacher"]["name"] == "local-dir:my teacher"
-    assert described["settings"]["teacher"]["model_args"] == {
-        "folder": "my teacher",
-        "other": "photos",
-        "act": "gelu",
-    }
-    assert described["student"]["model_args"] == {"folder": "my teacher"}
+    assert described["settings"]["data"]["config"] == "x"
 
 
 def test_the_command_is_what_was_typed_but_for_absolute_paths(describe, tmp_path):
@@ -195,17 +189,17 @@ TOKEN = "hf_" + "aB3" * 12
 def test_no_token_is_told_of_a_run(describe, small_teacher):
     teacher = small_teacher()
     teacher.provenance = {"source": {"name": TOKEN}}
-    arguments = json.dumps({"token": TOKEN, "url": f"https://user:{TOKEN}@host"})
-    described = describe("--teacher.model-args", arguments, f"--student.model-args.token={TOKEN}", teacher=teacher)
+    arguments = ("--data.name", "a/b", "--data.config", f"x-{TOKEN}", f"--data.revision={TOKEN}")
+    described = describe(*arguments, teacher=teacher)
     assert TOKEN not in json.dumps(described)
-    assert described["settings"]["teacher"]["model_args"]["url"] == "https://user:<token>@host"
-    assert described["student"]["model_args"] == {"token": "<token>"}
-    assert shlex.split(described["command"])[-1] == "--student.model-args.token=<token>"
+    data = described["settings"]["data"]
+    assert (data["config"], data["revision"]) == ("x-<token>", "<token>")
+    assert shlex.split(described["command"])[-1] == "--data.revision=<token>"
 
 
 def test_no_token_is_told_of_a_training(tmp_path, monkeypatch):
     (tmp_path / "default.yaml").write_text("")
-    monkeypatch.setattr(sys, "argv", ["recipes/train_teacher.py", "--teacher.model-args.token", TOKEN])
+    monkeypatch.setattr(sys, "argv", ["recipes/train_teacher.py", "--data.name", "a/b", "--data.revision", TOKEN])
     described = describe_training(to_dict(parse_config(TrainTeacherConfig, tmp_path / "default.yaml")), SOURCE)
     assert TOKEN not in json.dumps(described) and shlex.split(described["command"])[-1] == "<token>"
 

@@ -36,11 +36,13 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.publish_model import pack_model
 from ssdd_hub.publish_run import plan_students
 from ssdd_hub.publish_set import pack_set
+from ssdd_hub.statements import without_folders
 from ssdd_hub.storage import read_metadata
 from ssdd_hub.students import StudentSettings
 from ssdd_hub.teacher import Teacher, TeacherSettings, build_teacher
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+TOKEN = "hf_" + "abcdefgh" * 4
 CODE = b"raise SystemExit('a stranger was here')\n"
 
 
@@ -95,6 +97,7 @@ def poisons(stranger, home):
         "an address deep inside": {"block_args": {"deep": {"url": stranger.address}}},
         "a loader by name": {"pretrained_filter_fn": "eval"},
         "no name": {"a b": 1},
+        "another head": {"num_classes": 3, "norm": "../x"},
         "endless": {"widths": [10**9]},
         "no mapping": [1, 2],
     }
@@ -261,6 +264,18 @@ def test_what_a_run_records_is_taken_as_ever(tmp_path):
     assert (student.name, student.args) == (STUDENT["name"], STUDENT["model_args"])
     student = build_student("ssdd_convnet3", num_targets=5, in_chans=1, image_size=8, **STUDENT["model_args"])
     assert pretrain_student(student, DistilledSet.load(folder)).training is False
+
+
+def test_only_the_last_part_of_a_folder_is_recorded(tmp_path):
+    """Also of one that is named from a folder above; sets of earlier versions are put right by `ssdd-hub card`."""
+    teacher = {"backbone": "local-dir:../../models/lite0", "pretrained": True, "checkpoint": "/weights/x.pth"}
+    settings = {"data": {"name": "../photos"}, "teacher": teacher, "student": STUDENT}
+    cut = {"backbone": "local-dir:lite0", "pretrained": True, "checkpoint": "x.pth"}
+    assert without_folders(settings) == {"data": {"name": "photos"}, "teacher": cut, "student": STUDENT}
+    folder = make_record(settings=settings).save(tmp_path / "set")
+    assert record_errors(folder)
+    assert main(["card", str(folder)]) == 0 and record_errors(folder) == []
+    assert read_metadata(folder)["provenance"]["settings"] == without_folders(settings)
 
 
 def test_the_source_of_a_record_is_on_the_hub_and_never_a_folder_here(tmp_path, monkeypatch, caplog):
@@ -436,6 +451,7 @@ def test_the_record_of_a_teacher_is_looked_through(teacher_folder, home):
     record = json.loads((teacher_folder / "ssdd_hub.json").read_text())
     record["provenance"]["objective"] = {"name": "byol", "momentum": "http://x"}
     (teacher_folder / "ssdd_hub.json").write_text(json.dumps(record))
+    refuse_teacher(teacher_folder, "ssdd_hub.json states what nobody should use .objective: momentum must be")
     (finding,) = check_place(teacher_folder)
     assert finding.level == "error" and "objective: momentum must be a number or a short word" in finding.text
 
@@ -553,18 +569,21 @@ def test_arguments_of_networks_are_taken(arguments):
         ({"a\n": 1}, "the name of an argument must be a word"),
         ({1: 1}, "the name of an argument must be a word"),
         ({"device": "cuda"}, "device is no argument of the network"),
+        ({"a": f"https://user:{TOKEN}@host"}, "a must be a number or a short word"),
     ],
 )
 def test_other_arguments_are_refused_by_name(arguments, problem):
-    assert problem in find_problems(arguments)[0]
+    assert problem in find_problems(arguments)[0] and TOKEN not in str(find_problems(arguments))
     with pytest.raises(InputError, match="x cannot be taken"):
         check_arguments("x", arguments)
 
 
 def test_objectives_and_teachers_take_the_same_arguments():
     backbone = timm.create_model("ssdd_convnet3", widths=[4, 4, 4], num_classes=0, img_size=8)
-    with pytest.raises(InputError, match="settings of the objective 'byol' cannot be taken"):
+    with pytest.raises(InputError, match="byol: momentum must be a finite number"):
         build_objective("byol", backbone, momentum="/etc/passwd")
+    with pytest.raises(InputError, match="settings of the objective 'byol' cannot be taken: checkpoint_path is no"):
+        build_objective("byol", backbone, checkpoint_path="x")
     with pytest.raises(InputError, match="cache_dir is no argument of the network"):
         TeacherSettings(backbone="resnet18", model_args={"cache_dir": "x"})
     with pytest.raises(InputError, match="cache_dir is no argument of the network"):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.hub import blot_tokens
 
 RESERVED = frozenset(
     {
@@ -50,7 +51,7 @@ def check_arguments(what: str, arguments: Any) -> None:
 def find_problems(arguments: Any) -> list[str]:
     """Returns what is wrong with arguments, a sentence for each; see `check_arguments`."""
     if not isinstance(arguments, Mapping):
-        return [f"arguments must be values by name, got {_show(arguments)}"]
+        return [f"arguments must be values by name, got {show(arguments)}"]
     if _count(arguments) > _MOST_VALUES:
         return [f"arguments must be at most {_MOST_VALUES} values"]
     return list(_problems(arguments, "", _MOST_LEVELS))
@@ -63,7 +64,7 @@ def _problems(value: Any, path: str, levels: int) -> Iterator[str]:
         for name, part in value.items():
             inner = f"{path}.{name}" if path else str(name)
             if not isinstance(name, str) or not _NAME.fullmatch(name):
-                yield f"the name of an argument must be a word, got {_show(name)}"
+                yield f"the name of an argument must be a word, got {show(name)}"
             elif name in RESERVED:
                 yield f"{inner} is no argument of the network: it decides what is loaded, and from where"
             else:
@@ -73,14 +74,14 @@ def _problems(value: Any, path: str, levels: int) -> Iterator[str]:
             yield from _problems(part, path, levels - 1)
     elif isinstance(value, str):
         if value and not _WORD.fullmatch(value):
-            yield f"{path} must be a number or a short word of letters, digits, _ and -, got {_show(value)}"
+            yield f"{path} must be a number or a short word of letters, digits, _ and -, got {show(value)}"
     elif isinstance(value, int | float):
         largest = _LARGEST_WHOLE if isinstance(value, int) else _LARGEST
         # NaN compares as false.
         if not abs(value) <= largest:
-            yield f"{path} must be a finite number of at most {largest:g}, got {_show(value)}"
+            yield f"{path} must be a finite number of at most {largest:g}, got {show(value)}"
     elif isinstance(value, bytes | bytearray | os.PathLike):
-        yield f"{path} must be a number or a short word, got {_show(value)}"
+        yield f"{path} must be a number or a short word, got {show(value)}"
 
 
 def _count(value: Any) -> int:
@@ -94,9 +95,11 @@ def _count(value: Any) -> int:
     return total
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Returns a value from outside for a message: short, without tokens and without what steers a terminal."""
     try:
         text = repr(value)
     except ValueError:  # Python does not write out whole numbers of thousands of digits
         text = "a number of thousands of digits"
+    text = blot_tokens(text)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -98,13 +98,17 @@ class Objective(nn.Module):
 
     def _check(self, settings: dict[str, Any]) -> Iterator[tuple[bool, str]]:
         """Compares settings with the annotations of the `__init__` that takes them."""
-        parameters = signature(type(self).__init__).parameters
         for setting, value in settings.items():
-            annotation = parameters[setting].annotation if setting in parameters else Any
-            kind = _KINDS.get(getattr(annotation, "__origin__", annotation))
-            rules = (rule for rule in (kind, *getattr(annotation, "__metadata__", ())) if isinstance(rule, Rule))
-            failed = next((rule for rule in rules if not rule.holds(value)), None)
+            failed = next((rule for rule in self.rules(setting) if not rule.holds(value)), None)
             yield failed is None, f"{self.name}: {setting} must be {failed and failed.required}, got {value!r}"
+
+    @classmethod
+    def rules(cls, setting: str) -> list[Rule]:
+        """Returns what the annotation of a setting asks of its value; empty where this class does not check it."""
+        parameters = signature(cls.__init__).parameters
+        annotation = parameters[setting].annotation if setting in parameters else Any
+        kind = _KINDS.get(getattr(annotation, "__origin__", annotation))
+        return [rule for rule in (kind, *getattr(annotation, "__metadata__", ())) if isinstance(rule, Rule)]
 
     @property
     def learning(self) -> bool:

@@ -75,7 +75,8 @@ def build_objective(
         InputError: The name or a setting is unknown, or the objective cannot train this backbone on such images.
     """
     objective = find_objective(name)
-    check_arguments(f"settings of the objective {name!r}", args)
+    unchecked = {setting: value for setting, value in args.items() if not objective.rules(setting)}
+    check_arguments(f"settings of the objective {name!r}", unchecked)
     if not all(callable(getattr(backbone, method, None)) for method in ("forward_features", "forward_head")):
         raise InputError(
             f"objective {name!r} needs a backbone with timm's forward_features and forward_head, got a "

@@ -12,6 +12,7 @@ from ssdd_hub.image_stream import shareable_name
 from ssdd_hub.licences import derive_licence
 from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.statements import without_folders
 from ssdd_hub.targets import TargetTransform
 from ssdd_hub.teacher import Teacher
 
@@ -93,7 +94,7 @@ def _describe_origin(config: Mapping[str, Any], source: Mapping[str, Any]) -> di
     settings["run"] = {"mixed_precision": config["run"]["mixed_precision"]}
     settings["data"] = {**settings["data"], "name": shareable_name(settings["data"]["name"])}
     return {
-        "settings": _shareable(settings),
+        "settings": _shareable(without_folders(settings)),
         "seed": config["seed"],
         "source": _describe_source(source),
         "versions": describe_versions(),

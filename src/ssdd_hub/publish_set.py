@@ -18,6 +18,7 @@ from ssdd_hub.markdown import section
 from ssdd_hub.parcel import Content, Parcel
 from ssdd_hub.publish import Published, upload
 from ssdd_hub.publish_plan import Plan, plan_upload
+from ssdd_hub.statements import without_folders
 
 MESSAGE = "Publish the distilled set"
 
@@ -117,6 +118,10 @@ def restate_set(folder: str | Path, additions: Additions, location: str | None =
     """
     folder = Path(folder)
     metadata = additions.add(storage.read_metadata(folder))
+    provenance = metadata["provenance"]
+    if provenance.get("settings"):
+        # Runs of earlier versions recorded more of a path than its last part.
+        provenance["settings"] = without_folders(section(provenance, "settings"))
     _refuse_errors(folder, check_set(folder, metadata))
     card = render_dataset_card(metadata, location or folder.resolve().name)
     _refuse_errors(folder, check_card(folder, metadata, card))

@@ -19,12 +19,12 @@ DIGITS = "digits"
 _HUB_MODEL = re.compile(rf"hf[-_]hub:{HUB_ID.pattern}(@[\w./-]+)?", re.ASCII)
 _TAGGED = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", re.ASCII)
 _LONGEST_NAME = 200
-_LONGEST_SHOWN = 60
 # Of the settings of source images those that say which images they are; memory and the like are the reader's business.
 _DATA = (
     *("name", "config", "revision", "split", "heldout_split", "heldout_fraction", "image_column", "label_column"),
     *("image_size", "mode", "max_images", "on_corrupt"),
 )
+_DECIDED = ("name", "num_targets", "num_classes", "in_chans", "image_size")
 # Least and greatest value of each number of a recipe.
 _USE = {
     "epochs": (0, 10**6),
@@ -76,8 +76,8 @@ def stated_teacher(teacher: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     if not _HUB_MODEL.fullmatch(name) and not _is_architecture(name):
         raise InputError(
-            f"the teacher of the record must be an architecture that timm knows here, or on the Hub; got {_show(name)}"
-            ": give --teacher.backbone"
+            "the teacher of the record must be an architecture that timm knows here, or on the Hub; got "
+            f"{arguments.show(name)}: give --teacher.backbone"
         )
     known = ("backbone", "pretrained", "features", "input_size", "mean", "std", "model_args")
     return {key: teacher[key] for key in known if key in teacher}
@@ -113,6 +113,21 @@ def check_use(stated: Mapping[str, Any]) -> None:
     _refuse("use", _use_problems(stated))
 
 
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings as they may be recorded: of folders outside of the working folder only the last part is left.
+
+    Args:
+        settings: The resolved settings of a run, or those that a record holds.
+    """
+    cut = dict(settings)
+    for part, key in (("data", "name"), ("teacher", "backbone"), ("teacher", "checkpoint")):
+        name = section(settings, part).get(key)
+        if isinstance(name, str) and list(_text_problems(name, key)):
+            place = name.removeprefix("local-dir:")
+            cut[part] = {**section(cut, part), key: name.removesuffix(place) + Path(place).name}
+    return cut
+
+
 def find_problems(provenance: Mapping[str, Any]) -> list[str]:
     """Returns everything that a record states and that must not be used, a sentence for each.
 
@@ -142,7 +157,7 @@ def find_problems(provenance: Mapping[str, Any]) -> list[str]:
             found += [f"{name}: {problem}" for problem in problems(entries)]
     found += [problem for problem in _nested_arguments(provenance, "") if problem not in found]
     if not isinstance(provenance.get("seed", 0), int):
-        found.append(f"seed must be a whole number, got {_show(provenance['seed'])}")
+        found.append(f"seed must be a whole number, got {arguments.show(provenance['seed'])}")
     return found
 
 
@@ -158,7 +173,11 @@ def _refuse(what: str, problems: Iterator[str]) -> None:
 def _student_problems(stated: Mapping[str, Any]) -> Iterator[str]:
     name = stated.get("name")
     if not isinstance(name, str) or not arguments.ARCHITECTURE.fullmatch(name) or not _is_architecture(name):
-        yield f"its name must be an architecture that timm knows here, got {_show(name)}"
+        yield f"its name must be an architecture that timm knows here, got {arguments.show(name)}"
+    args = stated.get("model_args")
+    decided = ", ".join(name for name in _DECIDED if isinstance(args, Mapping) and name in args)
+    if decided:
+        yield f"model_args must leave out {decided}, which the set decides"
     yield from _argument_problems(stated, "model_args")
 
 
@@ -198,11 +217,11 @@ def _use_problems(stated: Mapping[str, Any]) -> Iterator[str]:
         fine = isinstance(value, kind) and not isinstance(value, bool) and least <= value <= greatest
         if value is not None and not fine:
             number = "a whole number" if key in _WHOLE else "a number"
-            yield f"{key} must be {number} from {least} to {greatest}, got {_show(value)}"
+            yield f"{key} must be {number} from {least} to {greatest}, got {arguments.show(value)}"
     for key in ("augmentation", "augment"):
         value = stated.get(key)
         if value is not None and not (isinstance(value, str) and _AUGMENTATION.fullmatch(value)):
-            yield f"{key} must be a word, got {_show(value)}"
+            yield f"{key} must be a word, got {arguments.show(value)}"
 
 
 def _argument_problems(stated: Mapping[str, Any], key: str) -> Iterator[str]:
@@ -229,12 +248,12 @@ def _text_problems(value: Any, key: str) -> Iterator[str]:
     if value is None:
         return
     if not isinstance(value, str) or len(value) > _LONGEST_NAME or not value.isprintable():
-        yield f"{key} must be text of at most {_LONGEST_NAME} letters, got {_show(value)}"
+        yield f"{key} must be text of at most {_LONGEST_NAME} letters, got {arguments.show(value)}"
         return
     place = value.removeprefix("local-dir:")
     parts = re.split(r"[/\\]", place)
     if "://" in value or "::" in value or place.startswith(("/", "\\", "~")) or ".." in parts or place[1:3] == ":\\":
-        yield f"{key} must be a name, no address and no folder of a machine, got {_show(value)}"
+        yield f"{key} must be a name, no address and no folder of a machine, got {arguments.show(value)}"
 
 
 def _is_architecture(name: str) -> bool:
@@ -244,11 +263,3 @@ def _is_architecture(name: str) -> bool:
     except ImportError:
         return False
     return _TAGGED.fullmatch(name) is not None and bool(timm.is_model(name))
-
-
-def _show(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not write out whole numbers of thousands of digits
-        text = "a number of thousands of digits"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"

@@ -16,6 +16,7 @@ from torch import nn
 from ssdd_hub.backbones import shorten_error
 from ssdd_hub.errors import InputError
 from ssdd_hub.plain_files import require_plain
+from ssdd_hub.statements import find_problems
 from ssdd_hub.storage import CARD_FILE, METADATA_FILE, write_metadata
 from ssdd_hub.teacher_card import render_teacher_card
 
@@ -123,6 +124,10 @@ def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
     if _is_deeper(record, _DEEPEST_RECORD):
         raise InputError(f"{path} holds lists or objects more than {_DEEPEST_RECORD} deep in each other: {mend}")
     _check_types(provenance, path, mend)
+    problems = find_problems({**provenance, "teacher": teacher})
+    if problems:
+        # They would be part of the record of whatever is derived from the teacher, which nobody would take then.
+        raise InputError(f"{path} states what nobody should use ({'; '.join(problems)}): {mend}")
     return name, provenance
 
 

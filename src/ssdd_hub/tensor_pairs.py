@@ -234,15 +234,10 @@ def read_pair(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def require_plain_pair(pair: Pair, *others: str) -> None:
-    """Refuses links, FIFOs and devices among the files of a pair and others beside it.
-
-    A single file of both tensors was named by the caller, who may reach it by a link.
-
-    Raises:
-        InputError: One of them is not a plain file.
-    """
+    """Raises an `InputError` for links, FIFOs and devices among the files of a pair and others beside it."""
     names = {*pair.files.values()}
-    require_plain(pair.folder, [*sorted(names if len(names) > 1 else ()), *filter(None, [pair.rate]), *others])
+    # A single file of both tensors was named by the caller, who may reach it by a link.
+    require_plain(pair.folder, [*(names if len(names) > 1 else ()), *filter(None, [pair.rate]), *others])
 
 
 def _read_file(path: Path) -> tuple[Any, str]:
