@@ -1,6 +1,7 @@
 """Where a set comes from: the run that made it, its source images and its teacher, as far as they can be had."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import yaml
 from ssdd_hub.contenders import REFERENCES, describe_matrix
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.images import DataSettings, load_images
+from ssdd_hub.images import DataSettings, ImageBank, load_images
+from ssdd_hub.inputs import deciding_facts
 from ssdd_hub.interop import LAYOUTS, import_tensors, is_foreign
 from ssdd_hub.markdown import section
 from ssdd_hub.pixel_space import PixelSpace
@@ -117,6 +119,40 @@ def _of_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "use": stated_use(provenance)}
 
 
+def check_stated_images(
+    distilled: DistilledSet, settings: DataSettings, seed: int, source: ImageBank, heldout: ImageBank
+) -> None:
+    """Refuses images that are taken for a set's source because it states them, and that have changed since.
+
+    Other images, which a seed or a setting asks for that is not the stated one, are not refused.
+
+    Args:
+        distilled: The set.
+        settings: By which the images were loaded.
+        seed: Likewise.
+        source: The source images.
+        heldout: All held-out images.
+
+    Raises:
+        InputError: The set records another fingerprint.
+    """
+    provenance = distilled.provenance
+    stated = {"seed": provenance.get("seed", seed), **section(section(provenance, "settings"), "data")}
+    asked = {"seed": seed, **asdict(settings)}
+    # A name is recorded without its folder; the others decide no pixel.
+    decide = asked.keys() & stated.keys() - {"name", "label_column", "memory_budget_gb"}
+    if any(asked[name] != stated[name] for name in decide):
+        return
+    for words, name, bank in (("source images", "source", source), ("held-out images", "heldout", heldout)):
+        recorded = section(provenance, name).get("fingerprint")
+        if recorded not in (None, bank.fingerprint):
+            raise InputError(
+                f"the {words} at {settings.name} are not those of the set, which records their fingerprint as "
+                f"{str(recorded)[:12]}...; it is {bank.fingerprint[:12]}... now: restore them, or give --source.name to "
+                "evaluate on other images"
+            )
+
+
 def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetTransform | None) -> bool:
     """Whether a set's targets are made by this very teacher and transform.
 
@@ -125,9 +161,11 @@ def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetT
         teacher: The teacher.
         transform: What makes targets of its features; None where targets are features.
     """
-    stated = section(distilled.provenance, "teacher").get("weights_sha256")
+    stated, known = section(distilled.provenance, "teacher"), deciding_facts(teacher.describe())
+    # Another version of timm may describe the same structure otherwise.
+    known.pop("structure_sha256")
     own, wanted = (None if t is None else describe_matrix(t) for t in (distilled.target_transform, transform))
-    return own == wanted and stated in (None, teacher.weights_sha256())
+    return own == wanted and all(stated.get(name) in (None, fact) for name, fact in known.items())
 
 
 def check_alike(sets: Mapping[str, DistilledSet]) -> None:
