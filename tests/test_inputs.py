@@ -82,9 +82,7 @@ def test_all_that_decides_the_features_of_a_teacher_names_it_and_nothing_else(sm
     def facts(backbone=None, size=16, name="x", licence="mit", space=None, **options):
         first = small_teacher()
         backbone = small_backbone() if backbone is None else backbone
-        return deciding_facts(
-            Teacher(backbone, space or first.pixel_space, size, name, licence, **options).describe()
-        )
+        return deciding_facts(Teacher(backbone, space or first.pixel_space, size, name, licence, **options).describe())
 
     strided = small_backbone()
     next(m for m in strided.modules() if isinstance(m, torch.nn.Conv2d)).padding = (0, 0)
@@ -122,7 +120,10 @@ def test_a_run_goes_on_with_the_same_inputs_and_further_ones(tmp_path):
 
 
 CASES = {
-    "source": (changed(IMAGES, "source", fingerprint=C), r"source images: fingerprint a{12}\.\.\. there, c{12}\.\.\. "),
+    "source": (
+        changed(IMAGES, "source", fingerprint=C),
+        r"source images: fingerprint a{12}\.\.\. there, c{12}\.\.\. ",
+    ),
     "held-out": (changed(IMAGES, "heldout", num_images=4), "held-out images: num_images 3 there, 4 now"),
     "labels": (changed(IMAGES, "source", labels=C), r"source images: labels None there, c{12}\.\.\. now"),
     "both": (
@@ -150,7 +151,12 @@ def test_other_inputs_are_refused_by_name_and_nothing_is_changed(tmp_path, case)
     with pytest.raises(InputError, match=message) as raised:
         run.start(other)
     assert content(tmp_path) == before
-    for words in (f"--output {tmp_path} holds a run with other inputs", "restore", "choose another --output", "remove"):
+    for words in (
+        f"--output {tmp_path} holds a run with other inputs",
+        "restore",
+        "choose another --output",
+        "remove",
+    ):
         assert words in str(raised.value)
 
 
@@ -171,7 +177,9 @@ def test_a_damaged_record_is_an_error_that_says_what_to_do(tmp_path, damaged):
     begin(tmp_path)
     (tmp_path / INPUTS_FILE).write_bytes(damaged)
     before = content(tmp_path)
-    with pytest.raises(InputError, match=r"inputs\.json is no record of the inputs of a run \(.*restore it, choose ano"):
+    with pytest.raises(
+        InputError, match=r"inputs\.json is no record of the inputs of a run \(.*restore it, choose ano"
+    ):
         begin(tmp_path)
     assert content(tmp_path) == before
 

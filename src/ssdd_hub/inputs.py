@@ -85,8 +85,8 @@ def check_inputs(run: Path, inputs: Inputs, is_main: bool = True, made: bool = F
         differences = [text for name in first for text in _differences(name, first[name], other[name])]
         if differences:
             raise InputError(
-                f"process {number} has other inputs than process 0 ({'; '.join(differences)}, where 'there' is process "
-                "0): give all machines the same files"
+                f"process {number} has other inputs than process 0 ({'; '.join(differences)}; 'there' is process 0): "
+                "give all machines the same files"
             )
     if isinstance(record, str):
         raise InputError(record)
@@ -131,7 +131,9 @@ def _look(run: Path, inputs: Inputs, is_main: bool, made: bool) -> tuple[Inputs 
     for name, candidates, where in [] if made else _told_by_results(run):
         if name not in inputs or name in record:
             continue
-        found = [_differences(name, f, inputs[name], common=True) for f in candidates if f.keys() & inputs[name].keys()]
+        found = [
+            _differences(name, f, inputs[name], common=True) for f in candidates if f.keys() & inputs[name].keys()
+        ]
         if found:
             told[name] = inputs[name]
             if all(found):

@@ -148,8 +148,8 @@ def check_stated_images(
         if recorded not in (None, bank.fingerprint):
             raise InputError(
                 f"the {words} at {settings.name} are not those of the set, which records their fingerprint as "
-                f"{str(recorded)[:12]}...; it is {bank.fingerprint[:12]}... now: restore them, or give --source.name to "
-                "evaluate on other images"
+                f"{str(recorded)[:12]}...; it is {bank.fingerprint[:12]}... now: restore them, or give --source.name "
+                "to evaluate on other images"
             )
 
 
