@@ -9,6 +9,7 @@ from ssdd_hub import inputs as inputs_module
 from ssdd_hub.errors import InputError
 from ssdd_hub.images import ImageBank, fingerprint_pixels
 from ssdd_hub.inputs import INPUTS_FILE, deciding_facts, describe_bank, describe_images, fingerprint_labels
+from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.run_folder import RunFolder
 from ssdd_hub.teacher import Teacher
 
@@ -89,18 +90,12 @@ def test_all_that_decides_the_features_of_a_teacher_names_it_and_nothing_else(sm
     others = [
         facts(small_backbone(1)),
         facts(strided),
-        facts(space=inputs_space()),
+        facts(space=PixelSpace((0.1,), (0.9,))),
         facts(features="mean"),
         facts(interpolation="bilinear"),
     ]
     assert facts() == facts(name="y", licence="unknown")
     assert all(other != facts() for other in others)
-
-
-def inputs_space():
-    from ssdd_hub.pixel_space import PixelSpace
-
-    return PixelSpace((0.1,), (0.9,))
 
 
 # Going on

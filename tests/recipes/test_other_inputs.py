@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from reference.warm import start_two
 from safetensors.torch import load_file, save_file
 
 from ssdd_hub import DistilledSet
 from ssdd_hub.inputs import INPUTS_FILE
+from ssdd_hub.pretrain import Pretraining
 
 ROOT = Path(__file__).parents[2]
 SIZE, COUNTS = 16, {"train": 40, "test": 12}
@@ -150,8 +152,8 @@ def distilled(launch, tmp_path_factory):
 
 
 @pytest.fixture
-def again(distilled, tmp_path, monkeypatch):
-    """A copy of it, and the same command in it, by the same relative names."""
+def again(distilled, tmp_path):
+    """A copy of it, and the same command there."""
     shutil.copytree(distilled, tmp_path / "copy")
     config = tmp_path / "copy" / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(distilled), str(tmp_path / "copy")))
@@ -208,6 +210,22 @@ def test_a_distillation_does_not_go_on_with_a_damaged_record(again, refused):
     folder, command = again
     (folder / "run" / INPUTS_FILE).write_text("{")
     refused(folder / "run", ["inputs.json is no record of the inputs of a run", "choose another --output"], *command)
+
+
+@pytest.mark.slow
+def test_two_processes_end_alike_when_the_images_are_others(distilled, tmp_path):
+    shutil.copytree(distilled / "images", tmp_path / "images")
+    command = [*DISTIL, "--data.name", tmp_path / "images", "--output", tmp_path / "run"]
+    script = ROOT / "recipes" / "distill.py"
+    for _ in range(2):
+        for process in start_two(script, *command):
+            process.finish()
+    before = content(tmp_path / "run")
+    paint(tmp_path / "images", "train")
+    for process in start_two(script, *command):
+        status, _, errors = process.wait(120)
+        assert status == 2 and "source images: fingerprint" in errors
+    assert content(tmp_path / "run") == before
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +311,7 @@ def save_table(folder, colour=0, label=0, heldout_colour=0, heldout_label=0):
 
 
 @pytest.fixture(scope="module")
-def trained(launch, patch, tmp_path_factory):
+def trained(launch, tmp_path_factory):
     """Two trainings: one at its end, one that stopped after three of four steps."""
     folder = tmp_path_factory.mktemp("trained")
     save_table(folder / "images")
@@ -308,8 +326,6 @@ def trained(launch, patch, tmp_path_factory):
 
 
 def stop_at(last):
-    from ssdd_hub.pretrain import Pretraining
-
     whole = Pretraining._step
 
     def step(self, model, number, views):
