@@ -23,6 +23,7 @@ from ssdd_hub.contenders import Candidate, References, set_contender
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluate import COST, Evaluation, Record
 from ssdd_hub.images import ImageBank, load_images
+from ssdd_hub.inputs import Inputs, deciding_facts, describe_images
 from ssdd_hub.launch import build_accelerator, report_errors
 from ssdd_hub.machine import describe_machine, describe_versions
 from ssdd_hub.outer_loop import distil
@@ -43,8 +44,8 @@ from ssdd_hub.winograd import pays
 DEFAULT = Path(__file__).parent / "configs" / "digits.yaml"
 
 
-def prepare_images(config: DistillConfig, accelerator: Accelerator) -> tuple[ImageBank, ImageBank]:
-    """Loads source and held-out images; refuses what could only fail after hours of work."""
+def prepare_images(config: DistillConfig, accelerator: Accelerator) -> tuple[ImageBank, ImageBank, Inputs]:
+    """Loads source and held-out images, and describes them all; refuses what could only fail after hours of work."""
     wanted, batch_size = config.distiller.num_images, config.distiller.batch_size
     if batch_size < accelerator.num_processes:
         raise InputError(f"--distiller.batch-size {batch_size} is less than one image for each process: raise it")
@@ -55,7 +56,8 @@ def prepare_images(config: DistillConfig, accelerator: Accelerator) -> tuple[Ima
             "--distiller.num-images, or use more images"
         )
     build_student(config.student.name, num_targets=1, **student_args(config, source))
-    return source, draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
+    drawn = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
+    return source, drawn, describe_images(source, heldout)
 
 
 def student_args(config: DistillConfig, source: ImageBank) -> dict[str, object]:
@@ -64,20 +66,31 @@ def student_args(config: DistillConfig, source: ImageBank) -> dict[str, object]:
 
 
 def prepare_teacher(
-    config: DistillConfig, source: ImageBank, space: PixelSpace, run: RunFolder, accelerator: Accelerator
+    config: DistillConfig,
+    source: ImageBank,
+    space: PixelSpace,
+    inputs: Inputs,
+    run: RunFolder,
+    accelerator: Accelerator,
 ) -> Teacher:
     """Loads the teacher that is named, or trains one on the source images."""
     settings = config.teacher
     if settings.ready:
         teacher = build_teacher(settings.backbone, **settings.building())
         teacher(torch.zeros(1, source.num_channels, source.image_size, source.image_size))
-        run.start()
+        run.start({**inputs, "teacher": deciding_facts(teacher.describe())})
         accelerator.init_trackers("ssdd_hub")
         return teacher
-    provenance = describe_training(to_dict(config), source.source)
-    seed = config.seed
     return train_teacher(
-        settings, config.pretrain, source, space, run, seed=seed, accelerator=accelerator, provenance=provenance
+        settings,
+        config.pretrain,
+        source,
+        space,
+        run,
+        seed=config.seed,
+        accelerator=accelerator,
+        provenance=describe_training(to_dict(config), source.source),
+        inputs=inputs,
     )
 
 
@@ -144,9 +157,9 @@ def main() -> None:
     accelerator.wait_for_everyone()
     accelerator.print(to_yaml(config))
 
-    source, heldout = prepare_images(config, accelerator)
+    source, heldout, inputs = prepare_images(config, accelerator)
     space = PixelSpace.of(source.pixels)
-    teacher = prepare_teacher(config, source, space, run, accelerator).to(accelerator.device, dtype)
+    teacher = prepare_teacher(config, source, space, inputs, run, accelerator).to(accelerator.device, dtype)
 
     folder = Path(config.run.cache) if config.run.cache else run.path / "features"
     cache = FeatureCache(teacher, accelerator, folder, **config.targets.computing())
@@ -177,6 +190,7 @@ def main() -> None:
     images, learned = (tensor.detach().float().cpu() for tensor in (distiller.images, distiller.targets))
     provenance = describe_run(to_dict(config), source.source, teacher, transform, space)
     provenance |= {"target_features": features.describe(), "use": config.use.describe(), "seconds": seconds}
+    provenance["heldout"] = inputs["heldout"]
     recorded = None if transform.kind == "none" else transform
     distilled = DistilledSet(images, learned, set_space, provenance=provenance, target_transform=recorded)
     origin = Source(source, Targets(features, transform), teacher.float(), transform, space, accelerator.device)

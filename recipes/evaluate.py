@@ -36,6 +36,7 @@ from ssdd_hub.machine import describe_machine, describe_versions
 from ssdd_hub.origin import (
     ABSENT,
     check_alike,
+    check_stated_images,
     has_targets_of,
     load_set,
     load_target,
@@ -58,14 +59,19 @@ DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 
 
 def load_source(
-    config: EvaluateConfig, first: DistilledSet, accelerator: Accelerator
+    config: EvaluateConfig, first: DistilledSet, accelerator: Accelerator, stated: bool
 ) -> tuple[RealData | None, Teacher | None]:
-    """Loads the images and the teacher that the sets were made of, as far as they are to be had."""
+    """Loads the images and the teacher that the sets were made of, as far as they are to be had.
+
+    Where the first set states which images these are, they must be the same still.
+    """
     if config.source.name == ABSENT:
         return None, None
     bank, heldout = load_images(config.source, config.seed, accelerator.is_main_process)
     if (bank.num_channels, bank.image_size) != (first.images.shape[1], first.images.shape[3]):
         raise InputError(f"the source images are {tuple(bank.pixels.shape[1:])}, those of the set {first}")
+    if stated:
+        check_stated_images(first, config.source, config.seed, bank, heldout)
     heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
     data = RealData(Path(config.source.name).name, bank, heldout, first.student_pixel_space, accelerator.device)
     if config.teacher.backbone == ABSENT:
@@ -204,7 +210,7 @@ def save_results(
 
 def of_first_set(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what the first set states of its making, for settings that are not given."""
-    return stated_settings(given["sets"][0]) if given.get("sets") else {}
+    return stated_settings(given["sets"][0], given) if given.get("sets") else {}
 
 
 @report_errors
@@ -213,7 +219,13 @@ def main() -> None:
     started = time.perf_counter()
     # The settings for the digits are not those of other sets.
     named = any(word.partition("=")[0] in ("--set", "--sets") for word in sys.argv)
-    config = parse_config(EvaluateConfig, None if named else DEFAULT, description=__doc__, stated=of_first_set)
+    given = dict[str, Any]()
+
+    def stated(values: Mapping[str, Any]) -> dict[str, Any]:
+        given.update(values)
+        return of_first_set(values)
+
+    config = parse_config(EvaluateConfig, None if named else DEFAULT, description=__doc__, stated=stated)
     accelerator = build_accelerator(config.run, Path(config.output))
     run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process, same_settings=False)
     accelerator.wait_for_everyone()
@@ -223,7 +235,7 @@ def main() -> None:
     sets = dict(zip(name_sets(config.sets), loaded, strict=True))
     check_alike(sets)
     first = loaded[0]
-    own, teacher = load_source(config, first, accelerator)
+    own, teacher = load_source(config, first, accelerator, stated="source.name" not in given)
     data = load_targets(config, first, own, accelerator)
     if teacher is None and set(wanted_references(config)) - {NONE}:
         raise InputError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from ssdd_hub.command_line import parse_config, to_dict, to_yaml
 from ssdd_hub.config import TrainTeacherConfig
 from ssdd_hub.images import load_images
+from ssdd_hub.inputs import describe_images
 from ssdd_hub.knn import Watch
 from ssdd_hub.launch import build_accelerator, report_errors
 from ssdd_hub.machine import describe_machine, describe_versions
@@ -53,6 +54,8 @@ def main() -> None:
         accelerator=accelerator,
         watch=Watch(source, heldout, space, config.watch, config.seed),
         provenance=provenance,
+        # Labels too: the log holds the scores of the neighbours.
+        inputs=describe_images(source, heldout, labels=True),
     )
     if accelerator.is_main_process:
         log, name = run.log.read(), provenance["source"]["name"]

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import datasets
 import pytest
@@ -14,6 +14,7 @@ from ssdd_hub.images import DataSettings
 from ssdd_hub.interop import export_tensors
 from ssdd_hub.origin import (
     check_alike,
+    check_stated_images,
     has_targets_of,
     load_set,
     load_target,
@@ -23,7 +24,7 @@ from ssdd_hub.origin import (
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.provenance import describe_run
 from ssdd_hub.target_transform import TargetTransform
-from ssdd_hub.teacher import TeacherSettings
+from ssdd_hub.teacher import Teacher, TeacherSettings
 from ssdd_hub.use import UseSettings
 
 SPACE = PixelSpace((0.5,), (0.25,))
@@ -220,6 +221,42 @@ def test_targets_are_known_by_the_weights_of_their_teacher_and_by_their_transfor
     assert has_targets_of(moved, teacher, one)
     assert not has_targets_of(moved, teacher, two) and not has_targets_of(moved, teacher, None)
     assert not has_targets_of(made, teacher, one)
+
+
+def test_targets_are_not_those_of_the_same_weights_that_are_read_otherwise(small_backbone, small_teacher):
+    teacher = small_teacher()
+    made = make_set(teacher=teacher.describe())
+
+    def other(space=teacher.pixel_space, size=16, **options):
+        return Teacher(small_backbone(), space, size, "other", **options)
+
+    assert has_targets_of(made, other(), None)
+    for wrong in (other(SPACE), other(features="mean"), other(interpolation="bilinear")):
+        assert wrong.weights_sha256() == teacher.weights_sha256() and not has_targets_of(made, wrong, None)
+    # A timm of another version may describe the same network in other words.
+    told = {**teacher.describe(), "structure_sha256": "0" * 64}
+    assert has_targets_of(make_set(teacher=told), teacher, None)
+
+
+@pytest.mark.parametrize(("name", "words"), [("source", "source images"), ("heldout", "held-out images")])
+def test_images_other_than_those_that_a_set_states_are_refused_unless_others_are_asked_for(digits, name, words):
+    settings = DataSettings(max_images=50)
+    stated = {"source": digits[0].source, "heldout": {"fingerprint": digits[1].fingerprint}}
+    facts = {"settings": {"data": asdict(settings)}, "seed": 3, **stated}
+    check_stated_images(make_set(**facts), settings, 3, *digits)
+    changed = {**facts, name: {"fingerprint": "c" * 64}}
+    same = [settings, replace(settings, memory_budget_gb=1.0), replace(settings, label_column="none")]
+    for asked in same:
+        with pytest.raises(
+            InputError, match=rf"the {words} at digits are not .* c{{12}}\.\.\.; .* give --source.name"
+        ):
+            check_stated_images(make_set(**changed), asked, 3, *digits)
+    check_stated_images(make_set(**changed), settings, 4, *digits)
+    check_stated_images(make_set(**changed), replace(settings, image_size=16), 3, *digits)
+    # A set that records nothing of them, or less than there is to set by now.
+    check_stated_images(make_set(**{**facts, name: None}), settings, 3, *digits)
+    with pytest.raises(InputError, match=words):
+        check_stated_images(make_set(**{**changed, "settings": {"data": {"max_images": 50}}}), settings, 3, *digits)
 
 
 def test_students_see_real_images_in_the_stated_space():

@@ -17,15 +17,17 @@ from test_distilled import contents
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.publish import upload
+from ssdd_hub.publish import Published, upload
 from ssdd_hub.publish_model import is_model_file, pack_model, save_student
 from ssdd_hub.publish_plan import plan_upload
+from ssdd_hub.publish_run import Student
 from ssdd_hub.publish_set import Additions, push_set
 from ssdd_hub.students import build_student
 from ssdd_hub.teacher import Teacher, build_teacher
 from ssdd_hub.use import pretrain_student
 
 FILES = {"README.md", "config.json", "model.safetensors", "ssdd_hub.json"}
+STUDENT_OF = ("ssdd_convnet3", {"widths": [4, 6, 8]})
 SET, TEACHER, PUPIL = "ann/digits", "ann/digits-teacher", "ann/digits-ssdd_convnet3"
 MADE = {
     "objective": {"name": "barlow_twins", "citation": "Zbontar et al., ICML 2021"},
@@ -321,6 +323,24 @@ def test_a_student_that_is_there_is_kept(tmp_path):
     before = contents(tmp_path / "student")
     train(tmp_path / "student", seed=1)
     assert contents(tmp_path / "student") == before
+
+
+def test_a_student_is_taken_as_it_is_only_for_the_same_set_under_the_same_licence(tmp_path):
+    def pretrain(place, **options):
+        published = Published(SET, "0" * 40, "v1", "https://hub/ann/digits")
+        return Student(*STUDENT_OF, PUPIL).pretrain(tmp_path / place, published, tmp_path / "out", **options)
+
+    for place, facts in (("set", {}), ("same", {}), ("recipe", {"use": {"epochs": 2}})):
+        full_set(**facts).save(tmp_path / place)
+    negative = full_set()
+    negative.targets.neg_()
+    negative.save(tmp_path / "targets")
+    first = pretrain("set")
+    before = contents(first)
+    assert pretrain("same") == first and contents(first) == before
+    # The tag is the same: of a repository that was removed, and made anew.
+    others = [pretrain("targets"), pretrain("recipe"), pretrain("set", licence="mit"), pretrain("set", seed=1)]
+    assert len({first, *others}) == 5 and all((other / "model.safetensors").is_file() for other in others)
 
 
 def test_a_set_of_no_known_licence_gives_a_student_of_none(tmp_path):

@@ -329,6 +329,19 @@ def test_a_run_that_this_user_began_names_what_the_user_named(tmp_path, home):
         stated_settings(str(run / "distilled"))
 
 
+def test_what_is_named_otherwise_is_not_asked_of_a_record(tmp_path, home):
+    """The error says which option names it; the other settings still hold."""
+    data = {"name": PHOTOS, "split": "train", "image_size": 8}
+    run = make_run(tmp_path / "run", data=data, teacher={"backbone": "local-dir:/x", "pretrained": True, "mean": [0]})
+    with pytest.raises(InputError, match="name it by --source.name"):
+        stated_settings(str(run / "distilled"))
+    with pytest.raises(InputError, match="name it by --teacher.backbone"):
+        stated_settings(str(run / "distilled"), ["source.name"])
+    stated = stated_settings(str(run / "distilled"), ["source.name", "teacher.backbone"])
+    assert stated["source"] == {"split": "train", "image_size": 8}
+    assert stated["teacher"] == {"pretrained": True, "mean": [0]}
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "teacher"])
 def test_links_of_a_run_folder_are_not_followed(name, tmp_path, home):
     run = make_run(tmp_path / "run")

@@ -20,6 +20,7 @@ from ssdd_hub.decode import CorruptImageError
 from ssdd_hub.errors import InputError
 from ssdd_hub.feature_bank import INDEX_FILE, FeatureBank, Index, Shard, shard_path, write_shard
 from ssdd_hub.image_stream import shareable_name
+from ssdd_hub.inputs import deciding_facts
 from ssdd_hub.streams import generator
 from ssdd_hub.teacher import Teacher
 
@@ -102,9 +103,8 @@ class FeatureCache:
         self._stored: torch.dtype = self._computed if dtype == "teacher" else getattr(torch, dtype)
         described = teacher.describe()
         self._about = {**described, "name": shareable_name(teacher.name), **teacher.origin()}
-        facts = {name: fact for name, fact in described.items() if name not in ("name", "license")}
         types = {"dtype": str(self._computed), "stored": str(self._stored)}
-        self._key = {"teacher": facts, **types, "shard_size": shard_size}
+        self._key = {"teacher": deciding_facts(described), **types, "shard_size": shard_size}
 
     def features(self, images: Images, view: int | None = None, seed: int = 0) -> FeatureBank:
         """Returns the features of all images that are not skipped, computing what is not there yet.

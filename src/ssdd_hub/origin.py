@@ -1,7 +1,8 @@
 """Where a set comes from: the run that made it, its source images and its teacher, as far as they can be had."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import yaml
 from ssdd_hub.contenders import REFERENCES, describe_matrix
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.images import DataSettings, load_images
+from ssdd_hub.images import DataSettings, ImageBank, load_images
+from ssdd_hub.inputs import deciding_facts
 from ssdd_hub.interop import LAYOUTS, import_tensors, is_foreign
 from ssdd_hub.markdown import load_plain_yaml, section
 from ssdd_hub.own_runs import is_own_run
@@ -79,11 +81,12 @@ def name_sets(places: list[str]) -> list[str]:
     return [f"set-{number}" + "".join(f"-{name}" for name in part[-1:]) for number, part in enumerate(parts, 1)]
 
 
-def stated_settings(place: str) -> dict[str, Any]:
+def stated_settings(place: str, given: Collection[str] = ()) -> dict[str, Any]:
     """Returns what a set, or the run folder around it, states of its making, as settings of an evaluation.
 
     Args:
         place: A folder or a Hub id.
+        given: Names of settings that are given and that nothing stated takes the place of, such as `source.name`.
 
     Returns:
         As far as they are known: `source`, the settings of the source images; `teacher`, those of a teacher that can
@@ -97,11 +100,11 @@ def stated_settings(place: str) -> dict[str, Any]:
         return {}
     run = Path(place).parent
     if Path(place).is_dir() and (run / CONFIG_FILE).exists():
-        return _of_run(run)
-    return _of_provenance(load_set(place).provenance)
+        return _of_run(run, given)
+    return _of_provenance(load_set(place).provenance, given)
 
 
-def _of_run(run: Path) -> dict[str, Any]:
+def _of_run(run: Path, given: Collection[str]) -> dict[str, Any]:
     path = run / CONFIG_FILE
     require_plain(run, [CONFIG_FILE, TEACHER_FOLDER])
     try:
@@ -119,19 +122,23 @@ def _of_run(run: Path) -> dict[str, Any]:
     if is_own_run(path):
         ready = teacher if teacher.get("pretrained") or teacher.get("checkpoint") else None
         return {"source": data, **({} if ready is None else {"teacher": ready}), **found}
-    return {**_usable(data, teacher), **found}
+    return {**_usable(data, teacher, given), **found}
 
 
-def _of_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _of_provenance(provenance: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
     settings = section(provenance, "settings")
     use = stated_use(provenance)
     found = {"use": use, **({"seed": provenance["seed"]} if "seed" in provenance else {})}
     data = section(settings, "data") if "data" in settings else None
-    return {**_usable(data, section(settings, "teacher")), **found}
+    return {**_usable(data, section(settings, "teacher"), given), **found}
 
 
-def _usable(data: Mapping[str, Any] | None, teacher: Mapping[str, Any]) -> dict[str, Any]:
+def _usable(data: Mapping[str, Any] | None, teacher: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
     """Returns what may be used of a stranger's settings, `source` and `teacher`; says what may not."""
+    if data is not None and "source.name" in given:
+        data = {name: value for name, value in data.items() if name != "name"}
+    if "teacher.backbone" in given:
+        teacher = {name: value for name, value in teacher.items() if name not in ("backbone", "checkpoint")}
     source = None if data is None else stated_source(data)
     ready = stated_teacher(teacher)
     if data is not None and source is None:
@@ -143,6 +150,40 @@ def _usable(data: Mapping[str, Any] | None, teacher: Mapping[str, Any]) -> dict[
     return {**({} if source is None else {"source": source}), **({} if ready is None else {"teacher": ready})}
 
 
+def check_stated_images(
+    distilled: DistilledSet, settings: DataSettings, seed: int, source: ImageBank, heldout: ImageBank
+) -> None:
+    """Refuses images that are taken for a set's source because it states them, and that have changed since.
+
+    Other images, which a seed or a setting asks for that is not the stated one, are not refused.
+
+    Args:
+        distilled: The set.
+        settings: By which the images were loaded.
+        seed: Likewise.
+        source: The source images.
+        heldout: All held-out images.
+
+    Raises:
+        InputError: The set records another fingerprint.
+    """
+    provenance = distilled.provenance
+    stated = {"seed": provenance.get("seed", seed), **section(section(provenance, "settings"), "data")}
+    asked = {"seed": seed, **asdict(settings)}
+    # A name is recorded without its folder; the others decide no pixel.
+    decide = asked.keys() & stated.keys() - {"name", "label_column", "memory_budget_gb"}
+    if any(asked[name] != stated[name] for name in decide):
+        return
+    for words, name, bank in (("source images", "source", source), ("held-out images", "heldout", heldout)):
+        recorded = section(provenance, name).get("fingerprint")
+        if recorded not in (None, bank.fingerprint):
+            raise InputError(
+                f"the {words} at {settings.name} are not those of the set, which records their fingerprint as "
+                f"{str(recorded)[:12]}...; it is {bank.fingerprint[:12]}... now: restore them, or give --source.name "
+                "to evaluate on other images"
+            )
+
+
 def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetTransform | None) -> bool:
     """Whether a set's targets are made by this very teacher and transform.
 
@@ -151,9 +192,11 @@ def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetT
         teacher: The teacher.
         transform: What makes targets of its features; None where targets are features.
     """
-    stated = section(distilled.provenance, "teacher").get("weights_sha256")
+    stated, known = section(distilled.provenance, "teacher"), deciding_facts(teacher.describe())
+    # Another version of timm may describe the same structure otherwise.
+    known.pop("structure_sha256")
     own, wanted = (None if t is None else describe_matrix(t) for t in (distilled.target_transform, transform))
-    return own == wanted and stated in (None, teacher.weights_sha256())
+    return own == wanted and all(stated.get(name) in (None, fact) for name, fact in known.items())
 
 
 def check_alike(sets: Mapping[str, DistilledSet]) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.images import ImageBank
+from ssdd_hub.inputs import fingerprint_labels
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.streams import generator
 from ssdd_hub.targets import Targets
@@ -48,7 +49,7 @@ class RealData:
             targets = hashlib.sha256(self.heldout_targets[:].cpu().contiguous().numpy().tobytes()).hexdigest()
         banks = {"train": self.train, "heldout": self.heldout}
         return {
-            **{name: [bank.fingerprint, _fingerprint(bank.labels)] for name, bank in banks.items()},
+            **{name: [bank.fingerprint, fingerprint_labels(bank.labels)] for name, bank in banks.items()},
             "targets": targets,
             "pixel_space": self.pixel_space.to_dict(),
         }
@@ -99,10 +100,6 @@ class RealData:
             The results of all images, float32, on the CPU.
         """
         return torch.cat([function(images).float().cpu() for images in self.batches(bank, indices)])
-
-
-def _fingerprint(labels: Tensor | None) -> str | None:
-    return None if labels is None else hashlib.sha256(labels.contiguous().numpy().tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,8 +82,10 @@ class Student:
             Its folder.
         """
         source = {"name": published.repo_id, "revision": published.revision}
-        # One that was pre-trained on another set, or otherwise, is never taken for it.
-        facts = json.dumps([self.name, self.args, source, seed], sort_keys=True)
+        # One that was pre-trained on another set, or otherwise, is never taken for it. The set is named by its content
+        # too: a repository that was made anew may have the same tag on another set.
+        content = read_metadata(Path(folder))
+        facts = json.dumps([self.name, self.args, source, seed, licence, content], sort_keys=True)
         place = output / f"{self.name}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
         if not place.exists():
             distilled = DistilledSet.load(folder)

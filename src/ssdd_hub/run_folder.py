@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, its log, its checkpoints, and going on where it stopped."""
+"""The folder of a run: its settings, its inputs, its log, its checkpoints, and going on where it stopped."""
 
 import json
 import re
@@ -11,6 +11,7 @@ import yaml
 
 from ssdd_hub.checkpoint import Checkpoints, atomic_path
 from ssdd_hub.errors import InputError, require
+from ssdd_hub.inputs import INPUTS_FILE, Inputs, check_inputs, dump_inputs
 from ssdd_hub.own_runs import remember_run
 from ssdd_hub.plain_files import require_plain
 
@@ -131,13 +132,14 @@ class RunFolder:
         same_settings: Whether the run only goes on with the settings that it began with, or with any of its recipe.
 
     Raises:
-        InputError: The folder holds something else, or a run with other settings.
+        InputError: The folder holds something else, or a run with other settings. Other inputs are refused by `start`.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], is_main: bool = True, same_settings: bool = True) -> None:
         if path.exists() and not path.is_dir():
             raise InputError(f"--output {path} is a file: choose another folder")
-        require_plain(path, ["config.yaml"])
+        records = ("distilled/ssdd_hub.json", "teacher/ssdd_hub.json")
+        require_plain(path, ["config.yaml", INPUTS_FILE, *records])
         if (path / "config.yaml").exists():
             _refuse_other_settings(path, config, same_settings)
         elif path.exists() and any(path.iterdir()):
@@ -149,13 +151,38 @@ class RunFolder:
         self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher", keep=1)
         self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
 
-    def start(self) -> None:
-        """Writes the settings. Called once nothing is left that a mend of the settings could change."""
+    def start(self, inputs: Inputs | None = None) -> None:
+        """Writes the settings and the inputs. Called once nothing is left that a mend of the settings could change.
+
+        Args:
+            inputs: What the run computes from, as `describe_images` returns it. All processes call with theirs. None
+                where everything in the folder is named by the content of its own inputs, or computed anew.
+
+        Raises:
+            InputError: The folder holds a run with other inputs; it is not changed.
+        """
+        record = check_inputs(self.path, inputs, self.is_main) if inputs else None
         if self.is_main:
             with atomic_path(self.path / "config.yaml") as temporary:
                 text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
                 temporary.write_text(text, encoding="utf-8")
             remember_run(self.path / "config.yaml")
+            # After the settings, without which the folder would be taken for no run.
+            if record:
+                self._record(record)
+
+    def pin(self, inputs: Inputs) -> None:
+        """Records what the run has just made and goes on from, such as its own teacher; all processes call it.
+
+        Raises:
+            InputError: Another one is recorded.
+        """
+        record = check_inputs(self.path, inputs, self.is_main, made=True)
+        if self.is_main:
+            self._record(record)
+
+    def _record(self, inputs: Inputs) -> None:
+        self.write_json(INPUTS_FILE, dump_inputs(inputs))
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes one JSON file of the run, atomically."""

@@ -53,7 +53,7 @@ def stated_student(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
     stated = section(provenance, "student")
     if not stated.get("name"):
         return None
-    _refuse("student", _student_problems(stated))
+    _refuse("student", _student_problems(stated), "name it by --students")
     return {"name": stated["name"], "model_args": dict(stated.get("model_args") or {})}
 
 
@@ -61,7 +61,7 @@ def stated_teacher(teacher: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the settings of a ready-made teacher that timm has by name, or that is on the Hub.
 
     Args:
-        teacher: The recorded settings.
+        teacher: The recorded settings; without `backbone` where another one is used.
 
     Returns:
         None for a teacher that cannot be had: a folder or file of the machine where the set was made, or one that was
@@ -70,11 +70,11 @@ def stated_teacher(teacher: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         InputError: What is stated is not on the allow-list.
     """
-    _refuse("teacher", _teacher_problems(teacher))
-    name = str(teacher.get("backbone"))
+    _refuse("teacher", _teacher_problems(teacher), "name it by --teacher.backbone")
+    name = str(teacher.get("backbone", ""))
     if teacher.get("pretrained") is not True or teacher.get("checkpoint") or name.startswith("local-dir:"):
         return None
-    if not _HUB_MODEL.fullmatch(name) and not _is_architecture(name):
+    if name and not _HUB_MODEL.fullmatch(name) and not _is_architecture(name):
         raise InputError(
             "the teacher of the record must be an architecture that timm knows here, or on the Hub; got "
             f"{arguments.show(name)}: give --teacher.backbone"
@@ -87,7 +87,7 @@ def stated_source(data: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the settings of the source images where these are the embedded digits or on the Hub.
 
     Args:
-        data: The recorded settings.
+        data: The recorded settings; without `name` where other images are used.
 
     Returns:
         None where they were a folder, or where a folder of that name is here: nothing tells that it holds these
@@ -96,10 +96,10 @@ def stated_source(data: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         InputError: What is stated is not on the allow-list.
     """
-    _refuse("source", _data_problems(data))
+    _refuse("source", _data_problems(data), "name it by --source.name")
     name = str(data.get("name"))
     is_id = HUB_ID.fullmatch(name) or _TAGGED.fullmatch(name.replace("-", "_"))
-    if name != DIGITS and (not is_id or Path(name).exists()):
+    if "name" in data and name != DIGITS and (not is_id or Path(name).exists()):
         return None
     return {key: data[key] for key in _DATA if key in data}
 
@@ -110,7 +110,7 @@ def check_use(stated: Mapping[str, Any]) -> None:
     Raises:
         InputError: A value is of another type, or out of range.
     """
-    _refuse("use", _use_problems(stated))
+    _refuse("use", _use_problems(stated), "use the set with settings of your own")
 
 
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,12 +161,12 @@ def find_problems(provenance: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _refuse(what: str, problems: Iterator[str]) -> None:
+def _refuse(what: str, problems: Iterator[str], mend: str) -> None:
     found = list(problems)
     if found:
         raise InputError(
-            f"the {what} that the record states is not taken: {'; '.join(found)}. A record from elsewhere may not "
-            "choose what is loaded: give the settings yourself, or fetch the set from a source that you trust"
+            f"the {what} that the record states is not taken: {'; '.join(found)}. A record may not choose "
+            f"what is loaded: {mend}, or fetch the set from a source that you trust"
         )
 
 

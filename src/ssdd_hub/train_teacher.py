@@ -1,6 +1,7 @@
 """From settings to a trained and saved teacher; the recipes that need one share it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -9,6 +10,7 @@ from torch import nn
 
 from ssdd_hub.backbones import create_backbone, input_args, measure_width
 from ssdd_hub.images import ImageBank
+from ssdd_hub.inputs import Inputs, deciding_facts, describe_bank
 from ssdd_hub.knn import Watch
 from ssdd_hub.machine import describe_machine
 from ssdd_hub.pixel_space import PixelSpace
@@ -40,6 +42,7 @@ def train_teacher(
     accelerator: Accelerator,
     watch: Watch | None = None,
     provenance: Mapping[str, Any],
+    inputs: Inputs | None = None,
 ) -> Teacher:
     """Trains a teacher on all processes, unless the run already has one, and loads it from `teacher/` of the run.
 
@@ -53,32 +56,45 @@ def train_teacher(
         accelerator: Names the device, the processes and the precision.
         watch: Scores the backbone on the way.
         provenance: What is recorded beside the weights.
+        inputs: What the run computes from, for `RunFolder.start`; the source images by default.
 
     Raises:
-        InputError: The backbone or the objective cannot be built, or the training diverges.
+        InputError: The backbone or the objective cannot be built, the run was begun with other inputs, or the training
+            diverges.
     """
     folder = run.path / "teacher"
     backbone = new_backbone(settings.backbone, source.num_channels, source.image_size, seed, **settings.model_args)
     # A backbone without features of this kind is refused before it is trained.
     measure_width(backbone, source.num_channels, source.image_size, settings.features)
     training = Pretraining(backbone, source.pixels, pixel_space, pretrain, seed=seed, accelerator=accelerator)
-    run.start()
-    accelerator.init_trackers("ssdd_hub")
+    inputs = inputs or {"source": describe_bank(source)}
     # Every process must decide alike, or some would train alone.
-    if not broadcast_object_list([folder.exists()])[0]:
-        training.run(run.teacher_checkpoints, run.log, watch, accelerator.is_main_process)
-        if accelerator.is_main_process:
-            name = str(provenance["source"]["name"])
-            about = {"source": name, "target": name, "student": settings.backbone}
-            facts = {
-                **provenance,
-                "objective": training.objective.describe(),
-                "scores": knn_records(run.log.read(), about),
-                "hardware": describe_machine(accelerator.device, accelerator.num_processes),
-            }
-            title = f"{settings.backbone} trained with {pretrain.objective} on {name}"
-            licence, kind = source.source["license"], settings.features
-            teacher = Teacher(backbone, pixel_space, source.image_size, title, licence, features=kind)
-            teacher.save(folder, provenance=facts)
+    if broadcast_object_list([folder.exists()])[0]:
+        teacher = _load(folder, settings)
+        run.start({**inputs, "teacher": deciding_facts(teacher.describe())})
+        accelerator.init_trackers("ssdd_hub")
+        return teacher
+    run.start(inputs)
+    accelerator.init_trackers("ssdd_hub")
+    training.run(run.teacher_checkpoints, run.log, watch, accelerator.is_main_process)
+    if accelerator.is_main_process:
+        name = str(provenance["source"]["name"])
+        about = {"source": name, "target": name, "student": settings.backbone}
+        facts = {
+            **provenance,
+            "objective": training.objective.describe(),
+            "scores": knn_records(run.log.read(), about),
+            "hardware": describe_machine(accelerator.device, accelerator.num_processes),
+        }
+        title = f"{settings.backbone} trained with {pretrain.objective} on {name}"
+        licence, kind = source.source["license"], settings.features
+        trained = Teacher(backbone, pixel_space, source.image_size, title, licence, features=kind)
+        trained.save(folder, provenance=facts)
     accelerator.wait_for_everyone()
+    teacher = _load(folder, settings)
+    run.pin({"teacher": deciding_facts(teacher.describe())})
+    return teacher
+
+
+def _load(folder: Path, settings: TeacherSettings) -> Teacher:
     return build_teacher(f"local-dir:{folder}", features=settings.features)
