@@ -173,7 +173,7 @@ class _StreamedSource(DatasetSource):
     def versions(self) -> list[list[str]]:
         """The files of the split, each with what changes when it does: its commit, its ETag, or its size and time."""
         if self._builder is None:
-            return [self._version(str(path), ()) for path in sorted((self._folder or Path()).rglob("*.arrow"))]
+            return [self._version(str(path), ()) for path in sorted(Path(self._home.opened).rglob("*.arrow"))]
         by_split = self._builder.config.data_files or {}
         # Where the files of a split are not told apart, any of them may be its.
         parts = [by_split[self._split]] if self._split in by_split else by_split.values()
@@ -187,4 +187,4 @@ class _StreamedSource(DatasetSource):
         path = Path(file)
         if not path.is_file():
             return [file, *map(str, origin)]
-        return [self._file_name(file), str(path.stat().st_size), str(path.stat().st_mtime_ns)]
+        return [self._home.shown(file), str(path.stat().st_size), str(path.stat().st_mtime_ns)]
