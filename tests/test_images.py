@@ -357,7 +357,8 @@ def test_corrupt_images_are_skipped_counted_and_listed_and_labels_stay_aligned(t
 
 def test_a_missing_file_and_an_empty_row_are_corrupt(tmp_path):
     good = {"bytes": (save_folder(tmp_path / "good", [(1, 0, 0)]) / "000.png").read_bytes(), "path": None}
-    folder = save_plain_parquet(tmp_path / "set", [None, {"bytes": None, "path": str(tmp_path / "set" / "gone.png")}, good])
+    missing = {"bytes": None, "path": str(tmp_path / "set" / "gone.png")}
+    folder = save_plain_parquet(tmp_path / "set", [None, missing, good])
     save_plain_parquet(folder, [good], "test")
     images, _ = load(folder, on_corrupt="skip")
     assert reds(images) == [1]

@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
     errors command_line streams checkpoint run_folder machine allocator residence pixel_space
-    decode digits literal_folder dataset_card dataset_home row_files image_source images augment
+    decode digits literal_folder dataset_card dataset_home local_home row_files image_source images
+    augment
     target_transform markdown scores comparison hub licences cards storage preview footers shards set_checks
     parcel publish_plan publish fetch check publish_set distilled tensor_pairs interop
     backbones networks students

@@ -4,7 +4,6 @@ A dataset is somebody else's data: its card, its tables and its index of images 
 would take from anywhere.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -13,16 +12,9 @@ from typing import Any, NamedTuple
 
 from ssdd_hub.dataset_card import config_names, data_patterns, is_address, licence_text, read_card
 from ssdd_hub.errors import InputError
-from ssdd_hub.literal_folder import literal, plain, plain_tree
 
 _ARCHIVES = ("zip", "gzip", "bz2", "xz", "lz4", "zstd")
 """How addresses begin by which `datasets` reads inside files: `zip://cat/1.png::/folder/cats.zip`."""
-
-_SAVED = ("dataset_dict.json", "state.json")
-"""What `save_to_disk` leaves in its folders."""
-
-_YAML = ".huggingface.yaml"
-"""What adds to a card."""
 
 
 class Place(NamedTuple):
@@ -79,8 +71,14 @@ class Home:
 
     def shown(self, path: str) -> str:
         """Returns what a message calls a file of the data; published cards should not show somebody's folders."""
+        if path.startswith("data:"):
+            return "data: URL"
         name = path.partition("::")[0] if path.partition("://")[0] in _ARCHIVES else path
-        return _printable(Path(name).name)
+        return printable(Path(name).name)
+
+    def reason(self, error: BaseException) -> str:
+        """Returns what an error of `datasets` says, in one line."""
+        return (str(error) or type(error).__name__).splitlines()[0]
 
     def cards(self, revision: str | None) -> list[dict[str, Any]]:
         """Returns the metadata of the card, and of what adds to it, as far as they can be read."""
@@ -128,80 +126,6 @@ class Home:
         return os.path.normpath(pattern).split(os.sep)[0] != ".."
 
 
-class LocalHome(Home):
-    """A folder.
-
-    Args:
-        name: What the user called it.
-
-    Attributes:
-        folder: Its absolute path.
-        saved: Whether `save_to_disk` wrote it.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        path = Path(name).expanduser()
-        self.folder = path.resolve() if ".." in path.parts else path.absolute()
-        self.place = f"the folder '{self.folder}'"
-        self.saved = any((self.folder / name).is_file() for name in _SAVED)
-        if (self.folder / _YAML).exists() and not (self.folder / _YAML).is_file():
-            # `datasets` opens it whatever it is.
-            raise InputError(f"'{_YAML}' of '{name}' must be a regular file: mend or remove it")
-        tree = plain_tree(self.folder)
-        self.opened = str(tree)
-        self._roots = (self.folder, self.folder.resolve())
-        if self.saved:
-            self._check_saved(self.folder)
-
-    def _find_file(self, path: str) -> str | None:
-        if "://" in path or "\0" in path:
-            return None
-        # Paths of tables that were made elsewhere are relative to where that was, mostly the folder itself.
-        for place in (os.path.abspath(path), os.path.normpath(os.path.join(self.folder, path))):
-            if (inside := self._inside(place)) is not None:
-                return str(inside)
-        return None
-
-    def _inside(self, path: str) -> Path | None:
-        tree = Path(self.opened)
-        if tree != self.folder and Path(path).is_relative_to(tree):
-            path = str(self.folder / literal(str(Path(path).relative_to(tree))))
-        place = Path(path)
-        return place if place not in self._roots and any(map(place.is_relative_to, self._roots)) else None
-
-    def plain(self, file: str) -> str:
-        """Returns its path in the tree of links, if there is one."""
-        place, tree = Path(file), Path(self.opened)
-        linked = tree != self.folder and place.is_relative_to(self.folder)
-        return str(tree / plain(str(place.relative_to(self.folder)))) if linked else file
-
-    def shown(self, path: str) -> str:
-        """Returns the path within the folder where it has one."""
-        inside = None if "://" in path else self._inside(os.path.normpath(path))
-        root = next((root for root in self._roots if inside and inside.is_relative_to(root)), None)
-        return _printable(str(inside.relative_to(root))) if inside and root else super().shown(literal(path))
-
-    def cards(self, revision: str | None) -> list[dict[str, Any]]:
-        """Returns the metadata of `README.md` and of `.huggingface.yaml`; a folder has no revisions."""
-        return [read_card(self.folder / name) for name in ("README.md", _YAML)]
-
-    def _check_saved(self, folder: Path) -> None:
-        """Refuses what `save_to_disk` never writes: parts of the dataset that lie elsewhere."""
-        for index in _SAVED:
-            try:
-                content = json.loads((folder / index).read_text("utf-8")) if (folder / index).is_file() else {}
-                splits = [str(split) for split in content.get("splits") or []]
-                tables = [str(table["filename"]) for table in content.get("_data_files") or []]
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                continue  # `datasets` says what is wrong with it
-            for name in splits + tables:
-                if name in ("", ".", "..") or set(name) & set("/\\\0") or "::" in name:
-                    raise InputError(f"'{index}' of '{self.name}' names {name!r} as a part: {self._required}")
-            for split in splits:
-                self._check_saved(folder / split)
-
-
 class HubHome(Home):
     """A repository of the Hub, with what the client keeps of it.
 
@@ -243,48 +167,6 @@ class HubHome(Home):
             return [{}]
 
 
-def find_home(name: str) -> LocalHome | HubHome:
-    """Returns where the dataset of this name lives: a folder if there is one, else a repository of the Hub.
-
-    Args:
-        name: A folder's path, taken literally, or a Hub id.
-
-    Raises:
-        InputError: It is neither, or the name of a format, by which `datasets` would read the working directory.
-    """
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    path = Path(name).expanduser()
-    try:
-        if path.is_dir():
-            return LocalHome(name)
-        exists = path.exists()
-    except (OSError, ValueError):  # too long, or with a null character
-        exists = False
-    if exists:
-        raise InputError(f"'{name}' is a file; --data.name takes a Hub id or the folder that holds the images")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-        raise InputError(f"the folder '{name}' does not exist; --data.name takes a Hub id or an existing folder")
-    if name in _PACKAGED_DATASETS_MODULES:
-        raise InputError(
-            f"'{name}' is a format and no dataset, and there is no folder of that name here; --data.name takes a Hub "
-            "id or an existing folder, whatever the format of its files"
-        )
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise InputError(
-            f"'{name}' is neither a folder that exists nor a Hub id, which is a name or owner/name of letters, "
-            "digits, '-', '_' and '.'; --data.name takes one of these, or 'digits'"
-        ) from error
-    if name.startswith("buckets/"):
-        raise InputError(
-            f"'{name}' is a bucket; --data.name takes the id of a dataset on the Hub or an existing folder"
-        )
-    return HubHome(name)
-
-
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """Returns a name without characters that would break a line or hide something."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)

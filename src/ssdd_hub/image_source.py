@@ -5,15 +5,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssdd_hub.dataset_card import licence_text
-from ssdd_hub.dataset_home import HubHome, LocalHome, find_home
+from ssdd_hub.dataset_home import HubHome
 from ssdd_hub.errors import InputError
 from ssdd_hub.literal_folder import literal
+from ssdd_hub.local_home import LocalHome
 from ssdd_hub.row_files import read_row
 
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -51,7 +53,7 @@ class DatasetSource:
     ) -> None:
         self._name, self._revision, self._progress = name, revision, progress
         self._wanted = (image_column, label_column)
-        self._home = find_home(name)
+        self._home = _find_home(name)
         if isinstance(self._home, LocalHome) and revision:
             raise InputError(f"'{name}' is a folder, which has no revisions; leave out --data.revision '{revision}'")
         saved = isinstance(self._home, LocalHome) and self._home.saved
@@ -81,7 +83,7 @@ class DatasetSource:
             raise InputError(f"the dataset '{self._name}' holds no images in one of its splits") from error
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             reason = error.__cause__ or error
-            raise InputError(f"the dataset '{self._name}' cannot be read: {_first_line(reason)}") from error
+            raise InputError(f"the dataset '{self._name}' cannot be read: {self._home.reason(reason)}") from error
         for table in tables.values():
             self._check_columns(table.features)
         return {str(split): table for split, table in tables.items()}
@@ -149,6 +151,43 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return f"available: {', '.join(known) or 'none'}" + (f"; did you mean '{near[0]}'?" if near else "")
 
 
+def _find_home(name: str) -> LocalHome | HubHome:
+    """Returns the folder of this name, if there is one, and otherwise the repository of the Hub."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    path = Path(name).expanduser()
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError):  # too long, or with a null character
+        exists = is_folder = False
+    if is_folder:
+        return LocalHome(name)
+    if exists:
+        raise InputError(f"'{name}' is a file; --data.name takes a Hub id or the folder that holds the images")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise InputError(f"the folder '{name}' does not exist; --data.name takes a Hub id or an existing folder")
+    if name in _PACKAGED_DATASETS_MODULES:
+        # `datasets` would read the working directory.
+        raise InputError(
+            f"'{name}' is a format and no dataset, and there is no folder of that name here; --data.name takes a Hub "
+            "id or an existing folder, whatever the format of its files"
+        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(
+            f"'{name}' is neither a folder that exists nor a Hub id, which is a name or owner/name of letters, "
+            "digits, '-', '_' and '.'; --data.name takes one of these, or 'digits'"
+        ) from error
+    if name.startswith("buckets/"):
+        raise InputError(
+            f"'{name}' is a bucket; --data.name takes the id of a dataset on the Hub or an existing folder"
+        )
+    return HubHome(name)
+
+
 def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
     home.check_cards(revision)
     builder = _open_builder(home, config, revision)
@@ -169,19 +208,19 @@ def _open_builder(home: LocalHome | HubHome, config: str | None, revision: str |
         return datasets.load_dataset_builder(home.opened, config, revision=revision)
     except ConnectionError as error:
         raise InputError(
-            f"'{name}' is no local folder, and the Hub cannot be reached to look for it ({_first_line(error)}); "
+            f"'{name}' is no local folder, and the Hub cannot be reached to look for it ({home.reason(error)}); "
             "check the connection, or pass a folder as --data.name"
         ) from error
     except FileNotFoundError as error:
-        raise InputError(f"no images found under --data.name '{name}': {_first_line(error)}") from error
+        raise InputError(f"no images found under --data.name '{name}': {home.reason(error)}") from error
     except ValueError as error:
         if not re.search("BuilderConfig|Config name", str(error)):
-            raise InputError(f"--data.name '{name}' cannot be opened: {_first_line(error)}") from error
+            raise InputError(f"--data.name '{name}' cannot be opened: {home.reason(error)}") from error
         known = datasets.get_dataset_config_names(home.opened, revision=revision)
         problem = f"has no configuration '{config}'" if config else "has several configurations; pass --data.config"
         raise InputError(f"the dataset '{name}' {problem}; {suggest(config or '', known)}") from error
     except (OSError, RuntimeError, datasets.exceptions.DatasetsError, yaml.YAMLError) as error:
-        raise InputError(f"--data.name '{name}' cannot be opened: {_first_line(error)}") from error
+        raise InputError(f"--data.name '{name}' cannot be opened: {home.reason(error)}") from error
 
 
 @contextmanager
@@ -241,7 +280,3 @@ def _find_label_column(features: Mapping[str, Any], wanted: str) -> str | None:
     if wanted not in classes and not str(getattr(features[wanted], "dtype", "")).startswith(("int", "uint")):
         raise InputError(f"the column '{wanted}' (--data.label-column) holds no classes, not even integers")
     return wanted
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -158,8 +158,7 @@ class _StreamedSource(DatasetSource):
         except InputError:
             raise
         except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"the dataset '{self._name}' cannot be read: {reason}") from error
+            raise InputError(f"the dataset '{self._name}' cannot be read: {self._home.reason(error)}") from error
 
     @property
     def length(self) -> int | None:

@@ -10,22 +10,31 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from ssdd_hub.errors import InputError
 
-# Of a path: what fsspec's `glob` expands, what separates the hops of an address, what `datasets` takes for a script,
-# line breaks, at which its own patterns end, and bytes that are not UTF-8, which no table can hold.
-_SPECIAL_PATH = re.compile("[*?\\[\\]\r\n\ud800-\udfff]|::|\\.py$")
+# Of a path: what fsspec's `glob` expands, what separates the hops of an address, variables of the environment, which
+# `datasets` fills in, what it takes for a script, line breaks, at which its own patterns end, and bytes that are not
+# UTF-8, which no table can hold.
+_SPECIAL_PATH = re.compile(r"[*?\[\]\r\n\ud800-\udfff]|::|\$[\w{]|\.py$")
 # Inside a folder, names come from a listing, which takes all but these literally.
-_SPECIAL_NAME = re.compile(r":(?=:)|[\r\n]")
+_SPECIAL_NAME = re.compile(r":(?=:)|\$(?=[\w{])|[\r\n]")
 
 # Stands before the hexadecimal code of a character; a private-use one, which no alphabet has.
 _ESCAPE = "\uf8fe"
 
 
-def plain_tree(folder: Path) -> Path:
+def listed(folder: Path) -> list[str]:
+    """Returns the paths in a folder of its files, and of linked folders, which `datasets` does not enter either."""
+    names = []
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        names += [os.path.relpath(os.path.join(parent, name), folder) for name in files + links]
+    return sorted(names)
+
+
+def plain_tree(folder: Path, names: list[str]) -> Path:
     """Returns the folder itself where its names are harmless, otherwise a tree of links to its files.
 
     The tree lies in the cache of `datasets`, under a name made of the folder's path and of all names in it, and never
@@ -33,11 +42,11 @@ def plain_tree(folder: Path) -> Path:
 
     Args:
         folder: An absolute path.
+        names: What is `listed` there.
 
     Raises:
         InputError: A tree is needed and cannot be made.
     """
-    names = sorted(_names(folder))
     # `datasets` follows the links in the folder's own path.
     if not any(map(_SPECIAL_PATH.search, map(str, (folder, folder.resolve())))):
         if not any(map(_SPECIAL_NAME.search, names)):
@@ -67,13 +76,6 @@ def literal(name: str) -> str:
 def plain(name: str) -> str:
     """Returns what stands for a name or path in a tree of links."""
     return _SPECIAL_NAME.sub(lambda match: f"{_ESCAPE}{ord(match[0]):02x}", name)
-
-
-def _names(folder: Path) -> Iterator[str]:
-    """Yields the files and the linked folders, which are not entered, as `datasets` does not enter them either."""
-    for parent, folders, files in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files + links)
 
 
 def _make_tree(tree: Path, folder: Path, names: list[str]) -> None:
