@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from huggingface_hub import HfApi, constants
 from PIL import EpsImagePlugin, Image
 
 from ssdd_hub.decode import FORMATS, CorruptImageError, decode_image
@@ -138,6 +139,24 @@ def test_postscript_starts_nothing_and_is_named_and_skipped(tmp_path, started, m
         load_images(DataSettings(name=str(folder), heldout_fraction=0.2), seed=1, progress=False)
     assert not started.exists()
     assert opened and all("EPS" not in options["formats"] for options in opened)
+
+
+@pytest.mark.parametrize("form", ["jpg", "zip", "parquet"])
+def test_postscript_on_the_hub_starts_nothing(hub, tmp_path, started, monkeypatch, form):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", constants.ENDPOINT)
+    api = HfApi(token="hf_ann")
+    api.create_repo("ann/set", repo_type="dataset")
+    api.upload_folder(folder_path=build(tmp_path / "set", form), repo_id="ann/set", repo_type="dataset")
+    stream = ImageStream(DataSettings(name="ann/set", on_corrupt="skip", streaming=True), progress=False)
+    rows = list(stream.rows())
+    assert [row()[0, 0, 0].item() for row in rows[:4]] == [0, 1, 2, 3]
+    with pytest.raises(CorruptImageError, match=r"row 4 \(4.jpg\): PostScript \(EPS\), which is not accepted"):
+        rows[4]()
+    banks = load_images(DataSettings(name="ann/set", on_corrupt="skip", heldout_fraction=0.4), progress=False)
+    assert sum(bank.source["num_skipped"] for bank in banks) == 1 and sum(map(len, banks)) == 4
+    assert not started.exists()
 
 
 def wmf():

@@ -143,7 +143,12 @@ class _StreamedSource(DatasetSource):
 
     @cached_property
     def _table(self) -> Any:
-        return self._tables[self._split] if self._builder is None else self._builder.as_streaming_dataset(self._split)
+        if self._builder is None:
+            return self._tables[self._split]
+        if hasattr(self._builder.config, "decode_num_threads"):
+            # `datasets` would decode the images of folders on the Hub by itself, in any format that Pillow knows.
+            self._builder.config.decode_num_threads = 0
+        return self._builder.as_streaming_dataset(self._split)
 
     @cached_property
     def _columns(self) -> tuple[str, str | None]:
