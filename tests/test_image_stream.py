@@ -290,3 +290,10 @@ def test_digits_and_distillation_take_no_stream(tmp_path):
         DataSettings(streaming=True)
     with pytest.raises(InputError, match="--data.streaming reads images once .*leave it out"):
         load_images(DataSettings(name=str(tmp_path), streaming=True), progress=False)
+
+
+def test_other_files_beside_the_images_do_not_count(tmp_path):
+    folder = save_folder(tmp_path / "set", COLOURS[:3])
+    before = stream(folder).fingerprint
+    (folder / "0 notes.txt").write_text("nothing")
+    assert reds(stream(folder)) == [0, 1, 2] and stream(folder).fingerprint == before

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
+from huggingface_hub import HfApi, constants
 from PIL import Image
 
 from ssdd_hub.dataset_home import HubHome, Place
@@ -369,3 +370,66 @@ def test_messages_show_no_folders_and_no_line_breaks(tmp_path):
     assert home.shown(f"{tmp_path}/set/b/a.png") == "b/a.png"
     assert home.shown(f"{tmp_path}/other/a.png") == home.shown(f"zip://b/a.png::{tmp_path}/x.zip") == "a.png"
     assert home.shown("b/x\n# y\u202e.png") == "x\N{REPLACEMENT CHARACTER}# y\N{REPLACEMENT CHARACTER}.png"
+
+
+@pytest.fixture
+def hub_set(hub, tmp_path, monkeypatch):
+    """Uploads a folder as `ann/set`, which can be loaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", constants.ENDPOINT)
+    api = HfApi(token="hf_ann")
+    api.create_repo("ann/set", repo_type="dataset")
+    return lambda folder: api.upload_folder(folder_path=folder, repo_id="ann/set", repo_type="dataset")
+
+
+def test_a_hub_dataset_may_name_its_own_files_and_no_others(hub_set, tmp_path, server):
+    url, asked = server
+    write(tmp_path / "set" / "files" / "a.bin", picture(3))
+    hub_set(save_rows(tmp_path / "set", "files/a.bin"))
+    assert load("ann/set") == stream("ann/set") == [1, 2, 3]
+    for path in (
+        "/etc/passwd",
+        "../x.png",
+        f"{url}/x.png",
+        f"{tmp_path}/set/files/a.bin",
+        "hf://datasets/bob/x/a.png",
+    ):
+        hub_set(save_rows(tmp_path / "set", path))
+        for read in (load, stream):
+            with pytest.raises(InputError, match="row 2 .* must lie in the repository 'ann/set' of the Hub"):
+                read("ann/set", on_corrupt="skip")
+    for pattern in ("/etc/*.conf", f"{url}/x.png", "../../bob/x/*.png", "hf://datasets/bob/x/*.png"):
+        card = json.dumps({"configs": [{"config_name": "default", "data_files": pattern}]})
+        write(tmp_path / "set" / "README.md", f"---\n{card}\n---\n")
+        hub_set(tmp_path / "set")
+        with pytest.raises(InputError, match="the card of 'ann/set' names '.*' as data: all its files must lie in"):
+            load("ann/set")
+    assert asked == []
+
+
+def test_what_was_prepared_of_a_folder_is_no_hub_dataset(tmp_path, monkeypatch):
+    folder = save_rows(tmp_path / "photos")
+    assert load(folder) == [1, 2]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(
+        InputError, match="'photos' is no folder here, and what the cache holds under this name is not"
+    ):
+        load("photos")
+
+
+def test_what_was_prepared_of_a_hub_dataset_is_found_without_a_connection(hub_set, tmp_path, monkeypatch):
+    for index in range(3):
+        write(tmp_path / "set" / f"{index}.png", picture(index))
+    hub_set(tmp_path / "set")
+    assert load("ann/set") == [0, 1, 2]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    assert load("ann/set") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name/x", "x" * 5000, "a\0b"])
+def test_names_that_no_folder_can_have(name):
+    with pytest.raises(InputError, match="--data.name takes"):
+        load(name)

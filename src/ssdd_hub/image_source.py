@@ -157,10 +157,10 @@ def _find_home(name: str) -> LocalHome | HubHome:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    path = Path(name).expanduser()
     try:
+        path = Path(name).expanduser()
         exists, is_folder = path.exists(), path.is_dir()
-    except (OSError, ValueError):  # too long, or with a null character
+    except (OSError, RuntimeError, ValueError):  # too long, of a user who does not exist, or with a null character
         exists = is_folder = False
     if is_folder:
         return LocalHome(name)
@@ -194,7 +194,16 @@ def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str |
     files = [str(file) for part in (builder.config.data_files or {}).values() for file in part]
     if isinstance(home, HubHome):
         commits = [match[1] for file in files if (match := re.match(r"hf://[^@]+@([^/]+)/", file))]
-        home.commit = commits[0] if commits else revision
+        if not files and re.fullmatch("[0-9a-f]{40}", str(builder.hash)):
+            commits = [builder.hash]
+        home.commit = commits[0] if commits else None
+        if not files and not commits:
+            # Without a connection `datasets` opens what it has prepared before, of a folder too if its name was the
+            # same; of what is on the Hub it keeps the commit.
+            raise InputError(
+                f"'{home.name}' is no folder here, and what the cache holds under this name is not known to come from "
+                "the Hub; pass the folder's path as --data.name, or restore the connection"
+            )
     home.check_files(files)
     return builder
 

@@ -181,10 +181,11 @@ class _StreamedSource(DatasetSource):
         by_split = self._builder.config.data_files or {}
         # Where the files of a split are not told apart, any of them may be its.
         parts = [by_split[self._split]] if self._split in by_split else by_split.values()
+        # `datasets` leaves files out, but not what it knows of them, which it has of files on the Hub alone: a commit.
         return [
             self._version(file, origin)
             for files in parts
-            for file, origin in zip(files, files.origin_metadata, strict=True)
+            for file, origin in zip(files, files.origin_metadata, strict=False)
         ]
 
     def _version(self, file: str, origin: Sequence[str]) -> list[str]:

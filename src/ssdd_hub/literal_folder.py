@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 
 from ssdd_hub.errors import InputError
@@ -79,9 +79,9 @@ def plain(name: str) -> str:
 
 
 def _make_tree(tree: Path, folder: Path, names: list[str]) -> None:
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    growing = Path(tempfile.mkdtemp(dir=tree.parent, prefix=f"{tree.name}."))
+    growing = tree.with_name(f"{tree.name}.{uuid.uuid4().hex}")
     try:
+        growing.mkdir(parents=True)
         for name in names:
             link = growing / plain(name)
             link.parent.mkdir(parents=True, exist_ok=True)

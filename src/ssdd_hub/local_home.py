@@ -50,13 +50,12 @@ class LocalHome(Home):
     def _find_file(self, path: str) -> str | None:
         if "://" in path or "\0" in path:
             return None
-        # Paths of tables that were made elsewhere are relative to where that was, mostly the folder itself.
-        for place in (os.path.abspath(path), os.path.normpath(os.path.join(self.folder, path))):
-            inside = self._inside(place)
-            # `cache::/a/file` is an address, unless a file is called so.
-            if inside and ("::" not in path or os.path.lexists(inside)):
-                return str(inside)
-        return None
+        # `datasets` takes relative paths from the working directory on; most tables mean from their own folder on.
+        places = (os.path.abspath(path), os.path.normpath(os.path.join(self.folder, path)))
+        found = [str(inside) for place in places if (inside := self._inside(place))]
+        existing = next(filter(os.path.lexists, found), None)
+        # `cache::/a/file` is an address, unless a file is called so.
+        return existing or (found[0] if found and "::" not in path else None)
 
     def _inside(self, path: str) -> Path | None:
         tree = Path(self.opened)

@@ -32,7 +32,7 @@ def read_row(home: Home, where: str, content: bytes | None, path: str | None) ->
         CorruptImageError: There is no such file, or its archive is damaged.
         InputError: The path leads out of the dataset or to what is no regular file, or the file cannot be reached.
     """
-    if content is not None or path is None:
+    if content is not None or not path:
         return content or b""
     if path.startswith("data:"):
         return _inline(path)
