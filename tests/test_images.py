@@ -20,7 +20,10 @@ from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.images import DataSettings, ImageBank, fingerprint_pixels, load_images
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-UNKNOWN_FORMAT = "empty, or in no format that Pillow knows"
+UNKNOWN_FORMAT = (
+    "empty, damaged at its start, or in no accepted format; convert it to one of AVIF, BMP, GIF, JPEG, JPEG2000, PNG, "
+    "PPM, QOI, TIFF, WEBP"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -354,7 +357,8 @@ def test_corrupt_images_are_skipped_counted_and_listed_and_labels_stay_aligned(t
 
 def test_a_missing_file_and_an_empty_row_are_corrupt(tmp_path):
     good = {"bytes": (save_folder(tmp_path / "good", [(1, 0, 0)]) / "000.png").read_bytes(), "path": None}
-    folder = save_plain_parquet(tmp_path / "set", [None, {"bytes": None, "path": str(tmp_path / "gone.png")}, good])
+    missing = {"bytes": None, "path": str(tmp_path / "set" / "gone.png")}
+    folder = save_plain_parquet(tmp_path / "set", [None, missing, good])
     save_plain_parquet(folder, [good], "test")
     images, _ = load(folder, on_corrupt="skip")
     assert reds(images) == [1]
@@ -371,14 +375,17 @@ def save_references(folder, *paths):
 
 
 def test_broken_archives_and_what_they_lack_are_corrupt(tmp_path):
-    with zipfile.ZipFile(tmp_path / "whole.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    # Hidden files are none of the data.
+    folder = tmp_path / "set" / ".archives"
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "whole.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(range(256)) * 20)
-    content = bytearray((tmp_path / "whole.zip").read_bytes())
+    content = bytearray((folder / "whole.zip").read_bytes())
     content[40:80] = bytes(40)
-    (tmp_path / "damaged.zip").write_bytes(content)
-    (tmp_path / "cut.zip").write_bytes(content[:100])
+    (folder / "damaged.zip").write_bytes(content)
+    (folder / "cut.zip").write_bytes(content[:100])
     names = {"b.png": "whole", "a.png": "damaged", "c.png": "cut"}
-    paths = [f"zip://{member}::{tmp_path / archive}.zip" for member, archive in names.items()]
+    paths = [f"zip://{member}::{folder / archive}.zip" for member, archive in names.items()]
     images, _ = load(save_references(tmp_path, *paths), on_corrupt="skip")
     assert reds(images) == [1] and images.source["num_skipped"] == 3
     kinds = [entry.split(": ")[1] for entry in images.source["skipped"]]
@@ -405,22 +412,24 @@ def missing(cause=None, kind=FileNotFoundError):
     ],
 )
 def test_a_file_that_cannot_be_reached_is_never_skipped(tmp_path, monkeypatch, error):
-    def fail(path, mode):
+    def fail(home, place):
         raise error
 
-    monkeypatch.setattr("datasets.utils.file_utils.xopen", fail)
-    message = rf"the image at row 1 \(a.png\) cannot be read \({type(error).__name__}: .*\): the same command goes on"
+    monkeypatch.setattr("ssdd_hub.row_files._fetch", fail)
+    # Hidden files are none of the data.
+    file = save_folder(tmp_path / "set" / ".files", [0]) / "000.png"
+    message = rf"the image at row 1 \(.files/000.png\) cannot be read \({type(error).__name__}: .*\): the same command"
     with pytest.raises(InputError, match=message):
-        load(save_references(tmp_path, "hf://datasets/a/b/a.png"), on_corrupt="skip")
+        load(save_references(tmp_path, str(file)), on_corrupt="skip")
 
 
 @pytest.mark.parametrize("error", [missing(missing(KeyError("a"))), http_error(404), missing(http_error(404))])
-def test_a_file_that_the_hub_does_not_have_is_corrupt(tmp_path, monkeypatch, error):
-    def fail(path, mode):
+def test_a_file_that_its_source_does_not_have_is_corrupt(tmp_path, monkeypatch, error):
+    def fail(home, place):
         raise error
 
-    monkeypatch.setattr("datasets.utils.file_utils.xopen", fail)
-    images, _ = load(save_references(tmp_path, "hf://datasets/a/b/a.png"), on_corrupt="skip")
+    monkeypatch.setattr("ssdd_hub.row_files._fetch", fail)
+    images, _ = load(save_references(tmp_path, "a.png"), on_corrupt="skip")
     assert images.source["num_skipped"] == 1
 
 
@@ -593,7 +602,8 @@ def test_the_commit_of_a_hub_dataset_is_its_revision(tmp_path, monkeypatch):
 
     def on_hub(name, *args, **kwargs):
         builder = find(str(folder))
-        builder.info.download_checksums = {f"hf://datasets/{name}@{commit}/data/train-0.parquet": {}}
+        builder.download_and_prepare()
+        builder.config.data_files = {"train": [f"hf://datasets/{name}@{commit}/data/train-0.parquet"]}
         return builder
 
     monkeypatch.setattr(datasets, "load_dataset_builder", on_hub)

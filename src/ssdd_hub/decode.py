@@ -5,6 +5,7 @@ import math
 import shutil
 import tempfile
 import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,35 @@ LARGEST_NATIVE_SIZE = 64
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 """The Pillow modes that store no colour. A palette stores colours, even when all of them are grey."""
 
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
+"""The formats that are decoded, by Pillow's names; `JPEG` includes MPO, `PNG` includes APNG, `PPM` its whole family.
+
+Pillow tries all formats that it knows, whatever the file is called, and some of them start a program (EPS) or have no
+magic number. These run inside the process, and each begins with bytes of its own.
+"""
+
+# How files begin that are met among images and are not decoded, with what they are.
+_REFUSED = (
+    (b"%!PS", "PostScript (EPS)"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
+    (b"%PDF", "PDF"),
+    (b"8BPS", "a Photoshop document (PSD)"),
+    (b"\xd7\xcd\xc6\x9a", "a Windows metafile (WMF)"),
+    (b"\x01\x00\x00\x00", "a Windows metafile (EMF)"),
+    (b"SIMPLE  =", "FITS"),
+    (b"\x89HDF", "HDF5"),
+    (b"GRIB", "GRIB"),
+    (b"BUFR", "BUFR"),
+    (b"icns", "an Apple icon (ICNS)"),
+    (b"\x00\x00\x01\x00", "an icon (ICO)"),
+    (b"P7 332", "an XV thumbnail"),
+    (b"\x00\x00\x01\xb3", "MPEG video"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"<", "text (HTML, XML or SVG)"),
+)
+
 
 class CorruptImageError(ValueError):
     """An image file cannot be decoded; the message says why."""
@@ -37,25 +67,25 @@ def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
     exceeds 1. Only the first frame of an animation is read.
 
     Args:
-        data: The content of the file, in any format that Pillow reads.
+        data: The content of the file, in one of `FORMATS`, whatever its name says.
         shorter_side: The size that the image will be resized to; lets a much larger JPEG be decoded at a fraction of
             its size, never below twice this one.
 
     Raises:
-        CorruptImageError: The content is no image, is cut short, decodes to more pixels than Pillow holds
+        CorruptImageError: The content is in none of `FORMATS`, is cut short, decodes to more pixels than Pillow holds
             safe, or has values outside the ranges above.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
             if shorter_side:
                 image.draft(None, (2 * shorter_side, 2 * shorter_side))
             image.load()
             return _to_grey_or_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        raise CorruptImageError("empty, or in no format that Pillow knows") from error
+        raise CorruptImageError(f"{_what_arrived(data)}; convert it to one of {', '.join(_formats())}") from error
     # Damaged files make Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
     except Exception as error:
         raise CorruptImageError(f"{type(error).__name__}: {error}") from error
@@ -151,6 +181,19 @@ class PixelStore:
             )
         with tempfile.TemporaryFile() as file:
             return np.memmap(file, np.uint8, "w+", shape=shape)
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    # Pillow raises a KeyError for a name that it was built without.
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _what_arrived(data: bytes) -> str:
+    """Returns what content is that `Image.open` does not take, told by its first bytes alone."""
+    known = next((name for start, name in _REFUSED if data.startswith(start)), None)
+    return f"{known}, which is not accepted" if known else "empty, damaged at its start, or in no accepted format"
 
 
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:

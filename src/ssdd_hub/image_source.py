@@ -1,26 +1,25 @@
 """The image datasets that `datasets` reads, of the Hub or a local folder, as encoded image files."""
 
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import cached_property, partial
-from lzma import LZMAError
 from pathlib import Path
-from tarfile import TarError
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
 
-from ssdd_hub.decode import CorruptImageError
+from ssdd_hub.dataset_card import licence_text
+from ssdd_hub.dataset_home import HubHome
 from ssdd_hub.errors import InputError
+from ssdd_hub.literal_folder import literal
+from ssdd_hub.local_home import LocalHome
+from ssdd_hub.row_files import read_row
 
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 """The columns that hold the labels when none is named; the first that exists is taken."""
-_BROKEN_ARCHIVE = (BadZipFile, EOFError, LZMAError, TarError, zlib.error)
 
 
 class DatasetSource:
@@ -29,7 +28,7 @@ class DatasetSource:
     Configuration and columns are checked before anything large is downloaded, as far as the card states them.
 
     Args:
-        name: Hub id or folder; a folder written by `save_to_disk` is one too.
+        name: Hub id or folder, taken literally; a folder written by `save_to_disk` is one too.
         config: One of the dataset's configurations; None for its default.
         revision: Branch, tag or commit of a Hub dataset; None for its newest.
         image_column: A column, or `auto` for the only image column.
@@ -37,7 +36,8 @@ class DatasetSource:
         progress: Lets `datasets` show its progress bars.
 
     Raises:
-        InputError: There is no such dataset, configuration, revision or column, or `auto` has several to choose from.
+        InputError: There is no such dataset, configuration, revision or column, `auto` has several to choose from,
+            or the card names files outside of the dataset.
     """
 
     default_size = None
@@ -53,11 +53,11 @@ class DatasetSource:
     ) -> None:
         self._name, self._revision, self._progress = name, revision, progress
         self._wanted = (image_column, label_column)
-        self._folder = _local_folder(name)
-        if self._folder and revision:
+        self._home = _find_home(name)
+        if isinstance(self._home, LocalHome) and revision:
             raise InputError(f"'{name}' is a folder, which has no revisions; leave out --data.revision '{revision}'")
-        saved = self._folder and any((self._folder / file).exists() for file in ("dataset_dict.json", "state.json"))
-        self._builder: Any = None if saved else _find_builder(str(self._folder or name), config, revision)
+        saved = isinstance(self._home, LocalHome) and self._home.saved
+        self._builder: Any = None if saved else _find_builder(self._home, config, revision)
         if self._builder is None:
             self.splits = list(self._tables)
         else:
@@ -71,7 +71,7 @@ class DatasetSource:
 
         try:
             if self._builder is None:
-                saved = datasets.load_from_disk(str(self._folder))
+                saved = datasets.load_from_disk(self._home.opened)
                 tables = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
             else:
                 with _progress_bars(self._progress):
@@ -83,7 +83,7 @@ class DatasetSource:
             raise InputError(f"the dataset '{self._name}' holds no images in one of its splits") from error
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
             reason = error.__cause__ or error
-            raise InputError(f"the dataset '{self._name}' cannot be read: {_first_line(reason)}") from error
+            raise InputError(f"the dataset '{self._name}' cannot be read: {self._home.reason(reason)}") from error
         for table in tables.values():
             self._check_columns(table.features)
         return {str(split): table for split, table in tables.items()}
@@ -100,7 +100,8 @@ class DatasetSource:
     def label_names(self) -> list[str] | None:
         """One name per class; None without labels or when they are plain numbers."""
         feature = next(iter(self._tables.values())).features.get(self._columns[1])
-        return getattr(feature, "names", None)
+        names = getattr(feature, "names", None)
+        return [literal(name) for name in names] if names else names
 
     def num_rows(self, split: str) -> int:
         """Returns the number of images of a split; the first call downloads the data and checks its columns."""
@@ -119,14 +120,8 @@ class DatasetSource:
         for batch in table.iter(batch_size=64):
             for value in batch[column]:
                 content, path = (value["bytes"], value["path"]) if value else (None, None)
-                where = f"row {next(numbers)}" + (f" ({self._file_name(path)})" if path else "")
-                yield where, partial(_read, where, content, path)
-
-    def _file_name(self, path: str) -> str:
-        # Messages end up in published cards, which should not show the folders of somebody's machine.
-        inside = Path(path.split("::")[0])
-        folder = self._folder.resolve() if self._folder else None
-        return str(inside.relative_to(folder)) if folder and inside.is_relative_to(folder) else inside.name
+                where = f"row {next(numbers)}" + (f" ({self._home.shown(path)})" if path else "")
+                yield where, partial(read_row, self._home, where, content, path)
 
     def labels(self, split: str, indices: Sequence[int]) -> Tensor | None:
         """Returns the class of each index, `(len(indices),)`, int64, -1 where unknown; None when all are unknown."""
@@ -139,14 +134,14 @@ class DatasetSource:
 
     def describe(self) -> dict[str, Any]:
         """Returns what provenance records; the revision is the commit where it is known."""
-        licence = _card_licence(self._folder, self._name, self._revision)
+        licence = self._home.licence(self._revision)
         values = {"config": None, "revision": self._revision, "image_column": self._columns[0]}
         if self._builder is not None:
             info, data_files = self._builder.info, self._builder.config.data_files or {}
             files = [*(info.download_checksums or ()), *(str(file) for part in data_files.values() for file in part)]
             commit = re.search(r"^hf://[^@]+@([0-9a-f]{40})/", "\n".join(files), re.MULTILINE)
             values |= {"config": self._builder.config.name, "revision": commit.group(1) if commit else self._revision}
-            licence = licence or _licence_text(info.license)
+            licence = licence or licence_text(info.license)
         return {**values, "license": licence or "unknown"}
 
 
@@ -156,65 +151,85 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return f"available: {', '.join(known) or 'none'}" + (f"; did you mean '{near[0]}'?" if near else "")
 
 
-def _local_folder(name: str) -> Path | None:
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+def _find_home(name: str) -> LocalHome | HubHome:
+    """Returns the folder of this name, if there is one, and otherwise the repository of the Hub."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        path = Path(name).expanduser()
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, of a user who does not exist, or with a null character
+        exists = is_folder = False
+    if is_folder:
+        return LocalHome(name)
+    if exists:
         raise InputError(f"'{name}' is a file; --data.name takes a Hub id or the folder that holds the images")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
         raise InputError(f"the folder '{name}' does not exist; --data.name takes a Hub id or an existing folder")
-    return None
+    if name in _PACKAGED_DATASETS_MODULES:
+        # `datasets` would read the working directory.
+        raise InputError(
+            f"'{name}' is a format and no dataset, and there is no folder of that name here; --data.name takes a Hub "
+            "id or an existing folder, whatever the format of its files"
+        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(
+            f"'{name}' is neither a folder that exists nor a Hub id, which is a name or owner/name of letters, "
+            "digits, '-', '_' and '.'; --data.name takes one of these, or 'digits'"
+        ) from error
+    if name.startswith("buckets/"):
+        raise InputError(
+            f"'{name}' is a bucket; --data.name takes the id of a dataset on the Hub or an existing folder"
+        )
+    return HubHome(name)
 
 
-def _find_builder(name: str, config: str | None, revision: str | None) -> Any:
+def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
+    home.check_cards(revision)
+    builder = _open_builder(home, config, revision)
+    files = [str(file) for part in (builder.config.data_files or {}).values() for file in part]
+    if isinstance(home, HubHome):
+        commits = [match[1] for file in files if (match := re.match(r"hf://[^@]+@([^/]+)/", file))]
+        if not files and re.fullmatch("[0-9a-f]{40}", str(builder.hash)):
+            commits = [builder.hash]
+        home.commit = commits[0] if commits else None
+        if not files and not commits:
+            # Without a connection `datasets` opens what it has prepared before, of a folder too if its name was the
+            # same; of what is on the Hub it keeps the commit.
+            raise InputError(
+                f"'{home.name}' is no folder here, and what the cache holds under this name is not known to come from "
+                "the Hub; pass the folder's path as --data.name, or restore the connection"
+            )
+    home.check_files(files)
+    return builder
+
+
+def _open_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
     import datasets
     import yaml
 
+    name = home.name
     try:
-        return datasets.load_dataset_builder(name, config, revision=revision)
+        return datasets.load_dataset_builder(home.opened, config, revision=revision)
     except ConnectionError as error:
         raise InputError(
-            f"'{name}' is no local folder, and the Hub cannot be reached to look for it ({_first_line(error)}); "
+            f"'{name}' is no local folder, and the Hub cannot be reached to look for it ({home.reason(error)}); "
             "check the connection, or pass a folder as --data.name"
         ) from error
     except FileNotFoundError as error:
-        raise InputError(f"no images found under --data.name '{name}': {_first_line(error)}") from error
+        raise InputError(f"no images found under --data.name '{name}': {home.reason(error)}") from error
     except ValueError as error:
         if not re.search("BuilderConfig|Config name", str(error)):
-            raise InputError(f"--data.name '{name}' cannot be opened: {_first_line(error)}") from error
-        known = datasets.get_dataset_config_names(name, revision=revision)
+            raise InputError(f"--data.name '{name}' cannot be opened: {home.reason(error)}") from error
+        known = datasets.get_dataset_config_names(home.opened, revision=revision)
         problem = f"has no configuration '{config}'" if config else "has several configurations; pass --data.config"
         raise InputError(f"the dataset '{name}' {problem}; {suggest(config or '', known)}") from error
     except (OSError, RuntimeError, datasets.exceptions.DatasetsError, yaml.YAMLError) as error:
-        raise InputError(f"--data.name '{name}' cannot be opened: {_first_line(error)}") from error
-
-
-def _read(where: str, content: bytes | None, path: str | None) -> bytes:
-    from datasets.utils.file_utils import xopen
-
-    if content is not None or path is None:
-        return content or b""
-    try:
-        # `xopen` also reads inside archives: `zip://cat/1.png::/folder/cats.zip`.
-        with xopen(path, "rb") as file:
-            return bytes(file.read())
-    except Exception as error:  # each way to the Hub or into an archive raises its own kinds
-        reason = f"{type(error).__name__}: {getattr(error, 'strerror', None) or _first_line(error)}"
-        if isinstance(error, _BROKEN_ARCHIVE) or _is_missing(error):
-            raise CorruptImageError(reason) from error
-        problem = f"the image at {where} cannot be read ({reason})"
-        raise InputError(f"{problem}: the same command goes on where it stopped") from error
-
-
-def _is_missing(error: BaseException) -> bool:
-    """Whether a file is known not to exist; without a connection, the Hub and fsspec call it not found too."""
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    if isinstance(error, EntryNotFoundError):
-        return not isinstance(error, LocalEntryNotFoundError)
-    cause = error.__cause__  # in an archive, a KeyError
-    return isinstance(error, FileNotFoundError | KeyError) and (cause is None or _is_missing(cause))
+        raise InputError(f"--data.name '{name}' cannot be opened: {home.reason(error)}") from error
 
 
 @contextmanager
@@ -274,27 +289,3 @@ def _find_label_column(features: Mapping[str, Any], wanted: str) -> str | None:
     if wanted not in classes and not str(getattr(features[wanted], "dtype", "")).startswith(("int", "uint")):
         raise InputError(f"the column '{wanted}' (--data.label-column) holds no classes, not even integers")
     return wanted
-
-
-def _card_licence(folder: Path | None, name: str, revision: str | None) -> str | None:
-    import yaml
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.repocard import metadata_load
-
-    try:
-        file = folder / "README.md" if folder else None
-        path = file or hf_hub_download(name, "README.md", repo_type="dataset", revision=revision)
-        return _licence_text((metadata_load(path) or {}).get("license"))
-    # A dataset without a card, or with a broken one, has no stated licence.
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-
-
-def _licence_text(licence: Any) -> str | None:
-    """Returns a licence or a list of licences as text, and None for what is neither."""
-    names = licence if isinstance(licence, list) else [licence]
-    return ", ".join(names) if all(isinstance(name, str) for name in names) else None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

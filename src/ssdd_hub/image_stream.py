@@ -143,7 +143,12 @@ class _StreamedSource(DatasetSource):
 
     @cached_property
     def _table(self) -> Any:
-        return self._tables[self._split] if self._builder is None else self._builder.as_streaming_dataset(self._split)
+        if self._builder is None:
+            return self._tables[self._split]
+        if hasattr(self._builder.config, "decode_num_threads"):
+            # `datasets` would decode the images of folders on the Hub by itself, in any format that Pillow knows.
+            self._builder.config.decode_num_threads = 0
+        return self._builder.as_streaming_dataset(self._split)
 
     @cached_property
     def _columns(self) -> tuple[str, str | None]:
@@ -158,8 +163,7 @@ class _StreamedSource(DatasetSource):
         except InputError:
             raise
         except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise InputError(f"the dataset '{self._name}' cannot be read: {reason}") from error
+            raise InputError(f"the dataset '{self._name}' cannot be read: {self._home.reason(error)}") from error
 
     @property
     def length(self) -> int | None:
@@ -173,18 +177,19 @@ class _StreamedSource(DatasetSource):
     def versions(self) -> list[list[str]]:
         """The files of the split, each with what changes when it does: its commit, its ETag, or its size and time."""
         if self._builder is None:
-            return [self._version(str(path), ()) for path in sorted((self._folder or Path()).rglob("*.arrow"))]
+            return [self._version(str(path), ()) for path in sorted(Path(self._home.opened).rglob("*.arrow"))]
         by_split = self._builder.config.data_files or {}
         # Where the files of a split are not told apart, any of them may be its.
         parts = [by_split[self._split]] if self._split in by_split else by_split.values()
+        # `datasets` leaves files out, but not what it knows of them, which it has of files on the Hub alone: a commit.
         return [
             self._version(file, origin)
             for files in parts
-            for file, origin in zip(files, files.origin_metadata, strict=True)
+            for file, origin in zip(files, files.origin_metadata, strict=False)
         ]
 
     def _version(self, file: str, origin: Sequence[str]) -> list[str]:
         path = Path(file)
         if not path.is_file():
             return [file, *map(str, origin)]
-        return [self._file_name(file), str(path.stat().st_size), str(path.stat().st_mtime_ns)]
+        return [self._home.shown(file), str(path.stat().st_size), str(path.stat().st_mtime_ns)]

@@ -25,7 +25,8 @@ class DataSettings:
     """Which images to load, and how.
 
     Attributes:
-        name: `digits` (embedded, scikit-learn), a Hub id, or a local folder in any layout that `datasets` reads.
+        name: `digits` (embedded, scikit-learn), a Hub id, or a local folder in any layout that `datasets` reads, whose
+            path is taken literally.
         config: Configuration of the dataset; None for its default.
         revision: Branch, tag or commit of a Hub dataset.
         split: The split whose images are distilled.

@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from ssdd_hub.allocator import keep_freed_memory
 from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.hub import printable
 from ssdd_hub.machine import count_cpus
 from ssdd_hub.run_folder import LaunchSettings
 
@@ -73,5 +74,6 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def _stop(message: str, status: int) -> None:
-    sys.stderr.write(f"error:{message}\n")
+    # Messages quote names of files and records from elsewhere.
+    sys.stderr.write(f"error:{printable(message)}\n")
     sys.exit(status)

@@ -1,0 +1,94 @@
+"""Folders with any name, under a path that `datasets` reads literally.
+
+`datasets` takes the path of a folder for a pattern (`run[12]` matches `run1`) and `::` anywhere in a path for the way
+into an archive. A folder in which that would matter is read through a tree of symbolic links with plain names.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+from ssdd_hub.errors import InputError
+
+# Of a path: what fsspec's `glob` expands, what separates the hops of an address, variables of the environment, which
+# `datasets` fills in, what it takes for a script, line breaks, at which its own patterns end, and bytes that are not
+# UTF-8, which no table can hold.
+_SPECIAL_PATH = re.compile(r"[*?\[\]\r\n\ud800-\udfff]|::|\$[\w{]|\.py$")
+# Inside a folder, names come from a listing, which takes all but these literally.
+_SPECIAL_NAME = re.compile(r":(?=:)|\$(?=[\w{])|[\r\n]")
+
+# Stands before the hexadecimal code of a character; a private-use one, which no alphabet has.
+_ESCAPE = "\uf8fe"
+
+
+def listed(folder: Path) -> list[str]:
+    """Returns the paths in a folder of its files, and of linked folders, which `datasets` does not enter either."""
+    names = []
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        names += [os.path.relpath(os.path.join(parent, name), folder) for name in files + links]
+    return sorted(names)
+
+
+def plain_tree(folder: Path, names: list[str]) -> Path:
+    """Returns the folder itself where its names are harmless, otherwise a tree of links to its files.
+
+    The tree lies in the cache of `datasets`, under a name made of the folder's path and of all names in it, and never
+    changes, so that processes can share it and what `datasets` has prepared from it is found again.
+
+    Args:
+        folder: An absolute path.
+        names: What is `listed` there.
+
+    Raises:
+        InputError: A tree is needed and cannot be made.
+    """
+    # `datasets` follows the links in the folder's own path.
+    if not any(map(_SPECIAL_PATH.search, map(str, (folder, folder.resolve())))):
+        if not any(map(_SPECIAL_NAME.search, names)):
+            return folder
+    import datasets
+
+    trees = Path(datasets.config.HF_DATASETS_CACHE).expanduser().absolute() / "ssdd_hub_links"
+    problem = (
+        f"the folder '{folder}' holds characters that need links with plain names, which cannot be made in {trees}"
+    )
+    if _SPECIAL_PATH.search(str(trees)):
+        raise InputError(f"{problem}: its path has such characters too; set HF_DATASETS_CACHE to a plain path")
+    tree = trees / hashlib.sha256(json.dumps([str(folder), names]).encode()).hexdigest()[:32]
+    if not tree.exists():
+        try:
+            _make_tree(tree, folder, names)
+        except OSError as error:
+            raise InputError(f"{problem}: {error.strerror}; set HF_DATASETS_CACHE to a folder with room") from error
+    return tree
+
+
+def literal(name: str) -> str:
+    """Returns what a name or path in a tree of links stands for."""
+    return re.sub(_ESCAPE + "([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), name)
+
+
+def plain(name: str) -> str:
+    """Returns what stands for a name or path in a tree of links."""
+    return _SPECIAL_NAME.sub(lambda match: f"{_ESCAPE}{ord(match[0]):02x}", name)
+
+
+def _make_tree(tree: Path, folder: Path, names: list[str]) -> None:
+    growing = tree.with_name(f"{tree.name}.{uuid.uuid4().hex}")
+    try:
+        growing.mkdir(parents=True)
+        for name in names:
+            link = growing / plain(name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(folder / name)
+        growing.rename(tree)
+    except OSError:
+        if not tree.exists():  # another process was not first
+            raise
+    finally:
+        shutil.rmtree(growing, ignore_errors=True)
