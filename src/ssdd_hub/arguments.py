@@ -24,7 +24,7 @@ RESERVED = frozenset(
 )
 """What timm's factory takes beside the arguments of a network: where weights come from, and what it builds around."""
 ARCHITECTURE = re.compile(r"[A-Za-z0-9_]+", re.ASCII)
-_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
 _LARGEST = 1e12
 _LARGEST_WHOLE = 2**20
