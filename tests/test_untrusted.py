@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import module_from_spec, spec_from_file_location
 from inspect import Parameter, signature
@@ -482,6 +483,57 @@ def test_a_repository_of_a_stranger_is_looked_through_too(hub, teacher_folder, h
     assert not stranger.asked and not (home / ".local").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"pretrained_cfg__input_size": [3, 32.0, 32.0]}, "pretrained_cfg.input_size is not taken"),
+        ({"pretrained_cfg__input_size": [3, 8192, 8192]}, "pretrained_cfg.input_size is not taken"),
+        ({"pretrained_cfg__mean": 0.5}, "pretrained_cfg.mean is not taken"),
+        ({"pretrained_cfg__std": [1e-300]}, "pretrained_cfg.std is not taken"),
+        ({"pretrained_cfg__license": ["mit"]}, "pretrained_cfg.license is not taken"),
+        ({"pretrained_cfg__license": "mit\nevil: true"}, "pretrained_cfg.license is not taken"),
+        ({"pretrained_cfg__url": 0}, "pretrained_cfg.url is not taken"),
+        ({"model_args": None}, "model_args: arguments must be values by name"),
+    ],
+)
+def test_values_of_another_kind_are_no_traceback(changes, match, teacher_folder, home):
+    reconfigure(teacher_folder, **changes)
+    refuse_teacher(teacher_folder, match)
+
+
+def test_what_timm_itself_states_of_weights_is_taken(teacher_folder):
+    """Some of its own have `custom_load`, which it heeds for other files alone."""
+    reconfigure(teacher_folder, pretrained_cfg__custom_load=True, pretrained_cfg__crop_pct=0.9)
+    assert build_teacher(f"local-dir:{teacher_folder}").feature_dim == 4
+    assert build_teacher(f"LOCAL-DIR:{teacher_folder}").name == "small"
+
+
+def test_a_stored_teacher_is_no_larger_than_its_weights(teacher_folder, home):
+    reconfigure(teacher_folder, model_args__widths=[4, 4, 900_000])
+    refuse_teacher(teacher_folder, "has more than the .* parameters allowed")
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "match"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            {"depth": 1_000_000, "embed_dim": 3, "num_heads": 1},
+            "has more than .* (allowed|modules)",
+        ),
+        ("ssdd_convnet3", {"widths": [12_000, 12_000, 12_000]}, "has more than the .* parameters allowed"),
+        ("resnet18", {"act_layer": "nope"}, "cannot be built"),
+        ("resnet18", {"block": "x"}, "cannot be built"),
+        ("resnet18", {"pruned": True}, "cannot be built"),
+    ],
+)
+def test_a_student_that_is_too_large_or_none_is_an_error_and_soon(name, args, match):
+    started = time.perf_counter()
+    with pytest.raises(InputError, match=match):
+        build_student(name, num_targets=2, in_chans=3, image_size=32, **args)
+    assert time.perf_counter() - started < 30
+
+
 # Sets of plain files
 
 
@@ -540,6 +592,49 @@ def test_a_report_shows_the_images_of_the_set_and_no_file_of_its_folder(kind, tm
     assert base64.b64encode(b"the private key of").decode()[:20] not in page
     drawn = (tmp_path / "scores" / "pictures" / "set-1.png").read_bytes()
     assert drawn.startswith(b"\x89PNG") and base64.b64encode(drawn).decode() in page
+
+
+@pytest.mark.parametrize("space", ["x", [1], {"mean": ["a"], "std": ["b"]}, {"mean": [0] * 3, "std": [1] * 3}, {}])
+def test_the_space_of_students_is_one_of_the_set(space, tmp_path):
+    folder = make_record().save(tmp_path / "set")
+    record = read_metadata(folder)
+    record["provenance"]["student_pixel_space"] = space
+    (folder / "ssdd_hub.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="student_pixel_space must h"):
+        DistilledSet.load(folder)
+    assert any("student_pixel_space" in text for text in record_errors(folder))
+
+
+def test_a_file_more_does_not_make_a_set_something_else(tmp_path):
+    folder = make_record().save(tmp_path / "set")
+    record = read_metadata(folder)
+    record["tensors"]["images"]["sha256"] = "0" * 64
+    (folder / "ssdd_hub.json").write_text(json.dumps(record))
+    (folder / "config.json").write_text('{"architecture": "resnet18", "pretrained_cfg": {}}')
+    found = [finding.place for finding in check_place(folder) if finding.level == "error"]
+    assert "data" in found and "config.json" in found
+
+
+def test_a_folder_in_the_place_of_a_configuration_is_an_error(tmp_path):
+    (tmp_path / "model" / "config.json").mkdir(parents=True)
+    assert any("it is no file" in finding.text for finding in check_place(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("text", ["seed: !!timestamp x", "seed: !!bool x", "a: !!int " + "1" * 200])
+def test_tagged_values_of_a_configuration_are_an_error(text, tmp_path, home):
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text(text)
+    assert main(["check", str(run)]) == 1
+    with pytest.raises(InputError, match="is not that of a run"):
+        stated_settings(str(run / "distilled"))
+
+
+def test_a_transform_without_end_is_an_error(tmp_path):
+    folder = make_full_set().save(tmp_path / "set")
+    with (folder / "target_transform.safetensors").open("r+b") as file:
+        file.truncate(200 * 2**30)
+    with pytest.raises(InputError, match="is not a whole target transform .it has more than"):
+        DistilledSet.load(folder)
 
 
 # The allow-list itself

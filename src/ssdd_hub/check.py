@@ -26,7 +26,7 @@ from ssdd_hub.licences import (
 from ssdd_hub.markdown import one_line, paths_of_config, read_header, section
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import find_irregular, require_plain
-from ssdd_hub.set_checks import check_labels, check_tensors, check_views
+from ssdd_hub.set_checks import check_labels, check_student_space, check_tensors, check_views
 from ssdd_hub.shards import iter_tensors
 from ssdd_hub.statements import find_problems
 from ssdd_hub.target_transform import TargetTransform
@@ -185,6 +185,7 @@ def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
 def _iter_pixels(folder: Path, metadata: Mapping[str, Any], stated: Mapping[str, storage.Stated]) -> Iterator[Tensor]:
     """Yields the pixels of a set, of one piece after the other that `DistilledSet` takes."""
     space, names = PixelSpace.from_dict(metadata["pixel_space"]), metadata["label_names"]
+    check_student_space(section(metadata, "provenance").get("student_pixel_space"), space.channels)
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise InputError(f"label_names must be a list of texts, or null; got {str(names)[:80]}")
     for part in iter_tensors(folder, stated):

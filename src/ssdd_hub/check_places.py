@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ssdd_hub import storage
 from ssdd_hub.check import PICKLES, Finding, check_folder
 from ssdd_hub.errors import InputError
@@ -29,13 +27,26 @@ def check_place(folder: str | Path) -> list[Finding]:
         What was found, errors first; empty when all is well. Of a run, places are seen from its folder.
     """
     folder = Path(folder)
-    if (folder / storage.METADATA_FILE).exists() and not (folder / MODEL_FILE).exists():
-        return check_folder(folder)
+    # By the data first, so that a file more does not make a set something else.
+    if _is_set(folder):
+        found = check_folder(folder)
+        if (folder / MODEL_FILE).exists():
+            found.append(Finding("error", MODEL_FILE, "is that of a model, and no part of a set: remove it"))
+        return sorted(found)
     if (folder / MODEL_FILE).exists():
         return sorted(_check_model(folder))
     if (folder / CONFIG_FILE).exists():
         return sorted(_check_run(folder))
     return check_folder(folder)
+
+
+def _is_set(folder: Path) -> bool:
+    if (folder / "data").exists():
+        return True
+    try:
+        return "tensors" in storage.read_metadata(folder)
+    except InputError:
+        return False
 
 
 def _check_model(folder: Path) -> Iterator[Finding]:
@@ -87,7 +98,7 @@ def _check_config(path: Path) -> Iterator[Finding]:
         if not isinstance(config, dict):
             raise ValueError("it holds no settings by name")
         json.dumps(config)
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         yield Finding("error", path.name, f"is not that of a run ({str(error)[:200]})")
         return
     for problem in find_problems({"settings": config, "seed": config.get("seed", 0)}):

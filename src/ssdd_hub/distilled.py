@@ -19,7 +19,7 @@ from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
 from ssdd_hub.publish_set import MESSAGE, push_set
-from ssdd_hub.set_checks import check_labels, check_tensors, check_views
+from ssdd_hub.set_checks import check_labels, check_student_space, check_tensors, check_views
 from ssdd_hub.target_transform import TargetTransform
 
 
@@ -65,6 +65,7 @@ class DistilledSet:
             widths = f"{self.target_transform.width} and {self.targets.shape[1]}"
             raise InputError(f"the target transform must give targets of the width of the set's; got {widths}")
         self.provenance = _to_json(self.provenance, "provenance")
+        check_student_space(self.provenance.get("student_pixel_space"), self.pixel_space.channels)
 
     def __repr__(self) -> str:
         images, targets = tuple(self.images.shape), tuple(self.targets.shape)

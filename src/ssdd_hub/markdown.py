@@ -93,9 +93,12 @@ def load_plain_yaml(text: str) -> Any:
     """Reads YAML as plain values, without tags and aliases; each name stands there once.
 
     Raises:
-        yaml.YAMLError: It is no such YAML. Values that are tagged as what they are not raise their readers' errors.
+        InputError: It is no such YAML.
     """
-    return yaml.load(text, _PlainLoader)
+    try:
+        return yaml.load(text, _PlainLoader)
+    except _MISTAKES as error:
+        raise InputError(f"its YAML cannot be read ({one_line(str(error))[:200]})") from error
 
 
 def read_header(card: str) -> dict[str, Any]:
@@ -107,10 +110,7 @@ def read_header(card: str) -> dict[str, Any]:
     block = _FRONT.match(card)
     if block and len(block[1]) > _LONGEST_FRONT:
         raise InputError(f"its YAML must be of at most {_LONGEST_FRONT} characters, got {len(block[1])}")
-    try:
-        header = load_plain_yaml(block[1]) if block else None
-    except _MISTAKES as error:
-        raise InputError(f"its YAML cannot be read ({one_line(str(error))[:200]})") from error
+    header = load_plain_yaml(block[1]) if block else None
     if not isinstance(header, dict):
         raise InputError("does not open with a block of YAML, a mapping, between two lines of ---")
     return header

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ssdd_hub.contenders import REFERENCES, describe_matrix
 from ssdd_hub.distilled import DistilledSet
@@ -113,7 +112,7 @@ def _of_run(run: Path, given: Collection[str]) -> dict[str, Any]:
         config = load_plain_yaml(path.read_text(encoding="utf-8"))
         data, teacher, use = dict(config["data"]), dict(config["teacher"]), dict(config.get("use") or {})
         found = {"use": use, "seed": config["seed"]}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path} is not that of a run ({error!r}): move the set elsewhere") from error
     check_use(use)
     if (run / TEACHER_FOLDER).is_dir():

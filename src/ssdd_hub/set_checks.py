@@ -1,5 +1,7 @@
 """What the parts of a distilled set must be to fit together."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,26 @@ def check_tensors(images: Tensor, targets: Tensor, pixel_space: PixelSpace) -> N
             raise InputError(
                 f"the {name} hold NaN or infinite values, the distillation diverged: lower its learning rates"
             )
+
+
+def check_student_space(stated: Any, channels: int) -> None:
+    """Checks the space of real images that a set states, which has as many channels as the set's own.
+
+    Args:
+        stated: `mean` and `std`, or None.
+        channels: Of the set's images.
+
+    Raises:
+        InputError: It is no space, or of other channels.
+    """
+    try:
+        space = PixelSpace.from_dict(stated) if stated is not None else None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"student_pixel_space must hold mean and std of each channel ({error})") from error
+    if space is not None and space.channels != channels:
+        raise InputError(
+            f"student_pixel_space must have the {channels} channel(s) of the set's images, got {space.channels}"
+        )
 
 
 def check_labels(labels: Tensor | None, names: list[str] | None, size: int) -> None:

@@ -7,6 +7,7 @@ else are refused. `find_problems` lists all of it, for the linter.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from ssdd_hub import arguments
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub import HUB_ID
 from ssdd_hub.markdown import section
+from ssdd_hub.pixel_space import PixelSpace
 
 DIGITS = "digits"
 _HUB_MODEL = re.compile(rf"hf[-_]hub:{HUB_ID.pattern}(@[\w./-]+)?", re.ASCII)
 _TAGGED = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", re.ASCII)
 _LONGEST_NAME = 200
+_LARGEST_SIDE = 1536  # pixels
 # Of the settings of source images those that say which images they are; memory and the like are the reader's business.
 _DATA = (
     *("name", "config", "revision", "split", "heldout_split", "heldout_fraction", "image_column", "label_column"),
@@ -74,7 +77,7 @@ def stated_teacher(teacher: Mapping[str, Any]) -> dict[str, Any] | None:
     name = str(teacher.get("backbone", ""))
     if teacher.get("pretrained") is not True or teacher.get("checkpoint") or name.startswith("local-dir:"):
         return None
-    if name and not _HUB_MODEL.fullmatch(name) and not _is_architecture(name):
+    if name and (not _HUB_MODEL.fullmatch(name) or ".." in name) and not _is_architecture(name):
         raise InputError(
             "the teacher of the record must be an architecture that timm knows here, or on the Hub; got "
             f"{arguments.show(name)}: give --teacher.backbone"
@@ -156,6 +159,11 @@ def find_problems(provenance: Mapping[str, Any]) -> list[str]:
             entries = stated if isinstance(stated, Mapping) else {"name": stated}
             found += [f"{name}: {problem}" for problem in problems(entries)]
     found += [problem for problem in _nested_arguments(provenance, "") if problem not in found]
+    space = provenance.get("student_pixel_space")
+    if space is not None and not _is_space(space):
+        found.append(
+            f"student_pixel_space must hold mean and std, numbers of 1 or 3 channels, got {arguments.show(space)}"
+        )
     if not isinstance(provenance.get("seed", 0), int):
         found.append(f"seed must be a whole number, got {arguments.show(provenance['seed'])}")
     return found
@@ -182,9 +190,13 @@ def _student_problems(stated: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _teacher_problems(stated: Mapping[str, Any]) -> Iterator[str]:
-    # A settings section has a `backbone`, what `Teacher.describe` records a `name`.
     for key in ("backbone", "checkpoint", "features"):
         yield from _text_problems(stated.get(key), key)
+    size = stated.get("input_size")
+    if size is not None and not (type(size) is int and 0 < size <= _LARGEST_SIDE):
+        yield f"input_size must be a whole number from 1 to {_LARGEST_SIDE}, got {arguments.show(size)}"
+    for key in ("mean", "std"):
+        yield from _argument_problems({key: {key: stated.get(key)}}, key)
     yield from _argument_problems(stated, "model_args")
 
 
@@ -254,6 +266,14 @@ def _text_problems(value: Any, key: str) -> Iterator[str]:
     parts = re.split(r"[/\\]", place)
     if "://" in value or "::" in value or place.startswith(("/", "\\", "~")) or ".." in parts or place[1:3] == ":\\":
         yield f"{key} must be a name, no address and no folder of a machine, got {arguments.show(value)}"
+
+
+def _is_space(value: Any) -> bool:
+    try:
+        space = PixelSpace.from_dict(value)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return False
+    return space.channels in (1, 3) and all(isfinite(number) for number in (*space.mean, *space.std))
 
 
 def _is_architecture(name: str) -> bool:

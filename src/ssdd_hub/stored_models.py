@@ -8,6 +8,7 @@ what it states is compared with an allow-list first. Weights are safetensors, or
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from typing import Any
 import timm
 from huggingface_hub import hf_hub_download
 from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from ssdd_hub.arguments import ARCHITECTURE, check_arguments, find_problems
 from ssdd_hub.errors import InputError
@@ -22,19 +27,30 @@ from ssdd_hub.plain_files import require_plain_entries
 
 CONFIG_FILE = "config.json"
 _LARGEST_CONFIG = 2**22  # bytes; the names of 21,841 classes take one MiB
-_LARGEST_SIDE = 8192  # pixels
+LARGEST_SIDE = 1536  # pixels; timm's own models take 1,024 at most
+MOST_PARAMETERS = 2**34
+_MOST_MODULES = 50_000
 _LONGEST_TEXT = 10_000
+_LONGEST_LICENCE = 200
+_LEAST_STD = 1e-6
 # What timm states of weights, by the kind of value. Nothing of it says where they are.
 _SIZES = ("input_size", "test_input_size", "min_input_size", "pool_size", "test_pool_size")
-_NUMBERS = ("mean", "std", "crop_pct", "test_crop_pct", "num_classes", "label_offset", "fixed_input_size")
+_SPACES = ("mean", "std")
+_NUMBERS = ("crop_pct", "test_crop_pct", "num_classes", "label_offset", "fixed_input_size")
 _WORDS = ("architecture", "tag", "interpolation", "crop_mode", "global_pool")
 _MODULES = ("first_conv", "classifier")
 _TEXTS = (
-    *("license", "description", "origin_url", "paper_name", "paper_ids", "notes"),
+    *("description", "origin_url", "paper_name", "paper_ids", "notes"),
     *("label_names", "label_descriptions", "labels", "num_features"),
 )
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9_.-]{0,100}", re.ASCII)
+
+
+def normalised_name(name: str) -> str:
+    """Returns the name of a model with its source, such as `hf-hub:`, in lower case, as timm reads it."""
+    kind, colon, place = name.partition(":")
+    return f"{kind.lower()}{colon}{place}" if colon else name
 
 
 def check_stored(name: str) -> str:
@@ -51,8 +67,7 @@ def check_stored(name: str) -> str:
             allow-list. What is missing is left for timm to say.
         Exception: What the Hub's client raises.
     """
-    kind, _, place = name.partition(":")
-    kind = kind.lower()
+    kind, _, place = normalised_name(name).partition(":")
     if kind == "local-dir":
         require_plain_entries(Path(place))
         if (Path(place) / CONFIG_FILE).is_file():
@@ -66,7 +81,14 @@ def check_stored(name: str) -> str:
     return name
 
 
-def create_model(name: str, *, pretrained: bool, args: Mapping[str, Any], num_classes: int | None = None) -> nn.Module:
+def create_model(
+    name: str,
+    *,
+    pretrained: bool,
+    args: Mapping[str, Any],
+    num_classes: int | None = None,
+    most_parameters: int = MOST_PARAMETERS,
+) -> nn.Module:
     """Calls `timm.create_model` with what has been looked through: the one way from a name to a timm network.
 
     Args:
@@ -74,15 +96,53 @@ def create_model(name: str, *, pretrained: bool, args: Mapping[str, Any], num_cl
         pretrained: Load the weights that the name stands for.
         args: Arguments of the network, of `arguments`.
         num_classes: Outputs of its classifier; None for what the name stands for.
+        most_parameters: Numbers that the network may have. A folder with weights in safetensors allows no more than
+            the file has bytes.
 
     Raises:
-        InputError: The arguments, or what is stored under the name, are not on the allow-list.
+        InputError: The arguments, or what is stored under the name, are not on the allow-list, or they ask for a
+            network that is too large.
         Exception: Whatever timm, safetensors and the Hub's client raise.
     """
     check_arguments(f"model_args of {name!r}", args)
     outputs = {} if num_classes is None else {"num_classes": num_classes}
-    model: nn.Module = timm.create_model(check_stored(name), pretrained=pretrained, **outputs, **args)
+    checked = check_stored(name)
+    kind, _, place = checked.partition(":")
+    weights = Path(place, "model.safetensors")
+    if kind.lower() == "local-dir" and pretrained and weights.is_file():
+        # A classifier that is built and then dropped is in no file; 2**24 are 1,000 classes of 16,384 features.
+        most_parameters = min(most_parameters, weights.stat().st_size + 2**24)
+    with _bounded(name, most_parameters):
+        model: nn.Module = timm.create_model(checked, pretrained=pretrained, **outputs, **args)
     return model
+
+
+@contextmanager
+def _bounded(name: str, most_parameters: int) -> Iterator[None]:
+    """Ends the building of a network at the part that makes it too large, before its memory is written to."""
+    parameters, modules = 0, 0
+
+    def _count(module: nn.Module, key: str, parameter: nn.Parameter | None) -> None:
+        nonlocal parameters
+        parameters += 0 if parameter is None else parameter.numel()
+        if parameters > most_parameters:
+            raise InputError(f"{name!r} has more than the {most_parameters:,} parameters allowed: make it smaller")
+
+    def _count_modules(module: nn.Module, key: str, part: nn.Module | None) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > _MOST_MODULES:
+            raise InputError(f"{name!r} has more than {_MOST_MODULES:,} modules: make it less deep")
+
+    hooks = [
+        register_module_parameter_registration_hook(_count),
+        register_module_module_registration_hook(_count_modules),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def check_config(path: Path) -> None:
@@ -98,6 +158,9 @@ def check_config(path: Path) -> None:
 
 def find_config_problems(path: Path) -> Iterator[str]:
     """Yields what is wrong with the configuration of a stored model, a sentence for each."""
+    if not path.is_file():
+        yield "it is no file"
+        return
     if path.stat().st_size > _LARGEST_CONFIG:
         yield f"it must be of at most {_LARGEST_CONFIG} bytes, got {path.stat().st_size}"
         return
@@ -115,7 +178,7 @@ def find_config_problems(path: Path) -> Iterator[str]:
             f"its architecture {str(name)[:60]!r} is none that timm knows here (one of another package is known once "
             "that is imported)"
         )
-    yield from (f"model_args: {problem}" for problem in find_problems(config.get("model_args") or {}))
+    yield from (f"model_args: {problem}" for problem in find_problems(config.get("model_args", {})))
     # Until 2023 timm wrote all of it into one mapping.
     flat = {key: value for key, value in config.items() if key != "model_args"}
     stated = config["pretrained_cfg"] if "pretrained_cfg" in config else flat
@@ -123,7 +186,9 @@ def find_config_problems(path: Path) -> Iterator[str]:
         yield "pretrained_cfg must map names to values"
         return
     for key, value in stated.items():
-        if value not in (None, "", False, [], {}) and not _is_fine(key, value):
+        # By identity, since 0 and 0.0 equal False.
+        absent = value is None or value is False or value == "" or value == [] or value == {}
+        if not absent and not _is_fine(key, value):
             yield f"pretrained_cfg.{str(key)[:40]} is not taken with the value {str(value)[:60]!r}"
 
 
@@ -131,9 +196,19 @@ def _is_fine(key: str, value: Any) -> bool:
     """Whether an entry of `pretrained_cfg` says what timm says of weights, and not where they are."""
     values = value if isinstance(value, list) else [value]
     if key in _SIZES:
-        return len(values) <= 3 and all(_is_number(part) and 0 < part <= _LARGEST_SIDE for part in values)
+        length = (1, 2) if "pool" in key else (3,)
+        return len(values) in length and all(type(part) is int and 0 < part <= LARGEST_SIDE for part in values)
+    if key in _SPACES:
+        least = _LEAST_STD if key == "std" else None
+        fine = isinstance(value, list) and 1 <= len(values) <= 4 and all(map(_is_number, values))
+        return fine and (least is None or min(values) > least)
     if key in _NUMBERS:
-        return len(values) <= 100 and all(map(_is_number, values))
+        return _is_number(value)
+    if key == "custom_load":
+        # timm heeds it for files by name alone, which are not taken.
+        return value is True
+    if key == "license":
+        return isinstance(value, str) and len(value) <= _LONGEST_LICENCE and value.isprintable()
     if key in _WORDS:
         return isinstance(value, str) and _WORD.fullmatch(value) is not None
     if key in _MODULES:
@@ -143,4 +218,4 @@ def _is_fine(key: str, value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < _LARGEST_SIDE * 1000 and isfinite(value)
+    return isinstance(value, int | float) and abs(value) < 10**7 and isfinite(value)

@@ -16,6 +16,8 @@ from ssdd_hub.errors import InputError, require
 from ssdd_hub.networks import StudentNetwork, check_blocks, conv_block, create_network, student_cfg
 from ssdd_hub.stored_models import create_model
 
+MOST_PARAMETERS = 2**30
+"""Numbers of a student at most: 4 GiB in single precision."""
 # What data and teacher decide of a student.
 DECIDED = ("in_chans", "image_size", "name", "num_targets")
 
@@ -127,11 +129,13 @@ def build_student(name: str, *, num_targets: int, in_chans: int, image_size: int
         )
     model_args = {**input_args(name, in_chans, image_size), **model_args}
     try:
-        student = create_model(name, pretrained=False, num_classes=num_targets, args=model_args)
+        student = create_model(
+            name, pretrained=False, num_classes=num_targets, args=model_args, most_parameters=MOST_PARAMETERS
+        )
         pre_logits(student.eval(), torch.zeros(1, in_chans, image_size, image_size))
-    except (ArithmeticError, AssertionError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # networks raise whatever their arguments lead to
         raise InputError(
             f"student {name!r} cannot be built with {model_args} for images of {in_chans}x{image_size}x{image_size}: "
-            f"{error}"
+            f"{str(error) or type(error).__name__}"
         ) from error
     return student.train()

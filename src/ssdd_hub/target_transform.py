@@ -25,6 +25,7 @@ LEAST_VARIANCE = 1e-10
 # What sums in float64 are off by, relative to their terms.
 _ROUNDING_OF_SUMS = 1e-14
 
+_MOST_BYTES = 2**31  # of a file: a projection of 16,384 dimensions on as many
 # Features read at a time; a constant, so that the sums are the same for every layout of shards.
 _PART = 4096
 
@@ -174,6 +175,8 @@ class TargetTransform:
             InputError: The file is missing, damaged, another one, or was not written by `save`.
         """
         try:
+            if path.stat().st_size > _MOST_BYTES:
+                raise ValueError(f"it has more than {_MOST_BYTES} bytes")
             if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
                 raise ValueError("its sha256 differs from the one stated")
             with safe_open(path, framework="pt") as file:
@@ -183,7 +186,7 @@ class TargetTransform:
             loaded = cls(facts["kind"], mean, scale, components, facts["explained_variance"])
             loaded._check()
             return loaded
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} is not a whole target transform ({error}): fetch or make the set again"
             ) from error

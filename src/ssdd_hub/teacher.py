@@ -25,6 +25,7 @@ from ssdd_hub.backbones import (
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.state_dicts import load_checkpoint
+from ssdd_hub.stored_models import normalised_name
 from ssdd_hub.teacher_folder import read_record, write_folder
 
 # What data and other settings decide of a teacher.
@@ -64,7 +65,7 @@ class TeacherSettings:
         features, size = self.features, self.input_size
         require(
             (
-                self.pretrained or not self.backbone.startswith(("local-dir:", "hf-hub:", "hf_hub:")),
+                self.pretrained or not self.backbone.lower().startswith(("local-dir:", "hf-hub:", "hf_hub:")),
                 f"teacher.backbone {self.backbone!r} names stored weights, so pass --teacher.pretrained true as well",
             ),
             (
@@ -261,8 +262,14 @@ def build_teacher(
     """
     stored = isinstance(name_or_module, str) and pretrained and checkpoint is None
     if isinstance(name_or_module, str):
-        backbone = create_backbone(name_or_module, pretrained=stored, input_size=input_size, **model_args)
-        name, provenance = read_record(name_or_module) if stored else (name_or_module, {})
+        name, provenance = normalised_name(name_or_module), dict[str, Any]()
+        backbone = create_backbone(name, pretrained=stored, input_size=input_size, **model_args)
+        if stored:
+            # Of the commit that was loaded, whatever the repository holds by now.
+            loaded = (getattr(backbone, "pretrained_cfg", None) or {}).get("hf_hub_id")
+            is_hub = name.startswith(("hf-hub:", "hf_hub:"))
+            recorded, provenance = read_record(f"hf-hub:{loaded}" if is_hub and loaded else name)
+            name = name if is_hub else recorded
     else:
         backbone, name, provenance = name_or_module, type(name_or_module).__name__, {}
     for method in ("forward_features", "forward_head"):

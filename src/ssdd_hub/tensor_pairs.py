@@ -235,9 +235,9 @@ def read_pair(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def require_plain_pair(pair: Pair, *others: str) -> None:
     """Raises an `InputError` for links, FIFOs and devices among the files of a pair and others beside it."""
-    names = {*pair.files.values()}
     # A single file of both tensors was named by the caller, who may reach it by a link.
-    require_plain(pair.folder, [*(names if len(names) > 1 else ()), *filter(None, [pair.rate]), *others])
+    names = pair.files.values() if len(set(pair.files.values())) > 1 else ()
+    require_plain(pair.folder, [*names, *filter(None, [pair.rate]), *others])
 
 
 def _read_file(path: Path) -> tuple[Any, str]:
@@ -273,7 +273,7 @@ def check_size(path: Path, most: int | None = None) -> None:
 def _check_plain(content: Any, part: str, name: str) -> Tensor:
     if not isinstance(content, Tensor):
         raise InputError(f"{name} must hold the {part} as a tensor, or one tensor named {', '.join(NAMES[part])}")
-    if content.layout != torch.strided or content.device.type != "cpu" or content.is_quantized:
+    if content.is_nested or content.layout != torch.strided or content.device.type != "cpu" or content.is_quantized:
         raise InputError(f"{name} must hold the {part} as plain numbers, got {content.layout} on {content.device}")
     # Before anything is done with it: a view can repeat one number without end.
     if content.numel() * max(4, content.element_size()) > MAX_BYTES:
