@@ -61,7 +61,8 @@ def same_bits(one, other):
 def test_what_is_exported_comes_back_bit_for_bit(tmp_path, layout, channels):
     transform = TargetTransform.fit("pca", numbers(30, 9, seed=2), 7)
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    provenance = {"method": "krr-st", "student_pixel_space": RGB.to_dict(), "seed": 3}
+    space = PixelSpace.raw(channels)
+    provenance = {"method": "krr-st", "student_pixel_space": space.to_dict(), "seed": 3}
     made = make_set(
         channels=channels,
         labels=labels,
