@@ -14,8 +14,8 @@ _LONGEST_LIST = 8  # a longer one has no place in a cell; `ssdd_hub.json` has it
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?(?:\n|\Z)", re.DOTALL)
 _LONGEST_FRONT = 2**16  # characters, which take seconds
 _MOST_LEVELS = 30
-# The readers of numbers and dates believe what is tagged as one.
-_MISTAKES = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# What `load_plain_yaml` raises: the readers of numbers and dates believe what is tagged as one.
+YAML_MISTAKES = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _LONGEST_NUMBER = 100  # characters, since the time grows with their square
 
 
@@ -109,7 +109,7 @@ def read_header(card: str) -> dict[str, Any]:
         raise InputError(f"its YAML must be of at most {_LONGEST_FRONT} characters, got {len(block[1])}")
     try:
         header = load_plain_yaml(block[1]) if block else None
-    except _MISTAKES as error:
+    except YAML_MISTAKES as error:
         raise InputError(f"its YAML cannot be read ({one_line(str(error))[:200]})") from error
     if not isinstance(header, dict):
         raise InputError("does not open with a block of YAML, a mapping, between two lines of ---")
