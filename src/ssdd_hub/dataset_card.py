@@ -43,8 +43,8 @@ def read_card(file: Path, name: str) -> dict[str, Any]:
         content = load_plain_yaml(text)
     except (OSError, *YAML_MISTAKES) as error:
         raise InputError(
-            f"'{file.name}' of the dataset '{name}' must be a text with plain YAML, without aliases, and cannot be read "
-            f"({one_line(str(error))[:200]}): mend it"
+            f"'{file.name}' of the dataset '{name}' must be a text with plain YAML, without aliases, and cannot be "
+            f"read ({one_line(str(error))[:200]}): mend it"
         ) from error
     return content if isinstance(content, dict) else {}
 

@@ -22,16 +22,7 @@ MISTAKES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, Value
 """What `datasets` raises, beside errors of its own, for tables whose metadata is not what it believes."""
 
 _FORMATS = (
-    "arrow",
-    "audiofolder",
-    "cache",
-    "csv",
-    "imagefolder",
-    "json",
-    "parquet",
-    "text",
-    "videofolder",
-    "webdataset",
+    *("arrow", "audiofolder", "cache", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset"),
 )
 """The formats whose files are all that is read, and `cache`, what `datasets` has prepared of these before.
 
@@ -226,8 +217,8 @@ def _check_format(home: LocalHome | HubHome, builder: Any) -> None:
     name = builder.__module__.split(".")[-1]
     if name not in _FORMATS:
         raise InputError(
-            f"'{home.name}' must hold image files, or tables in Parquet, Arrow, CSV, JSON or WebDataset, and its files "
-            f"are of the format '{name}', which may lead to files elsewhere: convert them to Parquet"
+            f"'{home.name}' must hold image files, or tables in Parquet, Arrow, CSV, JSON or WebDataset, and its "
+            f"files are of the format '{name}', which may lead to files elsewhere: convert them to Parquet"
         )
 
 

@@ -26,8 +26,7 @@ class DataSettings:
     """Which images to load, and how.
 
     Attributes:
-        name: `digits` (embedded, scikit-learn), a Hub id, or a local folder in any layout that `datasets` reads, whose
-            path is taken literally.
+        name: `digits` (embedded, scikit-learn), a Hub id, or a local folder, whose path is taken literally.
         config: Configuration of the dataset; None for its default.
         revision: Branch, tag or commit of a Hub dataset.
         split: The split whose images are distilled.
@@ -37,7 +36,7 @@ class DataSettings:
         image_column: The column of the images; `auto` when there is only one.
         label_column: The column of the classes, used by evaluations only; `auto` takes the class-label column if there
             is one, `none` takes none.
-        image_size: Pixels a side, from 8 to 4096: the shorter side is resized to it and the centre cropped. None keeps the
+        image_size: Pixels a side, 8 to 4096: the shorter side is resized to it and the centre cropped. None keeps the
             size of images that all share one square size of at most 64; `digits` are then enlarged to 16.
         mode: `rgb`, `grey`, or `auto`: grey only when every image of the split is stored without colour.
         max_images: At most this many images of the split, and of the held-out images, drawn by seed.

@@ -157,8 +157,8 @@ class LocalHome(Home):
         if folder.is_symlink() and not self._follow_links:
             raise InputError(
                 f"the split {split!r} of '{self.name}' must be a folder, and is a link to "
-                f"'{printable(os.path.realpath(folder))}': pass --data.follow-links true if the links are yours, or put "
-                "the folder in the link's place"
+                f"'{printable(os.path.realpath(folder))}': pass --data.follow-links true if the links are yours, or "
+                "put the folder in the link's place"
             )
         self._check_beside(folder)
         self._check_saved(folder)
