@@ -36,6 +36,7 @@ from ssdd_hub.machine import describe_machine, describe_versions
 from ssdd_hub.origin import (
     ABSENT,
     check_alike,
+    check_asked_images,
     check_stated_images,
     has_targets_of,
     load_set,
@@ -67,6 +68,7 @@ def load_source(
     """
     if config.source.name == ABSENT:
         return None, None
+    check_asked_images(first, config.source)
     bank, heldout = load_images(config.source, config.seed, accelerator.is_main_process)
     if (bank.num_channels, bank.image_size) != (first.images.shape[1], first.images.shape[3]):
         raise InputError(f"the source images are {tuple(bank.pixels.shape[1:])}, those of the set {first}")

@@ -479,8 +479,9 @@ def test_a_dataset_that_needs_a_script_or_has_a_broken_card(tmp_path):
     (tmp_path / "scripted" / "scripted.py").write_text("")
     with pytest.raises(InputError, match="'.*scripted' cannot be opened: Dataset scripts are no longer supported"):
         load(tmp_path / "scripted")
-    for index, card in enumerate(("configs: nonsense", "license: [")):
-        with pytest.raises(InputError, match="--data.name '.*' cannot be opened: "):
+    broken = {"configs: nonsense": "--data.name '.*' cannot be opened: ", "license: [": "'README.md' of .* plain YAML"}
+    for index, (card, message) in enumerate(broken.items()):
+        with pytest.raises(InputError, match=message):
             load(save_parquet(tmp_path / f"broken{index}", card=card))
 
 

@@ -7,9 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
-    errors plain_files own_runs command_line streams checkpoint machine allocator residence pixel_space
-    decode digits literal_folder dataset_card dataset_home local_home row_files image_source images inputs run_folder
-    augment
+    errors plain_files plain_yaml own_runs command_line streams checkpoint machine allocator residence pixel_space
+    decode digits columns literal_folder dataset_card dataset_home local_home row_files
+    image_source images inputs run_folder augment
     target_transform markdown scores comparison hub arguments statements licences cards storage preview footers shards
     set_checks
     parcel publish_plan publish fetch check publish_set distilled tensor_pairs interop

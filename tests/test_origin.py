@@ -14,6 +14,7 @@ from ssdd_hub.images import DataSettings
 from ssdd_hub.interop import export_tensors
 from ssdd_hub.origin import (
     check_alike,
+    check_asked_images,
     check_stated_images,
     has_targets_of,
     load_set,
@@ -246,6 +247,7 @@ def test_images_other_than_those_that_a_set_states_are_refused_unless_others_are
     check_stated_images(make_set(**facts), settings, 3, *digits)
     changed = {**facts, name: {"fingerprint": "c" * 64}}
     same = [settings, replace(settings, memory_budget_gb=1.0), replace(settings, label_column="none")]
+    same.append(replace(settings, follow_links=True))
     for asked in same:
         with pytest.raises(
             InputError, match=rf"the {words} at digits are not .* c{{12}}\.\.\.; .* give --source.name"
@@ -257,6 +259,16 @@ def test_images_other_than_those_that_a_set_states_are_refused_unless_others_are
     check_stated_images(make_set(**{**facts, name: None}), settings, 3, *digits)
     with pytest.raises(InputError, match=words):
         check_stated_images(make_set(**{**changed, "settings": {"data": {"max_images": 50}}}), settings, 3, *digits)
+
+
+def test_images_of_another_size_or_mode_than_a_set_has_are_refused_before_they_are_loaded():
+    made = make_set()
+    for fitting in (DataSettings(), DataSettings(image_size=8, mode="grey"), DataSettings(name="a/b")):
+        check_asked_images(made, fitting)
+    with pytest.raises(InputError, match="of 8 pixels a side, .* image_size is 4000: give --source.image-size 8"):
+        check_asked_images(made, DataSettings(image_size=4000, max_images=1))
+    with pytest.raises(InputError, match="must be grey, .* mode is rgb: give --source.mode grey"):
+        check_asked_images(made, DataSettings(mode="rgb"))
 
 
 def test_students_see_real_images_in_the_stated_space():

@@ -8,9 +8,10 @@ from typing import Any
 from ssdd_hub import storage
 from ssdd_hub.check import PICKLES, Finding, check_folder
 from ssdd_hub.errors import InputError
-from ssdd_hub.markdown import load_plain_yaml, section
+from ssdd_hub.markdown import section
 from ssdd_hub.own_runs import is_own_run
 from ssdd_hub.plain_files import find_irregular
+from ssdd_hub.plain_yaml import load_plain_yaml
 from ssdd_hub.statements import find_problems
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "config.json"

@@ -5,21 +5,47 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ssdd_hub.errors import InputError
+from ssdd_hub.plain_yaml import load_plain_yaml
 
-def read_card(file: Path) -> dict[str, Any]:
+CARDS = ("README.md", ".huggingface.yaml")
+"""The card of a dataset, and what adds to it."""
+
+_LARGEST_FILE = 2**24  # bytes; texts of cards may hold pictures
+_LONGEST_YAML = 2**22  # characters; the longest cards describe thousands of configurations
+
+
+def read_card(file: Path, name: str) -> dict[str, Any]:
     """Returns the metadata of a `README.md`, or the content of a YAML file beside it; nothing of what is no such file.
 
-    Mistakes in it are left to `datasets`, which names them.
+    Args:
+        file: Where it is.
+        name: What a message calls the dataset.
+
+    Raises:
+        InputError: It is too large, or no plain YAML. `datasets` reads all of YAML, where a few lines of aliases stand
+            for gigabytes or for themselves, and so must not see it.
     """
-    import yaml
-    from huggingface_hub.repocard import metadata_load
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     try:
         if not file.is_file():  # a pipe would be read for ever
             return {}
-        content = yaml.safe_load(file.read_text("utf-8")) if file.suffix == ".yaml" else metadata_load(file)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
+        if (size := file.stat().st_size) > _LARGEST_FILE:
+            raise InputError(f"it must be of at most {_LARGEST_FILE} bytes, got {size}")
+        # Line ends as they are: otherwise the block could end elsewhere than for `datasets`.
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            text = opened.read()
+        block = None if file.suffix == ".yaml" else REGEX_YAML_BLOCK.search(text)
+        text = text if file.suffix == ".yaml" else block[2] if block else ""
+        if len(text) > _LONGEST_YAML:
+            raise InputError(f"its YAML must be of at most {_LONGEST_YAML} characters, got {len(text)}")
+        content = load_plain_yaml(text)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"'{file.name}' of the dataset '{name}' must be a text with plain YAML, without aliases, and cannot be "
+            f"read ({' '.join(str(error).split())[:200]}): mend it"
+        ) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -58,6 +84,6 @@ def _texts(value: Any) -> Iterator[str]:
         for key, part in value.items():
             # `{split: train, path: data/*}`
             yield from () if key == "split" and "path" in value else _texts(part)
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple | set):  # YAML has `!!set` too
         for part in value:
             yield from _texts(part)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssdd_hub.dataset_card import config_names, data_patterns, is_address, licence_text, read_card
+from ssdd_hub.dataset_card import CARDS, config_names, data_patterns, is_address, licence_text, read_card
 from ssdd_hub.errors import InputError
 
 _ARCHIVES = ("zip", "gzip", "bz2", "xz", "lz4", "zstd")
@@ -47,6 +47,7 @@ class Home:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._cards: dict[str | None, list[dict[str, Any]]] = {}
 
     def find(self, path: str) -> Place | None:
         """Returns what may be opened for a path or address in the data, and None if it lies elsewhere."""
@@ -81,8 +82,29 @@ class Home:
         return (str(error) or type(error).__name__).splitlines()[0]
 
     def cards(self, revision: str | None) -> list[dict[str, Any]]:
-        """Returns the metadata of the card, and of what adds to it, as far as they can be read."""
+        """Returns the metadata of the card, and of what adds to it; they are read once.
+
+        Raises:
+            InputError: One cannot be read.
+        """
+        if revision not in self._cards:
+            found = [self._find_card(file, revision) for file in CARDS]
+            self._cards[revision] = [read_card(card, self.name) if card else {} for card in found]
+        return self._cards[revision]
+
+    def _find_card(self, file: str, revision: str | None) -> Path | None:
         raise NotImplementedError
+
+    def check_link(self, subject: str, file: str) -> None:
+        """Refuses a file that is reached by a link out of the dataset.
+
+        Args:
+            subject: What a message calls the file, as a part of a sentence.
+            file: Its path, of what `find` returns.
+
+        Raises:
+            InputError: The link leads elsewhere, and links are not to be followed.
+        """
 
     def licence(self, revision: str | None) -> str | None:
         """Returns what the card states."""
@@ -106,11 +128,13 @@ class Home:
         """Refuses data files outside of this dataset.
 
         Raises:
-            InputError: There is one.
+            InputError: There is one, or one is reached by a link that leads there.
         """
         for file in files:
-            if self.find(file) is None:
+            place = self.find(file)
+            if place is None:
                 raise InputError(f"the dataset '{self.name}' names {file!r} as data: {self._required}")
+            self.check_link(f"the data file {self.shown(file)!r} of '{self.name}'", place.file)
 
     def refuse(self, where: str, path: str) -> InputError:
         """Returns the error about an image that lies elsewhere."""
@@ -157,14 +181,13 @@ class HubHome(Home):
         outside = within == address or within[:1] not in ("@", "/") or "::" in within or ".." in within.split("/")
         return None if outside else address
 
-    def cards(self, revision: str | None) -> list[dict[str, Any]]:
-        """Returns the metadata of the card."""
+    def _find_card(self, file: str, revision: str | None) -> Path | None:
         from huggingface_hub import hf_hub_download
 
         try:
-            return [read_card(Path(hf_hub_download(self.name, "README.md", repo_type="dataset", revision=revision)))]
+            return Path(hf_hub_download(self.name, file, repo_type="dataset", revision=revision))
         except (OSError, ValueError):  # it has none, or cannot be reached
-            return [{}]
+            return None
 
 
 def printable(name: str) -> str:

@@ -20,6 +20,7 @@ PILLOW_MODES = {"grey": "L", "rgb": "RGB"}
 
 SMALLEST_SIZE = 8
 LARGEST_NATIVE_SIZE = 64
+LARGEST_SIZE = 4096  # an image then takes 48 MiB, and the networks' features of it gigabytes
 """Images of up to this many pixels a side may keep their size unasked; larger ones cost too much for that."""
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssdd_hub.columns import find_image_column, find_label_column, suggest
 from ssdd_hub.dataset_card import licence_text
 from ssdd_hub.dataset_home import HubHome
 from ssdd_hub.errors import InputError
@@ -18,8 +18,16 @@ from ssdd_hub.literal_folder import literal
 from ssdd_hub.local_home import LocalHome
 from ssdd_hub.row_files import read_row
 
-LABEL_COLUMNS = ("label", "labels", "fine_label")
-"""The columns that hold the labels when none is named; the first that exists is taken."""
+MISTAKES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What `datasets` raises, beside errors of its own, for tables whose metadata is not what it believes."""
+
+_FORMATS = (
+    *("arrow", "audiofolder", "cache", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset"),
+)
+"""The formats whose files are all that is read, and `cache`, what `datasets` has prepared of these before.
+
+HDF5 files hold links to other files and data that lies in them, and a Lance dataset states where its files are.
+"""
 
 
 class DatasetSource:
@@ -34,10 +42,11 @@ class DatasetSource:
         image_column: A column, or `auto` for the only image column.
         label_column: A column, `auto` for the class-label column if there is one, or `none`.
         progress: Lets `datasets` show its progress bars.
+        follow_links: Also read files outside of a folder to which links inside it lead.
 
     Raises:
         InputError: There is no such dataset, configuration, revision or column, `auto` has several to choose from,
-            or the card names files outside of the dataset.
+            or the card names files outside of the dataset, or a link leads out of it.
     """
 
     default_size = None
@@ -50,10 +59,11 @@ class DatasetSource:
         image_column: str = "auto",
         label_column: str = "auto",
         progress: bool = True,
+        follow_links: bool = False,
     ) -> None:
         self._name, self._revision, self._progress = name, revision, progress
         self._wanted = (image_column, label_column)
-        self._home = _find_home(name)
+        self._home = _find_home(name, follow_links)
         if isinstance(self._home, LocalHome) and revision:
             raise InputError(f"'{name}' is a folder, which has no revisions; leave out --data.revision '{revision}'")
         saved = isinstance(self._home, LocalHome) and self._home.saved
@@ -79,9 +89,9 @@ class DatasetSource:
                 # `as_dataset` refuses splits without rows.
                 filled = [split for split, info in self._builder.info.splits.items() if info.num_examples]
                 tables = {split: self._builder.as_dataset(split) for split in filled}
-        except IndexError as error:  # what `load_from_disk` raises for a split without rows
-            raise InputError(f"the dataset '{self._name}' holds no images in one of its splits") from error
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        except (datasets.exceptions.DatasetsError, *MISTAKES) as error:
+            if self._builder is None and isinstance(error, IndexError):  # what `load_from_disk` raises without rows
+                raise InputError(f"the dataset '{self._name}' holds no images in one of its splits") from error
             reason = error.__cause__ or error
             raise InputError(f"the dataset '{self._name}' cannot be read: {self._home.reason(reason)}") from error
         for table in tables.values():
@@ -94,7 +104,7 @@ class DatasetSource:
 
     def _check_columns(self, features: Mapping[str, Any]) -> tuple[str, str | None]:
         image_column, label_column = self._wanted
-        return _find_image_column(features, image_column), _find_label_column(features, label_column)
+        return find_image_column(features, image_column), find_label_column(features, label_column)
 
     @property
     def label_names(self) -> list[str] | None:
@@ -145,13 +155,7 @@ class DatasetSource:
         return {**values, "license": licence or "unknown"}
 
 
-def suggest(word: str, known: Sequence[str]) -> str:
-    """Returns the end of a sentence about an unknown word: what is known, and the nearest of it."""
-    near = get_close_matches(word, known, n=1)
-    return f"available: {', '.join(known) or 'none'}" + (f"; did you mean '{near[0]}'?" if near else "")
-
-
-def _find_home(name: str) -> LocalHome | HubHome:
+def _find_home(name: str, follow_links: bool) -> LocalHome | HubHome:
     """Returns the folder of this name, if there is one, and otherwise the repository of the Hub."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
     from huggingface_hub.errors import HFValidationError
@@ -163,7 +167,7 @@ def _find_home(name: str) -> LocalHome | HubHome:
     except (OSError, RuntimeError, ValueError):  # too long, of a user who does not exist, or with a null character
         exists = is_folder = False
     if is_folder:
-        return LocalHome(name)
+        return LocalHome(name, follow_links)
     if exists:
         raise InputError(f"'{name}' is a file; --data.name takes a Hub id or the folder that holds the images")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
@@ -191,6 +195,7 @@ def _find_home(name: str) -> LocalHome | HubHome:
 def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
     home.check_cards(revision)
     builder = _open_builder(home, config, revision)
+    _check_format(home, builder)
     files = [str(file) for part in (builder.config.data_files or {}).values() for file in part]
     if isinstance(home, HubHome):
         commits = [match[1] for file in files if (match := re.match(r"hf://[^@]+@([^/]+)/", file))]
@@ -206,6 +211,15 @@ def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str |
             )
     home.check_files(files)
     return builder
+
+
+def _check_format(home: LocalHome | HubHome, builder: Any) -> None:
+    name = builder.__module__.split(".")[-1]
+    if name not in _FORMATS:
+        raise InputError(
+            f"'{home.name}' must hold image files, or tables in Parquet, Arrow, CSV, JSON or WebDataset, and its "
+            f"files are of the format '{name}', which may lead to files elsewhere: convert them to Parquet"
+        )
 
 
 def _open_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
@@ -228,7 +242,7 @@ def _open_builder(home: LocalHome | HubHome, config: str | None, revision: str |
         known = datasets.get_dataset_config_names(home.opened, revision=revision)
         problem = f"has no configuration '{config}'" if config else "has several configurations; pass --data.config"
         raise InputError(f"the dataset '{name}' {problem}; {suggest(config or '', known)}") from error
-    except (OSError, RuntimeError, datasets.exceptions.DatasetsError, yaml.YAMLError) as error:
+    except (*MISTAKES, datasets.exceptions.DatasetsError, yaml.YAMLError) as error:
         raise InputError(f"--data.name '{name}' cannot be opened: {home.reason(error)}") from error
 
 
@@ -244,48 +258,3 @@ def _progress_bars(shown: bool) -> Iterator[None]:
     finally:
         if quieten:
             datasets.enable_progress_bars()
-
-
-def _find_image_column(features: Mapping[str, Any], wanted: str) -> str:
-    candidates = [name for name, feature in features.items() if _holds_images(feature)]
-    columns = f"its columns are {', '.join(features)}"
-    if wanted != "auto":
-        if wanted not in features:
-            raise InputError(f"there is no column '{wanted}' (--data.image-column); {suggest(wanted, list(features))}")
-        if wanted not in candidates:
-            raise InputError(f"the column '{wanted}' (--data.image-column) holds no images; {columns}")
-        return wanted
-    if not candidates:
-        raise InputError(f"the dataset has no image column; {columns}")
-    if len(candidates) > 1:
-        several = ", ".join(candidates)
-        raise InputError(f"the dataset has several image columns ({several}); choose one with --data.image-column")
-    return candidates[0]
-
-
-def _holds_images(feature: Any) -> bool:
-    import datasets
-
-    # Parquet files that were not written by `datasets` hold images as a plain structure.
-    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
-
-
-def _find_label_column(features: Mapping[str, Any], wanted: str) -> str | None:
-    import datasets
-
-    if wanted == "none":
-        return None
-    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if wanted == "auto":
-        preferred = [name for name in LABEL_COLUMNS if name in classes] or classes
-        if len(preferred) > 1 and preferred[0] not in LABEL_COLUMNS:
-            raise InputError(
-                f"the dataset has several label columns ({', '.join(classes)}); "
-                "choose one with --data.label-column, or pass none"
-            )
-        return preferred[0] if preferred else None
-    if wanted not in features:
-        raise InputError(f"there is no column '{wanted}' (--data.label-column); {suggest(wanted, list(features))}")
-    if wanted not in classes and not str(getattr(features[wanted], "dtype", "")).startswith(("int", "uint")):
-        raise InputError(f"the column '{wanted}' (--data.label-column) holds no classes, not even integers")
-    return wanted

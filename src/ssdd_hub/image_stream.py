@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssdd_hub.columns import suggest
 from ssdd_hub.decode import CHANNELS, PILLOW_MODES, CorruptImageError, PixelStore, decode_image, fit_square
 from ssdd_hub.errors import InputError
-from ssdd_hub.image_source import DatasetSource, suggest
+from ssdd_hub.image_source import MISTAKES, DatasetSource
 from ssdd_hub.images import DataSettings, refuse_corrupt
 
 
@@ -132,7 +133,9 @@ class _StreamedSource(DatasetSource):
 
     def __init__(self, settings: DataSettings, progress: bool) -> None:
         super().__init__(
-            settings.name, settings.config, settings.revision, settings.image_column, "none", progress=progress
+            *(settings.name, settings.config, settings.revision, settings.image_column, "none"),
+            progress=progress,
+            follow_links=settings.follow_links,
         )
         self._split = settings.split
         if self._split not in self.splits:
@@ -162,7 +165,7 @@ class _StreamedSource(DatasetSource):
             yield from self._encoded(self._table, itertools.count())
         except InputError:
             raise
-        except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
+        except (datasets.exceptions.DatasetsError, pa.ArrowException, *MISTAKES) as error:
             raise InputError(f"the dataset '{self._name}' cannot be read: {self._home.reason(error)}") from error
 
     @property

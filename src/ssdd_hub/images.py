@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ssdd_hub.decode import CHANNELS, SMALLEST_SIZE, CorruptImageError, PixelStore, decode_image
+from ssdd_hub.columns import suggest
+from ssdd_hub.decode import CHANNELS, LARGEST_SIZE, SMALLEST_SIZE, CorruptImageError, PixelStore, decode_image
 from ssdd_hub.digits import DigitsSource
 from ssdd_hub.errors import InputError, require
-from ssdd_hub.image_source import DatasetSource, suggest
+from ssdd_hub.image_source import DatasetSource
 from ssdd_hub.streams import generator
 
 HELDOUT_SPLITS = ("test", "validation", "valid", "val", "dev")
@@ -25,8 +26,7 @@ class DataSettings:
     """Which images to load, and how.
 
     Attributes:
-        name: `digits` (embedded, scikit-learn), a Hub id, or a local folder in any layout that `datasets` reads, whose
-            path is taken literally.
+        name: `digits` (embedded, scikit-learn), a Hub id, or a local folder, whose path is taken literally.
         config: Configuration of the dataset; None for its default.
         revision: Branch, tag or commit of a Hub dataset.
         split: The split whose images are distilled.
@@ -36,7 +36,7 @@ class DataSettings:
         image_column: The column of the images; `auto` when there is only one.
         label_column: The column of the classes, used by evaluations only; `auto` takes the class-label column if there
             is one, `none` takes none.
-        image_size: Pixels a side, at least 8: the shorter side is resized to it and the centre cropped. None keeps the
+        image_size: Pixels a side, 8 to 4096: the shorter side is resized to it and the centre cropped. None keeps the
             size of images that all share one square size of at most 64; `digits` are then enlarged to 16.
         mode: `rgb`, `grey`, or `auto`: grey only when every image of the split is stored without colour.
         max_images: At most this many images of the split, and of the held-out images, drawn by seed.
@@ -45,6 +45,7 @@ class DataSettings:
         streaming: Read the images of the split once, in their order, without keeping them; only `compute_targets.py`
             can. `max_images` are then the first ones, none are held out, and `auto` and None above mean the mode and
             the size of the first image.
+        follow_links: Also read what symbolic links in a folder lead to outside of it; only for links of your own.
 
     Raises:
         SettingsError: One or more values are out of range.
@@ -64,6 +65,7 @@ class DataSettings:
     on_corrupt: str = "refuse"
     memory_budget_gb: float = 4.0
     streaming: bool = False
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         plain = self.config is None and self.revision is None and self.image_column == "auto"
@@ -83,8 +85,8 @@ class DataSettings:
                 f"--data.heldout-fraction must lie between 0 and 1; got {self.heldout_fraction}",
             ),
             (
-                self.image_size is None or self.image_size >= SMALLEST_SIZE,
-                f"--data.image-size must be at least {SMALLEST_SIZE}; got {self.image_size}",
+                self.image_size is None or SMALLEST_SIZE <= self.image_size <= LARGEST_SIZE,
+                f"--data.image-size must be from {SMALLEST_SIZE} to {LARGEST_SIZE}; got {self.image_size}",
             ),
             (self.mode in ("auto", *CHANNELS), f"--data.mode must be auto, rgb or grey; got '{self.mode}'"),
             (
@@ -187,7 +189,8 @@ def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) ->
         source = DigitsSource()
     else:
         columns = (settings.image_column, settings.label_column)
-        source = DatasetSource(settings.name, settings.config, settings.revision, *columns, progress=progress)
+        place = (settings.name, settings.config, settings.revision)
+        source = DatasetSource(*place, *columns, progress, settings.follow_links)
     chosen, heldout_chosen = _choose(source, settings, seed)
     images = _load(source, chosen, settings, progress)
     # The held-out images are scored by networks made for the others.

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 
 from ssdd_hub.contenders import REFERENCES, describe_matrix
+from ssdd_hub.decode import CHANNELS
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.images import DataSettings, ImageBank, load_images
 from ssdd_hub.inputs import deciding_facts
 from ssdd_hub.interop import LAYOUTS, import_tensors, is_foreign
-from ssdd_hub.markdown import load_plain_yaml, section
+from ssdd_hub.markdown import section
 from ssdd_hub.own_runs import is_own_run
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
+from ssdd_hub.plain_yaml import load_plain_yaml
 from ssdd_hub.protocols import RealData, draw_heldout
 from ssdd_hub.statements import check_use, stated_source, stated_teacher
 from ssdd_hub.target_transform import TargetTransform
@@ -149,6 +151,26 @@ def _usable(data: Mapping[str, Any] | None, teacher: Mapping[str, Any], given: C
     return {**({} if source is None else {"source": source}), **({} if ready is None else {"teacher": ready})}
 
 
+def check_asked_images(distilled: DistilledSet, settings: DataSettings) -> None:
+    """Refuses settings of source images that do not give images like those of a set, before any is loaded.
+
+    Raises:
+        InputError: They state another size, or another number of channels.
+    """
+    channels, size = distilled.images.shape[1], distilled.images.shape[-1]
+    if settings.image_size not in (None, size):
+        raise InputError(
+            f"the source images must be of {size} pixels a side, as the images of the set, and image_size is "
+            f"{settings.image_size}: give --source.image-size {size}"
+        )
+    if CHANNELS.get(settings.mode, channels) != channels:
+        mode = "rgb" if channels == 3 else "grey"
+        raise InputError(
+            f"the source images must be {mode}, as the images of the set, and mode is {settings.mode}: give "
+            f"--source.mode {mode}"
+        )
+
+
 def check_stated_images(
     distilled: DistilledSet, settings: DataSettings, seed: int, source: ImageBank, heldout: ImageBank
 ) -> None:
@@ -170,7 +192,7 @@ def check_stated_images(
     stated = {"seed": provenance.get("seed", seed), **section(section(provenance, "settings"), "data")}
     asked = {"seed": seed, **asdict(settings)}
     # A name is recorded without its folder; the others decide no pixel.
-    decide = asked.keys() & stated.keys() - {"name", "label_column", "memory_budget_gb"}
+    decide = asked.keys() & stated.keys() - {"name", "label_column", "memory_budget_gb", "follow_links"}
     if any(asked[name] != stated[name] for name in decide):
         return
     for words, name, bank in (("source images", "source", source), ("held-out images", "heldout", heldout)):

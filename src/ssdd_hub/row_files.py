@@ -30,7 +30,8 @@ def read_row(home: Home, where: str, content: bytes | None, path: str | None) ->
 
     Raises:
         CorruptImageError: There is no such file, or its archive is damaged.
-        InputError: The path leads out of the dataset or to what is no regular file, or the file cannot be reached.
+        InputError: The path leads out of the dataset, also by a link, or to what is no regular file, or the file
+            cannot be reached.
     """
     if content is not None or not path:
         return content or b""
@@ -39,6 +40,7 @@ def read_row(home: Home, where: str, content: bytes | None, path: str | None) ->
     place = home.find(path)
     if place is None:
         raise home.refuse(where, path)
+    home.check_link(f"the image at {where}", place.file)
     try:
         if os.path.isabs(place.file) and not stat.S_ISREG(os.stat(place.file).st_mode):
             # A pipe would be waited for, and a device may never end.

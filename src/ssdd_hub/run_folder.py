@@ -27,6 +27,7 @@ FREE = (
     "run.trackers",
     "run.threads",
     "data.memory_budget_gb",
+    "data.follow_links",
     "targets.refresh",
     "pretrain.checkpoint_every",
     "pretrain.workers",

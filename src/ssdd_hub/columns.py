@@ -1,0 +1,79 @@
+"""Which columns of a dataset hold its images and their classes."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from ssdd_hub.errors import InputError
+
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+"""The columns that hold the labels when none is named; the first that exists is taken."""
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """Returns the end of a sentence about an unknown word: what is known, and the nearest of it."""
+    near = get_close_matches(word, known, n=1)
+    return f"available: {', '.join(known) or 'none'}" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def find_image_column(features: Mapping[str, Any], wanted: str) -> str:
+    """Returns the column of the images.
+
+    Args:
+        features: The columns of a dataset.
+        wanted: One of them, or `auto` for the only one that holds images.
+
+    Raises:
+        InputError: There is no such column, it holds no images, or `auto` has several to choose from.
+    """
+    candidates = [name for name, feature in features.items() if _holds_images(feature)]
+    columns = f"its columns are {', '.join(features)}"
+    if wanted != "auto":
+        if wanted not in features:
+            raise InputError(f"there is no column '{wanted}' (--data.image-column); {suggest(wanted, list(features))}")
+        if wanted not in candidates:
+            raise InputError(f"the column '{wanted}' (--data.image-column) holds no images; {columns}")
+        return wanted
+    if not candidates:
+        raise InputError(f"the dataset has no image column; {columns}")
+    if len(candidates) > 1:
+        several = ", ".join(candidates)
+        raise InputError(f"the dataset has several image columns ({several}); choose one with --data.image-column")
+    return candidates[0]
+
+
+def _holds_images(feature: Any) -> bool:
+    import datasets
+
+    # Parquet files that were not written by `datasets` hold images as a plain structure.
+    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
+
+
+def find_label_column(features: Mapping[str, Any], wanted: str) -> str | None:
+    """Returns the column of the classes, and None where there is none.
+
+    Args:
+        features: The columns of a dataset.
+        wanted: One of them, `auto` for the class-label column if there is one, or `none`.
+
+    Raises:
+        InputError: There is no such column, it holds no classes, or `auto` has several to choose from.
+    """
+    import datasets
+
+    if wanted == "none":
+        return None
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if wanted == "auto":
+        preferred = [name for name in LABEL_COLUMNS if name in classes] or classes
+        if len(preferred) > 1 and preferred[0] not in LABEL_COLUMNS:
+            raise InputError(
+                f"the dataset has several label columns ({', '.join(classes)}); "
+                "choose one with --data.label-column, or pass none"
+            )
+        return preferred[0] if preferred else None
+    if wanted not in features:
+        raise InputError(f"there is no column '{wanted}' (--data.label-column); {suggest(wanted, list(features))}")
+    if wanted not in classes and not str(getattr(features[wanted], "dtype", "")).startswith(("int", "uint")):
+        raise InputError(f"the column '{wanted}' (--data.label-column) holds no classes, not even integers")
+    return wanted
