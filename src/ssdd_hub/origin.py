@@ -187,7 +187,8 @@ def check_stated_images(
     for words, name, bank in (("source images", "source", source), ("held-out images", "heldout", heldout)):
         recorded = section(provenance, name).get("fingerprint")
         # Where all images of a split are taken, nothing is drawn.
-        idle = _DRAWN if _ALL in (section(provenance, name).get("selection"), bank.source.get("selection")) else ()
+        whole = _ALL in (section(provenance, name).get("selection"), bank.source.get("selection"))
+        idle = _DRAWN if whole and settings.max_images is None else ()
         others = [
             f"{setting} {show(stated[setting])} there, {show(asked[setting])} now"
             for setting in differing
