@@ -36,7 +36,7 @@ _ANOTHER_TEACHER = ("teacher.backbone.", "teacher.checkpoint.", "teacher.model_a
 # Facts of a teacher that follow from a setting, the first of them as it is given.
 _DECIDED_FACTS = {
     "features": ("features", "feature_dim"),
-    "input_size": ("input_size", "weights_sha256", "structure_sha256"),
+    "input_size": ("input_size", "feature_dim", "weights_sha256", "structure_sha256"),
     "mean": ("pixel_space",),
     "std": ("pixel_space",),
 }
@@ -188,7 +188,7 @@ def check_stated_images(
         recorded = section(provenance, name).get("fingerprint")
         # Where all images of a split are taken, nothing is drawn.
         whole = _ALL in (section(provenance, name).get("selection"), bank.source.get("selection"))
-        idle = _DRAWN if whole and settings.max_images is None else ()
+        idle = _DRAWN if whole and len(bank) <= (settings.max_images or len(bank)) else ()
         others = [
             f"{setting} {show(stated[setting])} there, {show(asked[setting])} now"
             for setting in differing
