@@ -426,6 +426,7 @@ def test_a_seed_that_draws_nothing_does_not_keep_changed_images_from_being_refus
 
 def test_a_trained_teacher_that_has_changed_is_not_taken_for_the_one_that_a_set_states(evaluated, refused, launch):
     folder, _ = evaluated
+    check_teacher(folder / "run" / "distilled", folder / "run" / "teacher")
     negate(folder / "run" / "teacher")
     command = ["evaluate", "--set", folder / "run" / "distilled", *EVALUATE, "--output", folder / "new"]
     words = ["weights_sha256 is recorded as", "restore it, or give --teacher.backbone"]
