@@ -10,7 +10,7 @@ set states. Started again, also with other settings, nothing is measured twice.
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from ssdd_hub.origin import (
     check_alike,
     check_asked_images,
     check_stated_images,
+    check_stated_teacher,
     has_targets_of,
     load_set,
     load_target,
@@ -60,11 +61,11 @@ DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 
 
 def load_source(
-    config: EvaluateConfig, first: DistilledSet, accelerator: Accelerator, stated: bool
+    config: EvaluateConfig, first: DistilledSet, accelerator: Accelerator, given: Collection[str]
 ) -> tuple[RealData | None, Teacher | None]:
     """Loads the images and the teacher that the sets were made of, as far as they are to be had.
 
-    Where the first set states which images these are, they must be the same still.
+    Where these are not given but stated by the first set, they must be the same still.
     """
     if config.source.name == ABSENT:
         return None, None
@@ -72,13 +73,15 @@ def load_source(
     bank, heldout = load_images(config.source, config.seed, accelerator.is_main_process)
     if (bank.num_channels, bank.image_size) != (first.images.shape[1], first.images.shape[3]):
         raise InputError(f"the source images are {tuple(bank.pixels.shape[1:])}, those of the set {first}")
-    if stated:
+    if "source.name" not in given:
         check_stated_images(first, config.source, config.seed, bank, heldout)
     heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
     data = RealData(Path(config.source.name).name, bank, heldout, first.student_pixel_space, accelerator.device)
     if config.teacher.backbone == ABSENT:
         return data, None
-    return data, build_teacher(config.teacher.backbone, **config.teacher.building()).to(accelerator.device)
+    teacher = build_teacher(config.teacher.backbone, **config.teacher.building())
+    check_stated_teacher(first, teacher, given)
+    return data, teacher.to(accelerator.device)
 
 
 def load_targets(
@@ -237,7 +240,7 @@ def main() -> None:
     sets = dict(zip(name_sets(config.sets), loaded, strict=True))
     check_alike(sets)
     first = loaded[0]
-    own, teacher = load_source(config, first, accelerator, stated="source.name" not in given)
+    own, teacher = load_source(config, first, accelerator, given)
     data = load_targets(config, first, own, accelerator)
     if teacher is None and set(wanted_references(config)) - {NONE}:
         raise InputError(

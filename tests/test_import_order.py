@@ -15,7 +15,7 @@ ORDER = """
     parcel publish_plan publish fetch check publish_set distilled tensor_pairs interop
     stored_models backbones networks students
     objective views joint_embedding clustering momentum dino masked objectives
-    state_dicts teacher_card teacher_folder teacher device_views view_batches knn optimizers pretrain
+    state_dicts teacher_card teacher_folder teacher recorded_teacher device_views view_batches knn optimizers pretrain
     teacher_report train_teacher
     image_stream feature_bank features targets
     krr quick winograd compiled recorded pool batches frozen memory stopwatch outer_gradient distiller

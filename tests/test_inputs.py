@@ -166,7 +166,12 @@ def test_what_a_run_has_made_must_be_what_it_made_before(tmp_path):
 @pytest.mark.parametrize(
     "damaged",
     [b"", b"{", b"[]", b'"a"', b"\xff", b"{}", b'{"format_version": 2, "inputs": {"source": {}}}', b"[" * 100_000]
-    + [json.dumps({"format_version": 1, "inputs": wrong}).encode() for wrong in (None, {}, [], {"source": "a"})],
+    + [json.dumps({"format_version": 1, "inputs": wrong}).encode() for wrong in (None, {}, [], {"source": "a"})]
+    + [json.dumps({"format_version": 1, "inputs": wrong}).encode() for wrong in ({"zzz": {}}, TEACHER, {"source": {}})]
+    + [
+        json.dumps({"format_version": 1, "inputs": {**IMAGES, "zzz": {"fingerprint": A}}}).encode(),
+        b" " * (2**20 + 1),
+    ],
 )
 def test_a_damaged_record_is_an_error_that_says_what_to_do(tmp_path, damaged):
     begin(tmp_path)
@@ -184,6 +189,20 @@ def test_a_run_that_was_killed_before_it_could_record_them_begins_anew(tmp_path,
     (tmp_path / ".inputs.json.1-2.tmp").write_text("{")
     begin(tmp_path)
     assert (tmp_path / INPUTS_FILE).exists() and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"zzz": {"fingerprint": A}}, "'zzz', which are no inputs of a run"),
+        (TEACHER, "it is incomplete: it does not name the source images"),
+    ],
+)
+def test_a_record_that_does_not_name_the_source_is_no_record(tmp_path, inputs, words):
+    begin(tmp_path)
+    write(tmp_path / INPUTS_FILE, {"format_version": 1, "inputs": inputs})
+    with pytest.raises(InputError, match=words):
+        begin(tmp_path)
 
 
 # Several processes
@@ -221,6 +240,7 @@ def test_an_old_run_of_which_nothing_tells_goes_on_with_a_warning(tmp_path, capl
     begin(tmp_path)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "source images and held-out images could not be che" in record.message
+    assert "If they may have changed since it was begun, stop and choose another --output" in record.message
     with pytest.raises(InputError, match="source images"):
         begin(tmp_path, changed(IMAGES, "source", fingerprint=C))
 

@@ -10,12 +10,14 @@ from PIL import Image
 from ssdd_hub.contenders import REFERENCES
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.images import DataSettings
+from ssdd_hub.images import DataSettings, ImageBank
 from ssdd_hub.interop import export_tensors
+from ssdd_hub.machine import describe_versions
 from ssdd_hub.origin import (
     check_alike,
     check_asked_images,
     check_stated_images,
+    check_stated_teacher,
     has_targets_of,
     load_set,
     load_target,
@@ -269,6 +271,89 @@ def test_images_of_another_size_or_mode_than_a_set_has_are_refused_before_they_a
         check_asked_images(made, DataSettings(image_size=4000, max_images=1))
     with pytest.raises(InputError, match="must be grey, .* mode is rgb: give --source.mode grey"):
         check_asked_images(made, DataSettings(mode="rgb"))
+
+
+def test_settings_that_draw_nothing_do_not_keep_images_from_being_compared(caplog):
+    def bank(selection):
+        pixels = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+        return ImageBank(pixels, None, None, {"name": "x", "fingerprint": "a" * 64, "selection": selection})
+
+    settings = DataSettings("x")
+    facts = {"settings": {"data": asdict(settings)}, "seed": 3}
+    facts |= {"source": {"fingerprint": "c" * 64, "selection": "all"}, "heldout": {"fingerprint": "a" * 64}}
+    for asked in (settings, replace(settings, heldout_fraction=0.3)):
+        with pytest.raises(InputError, match="the source images at x are not those of the set"):
+            check_stated_images(make_set(**facts), asked, 5, bank("all"), bank("all"))
+    assert not caplog.records
+    # Others are asked for, and that they are not compared is said.
+    facts["source"]["selection"] = drawn = "all but 0.1 held out by seed 3"
+    check_stated_images(make_set(**facts), settings, 5, bank(drawn), bank(drawn))
+    first, second = (record.message for record in caplog.records)
+    assert (
+        "source images are not those" in first and "nothing was compared" in first and "seed 3 there, 5 now" in first
+    )
+    assert "held-out images are not those" in second
+
+
+def test_a_teacher_other_than_the_stated_one_is_refused_unless_another_is_asked_for(
+    small_backbone, small_teacher, caplog
+):
+    teacher, other = small_teacher(0), small_teacher(1)
+    versions = describe_versions()
+    made = make_set(teacher=teacher.describe(), versions=versions)
+    check_stated_teacher(made, teacher)
+    check_stated_teacher(make_set(), other)
+    with pytest.raises(
+        InputError, match=r"weights_sha256 is recorded as .{13}\.\., it is .* restore it, or give --tea"
+    ):
+        check_stated_teacher(made, other)
+    check_stated_teacher(made, other, ["teacher.backbone"])
+
+    def read(space=teacher.pixel_space, size=16, **options):
+        return Teacher(small_backbone(), space, size, "other", **options)
+
+    for wrong, fact, setting in (
+        (read(SPACE), "pixel_space", "mean"),
+        (read(features="mean"), "features", "features"),
+        (read(size=24), "input_size", "input_size"),
+        (read(interpolation="bilinear"), "interpolation", None),
+    ):
+        with pytest.raises(InputError, match=f"{fact} is recorded as"):
+            check_stated_teacher(made, wrong)
+        if setting is not None:
+            check_stated_teacher(made, wrong, [f"teacher.{setting}"])
+            with pytest.raises(InputError, match="weights_sha256"):
+                # A setting that changes nothing does not excuse the weights.
+                check_stated_teacher(made, other, [f"teacher.{setting}"])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("versions", "same"),
+    [({}, True), ({"torch": "9.9"}, False), ({"timm": "0.0.1"}, False), ({"timm": None}, False)],
+)
+def test_the_structure_of_a_teacher_counts_where_the_same_code_describes_it(
+    small_backbone, small_teacher, caplog, versions, same
+):
+    teacher = small_teacher()
+    made = make_set(teacher=teacher.describe(), versions={**describe_versions(), **versions})
+    changed = small_backbone()
+    next(module for module in changed.modules() if isinstance(module, torch.nn.BatchNorm2d)).eps = 0.5
+    other = Teacher(changed, teacher.pixel_space, 16, "other")
+    assert other.weights_sha256() == teacher.weights_sha256()
+    assert has_targets_of(made, other, None) is not same and not caplog.records
+    if same:
+        with pytest.raises(InputError, match="structure_sha256 is recorded as"):
+            check_stated_teacher(made, other)
+    else:
+        check_stated_teacher(made, other)
+        assert "the structure of the teacher could not be compared" in caplog.text
+
+
+def test_a_teacher_that_was_hashed_in_double_precision_is_known(small_teacher):
+    made = make_set(teacher=small_teacher(dtype=torch.float64).describe(), versions=describe_versions())
+    assert has_targets_of(made, small_teacher(), None) and not has_targets_of(made, small_teacher(1), None)
+    check_stated_teacher(made, small_teacher())
 
 
 def test_students_see_real_images_in_the_stated_space():

@@ -16,11 +16,12 @@ from test_cli import STUDENT, full_set
 from test_distilled import contents
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.machine import describe_versions
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.publish import Published, upload
 from ssdd_hub.publish_model import is_model_file, pack_model, save_student
 from ssdd_hub.publish_plan import plan_upload
-from ssdd_hub.publish_run import Student
+from ssdd_hub.publish_run import Student, check_teacher
 from ssdd_hub.publish_set import Additions, push_set
 from ssdd_hub.students import build_student
 from ssdd_hub.teacher import Teacher, build_teacher
@@ -80,6 +81,47 @@ def new_teacher(seed=0):
 def folder(tmp_path):
     new_teacher().save(tmp_path / "teacher", MADE)
     return tmp_path / "teacher"
+
+
+def restate(folder, part, **stated):
+    config = json.loads((folder / "config.json").read_text())
+    config[part] |= stated
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("part", "stated", "words"),
+    [
+        ("pretrained_cfg", {"mean": [0.1]}, "pixel_space is recorded as"),
+        ("pretrained_cfg", {"interpolation": "bilinear"}, "interpolation is recorded as 'bicubic', it is 'bilinear'"),
+    ],
+)
+def test_a_teacher_that_is_read_otherwise_than_the_set_records_is_not_published_beside_it(
+    folder, tmp_path, part, stated, words
+):
+    teacher, versions = build_teacher(f"local-dir:{folder}"), describe_versions()
+    own = full_set(teacher=teacher.describe(), versions=versions).save(tmp_path / "set")
+    check_teacher(own, folder)
+    restate(folder, part, **stated)
+    with pytest.raises(InputError, match=f"was distilled with another teacher than .*small-0.*{words}.*leave --teac"):
+        check_teacher(own, folder)
+
+
+def test_a_teacher_is_read_before_publication_as_the_set_records_that_it_was_read(folder, tmp_path, caplog):
+    read = {"features": "mean", "mean": [0.1], "std": [0.9]}
+    teacher = build_teacher(f"local-dir:{folder}", **read)
+    settings = {"teacher": {"backbone": "local-dir:gone", "pretrained": True, "model_args": {}, **read}}
+    facts = {"teacher": teacher.describe(), "versions": describe_versions()}
+    check_teacher(full_set(**facts, settings=settings).save(tmp_path / "set"), folder)
+    with pytest.raises(InputError, match="pixel_space is recorded as"):
+        check_teacher(full_set(**facts).save(tmp_path / "plain"), folder)
+    wrong = {"teacher": {"pretrained": True, "mean": "dark", "std": [1.0]}}
+    with pytest.raises(InputError, match="read as the set records it|mean"):
+        check_teacher(full_set(**facts, settings=wrong).save(tmp_path / "wrong"), folder)
+    told = {**facts, "teacher": {**teacher.describe(), "structure_sha256": "0" * 64}, "versions": {"timm": "0.1"}}
+    assert not caplog.records
+    check_teacher(full_set(**told, settings=settings).save(tmp_path / "old"), folder)
+    assert "the structure of the teacher could not be compared" in caplog.text
 
 
 def publish(folder, repo_id, sets=(), message="Publish", **how):

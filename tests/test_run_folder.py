@@ -5,6 +5,7 @@ import pytest
 import yaml
 
 from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.own_runs import is_own_run, remember_run
 from ssdd_hub.run_folder import RunFolder, RunLog, RunSettings
 
 CONFIG = {
@@ -33,6 +34,59 @@ def begin(path, config=CONFIG):
 
 
 # The folder
+
+
+PLACES = [
+    "log.jsonl",
+    "scores.json",
+    "cells/a.json",
+    "features/a/index.json",
+    "checkpoints/distiller/step-1.safetensors",
+]
+PLACES += ["references/a/ssdd_hub.json", "distilled/data/a.parquet", "teacher/model.safetensors"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_what_is_no_plain_file_in_the_folder_of_a_run_is_refused_by_name(tmp_path, place, kind):
+    begin(tmp_path / "run")
+    path = tmp_path / "run" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        (tmp_path / "file").write_text("")
+        path.symlink_to(tmp_path / "file")
+    with pytest.raises(InputError, match=f"{path} is (neither a file nor a folder|a link to)"):
+        RunFolder(tmp_path / "run", CONFIG)
+
+
+def test_a_work_folder_may_be_a_link_in_a_run_that_was_begun_here_only(tmp_path, monkeypatch):
+    begin(tmp_path / "run")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run" / "features").symlink_to(tmp_path / "disk")
+    RunFolder(tmp_path / "run", CONFIG)
+    os.mkfifo(tmp_path / "disk" / "index.json")
+    with pytest.raises(InputError, match="features/index.json is neither a file nor a folder"):
+        RunFolder(tmp_path / "run", CONFIG)
+    os.remove(tmp_path / "disk" / "index.json")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "stranger"))
+    with pytest.raises(InputError, match="features: links of work folders are followed only in a run that you began"):
+        RunFolder(tmp_path / "run", CONFIG)
+
+
+def test_settings_of_any_size_are_not_read(tmp_path):
+    begin(tmp_path)
+    os.truncate(tmp_path / "config.yaml", 2 * 10**11)
+    assert not is_own_run(tmp_path / "config.yaml")
+    remember_run(tmp_path / "config.yaml")
+    with pytest.raises(InputError, match="config.yaml cannot be read .it has more than 1048576 bytes"):
+        RunFolder(tmp_path, CONFIG)
+
+
+def test_what_is_no_file_is_no_run_that_was_begun_here(tmp_path):
+    os.mkfifo(tmp_path / "config.yaml")
+    assert not is_own_run(tmp_path / "config.yaml") and not is_own_run(tmp_path / "gone.yaml")
 
 
 def test_starting_writes_the_settings(tmp_path):

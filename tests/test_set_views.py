@@ -182,8 +182,13 @@ def test_what_does_not_fit_the_set_is_refused(real, small_teacher):
         add_views(made, teacher, TargetTransform.fit("pca", teacher(torch.rand(30, 1, 16, 16)), 5), 1, 0)
     stated = replace(made, provenance={"teacher": teacher.describe()})
     assert add_views(stated, teacher, transform, 1, 0).views is not None
-    with pytest.raises(InputError, match="small-1 has others .*: give the teacher that the set was made with"):
+    with pytest.raises(
+        InputError, match="than small-1 .weights_sha256 is .*: give the teacher that the set was made with"
+    ):
         add_views(stated, small_teacher(1), transform, 1, 0)
+    teacher.interpolation = "bilinear"
+    with pytest.raises(InputError, match="than small-0 .interpolation is recorded as 'bicubic', it is 'bilinear'"):
+        add_views(stated, teacher, transform, 1, 0)
 
 
 # Used

@@ -118,10 +118,16 @@ def measure_width(model: nn.Module, in_chans: int, image_size: int, kind: str = 
             module.training = mode
 
 
-def hash_weights(model: nn.Module) -> str:
-    """Returns the sha256 of names, types, shapes and values of all weights and buffers."""
+def hash_weights(model: nn.Module, double: bool = False) -> str:
+    """Returns the sha256 of names, types, shapes and values of all weights and buffers.
+
+    Args:
+        model: The network.
+        double: Whether it is hashed as it would be in double precision.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, found in sorted(model.state_dict().items()):
+        tensor = found.double() if double and found.is_floating_point() else found
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

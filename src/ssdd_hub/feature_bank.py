@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssdd_hub.checkpoint import atomic_path
 from ssdd_hub.errors import InputError
+from ssdd_hub.plain_files import require_readable_entries
 
 INDEX_FILE = "index.json"
 FORMAT_VERSION = 1
@@ -177,11 +178,12 @@ class FeatureBank:
         folder: Holds the shards and `index.json`.
 
     Raises:
-        InputError: The index is missing, or a shard is damaged or not as the index says.
+        InputError: The index is missing, a shard is damaged or not as the index says, or there are FIFOs among them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        require_readable_entries(folder)
         try:
             stated = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
             shards = [Shard.read(shard_path(folder, number)) for number in range(stated["num_shards"])]

@@ -21,6 +21,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.feature_bank import INDEX_FILE, FeatureBank, Index, Shard, shard_path, write_shard
 from ssdd_hub.image_stream import shareable_name
 from ssdd_hub.inputs import deciding_facts
+from ssdd_hub.plain_files import require_readable_entries
 from ssdd_hub.streams import generator
 from ssdd_hub.teacher import Teacher
 
@@ -209,6 +210,8 @@ class FeatureCache:
 
 
 def _open(folder: Path, key: dict[str, Any]) -> FeatureBank | None:
+    # What nobody's interruption leaves there is not quietly computed again.
+    require_readable_entries(folder)
     try:
         bank = FeatureBank(folder)
     except InputError:

@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 _TITLES = {"source": "source images", "heldout": "held-out images", "teacher": "teacher"}
 # Files of a run that hold nothing computed from its inputs.
 _NOT_COMPUTED = {"config.yaml", "trackers", INPUTS_FILE}
+_LARGEST_RECORD = 2**20  # bytes
 _MEND = "choose another --output, or remove that folder to start afresh"
 
 Facts = dict[str, Any]
@@ -98,9 +99,10 @@ def check_inputs(run: Path, inputs: Inputs, is_main: bool = True, made: bool = F
     if is_main and unknown and not made and _has_results(run):
         _LOG.warning(
             "%s was begun by a version that did not record its inputs: whether these are the same %s could not be "
-            "checked; they are recorded from now on",
+            "checked; they are recorded from now on. If they may have changed since it was begun, stop and %s",
             run,
             " and ".join(unknown),
+            _MEND,
         )
     return {**record, **mine}
 
@@ -145,12 +147,20 @@ def _read(path: Path) -> Inputs:
     if not path.exists():
         return {}
     try:
+        if path.stat().st_size > _LARGEST_RECORD:
+            raise ValueError(f"it has more than {_LARGEST_RECORD} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"it is not of format {FORMAT_VERSION}")
         inputs = content.get("inputs")
         if not isinstance(inputs, dict) or not inputs or not all(isinstance(facts, dict) for facts in inputs.values()):
             raise ValueError("it names no inputs")
+        strangers = sorted(inputs.keys() - _TITLES.keys())
+        if strangers:
+            raise ValueError(f"it names {', '.join(map(repr, strangers))[:200]}, which are no inputs of a run")
+        # Every run that records its inputs begins with these.
+        if not inputs.get("source"):
+            raise ValueError("it is incomplete: it does not name the source images")
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is no record of the inputs of a run ({error or type(error).__name__}): restore it, {_MEND}"
@@ -184,6 +194,8 @@ def _told_by_results(run: Path) -> Iterator[tuple[str, list[Facts], str]]:
 
 def _json(path: Path) -> Facts:
     """Returns the object in a file; an empty one where there is none, which then tells nothing."""
+    if not path.is_file():
+        return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from ssdd_hub.arguments import show
 from ssdd_hub.contenders import REFERENCES, describe_matrix
 from ssdd_hub.decode import CHANNELS
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.images import DataSettings, ImageBank, load_images
-from ssdd_hub.inputs import deciding_facts
 from ssdd_hub.interop import LAYOUTS, import_tensors, is_foreign
 from ssdd_hub.markdown import section
 from ssdd_hub.own_runs import is_own_run
@@ -21,6 +21,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
 from ssdd_hub.plain_yaml import load_plain_yaml
 from ssdd_hub.protocols import RealData, draw_heldout
+from ssdd_hub.recorded_teacher import UNCOMPARED, compare_teacher
 from ssdd_hub.statements import check_use, stated_source, stated_teacher
 from ssdd_hub.target_transform import TargetTransform
 from ssdd_hub.teacher import Teacher
@@ -30,6 +31,16 @@ from ssdd_hub.use import stated_use
 ABSENT = "none"
 CONFIG_FILE, TEACHER_FOLDER = "config.yaml", "teacher"
 _LARGEST_CONFIG = 2**20  # bytes
+# What `ImageBank.source` says of a whole split; and what decides nothing then.
+_ALL, _DRAWN = "all", ("seed", "heldout_fraction")
+_ANOTHER_TEACHER = ("teacher.backbone.", "teacher.checkpoint.", "teacher.model_args.")
+# Facts of a teacher that follow from a setting, the first of them as it is given.
+_DECIDED_FACTS = {
+    "features": ("features", "feature_dim"),
+    "input_size": ("input_size", "feature_dim", "weights_sha256", "structure_sha256"),
+    "mean": ("pixel_space",),
+    "std": ("pixel_space",),
+}
 _LOG = logging.getLogger(__name__)
 TARGETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "cars": "tanganke/stanford_cars"}
 """Short names of labelled datasets of the Hub."""
@@ -176,7 +187,7 @@ def check_stated_images(
 ) -> None:
     """Refuses images that are taken for a set's source because it states them, and that have changed since.
 
-    Other images, which a seed or a setting asks for that is not the stated one, are not refused.
+    Other images, which a seed or a setting asks for that is not the stated one, are not refused; a warning says so.
 
     Args:
         distilled: The set.
@@ -193,16 +204,57 @@ def check_stated_images(
     asked = {"seed": seed, **asdict(settings)}
     # A name is recorded without its folder; the others decide no pixel.
     decide = asked.keys() & stated.keys() - {"name", "label_column", "memory_budget_gb", "follow_links"}
-    if any(asked[name] != stated[name] for name in decide):
-        return
+    differing = sorted(name for name in decide if asked[name] != stated[name])
     for words, name, bank in (("source images", "source", source), ("held-out images", "heldout", heldout)):
         recorded = section(provenance, name).get("fingerprint")
-        if recorded not in (None, bank.fingerprint):
+        # Where all images of a split are taken, nothing is drawn.
+        whole = _ALL in (section(provenance, name).get("selection"), bank.source.get("selection"))
+        idle = _DRAWN if whole and len(bank) <= (settings.max_images or len(bank)) else ()
+        others = [
+            f"{setting} {show(stated[setting])} there, {show(asked[setting])} now"
+            for setting in differing
+            if setting not in idle
+        ]
+        if recorded is not None and others:
+            _LOG.warning(
+                "the %s are not those of the set, and nothing was compared: other ones are asked for (%s)",
+                words,
+                "; ".join(others),
+            )
+        elif recorded not in (None, bank.fingerprint):
             raise InputError(
                 f"the {words} at {settings.name} are not those of the set, which records their fingerprint as "
                 f"{str(recorded)[:12]}...; it is {bank.fingerprint[:12]}... now: restore them, or give --source.name "
                 "to evaluate on other images"
             )
+
+
+def check_stated_teacher(distilled: DistilledSet, teacher: Teacher, given: Collection[str] = ()) -> None:
+    """Refuses a teacher that is taken for a set's own because the set states it, and that has changed since.
+
+    Args:
+        distilled: The set.
+        teacher: The teacher.
+        given: Names of settings that are given. Another teacher that they ask for is not refused, nor is the same one
+            that they have read otherwise.
+
+    Raises:
+        InputError: The set records other weights, another structure, or that they were read otherwise.
+    """
+    if any(f"{name}.".startswith(_ANOTHER_TEACHER) for name in given):
+        return
+    differences, uncompared = compare_teacher(distilled.provenance, teacher)
+    asked = [
+        facts for setting, facts in _DECIDED_FACTS.items() if f"teacher.{setting}" in given and facts[0] in differences
+    ]
+    left = [text for fact, text in differences.items() if not any(fact in facts for facts in asked)]
+    if left:
+        raise InputError(
+            f"the teacher {show(teacher.name)} is not the one that the targets of the set are of ({'; '.join(left)} "
+            "now): restore it, or give --teacher.backbone to evaluate with another teacher"
+        )
+    if uncompared:
+        _LOG.warning("%s", UNCOMPARED)
 
 
 def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetTransform | None) -> bool:
@@ -213,11 +265,8 @@ def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetT
         teacher: The teacher.
         transform: What makes targets of its features; None where targets are features.
     """
-    stated, known = section(distilled.provenance, "teacher"), deciding_facts(teacher.describe())
-    # Another version of timm may describe the same structure otherwise.
-    known.pop("structure_sha256")
     own, wanted = (None if t is None else describe_matrix(t) for t in (distilled.target_transform, transform))
-    return own == wanted and all(stated.get(name) in (None, fact) for name, fact in known.items())
+    return own == wanted and not compare_teacher(distilled.provenance, teacher).differences
 
 
 def check_alike(sets: Mapping[str, DistilledSet]) -> None:

@@ -10,6 +10,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+LARGEST_CONFIG = 2**20
+"""Bytes of a `config.yaml` at most."""
+
 
 def remember_run(config: Path) -> None:
     """Remembers a run by its `config.yaml`; where the cache cannot be written, it counts as a stranger's.
@@ -19,15 +22,25 @@ def remember_run(config: Path) -> None:
     """
     with suppress(OSError):
         entry = _entry(config)
+        if entry is None:
+            return
         entry.parent.mkdir(parents=True, exist_ok=True)
         entry.touch()
 
 
 def is_own_run(config: Path) -> bool:
-    """Whether the user of this process began a run with these very settings."""
-    return _entry(config).is_file()
+    """Whether the user of this process began a run with these very settings; what is no file of settings is not."""
+    entry = _entry(config)
+    return entry is not None and entry.is_file()
 
 
-def _entry(config: Path) -> Path:
+def _entry(config: Path) -> Path | None:
+    # The file may be a stranger's: a FIFO would block, and a sparse one of any size fill the memory.
+    if not config.is_file():
+        return None
+    with config.open("rb") as file:
+        content = file.read(LARGEST_CONFIG + 1)
+    if len(content) > LARGEST_CONFIG:
+        return None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "ssdd_hub" / "runs" / hashlib.sha256(config.read_bytes()).hexdigest()
+    return cache / "ssdd_hub" / "runs" / hashlib.sha256(content).hexdigest()

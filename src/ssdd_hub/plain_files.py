@@ -58,6 +58,45 @@ def require_plain(folder: Path, names: Iterable[str]) -> None:
             raise InputError(f"{folder / name} {problem}")
 
 
+def require_plain_tree(folder: Path) -> None:
+    """Refuses a folder that holds links, FIFOs or devices at any depth; the folder itself may be reached by a link.
+
+    Raises:
+        InputError: It holds one.
+    """
+    # A folder of thousands of files is listed once; no file is looked at where the listing tells its kind.
+    waiting = [folder]
+    while waiting:
+        for entry in _entries(waiting.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(Path(entry.path))
+            elif not entry.is_file(follow_symlinks=False):
+                place = Path(entry.path)
+                require_plain(place.parent, [place.name])
+
+
+def require_readable_entries(folder: Path) -> None:
+    """Refuses a folder that holds FIFOs or devices, also behind links; folders inside are not looked into.
+
+    For folders that the user names, where links are the user's own.
+
+    Raises:
+        InputError: It holds one.
+    """
+    for entry in _entries(folder):
+        if not entry.is_file() and not entry.is_dir() and Path(entry.path).exists():
+            raise InputError(f"{entry.path} is neither a file nor a folder (a FIFO, socket or device): remove it")
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Returns what a folder holds; nothing where there is none, or where another process has just removed it."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def require_plain_entries(folder: Path) -> None:
     """Refuses a folder that holds links, FIFOs or devices, whatever their names; folders inside are not looked into.
 

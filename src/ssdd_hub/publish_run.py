@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,19 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not among its listed names
 
+from ssdd_hub import arguments
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub import explained, patiently
 from ssdd_hub.markdown import section
 from ssdd_hub.publish import Published
 from ssdd_hub.publish_model import save_student
+from ssdd_hub.recorded_teacher import UNCOMPARED, compare_teacher, load_recorded
 from ssdd_hub.statements import stated_student
 from ssdd_hub.storage import read_metadata
 from ssdd_hub.students import StudentSettings, build_student
-from ssdd_hub.teacher import build_teacher
+
+_LOG = logging.getLogger(__name__)
 
 
 def check_teacher(folder: str | Path, teacher_folder: str | Path) -> None:
@@ -31,17 +35,18 @@ def check_teacher(folder: str | Path, teacher_folder: str | Path) -> None:
         teacher_folder: The teacher.
 
     Raises:
-        InputError: The set records other weights.
+        InputError: The set records other weights, another structure, or that they were read otherwise.
     """
-    recorded = section(section(read_metadata(Path(folder)), "provenance"), "teacher")
-    teacher = build_teacher(f"local-dir:{teacher_folder}")
-    # The hash covers the type, and a run in double precision has a teacher in it.
-    hashes = {teacher.weights_sha256(), teacher.double().weights_sha256()}
-    if recorded.get("weights_sha256") not in {None, *hashes}:
+    provenance = section(read_metadata(Path(folder)), "provenance")
+    found = compare_teacher(provenance, load_recorded(provenance, str(teacher_folder)))
+    if found.differences:
         raise InputError(
-            f"{folder} was distilled with another teacher than that of {teacher_folder}, it records other weights (of "
-            f"{recorded.get('name')}): give its own, or leave --teacher out"
+            f"{folder} was distilled with another teacher than that of {teacher_folder}, it records "
+            f"{arguments.show(section(provenance, 'teacher').get('name'))} "
+            f"({'; '.join(found.differences.values())}): give its own, or leave --teacher out"
         )
+    if found.uncompared:
+        _LOG.warning("%s: %s", teacher_folder, UNCOMPARED)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import yaml
 from ssdd_hub.checkpoint import Checkpoints, atomic_path
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.inputs import INPUTS_FILE, Inputs, check_inputs, dump_inputs
-from ssdd_hub.own_runs import remember_run
-from ssdd_hub.plain_files import require_plain
+from ssdd_hub.own_runs import LARGEST_CONFIG, is_own_run, remember_run
+from ssdd_hub.plain_files import require_plain, require_plain_tree
 
 # What may differ when a run goes on: it decides neither the teacher nor the distilled set.
 FREE = (
@@ -34,6 +34,11 @@ FREE = (
     "watch.every",
     "watch.probe",
 )
+_CONFIG_FILE = "config.yaml"
+# What a run reads or writes beside it: files; folders that may grow large; and folders of results.
+_FILES = (INPUTS_FILE, "log.jsonl", "scores.json", "scores.md", "report.html")
+_WORK_FOLDERS = ("features", "cells", "checkpoints", "references")
+_RESULT_FOLDERS = ("distilled", "teacher", "pictures")
 
 
 @dataclass(frozen=True)
@@ -139,8 +144,7 @@ class RunFolder:
     def __init__(self, path: Path, config: dict[str, Any], is_main: bool = True, same_settings: bool = True) -> None:
         if path.exists() and not path.is_dir():
             raise InputError(f"--output {path} is a file: choose another folder")
-        records = ("distilled/ssdd_hub.json", "teacher/ssdd_hub.json")
-        require_plain(path, ["config.yaml", INPUTS_FILE, *records])
+        _require_plain_run(path)
         if (path / "config.yaml").exists():
             _refuse_other_settings(path, config, same_settings)
         elif path.exists() and any(path.iterdir()):
@@ -191,8 +195,30 @@ class RunFolder:
             temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def _require_plain_run(path: Path) -> None:
+    """Refuses a run folder in which something that is read or written is a FIFO, a device or a link.
+
+    Work folders may be links, as to a larger disk, but only in a run that the user began: in a folder from elsewhere
+    they may lead to anything.
+    """
+    require_plain(path, [_CONFIG_FILE, *_FILES])
+    linked = [name for name in _WORK_FOLDERS if (path / name).is_symlink() and (path / name).is_dir()]
+    if linked and not is_own_run(path / _CONFIG_FILE):
+        places = ", ".join(str(path / name) for name in linked)
+        raise InputError(
+            f"{places}: links of work folders are followed only in a run that you began here: put the folder itself "
+            "there, or choose another --output"
+        )
+    for name in (*_WORK_FOLDERS, *_RESULT_FOLDERS):
+        if name not in linked:
+            require_plain(path, [name])
+        require_plain_tree(path / name)
+
+
 def _refuse_other_settings(path: Path, config: dict[str, Any], same_settings: bool) -> None:
     try:
+        if (path / _CONFIG_FILE).stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it has more than {LARGEST_CONFIG} bytes")
         stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
             raise ValueError("it holds no settings")

@@ -9,6 +9,7 @@ from ssdd_hub.augment import crop_flip
 from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.features import fixed_views
+from ssdd_hub.recorded_teacher import compare_teacher
 from ssdd_hub.streams import derive_seed
 from ssdd_hub.target_transform import TargetTransform
 from ssdd_hub.teacher import Teacher
@@ -66,12 +67,11 @@ def add_views(
 
 
 def _check_teacher(distilled: DistilledSet, teacher: Teacher) -> None:
-    recorded = distilled.provenance.get("teacher")
-    stated = recorded.get("weights_sha256") if isinstance(recorded, dict) else None
-    if stated is not None and stated != teacher.weights_sha256():
+    differences = compare_teacher(distilled.provenance, teacher).differences
+    if differences:
         raise InputError(
-            f"the targets of the set are of the teacher with weights {str(stated)[:12]}, and {teacher.name} has "
-            f"others ({teacher.weights_sha256()[:12]}): give the teacher that the set was made with"
+            f"the targets of the set are of another teacher than {teacher.name} ({'; '.join(differences.values())}): "
+            "give the teacher that the set was made with"
         )
 
 

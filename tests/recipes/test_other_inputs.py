@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -9,16 +10,20 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from reference.warm import start_two
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 
 from ssdd_hub import DistilledSet
+from ssdd_hub.errors import InputError
 from ssdd_hub.inputs import INPUTS_FILE
 from ssdd_hub.own_runs import remember_run
 from ssdd_hub.pretrain import Pretraining
+from ssdd_hub.publish_run import check_teacher
 
 ROOT = Path(__file__).parents[2]
 SIZE, COUNTS = 16, {"train": 40, "test": 12}
@@ -412,13 +417,98 @@ def test_images_that_have_changed_are_not_taken_for_the_source_that_a_set_states
     refused(folder, words, *command, folder / "new")
 
 
+def test_a_seed_that_draws_nothing_does_not_keep_changed_images_from_being_refused(evaluated, refused):
+    folder, _ = evaluated
+    paint(folder / "images", "train")
+    command = ["evaluate", "--set", folder / "run" / "distilled", *EVALUATE, "--output", folder / "new"]
+    refused(folder, ["source images", "are not those of the set"], *command, "--seed", "5")
+
+
+def test_a_trained_teacher_that_has_changed_is_not_taken_for_the_one_that_a_set_states(evaluated, refused, launch):
+    folder, _ = evaluated
+    check_teacher(folder / "run" / "distilled", folder / "run" / "teacher")
+    negate(folder / "run" / "teacher")
+    command = ["evaluate", "--set", folder / "run" / "distilled", *EVALUATE, "--output", folder / "new"]
+    words = ["weights_sha256 is recorded as", "restore it, or give --teacher.backbone"]
+    refused(folder, words, *command)
+    refused(folder, words, *command, "--source.name", folder / "images")
+    launch(*command, "--teacher.backbone", f"local-dir:{folder / 'run' / 'teacher'}")
+
+
+@pytest.fixture(scope="module")
+def ready_timm(distilled, launch, tmp_path_factory):
+    """A run with a ready teacher whose configuration decides more than its weights do, in each precision."""
+    folder = tmp_path_factory.mktemp("ready_timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = timm.create_model("ssdd_resnet10", channels=(4, 4, 4, 4), num_classes=4, in_chans=1)
+    save_for_hf(backbone, folder / "teacher", safe_serialization=True)
+    data = ["--data.name", distilled / "images", "--teacher.backbone", f"local-dir:{folder / 'teacher'}"]
+    data += ["--teacher.pretrained", "--teacher.input-size", SIZE, "--teacher.mean", "[0.5]", "--teacher.std", "[0.3]"]
+    for precision in ("float32", "float64"):
+        where = ["--teacher.model-args", "{}", "--distiller.precision", precision, "--output", folder / precision]
+        launch("distill", *DISTIL, *data, *where)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_ready_teacher_of_the_same_weights_that_are_read_otherwise_is_refused(
+    ready_timm, refused, launch, tmp_path, precision
+):
+    own, teacher = ready_timm / precision / "distilled", ready_timm / "teacher"
+    command = ["evaluate", "--set", own, *EVALUATE, "--output"]
+    launch(*command, tmp_path / "scores")
+    check_teacher(own, teacher)
+    records = json.loads((tmp_path / "scores" / "scores.json").read_text())["records"]
+    # The targets are known to be of this teacher, in whatever precision it was hashed.
+    assert ("distilled", "teacher_error") in {(record["set"], record["protocol"]) for record in records}
+    before = (teacher / "config.json").read_text()
+    restate(teacher, "model_args", act_layer="gelu")
+    try:
+        words = ["structure_sha256 is recorded as", "restore it, or give --teacher.backbone"]
+        refused(tmp_path / "scores", words, *command, tmp_path / "scores")
+        refused(tmp_path, words, *command, tmp_path / "new")
+        with pytest.raises(InputError, match="distilled with another teacher.*structure_sha256 is recorded as"):
+            check_teacher(own, teacher)
+        given = ["--teacher.backbone", f"local-dir:{teacher}"]
+        launch(*command, tmp_path / "given", *given)
+        records = json.loads((tmp_path / "given" / "scores.json").read_text())["records"]
+        assert ("distilled", "teacher_error") not in {(record["set"], record["protocol"]) for record in records}
+    finally:
+        (teacher / "config.json").write_text(before)
+
+
+@pytest.mark.parametrize("place", ["log.jsonl", "cells/*", "features/*/index.json", "features/*/*.safetensors"])
+def test_a_fifo_in_the_folder_of_a_run_is_refused_and_does_not_block(again, launch, capsys, place):
+    folder, command = again
+    (folder / "run" / INPUTS_FILE).unlink()
+    path = sorted((folder / "run").glob(place))[0]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(SystemExit):
+        launch(*command)
+    assert f"{path} is neither a file nor a folder (a FIFO" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["index.json", "*.safetensors"])
+def test_a_fifo_in_a_cache_that_is_named_is_refused_and_does_not_block(again, launch, capsys, place):
+    folder, command = again
+    (folder / "run" / "features").rename(folder / "cache")
+    path = sorted(folder.glob(f"cache/*/{place}"))[0]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(SystemExit):
+        launch(*command, "--run.cache", folder / "cache")
+    assert f"{path} is neither a file nor a folder (a FIFO" in capsys.readouterr().err
+
+
 def names(folder, kind):
     return {path.name for path in (folder / "scores" / kind).iterdir()}
 
 
 def test_an_evaluation_measures_anew_what_has_changed_at_the_same_place(evaluated):
     folder, evaluate = evaluated
-    given = ["--source.name", folder / "images"]
+    given = ["--source.name", folder / "images", "--teacher.backbone", f"local-dir:{folder / 'run' / 'teacher'}"]
     first = evaluate(*given)
     assert evaluate(*given) == first
 
