@@ -11,15 +11,15 @@ are quicker at one time than at another; so do the matrix products, whose rate i
 import time
 from pathlib import Path
 
-from ssdd_hub.benchmark import Benchmark
-from ssdd_hub.benchmark_report import benchmark_table, render_benchmark
-from ssdd_hub.command_line import parse_config, to_dict, to_yaml
+from ssdd_hub.configs.studies import BenchmarkConfig
 from ssdd_hub.errors import InputError
-from ssdd_hub.launch import build_accelerator, report_errors
-from ssdd_hub.machine import describe_machine, describe_versions
-from ssdd_hub.provenance import describe_command
-from ssdd_hub.run_folder import RunFolder
-from ssdd_hub.speed_config import BenchmarkConfig
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.runs.machine import describe_machine, describe_versions
+from ssdd_hub.sets.provenance import describe_command
+from ssdd_hub.settings import parse_config, to_dict, to_yaml
+from ssdd_hub.studies.benchmark import Benchmark
+from ssdd_hub.studies.benchmark_report import benchmark_table, render_benchmark
 
 DEFAULT = Path(__file__).parent / "configs" / "benchmark.yaml"
 

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ssdd_hub.command_line import parse_config, to_yaml
-from ssdd_hub.config import ComputeTargetsConfig
+from ssdd_hub.configs.recipes import ComputeTargetsConfig
+from ssdd_hub.data.bank import ImageBank, load_images
+from ssdd_hub.data.stream import ImageStream
 from ssdd_hub.errors import InputError
-from ssdd_hub.features import FeatureCache
-from ssdd_hub.image_stream import ImageStream
-from ssdd_hub.images import ImageBank, load_images
-from ssdd_hub.launch import build_accelerator, report_errors
-from ssdd_hub.teacher import build_teacher
+from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.settings import parse_config, to_yaml
+from ssdd_hub.targets.cache import FeatureCache
+from ssdd_hub.teachers.teacher import build_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "compute_targets.yaml"
 

@@ -12,16 +12,16 @@ log.jsonl to measure it again. Images are noise, whose values change no time.
 import time
 from pathlib import Path
 
-from ssdd_hub.checkpoint import atomic_path
-from ssdd_hub.command_line import parse_config, to_dict, to_yaml
-from ssdd_hub.cost_curves import measure_curves, plan_points
-from ssdd_hub.cost_curves_report import curves_markdown, curves_table, fit_curves, render_curves
+from ssdd_hub.configs.studies import CostCurvesConfig
 from ssdd_hub.errors import InputError
-from ssdd_hub.launch import build_accelerator, report_errors
-from ssdd_hub.machine import describe_machine, describe_versions
-from ssdd_hub.provenance import describe_command
-from ssdd_hub.run_folder import RunFolder
-from ssdd_hub.speed_config import CostCurvesConfig
+from ssdd_hub.files import atomic_path
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.runs.machine import describe_machine, describe_versions
+from ssdd_hub.sets.provenance import describe_command
+from ssdd_hub.settings import parse_config, to_dict, to_yaml
+from ssdd_hub.studies.cost_curves import measure_curves, plan_points
+from ssdd_hub.studies.cost_curves_report import curves_markdown, curves_table, fit_curves, render_curves
 
 DEFAULT = Path(__file__).parent / "configs" / "cost_curves.yaml"
 

@@ -15,31 +15,36 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ssdd_hub import DistilledSet, Distiller, build_student
-from ssdd_hub.batches import build_batches
-from ssdd_hub.cells import CellStore
-from ssdd_hub.command_line import parse_config, to_dict, to_yaml
-from ssdd_hub.config import DistillConfig
-from ssdd_hub.contenders import Candidate, References, set_contender
+from ssdd_hub.configs.recipes import DistillConfig
+from ssdd_hub.data.bank import ImageBank, draw_heldout, load_images
+from ssdd_hub.distill.batches import build_batches
+from ssdd_hub.distill.engine.winograd import pays
+from ssdd_hub.distill.loop import distil
+from ssdd_hub.distill.pool import StudentPool
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluate import COST, Evaluation, Record
-from ssdd_hub.images import ImageBank, load_images
-from ssdd_hub.inputs import Inputs, deciding_facts, describe_images
-from ssdd_hub.launch import build_accelerator, report_errors
-from ssdd_hub.machine import describe_machine, describe_versions
-from ssdd_hub.outer_loop import distil
+from ssdd_hub.evaluation.entries import Candidate, References, set_contender
+from ssdd_hub.evaluation.evaluation import COST, Evaluation, Record
+from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe
+from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.evaluation.store import CellStore
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.pool import StudentPool
-from ssdd_hub.probe import LinearProbe
-from ssdd_hub.protocols import RealData, TeacherError, draw_heldout
-from ssdd_hub.provenance import describe_run, describe_training
-from ssdd_hub.report import render_pictures, render_report, score_table
-from ssdd_hub.run_folder import RunFolder
-from ssdd_hub.selection import SelectionSettings, Source
-from ssdd_hub.streams import generator
-from ssdd_hub.targets import FeatureCache, Targets, TargetTransform
-from ssdd_hub.teacher import Teacher, build_teacher
-from ssdd_hub.train_teacher import train_teacher
-from ssdd_hub.winograd import pays
+from ssdd_hub.results.page import render_pictures, render_report
+from ssdd_hub.results.tables import score_table
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.inputs import Inputs, deciding_facts, describe_images
+from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.runs.machine import describe_machine, describe_versions
+from ssdd_hub.seeds import generator
+from ssdd_hub.selection.methods import SelectionSettings
+from ssdd_hub.selection.source import Source
+from ssdd_hub.sets.provenance import describe_run, describe_training
+from ssdd_hub.settings import parse_config, to_dict, to_yaml
+from ssdd_hub.targets.cache import FeatureCache
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.teachers.teacher import Teacher, build_teacher
+from ssdd_hub.teachers.training import train_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "digits.yaml"
 

@@ -18,22 +18,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from ssdd_hub import DistilledSet
-from ssdd_hub.cells import CellStore
-from ssdd_hub.closed_form import KernelRegression, NearestNeighbours
-from ssdd_hub.command_line import parse_config, to_dict, to_yaml
-from ssdd_hub.comparison import compare, markdown_table
-from ssdd_hub.config import EvaluateConfig
-from ssdd_hub.contenders import FULL, NONE, Candidate, Contender, References, none_contender, set_contender
+from ssdd_hub.configs.recipes import EvaluateConfig
+from ssdd_hub.data.bank import draw_heldout, load_images
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluate import Evaluation, Record
-from ssdd_hub.evaluation_report import render_evaluation
-from ssdd_hub.features import FeatureCache
-from ssdd_hub.finetune import FineTuning
-from ssdd_hub.images import load_images
-from ssdd_hub.kd import KnowledgeDistillation
-from ssdd_hub.launch import build_accelerator, report_errors
-from ssdd_hub.machine import describe_machine, describe_versions
-from ssdd_hub.origin import (
+from ssdd_hub.evaluation.entries import FULL, NONE, Candidate, Contender, References, none_contender, set_contender
+from ssdd_hub.evaluation.evaluation import Evaluation, Record
+from ssdd_hub.evaluation.inputs import (
     ABSENT,
     check_alike,
     check_asked_images,
@@ -45,17 +35,31 @@ from ssdd_hub.origin import (
     name_sets,
     stated_settings,
 )
-from ssdd_hub.preview import MOST_IMAGES, write_preview
-from ssdd_hub.probe import LinearProbe, MkdtProbe
-from ssdd_hub.protocols import EvaluationProtocol, RealData, TeacherError, draw_heldout
-from ssdd_hub.provenance import describe_command
-from ssdd_hub.rank import RANK, rank_records
-from ssdd_hub.run_folder import RunFolder
-from ssdd_hub.selection import Source
+from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
+from ssdd_hub.evaluation.protocols.finetune import FineTuning
+from ssdd_hub.evaluation.protocols.kd import KnowledgeDistillation
+from ssdd_hub.evaluation.protocols.knn import NearestNeighbours
+from ssdd_hub.evaluation.protocols.krr import KernelRegression
+from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, MkdtProbe
+from ssdd_hub.evaluation.protocols.rank import RANK, rank_records
+from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.evaluation.store import CellStore
+from ssdd_hub.results.compare import compare, markdown_table
+from ssdd_hub.results.page import render_evaluation
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.runs.machine import describe_machine, describe_versions
+from ssdd_hub.selection.source import Source
+from ssdd_hub.sets.pretrain import SetPairs
+from ssdd_hub.sets.preview import MOST_IMAGES, write_preview
+from ssdd_hub.sets.provenance import describe_command
+from ssdd_hub.settings import parse_config, to_dict, to_yaml
 from ssdd_hub.statements import stated_student
-from ssdd_hub.targets import Targets, TargetTransform
-from ssdd_hub.teacher import Teacher, build_teacher
-from ssdd_hub.use import SetPairs
+from ssdd_hub.targets.cache import FeatureCache
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.teachers.teacher import Teacher, build_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 

@@ -13,16 +13,16 @@ bias, |z| is above 5 once in 1.7 million runs. The float64 arithmetic is done on
 import time
 from pathlib import Path
 
-from ssdd_hub.bias_report import bias_table, measure_bias, render_bias
-from ssdd_hub.command_line import parse_config, to_dict, to_yaml
-from ssdd_hub.config import GradientBiasConfig
+from ssdd_hub.configs.recipes import GradientBiasConfig
+from ssdd_hub.data.bank import load_images
 from ssdd_hub.errors import InputError
-from ssdd_hub.gradient_bias import build_problems, sample_gradients
-from ssdd_hub.images import load_images
-from ssdd_hub.launch import build_accelerator, report_errors
-from ssdd_hub.machine import describe_machine, describe_versions
-from ssdd_hub.provenance import describe_command
-from ssdd_hub.run_folder import RunFolder
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.runs.machine import describe_machine, describe_versions
+from ssdd_hub.sets.provenance import describe_command
+from ssdd_hub.settings import parse_config, to_dict, to_yaml
+from ssdd_hub.studies.bias_report import bias_table, measure_bias, render_bias
+from ssdd_hub.studies.gradient_bias import build_problems, sample_gradients
 
 DEFAULT = Path(__file__).parent / "configs" / "gradient_bias.yaml"
 

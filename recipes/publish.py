@@ -14,17 +14,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssdd_hub.checkpoint import atomic_path
 from ssdd_hub.cli import describe_published, read_scores
-from ssdd_hub.command_line import parse_config
-from ssdd_hub.hub import full_id
-from ssdd_hub.launch import build_accelerator, report_errors
-from ssdd_hub.publish import upload
-from ssdd_hub.publish_config import PublishConfig
-from ssdd_hub.publish_model import pack_model
-from ssdd_hub.publish_plan import Plan, plan_upload
-from ssdd_hub.publish_run import check_teacher, collect, plan_students
-from ssdd_hub.publish_set import Additions, plan_set
+from ssdd_hub.configs.publish import PublishConfig
+from ssdd_hub.files import atomic_path
+from ssdd_hub.hub.client import full_id
+from ssdd_hub.hub.plan import Plan, plan_upload
+from ssdd_hub.hub.upload import upload
+from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.sets.publish import Additions, plan_set
+from ssdd_hub.sets.release import check_teacher, collect, pack_model, plan_students
+from ssdd_hub.settings import parse_config
 
 
 def plan_run(config: PublishConfig, repo_id: str) -> tuple[Plan, Plan | None]:

@@ -22,23 +22,25 @@ import torch
 from accelerate import Accelerator
 
 from ssdd_hub import build_student
-from ssdd_hub.command_line import parse_config, to_dict, to_yaml
+from ssdd_hub.configs.studies import TimeToQualityConfig
+from ssdd_hub.data.bank import ImageBank, draw_heldout, load_images
 from ssdd_hub.errors import InputError
-from ssdd_hub.images import ImageBank, load_images
-from ssdd_hub.launch import build_accelerator, report_errors
-from ssdd_hub.machine import describe_machine, describe_versions
+from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.protocols import RealData, draw_heldout
-from ssdd_hub.provenance import describe_command
-from ssdd_hub.quality_contenders import Start
-from ssdd_hub.run_folder import RunFolder
-from ssdd_hub.selection import Source
-from ssdd_hub.speed_config import TimeToQualityConfig
-from ssdd_hub.streams import generator
-from ssdd_hub.targets import FeatureCache, Targets, TargetTransform
-from ssdd_hub.teacher import build_teacher
-from ssdd_hub.time_to_quality import Meter, TimeToQuality
-from ssdd_hub.time_to_quality_report import quality_table, render_quality
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.runs.machine import describe_machine, describe_versions
+from ssdd_hub.seeds import generator
+from ssdd_hub.selection.source import Source
+from ssdd_hub.sets.provenance import describe_command
+from ssdd_hub.settings import parse_config, to_dict, to_yaml
+from ssdd_hub.studies.quality_contenders import Start
+from ssdd_hub.studies.time_to_quality import Meter, TimeToQuality
+from ssdd_hub.studies.time_to_quality_report import quality_table, render_quality
+from ssdd_hub.targets.cache import FeatureCache
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.teachers.teacher import build_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "time_to_quality.yaml"
 

@@ -12,20 +12,20 @@ Started again, a run goes on where it stopped.
 import time
 from pathlib import Path
 
-from ssdd_hub.command_line import parse_config, to_dict, to_yaml
-from ssdd_hub.config import TrainTeacherConfig
-from ssdd_hub.images import load_images
-from ssdd_hub.inputs import describe_images
-from ssdd_hub.knn import Watch
-from ssdd_hub.launch import build_accelerator, report_errors
-from ssdd_hub.machine import describe_machine, describe_versions
+from ssdd_hub.configs.recipes import TrainTeacherConfig
+from ssdd_hub.data.bank import load_images
+from ssdd_hub.evaluation.protocols.base import Pretrained
+from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
+from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.probe import LinearProbe, ProbeSettings
-from ssdd_hub.protocols import Pretrained, RealData
-from ssdd_hub.provenance import describe_training
-from ssdd_hub.run_folder import RunFolder
-from ssdd_hub.teacher_report import accuracy_record, knn_records, render_training
-from ssdd_hub.train_teacher import train_teacher
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.inputs import describe_images
+from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.runs.machine import describe_machine, describe_versions
+from ssdd_hub.sets.provenance import describe_training
+from ssdd_hub.settings import parse_config, to_dict, to_yaml
+from ssdd_hub.teachers.monitor import Watch, accuracy_record, knn_records, render_training
+from ssdd_hub.teachers.training import train_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "teacher.yaml"
 

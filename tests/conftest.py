@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from hub_server import HubServer, connected
 
-from ssdd_hub.images import DataSettings, load_images
+from ssdd_hub.data.bank import DataSettings, load_images
+from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.students import ConvNet
-from ssdd_hub.teacher import Teacher
+from ssdd_hub.teachers.teacher import Teacher
 
 
 def pytest_configure(config):

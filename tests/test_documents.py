@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ssdd_hub.objectives import OBJECTIVES
+from ssdd_hub.teachers.objectives.registry import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "recipes/README.md"]

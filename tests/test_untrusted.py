@@ -24,23 +24,22 @@ from timm.models._builder import build_model_with_cfg
 
 from ssdd_hub import DistilledSet, build_student, pretrain_student
 from ssdd_hub.arguments import RESERVED, check_arguments, find_problems
-from ssdd_hub.cards import render_dataset_card
-from ssdd_hub.check import check_folder
-from ssdd_hub.check_places import check_place
 from ssdd_hub.cli import main
 from ssdd_hub.errors import InputError
-from ssdd_hub.interop import export_tensors, import_tensors
-from ssdd_hub.objectives import build_objective
-from ssdd_hub.origin import stated_settings
-from ssdd_hub.own_runs import is_own_run, remember_run
+from ssdd_hub.evaluation.inputs import stated_settings
+from ssdd_hub.models.build import StudentSettings
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.publish_model import pack_model
-from ssdd_hub.publish_run import plan_students
-from ssdd_hub.publish_set import pack_set
+from ssdd_hub.record import read_metadata
+from ssdd_hub.runs.own_runs import is_own_run, remember_run
+from ssdd_hub.sets.card import render_dataset_card
+from ssdd_hub.sets.check import check_folder
+from ssdd_hub.sets.check_places import check_place
+from ssdd_hub.sets.interop import export_tensors, import_tensors
+from ssdd_hub.sets.publish import pack_set
+from ssdd_hub.sets.release import pack_model, plan_students
 from ssdd_hub.statements import without_folders
-from ssdd_hub.storage import read_metadata
-from ssdd_hub.students import StudentSettings
-from ssdd_hub.teacher import Teacher, TeacherSettings, build_teacher
+from ssdd_hub.teachers.objectives.registry import build_objective
+from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 TOKEN = "hf_" + "abcdefgh" * 4

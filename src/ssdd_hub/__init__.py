@@ -8,23 +8,23 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ssdd_hub.distilled import DistilledSet
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.sets.distilled import DistilledSet
 
 if TYPE_CHECKING:
-    from ssdd_hub.distiller import Distiller
-    from ssdd_hub.interop import export_tensors, import_tensors
-    from ssdd_hub.objectives import build_objective, list_objectives
-    from ssdd_hub.set_views import add_views
-    from ssdd_hub.students import ConvNet, build_student, list_students
-    from ssdd_hub.teacher import build_teacher
-    from ssdd_hub.use import pretrain_student
+    from ssdd_hub.distill.distiller import Distiller
+    from ssdd_hub.models.build import build_student, list_students
+    from ssdd_hub.models.convnet import ConvNet
+    from ssdd_hub.sets.interop import export_tensors, import_tensors
+    from ssdd_hub.sets.pretrain import pretrain_student
+    from ssdd_hub.sets.views import add_views
+    from ssdd_hub.teachers.objectives.registry import build_objective, list_objectives
+    from ssdd_hub.teachers.teacher import build_teacher
 
 # A distilled set can be read where timm is not installed.
 if find_spec("timm") is not None:
-    import ssdd_hub.backbones
-    import ssdd_hub.students  # noqa: F401
+    import ssdd_hub.models  # noqa: F401
 
 __version__ = "0.1.0.dev0"
 
@@ -47,17 +47,17 @@ __all__ = [
 ]
 
 _LAZY = {
-    "ConvNet": "students",
-    "Distiller": "distiller",
-    "add_views": "set_views",
-    "build_objective": "objectives",
-    "build_student": "students",
-    "build_teacher": "teacher",
-    "export_tensors": "interop",
-    "import_tensors": "interop",
-    "list_objectives": "objectives",
-    "list_students": "students",
-    "pretrain_student": "use",
+    "ConvNet": "models.convnet",
+    "Distiller": "distill.distiller",
+    "add_views": "sets.views",
+    "build_objective": "teachers.objectives.registry",
+    "build_student": "models.build",
+    "build_teacher": "teachers.teacher",
+    "export_tensors": "sets.interop",
+    "import_tensors": "sets.interop",
+    "list_objectives": "teachers.objectives.registry",
+    "list_students": "models.build",
+    "pretrain_student": "sets.pretrain",
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub import blot_tokens
+from ssdd_hub.text import blot_tokens
 
 RESERVED = frozenset(
     {

@@ -10,16 +10,18 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ssdd_hub import storage
-from ssdd_hub.check import PICKLES, Finding, check_folder, verify_folder
-from ssdd_hub.check_places import check_place
 from ssdd_hub.errors import InputError
-from ssdd_hub.fetch import clashes_with_set, fetch_record, is_set_file, list_files, pull_set
-from ssdd_hub.hub import HUB_ID, explained, patiently, printable
-from ssdd_hub.markdown import plain, section
-from ssdd_hub.publish import Published, upload
-from ssdd_hub.publish_set import MESSAGE, Additions, plan_set, restate_set
-from ssdd_hub.scores import score_table
+from ssdd_hub.hub.client import explained, patiently
+from ssdd_hub.hub.download import clashes_with_set, fetch_record, is_set_file, list_files, pull_set
+from ssdd_hub.hub.markdown import plain
+from ssdd_hub.hub.upload import Published, upload
+from ssdd_hub.record import read_metadata, section
+from ssdd_hub.results.tables import score_table
+from ssdd_hub.sets.check import PICKLES, Finding, check_folder, verify_folder
+from ssdd_hub.sets.check_places import check_place
+from ssdd_hub.sets.folder import COLUMNS
+from ssdd_hub.sets.publish import MESSAGE, Additions, plan_set, restate_set
+from ssdd_hub.text import HUB_ID, printable
 
 TAG = "ssdd_hub"
 """The tag of the cards of all sets, by which the Hub finds them."""
@@ -168,7 +170,7 @@ def describe_published(published: Published, folder: Path) -> list[str]:
         published: Where it is.
         folder: The folder that was published.
     """
-    tensors = storage.read_metadata(folder)["tensors"]
+    tensors = read_metadata(folder)["tensors"]
     digests = [f"  {name} sha256 {tensors[name]['sha256']}" for name in ("images", "targets")]
     place = f'"{published.repo_id}", revision="{published.revision}"'
     return [
@@ -206,14 +208,14 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     folder = _folder_of(arguments) or fetch_record(arguments.place, arguments.revision)
-    _say(*describe_set(storage.read_metadata(folder)))
+    _say(*describe_set(read_metadata(folder)))
 
 
 def describe_set(metadata: Mapping[str, Any]) -> list[str]:
     """Returns what a set's record states, in lines; nothing in it is taken for granted."""
     provenance = section(metadata, "provenance")
     tensors = section(metadata, "tensors")
-    facts = {name: plain(section(tensors, name).get("shape")) for name in storage.COLUMNS}
+    facts = {name: plain(section(tensors, name).get("shape")) for name in COLUMNS}
     facts |= {name: plain(metadata.get(name)) for name in ("pixel_space", "pixel_range")}
     names = ("method", "license", "source", "teacher", "student", "use", "seconds", "hardware", "command")
     facts |= {name: plain(provenance.get(name)) for name in names}

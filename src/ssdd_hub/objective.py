@@ -1,219 +1,41 @@
-"""What every self-supervised objective is: a module that owns a backbone and makes a loss of views of images."""
+"""The old name of `ssdd_hub.teachers.objectives`, for objectives of other packages; it will be removed."""
 
-from collections.abc import Callable, Iterator
-from inspect import signature
-from math import isfinite
-from typing import Annotated, Any, ClassVar, NamedTuple
+import warnings
 
-import torch
-import torch.distributed as dist
-from PIL import Image
-from torch import Tensor, nn
+from ssdd_hub.teachers.objectives.base import (
+    LARGEST_SMALL,
+    Count,
+    Natural,
+    Objective,
+    Positive,
+    Rule,
+    Several,
+    Share,
+    Views,
+    Weight,
+    in_full_precision,
+    keep_buffers,
+    several_processes,
+)
 
-from ssdd_hub.arguments import check_arguments
-from ssdd_hub.backbones import pre_logits
-from ssdd_hub.errors import InputError, require
-from ssdd_hub.pixel_space import PixelSpace
+__all__ = [
+    "LARGEST_SMALL",
+    "Count",
+    "Natural",
+    "Objective",
+    "Positive",
+    "Rule",
+    "Several",
+    "Share",
+    "Views",
+    "Weight",
+    "in_full_precision",
+    "keep_buffers",
+    "several_processes",
+]
 
-Views = Callable[[Image.Image], list[Tensor]]
-
-
-class Rule(NamedTuple):
-    """What a setting's value must be, in words and as a test."""
-
-    required: str
-    holds: Callable[[Any], bool]
-
-
-# What objectives annotate their settings with, where not every number will do.
-Natural = Annotated[int, Rule("at least 0", lambda value: value >= 0)]
-Count = Annotated[int, Rule("at least 1", lambda value: value >= 1)]
-Several = Annotated[int, Rule("at least 2", lambda value: value >= 2)]
-Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
-Weight = Annotated[float, Rule("at least 0", lambda value: value >= 0)]
-Share = Annotated[float, Rule("in [0, 1]", lambda value: 0 <= value <= 1)]
-
-# Python takes true and false for numbers.
-_KINDS = {
-    bool: Rule("true or false", lambda value: isinstance(value, bool)),
-    int: Rule("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    float: Rule(
-        "a finite number",
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value),
-    ),
-}
-
-# Height and width up to which images are small: views are not blurred and not cropped to other sizes unless asked for.
-LARGEST_SMALL = 64
-
-
-class Objective(nn.Module):
-    """A self-supervised loss with its heads, its views and its state, around a backbone.
-
-    In a loop of plain PyTorch, `loss = objective(views)`, `loss.backward()` and a step of any optimiser are all that
-    is needed; momentum copies, banks and prototypes move inside the call. `schedule` before and `after_backward` after
-    let an objective follow the training's progress, where it has something that does.
-
-    A subclass sets `name`, `citation` and `needs`, takes its settings as keyword arguments, puts all of its state into
-    parameters and persistent buffers, so that one state dict holds it, and implements `forward` and `build_transform`.
-    It annotates its settings with `bool`, `int`, `float` or one of this module's `Natural`, `Count`, `Several`,
-    `Positive`, `Weight` and `Share`, which are then checked here; other annotations are left to the subclass.
-
-    Under torch.distributed an objective is to be built after `init_process_group`: it is then that it decides whether
-    its loss gathers over the processes.
-
-    Args:
-        backbone: A module with timm's `forward_features` and `forward_head`; trained in place.
-        feature_dim: Width of its pre-logits.
-        settings: The values of the objective's own settings, for provenance.
-
-    Raises:
-        InputError: The objective cannot train the backbone, or settings are of another type or range than annotated.
-
-    Attributes:
-        name: What `build_objective` calls it.
-        citation: The paper.
-        needs: What it keeps besides heads, such as `momentum copy`, `memory bank` or `prototypes`.
-        optimizer: What it is usually trained with, `sgd` or `adamw`.
-        min_batch: The fewest images of a process that its loss is defined on.
-        transform: lightly's transform of the method; takes `input_size` and `normalize`.
-        epoch: Passes over the images completed, from `schedule`; None before it was first called.
-    """
-
-    name: ClassVar[str]
-    citation: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ()
-    optimizer: ClassVar[str] = "sgd"
-    min_batch: ClassVar[int] = 2
-    transform: ClassVar[Callable[..., Views] | None] = None
-
-    def __init__(self, backbone: nn.Module, feature_dim: int, **settings: Any) -> None:
-        super().__init__()
-        self.check_backbone(backbone)
-        require(*self._check(settings))
-        self.backbone = backbone
-        self.feature_dim = feature_dim
-        self.settings = settings
-        self.epoch: int | None = None
-
-    def _check(self, settings: dict[str, Any]) -> Iterator[tuple[bool, str]]:
-        """Compares settings with the annotations of the `__init__` that takes them."""
-        for setting, value in settings.items():
-            failed = next((rule for rule in self.rules(setting) if not rule.holds(value)), None)
-            yield failed is None, f"{self.name}: {setting} must be {failed and failed.required}, got {value!r}"
-
-    @classmethod
-    def rules(cls, setting: str) -> list[Rule]:
-        """Returns what the annotation of a setting asks of its value; empty where this class does not check it."""
-        parameters = signature(cls.__init__).parameters
-        annotation = parameters[setting].annotation if setting in parameters else Any
-        kind = _KINDS.get(getattr(annotation, "__origin__", annotation))
-        return [rule for rule in (kind, *getattr(annotation, "__metadata__", ())) if isinstance(rule, Rule)]
-
-    @property
-    def learning(self) -> bool:
-        """Whether state may move: in training mode and with gradients, hence never where a loss is only looked at.
-
-        Statistics of batch normalisation alone follow torch's rule and move in training mode without gradients too.
-        """
-        return self.training and torch.is_grad_enabled()
-
-    @classmethod
-    def check_backbone(cls, backbone: nn.Module) -> None:
-        """Refuses a backbone that this objective cannot train.
-
-        Raises:
-            InputError: It cannot; the message says why.
-        """
-
-    def features(self, images: Tensor) -> Tensor:
-        """Returns the backbone's pre-logits of one view: `(B, C, H, W)` to `(B, F)`."""
-        return pre_logits(self.backbone, images)
-
-    def forward(self, views: list[Tensor]) -> Tensor:
-        """Returns the loss, a scalar, of a batch: one tensor `(B, C, H, W)` per view, in training mode."""
-        raise NotImplementedError(f"{type(self).__name__} must implement forward(views)")
-
-    def schedule(self, step: int, steps_per_epoch: int, num_steps: int) -> None:
-        """Tells where the training stands, before the step's loss; without it schedules stay at their start.
-
-        Args:
-            step: Steps taken so far.
-            steps_per_epoch: Steps of an epoch.
-            num_steps: Steps of the whole training.
-        """
-        self.epoch = step // steps_per_epoch
-
-    def after_backward(self) -> None:
-        """Changes gradients, where the method does, between the backward pass and the optimiser's step."""
-
-    def build_transform(self, normalize: dict[str, list[float]], image_size: int, **view_args: Any) -> Views:
-        """Returns lightly's transform of the method; small images are blurred only on request, as lightly advises.
-
-        Args:
-            normalize: The `mean` and `std` of the pixel space.
-            image_size: Height and width of the views.
-            **view_args: Arguments of lightly's transform.
-        """
-        if self.transform is None:
-            raise NotImplementedError(f"{type(self).__name__} must set transform or implement build_transform")
-        blur = {"gaussian_blur": 0.0} if image_size <= LARGEST_SMALL else {}
-        return self.transform(input_size=image_size, normalize=normalize, **{**blur, **view_args})
-
-    def build_views(self, image_size: int, pixel_space: PixelSpace, **view_args: Any) -> Views:
-        """Returns the transform of one PIL image to its views, each `(C, H, W)` in `pixel_space`.
-
-        Args:
-            image_size: Height and width of the views.
-            pixel_space: The space that the backbone is trained in.
-            **view_args: Arguments of lightly's transform, such as `min_scale` or `hf_prob`.
-
-        Raises:
-            InputError: lightly does not take an argument, it is decided by the image size and the pixel space, or the
-                backbone does not take the views.
-        """
-        normalize = {"mean": list(pixel_space.mean), "std": list(pixel_space.std)}
-        decided = sorted({"normalize", "input_size"} & view_args.keys())
-        if decided:
-            raise InputError(f"pretrain.view_args must leave out {', '.join(decided)}, which the images decide")
-        check_arguments(f"pretrain.view_args of {self.name}", view_args)
-        try:
-            return self.build_transform(normalize, image_size, **view_args)
-        except InputError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise InputError(f"pretrain.view_args {view_args} do not fit the views of {self.name}: {error}") from error
-
-    def describe(self) -> dict[str, Any]:
-        """Returns name, citation and settings, for provenance and cards."""
-        return {"name": self.name, "citation": self.citation, **self.settings}
-
-
-def several_processes() -> bool:
-    """Whether the loss must see the other processes' batches as well."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def in_full_precision(loss: Callable[..., Tensor], *outputs: Any) -> Tensor:
-    """Returns a loss computed in float32 at least: statistics of a batch are too coarse in the half precisions.
-
-    Args:
-        loss: What is called, outside autocast.
-        *outputs: Its arguments, tensors and lists of tensors.
-    """
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        return loss(*(_widen(output) for output in outputs))
-
-
-def _widen(output: Any) -> Any:
-    if isinstance(output, list):
-        return [_widen(part) for part in output]
-    half = isinstance(output, Tensor) and output.dtype in (torch.float16, torch.bfloat16)
-    return output.float() if half else output
-
-
-def keep_buffers(module: nn.Module) -> None:
-    """Puts every buffer of a module into its state dict; lightly leaves memory banks out of theirs."""
-    for part in module.modules():
-        for name, buffer in list(part.named_buffers(recurse=False)):
-            part.register_buffer(name, buffer)
+warnings.warn(
+    "ssdd_hub.objective is now ssdd_hub.teachers.objectives: import Objective and its kinds of settings from there",
+    DeprecationWarning,
+    stacklevel=2,
+)

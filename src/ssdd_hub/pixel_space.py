@@ -101,3 +101,8 @@ class PixelSpace:
 def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+
+
+def black_pixel(space: PixelSpace, device: torch.device | str) -> Tensor:
+    """Returns what a black pixel is in a space, `(C, 1, 1)`."""
+    return space.normalise(torch.zeros(space.channels, 1, 1, device=device))

@@ -13,9 +13,9 @@ from typing import Any
 
 from ssdd_hub import arguments
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub import HUB_ID
-from ssdd_hub.markdown import section
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.record import section
+from ssdd_hub.text import HUB_ID
 
 DIGITS = "digits"
 _HUB_MODEL = re.compile(rf"hf[-_]hub:{HUB_ID.pattern}(@[\w./-]+)?", re.ASCII)

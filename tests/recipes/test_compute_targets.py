@@ -18,18 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from datasets import Features
-from datasets import Image as ImageFeature
+from datasets import Features, Image as ImageFeature
 from PIL import Image
 from reference.warm import Running, start_two
 from sklearn.datasets import load_digits
 
-from ssdd_hub.feature_bank import FeatureBank
-from ssdd_hub.image_stream import ImageStream
-from ssdd_hub.images import DataSettings
+from ssdd_hub.data.bank import DataSettings
+from ssdd_hub.data.stream import ImageStream
+from ssdd_hub.models.features import create_backbone
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.streams import seeded
-from ssdd_hub.teacher import Teacher, build_teacher, create_backbone
+from ssdd_hub.seeds import seeded
+from ssdd_hub.targets.bank import FeatureBank
+from ssdd_hub.teachers.teacher import Teacher, build_teacher
 
 ROOT = Path(__file__).parents[2]
 RECIPE, WORKER = ROOT / "recipes" / "compute_targets.py", ROOT / "tests" / "reference" / "targets_worker.py"

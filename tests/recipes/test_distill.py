@@ -15,8 +15,8 @@ import yaml
 from reference.warm import Running
 
 from ssdd_hub import DistilledSet
-from ssdd_hub.checkpoint import load_tree
-from ssdd_hub.teacher import build_teacher
+from ssdd_hub.runs.checkpoints import load_tree
+from ssdd_hub.teachers.teacher import build_teacher
 
 ROOT = Path(__file__).parents[2]
 RECIPE, SMOKE = ROOT / "recipes" / "distill.py", ROOT / "recipes" / "configs" / "smoke.yaml"

@@ -17,7 +17,7 @@ from PIL import Image
 from reference.warm import Running, start_two
 
 from ssdd_hub import DistilledSet
-from ssdd_hub.contenders import REFERENCES
+from ssdd_hub.evaluation.entries import REFERENCES
 
 ROOT = Path(__file__).parents[2]
 RECIPE, DISTILL = ROOT / "recipes" / "evaluate.py", ROOT / "recipes" / "distill.py"
@@ -194,8 +194,10 @@ def test_started_again_it_measures_nothing_and_writes_the_same_records(finished,
 
     before, measured = read_scores(finished)["records"], files()
     table = (finished[3] / "scores.md").read_bytes()
-    monkeypatch.setattr("ssdd_hub.evaluate.fit_student", lambda *arguments: pytest.fail("a student is trained"))
-    monkeypatch.setattr("ssdd_hub.contenders.select", lambda *arguments: pytest.fail("images are selected"))
+    monkeypatch.setattr(
+        "ssdd_hub.evaluation.evaluation.fit_student", lambda *arguments: pytest.fail("a student is trained")
+    )
+    monkeypatch.setattr("ssdd_hub.evaluation.entries.select", lambda *arguments: pytest.fail("images are selected"))
     evaluate(*finished)
     assert json.dumps(read_scores(finished)["records"]) == json.dumps(before)
     assert (finished[3] / "scores.md").read_bytes() == table and files() == measured and measured
@@ -203,7 +205,9 @@ def test_started_again_it_measures_nothing_and_writes_the_same_records(finished,
 
 def test_other_settings_go_on_in_the_same_folder_with_what_is_measured(finished, evaluate, monkeypatch):
     before = read_scores(finished)["records"]
-    monkeypatch.setattr("ssdd_hub.evaluate.fit_student", lambda *arguments: pytest.fail("a student is trained"))
+    monkeypatch.setattr(
+        "ssdd_hub.evaluation.evaluation.fit_student", lambda *arguments: pytest.fail("a student is trained")
+    )
     part = ["--references", "random,none", "--protocol", "knn,probe", "--evaluate.seeds", "1", "--targets", "source"]
     evaluate(*finished, *part)
     records = read_scores(finished)["records"]

@@ -20,10 +20,10 @@ from timm.models import save_for_hf
 
 from ssdd_hub import DistilledSet
 from ssdd_hub.errors import InputError
-from ssdd_hub.inputs import INPUTS_FILE
-from ssdd_hub.own_runs import remember_run
-from ssdd_hub.pretrain import Pretraining
-from ssdd_hub.publish_run import check_teacher
+from ssdd_hub.runs.inputs import INPUTS_FILE
+from ssdd_hub.runs.own_runs import remember_run
+from ssdd_hub.sets.release import check_teacher
+from ssdd_hub.teachers.training import Pretraining
 
 ROOT = Path(__file__).parents[2]
 SIZE, COUNTS = 16, {"train": 40, "test": 12}
@@ -324,7 +324,7 @@ def trained(launch, tmp_path_factory):
     command = ["train_teacher", *TRAIN, "--data.name", folder / "images", "--output"]
     launch(*command, folder / "finished")
     with pytest.MonkeyPatch.context() as interrupt:
-        interrupt.setattr("ssdd_hub.pretrain.Pretraining._step", stop_at(3))
+        interrupt.setattr("ssdd_hub.teachers.training.Pretraining._step", stop_at(3))
         with pytest.raises(SystemExit) as stopped:
             launch(*command, folder / "interrupted")
     assert stopped.value.code == 130 and not (folder / "interrupted" / "teacher").exists()

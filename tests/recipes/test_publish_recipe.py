@@ -13,10 +13,10 @@ import torch
 from hub_server import Fault, HubServer, client_env, connected
 from test_cli import FACTS, full_set
 from test_distilled import contents
-from test_publish_model import MADE, header_of, new_teacher
+from test_release import MADE, header_of, new_teacher
 
+from ssdd_hub.configs.publish import PublishConfig
 from ssdd_hub.errors import SettingsError
-from ssdd_hub.publish_config import PublishConfig
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "publish.py"
 LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1")

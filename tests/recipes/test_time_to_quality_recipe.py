@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssdd_hub.teacher import build_teacher
+from ssdd_hub.teachers.teacher import build_teacher
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")

@@ -7,22 +7,25 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ssdd_hub.batches import AugmentedBatches, CachedBatches
-from ssdd_hub.cells import CellStore
-from ssdd_hub.checkpoint import save_tree
-from ssdd_hub.contenders import Candidate, none_contender, set_contender
-from ssdd_hub.distilled import DistilledSet
-from ssdd_hub.distiller import Distiller, DistillerSettings
-from ssdd_hub.evaluate import Evaluation
-from ssdd_hub.images import ImageBank, fingerprint_pixels
+from ssdd_hub.data.bank import ImageBank, fingerprint_pixels
+from ssdd_hub.distill.batches import AugmentedBatches, CachedBatches
+from ssdd_hub.distill.distiller import Distiller, DistillerSettings
+from ssdd_hub.distill.pool import PoolSettings, StudentPool
+from ssdd_hub.evaluation.entries import Candidate, none_contender, set_contender
+from ssdd_hub.evaluation.evaluation import Evaluation
+from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
+from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.evaluation.store import CellStore
+from ssdd_hub.models.convnet import ConvNet
+from ssdd_hub.models.pretraining import UseSettings
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.pool import PoolSettings, StudentPool
-from ssdd_hub.probe import LinearProbe, ProbeSettings
-from ssdd_hub.protocols import RealData, TeacherError
-from ssdd_hub.students import ConvNet
-from ssdd_hub.targets import FeatureCache, Targets, TargetTransform
-from ssdd_hub.teacher import Teacher
-from ssdd_hub.use import UseSettings
+from ssdd_hub.runs.checkpoints import save_tree
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.targets.cache import FeatureCache
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.teachers.teacher import Teacher
 
 NUM_IMAGES, STEPS = 5, 10
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import ssdd_hub.backbones  # noqa: F401
-from ssdd_hub.objectives import OBJECTIVES, build_objective
+import ssdd_hub.models  # noqa: F401
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.teachers.objectives.registry import OBJECTIVES, build_objective
 
 SIZE = 32
 SPACE = PixelSpace((0.5,) * 3, (0.25,) * 3)

@@ -9,7 +9,7 @@ from reference.objective_cases import NAMES, STATISTICS, build, real_views
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ssdd_hub.checkpoint import save_tree
+from ssdd_hub.runs.checkpoints import save_tree
 
 # As they are used: with batch normalisation, and with the norm after pooling that MAE leaves out.
 WHOLE = {name: "vit_average" if name == "mae" else "resnet" for name in NAMES}

@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from ssdd_hub.checkpoint import Checkpoints, save_tree
-from ssdd_hub.images import DataSettings, load_images
-from ssdd_hub.knn import Watch, WatchSettings
+from ssdd_hub.data.bank import DataSettings, load_images
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.pretrain import Pretraining, PretrainSettings
-from ssdd_hub.run_folder import RunLog
-from ssdd_hub.train_teacher import new_backbone
+from ssdd_hub.runs.checkpoints import Checkpoints, save_tree
+from ssdd_hub.runs.folder import RunLog
+from ssdd_hub.teachers.monitor import Watch, WatchSettings
+from ssdd_hub.teachers.training import Pretraining, PretrainSettings, new_backbone
 
 
 class Interrupted(Exception):

@@ -8,8 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-import ssdd_hub.features
-from ssdd_hub.teacher import Teacher
+import ssdd_hub.targets.cache
+from ssdd_hub.teachers.teacher import Teacher
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ def peak():
 
 
 def main(facts, dies_at, *arguments):
-    forward, write_shard = Teacher.forward, ssdd_hub.features.write_shard
+    forward, write_shard = Teacher.forward, ssdd_hub.targets.cache.write_shard
     marks, shards = [], []
 
     def measured_forward(teacher, pixels):
@@ -37,7 +37,7 @@ def main(facts, dies_at, *arguments):
         shards.append(path.name)
         return write_shard(path, *rest)
 
-    Teacher.forward, ssdd_hub.features.write_shard = measured_forward, deadly_write
+    Teacher.forward, ssdd_hub.targets.cache.write_shard = measured_forward, deadly_write
     recipe = str(ROOT / "recipes" / "compute_targets.py")
     sys.argv = [recipe, *arguments]
     runpy.run_path(recipe, run_name="__main__")

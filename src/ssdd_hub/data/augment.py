@@ -1,0 +1,223 @@
+"""Augmentations of batches.
+
+Random crop and flip of a batch, as pure functions of drawn parameters.
+
+The parameters are drawn apart from their use, so that the same view can be made again: the teacher's cached features
+of a fixed view belong to exactly the pixels that the student will see.
+
+Differentiable siamese augmentation: one of six random operations on a batch, all of which gradients pass through.
+
+From Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021, arXiv 2102.08259); the
+ranges are those of their released code for the strategy `color_crop_cutout_flip_scale_rotate`, which KRR-ST's
+comparisons use too.
+
+The operations act on images as networks see them, hence normalised ones, as in the released codes: brightness is added
+in units of the pixels' std, and what comes from outside an image or is cut out is 0, the mean colour and not black.
+What is drawn is drawn apart from its use. All draws are on the CPU, so that they are the same on every device.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PADDING = 4
+BRIGHTNESS = 0.5
+SATURATION = (0.0, 2.0)
+CONTRAST = (0.5, 1.5)
+CROP = 0.125
+CUTOUT = 0.5
+FLIP = 0.5
+SCALE = (1 / 1.2, 1.2)
+ROTATION = 15.0
+
+
+def draw_views(count: int, generator: torch.Generator) -> Tensor:
+    """Draws a crop offset and a flip for each image.
+
+    Args:
+        count: Number of images `n`.
+        generator: A CPU generator.
+
+    Returns:
+        `(n, 3)`, int64: vertical and horizontal offset in `[0, 2 * PADDING]`, and flip in `{0, 1}`.
+    """
+    offsets = torch.randint(0, 2 * PADDING + 1, (count, 2), generator=generator)
+    flips = torch.randint(0, 2, (count, 1), generator=generator)
+    return torch.cat([offsets, flips], 1)
+
+
+def crop_flip(pixels: Tensor, views: Tensor) -> Tensor:
+    """Pads images with black, crops them back to their size, and flips some, as in KRR-ST's released code.
+
+    Args:
+        pixels: `(n, C, H, W)`, any dtype, in `[0, 1]` or uint8, hence before normalisation.
+        views: `(n, 3)`, from `draw_views`.
+
+    Returns:
+        `(n, C, H, W)`, same dtype.
+    """
+    height, width = pixels.shape[-2:]
+    views = views.to(pixels.device)
+    padded = functional.pad(pixels, (PADDING,) * 4)
+    rows = views[:, :1] + torch.arange(height, device=pixels.device)  # (n, H)
+    columns = torch.arange(width, device=pixels.device).expand(len(views), width)
+    columns = torch.where(views[:, 2:].bool(), width - 1 - columns, columns) + views[:, 1:2]  # (n, W)
+    image = torch.arange(len(views), device=pixels.device)[:, None, None, None]
+    channel = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def augment_dsa(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Applies one of the six operations, all as likely, to a batch; each image draws its own parameters.
+
+    Args:
+        images: `(n, C, H, W)`, floating point, normalised; `C` is 1 or 3.
+        generator: A CPU generator.
+
+    Returns:
+        `(n, C, H, W)`, same dtype.
+    """
+    names = list(OPERATIONS)
+    return OPERATIONS[names[int(torch.randint(len(names), (), generator=generator))]](images, generator)
+
+
+def change_colours(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    """Adds brightness, then scales the distance to each pixel's grey, then that to the image's mean.
+
+    Args:
+        images: `(n, C, H, W)`. Saturation leaves grey ones as they are.
+        brightness: `(n,)`, added to all values; 0 changes nothing.
+        saturation: `(n,)`, factors; 0 makes grey, 1 changes nothing.
+        contrast: `(n,)`, factors; 0 leaves the mean alone, 1 changes nothing.
+    """
+    images = images + _column(brightness, images)
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * _column(saturation, images)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (images - mean) * _column(contrast, images)
+
+
+def shift(images: Tensor, offsets: Tensor) -> Tensor:
+    """Moves the window over each image by whole pixels; outside it there is 0.
+
+    Args:
+        images: `(n, C, H, W)`.
+        offsets: `(n, 2)`, int64, down and right: the result at `(i, j)` is the image at `(i, j)` plus the offset.
+    """
+    height, width = images.shape[-2:]
+    offsets = offsets.to(images.device)
+    rows = torch.arange(height, device=images.device) + offsets[:, :1]  # (n, H)
+    columns = torch.arange(width, device=images.device) + offsets[:, 1:]  # (n, W)
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
+    # The border takes the place of what is outside, and is then blotted out.
+    seen = images.movedim(1, -1)[image, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]]
+    return seen.movedim(-1, 1) * inside[:, None].to(images.dtype)
+
+
+def cut_out(images: Tensor, centres: Tensor) -> Tensor:
+    """Sets a rectangle of half the height and width in each image to 0, as far as it lies inside.
+
+    Args:
+        images: `(n, C, H, W)`.
+        centres: `(n, 2)`, int64, row and column of each rectangle's centre; of an even length the pixel after it.
+    """
+    rows, columns = (
+        _covered(size, centre) for size, centre in zip(images.shape[-2:], centres.to(images.device).T, strict=True)
+    )
+    kept = ~(rows[:, :, None] & columns[:, None])
+    return images * kept[:, None].to(images.dtype)
+
+
+def _covered(size: int, centres: Tensor) -> Tensor:
+    """Returns which of `size` pixels in a line the rectangle covers, `(n, size)`."""
+    length = _share(size, CUTOUT)
+    places = torch.arange(size, device=centres.device) - (centres - length // 2)[:, None]
+    return (places >= 0) & (places < length)
+
+
+def mirror(images: Tensor, flips: Tensor) -> Tensor:
+    """Mirrors the images `(n, C, H, W)` for which `flips` `(n,)`, bool, is true, left to right."""
+    return torch.where(flips.to(images.device)[:, None, None, None], images.flip(-1), images)
+
+
+def rescale(images: Tensor, factors: Tensor) -> Tensor:
+    """Scales each image about its centre, bilinearly; outside it there is 0.
+
+    Args:
+        images: `(n, C, H, W)`.
+        factors: `(n, 2)`, for height and width: 2 shows the image at half its size, 1/2 its middle at twice its size.
+    """
+    zeros = torch.zeros(len(images), dtype=factors.dtype)
+    return _resample(images, [[factors[:, 1], zeros], [zeros, factors[:, 0]]])
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turns each square image about its centre, anticlockwise by `(n,)` degrees, bilinearly; outside it there is 0."""
+    angles = degrees * (math.pi / 180)
+    return _resample(images, [[angles.cos(), -angles.sin()], [angles.sin(), angles.cos()]])
+
+
+def _resample(images: Tensor, matrix: list[list[Tensor]]) -> Tensor:
+    """Looks the result at `(x, y)`, from the centre in half sizes, up in the image at `matrix (x, y)`."""
+    turned = torch.stack([torch.stack(row, 1) for row in matrix], 1)  # (n, 2, 2)
+    affine = functional.pad(turned, (0, 1)).to(images)
+    # Where a corner counts makes no difference without a translation.
+    grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _column(values: Tensor, images: Tensor) -> Tensor:
+    return values.to(images)[:, None, None, None]
+
+
+def _share(size: int, share: float) -> int:
+    """Returns a share of a number of pixels, halves rounded up."""
+    return int(size * share + 0.5)
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def _random_colours(images: Tensor, generator: torch.Generator) -> Tensor:
+    ranges = ((-BRIGHTNESS, BRIGHTNESS), SATURATION, CONTRAST)
+    return change_colours(images, *(_uniform((len(images),), low, high, generator) for low, high in ranges))
+
+
+def _random_shift(images: Tensor, generator: torch.Generator) -> Tensor:
+    most = [_share(size, CROP) for size in images.shape[-2:]]
+    drawn = [torch.randint(-limit, limit + 1, (len(images),), generator=generator) for limit in most]
+    return shift(images, torch.stack(drawn, 1))
+
+
+def _random_cutout(images: Tensor, generator: torch.Generator) -> Tensor:
+    # A rectangle of even length has a centre between pixels, hence one more place; about a quarter lies outside.
+    places = [size + 1 - _share(size, CUTOUT) % 2 for size in images.shape[-2:]]
+    drawn = [torch.randint(0, count, (len(images),), generator=generator) for count in places]
+    return cut_out(images, torch.stack(drawn, 1))
+
+
+def _random_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
+    return mirror(images, torch.rand(len(images), generator=generator) < FLIP)
+
+
+def _random_scale(images: Tensor, generator: torch.Generator) -> Tensor:
+    return rescale(images, _uniform((len(images), 2), *SCALE, generator))
+
+
+def _random_rotation(images: Tensor, generator: torch.Generator) -> Tensor:
+    return rotate(images, _uniform((len(images),), -ROTATION, ROTATION, generator))
+
+
+OPERATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "colour": _random_colours,
+    "crop": _random_shift,
+    "cutout": _random_cutout,
+    "flip": _random_mirror,
+    "scale": _random_scale,
+    "rotate": _random_rotation,
+}

@@ -1,0 +1,306 @@
+"""Image datasets, decoded once into one uint8 tensor."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ssdd_hub.data.columns import suggest
+from ssdd_hub.data.decode import CHANNELS, LARGEST_SIZE, SMALLEST_SIZE, CorruptImageError, PixelStore, decode_image
+from ssdd_hub.data.digits import DigitsSource
+from ssdd_hub.data.sources import DatasetSource
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.seeds import generator
+
+HELDOUT_SPLITS = ("test", "validation", "valid", "val", "dev")
+"""The splits that `heldout_split="auto"` looks for; the first that exists is taken."""
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images to load, and how.
+
+    Attributes:
+        name: `digits` (embedded, scikit-learn), a Hub id, or a local folder, whose path is taken literally.
+        config: Configuration of the dataset; None for its default.
+        revision: Branch, tag or commit of a Hub dataset.
+        split: The split whose images are distilled.
+        heldout_split: The split that scores are measured on. `auto` takes the first of `test`, `validation`, `valid`,
+            `val` and `dev` that exists, and otherwise holds out a part of `split`.
+        heldout_fraction: The part of `split` held out, in (0, 1), when no split is.
+        image_column: The column of the images; `auto` when there is only one.
+        label_column: The column of the classes, used by evaluations only; `auto` takes the class-label column if there
+            is one, `none` takes none.
+        image_size: Pixels a side, 8 to 4096: the shorter side is resized to it and the centre cropped. None keeps the
+            size of images that all share one square size of at most 64; `digits` are then enlarged to 16.
+        mode: `rgb`, `grey`, or `auto`: grey only when every image of the split is stored without colour.
+        max_images: At most this many images of the split, and of the held-out images, drawn by seed.
+        on_corrupt: `refuse` stops at an image that cannot be decoded, `skip` leaves it out and lists it.
+        memory_budget_gb: Pixels that need more than this many gigabytes live in a memory-mapped temporary file.
+        streaming: Read the images of the split once, in their order, without keeping them; only `compute_targets.py`
+            can. `max_images` are then the first ones, none are held out, and `auto` and None above mean the mode and
+            the size of the first image.
+        follow_links: Also read what symbolic links in a folder lead to outside of it; only for links of your own.
+
+    Raises:
+        SettingsError: One or more values are out of range.
+    """
+
+    name: str = "digits"
+    config: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    heldout_split: str = "auto"
+    heldout_fraction: float = 0.1
+    image_column: str = "auto"
+    label_column: str = "auto"
+    image_size: int | None = None
+    mode: str = "auto"
+    max_images: int | None = None
+    on_corrupt: str = "refuse"
+    memory_budget_gb: float = 4.0
+    streaming: bool = False
+    follow_links: bool = False
+
+    def __post_init__(self) -> None:
+        plain = self.config is None and self.revision is None and self.image_column == "auto"
+        require(
+            (
+                self.name != "digits" or plain and self.label_column in ("auto", "none"),
+                "digits take none of --data.config, --data.revision, --data.image-column and --data.label-column",
+            ),
+            (self.name != "digits" or not self.streaming, "digits are in memory: leave out --data.streaming"),
+            (bool(self.name), "--data.name needs 'digits', a Hub id or a folder; it is empty"),
+            (
+                self.heldout_split != self.split,
+                f"--data.heldout-split must differ from --data.split; both are '{self.split}'",
+            ),
+            (
+                0 < self.heldout_fraction < 1,
+                f"--data.heldout-fraction must lie between 0 and 1; got {self.heldout_fraction}",
+            ),
+            (
+                self.image_size is None or SMALLEST_SIZE <= self.image_size <= LARGEST_SIZE,
+                f"--data.image-size must be from {SMALLEST_SIZE} to {LARGEST_SIZE}; got {self.image_size}",
+            ),
+            (self.mode in ("auto", *CHANNELS), f"--data.mode must be auto, rgb or grey; got '{self.mode}'"),
+            (
+                self.max_images is None or self.max_images >= 1,
+                f"--data.max-images must be at least 1; got {self.max_images}",
+            ),
+            (
+                self.on_corrupt in ("refuse", "skip"),
+                f"--data.on-corrupt must be refuse or skip; got '{self.on_corrupt}'",
+            ),
+            (self.memory_budget_gb >= 0, f"--data.memory-budget-gb must be at least 0; got {self.memory_budget_gb}"),
+        )
+
+
+@dataclass(eq=False)
+class ImageBank:
+    """Decoded images of one size.
+
+    Attributes:
+        pixels: `(N, C, H, W)`, uint8, on the CPU; a memory map when above the budget.
+        labels: `(N,)`, int64, for evaluation only; None when the data has none. -1 marks an unknown one.
+        label_names: One name per class, or None.
+        source: Where the images come from, for provenance: `name`, `config`, `revision`, `split`, `selection`,
+            `num_images`, `num_skipped`, `skipped` (the first five), `image_column`, `image_size`, `mode`, `license`,
+            `fingerprint`.
+    """
+
+    pixels: Tensor
+    labels: Tensor | None
+    label_names: list[str] | None
+    source: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels `C`, 1 or 3."""
+        return self.pixels.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side, `H = W`."""
+        return self.pixels.shape[-1]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of images `N`, as streams name it."""
+        return len(self.pixels)
+
+    def rows(self) -> Iterator[Callable[[], Tensor]]:
+        """Yields for each image what returns its pixels `(C, H, W)`, uint8."""
+        return (partial(self.pixels.__getitem__, index) for index in range(len(self.pixels)))
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the shape and the pixels, as stored in `source`."""
+        return str(self.source["fingerprint"])
+
+    def subset(self, indices: Tensor | Sequence[int]) -> "ImageBank":
+        """Returns a bank of some of the images, copied into memory, in the order of the indices."""
+        indices = torch.as_tensor(indices, dtype=torch.int64)
+        pixels = self.pixels[indices]
+        labels = None if self.labels is None else self.labels[indices]
+        source = {**self.source, "num_images": len(pixels), "fingerprint": fingerprint_pixels(pixels)}
+        return replace(self, pixels=pixels, labels=labels, source=source)
+
+
+def fingerprint_pixels(pixels: Tensor, chunk: int = 4096) -> str:
+    """Returns the sha256 of the shape and the bytes of `pixels (N, C, H, W)`, uint8, read `chunk` images at a time."""
+    digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
+    for part in torch.split(pixels, chunk):
+        digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) -> tuple[ImageBank, ImageBank]:
+    """Decodes the images to distil and the held-out images.
+
+    Held-out images take the size and the mode of the others.
+
+    Args:
+        settings: Which images, and how.
+        seed: Decides which images are drawn for `max_images` and for a held-out part.
+        progress: Shows a progress bar when decoding takes more than two seconds.
+
+    Returns:
+        The images of `settings.split`, and the held-out ones; no image is in both.
+
+    Raises:
+        InputError: The data cannot be found or used; the message says how to mend it.
+    """
+    if settings.streaming:
+        raise InputError(
+            "--data.streaming reads images once and in their order, and here they are needed in any order: leave it "
+            "out; pixels above --data.memory-budget-gb are kept in a file"
+        )
+    source: DigitsSource | DatasetSource
+    if settings.name == "digits":
+        source = DigitsSource()
+    else:
+        columns = (settings.image_column, settings.label_column)
+        place = (settings.name, settings.config, settings.revision)
+        source = DatasetSource(*place, *columns, progress, settings.follow_links)
+    chosen, heldout_chosen = _choose(source, settings, seed)
+    images = _load(source, chosen, settings, progress)
+    # The held-out images are scored by networks made for the others.
+    settings = replace(settings, image_size=images.image_size, mode=images.source["mode"])
+    return images, _load(source, heldout_chosen, settings, progress)
+
+
+class _Choice(NamedTuple):
+    """Some images of a split, and the words that provenance has for them."""
+
+    split: str
+    indices: list[int]
+    selection: str
+
+
+def _choose(source: DigitsSource | DatasetSource, settings: DataSettings, seed: int) -> tuple[_Choice, _Choice]:
+    split, heldout_split = settings.split, settings.heldout_split
+    if heldout_split == "auto":
+        heldout_split = next((name for name in HELDOUT_SPLITS if name in source.splits and name != split), split)
+    wanted = (("split", split), ("heldout-split", heldout_split))
+    for option, name in wanted:
+        if name not in source.splits:
+            known = suggest(name, source.splits)
+            raise InputError(f"the dataset '{settings.name}' has no split '{name}' (--data.{option}); {known}")
+    # From here on the data is downloaded.
+    for option, name in wanted:
+        if source.num_rows(name) == 0:
+            raise InputError(f"the split '{name}' (--data.{option}) of the dataset '{settings.name}' holds no images")
+    order = torch.arange(source.num_rows(split))
+    if heldout_split != split:
+        heldout, parts = torch.arange(source.num_rows(heldout_split)), ("all", "all")
+    elif len(order) == 1:
+        raise InputError(f"the split '{split}' holds a single image; name another --data.heldout-split")
+    else:
+        count = min(max(1, round(len(order) * settings.heldout_fraction)), len(order) - 1)
+        order = order[torch.randperm(len(order), generator=generator(seed, "images/held-out"))]
+        heldout, order = order[:count], order[count:]
+        drawn = f"{settings.heldout_fraction:g} held out by seed {seed}"
+        parts = (f"all but {drawn}", drawn)
+    return (
+        _draw(split, order, parts[0], settings.max_images, seed),
+        _draw(heldout_split, heldout, parts[1], settings.max_images, seed),
+    )
+
+
+def _draw(split: str, indices: Tensor, selection: str, most: int | None, seed: int) -> _Choice:
+    if most is not None and most < len(indices):
+        purpose = f"images/subset of {split}, {selection}"
+        indices = indices[torch.randperm(len(indices), generator=generator(seed, purpose))[:most]]
+        selection = f"{most} drawn by seed {seed} of {selection}"
+    return _Choice(split, sorted(indices.tolist()), selection)
+
+
+def _load(source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataSettings, progress: bool) -> ImageBank:
+    store, kept, skipped = _decode(source, chosen, settings, progress)
+    pixels, labels, label_names = store.pixels(), None, None
+    if settings.label_column != "none":
+        labels = source.labels(chosen.split, [chosen.indices[position] for position in kept])
+        label_names = None if labels is None else source.label_names
+    provenance = {
+        "name": settings.name,
+        **source.describe(),
+        "split": chosen.split,
+        "selection": chosen.selection,
+        "num_images": len(kept),
+        "num_skipped": len(skipped),
+        "skipped": skipped[:5],
+        "image_size": store.image_size,
+        "mode": store.mode,
+        "fingerprint": fingerprint_pixels(pixels),
+    }
+    return ImageBank(pixels, labels, label_names, provenance)
+
+
+def refuse_corrupt(where: str, split: str, name: str, error: CorruptImageError) -> InputError:
+    """Returns the error that stops at an image that cannot be decoded."""
+    return InputError(
+        f"the image at {where} of the split '{split}' of '{name}' cannot be decoded ({error}); mend or "
+        "remove it, or pass --data.on-corrupt skip"
+    )
+
+
+def _decode(
+    source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataSettings, progress: bool
+) -> tuple[PixelStore, list[int], list[str]]:
+    """Returns the pixels, the positions in `chosen.indices` that they stand for, and what was wrong with the rest."""
+    split, indices, _ = chosen
+    size = settings.image_size or source.default_size
+    store = PixelStore(len(indices), size, settings.mode, round(settings.memory_budget_gb * 1e9))
+    kept, skipped = [], []
+    rows = tqdm(source.rows(split, indices), f"decode {split}", len(indices), disable=not progress, delay=2)
+    for position, (where, read) in enumerate(rows):
+        try:
+            image = decode_image(read(), size)
+        except CorruptImageError as error:
+            skipped.append(f"{where}: {error}")
+            if settings.on_corrupt == "refuse":
+                raise refuse_corrupt(where, split, settings.name, error) from error
+            continue
+        store.add(image, where)
+        kept.append(position)
+    if not kept:
+        raise InputError(
+            f"none of the {len(indices)} images of the split '{split}' of '{settings.name}' can be decoded; "
+            f"the first is {skipped[0]}"
+        )
+    return store, kept, skipped
+
+
+def draw_heldout(bank: ImageBank, most: int, seed: int) -> ImageBank:
+    """Returns at most so many images of a bank, drawn by seed and in their order, to measure on."""
+    order = torch.randperm(len(bank), generator=generator(seed, "held-out images"))
+    return bank.subset(order[:most].sort().values)

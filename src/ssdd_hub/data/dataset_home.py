@@ -1,0 +1,195 @@
+"""Where a dataset lives, a local folder or a repository of the Hub; nothing outside of it is opened or asked for.
+
+A dataset is somebody else's data: its card, its tables and its index of images name further files, which `datasets`
+would take from anywhere.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssdd_hub.data.dataset_card import CARDS, config_names, data_patterns, is_address, licence_text, read_card
+from ssdd_hub.errors import InputError
+
+_ARCHIVES = ("zip", "gzip", "bz2", "xz", "lz4", "zstd")
+"""How addresses begin by which `datasets` reads inside files: `zip://cat/1.png::/folder/cats.zip`."""
+
+
+class Place(NamedTuple):
+    """A file that may be opened.
+
+    Attributes:
+        file: Its absolute path, or its address on the Hub.
+        protocol: How to read inside it, `zip` for example; empty for the file itself.
+        member: What to read there.
+    """
+
+    file: str
+    protocol: str = ""
+    member: str = ""
+
+
+class Home:
+    """Where a dataset lives.
+
+    Args:
+        name: What the user called it.
+
+    Attributes:
+        place: What a message calls it.
+        opened: What `datasets` is asked to open.
+    """
+
+    place: str
+    opened: str
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._cards: dict[str | None, list[dict[str, Any]]] = {}
+
+    def find(self, path: str) -> Place | None:
+        """Returns what may be opened for a path or address in the data, and None if it lies elsewhere."""
+        protocol, separator, rest = path.partition("://")
+        if not separator or protocol not in _ARCHIVES:
+            file = self._find_file(path)
+            return Place(file) if file else None
+        # Names may hold `::` too, so the archive is what exists among all that follows one.
+        found = []
+        for match in re.finditer("(?=::)", rest):
+            member, archive = rest[: match.start()], rest[match.start() + 2 :]
+            if file := self._find_file(archive) if "://" in archive or os.path.isabs(archive) else None:
+                found.append(Place(file, protocol, member))
+        return next((place for place in found if os.path.exists(place.file)), found[0] if found else None)
+
+    def _find_file(self, path: str) -> str | None:
+        raise NotImplementedError
+
+    def plain(self, file: str) -> str:
+        """Returns a path or address of the same file that holds no `::`."""
+        return file
+
+    def shown(self, path: str) -> str:
+        """Returns what a message calls a file of the data; published cards should not show somebody's folders."""
+        if path.startswith("data:"):
+            return "data: URL"
+        name = path.partition("::")[0] if path.partition("://")[0] in _ARCHIVES else path
+        return printable(Path(name).name)
+
+    def reason(self, error: BaseException) -> str:
+        """Returns what an error of `datasets` says, in one line."""
+        return (str(error) or type(error).__name__).splitlines()[0]
+
+    def cards(self, revision: str | None) -> list[dict[str, Any]]:
+        """Returns the metadata of the card, and of what adds to it; they are read once.
+
+        Raises:
+            InputError: One cannot be read.
+        """
+        if revision not in self._cards:
+            found = [self._find_card(file, revision) for file in CARDS]
+            self._cards[revision] = [read_card(card, self.name) if card else {} for card in found]
+        return self._cards[revision]
+
+    def _find_card(self, file: str, revision: str | None) -> Path | None:
+        raise NotImplementedError
+
+    def check_link(self, subject: str, file: str) -> None:
+        """Refuses a file that is reached by a link out of the dataset.
+
+        Args:
+            subject: What a message calls the file, as a part of a sentence.
+            file: Its path, of what `find` returns.
+
+        Raises:
+            InputError: The link leads elsewhere, and links are not to be followed.
+        """
+
+    def licence(self, revision: str | None) -> str | None:
+        """Returns what the card states."""
+        return licence_text(self.cards(revision)[0].get("license"))
+
+    def check_cards(self, revision: str | None) -> None:
+        """Refuses a card that sends `datasets` elsewhere, before it goes there.
+
+        Raises:
+            InputError: A configuration names files outside of this dataset, or would be prepared outside of the cache.
+        """
+        for card in self.cards(revision):
+            for pattern in data_patterns(card):
+                if not self._is_pattern_inside(pattern):
+                    raise InputError(f"the card of '{self.name}' names {pattern!r} as data: {self._required}")
+            for name in config_names(card):
+                if name in (".", ".."):
+                    raise InputError(f"the card of '{self.name}' calls a configuration '{name}': give it another name")
+
+    def check_files(self, files: Iterable[str]) -> None:
+        """Refuses data files outside of this dataset.
+
+        Raises:
+            InputError: There is one, or one is reached by a link that leads there.
+        """
+        for file in files:
+            place = self.find(file)
+            if place is None:
+                raise InputError(f"the dataset '{self.name}' names {file!r} as data: {self._required}")
+            self.check_link(f"the data file {self.shown(file)!r} of '{self.name}'", place.file)
+
+    def refuse(self, where: str, path: str) -> InputError:
+        """Returns the error about an image that lies elsewhere."""
+        return InputError(f"the image at {where} has the path {path!r}: {self._required}")
+
+    @property
+    def _required(self) -> str:
+        return f"all its files must lie in {self.place}; move them there, or mend what names them"
+
+    def _is_pattern_inside(self, pattern: str) -> bool:
+        if is_address(pattern) or os.path.isabs(pattern):
+            return self._find_file(pattern) is not None
+        return os.path.normpath(pattern).split(os.sep)[0] != ".."
+
+
+class HubHome(Home):
+    """A repository of the Hub, with what the client keeps of it.
+
+    Args:
+        name: Its id.
+
+    Attributes:
+        commit: The commit that is read, once it is known.
+    """
+
+    def __init__(self, name: str) -> None:
+        from huggingface_hub import constants
+
+        super().__init__(name)
+        self.opened = name
+        self.place = f"the repository '{name}' of the Hub"
+        self.commit: str | None = None
+        self._snapshots = (
+            Path(constants.HF_HUB_CACHE).absolute() / f"datasets--{name.replace('/', '--')}" / "snapshots"
+        )
+
+    def _find_file(self, path: str) -> str | None:
+        root = f"hf://datasets/{self.name}"
+        if os.path.isabs(path):
+            place = Path(os.path.normpath(path))
+            return str(place) if place.is_relative_to(self._snapshots) and place != self._snapshots else None
+        address = path if "://" in path else f"{root}{'@' + self.commit if self.commit else ''}/{path}"
+        within = address.removeprefix(root)
+        outside = within == address or within[:1] not in ("@", "/") or "::" in within or ".." in within.split("/")
+        return None if outside else address
+
+    def _find_card(self, file: str, revision: str | None) -> Path | None:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(self.name, file, repo_type="dataset", revision=revision))
+        except (OSError, ValueError):  # it has none, or cannot be reached
+            return None
+
+
+def printable(name: str) -> str:
+    """Returns a name without characters that would break a line or hide something."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)

@@ -1,0 +1,95 @@
+"""The encoded images of a dataset, read from wherever its rows say that they stand, if that is part of the dataset."""
+
+import base64
+import binascii
+import os
+import stat
+import zlib
+from lzma import LZMAError
+from pathlib import Path
+from tarfile import TarError
+from urllib.parse import unquote_to_bytes
+from zipfile import BadZipFile
+
+from ssdd_hub.data.dataset_home import Home, Place
+from ssdd_hub.data.decode import CorruptImageError
+from ssdd_hub.errors import InputError
+
+_BROKEN_ARCHIVE = (BadZipFile, EOFError, LZMAError, TarError, zlib.error)
+
+
+def read_row(home: Home, where: str, content: bytes | None, path: str | None) -> bytes:
+    """Reads the file of one row.
+
+    Args:
+        home: Where the dataset lives.
+        where: What a message calls the row.
+        content: The file's content, when the row holds it.
+        path: Where it stands otherwise: a path, the address of a member of an archive or of a file on the Hub, or a
+            `data:` URL, which is the content itself.
+
+    Raises:
+        CorruptImageError: There is no such file, or its archive is damaged.
+        InputError: The path leads out of the dataset, also by a link, or to what is no regular file, or the file
+            cannot be reached.
+    """
+    if content is not None or not path:
+        return content or b""
+    if path.startswith("data:"):
+        return _inline(path)
+    place = home.find(path)
+    if place is None:
+        raise home.refuse(where, path)
+    home.check_link(f"the image at {where}", place.file)
+    try:
+        if os.path.isabs(place.file) and not stat.S_ISREG(os.stat(place.file).st_mode):
+            # A pipe would be waited for, and a device may never end.
+            raise InputError(f"the image at {where} must be a regular file, and {path!r} is none: mend or remove it")
+        return _fetch(home, place)
+    except InputError:
+        raise
+    except Exception as error:  # each way to the Hub or into an archive raises its own kinds
+        text = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+        reason = f"{type(error).__name__}: {text}"
+        if isinstance(error, _BROKEN_ARCHIVE) or _is_missing(error):
+            raise CorruptImageError(reason) from error
+        problem = f"the image at {where} cannot be read ({reason})"
+        raise InputError(f"{problem}: the same command goes on where it stopped") from error
+
+
+def _fetch(home: Home, place: Place) -> bytes:
+    from datasets.utils.file_utils import xopen
+    from fsspec.core import url_to_fs
+
+    if os.path.isabs(place.file) and not place.protocol:
+        return Path(place.file).read_bytes()
+    file = home.plain(place.file)
+    address = f"{place.protocol}://{place.member}::{file}" if place.protocol else file
+    if "*" not in address and "::" not in place.member:
+        with xopen(address, "rb") as opened:
+            return bytes(opened.read())
+    # `xopen` would take such a name for a pattern, or for the way into a further archive.
+    files, inside = url_to_fs(f"{place.protocol}://::{file}" if place.protocol else file)
+    with files.open(place.member if place.protocol else inside, "rb") as opened:
+        return bytes(opened.read())
+
+
+def _inline(path: str) -> bytes:
+    kind, _, text = path.partition(",")
+    try:
+        content = unquote_to_bytes(text)
+        return base64.b64decode(content, validate=True) if kind.endswith(";base64") else content
+    except binascii.Error as error:
+        raise CorruptImageError(f"a data: URL must hold base64 text ({error})") from error
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Whether a file is known not to exist; without a connection, the Hub and fsspec call it not found too."""
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if isinstance(error, EntryNotFoundError):
+        return not isinstance(error, LocalEntryNotFoundError)
+    cause = error.__cause__  # in an archive, a KeyError
+    return isinstance(error, FileNotFoundError | KeyError | NotADirectoryError) and (
+        cause is None or _is_missing(cause)
+    )

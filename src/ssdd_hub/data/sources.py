@@ -1,0 +1,260 @@
+"""The image datasets that `datasets` reads, of the Hub or a local folder, as encoded image files."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssdd_hub.data.columns import find_image_column, find_label_column, suggest
+from ssdd_hub.data.dataset_card import licence_text
+from ssdd_hub.data.dataset_home import HubHome
+from ssdd_hub.data.literal_folder import literal
+from ssdd_hub.data.local_home import LocalHome
+from ssdd_hub.data.row_files import read_row
+from ssdd_hub.errors import InputError
+
+MISTAKES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What `datasets` raises, beside errors of its own, for tables whose metadata is not what it believes."""
+
+_FORMATS = (
+    *("arrow", "audiofolder", "cache", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset"),
+)
+"""The formats whose files are all that is read, and `cache`, what `datasets` has prepared of these before.
+
+HDF5 files hold links to other files and data that lies in them, and a Lance dataset states where its files are.
+"""
+
+
+class DatasetSource:
+    """A dataset of the Hub or a local folder, read with `datasets`.
+
+    Configuration and columns are checked before anything large is downloaded, as far as the card states them.
+
+    Args:
+        name: Hub id or folder, taken literally; a folder written by `save_to_disk` is one too.
+        config: One of the dataset's configurations; None for its default.
+        revision: Branch, tag or commit of a Hub dataset; None for its newest.
+        image_column: A column, or `auto` for the only image column.
+        label_column: A column, `auto` for the class-label column if there is one, or `none`.
+        progress: Lets `datasets` show its progress bars.
+        follow_links: Also read files outside of a folder to which links inside it lead.
+
+    Raises:
+        InputError: There is no such dataset, configuration, revision or column, `auto` has several to choose from,
+            or the card names files outside of the dataset, or a link leads out of it.
+    """
+
+    default_size = None
+
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        revision: str | None = None,
+        image_column: str = "auto",
+        label_column: str = "auto",
+        progress: bool = True,
+        follow_links: bool = False,
+    ) -> None:
+        self._name, self._revision, self._progress = name, revision, progress
+        self._wanted = (image_column, label_column)
+        self._home = _find_home(name, follow_links)
+        if isinstance(self._home, LocalHome) and revision:
+            raise InputError(f"'{name}' is a folder, which has no revisions; leave out --data.revision '{revision}'")
+        saved = isinstance(self._home, LocalHome) and self._home.saved
+        self._builder: Any = None if saved else _find_builder(self._home, config, revision)
+        if self._builder is None:
+            self.splits = list(self._tables)
+        else:
+            self.splits = [str(split) for split in self._builder.info.splits or self._builder.config.data_files]
+            if self._builder.info.features:
+                self._check_columns(self._builder.info.features)
+
+    @cached_property
+    def _tables(self) -> Mapping[str, Any]:
+        import datasets
+
+        try:
+            if self._builder is None:
+                saved = datasets.load_from_disk(self._home.opened)
+                tables = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+            else:
+                with _progress_bars(self._progress):
+                    self._builder.download_and_prepare()
+                # `as_dataset` refuses splits without rows.
+                filled = [split for split, info in self._builder.info.splits.items() if info.num_examples]
+                tables = {split: self._builder.as_dataset(split) for split in filled}
+        except (datasets.exceptions.DatasetsError, *MISTAKES) as error:
+            if self._builder is None and isinstance(error, IndexError):  # what `load_from_disk` raises without rows
+                raise InputError(f"the dataset '{self._name}' holds no images in one of its splits") from error
+            reason = error.__cause__ or error
+            raise InputError(f"the dataset '{self._name}' cannot be read: {self._home.reason(reason)}") from error
+        for table in tables.values():
+            self._check_columns(table.features)
+        return {str(split): table for split, table in tables.items()}
+
+    @cached_property
+    def _columns(self) -> tuple[str, str | None]:
+        return self._check_columns(next(iter(self._tables.values())).features)
+
+    def _check_columns(self, features: Mapping[str, Any]) -> tuple[str, str | None]:
+        image_column, label_column = self._wanted
+        return find_image_column(features, image_column), find_label_column(features, label_column)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """One name per class; None without labels or when they are plain numbers."""
+        feature = next(iter(self._tables.values())).features.get(self._columns[1])
+        names = getattr(feature, "names", None)
+        return [literal(name) for name in names] if names else names
+
+    def num_rows(self, split: str) -> int:
+        """Returns the number of images of a split; the first call downloads the data and checks its columns."""
+        return len(self._tables.get(split, ()))
+
+    def rows(self, split: str, indices: Sequence[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Yields where each image stands, and what reads its file or raises `CorruptImageError` if that is in vain."""
+        return self._encoded(self._tables[split].select(indices), indices)
+
+    def _encoded(self, table: Any, numbers: Iterable[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        import datasets
+
+        column = self._check_columns(table.features or {})[0]
+        numbers = iter(numbers)
+        table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        for batch in table.iter(batch_size=64):
+            for value in batch[column]:
+                content, path = (value["bytes"], value["path"]) if value else (None, None)
+                where = f"row {next(numbers)}" + (f" ({self._home.shown(path)})" if path else "")
+                yield where, partial(read_row, self._home, where, content, path)
+
+    def labels(self, split: str, indices: Sequence[int]) -> Tensor | None:
+        """Returns the class of each index, `(len(indices),)`, int64, -1 where unknown; None when all are unknown."""
+        column = self._columns[1]
+        if column is None:
+            return None
+        values = self._tables[split].select_columns([column]).select(indices)[:][column]
+        labels = torch.tensor([-1 if value is None else value for value in values], dtype=torch.int64)
+        return labels if (labels >= 0).any() else None
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what provenance records; the revision is the commit where it is known."""
+        licence = self._home.licence(self._revision)
+        values = {"config": None, "revision": self._revision, "image_column": self._columns[0]}
+        if self._builder is not None:
+            info, data_files = self._builder.info, self._builder.config.data_files or {}
+            files = [*(info.download_checksums or ()), *(str(file) for part in data_files.values() for file in part)]
+            commit = re.search(r"^hf://[^@]+@([0-9a-f]{40})/", "\n".join(files), re.MULTILINE)
+            values |= {"config": self._builder.config.name, "revision": commit.group(1) if commit else self._revision}
+            licence = licence or licence_text(info.license)
+        return {**values, "license": licence or "unknown"}
+
+
+def _find_home(name: str, follow_links: bool) -> LocalHome | HubHome:
+    """Returns the folder of this name, if there is one, and otherwise the repository of the Hub."""
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        path = Path(name).expanduser()
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long, of a user who does not exist, or with a null character
+        exists = is_folder = False
+    if is_folder:
+        return LocalHome(name, follow_links)
+    if exists:
+        raise InputError(f"'{name}' is a file; --data.name takes a Hub id or the folder that holds the images")
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        raise InputError(f"the folder '{name}' does not exist; --data.name takes a Hub id or an existing folder")
+    if name in _PACKAGED_DATASETS_MODULES:
+        # `datasets` would read the working directory.
+        raise InputError(
+            f"'{name}' is a format and no dataset, and there is no folder of that name here; --data.name takes a Hub "
+            "id or an existing folder, whatever the format of its files"
+        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(
+            f"'{name}' is neither a folder that exists nor a Hub id, which is a name or owner/name of letters, "
+            "digits, '-', '_' and '.'; --data.name takes one of these, or 'digits'"
+        ) from error
+    if name.startswith("buckets/"):
+        raise InputError(
+            f"'{name}' is a bucket; --data.name takes the id of a dataset on the Hub or an existing folder"
+        )
+    return HubHome(name)
+
+
+def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
+    home.check_cards(revision)
+    builder = _open_builder(home, config, revision)
+    _check_format(home, builder)
+    files = [str(file) for part in (builder.config.data_files or {}).values() for file in part]
+    if isinstance(home, HubHome):
+        commits = [match[1] for file in files if (match := re.match(r"hf://[^@]+@([^/]+)/", file))]
+        if not files and re.fullmatch("[0-9a-f]{40}", str(builder.hash)):
+            commits = [builder.hash]
+        home.commit = commits[0] if commits else None
+        if not files and not commits:
+            # Without a connection `datasets` opens what it has prepared before, of a folder too if its name was the
+            # same; of what is on the Hub it keeps the commit.
+            raise InputError(
+                f"'{home.name}' is no folder here, and what the cache holds under this name is not known to come from "
+                "the Hub; pass the folder's path as --data.name, or restore the connection"
+            )
+    home.check_files(files)
+    return builder
+
+
+def _check_format(home: LocalHome | HubHome, builder: Any) -> None:
+    name = builder.__module__.split(".")[-1]
+    if name not in _FORMATS:
+        raise InputError(
+            f"'{home.name}' must hold image files, or tables in Parquet, Arrow, CSV, JSON or WebDataset, and its "
+            f"files are of the format '{name}', which may lead to files elsewhere: convert them to Parquet"
+        )
+
+
+def _open_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
+    import datasets
+    import yaml
+
+    name = home.name
+    try:
+        return datasets.load_dataset_builder(home.opened, config, revision=revision)
+    except ConnectionError as error:
+        raise InputError(
+            f"'{name}' is no local folder, and the Hub cannot be reached to look for it ({home.reason(error)}); "
+            "check the connection, or pass a folder as --data.name"
+        ) from error
+    except FileNotFoundError as error:
+        raise InputError(f"no images found under --data.name '{name}': {home.reason(error)}") from error
+    except ValueError as error:
+        if not re.search("BuilderConfig|Config name", str(error)):
+            raise InputError(f"--data.name '{name}' cannot be opened: {home.reason(error)}") from error
+        known = datasets.get_dataset_config_names(home.opened, revision=revision)
+        problem = f"has no configuration '{config}'" if config else "has several configurations; pass --data.config"
+        raise InputError(f"the dataset '{name}' {problem}; {suggest(config or '', known)}") from error
+    except (*MISTAKES, datasets.exceptions.DatasetsError, yaml.YAMLError) as error:
+        raise InputError(f"--data.name '{name}' cannot be opened: {home.reason(error)}") from error
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    import datasets
+
+    quieten = not shown and not datasets.are_progress_bars_disabled()
+    if quieten:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if quieten:
+            datasets.enable_progress_bars()

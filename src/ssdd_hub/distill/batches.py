@@ -1,0 +1,180 @@
+"""Batches of real images with their targets: batch `s` is a pure function of `(seed, s)`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ssdd_hub.data.augment import crop_flip, draw_views
+from ssdd_hub.data.bank import ImageBank
+from ssdd_hub.data.device import keep, may_stay, send, take
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.seeds import draw_batch, generator
+from ssdd_hub.targets.cache import FeatureCache, fixed_views
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.teachers.teacher import Teacher
+
+
+class Batches(Protocol):
+    """Gives the real batch of an outer step."""
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Returns one process's slice: images `(b, C, H, W)` and targets `(b, D)`, on the device of the students."""
+
+
+@dataclass(kw_only=True)
+class RealBatches:
+    """What every kind of batch shares: which images, and which part of them is this process's.
+
+    On a GPU, pixels and targets that `device.keep` lets stay there are never sent again.
+
+    Attributes:
+        pixels: `(N, C, H, W)`, uint8.
+        pixel_space: The space in which students see real images.
+        batch_size: Images `B` of a batch, over all processes.
+        seed: Seed of the run.
+        device: Where the batches go.
+        dtype: Type of images and targets.
+    """
+
+    pixels: Tensor
+    pixel_space: PixelSpace
+    batch_size: int
+    seed: int
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        self.pixels = keep(self.pixels, self.device)
+
+    def _take(self, step: int, rank: int, world: int) -> tuple[slice, Tensor, Tensor]:
+        """Returns this process's slice of the batch, its indices, and its pixels in `[0, 1]`."""
+        mine = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
+        indices = draw_batch(len(self.pixels), self.batch_size, self.seed, "real batch", step)[mine]
+        pixels = take(self.pixels, indices, self.device).to(self.dtype) / 255
+        return mine, indices, pixels
+
+
+@dataclass(kw_only=True)
+class CachedBatches(RealBatches):
+    """Real images as they are, with targets computed before.
+
+    Attributes:
+        targets: `(N, D)`.
+    """
+
+    targets: Targets | Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.targets = _ready(self.targets, self.device)
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
+        _, indices, pixels = self._take(step, rank, world)
+        targets = self.targets
+        rows = take(targets, indices, self.device) if isinstance(targets, Tensor) else targets[indices]
+        return self.pixel_space.normalise(pixels), send(rows, self.device).to(self.dtype)
+
+
+@dataclass(kw_only=True)
+class ViewBatches(RealBatches):
+    """One of `K` fixed augmented views of each real image, drawn anew for every batch, with targets computed before.
+
+    Attributes:
+        targets: `(N, D)` for each of the views that `fixed_views` gives for `seed`.
+    """
+
+    targets: Sequence[Targets | Tensor]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.targets = [_ready(targets, self.device, len(self.targets)) for targets in self.targets]
+        rows, views = range(len(self.pixels)), range(len(self.targets))
+        # Offsets and flips are at most 8: in bytes they take an eighth of the memory.
+        self.crops = torch.stack([fixed_views(rows, view, self.seed).to(torch.uint8) for view in views])  # (K, N, 3)
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
+        mine, indices, pixels = self._take(step, rank, world)
+        drawn = torch.randint(len(self.crops), (self.batch_size,), generator=generator(self.seed, "view", step))
+        views = drawn[mine]
+        # Views are grouped to read each bank once; a stable sort's inverse puts the targets back in their order.
+        order = views.argsort(stable=True)
+        groups = [(targets, indices[views == view]) for view, targets in enumerate(self.targets)]
+        parts = [take(t, i, self.device) if isinstance(t, Tensor) else send(t[i], self.device) for t, i in groups]
+        targets = take(torch.cat(parts), order.argsort(), self.device)
+        pixels = crop_flip(pixels, send(self.crops[views, indices].long(), self.device))
+        return self.pixel_space.normalise(pixels), targets.to(self.dtype)
+
+
+@dataclass(kw_only=True)
+class AugmentedBatches(RealBatches):
+    """Freshly cropped and flipped images, and the teacher run on just these, as in KRR-ST's released code.
+
+    Attributes:
+        teacher: On `device`.
+        transform: Makes targets of its features.
+    """
+
+    teacher: Teacher
+    transform: TargetTransform
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
+        mine, _, pixels = self._take(step, rank, world)
+        views = draw_views(self.batch_size, generator(self.seed, "augment", step))[mine]
+        pixels = crop_flip(pixels, send(views, self.device))
+        targets = self.transform(self.teacher(pixels))
+        return self.pixel_space.normalise(pixels), targets.to(self.device, self.dtype)
+
+
+def _ready(targets: Targets | Tensor, device: torch.device | str, copies: int = 1) -> Targets | Tensor:
+    """Returns targets on a GPU as a whole where `copies` of them may stay there, and as they are otherwise."""
+    if isinstance(targets, Tensor):
+        return keep(targets, device, copies)
+    size = len(targets) * targets.width * targets.dtype.itemsize
+    return targets[:].to(device) if may_stay(size * copies, device) else targets
+
+
+def build_batches(
+    source: ImageBank,
+    cache: FeatureCache,
+    targets: Targets,
+    pixel_space: PixelSpace,
+    *,
+    batch_size: int,
+    seed: int,
+    augment: bool,
+    views: int,
+) -> Batches:
+    """Returns the real data of the outer steps, on the device of the cache's accelerator, in the type of the targets.
+
+    Args:
+        source: The source images.
+        cache: The teacher and its features.
+        targets: Targets of the images as they are, `(N, D)`; their transform serves for views too.
+        pixel_space: The space in which students see real images.
+        batch_size: Images `B` of a batch, over all processes.
+        seed: Seed of the run.
+        augment: Crop and flip.
+        views: `K` fixed crops and flips of each image; 0 for fresh ones in every batch, with the teacher run on them.
+    """
+    common: dict[str, Any] = {
+        "pixels": source.pixels,
+        "pixel_space": pixel_space,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": cache.accelerator.device,
+        "dtype": targets.dtype,
+    }
+    if not augment:
+        return CachedBatches(**common, targets=targets)
+    if views:
+        banks = [cache.features(source, view, seed) for view in range(views)]
+        return ViewBatches(**common, targets=[Targets(bank, targets.transform, targets.dtype) for bank in banks])
+    transform = targets.transform.to(common["device"], targets.dtype)
+    return AugmentedBatches(**common, teacher=cache.teacher, transform=transform)

@@ -1,0 +1,108 @@
+"""Features of students whose weights rest, as in the outer step: batch norm is folded into the convolution before it.
+
+One function serves all students of a pool, which takes their weights as arguments: it is compiled once.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ssdd_hub.distill.engine.compiled import maybe_compiled
+from ssdd_hub.distill.engine.gpu_layers import quicken
+from ssdd_hub.distill.engine.winograd import FrozenConvolution, suits, transform
+from ssdd_hub.models.features import pre_logits
+
+Weights = Mapping[str, Tensor]
+
+
+class FrozenFeatures:
+    """The features of any student of one architecture, in eval mode.
+
+    Args:
+        student: One of them; it is copied.
+        compiled: Whether to compile the forward and the backward pass.
+        winograd: Whether to compute 3x3 convolutions of many channels by Winograd's algorithm.
+    """
+
+    def __init__(self, student: nn.Module, compiled: bool = False, winograd: bool = False) -> None:
+        self._folds = list(_foldable(student))
+        model = copy.deepcopy(student).eval().requires_grad_(False)
+        for convolution, norm in self._folds:
+            layer = cast(nn.Conv2d, model.get_submodule(convolution))
+            layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
+            model.set_submodule(norm, nn.Identity())
+        self._transformed = [name for name, layer in model.named_modules() if winograd and suits(layer)]
+        for name in self._transformed:
+            model.set_submodule(name, FrozenConvolution(cast(nn.Conv2d, model.get_submodule(name))))
+        gpu = any(parameter.is_cuda for parameter in model.parameters())
+        self._reader = _Reader(quicken(model) if compiled and gpu else model)
+        self._names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+        self._read = maybe_compiled(self.plain, compiled, gpu)
+
+    @torch.no_grad()
+    def weights(self, student: nn.Module) -> Weights:
+        """Returns what the features of a student depend on now, without a graph."""
+        own = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+        for convolution, norm in self._folds:
+            own[f"{convolution}.weight"], own[f"{convolution}.bias"] = fold_batch_norm(
+                cast(nn.Conv2d, student.get_submodule(convolution)), cast(nn.BatchNorm2d, student.get_submodule(norm))
+            )
+        for name in self._transformed:
+            own[f"{name}.weight"], own[f"{name}.adjoint"] = transform(own[f"{name}.weight"])
+        return {f"model.{name}": own[name].detach() for name in self._names}
+
+    def __call__(self, weights: Weights, images: Tensor) -> Tensor:
+        """Maps images `(n, C, H, W)` to features `(n, F)`; differentiable in the images alone.
+
+        Args:
+            weights: Of `weights`.
+            images: In the student's pixel space.
+        """
+        return self._read(weights, images)
+
+    def plain(self, weights: Weights, images: Tensor) -> Tensor:
+        """Does the same uncompiled."""
+        features: Tensor = functional_call(self._reader, dict(weights), (images,))
+        return features
+
+
+class _Reader(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps `(n, C, H, W)` to features `(n, F)`."""
+        return pre_logits(self.model, images)
+
+
+def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Returns weight and bias of the convolution that does what a convolution and a norm in eval mode do together.
+
+    `s (w * x + b - mean) + shift` with `s = weight / sqrt(var + eps)` is a convolution of weight `s w`.
+
+    Args:
+        convolution: With or without a bias.
+        norm: What follows it, with running statistics, with or without weight and bias.
+    """
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        scale = scale * norm.weight
+    bias = (-mean if convolution.bias is None else convolution.bias - mean) * scale
+    return convolution.weight * scale[:, None, None, None], bias + norm.bias if norm.affine else bias
+
+
+def _foldable(student: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yields the names of convolutions and of the batch norms that alone read them: neighbours in a sequence."""
+    for name, module in student.named_modules():
+        if type(module) is nn.Sequential:
+            prefix = f"{name}." if name else ""
+            for (first, before), (second, after) in pairwise(module.named_children()):
+                if type(before) is nn.Conv2d and type(after) is nn.BatchNorm2d and after.track_running_stats:
+                    yield prefix + first, prefix + second

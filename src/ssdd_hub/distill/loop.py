@@ -1,0 +1,99 @@
+"""The loop around `Distiller.step`: warm-up, progress, log, checkpoints, and going on after an interruption."""
+
+import math
+import time
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from ssdd_hub.distill.distiller import Distiller
+from ssdd_hub.errors import InputError
+from ssdd_hub.runs.folder import RunFolder, RunSettings
+
+
+def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress: bool = True) -> float:
+    """Runs a distillation to its last outer step, from the newest checkpoint on.
+
+    On the CPU, images, targets and log are byte for byte those of an unbroken run.
+
+    Args:
+        distiller: Freshly built.
+        run: Log and checkpoints.
+        settings: How often to log and to keep state.
+        progress: Show progress bars.
+
+    Returns:
+        Seconds that the distillation has taken, those before an interruption included.
+
+    Raises:
+        InputError: The distillation diverges.
+    """
+    started = time.perf_counter()
+    saved = run.checkpoints.load_newest()
+    if saved is None:
+        run.log.rewind("pool", 0)
+        _warm_up(distiller, run, progress)
+    else:
+        distiller.load_state_dict(saved["distiller"])
+        started -= saved["seconds"]
+    run.log.rewind("distill", distiller.outer_step)
+    last, records = distiller.settings.steps, []
+    first = distiller.outer_step
+    bar = tqdm(range(first, last), "distil", last, unit="step", initial=first, disable=not progress)
+    for step in bar:
+        records.append({"stage": "distill", "step": step + 1, **distiller.step()})
+        due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == last
+        if due or (step + 1) % settings.log_every == 0:
+            bar.set_postfix({"loss": f"{_flush(records, run, distiller):.4g}", **_longest(distiller)})
+        if due:
+            _save(distiller, run, time.perf_counter() - started)
+    return time.perf_counter() - started
+
+
+def _longest(distiller: Distiller) -> dict[str, str]:
+    """Returns the part that took most of the time since it was last asked for, and its share; none on a GPU."""
+    seconds = distiller.watch.seconds
+    total = sum(seconds.values())
+    if distiller.accelerator.device.type != "cpu" or total == 0:
+        return {}
+    part = max(seconds, key=lambda name: seconds[name])
+    distiller.watch.reset()
+    return {part.replace(" ", "_"): f"{seconds[part] / total:.0%}"}
+
+
+def _warm_up(distiller: Distiller, run: RunFolder, progress: bool) -> None:
+    total = sum(distiller.pool.first_ages())
+    bar = tqdm(distiller.warm_up(), "pool", total, unit="step", disable=not progress)
+    records: list[dict[str, Any]] = [
+        {"stage": "pool", "step": step, "loss": loss} for step, loss in enumerate(bar, start=1)
+    ]
+    if records:
+        _flush(records, run, distiller)
+    _save(distiller, run, 0.0)
+
+
+def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) -> float:
+    """Writes and forgets the records; returns the last loss. Between writes no step waits for the device."""
+    plain = [
+        {name: value.item() if isinstance(value, Tensor) else value for name, value in record.items()}
+        for record in records
+    ]
+    wrong = next((record for record in plain if not math.isfinite(record["loss"])), None)
+    if wrong is not None:
+        raise InputError(
+            f"the {wrong['stage']} loss is {wrong['loss']} at step {wrong['step']}: lower --distiller.lr-images, "
+            "--distiller.lr-targets or --pool.learning-rate, or standardise the targets, in another --output (where "
+            "the regression cannot be solved, raise --distiller.ridge or take --distiller.kernel-precision float64); "
+            "the teacher can be used again by --teacher.backbone local-dir:OUTPUT/teacher --teacher.pretrained"
+        )
+    run.log.write(plain)
+    if plain[-1]["stage"] == "distill":
+        distiller.accelerator.log({"loss": plain[-1]["loss"]}, step=plain[-1]["step"])
+    records.clear()
+    return float(plain[-1]["loss"])
+
+
+def _save(distiller: Distiller, run: RunFolder, seconds: float) -> None:
+    if run.is_main:
+        run.checkpoints.save(distiller.outer_step, {"distiller": distiller.state_dict(), "seconds": seconds})

@@ -1,0 +1,294 @@
+"""The pool of online students: draw one, let it take an inner step, renew it at age `T`.
+
+Source: Lee et al., ICLR 2024, arXiv 2310.06511, algorithm 1. Their released code never puts a renewed student's age
+back, so that in the long run every draw meets a network that was never trained: `renewal: never-train` does as much.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssdd_hub.distill.engine.compiled import SharedForward
+from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, copy_all, pack
+from ssdd_hub.errors import require
+from ssdd_hub.seeds import generator, seeded
+
+_LOG = logging.getLogger(__name__)
+RENEWALS = ("train", "never-train")
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """How many students there are, how they age, and how they are trained.
+
+    Attributes:
+        size: Number of students `P`.
+        max_age: Age `T`, in inner steps, at which a student is renewed.
+        renewal: `train`: a renewed student has age 0 and ages like any other. `never-train`: as in the authors' code,
+            a slot that has reached `max_age` once gets a fresh student at each visit, which takes no step.
+        warm_up: Train each first student for a random age in `[1, max_age)` before the first outer step.
+        learning_rate: Of the inner SGD.
+        momentum: Of the inner SGD.
+        weight_decay: Of the inner SGD.
+    """
+
+    size: int = 10
+    max_age: int = 1000
+    renewal: str = "train"
+    warm_up: bool = True
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require(
+            (self.size >= 1, f"pool.size must be at least 1, got {self.size}"),
+            (self.max_age >= 1, f"pool.max_age must be at least 1, got {self.max_age}"),
+            (self.renewal in RENEWALS, f"pool.renewal must be one of {', '.join(RENEWALS)}, got {self.renewal!r}"),
+            (self.learning_rate > 0, f"pool.learning_rate must be above 0, got {self.learning_rate}"),
+            (0 <= self.momentum < 1, f"pool.momentum must be in [0, 1), got {self.momentum}"),
+            (self.weight_decay >= 0, f"pool.weight_decay must be at least 0, got {self.weight_decay}"),
+        )
+
+
+@dataclass
+class PooledStudent:
+    """One slot of the pool.
+
+    Attributes:
+        module: The student.
+        optimizer: Its SGD.
+        age: Inner steps that the algorithm counts for this slot.
+        generation: How many students the slot has had before this one.
+        packed: Its state in few blocks of memory, where that is needed.
+    """
+
+    module: nn.Module
+    optimizer: torch.optim.SGD
+    age: int
+    generation: int
+    packed: list[Tensor] = field(default_factory=list)
+
+
+class StudentPool:
+    """`P` students of different ages.
+
+    Everything random in it (first weights, first ages, draws) is a function of the seed and of counters.
+
+    Args:
+        build: Returns a fresh student on the CPU; it is called under a seeded global generator.
+        settings: See `PoolSettings`.
+        seed: Seed of the run.
+        device: Where the students live.
+        dtype: Type of their weights.
+        autocast: Returns the context of the inner forward pass, such as `accelerator.autocast`.
+        compiled: Whether to compile the inner forward and backward pass; on a GPU also to record the launches.
+        winograd: Whether to compute its 3x3 convolutions of many channels by Winograd's algorithm.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        settings: PoolSettings,
+        seed: int,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        compiled: bool = False,
+        winograd: bool = False,
+    ) -> None:
+        self.build = build
+        self.settings = settings
+        self.seed = seed
+        self.device = device
+        self.dtype = dtype
+        self.autocast = autocast
+        self.students = [self._fresh(slot, generation=0) for slot in range(settings.size)]
+        self._forward: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__
+        if compiled or winograd:
+            self._forward = SharedForward(self.students[0].module.train(), compiled, winograd)
+        recorded = compiled and torch.device(device).type == "cuda"
+        self._stage = _Stage(self._fresh(0, generation=0), self._descend) if recorded else None
+
+    @property
+    def ages(self) -> list[int]:
+        """The age of each slot."""
+        return [student.age for student in self.students]
+
+    def first_ages(self) -> list[int]:
+        """Returns the ages to which `warm_up` trains: uniform in `[1, max_age)`, or 0 where that is empty."""
+        settings = self.settings
+        if not settings.warm_up or settings.max_age == 1:
+            return [0] * settings.size
+        drawn = torch.randint(1, settings.max_age, (settings.size,), generator=generator(self.seed, "first ages"))
+        return [int(age) for age in drawn]
+
+    def warm_up(self, images: Tensor, targets: Tensor) -> Iterator[Tensor]:
+        """Trains each student to its first age on the first set; yields the loss of each inner step.
+
+        Args:
+            images: `(M, C, H, W)`, in the students' pixel space.
+            targets: `(M, D)`.
+        """
+        for student, age in zip(self.students, self.first_ages(), strict=True):
+            while student.age < age:
+                yield self._inner_step(student, images, targets)
+
+    def draw(self, step: int) -> int:
+        """Returns the slot that outer step `step` uses, uniform and a function of `(seed, step)` alone."""
+        return int(torch.randint(self.settings.size, (), generator=generator(self.seed, "draw", step)))
+
+    def student(self, slot: int) -> nn.Module:
+        """Returns the student of a slot, to be read until the next call of anything here."""
+        student = self.students[slot]
+        return student.module if self._stage is None else self._stage.show(student)
+
+    def record_nothing(self) -> None:
+        """Launches everything one by one from now on."""
+        self._stage = None
+
+    def advance(self, slot: int, images: Tensor, targets: Tensor) -> Tensor | None:
+        """Ages a slot by one: an inner step, and renewal at `max_age`.
+
+        Args:
+            slot: The drawn slot.
+            images: The new set's images, `(M, C, H, W)`, without a graph.
+            targets: The new set's targets, `(M, D)`, without a graph.
+
+        Returns:
+            The inner loss before the step, a scalar; None when `never-train` replaced the student instead.
+        """
+        student = self.students[slot]
+        if self.settings.renewal == "never-train" and student.age >= self.settings.max_age:
+            self.students[slot] = self._fresh(slot, student.generation + 1, age=student.age)
+            return None
+        loss = self._inner_step(student, images, targets)
+        if self.settings.renewal == "train" and student.age >= self.settings.max_age:
+            self.students[slot] = self._fresh(slot, student.generation + 1)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all state, for `checkpoints.save_tree`."""
+        return {
+            "students": [
+                {
+                    "module": student.module.state_dict(),
+                    "optimizer": student.optimizer.state_dict(),
+                    "age": student.age,
+                    "generation": student.generation,
+                }
+                for student in self.students
+            ]
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` returned from a pool of the same settings."""
+        for student, saved in zip(self.students, state["students"], strict=True):
+            student.module.load_state_dict(saved["module"])
+            student.optimizer.load_state_dict(saved["optimizer"])
+            for parameter, state in student.optimizer.state.items():
+                if state.get("momentum_buffer") is not None:
+                    # As it was before it was saved: in the layout of its parameter.
+                    state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
+            student.age = saved["age"]
+            student.packed = []
+            student.generation = saved["generation"]
+        if self._stage is not None:
+            self._stage.leave()
+
+    def _fresh(self, slot: int, generation: int, age: int = 0) -> PooledStudent:
+        with seeded(self.seed, "student", slot, generation):
+            module = self.build()
+        # As in `pretrain`, the layout that is quicker on the CPU.
+        module = module.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        settings = self.settings
+        optimizer = torch.optim.SGD(
+            module.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            fused=torch.device(self.device).type == "cuda",
+        )
+        return PooledStudent(module, optimizer, age, generation)
+
+    def _inner_step(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
+        student.age += 1
+        if self._stage is None:
+            return self._descend(student, images, targets)
+        self._stage.show(student)
+        return self._stage.descend(images, targets)
+
+    def _descend(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
+        student.module.train()
+        with self.autocast():
+            outputs = self._forward(student.module, images)
+        loss = functional.mse_loss(outputs.to(targets.dtype), targets)
+        student.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        student.optimizer.step()
+        return loss.detach()
+
+
+class _Stage:
+    """One student in fixed memory, as recordings need it; those of the pool come and go by copies of their state.
+
+    Args:
+        student: A student of its own.
+        descend: Takes an inner step with a student.
+    """
+
+    def __init__(self, student: PooledStudent, descend: Callable[[PooledStudent, Tensor, Tensor], Tensor]) -> None:
+        self.student, self._descend = student, descend
+        self._blocks = _pack(student)
+        self._shown: PooledStudent | None = None
+        self._recorded: Callable[[], Tensor] | None = None
+
+    def show(self, student: PooledStudent) -> nn.Module:
+        """Puts a student of the pool on the stage; returns the module that is it from now on."""
+        if student is not self._shown:
+            student.packed = student.packed or _pack(student)
+            copy_all(self._blocks, student.packed)
+            self._shown = student
+        return self.student.module
+
+    def leave(self) -> None:
+        """Forgets who is on the stage: its state was changed elsewhere."""
+        self._shown = None
+
+    def descend(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Takes an inner step with the student on the stage, there and in the pool."""
+        if self._recorded is None:
+            self._inputs = images.clone(), targets.clone()
+            step = partial(self._descend, self.student, *self._inputs)
+            try:
+                self._recorded = Recorded(step)
+            except CannotRecord as error:
+                # The stage stays: what else was recorded reads it.
+                _LOG.warning("%s; students are trained launch by launch", error)
+                self._recorded = step
+            copy_all(self._blocks, cast(PooledStudent, self._shown).packed)
+        copy_all(self._inputs, (images, targets))
+        loss = self._recorded().clone()
+        copy_all(cast(PooledStudent, self._shown).packed, self._blocks)
+        return loss
+
+
+def _pack(student: PooledStudent) -> list[Tensor]:
+    """Moves all that an inner step reads and writes into few blocks of memory; the momentum starts at zero."""
+    parameters = list(student.module.parameters())
+    tensors = [*parameters, *student.module.buffers()]
+    if student.optimizer.defaults["momentum"] > 0:
+        for parameter in parameters:
+            state = student.optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            tensors.append(state["momentum_buffer"])
+    return pack(tensors)

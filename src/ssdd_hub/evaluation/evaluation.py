@@ -1,0 +1,270 @@
+"""Evaluation: students are pre-trained on sets, all by one recipe, and asked by protocols what they are worth.
+
+A *cell* is one set, one student, one seed, one protocol and one dataset. Cells are stored one by one. Student `k` has
+the same first weights, and a protocol draws the same labelled images for it, whatever the set: scores can be paired.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from tqdm import tqdm
+
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.evaluation.entries import Candidate, Contender
+from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, Measure, Pretrained
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.evaluation.store import CellStore
+from ssdd_hub.models.pretraining import UseSettings, fit_student
+from ssdd_hub.seeds import derive_seed, seeded
+
+Record = dict[str, Any]
+COST = "cost"
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """How much is evaluated.
+
+    Attributes:
+        seeds: Students per set, and draws of each reference.
+        max_heldout: Held-out images of each dataset that scores are measured on, at most.
+    """
+
+    seeds: int = 5
+    max_heldout: int = 2000
+
+    def __post_init__(self) -> None:
+        require(
+            (self.seeds >= 1, f"evaluate.seeds must be at least 1, got {self.seeds}"),
+            (self.max_heldout >= 1, f"evaluate.max_heldout must be at least 1, got {self.max_heldout}"),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """All cells of an evaluation.
+
+    Attributes:
+        contenders: The sets.
+        candidates: The students.
+        datasets: What is measured on.
+        use: The recipe of pre-training.
+        seeds: Students per set.
+        seed: Seed of the run.
+        store: Where cells are kept.
+        facts: Entries that every record gets, such as `source`.
+    """
+
+    contenders: Sequence[Contender]
+    candidates: Sequence[Candidate]
+    datasets: Sequence[RealData]
+    use: UseSettings
+    seeds: int
+    seed: int
+    store: CellStore
+    facts: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for kind in ("contenders", "candidates", "datasets"):
+            names = [entry.name for entry in getattr(self, kind)]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise InputError(f"the {kind} of an evaluation must have names of their own, got {twice} twice")
+
+    def run(self, accelerator: Accelerator) -> list[Record]:
+        """Measures the cells that are not there yet, shared out over the processes, and returns all records.
+
+        Returns:
+            The records of `scores.json`: one per set, student, dataset, protocol, metric and number of labels, with
+            mean, std (n - 1), n and all values.
+
+        Raises:
+            InputError: A student diverges.
+        """
+        jobs = [
+            _Job(self, candidate, contender, k)
+            for k in range(self.seeds)
+            for candidate in self.candidates
+            for contender in self.contenders
+        ]
+        mine = jobs[accelerator.process_index :: accelerator.num_processes]
+        device = self.datasets[0].device
+        with tqdm(desc="evaluate", unit="cell", disable=not accelerator.is_main_process) as bar:
+            todo = [job for job in mine if job.missing]
+            bar.total = sum(len(job.missing) for job in todo)
+            bar.refresh()
+            # Jobs of the same content follow each other, so that what one has measured the next finds.
+            alike: dict[str, list[_Job]] = {}
+            for job in todo:
+                alike.setdefault(json.dumps(job.identity, sort_keys=True), []).append(job)
+            _run_side_by_side(partial(_run, bar), list(alike.values()), device)
+        measured = {job.place: job.measured() for job in mine}
+        results = {place: found for share in gather_object([measured]) for place, found in share.items()}
+        return list(self._records(results))
+
+    def _records(self, results: Mapping[tuple[str, str, int], "_Measured"]) -> Iterator[Record]:
+        for candidate in self.candidates:
+            for contender in self.contenders:
+                students = [results[candidate.name, contender.name, k] for k in range(self.seeds)]
+                for protocol, target in dict.fromkeys(where for student in students for where in student):
+                    cells = [student.get((protocol, target), []) for student in students]
+                    about = {
+                        "set": contender.name,
+                        "protocol": protocol,
+                        **self.facts,
+                        "target": target,
+                        "student": candidate.name,
+                        "use": self.use.augment,
+                    }
+                    yield from _summarise(about, cells)
+
+
+_Measured = dict[tuple[str, str | None], list[Measure]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """One student pre-trained on one set, and all cells that need it."""
+
+    evaluation: Evaluation
+    candidate: Candidate
+    contender: Contender
+    k: int
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Which student, set and seed."""
+        return self.candidate.name, self.contender.name, self.k
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What every cell of this student depends on."""
+        if self.contender.network is not None:
+            return {"network": self.contender.identity(self.k), "seed": [self.evaluation.seed, self.k]}
+        return {
+            "set": self.contender.identity(self.k),
+            "student": self.candidate.identity,
+            "use": asdict(self.evaluation.use),
+            "seed": [self.evaluation.seed, self.k],
+        }
+
+    @cached_property
+    def cells(self) -> list[tuple[EvaluationProtocol, RealData, dict[str, Any]]]:
+        """Protocols with their data, as this contender's students see it, and their key."""
+        found, contender = [], self.contender
+        for data in self.evaluation.datasets:
+            targets = data.heldout_targets if contender.same_targets else None
+            data = replace(data, heldout_targets=targets, pixel_space=contender.pixel_space or data.pixel_space)
+            for protocol in self.candidate.protocols:
+                if contender.protocols is not None and protocol.name not in contender.protocols:
+                    continue
+                asked = {"protocol": protocol.name, **protocol.key(data)}
+                found.append((protocol, data, {**self.identity, "data": data.identity, **asked}))
+        return found
+
+    @property
+    def cost_key(self) -> dict[str, Any]:
+        """The key of what the pre-training took."""
+        return {**self.identity, "protocol": COST}
+
+    @cached_property
+    def missing(self) -> list[tuple[EvaluationProtocol, RealData, dict[str, Any]]]:
+        """The cells that were not there when this was first asked."""
+        return [cell for cell in self.cells if self.evaluation.store.read(cell[2]) is None]
+
+    def run(self, done: Callable[[], object]) -> None:
+        """Pre-trains the student and measures what is missing; an answer that does not apply is an empty one."""
+        store = self.evaluation.store
+        try:
+            # Another job of the same content may have been done in the meantime.
+            if any(store.read(key) is None for _, _, key in self.missing):
+                pretrained = self._pretrain()
+            for protocol, data, key in self.missing:
+                if store.read(key) is None:
+                    store.write(key, protocol(pretrained, data) if protocol.applies(pretrained, data) else [])
+                done()
+        except InputError as error:
+            raise InputError(f"{self.candidate.name} number {self.k} on {self.contender.name}: {error}") from error
+
+    def _pretrain(self) -> Pretrained:
+        evaluation, pairs = self.evaluation, self.contender.pairs(self.k)
+        seed = derive_seed(evaluation.seed, "evaluated student", self.k)
+        build = partial(self._build, evaluation.datasets[0].device)
+        student = build()
+        if pairs is not None:
+            started = time.perf_counter()
+            fit_student(student, pairs, evaluation.use, seed)
+            # The first measurement stays, or a resumed evaluation would not end in the same table.
+            if evaluation.store.read(self.cost_key) is None:
+                evaluation.store.write(self.cost_key, self._cost(len(pairs), time.perf_counter() - started))
+        return Pretrained(student, build, pairs, seed)
+
+    def measured(self) -> _Measured:
+        """Returns all that is stored, by protocol and dataset."""
+        read = self.evaluation.store.read
+        found: _Measured = {(protocol.name, data.name): read(key) or [] for protocol, data, key in self.cells}
+        return {**found, (COST, None): read(self.cost_key) or []}
+
+    def _build(self, device: torch.device) -> nn.Module:
+        with seeded(self.evaluation.seed, "evaluated student", self.k):
+            student = (self.contender.network or self.candidate.build)()
+        return student.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+
+    def _cost(self, size: int, seconds: float) -> list[Measure]:
+        use = self.evaluation.use
+        steps = use.num_steps(size)
+        epochs = steps * min(use.batch_size, size) / size
+        return [Measure("seconds", seconds), Measure("steps", steps), Measure("epochs", epochs)]
+
+
+def _run(bar: "tqdm[Any]", jobs: Sequence[_Job]) -> None:
+    for job in jobs:
+        job.run(bar.update)
+
+
+def _run_side_by_side(
+    run: Callable[[Sequence[_Job]], None], jobs: Sequence[Sequence[_Job]], device: torch.device
+) -> None:
+    """Runs jobs on the CPU with one core each, as many at a time as torch has threads; elsewhere one by one.
+
+    The steps of small students are too short to be shared by several cores.
+    """
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(cores if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for _ in pool.map(run, jobs):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
+
+
+def _summarise(about: Mapping[str, Any], cells: Sequence[Iterable[Measure]]) -> Iterator[Record]:
+    """Yields a record for each metric and number of labels; `values` has None for a student without one."""
+    kinds = dict.fromkeys((measure.metric, measure.labels) for cell in cells for measure in cell)
+    for metric, labels in kinds:
+        named = [{(measure.metric, measure.labels): measure.value for measure in cell} for cell in cells]
+        values = [names.get((metric, labels)) for names in named]
+        yield {**about, "labels": labels, "metric": metric, **describe_values(values)}
+
+
+def describe_values(values: Sequence[float | None]) -> dict[str, Any]:
+    """Returns `mean`, `std` (n - 1; 0 of a single value), `n` and `values` for a record; None values do not count."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return {
+        "mean": float(np.mean(known)) if known else None,
+        "std": float(np.std(known, ddof=1)) if len(known) > 1 else 0.0,
+        "n": len(known),
+        "values": list(values),
+    }

@@ -1,0 +1,305 @@
+"""Distillation of knowledge without target data: a classifier of a target dataset teaches a student on a set's images.
+
+The task of Lee et al. (ICLR 2024, table 4): of the target, the student sees only what the classifier says of the
+images of the set.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssdd_hub.data.augment import augment_dsa
+from ssdd_hub.data.bank import ImageBank
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.evaluation.protocols.base import Measure, Pretrained
+from ssdd_hub.evaluation.protocols.finetune import (
+    augmented,
+    batch_statistics,
+    count_classes,
+    descend,
+    score,
+    with_new_head,
+)
+from ssdd_hub.evaluation.protocols.logistic import fit_logistic
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.models.features import read_pixel_space, shorten_error
+from ssdd_hub.models.pretraining import Pairs
+from ssdd_hub.models.stored_models import create_model
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.seeds import draw_batch, generator
+from ssdd_hub.sets.pretrain import SetPairs
+from ssdd_hub.teachers.teacher import Teacher
+
+AUGMENTATIONS = ("none", "flip", "dsa")
+STUDENT_MODES = ("eval", "batch-statistics")
+PROBE = "probe"
+
+
+@dataclass(frozen=True)
+class KdSettings:
+    """How a classifier teaches a student on a set's images; the defaults are those of Lee et al. (ICLR 2024).
+
+    Attributes:
+        classifier: `probe`, a logistic regression on the teacher's features of all labelled training images of the
+            target; or a network with a head for its classes: a timm name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
+        ridge: Weight of the L2 penalty of that regression; the paper has none, its classifier is a trained network.
+        epochs: Passes over the set.
+        max_steps: Steps at most, whatever the epochs.
+        batch_size: Images per step; all of them where there are fewer.
+        learning_rate: AdamW's, falling to 0 along a cosine.
+        weight_decay: AdamW's.
+        temperature: That the outputs of both networks are divided by.
+        augment: `none`; `flip`: each image is mirrored half of the time; `dsa`: differentiable siamese augmentation.
+        student_mode: How the student is tested: `eval`; or `batch-statistics`, normalised by each batch of 512 test
+            images in their order, as in the released code, so that an answer depends on the other test images.
+    """
+
+    classifier: str = PROBE
+    ridge: float = 1e-3
+    epochs: int = 1000
+    max_steps: int | None = None
+    batch_size: int = 512
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    temperature: float = 1.0
+    augment: str = "dsa"
+    student_mode: str = "eval"
+
+    def __post_init__(self) -> None:
+        require(
+            (self.ridge > 0, f"kd.ridge must be above 0, got {self.ridge}"),
+            (self.epochs >= 1, f"kd.epochs must be at least 1, got {self.epochs}"),
+            (self.max_steps is None or self.max_steps >= 1, f"kd.max_steps must be at least 1, got {self.max_steps}"),
+            (self.batch_size >= 1, f"kd.batch_size must be at least 1, got {self.batch_size}"),
+            (self.learning_rate > 0, f"kd.learning_rate must be above 0, got {self.learning_rate}"),
+            (self.weight_decay >= 0, f"kd.weight_decay must be at least 0, got {self.weight_decay}"),
+            (self.temperature > 0, f"kd.temperature must be above 0, got {self.temperature}"),
+            (
+                self.augment in AUGMENTATIONS,
+                f"kd.augment must be one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}",
+            ),
+            (
+                self.student_mode in STUDENT_MODES,
+                f"kd.student_mode must be one of {', '.join(STUDENT_MODES)}, got {self.student_mode!r}",
+            ),
+        )
+
+    def num_steps(self, size: int) -> int:
+        """Returns the steps on a set of `size` images."""
+        steps = self.epochs * size // min(self.batch_size, size)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A frozen network that tells the classes of a target.
+
+    Attributes:
+        network: From pixels to features, or to the classes themselves.
+        head: Weight `(classes, F)` and bias `(classes,)` on its features; None where the network has its own head.
+        num_classes: How many classes.
+    """
+
+    network: Teacher
+    head: tuple[Tensor, Tensor] | None
+    num_classes: int
+
+    def __call__(self, images: Tensor, pixel_space: PixelSpace) -> Tensor:
+        """Maps images `(n, C, H, W)` of a pixel space to outputs `(n, classes)`; -inf for a class it never saw.
+
+        Pixels outside [0, 1] are not clipped, so that the student is asked about the very image that the classifier
+        sees. Only resizing to another size of the network clips, as in `Teacher`.
+        """
+        outputs: Tensor = self.network(pixel_space.denormalise(images))
+        return outputs if self.head is None else functional.linear(outputs, *self.head)
+
+
+class KnowledgeDistillation:
+    """Accuracy on held-out images of a student that a classifier of the target taught on the set's images alone.
+
+    The student keeps its body and gets a new head. It learns by the cross-entropy to the classifier's soft labels of
+    the same augmented image, which it sees in the set's own pixel space and the classifier in its own. Every set goes
+    through the same recipe, also one of noise.
+
+    The paper's released code differs in three things. Its classifier normalises by the statistics of each batch, ours
+    is in eval mode. Its Gaussian baseline is not a set: it draws fresh noise in each step, for a student without
+    pre-training, at a learning rate of 1e-3. Its learning rate falls from epoch to epoch, ours from step to step.
+
+    Args:
+        settings: See `KdSettings`.
+        teacher: Whose features the regression reads, on the device of the data; needed for `classifier="probe"` only.
+
+    Raises:
+        InputError: A teacher is needed and there is none, or the classifier cannot be had.
+    """
+
+    name = "kd"
+
+    def __init__(self, settings: KdSettings, teacher: Teacher | None) -> None:
+        self.settings = settings
+        self.network = _choose_network(settings.classifier, teacher)
+        self._identity = self.network.describe()
+        # Keyed by the images, which a dataset with other held-out targets shares.
+        self._classifiers: WeakKeyDictionary[ImageBank, Classifier] = WeakKeyDictionary()
+        self._building = threading.Lock()
+
+    def key(self, data: RealData) -> dict[str, Any]:
+        """Returns the settings, and what tells the network of the classifier."""
+        return {**asdict(self.settings), "network": self._identity}
+
+    def applies(self, pretrained: Pretrained, data: RealData) -> bool:
+        """Whether there are a set to learn on, and labels of the target."""
+        return pretrained.pairs is not None and data.labelled
+
+    def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
+        """Measures.
+
+        Raises:
+            InputError: The classifier is of another number of classes, or the student diverges.
+            ValueError: There is no set; `applies` tells.
+        """
+        pairs, seed = pretrained.pairs, pretrained.seed
+        if pairs is None:
+            raise ValueError("a student is taught on a set, and this one has none: check applies first")
+        classifier, space = self.classifier(data), space_of(pairs)
+        student = with_new_head(pretrained.student, classifier.num_classes, seed)
+        teach(student, pairs, lambda images: classifier(images, space), self.settings, seed)
+        with batch_statistics(student) if self.settings.student_mode == "batch-statistics" else nullcontext():
+            return [Measure("accuracy", score(student, data, self.name))]
+
+    def classifier(self, data: RealData) -> Classifier:
+        """Returns the classifier of a target, which is built once, whichever thread asks first.
+
+        Raises:
+            InputError: It is of another number of classes.
+        """
+        with self._building:
+            if data.train not in self._classifiers:
+                self._classifiers[data.train] = self._build(data)
+            return self._classifiers[data.train]
+
+    def classifier_accuracy(self, data: RealData) -> float:
+        """Returns the classifier's own accuracy, in `[0, 1]`, on the held-out images of known class: the ceiling."""
+        classifier, known = self.classifier(data), data.known(data.heldout)
+        outputs = data.apply(lambda images: classifier(images, data.pixel_space), data.heldout, known)
+        return (outputs.argmax(1) == data.labels(data.heldout)[known]).double().mean().item()
+
+    def _build(self, data: RealData) -> Classifier:
+        network, named = self.network, self.settings.classifier
+        if named != PROBE:
+            classes = max(count_classes(data), len(data.train.label_names or ()))
+            if network.feature_dim != classes:
+                raise InputError(
+                    f"kd.classifier must tell the {classes} classes of {data.name}, {named} tells "
+                    f"{network.feature_dim}: choose a network trained on it, or probe"
+                )
+            return Classifier(network.to(data.device), None, classes)
+        known = data.known(data.train)
+        features = data.apply(lambda images: network(data.pixel_space.denormalise(images)), data.train, known)
+        labels, num_classes = data.labels(data.train)[known], count_classes(data)
+        head = fit_logistic(features.to(data.device), labels.to(data.device), self.settings.ridge, num_classes)
+        return Classifier(network, head, num_classes)
+
+
+def teach(
+    student: nn.Module, pairs: Pairs, classify: Callable[[Tensor], Tensor], settings: KdSettings, seed: int
+) -> nn.Module:
+    """Trains a student to say of a set's images what a classifier says of them.
+
+    Args:
+        student: It is changed.
+        pairs: Hold the images; their targets are not used.
+        classify: From images `(n, C, H, W)` in the set's pixel space to outputs `(n, classes)`.
+        settings: See `KdSettings`.
+        seed: Seed of the order of the images and of their augmentation.
+
+    Returns:
+        The student, in eval mode.
+
+    Raises:
+        InputError: The loss is not finite.
+    """
+    size = len(pairs)
+
+    def _loss(step: int) -> Tensor:
+        indices = draw_batch(size, min(settings.batch_size, size), seed, "knowledge distillation", step)
+        drawn = generator(seed, "augmentation of knowledge distillation", step)
+        images, _ = pairs.batch(indices)
+        dsa = settings.augment == "dsa"
+        images = augment_dsa(images, drawn) if dsa else augmented(images, settings.augment, drawn)
+        with torch.no_grad():
+            taught = classify(images)
+        return soft_cross_entropy(student(images), taught, settings.temperature)
+
+    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return descend(student, optimizer, _loss, settings.num_steps(size), "kd")
+
+
+def soft_cross_entropy(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Returns the cross-entropy of a student to the soft labels of a classifier, averaged over images.
+
+    Hinton et al. (2015, arXiv 1503.02531, section 2), without their factor `temperature ** 2`, as in KRR-ST's code.
+
+    Args:
+        outputs: `(n, classes)`, the student's.
+        taught: `(n, classes)`, the classifier's; -inf for no probability.
+        temperature: That both are divided by.
+    """
+    return functional.cross_entropy(outputs / temperature, (taught / temperature).softmax(1))
+
+
+def space_of(pairs: Pairs) -> PixelSpace:
+    """Returns the pixel space of the images that a set gives to students.
+
+    Raises:
+        ValueError: The pairs do not tell.
+    """
+    space = pairs.distilled.pixel_space if isinstance(pairs, SetPairs) else getattr(pairs, "pixel_space", None)
+    if not isinstance(space, PixelSpace):
+        raise ValueError(f"pairs with a pixel_space are required, {type(pairs).__name__} has none")
+    return space
+
+
+class _WholeNetwork(nn.Module):
+    """Gives a network's outputs where a teacher reads features."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Maps images `(n, C, H, W)` to the network's outputs."""
+        outputs: Tensor = self.network(images)
+        return outputs
+
+    def forward_head(self, outputs: Tensor, pre_logits: bool = False) -> Tensor:
+        """Returns the outputs: the head is in the network."""
+        return outputs
+
+
+def _choose_network(name: str, teacher: Teacher | None) -> Teacher:
+    if name == PROBE:
+        if teacher is None:
+            raise InputError("kd.classifier probe reads a teacher's features, and there is none: name a network")
+        return teacher
+    try:
+        network = create_model(name, pretrained=True, args={})
+        config = resolve_model_data_config(network)
+        _, height, width = config["input_size"]
+        if height != width:
+            raise ValueError(f"it takes {height}x{width} pixels, ours are square")
+        space = read_pixel_space(name, config, None, None, None)
+        return Teacher(_WholeNetwork(network), space, width, name, interpolation=config["interpolation"])
+    except Exception as error:  # timm, the Hub client and safetensors each raise their own kinds here
+        raise InputError(
+            f"kd.classifier {name!r} cannot be built: {shorten_error(error)}. Use probe, a timm name with weights, "
+            "local-dir:FOLDER with config.json and model.safetensors, or hf-hub:OWNER/NAME"
+        ) from error

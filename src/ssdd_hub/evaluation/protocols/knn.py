@@ -1,0 +1,74 @@
+"""Nearest neighbours among the features of a pre-trained student."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssdd_hub.errors import require
+from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained
+from ssdd_hub.evaluation.protocols.linear_probe import frozen_features
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.seeds import generator
+from ssdd_hub.teachers.monitor import knn_accuracy
+
+
+@dataclass(frozen=True)
+class KnnSettings:
+    """How nearest neighbours vote; the defaults are those of Wu et al. (CVPR 2018, arXiv 1805.01978, section 3.4).
+
+    Attributes:
+        neighbours: Neighbours that vote; all where there are fewer.
+        temperature: A neighbour of cosine similarity `s` votes with weight `exp(s / temperature)`.
+        max_images: At most this many labelled images vote, drawn by seed.
+    """
+
+    neighbours: int = 200
+    temperature: float = 0.1
+    max_images: int = 50000
+
+    def __post_init__(self) -> None:
+        require(
+            (self.neighbours >= 1, f"knn.neighbours must be at least 1, got {self.neighbours}"),
+            (self.temperature > 0, f"knn.temperature must be above 0, got {self.temperature}"),
+            (self.max_images >= 1, f"knn.max_images must be at least 1, got {self.max_images}"),
+        )
+
+    def voters(self, data: RealData, seed: int) -> Tensor:
+        """Returns the images of known class that vote, indices of `data.train`, `(n,)`."""
+        known = data.known(data.train)
+        drawn = torch.randperm(len(known), generator=generator(seed, "voting images"))[: self.max_images]
+        return known[drawn.sort().values]
+
+    def accuracy(self, data: RealData, voters: Tensor, vectors: Tensor, test_vectors: Tensor) -> float:
+        """Returns the accuracy of the vote on the held-out images of known class.
+
+        Args:
+            data: Labelled.
+            voters: The images that vote, `(n,)`.
+            vectors: Of these images, `(n, D)`.
+            test_vectors: Of the held-out images of known class, `(m, D)`.
+        """
+        labels, truth = data.labels(data.train)[voters], data.labels(data.heldout)[data.known(data.heldout)]
+        return knn_accuracy(vectors, labels, test_vectors, truth, self.neighbours, self.temperature)
+
+
+class NearestNeighbours(LabelledProtocol[KnnSettings]):
+    """The held-out accuracy of a vote of nearest neighbours among the pre-logits of labelled images.
+
+    Args:
+        settings: See `KnnSettings`.
+    """
+
+    name = "knn"
+
+    def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
+        """Measures the accuracy.
+
+        Raises:
+            InputError: The features are not finite.
+        """
+        voters = self.settings.voters(data, pretrained.seed)
+        features = frozen_features(pretrained.student, data, data.train, voters)
+        test = frozen_features(pretrained.student, data, data.heldout, data.known(data.heldout))
+        return [Measure("accuracy", self.settings.accuracy(data, voters, features, test))]

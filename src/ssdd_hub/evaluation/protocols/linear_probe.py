@@ -1,0 +1,273 @@
+"""Linear probes: logistic regressions on a student's frozen features, with few labels or many."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssdd_hub.data.bank import ImageBank
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained
+from ssdd_hub.evaluation.protocols.logistic import Frame, Linear, fit_inside
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.models.features import pre_logits
+from ssdd_hub.seeds import derive_seed, generator, seeded
+
+# Fits that only choose a ridge stop earlier than the one that counts.
+ROUGH = 1e-5
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How linear probes draw labelled images and fit them.
+
+    Attributes:
+        labels: Labelled images: a share of all that have a label, in (0, 1], or a count of 2 or more; 1 is all of
+            them. 1 and 5 % are those of Joshi et al. (ICLR 2025).
+        draws: Random labelled subsets of each size; the accuracy is the mean over them.
+        balanced: Draw class by class in turn, so that classes differ by one image at most; otherwise at random.
+        heldout: Part of the labelled images, in [0, 1), that the ridge is chosen on.
+        ridges: Weights of the L2 penalty to choose from: the loss is the mean cross-entropy plus `ridge / 2` times the
+            squares of the weights.
+        max_iter: Iterations of L-BFGS at most, for each ridge.
+    """
+
+    labels: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.5, 1.0])
+    draws: int = 3
+    balanced: bool = False
+    heldout: float = 0.2
+    ridges: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+    max_iter: int = 1000
+
+    def __post_init__(self) -> None:
+        require(
+            (
+                bool(self.labels) and all(0 < n <= 1 or n >= 2 and n == int(n) for n in self.labels),
+                f"probe.labels must be shares above 0 and at most 1, or counts of at least 2, got {self.labels}",
+            ),
+            (len({*self.labels}) == len(self.labels), f"probe.labels must differ from each other, got {self.labels}"),
+            (self.draws >= 1, f"probe.draws must be at least 1, got {self.draws}"),
+            (0 <= self.heldout < 1, f"probe.heldout must be in [0, 1), got {self.heldout}"),
+            (
+                bool(self.ridges) and all(ridge > 0 for ridge in self.ridges),
+                f"probe.ridges must be above 0, one at least, got {self.ridges}",
+            ),
+            (self.max_iter >= 1, f"probe.max_iter must be at least 1, got {self.max_iter}"),
+        )
+
+
+def draw_order(labels: Tensor, seed: int, draw: int, balanced: bool = False) -> Tensor:
+    """Returns the images in random order, of which a labelled subset is a beginning.
+
+    Args:
+        labels: `(N,)`, int64.
+        seed: Seed of all draws.
+        draw: Which of them.
+        balanced: Take class by class in turn: the classes of every beginning differ by one image at most, as long as
+            each has images left.
+
+    Returns:
+        A permutation `(N,)`.
+    """
+    order = torch.randperm(len(labels), generator=generator(seed, "labelled images", draw))
+    if not balanced:
+        return order
+    shuffled = labels[order].numpy()
+    rank = np.empty(len(shuffled), dtype=np.int64)  # how many images of its class come before an image
+    for label in np.unique(shuffled):
+        members = np.flatnonzero(shuffled == label)
+        rank[members] = np.arange(len(members))
+    return order[torch.from_numpy(np.argsort(rank, kind="stable"))]
+
+
+def take_labelled(order: Tensor, labels: Tensor, amount: float) -> Tensor:
+    """Returns the labelled subset of one size, the beginning of an order; smaller ones are parts of larger ones.
+
+    A beginning of one class teaches nothing. Its last image is then replaced by the first one of another class.
+
+    Args:
+        order: A permutation `(N,)`.
+        labels: `(N,)`, int64, of two classes at least.
+        amount: A share in (0, 1], rounded to whole images, or a count above 1; 2 at least and `N` at most are taken.
+
+    Returns:
+        Indices `(n,)`.
+    """
+    wanted = round(amount * len(order)) if amount <= 1 else int(amount)
+    chosen = order[: max(2, wanted)]
+    if bool((labels[chosen] == labels[chosen[0]]).all()):
+        others = order[labels[order] != labels[chosen[0]]]
+        chosen = torch.cat([chosen[:-1], others[:1]])
+    return chosen
+
+
+def fit_probe(features: Tensor, labels: Tensor, num_classes: int, settings: ProbeSettings) -> tuple[Linear, float]:
+    """Fits a logistic regression with the ridge that does best on a part of the images that is held out for it.
+
+    The features are centred and divided by their overall std, which the ridges refer to. The last `int(heldout * n)`
+    images choose: the highest accuracy wins, and of equal ones the lowest cross-entropy. All images are then fitted
+    with the winner. Where nothing can be chosen, because `n` is too small, the two parts share no class or the rest is
+    of one class, the middle ridge is taken, of an even number the larger one.
+
+    Args:
+        features: `(n, F)`, float32 or float64, in random order.
+        labels: `(n,)`, int64, in `[0, num_classes)`.
+        num_classes: Number of classes `C`.
+        settings: Its `heldout`, `ridges` and `max_iter` are used.
+
+    Returns:
+        Weight `(C, F)` and bias `(C,)` of the features as given, and the ridge.
+    """
+    frame = Frame.of(features)
+    # The variances along orthonormal directions add up to F times the overall variance.
+    std = (frame.variances.sum() / features.shape[1]).sqrt().clamp_min(1e-12)
+    inside, labels = frame.coordinates(features).div_(std), labels.to(features.device)
+    variances = frame.variances / std**2
+    ridge, start = _choose_ridge(inside, variances, labels, num_classes, settings)
+    weight, bias = fit_inside(inside, variances, labels, ridge, num_classes, start, settings.max_iter)
+    return frame.leave((weight / std, bias)), ridge
+
+
+def _choose_ridge(
+    features: Tensor, variances: Tensor, labels: Tensor, num_classes: int, settings: ProbeSettings
+) -> tuple[float, Linear | None]:
+    """Returns the best ridge, and what was fitted with it on the part that chooses nothing."""
+    ridges = sorted(settings.ridges, reverse=True)
+    count = len(labels) - int(settings.heldout * len(labels))
+    seen = torch.isin(labels[count:], labels[:count])
+    if len(ridges) == 1 or not seen.any() or bool((labels[:count] == labels[0]).all()):
+        return ridges[(len(ridges) - 1) // 2], None
+    choosing, truth = features[count:][seen], labels[count:][seen]
+    part, solved, found = (features[:count], variances, labels[:count]), None, []
+    for ridge in ridges:
+        # From the largest ridge on, each fit starts where the last one ended.
+        solved = fit_inside(*part, ridge, num_classes, solved, settings.max_iter, ROUGH)
+        odds = torch.addmm(solved[1], choosing, solved[0].T)
+        score = (int((odds.argmax(1) == truth).sum()), -functional.cross_entropy(odds, truth).item())
+        found.append((score, ridge, solved))
+    _, ridge, solved = max(found, key=lambda entry: entry[0])
+    return ridge, solved
+
+
+def frozen_features(student: nn.Module, data: RealData, bank: ImageBank, indices: Tensor) -> Tensor:
+    """Returns a student's pre-logits of some images, `(n, F)`, float32, on the device of the data.
+
+    Raises:
+        InputError: They are not finite.
+    """
+    features = data.apply(partial(pre_logits, student), bank, indices).to(data.device)
+    if not features.isfinite().all():
+        raise InputError("a student diverges when it is pre-trained on the set: lower --use.learning-rate")
+    return features
+
+
+class LinearProbe(LabelledProtocol[ProbeSettings]):
+    """The held-out accuracy of a logistic regression on frozen pre-logits, its ridge chosen on labelled images.
+
+    Images of unknown class (label -1) are left out. All students and all sets see the same labelled subsets, if they
+    have the same seed. Where all labelled images are taken there is but one subset.
+
+    Args:
+        settings: See `ProbeSettings`.
+    """
+
+    name = "probe"
+
+    def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
+        """Measures the mean accuracy over the draws, for each entry of `labels`.
+
+        Raises:
+            InputError: The features are not finite.
+        """
+        known, tested = data.known(data.train), data.known(data.heldout)
+        labels, truth = data.labels(data.train)[known], data.labels(data.heldout)[tested].to(data.device)
+        subsets = self._subsets(labels, pretrained.seed)
+        needed = torch.unique(torch.cat([chosen for draws in subsets for chosen in draws]))
+        features = frozen_features(pretrained.student, data, data.train, known[needed])
+        test = frozen_features(pretrained.student, data, data.heldout, tested)
+        num_classes, measures = int(labels.max()) + 1, []
+        for amount, draws in zip(self.settings.labels, subsets, strict=True):
+            right = 0
+            for draw, chosen in enumerate(draws):
+                rows = torch.searchsorted(needed, chosen)
+                part, classes = features[rows.to(data.device)], labels[chosen].to(data.device)
+                weight, bias = self._fit(part, classes, num_classes, derive_seed(pretrained.seed, "probe", draw))
+                right += int((torch.addmm(bias, test, weight.T).argmax(1) == truth).sum())
+            measures.append(Measure("accuracy", right / len(draws) / len(truth), _count(amount)))
+        return measures
+
+    def _subsets(self, labels: Tensor, seed: int) -> list[list[Tensor]]:
+        """Returns the labelled subsets of each size, each a draw of indices `(n,)`."""
+        drawn = range(self.settings.draws)
+        orders = [draw_order(labels, seed, draw, self.settings.balanced) for draw in drawn]
+        subsets = [[take_labelled(order, labels, amount) for order in orders] for amount in self.settings.labels]
+        return [draws[:1] if len(draws[0]) == len(labels) else draws for draws in subsets]
+
+    def _fit(self, features: Tensor, labels: Tensor, num_classes: int, seed: int) -> Linear:
+        return fit_probe(features, labels, num_classes, self.settings)[0]
+
+
+class MkdtProbe(LinearProbe):
+    """The linear probe of Joshi et al. (ICLR 2025, arXiv 2410.02116), as in their released code.
+
+    Features as they are, random subsets, one output for each class of the data, PyTorch's initial weights; 20 calls of
+    `torch.optim.LBFGS` with its defaults (20 iterations a call, steps of 1, no line search) on the mean cross-entropy
+    plus 1e-3 times the squares of the weights, which is a ridge of 2e-3. Where that diverges, the accuracy is that of
+    an arbitrary class.
+
+    Args:
+        settings: `labels` and `draws` are used; the code's draws are its 3 seeds.
+    """
+
+    name = "probe_mkdt"
+
+    def __init__(self, settings: ProbeSettings) -> None:
+        super().__init__(replace(settings, balanced=False))
+
+    def key(self, data: RealData) -> dict[str, Any]:
+        """Returns the settings that are used."""
+        return {"labels": self.settings.labels, "draws": self.settings.draws}
+
+    def _fit(self, features: Tensor, labels: Tensor, num_classes: int, seed: int) -> Linear:
+        return fit_mkdt(features, labels, num_classes, seed)
+
+
+def fit_mkdt(
+    features: Tensor, labels: Tensor, num_classes: int, seed: int, calls: int = 20, penalty: float = 1e-3
+) -> Linear:
+    """Fits the linear layer of `MkdtProbe`.
+
+    Args:
+        features: `(n, F)`.
+        labels: `(n,)`, int64, in `[0, num_classes)`, on the device of the features.
+        num_classes: Number of classes `C`.
+        seed: Seed of the initial weights.
+        calls: Calls of the optimiser.
+        penalty: Of the squares of the weights; the bias has none.
+
+    Returns:
+        Weight `(C, F)` and bias `(C,)`.
+    """
+    with seeded(seed, "probe layer"):
+        layer = nn.Linear(features.shape[1], num_classes)
+    layer = layer.to(features)
+    optimizer = torch.optim.LBFGS(layer.parameters())
+
+    def _closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(layer(features), labels) + penalty * layer.weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    for _ in range(calls):
+        optimizer.step(_closure)  # type: ignore[no-untyped-call]
+    return layer.weight.detach(), layer.bias.detach()
+
+
+def _count(amount: float) -> float:
+    """Returns a share as it is, and a count as a whole number."""
+    return amount if amount <= 1 else int(amount)

@@ -1,0 +1,100 @@
+"""Ranking of architectures: does a small set order networks as the whole source does, and how much sooner?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scipy.stats import kendalltau
+
+from ssdd_hub.errors import require
+from ssdd_hub.evaluation.evaluation import COST, Record, describe_values
+
+RANK = "rank"
+BY = ("probe", "teacher_error", "finetune", "knn")
+
+
+def _variants() -> list[dict[str, Any]]:
+    widths = ([8, 16, 32], [16, 32, 64], [32, 64, 128], [16, 32])
+    return [{"name": "ssdd_convnet3", "widths": list(w), "norm": norm} for w in widths for norm in ("batch", "none")]
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """A search for the best of several architectures, done on a set and on the whole source.
+
+    Attributes:
+        variants: The architectures: for each, the `name` of a timm model and its arguments.
+        by: The protocol whose score they are ordered by, on the first dataset that has one, with the first of its
+            numbers of labels: one of `probe`, `teacher_error`, `finetune`, `knn`.
+    """
+
+    variants: list[dict[str, Any]] = field(default_factory=_variants)
+    by: str = "probe"
+
+    def __post_init__(self) -> None:
+        require(
+            (self.by in BY, f"rank.by must be one of {', '.join(BY)}, got {self.by!r}"),
+            (len(self.variants) >= 3, f"rank.variants must be at least 3 to be ordered, got {len(self.variants)}"),
+            (
+                all(isinstance(variant.get("name"), str) for variant in self.variants),
+                "rank.variants must each have the name of a timm model, as in {name: ssdd_convnet3, widths: [16, 32]}",
+            ),
+        )
+
+
+def rank_records(records: Sequence[Record], students: Sequence[str], by: str, reference: str) -> list[Record]:
+    """Compares the order of architectures on each set with that on the whole source.
+
+    Args:
+        records: Records of all sets, those of every student given.
+        students: Names of the architectures.
+        by: The protocol whose score orders them.
+        reference: The set that gives the true order, such as `full`.
+
+    Returns:
+        For each other set two records of protocol `rank`: `tau`, Kendall's tau-b (Kendall, Biometrika 1945) of the two
+        orders, in `[-1, 1]`, 1 for the same order and None where all scores are equal, one for each seed; and
+        `speedup`, the seconds of pre-training all architectures on the reference over those on the set.
+    """
+    scored = [record for record in records if record["protocol"] == by and record["student"] in students]
+    if not scored:
+        return []
+    first = {key: scored[0][key] for key in ("target", "labels", "metric")}
+    scores = {(r["set"], r["student"]): r["values"] for r in scored if all(r[key] == first[key] for key in first)}
+    seconds = {
+        (r["set"], r["student"]): r["values"] for r in records if r["protocol"] == COST and r["metric"] == "seconds"
+    }
+    about = {key: scored[0].get(key) for key in ("source", "target", "use", "labels")}
+    found: list[Record] = []
+    for name in dict.fromkeys(record["set"] for record in scored):
+        rivals = [_columns(table, name, students) for table in (scores, seconds)]
+        truths = [_columns(table, reference, students) for table in (scores, seconds)]
+        if name == reference or not (rivals[0] and truths[0]):
+            continue
+        facts = {**about, "set": name, "protocol": RANK, "student": f"{len(students)} architectures", "by": by}
+        taus = [_tau(ours, theirs) for ours, theirs in zip(rivals[0], truths[0], strict=True)]
+        found.append({**facts, "metric": "tau", **describe_values(taus)})
+        # A set that nothing is pre-trained on costs nothing.
+        if rivals[1] and truths[1]:
+            ratios = [_ratio(theirs, ours) for ours, theirs in zip(rivals[1], truths[1], strict=True)]
+            found.append({**facts, "metric": "speedup", **describe_values(ratios)})
+    return found
+
+
+def _columns(table: Mapping[tuple[str, str], Sequence[Any]], name: str, students: Sequence[str]) -> list[list[Any]]:
+    """Returns for each seed the values of all students; nothing where a student has none."""
+    rows = [table.get((name, student)) for student in students]
+    return [list(column) for column in zip(*rows, strict=True)] if all(rows) else []
+
+
+def _tau(ours: Sequence[float | None], theirs: Sequence[float | None]) -> float | None:
+    if None in (*ours, *theirs):
+        return None
+    tau = float(kendalltau(ours, theirs).statistic)
+    return tau if tau == tau else None
+
+
+def _ratio(theirs: Sequence[float | None], ours: Sequence[float | None]) -> float | None:
+    if None in (*ours, *theirs):
+        return None
+    return sum(filter(None, theirs)) / max(sum(filter(None, ours)), 1e-9)

@@ -1,0 +1,50 @@
+"""The cells of an evaluation on the disk: what was measured once is not measured again."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ssdd_hub.evaluation.protocols.base import Measure
+from ssdd_hub.files import atomic_path
+
+Key = Mapping[str, Any]
+
+
+class CellStore:
+    """One small JSON file for each cell, named by a hash of all that its numbers depend on.
+
+    A cell appears whole or not at all, so an evaluation can be stopped at any moment and goes on where it was.
+
+    Args:
+        folder: Where the files are; made when the first cell is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, key: Key) -> list[Measure] | None:
+        """Returns what was measured, or None; a file that is not what was written counts as none."""
+        try:
+            stored = json.loads(self._path(key).read_text(encoding="utf-8"))
+            if stored["key"] != _plain(key):
+                return None
+            return [Measure(**measure) for measure in stored["measures"]]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, key: Key, measures: Sequence[Measure]) -> None:
+        """Stores what was measured."""
+        content = {"key": _plain(key), "measures": [asdict(measure) for measure in measures]}
+        with atomic_path(self._path(key)) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _path(self, key: Key) -> Path:
+        text = json.dumps(_plain(key), sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _plain(key: Key) -> Any:
+    return json.loads(json.dumps(key))

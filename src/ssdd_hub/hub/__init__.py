@@ -1,0 +1,26 @@
+"""Talks to the Hugging Face Hub: uploads and downloads folders, whatever is in them."""
+
+from ssdd_hub.hub.client import ERRORS, explained, patiently
+from ssdd_hub.hub.download import fetch_record, fetch_set, list_files, pull_set
+from ssdd_hub.hub.licences import check_licence, derive_licence, describe_licence
+from ssdd_hub.hub.parcel import Content, Parcel
+from ssdd_hub.hub.plan import Plan, plan_upload
+from ssdd_hub.hub.upload import Published
+
+__all__ = [
+    "ERRORS",
+    "Content",
+    "Parcel",
+    "Plan",
+    "Published",
+    "check_licence",
+    "derive_licence",
+    "describe_licence",
+    "explained",
+    "fetch_record",
+    "fetch_set",
+    "list_files",
+    "patiently",
+    "plan_upload",
+    "pull_set",
+]

@@ -1,0 +1,107 @@
+"""Text of cards: facts from outside become Markdown in which nothing but the text is seen."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.plain_yaml import load_plain_yaml
+
+_LONGEST_LIST = 8  # a longer one has no place in a cell; `ssdd_hub.json` has it
+_FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?(?:\n|\Z)", re.DOTALL)
+_LONGEST_FRONT = 2**16  # characters, which take seconds
+
+
+def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns escaped names and values of the facts that are known."""
+    return [
+        (escape(name.replace("_", " ").capitalize()), describe(value))
+        for name, value in facts.items()
+        if value is not None
+    ]
+
+
+def describe(facts: Any) -> str:
+    """Returns the known facts in one escaped line."""
+    return escape(_text(facts))
+
+
+def plain(facts: Any) -> str:
+    """Returns the known facts in one line, as they are."""
+    return one_line(_text(facts))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        known = {name: part for name, part in value.items() if part is not None and part != []}
+        return "; ".join(f"{str(name).replace('_', ' ')}: {_text(part)}" for name, part in known.items())
+    if isinstance(value, list | tuple):
+        return f"{len(value)} values" if len(value) > _LONGEST_LIST else ", ".join(map(_text, value))
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else str(value)
+
+
+def to_yaml(settings: Any) -> str:
+    """Returns settings as YAML, in their order."""
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip()
+
+
+def read_header(card: str) -> dict[str, Any]:
+    """Reads the YAML block of a card, as plain values and nothing else.
+
+    Raises:
+        InputError: The card has no such block, or one that is not a mapping of plain values.
+    """
+    block = _FRONT.match(card)
+    if block and len(block[1]) > _LONGEST_FRONT:
+        raise InputError(f"its YAML must be of at most {_LONGEST_FRONT} characters, got {len(block[1])}")
+    header = load_plain_yaml(block[1]) if block else None
+    if not isinstance(header, dict):
+        raise InputError("does not open with a block of YAML, a mapping, between two lines of ---")
+    return header
+
+
+def paths_of_config(config: Any) -> list[Any]:
+    """Returns the patterns of data files that an entry of `configs` names, of any type; None where it names none."""
+    files = config.get("data_files") if isinstance(config, dict) else None
+    parts = files if isinstance(files, list) and files else [files]
+    return [part.get("path") if isinstance(part, dict) else part for part in parts]
+
+
+def one_line(text: str) -> str:
+    """Returns the words with single spaces between them."""
+    return " ".join(text.split())
+
+
+def escape(text: str) -> str:
+    """Makes text from outside plain: one line in which Markdown and HTML see nothing but characters."""
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(one_line(str(text)), quote=False))
+
+
+def fence(code: str, language: str) -> str:
+    """Wraps code in a fence longer than any run of backticks in it."""
+    longest = max(map(len, re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code}\n{fence}"
+
+
+def list_scores(records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns records of `scores.json` as a table of one row each; empty where there are none."""
+    if not records:
+        return ""
+    head = ["Set", "Protocol", "Source", "Target", "Student", "Labels", "Metric", "Score", "n"]
+    lines = [head, ["---"] * len(head), *map(_score_cells, records)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _score_cells(score: Mapping[str, Any]) -> list[str]:
+    """Returns the escaped cells of one record: what was measured, mean ± std, and n."""
+    names = ("set", "protocol", "source", "target", "student", "labels", "metric")
+    mean, std = score.get("mean"), score.get("std")
+    known = [value for value in (mean, std) if isinstance(value, int | float)]
+    value = " ± ".join(f"{number:.{digits}g}" for number, digits in zip(known, (4, 2), strict=False))
+    return [*(describe(score.get(name)) for name in names), value, describe(score.get("n"))]

@@ -1,0 +1,26 @@
+"""The names that a package offers, imported when they are first used: the rest need not be installed or waited for."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+
+def lazy_names(package: str, *offered: str) -> tuple[Callable[[str], Any], list[str]]:
+    """Returns the `__getattr__` and the `__all__` of a package.
+
+    Args:
+        package: Its name.
+        *offered: A module of the package and names in it: `"distilled: DistilledSet"`.
+    """
+    places = {name: module for module, _, names in (each.partition(":") for each in offered) for name in names.split()}
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        found = getattr(import_module(f"{package}.{places[name]}"), name)
+        # The next use does not come here.
+        setattr(sys.modules[package], name, found)
+        return found
+
+    return find, sorted(places)

@@ -1,0 +1,146 @@
+"""Pre-training of a student: plain regression from images to their targets."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from ssdd_hub.data.augment import PADDING, crop_flip, draw_views
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.seeds import draw_batch, generator
+
+AUGMENTATIONS = ("none", "flip", "crop-flip", "views")
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class UseSettings:
+    """How a student is pre-trained on a set; the defaults are those of Lee et al. (ICLR 2024) for their own sets.
+
+    Attributes:
+        epochs: Passes over the set.
+        max_steps: Steps at most, whatever the epochs: what bounds the pre-training on a whole source set.
+        batch_size: Images per step; all of them where there are fewer.
+        learning_rate: SGD's, constant.
+        momentum: SGD's.
+        weight_decay: SGD's.
+        augment: `none`; `flip`: each image is mirrored half of the time; `crop-flip`: it is also shifted by at most 4
+            pixels; both keep the target. `views`: the image as it is or one of the views stored with it, each with the
+            target stored for it.
+    """
+
+    epochs: int = 1000
+    max_steps: int | None = None
+    batch_size: int = 256
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    augment: str = "none"
+
+    def __post_init__(self) -> None:
+        require(
+            (self.epochs >= 0, f"use.epochs must be at least 0, got {self.epochs}"),
+            (self.max_steps is None or self.max_steps >= 1, f"use.max_steps must be at least 1, got {self.max_steps}"),
+            (self.batch_size >= 1, f"use.batch_size must be at least 1, got {self.batch_size}"),
+            (self.learning_rate > 0, f"use.learning_rate must be above 0, got {self.learning_rate}"),
+            (0 <= self.momentum < 1, f"use.momentum must be in [0, 1), got {self.momentum}"),
+            (self.weight_decay >= 0, f"use.weight_decay must be at least 0, got {self.weight_decay}"),
+            (
+                self.augment in AUGMENTATIONS,
+                f"use.augment must be one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}",
+            ),
+        )
+
+    def num_steps(self, size: int) -> int:
+        """Returns the steps of a pre-training on `size` images."""
+        steps = self.epochs * size // min(self.batch_size, size)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the recipe for using a set, for its card."""
+        return {
+            "loss": "mean squared error of the head's output to the target",
+            "optimizer": "SGD",
+            "learning_rate": self.learning_rate,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "epochs": self.epochs,
+            **({} if self.max_steps is None else {"max_steps": self.max_steps}),
+            "batch_size": self.batch_size,
+            "augmentation": self.augment,
+        }
+
+
+class Pairs(Protocol):
+    """What a student is pre-trained on: images with their targets."""
+
+    @property
+    def black(self) -> Tensor:
+        """What a black pixel is in the space of the images, `(C, 1, 1)`."""
+
+    @property
+    def num_views(self) -> int:
+        """Stored views `K` of each image."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def batch(self, indices: Tensor) -> Pair:
+        """Returns images `(n, C, H, W)`, as students see them, and targets `(n, D)`, on the students' device."""
+
+    def view(self, indices: Tensor, views: Tensor) -> Pair:
+        """Returns stored views of images, and their targets; `views` `(n,)` in `[0, K]`, of which 0 is the image."""
+
+
+def fit_student(
+    student: nn.Module, pairs: Pairs, settings: UseSettings, seed: int, progress: bool = False
+) -> nn.Module:
+    """Pre-trains a student on pairs: SGD on the mean squared error of its head to the targets.
+
+    Args:
+        student: Freshly built, on the device of the pairs.
+        pairs: Images, as the student is to see them, and targets.
+        settings: See `UseSettings`.
+        seed: Seed of the order of the images and of their augmentation.
+        progress: Whether a bar shows it.
+
+    Returns:
+        The student, in eval mode.
+
+    Raises:
+        InputError: Views are asked for, and the pairs hold none.
+    """
+    if settings.augment == "views" and not pairs.num_views:
+        raise InputError(
+            "use.augment is views, and the set holds none: make some with ssdd_hub.add_views, or choose none, flip or "
+            "crop-flip"
+        )
+    optimizer = torch.optim.SGD(
+        student.parameters(), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+    size, steps = len(pairs), settings.num_steps(len(pairs))
+    student.train()
+    for step in tqdm(range(steps), "pre-training", unit="step", disable=not progress):
+        indices = draw_batch(size, min(settings.batch_size, size), seed, "use of the set", step)
+        images, targets = _augmented(pairs, indices, settings.augment, generator(seed, "augmentation of use", step))
+        loss = functional.mse_loss(student(images), targets)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return student.eval()
+
+
+def _augmented(pairs: Pairs, indices: Tensor, augment: str, drawn: torch.Generator) -> Pair:
+    if augment == "views":
+        return pairs.view(indices, torch.randint(0, pairs.num_views + 1, (len(indices),), generator=drawn))
+    images, targets = pairs.batch(indices)
+    if augment == "none":
+        return images, targets
+    views = draw_views(len(images), drawn)
+    if augment == "flip":
+        views[:, :2] = PADDING
+    # Cropping fills up with 0, which is black only before normalisation.
+    return crop_flip(images - pairs.black, views) + pairs.black, targets

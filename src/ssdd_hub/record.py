@@ -1,0 +1,98 @@
+"""`ssdd_hub.json`, the record beside a distilled set or a teacher: written, and read within limits."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.plain_files import require_plain
+
+FORMAT_VERSION = 1
+METADATA_FILE = "ssdd_hub.json"
+PARQUET_GLOB = "data/train-*.parquet"
+PARQUET_FILE = "data/train-{:05d}-of-{:05d}.parquet"  # number and count of the files
+PREVIEW_FILE = "preview.png"
+CARD_FILE = "README.md"
+TRANSFORM_FILE = "target_transform.safetensors"
+MEND = "fetch or make the set again"
+_MOST_BYTES = 8 * 2**20  # of a record
+_MOST_LEVELS = 30  # of a record
+
+
+def dump_metadata(metadata: Mapping[str, Any]) -> str:
+    """Returns the text of `ssdd_hub.json`."""
+    return json.dumps(metadata, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Writes `ssdd_hub.json`.
+
+    Raises:
+        InputError: The record is larger or deeper than `read_metadata` takes.
+    """
+    text = dump_metadata(metadata).encode()
+    if len(text) > _MOST_BYTES or _is_deep(metadata):
+        raise InputError(
+            f"the record of a set must be of at most {_MOST_BYTES} bytes, nested at most {_MOST_LEVELS} deep; got "
+            f"{len(text)} bytes: leave something out of its provenance"
+        )
+    (folder / METADATA_FILE).write_bytes(text)
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Reads `ssdd_hub.json`.
+
+    Raises:
+        InputError: The folder or the file is missing, the file is a link or no file, damaged, larger or deeper than a
+            record has reason to be, or its format is not known here.
+    """
+    path = folder / METADATA_FILE
+    if not folder.is_dir():
+        raise InputError(f"there is no distilled set at {folder}: the folder does not exist")
+    require_plain(folder, [METADATA_FILE])
+    if not path.is_file():
+        raise InputError(f"{folder} is not a distilled set: it has no {METADATA_FILE}")
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"{path} must be of at most {_MOST_BYTES} bytes, got {path.stat().st_size}: {MEND}")
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged, it is not JSON ({error}): {MEND}") from error
+    except RecursionError as error:
+        raise _too_deep(path) from error
+    if _is_deep(metadata):
+        raise _too_deep(path)
+    version = metadata.get("format_version") if isinstance(metadata, dict) else None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} states format_version {version!r}, this ssdd_hub reads {FORMAT_VERSION}: upgrade ssdd_hub"
+        )
+    return dict(metadata)
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MOST_LEVELS + 1):
+        level = [part for part in level if isinstance(part, dict | list)]
+        if not level:
+            return False
+        level = [part for parts in level for part in (parts.values() if isinstance(parts, dict) else parts)]
+    return True
+
+
+def _too_deep(path: Path) -> InputError:
+    return InputError(f"{path} must be nested at most {_MOST_LEVELS} deep, and is deeper: {MEND}")
+
+
+def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns one part of the provenance; a bare value counts as its name."""
+    value = provenance.get(name) or {}
+    return value if isinstance(value, Mapping) else {"name": value}
+
+
+def shareable_name(name: str) -> str:
+    """Returns the name of a dataset or model as it is, and of a local folder its last part: a path tells nothing."""
+    place = name.removeprefix("local-dir:")
+    path = Path(place).expanduser()
+    return name.removesuffix(place) + path.resolve().name if path.exists() else name

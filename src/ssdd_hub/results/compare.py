@@ -1,0 +1,284 @@
+"""Sets compared with each other, student by student: every set was scored with the same seeds."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ssdd_hub.hub.markdown import escape
+from ssdd_hub.results.tables import Record, Table, build_tables, group, metric_of, number, spread, usual_n
+
+KEY = ("protocol", "target", "student", "use", "labels", "metric")
+# What no distilled set is expected to beat.
+CEILINGS = ("full", "teacher")
+# What a set costs is no contest: no pre-training always wins it.
+NO_CONTEST = ("cost",)
+LEVEL = 0.05
+BETTER, WORSE = "▲", "▼"
+_TEST = "two-sided paired t-test over the seeds; raw p, not corrected for the number of comparisons"
+DIFFERENCE_NOTE = (
+    "Set minus baseline, mean over the seeds that both have: accuracies in points, errors in % of the baseline's, "
+    "others as they are; "
+    f"p of a {_TEST}."
+)
+_ROUNDING = 1e-12
+
+
+def compare(records: list[Record], baseline: str) -> list[Record]:
+    """Compares each set with a baseline by a paired t-test over the seeds, two-sided.
+
+    Args:
+        records: The records of `scores.json`; `values` are in the same order of seeds for every set, None where a
+            student has no value.
+        baseline: The set to compare with.
+
+    Returns:
+        A record for each set and measurement (protocol, target, student, use, labels, metric) that shares a seed with
+        the baseline. `difference`: of the means over the shared seeds, set minus baseline. `relative`: the same as a
+        share of the baseline's mean, for `mse`. `better`: which direction is, `lower`, `higher`, or None where nobody
+        says. `improves`: whether the set lies in that direction; None for no difference. `t`, `p`, and the 95 %
+        `interval` of the difference: None with one seed. `n`: shared seeds. Differences that are the same for all
+        seeds have no finite `t`: it is None, and `p` is 0, or 1 where they are zero. No `p` is corrected for the
+        number of comparisons.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    results = [
+        _difference(record, sets[baseline])
+        for sets in _by_measurement(records).values()
+        if baseline in sets
+        for name, record in sets.items()
+        if name != baseline
+    ]
+    return [result for result in results if result is not None]
+
+
+def _by_measurement(records: list[Record]) -> dict[tuple[Any, ...], dict[str, Record]]:
+    groups = {}
+    for key, same in group(records, *KEY).items():
+        groups[key] = {record["set"]: record for record in same}
+        if len(groups[key]) < len(same):
+            names = ", ".join(f"'{name}'" for name, count in Counter(r["set"] for r in same).items() if count > 1)
+            raise ValueError(f"two scores of the set {names} for {dict(zip(KEY, key, strict=True))}; one was expected")
+    return groups
+
+
+def _difference(record: Record, reference: Record) -> Record | None:
+    # A set with fewer students has the first seeds of the others.
+    pairs = zip(record.get("values") or [], reference.get("values") or [], strict=False)
+    known = np.array([pair for pair in pairs if None not in pair], dtype=np.float64).reshape(-1, 2)
+    known = known[np.isfinite(known).all(axis=1)]
+    if not len(known):
+        return None
+    base = float(known[:, 1].mean())
+    difference = float((known[:, 0] - known[:, 1]).mean())
+    better = metric_of(record).direction.partition(" ")[0] or None
+    return {
+        "set": record["set"],
+        "baseline": reference["set"],
+        **{key: record.get(key) for key in ("source", *KEY)},
+        "difference": difference,
+        "relative": difference / base if record["metric"] == "mse" and base else None,
+        "better": better,
+        "improves": (difference > 0) == (better == "higher") if better and difference else None,
+        **_paired_test(known[:, 0], known[:, 1]),
+        "n": len(known),
+    }
+
+
+def _paired_test(first: "np.ndarray[Any, Any]", second: "np.ndarray[Any, Any]") -> Record:
+    differences = first - second
+    # Imported here: a set is read and its card written without waiting for scipy.
+    from scipy import stats
+
+    n, mean = len(differences), float(differences.mean())
+    if n < 2:
+        return {"t": None, "p": None, "interval": None}
+    # scipy divides by the spread of the differences, which may be nothing but rounding.
+    rounding = _ROUNDING * np.abs([first, second]).max()
+    if np.ptp(differences) <= rounding:
+        return {"t": None, "p": float(abs(mean) <= rounding), "interval": [mean, mean]}
+    result = stats.ttest_rel(first, second)
+    half = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+    return {"t": float(result.statistic), "p": float(result.pvalue), "interval": [mean - half, mean + half]}
+
+
+def share_of_way(records: list[Record], name: str, low: str = "random", high: str = "full") -> list[Record]:
+    """Returns how much of the way from one reference to another a set goes.
+
+    Args:
+        records: The records of `scores.json`.
+        name: The set.
+        low: The reference at 0.
+        high: The reference at 1: `full`, all source images, or `teacher`.
+
+    Returns:
+        A record for each measurement that all three have: `share`, `(set - low) / (high - low)` of the means, None
+        where the references are equal; and `note`, which says so where the references themselves cannot be told apart,
+        and is empty otherwise.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    shares = []
+    for key, sets in _by_measurement(records).items():
+        means = [sets[part]["mean"] for part in (name, low, high) if part in sets]
+        if key[0] in NO_CONTEST or len(means) < 3 or None in means:
+            continue
+        score, start, end = means
+        share = (score - start) / (end - start) if end != start else None
+        about = {"set": name, "low": low, "high": high, **dict(zip(KEY, key, strict=True))}
+        shares.append({**about, "share": share, "note": _doubt(_difference(sets[high], sets[low]), low, high)})
+    return shares
+
+
+def _doubt(span: Record | None, low: str, high: str) -> str:
+    if span is None or span["p"] is None:
+        return f"too few seeds to tell {high} from {low}"
+    return "" if span["p"] < LEVEL else f"{high} and {low} do not differ significantly ({_chance(span['p'])})"
+
+
+def _chance(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def score_tables(records: list[Record], comparisons: list[Record]) -> list[Table]:
+    """Returns tables of mean ± standard deviation.
+
+    Best is the best mean of its column, ceilings aside. Sets that differ from `random` (p < 0.05) are marked, and n
+    stands in the cells where it is not the usual one.
+
+    Args:
+        records: The records of `scores.json`.
+        comparisons: Of `compare`, with `random` or without.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    marks = {_place(result): _mark(result) for result in comparisons if result["baseline"] == "random"}
+    usual = usual_n(records)
+
+    def _text(record: Record) -> str:
+        seeds = f" (n={record['n']})" if record["n"] != usual else ""
+        return f"{spread(record)}{seeds}{marks.get(_place(record), '')}" if record["mean"] is not None else ""
+
+    return build_tables(records, _text, _best)
+
+
+def difference_tables(comparisons: list[Record], intervals: bool = False) -> list[Table]:
+    """Returns tables of the differences to one baseline, with p.
+
+    Args:
+        comparisons: Of `compare` with one baseline.
+        intervals: Whether the cells have a second line with the 95 % interval, and n where it is not the usual one.
+    """
+    usual = usual_n(comparisons)
+
+    def _text(result: Record) -> str:
+        p = "" if result["p"] is None else f" ({_chance(result['p'])})"
+        lines = [f"{_change(result)}{p}{_mark(result)}"]
+        if intervals and result["interval"]:
+            ends = (number(end, result, result["difference"], "+") for end in result["interval"])
+            lines.append(f"[{', '.join(ends)}]")
+        if intervals and result["n"] != usual:
+            lines[-1] += f" n={result['n']}"
+        return "\n".join(lines)
+
+    return build_tables(comparisons, _text, lambda column: set())
+
+
+def _place(record: Record) -> tuple[Any, ...]:
+    return (record["set"], *(record.get(key) for key in KEY))
+
+
+def _mark(result: Record) -> str:
+    if result["protocol"] in NO_CONTEST or result["p"] is None or result["p"] >= LEVEL or result["improves"] is None:
+        return ""
+    return f" {BETTER if result['improves'] else WORSE}"
+
+
+def _best(column: dict[str, Record]) -> set[str]:
+    means = {name: r["mean"] for name, r in column.items() if name not in CEILINGS and r["mean"] is not None}
+    first = next(iter(column.values()))
+    direction = metric_of(first).direction
+    if len(means) < 2 or not direction or first["protocol"] in NO_CONTEST:
+        return set()
+    best = (max if direction.startswith("higher") else min)(means.values())
+    return {name for name, mean in means.items() if mean == best}
+
+
+def _change(result: Record) -> str:
+    if result["relative"] is not None:
+        return f"{100 * result['relative']:+.1f} %"
+    return number(result["difference"], result, sign="+")
+
+
+def score_note(records: list[Record], comparisons: list[Record]) -> str:
+    """Returns what a reader of `score_tables` has to know, in words.
+
+    Args:
+        records: The records of `scores.json`.
+        comparisons: Of `compare`, as the tables got them.
+    """
+    usual = usual_n(records)
+    others = any(record["n"] != usual for record in records)
+    seeds = f"n = {usual} seed{'s' if usual != 1 else ''}{', unless a cell says otherwise' if others else ''}"
+    tested = any(result["baseline"] == "random" and result["p"] is not None for result in comparisons)
+    sentences = [
+        f"Mean ± standard deviation over {seeds}." if usual > 1 or others else f"Values of {seeds}.",
+        "Accuracies are in %." if "accuracy" in {record["metric"] for record in records} else "",
+        "Bold: the best set of a column.",
+        "full and teacher are ceilings, not rivals." if any(record["set"] in CEILINGS for record in records) else "",
+        f"{BETTER} better, {WORSE} worse than random with p < {LEVEL} ({_TEST})." if tested else "",
+    ]
+    return " ".join(filter(None, sentences))
+
+
+def markdown_table(records: list[Record], baselines: Sequence[str] = ("random",)) -> str:
+    """Returns the scores, and the differences to baselines, as Markdown for a card.
+
+    Args:
+        records: The records of `scores.json`.
+        baselines: Sets to compare with; those that were not scored are left out.
+
+    Returns:
+        Tables with a row for each set, one table for each student and, where it would be too wide, for each target;
+        below them what the marks mean, and a table of differences for each baseline. Names are escaped.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    if not records:
+        return "No scores were measured."
+    against_random = compare(records, "random")
+    note = f"{score_note(records, against_random)} ↑ higher is better, ↓ lower is better."
+    parts = [*map(_markdown, score_tables(records, against_random)), note]
+    for baseline in baselines:
+        results = [
+            r for r in compare(records, baseline) if {r["set"], r["protocol"]}.isdisjoint(CEILINGS + NO_CONTEST)
+        ]
+        if results:
+            parts += [
+                f"**Difference to {escape(baseline)}.** {DIFFERENCE_NOTE}",
+                *map(_markdown, difference_tables(results)),
+            ]
+    return "\n\n".join(parts)
+
+
+def _markdown(table: Table) -> str:
+    header = ["set", *(f"{escape(heading)}{_arrow(heading, record)}" for heading, record in table.columns)]
+    body = [
+        [escape(name), *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)]
+        for name, cells in table.rows
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *body)]
+    return "\n".join([*([f"**{escape(table.title)}**", ""] if table.title else []), *lines])
+
+
+def _arrow(heading: str, record: Record) -> str:
+    metric = metric_of(record)
+    known = record["metric"] in ("mse", "accuracy") or heading.endswith(record["metric"])
+    arrow = {"higher": " ↑", "lower": " ↓"}.get(metric.direction.partition(" ")[0], "")
+    return f"{'' if known else f', {escape(metric.unit)}'}{arrow}"

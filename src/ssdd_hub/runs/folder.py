@@ -1,0 +1,253 @@
+"""The folder of a run: its settings, its inputs, its log, its checkpoints, and going on where it stopped."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.files import atomic_path
+from ssdd_hub.plain_files import require_plain, require_plain_tree
+from ssdd_hub.runs.checkpoints import Checkpoints
+from ssdd_hub.runs.inputs import INPUTS_FILE, Inputs, check_inputs, dump_inputs
+from ssdd_hub.runs.own_runs import LARGEST_CONFIG, is_own_run, remember_run
+
+# What may differ when a run goes on: it decides neither the teacher nor the distilled set.
+FREE = (
+    "output",
+    "evaluate",
+    "use",
+    "probe",
+    "run.checkpoint_every",
+    "run.log_every",
+    "run.cache",
+    "run.trackers",
+    "run.threads",
+    "data.memory_budget_gb",
+    "data.follow_links",
+    "targets.refresh",
+    "pretrain.checkpoint_every",
+    "pretrain.workers",
+    "watch.every",
+    "watch.probe",
+)
+_CONFIG_FILE = "config.yaml"
+# What a run reads or writes beside it: files; folders that may grow large; and folders of results.
+_FILES = (INPUTS_FILE, "log.jsonl", "scores.json", "scores.md", "report.html")
+_WORK_FOLDERS = ("features", "cells", "checkpoints", "references")
+_RESULT_FOLDERS = ("distilled", "teacher", "pictures")
+
+
+@dataclass(frozen=True)
+class LaunchSettings:
+    """How the processes of a run compute.
+
+    Attributes:
+        mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision.
+        threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
+            `accelerate launch` would leave each process with one.
+        trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+    """
+
+    mixed_precision: str = "no"
+    threads: int | None = None
+    trackers: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        require(*self._checks())
+
+    def _checks(self) -> tuple[tuple[bool, str], ...]:
+        return (
+            (self.threads is None or self.threads >= 1, f"run.threads must be at least 1, got {self.threads}"),
+            (
+                self.mixed_precision in ("no", "bf16"),
+                f"run.mixed_precision must be no or bf16, got {self.mixed_precision!r}",
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class RunSettings(LaunchSettings):
+    """How the processes of a distillation compute, and how often they save.
+
+    Attributes:
+        mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision.
+        threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
+            `accelerate launch` would leave each process with one.
+        trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+        checkpoint_every: Outer steps between checkpoints.
+        log_every: Outer steps between writes of the log, which holds every step.
+        cache: Folder of cached teacher features; `features/` of the run folder when not given.
+    """
+
+    checkpoint_every: int = 1000
+    log_every: int = 50
+    cache: str | None = None
+
+    def _checks(self) -> tuple[tuple[bool, str], ...]:
+        return (
+            (self.checkpoint_every >= 1, f"run.checkpoint_every must be at least 1, got {self.checkpoint_every}"),
+            (self.log_every >= 1, f"run.log_every must be at least 1, got {self.log_every}"),
+            *super()._checks(),
+        )
+
+
+class RunLog:
+    """A JSONL log of the stages of a run; of a distillation the same run writes the same bytes, so no times.
+
+    Args:
+        path: The file.
+        enabled: False on all processes but one.
+    """
+
+    def __init__(self, path: Path, enabled: bool = True) -> None:
+        self.path = path
+        self.enabled = enabled
+
+    def write(self, records: Iterable[dict[str, Any]]) -> None:
+        """Appends records, each with its `stage` and `step`."""
+        if self.enabled:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Drops what a resumed run will write again: the stage's records after `step`, and a torn last line."""
+        if self.enabled and self.path.exists():
+            kept = [record for record in self.read() if record["stage"] != stage or record["step"] <= step]
+            with atomic_path(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Returns all whole records."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+
+class RunFolder:
+    """A run's files; starting a run again in its folder goes on where it stopped.
+
+    Args:
+        path: The folder, `--output`.
+        config: The resolved settings.
+        is_main: Whether this process writes.
+        same_settings: Whether the run only goes on with the settings that it began with, or with any of its recipe.
+
+    Raises:
+        InputError: The folder holds something else, or a run with other settings. Other inputs are refused by `start`.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], is_main: bool = True, same_settings: bool = True) -> None:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--output {path} is a file: choose another folder")
+        _require_plain_run(path)
+        if (path / "config.yaml").exists():
+            _refuse_other_settings(path, config, same_settings)
+        elif path.exists() and any(path.iterdir()):
+            raise InputError(f"--output {path} is not empty and holds no run: choose another folder")
+        self.path = path
+        self.config = config
+        self.is_main = is_main
+        self.log = RunLog(path / "log.jsonl", enabled=is_main)
+        self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher", keep=1)
+        self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
+
+    def start(self, inputs: Inputs | None = None) -> None:
+        """Writes the settings and the inputs. Called once nothing is left that a mend of the settings could change.
+
+        Args:
+            inputs: What the run computes from, as `describe_images` returns it. All processes call with theirs. None
+                where everything in the folder is named by the content of its own inputs, or computed anew.
+
+        Raises:
+            InputError: The folder holds a run with other inputs; it is not changed.
+        """
+        record = check_inputs(self.path, inputs, self.is_main) if inputs else None
+        if self.is_main:
+            with atomic_path(self.path / "config.yaml") as temporary:
+                text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
+                temporary.write_text(text, encoding="utf-8")
+            remember_run(self.path / "config.yaml")
+            # After the settings, without which the folder would be taken for no run.
+            if record:
+                self._record(record)
+
+    def pin(self, inputs: Inputs) -> None:
+        """Records what the run has just made and goes on from, such as its own teacher; all processes call it.
+
+        Raises:
+            InputError: Another one is recorded.
+        """
+        record = check_inputs(self.path, inputs, self.is_main, made=True)
+        if self.is_main:
+            self._record(record)
+
+    def _record(self, inputs: Inputs) -> None:
+        self.write_json(INPUTS_FILE, dump_inputs(inputs))
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes one JSON file of the run, atomically."""
+        with atomic_path(self.path / name) as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _require_plain_run(path: Path) -> None:
+    """Refuses a run folder in which something that is read or written is a FIFO, a device or a link.
+
+    Work folders may be links, as to a larger disk, but only in a run that the user began: in a folder from elsewhere
+    they may lead to anything.
+    """
+    require_plain(path, [_CONFIG_FILE, *_FILES])
+    linked = [name for name in _WORK_FOLDERS if (path / name).is_symlink() and (path / name).is_dir()]
+    if linked and not is_own_run(path / _CONFIG_FILE):
+        places = ", ".join(str(path / name) for name in linked)
+        raise InputError(
+            f"{places}: links of work folders are followed only in a run that you began here: put the folder itself "
+            "there, or choose another --output"
+        )
+    for name in (*_WORK_FOLDERS, *_RESULT_FOLDERS):
+        if name not in linked:
+            require_plain(path, [name])
+        require_plain_tree(path / name)
+
+
+def _refuse_other_settings(path: Path, config: dict[str, Any], same_settings: bool) -> None:
+    try:
+        if (path / _CONFIG_FILE).stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it has more than {LARGEST_CONFIG} bytes")
+        stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("it holds no settings")
+        if not same_settings:
+            # Another recipe's settings have other names.
+            stored, config = dict.fromkeys(stored, "left out"), dict.fromkeys(config, "left out")
+        differences = [
+            f"{key}: {before!r} there, {now!r} now"
+            for key, before, now in _differences(stored, config)
+            if not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
+        ]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path / 'config.yaml'} cannot be read ({error}): choose another --output") from error
+    if differences:
+        raise InputError(
+            f"--output {path} holds a run with other settings ({'; '.join(differences)}): choose another --output, or "
+            "remove that folder to start afresh"
+        )
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(before.keys() | now.keys(), key=str)
+        nested = [_differences(before.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in names]
+        return [difference for part in nested for difference in part]
+    return [] if before == now else [(key, before, now)]
+
+
+def folder_name(name: str) -> str:
+    """Returns the last part of a path or Hub id as the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name).strip(".-") or "run"

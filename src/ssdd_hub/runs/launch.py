@@ -1,0 +1,108 @@
+"""The start and the end of a recipe: Accelerate, threads, the C library's allocator, errors.
+
+On the CPU, memory that large tensors leave is used again: fresh pages of the system cost more than some layers.
+
+The C library gives each large block back to the system and asks for it again, and the system clears every page anew.
+"""
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from functools import wraps
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.runs.folder import LaunchSettings
+from ssdd_hub.runs.machine import count_cpus
+from ssdd_hub.text import printable
+
+# Other processes wait while one decodes, scores or saves, which takes hours on a large source.
+PATIENCE = timedelta(days=7)
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 * 1024, 65536
+_NEVER = -1
+
+
+def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
+    """Starts Accelerate for a recipe, on the CPU with the threads that the settings ask for and memory used again.
+
+    Args:
+        settings: Precision, threads and trackers.
+        folder: The run folder; trackers write below it.
+
+    Raises:
+        InputError: A tracker is unknown, or the processes were started with FSDP or DeepSpeed.
+    """
+    try:
+        accelerator = Accelerator(
+            mixed_precision=settings.mixed_precision,
+            log_with=settings.trackers or None,
+            project_dir=folder / "trackers",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except ValueError as error:
+        raise InputError(
+            f"--run.trackers {settings.trackers} or --run.mixed-precision cannot be used: {error}"
+        ) from error
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise InputError(
+            f"the distilled set is a few megabytes and is not sharded: launch without {accelerator.distributed_type}"
+        )
+    # TF32 would round the kernel by more than the ridge, and processes that hold the same pool must stay alike.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.deterministic = True
+    if accelerator.device.type == "cpu":
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(settings.threads or max(1, count_cpus() // local))
+        keep_freed_memory()
+    return accelerator
+
+
+def report_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Wraps a recipe's `main`: a mistake in the input ends it with a message instead of a traceback, and status 2."""
+
+    @wraps(main)
+    def _wrapped() -> None:
+        try:
+            main()
+        except SettingsError as error:
+            _stop("".join(f"\n  - {problem}" for problem in error.problems), 2)
+        except InputError as error:
+            _stop(f" {error}", 2)
+        except KeyboardInterrupt:
+            _stop(" interrupted; the same command goes on from the last checkpoint", 130)
+
+    return _wrapped
+
+
+def _stop(message: str, status: int) -> None:
+    # Messages quote names of files and records from elsewhere.
+    sys.stderr.write(f"error:{printable(message)}\n")
+    sys.exit(status)
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Lets this process keep what it frees, for the next tensors; it never shrinks then.
+
+    Args:
+        keep: False for what the C library does by itself; what is free then goes back to the system.
+
+    Returns:
+        Whether the C library could be told; only glibc can.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    library = ctypes.CDLL(None)
+    trim, blocks = (_NEVER, 0) if keep else (_DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX)
+    told = library.mallopt(_M_TRIM_THRESHOLD, trim) and library.mallopt(_M_MMAP_MAX, blocks)
+    if not keep:
+        library.malloc_trim(0)
+    return bool(told)

@@ -1,0 +1,195 @@
+"""Core sets: few of many points that stand for all, by k-means, greedy k-center or herding."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.seeds import derive_seed, generator
+
+# Bytes of points that are kept in memory; of more points, parts are read again and again.
+MOST_HELD = 3 * 2**28
+# Bytes of a part, and points at most: their distances to all centres are in memory too.
+_PART, _MOST_IN_PART = 2**25, 4096
+# Nearest points that are looked up at once for each centre, in case other centres have taken some.
+_NEAREST = 16
+
+
+class Points:
+    """A matrix `(N, D)`, float32, that is read in parts, and held in memory where it fits.
+
+    Args:
+        rows: What to read, `(N,)`: indices into the matrix that `read` reads.
+        read: Returns some rows of it, `(n, ...)`, which are flattened.
+
+    Attributes:
+        width: `D`.
+        capacity: Points that may be in memory.
+
+    Raises:
+        InputError: A point has NaN or infinite values; raised by whatever reads it.
+    """
+
+    def __init__(self, rows: Tensor, read: Callable[[Tensor], Tensor]) -> None:
+        self._rows, self._read = rows, read
+        self._held: Tensor | None = None
+        self.width = self[:1].shape[1]
+        self.capacity = max(1, MOST_HELD // (4 * self.width))
+        self._size = min(_MOST_IN_PART, max(1, _PART // (4 * self.width)))
+        if len(rows) <= self.capacity:
+            self._held = self._gather(torch.arange(len(rows)))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, chosen: Tensor | slice) -> Tensor:
+        """Returns some points, `(n, D)`; those of a slice may be a view."""
+        if self._held is not None:
+            return self._held[chosen]
+        points = self._read(self._rows[chosen]).float().flatten(1)
+        if not points.isfinite().all():
+            raise InputError("the targets hold NaN or infinite values: compute them again with a sound teacher")
+        return points
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yields all points, some at a time, and where they stand."""
+        for start in range(0, len(self), self._size):
+            part = slice(start, min(start + self._size, len(self)))
+            yield part, self[part]
+
+    def sample(self, count: int, seed: int) -> Tensor:
+        """Returns as many points as may be in memory, `count` at least, drawn by seed; all where they are held."""
+        if self._held is not None:
+            return self._held
+        order = torch.randperm(len(self), generator=generator(seed, "coreset/sample"))
+        return self._gather(order[: max(count, self.capacity)].sort().values)
+
+    def _gather(self, chosen: Tensor) -> Tensor:
+        # In parts, since reading and transforming makes copies.
+        gathered = torch.empty(len(chosen), self.width)
+        for part, found in zip(torch.split(chosen, self._size), torch.split(gathered, self._size), strict=True):
+            found.copy_(self[part])
+        return gathered
+
+    def distances(self, centre: Tensor) -> Tensor:
+        """Returns the distance of each point to one, `(N,)`; exactly 0 to its equals."""
+        exact = "donot_use_mm_for_euclid_dist"
+        return torch.cat([torch.cdist(part, centre[None], compute_mode=exact)[:, 0] for _, part in self.parts()])
+
+
+@dataclass(frozen=True)
+class KMeansEffort:
+    """How long k-means searches.
+
+    Attributes:
+        exact: Up to this many points, every point counts in every iteration; of more, a batch.
+        iterations: Passes over the points at most.
+        batch_size: Points of a batch.
+    """
+
+    exact: int
+    iterations: int
+    batch_size: int
+
+
+def choose_central(points: Points, count: int, seed: int, effort: KMeansEffort) -> Tensor:
+    """Chooses the point nearest to each centre of k-means, centre by centre.
+
+    A point that an earlier centre has is passed over for the nearest that is free. Where the points do not fit into
+    memory, the centres are those of a part that does.
+
+    Returns:
+        Indices `(count,)`, none twice.
+    """
+    sample = points.sample(count, seed)
+    # In place, since a copy may take too much memory.
+    shared: dict[str, Any] = {"n_clusters": count, "n_init": 1, "max_iter": effort.iterations}
+    shared["random_state"] = derive_seed(seed, "coreset/k-means") % 2**32
+    if len(sample) <= effort.exact:
+        clusters = KMeans(copy_x=False, **shared)
+    else:
+        start = min(len(sample), 3 * max(effort.batch_size, count))
+        clusters = MiniBatchKMeans(batch_size=effort.batch_size, init_size=start, compute_labels=False, **shared)
+    # Threads add up in any order. Fewer clusters than asked for are found where points are alike.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clusters.fit(sample.numpy())
+    del sample
+    return _nearest_free(points, torch.from_numpy(clusters.cluster_centers_).float())
+
+
+def _nearest_free(points: Points, centres: Tensor) -> Tensor:
+    """Returns for one centre after the other the nearest point that no earlier one has, `(M,)`."""
+    chosen: list[int] = []
+    free = torch.ones(len(points), dtype=torch.bool)
+    while len(chosen) < len(centres):
+        for nearest in _nearest(points, centres[len(chosen) :], free).tolist():
+            point = next((point for point in nearest if free[point]), None)
+            if point is None:
+                break
+            free[point] = False
+            chosen.append(point)
+    return torch.tensor(chosen)
+
+
+def _nearest(points: Points, centres: Tensor, free: Tensor) -> Tensor:
+    """Returns for each centre some of its nearest free points, nearest first: `(M, n)`, `n` at most `_NEAREST`."""
+    number, offset = min(_NEAREST, int(free.sum())), centres.mean(0)
+    least, nearest = torch.empty(len(centres), 0), torch.empty(len(centres), 0, dtype=torch.int64)
+    for part, some in points.parts():
+        # What all have in common would cost the matrix product its last digits.
+        distances = torch.cdist(centres - offset, some - offset)
+        distances[:, ~free[part]] = math.inf
+        found, columns = distances.topk(min(number, len(some)), largest=False)
+        least, nearest = torch.cat([least, found], 1), torch.cat([nearest, columns + part.start], 1)
+        least, order = least.topk(min(number, least.shape[1]), largest=False)
+        nearest = nearest.gather(1, order)
+    return nearest
+
+
+def choose_far(points: Points, count: int, seed: int) -> Tensor:
+    """Chooses one point by seed, then again and again the one that is farthest from all chosen.
+
+    Greedy k-center (Sener and Savarese, ICLR 2018, arXiv 1708.00489, algorithm 1).
+
+    Returns:
+        Indices `(count,)`, none twice, in the order of the choice.
+    """
+    chosen = [int(torch.randint(len(points), (1,), generator=generator(seed, "coreset/first centre")))]
+    farness = torch.full((len(points),), math.inf)
+    while len(chosen) < count:
+        farness = farness.minimum(points.distances(points[chosen[-1] : chosen[-1] + 1][0]))
+        # Among equal points all are at 0.
+        farness[chosen[-1]] = -1
+        chosen.append(int(farness.argmax()))
+    return torch.tensor(chosen)
+
+
+def choose_by_mean(points: Points, count: int) -> Tensor:
+    """Chooses again and again the point that brings the mean of the chosen nearest to the mean of all.
+
+    Herding (Welling, ICML 2009) without replacement. Welling's step takes the greatest inner product, which is the
+    same where all points have one length; ours takes the least distance, as the exemplars of Rebuffi et al. (CVPR
+    2017, arXiv 1611.07725, algorithm 4) do.
+
+    Returns:
+        Indices `(count,)`, none twice, in the order of the choice.
+    """
+    mean = torch.stack([part.double().sum(0) for _, part in points.parts()]).sum(0) / len(points)
+    wanted, chosen = mean.clone(), list[int]()
+    taken = torch.zeros(len(points), dtype=torch.bool)
+    for _ in range(count):
+        # The point that would make the mean of the chosen equal to that of all.
+        distances = points.distances(wanted.float()).masked_fill(taken, math.inf)
+        chosen.append(int(distances.argmin()))
+        taken[chosen[-1]] = True
+        wanted += mean - points[chosen[-1] : chosen[-1] + 1][0].double()
+    return torch.tensor(chosen)

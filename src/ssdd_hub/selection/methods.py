@@ -1,0 +1,199 @@
+"""Methods that select real images, or noise, with their teacher's targets."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssdd_hub.arguments import find_problems
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.models.build import DECIDED, build_student
+from ssdd_hub.models.pretraining import UseSettings, fit_student
+from ssdd_hub.seeds import derive_seed, generator, seeded
+from ssdd_hub.selection.coresets import KMeansEffort, Points, choose_by_mean, choose_central, choose_far
+from ssdd_hub.selection.source import Source, SourcePairs
+
+
+@dataclass(frozen=True)
+class SelectionSettings:
+    """How images are selected; numbers of k-means are scikit-learn's, of experts MKDT's, where nothing else is said.
+
+    Attributes:
+        max_images: At most this many images, drawn by seed, that a method looks at; `random` and the training of
+            experts have all. None for all.
+        kmeans_exact: Up to this many images, k-means takes all of them in every iteration; of more, a batch.
+        kmeans_iterations: Passes of k-means over the images at most.
+        kmeans_batch_size: Images of a batch.
+        expert: The network of `high_loss`: a timm model name.
+        expert_args: Further arguments of that model; the default is MKDT's ConvNet.
+        experts: Trained networks whose errors are averaged. MKDT has 100.
+        expert_steps: Steps that each is trained. MKDT has 20 passes, 3,900 steps for 50,000 images.
+        expert_batch_size: Images per step; all of them where there are fewer.
+        expert_learning_rate: SGD's, constant.
+        expert_momentum: SGD's.
+        expert_weight_decay: SGD's.
+    """
+
+    max_images: int | None = None
+    kmeans_exact: int = 10_000
+    kmeans_iterations: int = 100
+    kmeans_batch_size: int = 1024
+    expert: str = "ssdd_convnet3"
+    expert_args: dict[str, Any] = field(default_factory=lambda: {"widths": [128, 128, 128], "norm": "instance"})
+    experts: int = 1
+    expert_steps: int = 1000
+    expert_batch_size: int = 256
+    expert_learning_rate: float = 0.1
+    expert_momentum: float = 0.9
+    expert_weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        counts = ("kmeans_iterations", "kmeans_batch_size", "experts", "expert_steps", "expert_batch_size")
+        rate, momentum, decay = self.expert_learning_rate, self.expert_momentum, self.expert_weight_decay
+        taken = ", ".join(name for name in DECIDED if name in self.expert_args)
+        require(
+            (
+                self.max_images is None or self.max_images >= 1,
+                f"selection.max_images must be at least 1, got {self.max_images}",
+            ),
+            (self.kmeans_exact >= 0, f"selection.kmeans_exact must be at least 0, got {self.kmeans_exact}"),
+            *(
+                (getattr(self, name) >= 1, f"selection.{name} must be at least 1, got {getattr(self, name)}")
+                for name in counts
+            ),
+            (not taken, f"selection.expert_args must leave out {taken}, which the data and other settings decide"),
+            *((False, f"selection.expert_args: {problem}") for problem in find_problems(self.expert_args)),
+            (rate > 0, f"selection.expert_learning_rate must be above 0, got {rate}"),
+            (0 <= momentum < 1, f"selection.expert_momentum must be in [0, 1), got {momentum}"),
+            (decay >= 0, f"selection.expert_weight_decay must be at least 0, got {decay}"),
+        )
+
+    @property
+    def effort(self) -> KMeansEffort:
+        """How long k-means searches."""
+        return KMeansEffort(self.kmeans_exact, self.kmeans_iterations, self.kmeans_batch_size)
+
+    def training(self, size: int) -> UseSettings:
+        """Returns how an expert is trained on `size` images: for `expert_steps` steps."""
+        return UseSettings(
+            epochs=math.ceil(self.expert_steps * min(self.expert_batch_size, size) / size),
+            max_steps=self.expert_steps,
+            batch_size=self.expert_batch_size,
+            learning_rate=self.expert_learning_rate,
+            momentum=self.expert_momentum,
+            weight_decay=self.expert_weight_decay,
+        )
+
+
+class _Pairs(NamedTuple):
+    """Images `(M, C, H, W)`, targets `(M, D)`, and which source images they are: None for noise."""
+
+    images: Tensor
+    targets: Tensor
+    rows: Tensor | None
+
+
+Choice = Callable[[Source, Tensor, int, int, SelectionSettings], Tensor]
+Method = Callable[[Source, int, int, SelectionSettings], _Pairs]
+
+
+def _real(choose: Choice, source: Source, count: int, seed: int, settings: SelectionSettings) -> _Pairs:
+    size, most = len(source.bank), settings.max_images
+    candidates = torch.arange(size)
+    if most is not None and most < size and choose is not _random:
+        candidates = _draw(size, most, seed, "selection/images").sort().values
+    if count > len(candidates):
+        which = "there are only" if len(candidates) == size else "selection.max_images leaves only"
+        raise InputError(f"{count} images are to be selected, and {which} {len(candidates)}: select fewer")
+    rows = candidates[choose(source, candidates, count, seed, settings)]
+    return _Pairs(source.images(rows), source.targets[rows].cpu(), rows)
+
+
+def _draw(size: int, count: int, seed: int, purpose: str) -> Tensor:
+    return torch.randperm(size, generator=generator(seed, purpose))[:count]
+
+
+def _targets(source: Source, candidates: Tensor) -> Points:
+    return Points(candidates, lambda rows: source.targets[rows].cpu())
+
+
+def _random(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
+    return _draw(len(candidates), count, seed, "selection/random")
+
+
+def _kmeans(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
+    return choose_central(_targets(source, candidates), count, seed, settings.effort)
+
+
+def _kmeans_pixels(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
+    return choose_central(Points(candidates, source.images), count, seed, settings.effort)
+
+
+def _kcenter(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
+    return choose_far(_targets(source, candidates), count, seed)
+
+
+def _herding(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
+    return choose_by_mean(_targets(source, candidates), count)
+
+
+def _high_loss(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
+    """Chooses the images whose targets experts trained on all images miss most, the greatest error first.
+
+    Where MKDT starts (Joshi et al., ICLR 2025, arXiv 2410.02116, as in their released code): an image's error is the
+    mean square over `D` at the end of the training, averaged over the experts.
+    """
+    pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
+    losses = torch.zeros(len(candidates), dtype=torch.float64)
+    for expert in range(settings.experts):
+        with seeded(seed, "selection/expert", expert):
+            student = build_student(
+                settings.expert,
+                num_targets=source.targets[:1].shape[1],
+                in_chans=source.bank.num_channels,
+                image_size=source.bank.image_size,
+                **settings.expert_args,
+            )
+        steps = derive_seed(seed, "selection/steps of an expert", expert)
+        student = fit_student(student.to(source.device), pairs, settings.training(len(pairs)), steps)
+        losses += _errors(student, pairs, candidates)
+    if not losses.isfinite().all():
+        raise InputError("an expert of high_loss diverges: lower --selection.expert-learning-rate")
+    return losses.argsort(descending=True, stable=True)[:count]
+
+
+@torch.no_grad()
+def _errors(student: nn.Module, pairs: SourcePairs, rows: Tensor) -> Tensor:
+    """Returns the mean squared error of each image over `D`, `(n,)`, float64."""
+    batches = (pairs.batch(part) for part in torch.split(rows, 512))
+    return torch.cat([(student(images) - targets).square().mean(1).double().cpu() for images, targets in batches])
+
+
+def _gaussian(source: Source, count: int, seed: int, settings: SelectionSettings) -> _Pairs:
+    """Draws normalised pixels from N(0, 1); the teacher sees exactly these, those outside `[0, 1]` too."""
+    shape = (count, *source.bank.pixels.shape[1:])
+    images = torch.randn(shape, generator=generator(seed, "selection/gaussian"))
+    weights = next(source.teacher.parameters())
+    parts = torch.split(source.pixel_space.denormalise(images), 256)
+    features = torch.cat([source.teacher(part.to(weights)).cpu().float() for part in parts])
+    return _Pairs(images, source.transform(features), None)
+
+
+_CHOICES: dict[str, Choice] = {
+    "random": _random,
+    "kmeans": _kmeans,
+    "kmeans-pixels": _kmeans_pixels,
+    "kcenter": _kcenter,
+    "herding": _herding,
+    "high_loss": _high_loss,
+}
+SELECTIONS: dict[str, Method] = {
+    **{name: partial(_real, choose) for name, choose in _CHOICES.items()},
+    "gaussian": _gaussian,
+}
+"""At random; the image nearest to each centre of k-means on targets, or on normalised pixels; greedy k-center and
+herding on targets; the images that trained students err on most; and, in place of real images, noise."""

@@ -1,0 +1,73 @@
+"""What real images are selected from, and the pairs that they make with their targets."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssdd_hub.data.bank import ImageBank
+from ssdd_hub.models.pretraining import Pair
+from ssdd_hub.pixel_space import PixelSpace, black_pixel
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a selection chooses from.
+
+    Attributes:
+        bank: The source images.
+        targets: Their targets, `(N, D)`.
+        teacher: What the targets are of.
+        transform: What makes targets of its features.
+        pixel_space: The space in which students see real images, and that of the selected images.
+        device: Where experts are trained.
+    """
+
+    bank: ImageBank
+    targets: Targets | Tensor
+    teacher: Teacher
+    transform: TargetTransform
+    pixel_space: PixelSpace
+    device: torch.device | str = "cpu"
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Returns source images `(n, C, H, W)`, float32, in the students' pixel space."""
+        return self.pixel_space.normalise(self.bank.pixels[rows].float() / 255)
+
+
+@dataclass(frozen=True, eq=False)
+class SourcePairs:
+    """All source images with their teacher's targets: what no set made of them should beat.
+
+    Attributes:
+        source: The source images.
+        targets: Their targets, `(N, D)`.
+        pixel_space: The space in which students see real images.
+        device: Where the students are.
+    """
+
+    source: ImageBank
+    targets: Targets | Tensor
+    pixel_space: PixelSpace
+    device: torch.device | str = "cpu"
+    num_views: int = 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def black(self) -> Tensor:
+        """What a black pixel is in the students' space, `(C, 1, 1)`."""
+        return black_pixel(self.pixel_space, self.device)
+
+    def batch(self, indices: Tensor) -> Pair:
+        """Returns images `(n, C, H, W)` and targets `(n, D)`."""
+        images = self.pixel_space.normalise(self.source.pixels[indices].to(self.device, torch.float32) / 255)
+        return images, self.targets[indices].to(self.device)
+
+    def view(self, indices: Tensor, views: Tensor) -> Pair:
+        """Returns the images as they are: a source holds no views."""
+        return self.batch(indices)

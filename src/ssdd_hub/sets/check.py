@@ -1,0 +1,309 @@
+"""The linter of a distilled set: all that a folder can be asked without the network, and without trusting it."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.hub.download import is_set_file
+from ssdd_hub.hub.licences import (
+    UNKNOWN,
+    check_licence,
+    describe_licence,
+    is_non_commercial,
+    split_licences,
+    stated_licences,
+)
+from ssdd_hub.hub.markdown import one_line, paths_of_config, read_header
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.plain_files import find_irregular, require_plain
+from ssdd_hub.record import (
+    CARD_FILE,
+    METADATA_FILE,
+    PARQUET_GLOB,
+    PREVIEW_FILE,
+    TRANSFORM_FILE,
+    dump_metadata,
+    read_metadata,
+    section,
+    write_metadata,
+)
+from ssdd_hub.sets.card import render_dataset_card
+from ssdd_hub.sets.folder import Stated, measure_range
+from ssdd_hub.sets.parquet import iter_tensors
+from ssdd_hub.sets.tensor_checks import check_labels, check_student_space, check_tensors, check_views
+from ssdd_hub.statements import find_problems
+from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.text import blot_tokens, printable
+
+PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
+"""Endings of files that may run code when they are loaded."""
+_LARGEST_CARD = 2**20  # bytes
+_CARD_FIELDS = ("license", "pretty_name", "size_categories", "task_categories", "tags", "configs")
+_RECORDED = ("method", "settings", "seed", "source", "teacher", "use", "versions", "command")
+_RANGE_TOLERANCE = 1e-5  # of a pixel in [0, 1]; sums in another order differ by less
+_CLIP_TOLERANCE = 1e-3  # pixels at the very edge may fall to either side
+_LONGEST_GLOB = 200
+_PNG = b"\x89PNG\r\n\x1a\n"
+# What values of the wrong kind or size bring about where they are computed with.
+_MISTAKES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+class Finding(NamedTuple):
+    """Something that the linter found.
+
+    Attributes:
+        level: `error`: the set cannot be published or trusted; `warning`: a reader will miss something.
+        place: The file.
+        text: What is wrong and what to do.
+    """
+
+    level: str
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return printable(one_line(f"{self.level}: {self.place}: {self.text}"))
+
+
+_error, _warning = partial(Finding, "error"), partial(Finding, "warning")
+
+
+def check_folder(folder: str | Path) -> list[Finding]:
+    """Checks the folder of a distilled set: files, record, data, card and licence.
+
+    Tensors are read piece by piece, so that a set need not fit into memory. No code of the folder is run.
+
+    Args:
+        folder: The folder, of our making or of somebody else's.
+
+    Returns:
+        What was found, errors first; empty when all is well.
+    """
+    folder = Path(folder)
+    # Asked first, since a link or a device may give anything, and without end.
+    if links := list(_check_links(folder)):
+        return links
+    try:
+        metadata = read_metadata(folder)
+    except InputError as error:
+        return [_error(METADATA_FILE, str(error))]
+    found = check_set(folder, metadata)
+    try:
+        found += check_card(folder, metadata, read_card(folder))
+    except InputError as error:
+        found.append(_error(CARD_FILE, str(error)))
+    return sorted(found)
+
+
+def check_set(folder: Path, metadata: Mapping[str, Any]) -> list[Finding]:
+    """Checks a set but for its card; the record may be another than that of the folder, as when it is published."""
+    if links := list(_check_links(folder)):
+        return links
+    found = [*_check_files(folder, metadata), *_check_data(folder, metadata), *_check_record(metadata)]
+    return sorted([*found, *_check_text(metadata)])
+
+
+def check_card(folder: Path, metadata: Mapping[str, Any], card: str) -> list[Finding]:
+    """Checks the card of a set against its record and its files.
+
+    Args:
+        folder: The files.
+        metadata: The record.
+        card: The card, which need not be that of the folder.
+    """
+    return sorted([*_check_header(folder, metadata, card), *_check_secrets(CARD_FILE, card)])
+
+
+def read_card(folder: Path) -> str:
+    """Reads the card of a set.
+
+    Raises:
+        InputError: There is none, it is larger than a card has reason to be, or no text.
+    """
+    path = folder / CARD_FILE
+    require_plain(folder, [CARD_FILE])
+    if not path.is_file():
+        raise InputError("is missing: save the set again")
+    if (size := path.stat().st_size) > _LARGEST_CARD:
+        raise InputError(f"must be of at most {_LARGEST_CARD} bytes, got {size}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise InputError(f"is no text in UTF-8 ({error})") from error
+
+
+def verify_folder(folder: Path) -> None:
+    """Checks that the tensors of a set are those that its record states.
+
+    Raises:
+        InputError: They are not, or it is no set.
+    """
+    metadata = read_metadata(folder)
+    errors = [*_check_data(folder, metadata), *_check_provenance(metadata)]
+    if errors:
+        raise InputError(f"{errors[0].place}: {errors[0].text}")
+
+
+def _check_links(folder: Path) -> Iterator[Finding]:
+    """Finds files of the set that are none, or lie elsewhere: what a link leads to would be published."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if (name == "data" or is_set_file(name)) and (problem := find_irregular(folder, name)):
+            yield _error(name, problem)
+
+
+def _check_files(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() in PICKLES:
+            yield _error(name, "a file of this kind may run code when it is loaded: remove it")
+        elif not is_set_file(name) and not name.startswith(".cache/"):
+            yield _warning(name, "is no part of a distilled set, and will not be published")
+    preview = folder / PREVIEW_FILE
+    if not preview.is_file():
+        yield _error(PREVIEW_FILE, "is missing: save the set again")
+    elif np.fromfile(preview, np.uint8, len(_PNG)).tobytes() != _PNG:
+        yield _error(PREVIEW_FILE, "is no PNG picture: save the set again")
+    if "target_transform" not in metadata and (folder / TRANSFORM_FILE).exists():
+        yield _error(TRANSFORM_FILE, "is there, and the record states none: remove it")
+
+
+def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    """Reads all values once: shapes, checksums, pixel space, labels, views, range."""
+    try:
+        stated = Stated.of(metadata)
+        yield from _check_range(metadata, measure_range(_iter_pixels(folder, metadata, stated)))
+        if "target_transform" in metadata:
+            # As text, since None would mean that any file will do.
+            require_plain(folder, [TRANSFORM_FILE])
+            sha256, width = str(metadata["target_transform"]["sha256"]), stated["targets"].shape[1]
+            given = TargetTransform.load(folder / TRANSFORM_FILE, sha256).width
+            if given != width:
+                raise InputError(f"{TRANSFORM_FILE} gives targets of width {given}, the set's have {width}")
+    except InputError as error:
+        yield _error("data", str(error))
+    except _MISTAKES as error:
+        yield _error(METADATA_FILE, f"is incomplete ({error!r}): fetch or make the set again")
+
+
+def _iter_pixels(folder: Path, metadata: Mapping[str, Any], stated: Mapping[str, Stated]) -> Iterator[Tensor]:
+    """Yields the pixels of a set, of one piece after the other that `DistilledSet` takes."""
+    space, names = PixelSpace.from_dict(metadata["pixel_space"]), metadata["label_names"]
+    check_student_space(section(metadata, "provenance").get("student_pixel_space"), space.channels)
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise InputError(f"label_names must be a list of texts, or null; got {str(names)[:80]}")
+    for part in iter_tensors(folder, stated):
+        tensors = {name: torch.from_numpy(values) for name, values in part.items()}
+        images, targets = tensors["images"], tensors["targets"]
+        check_tensors(images, targets, space)
+        check_labels(tensors.get("labels"), names, len(images))
+        check_views(tensors.get("views"), tensors.get("view_targets"), tuple(targets.shape))
+        yield space.denormalise(images)
+
+
+def _check_range(metadata: Mapping[str, Any], measured: Mapping[str, Any]) -> Iterator[Finding]:
+    least, greatest = metadata["pixel_range"]
+    low, high = measured["pixel_range"]
+    clipped, share = metadata["clip_fraction"], measured["clip_fraction"]
+    # Not the other way round, since NaN is neither more nor less than anything.
+    if not max(abs(least - low), abs(greatest - high)) <= _RANGE_TOLERANCE * max(1.0, abs(low), abs(high)):
+        found = f"they are from {low:g} to {high:g} in its pixel space: the space or the range is wrong"
+        yield _error(METADATA_FILE, f"states pixels from {least:g} to {greatest:g}, and {found}")
+    if not abs(clipped - share) <= _CLIP_TOLERANCE:
+        yield _error(METADATA_FILE, f"states the clip_fraction {clipped:g}, and it is {share:g}")
+
+
+def _check_provenance(metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    if not isinstance(metadata.get("provenance"), dict):
+        yield _error(METADATA_FILE, "has no provenance, an object: fetch or make the set again")
+
+
+def _check_record(metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    yield from _check_provenance(metadata)
+    provenance = section(metadata, "provenance")
+    for problem in find_problems(provenance):
+        yield _error(METADATA_FILE, f"states what nobody should use: {problem}")
+    scores = provenance.get("scores") or []
+    if not isinstance(scores, list) or not all(isinstance(record, dict) for record in scores):
+        yield _error(METADATA_FILE, "its scores must be a list of the records of a scores.json")
+    missing = [name for name in _RECORDED if provenance.get(name) in (None, "", {}, [])]
+    if missing:
+        yield _warning(METADATA_FILE, f"does not record {', '.join(missing)}")
+    if not scores:
+        yield _warning(METADATA_FILE, "records no scores: evaluate the set, or pass their file")
+    licence = str(provenance.get("license") or UNKNOWN)
+    if split_licences(licence) == [UNKNOWN]:
+        yield _warning(METADATA_FILE, "the licence is unknown: state one if you may")
+    try:
+        check_licence(licence, licence_parts(provenance), provenance.get("license_reason"))
+    except InputError as error:
+        yield _error(METADATA_FILE, str(error))
+
+
+def _check_text(metadata: Mapping[str, Any]) -> Iterator[Finding]:
+    """Checks that the record can be written and read again and made into a card, and that it holds no token."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="ssdd-hub-check-") as scratch:
+            write_metadata(Path(scratch), metadata)
+        render_dataset_card(metadata, "owner/name")
+        yield from _check_secrets(METADATA_FILE, dump_metadata(metadata))
+    except _MISTAKES as error:
+        yield _error(METADATA_FILE, f"cannot be published ({error!r}): fetch or make the set again")
+
+
+def licence_parts(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the licences of what a set is derived from, by the name of the part."""
+    parts = {name: section(provenance, name).get("license") for name in ("source", "teacher")}
+    return {name: str(licence or UNKNOWN) for name, licence in parts.items()}
+
+
+def _check_header(folder: Path, metadata: Mapping[str, Any], card: str) -> Iterator[Finding]:
+    try:
+        header = read_header(card)
+    except InputError as error:
+        yield _error(CARD_FILE, str(error))
+        return
+    missing = [name for name in _CARD_FIELDS if not header.get(name)]
+    if missing:
+        yield _error(CARD_FILE, f"its YAML lacks {', '.join(missing)}: render the card again")
+    yield from _check_globs(folder, header.get("configs"))
+    recorded = str(section(metadata, "provenance").get("license") or UNKNOWN)
+    stated, rendered = stated_licences(header), stated_licences(describe_licence(recorded))
+    if set(split_licences(stated)) != set(split_licences(rendered)):
+        freer = is_non_commercial(recorded) and not is_non_commercial(stated)
+        text = f"its YAML says license {stated[:80]}, and {METADATA_FILE} {recorded[:80]}: render it again"
+        yield Finding("error" if freer else "warning", CARD_FILE, text)
+
+
+def _check_globs(folder: Path, configs: Any) -> Iterator[Finding]:
+    files = {path.relative_to(folder).as_posix() for path in folder.glob(PARQUET_GLOB)}
+    entries = configs if isinstance(configs, list) else []
+    if not any(isinstance(entry, dict) and entry.get("config_name") == "default" for entry in entries):
+        yield _error(CARD_FILE, "its YAML has no default config: render the card again")
+    # All configs, since any of them can be made the one that is loaded by default.
+    for glob in (glob for entry in entries for glob in paths_of_config(entry)):
+        if not isinstance(glob, str) or glob.startswith("/") or ".." in glob.split("/"):
+            yield _error(CARD_FILE, f"its YAML names data files by no path in the set: {repr(glob)[:80]}")
+        elif not files or _find(folder, glob) != files:
+            yield _error(CARD_FILE, f"its YAML names data files {glob[:80]!r}, which are not the set's")
+
+
+def _find(folder: Path, glob: str) -> set[str]:
+    # The time grows with the power of the number of `**`.
+    safe = len(glob) <= _LONGEST_GLOB and glob.count("**") < 2
+    try:
+        return {path.relative_to(folder).as_posix() for path in folder.glob(glob)} if safe else set()
+    except (LookupError, NotImplementedError, OSError, ValueError):
+        return set()
+
+
+def _check_secrets(place: str, text: str) -> Iterator[Finding]:
+    if blot_tokens(text) != text:
+        yield _error(place, "holds what looks like an access token: remove it, and revoke the token")

@@ -1,0 +1,279 @@
+"""The tensors of a distilled set as parquet files, written, checked and read a few MiB at a time.
+
+A set from outside is not trusted with sizes: what its record states must agree with the footers of its files before
+anything is decoded, and with what is decoded before it is believed.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.plain_files import require_plain
+from ssdd_hub.record import MEND, PARQUET_FILE, PARQUET_GLOB, PREVIEW_FILE
+from ssdd_hub.sets import folder as set_folder
+from ssdd_hub.sets.folder import COLUMNS, Stated, describe_tensor, split_rows, to_raw
+from ssdd_hub.sets.footers import PHYSICAL, RowGroup, read_footer
+from ssdd_hub.sets.preview import MOST_IMAGES, to_picture, to_png, write_preview
+
+# Most bytes of values, before compression, of a file and of a row group; one row at least, however large.
+SHARD_BYTES = 256 * 2**20
+ROW_GROUP_BYTES = 16 * 2**20
+
+_READ_BYTES = 2**20  # read ahead in each column; by default pyarrow holds whole row groups
+_SHARD = re.compile(r"train-(\d{5})-of-(\d{5})\.parquet", re.ASCII)
+_LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
+
+Values = npt.NDArray[Any]
+
+
+def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Returns what `ssdd_hub.json` states of each tensor: `shape`, `dtype` and `sha256`."""
+    return {name: describe_tensor(tensor) for name, tensor in tensors.items()}
+
+
+def measure_range(images: Tensor, pixel_space: PixelSpace) -> dict[str, Any]:
+    """Returns the least and greatest pixel and the fraction that the 8-bit preview clips.
+
+    Args:
+        images: `(M, C, H, W)`, at least one.
+        pixel_space: Their space.
+    """
+    return set_folder.measure_range(pixel_space.denormalise(part) for part in split_rows(images))
+
+
+# Writing
+
+
+def write_tensors(
+    folder: Path, tensors: Mapping[str, Tensor], pixel_space: PixelSpace, label_names: Sequence[str] | None = None
+) -> None:
+    """Writes the parquet files and the preview picture.
+
+    Args:
+        folder: The folder of the set.
+        tensors: `images` `(M, C, H, W)` and `targets` `(M, D)`, float32; when there are any, `labels` `(M,)`, int64,
+            and `views` `(M, K, 3)`, int64, with `view_targets` `(M, K, D)`, float32.
+        pixel_space: The space of the images, which gives the previews; pixels outside `[0, 1]` are clipped there.
+        label_names: Names of the classes; without them the labels stay plain numbers.
+    """
+    # Imported here, since reading needs none of it and it takes seconds.
+    from datasets import Features
+
+    features = Features(_describe_columns(tensors, label_names))
+    size, row = len(tensors["images"]), _row_bytes(tensors)
+    shards, group = _cuts(0, size, SHARD_BYTES // row), ROW_GROUP_BYTES // row
+    (folder / "data").mkdir()
+    for number, (first, last) in enumerate(shards):
+        path = folder / PARQUET_FILE.format(number, len(shards))
+        # The schema carries the features, so `load_dataset` needs no more than these files.
+        with pq.ParquetWriter(path, features.arrow_schema, compression="zstd", use_dictionary=False) as writer:
+            for start, stop in _cuts(first, last, group):
+                table = _make_table(tensors, slice(start, stop), pixel_space, features)
+                writer.write_table(table, row_group_size=stop - start)
+    write_preview(folder / PREVIEW_FILE, pixel_space.denormalise(tensors["images"][:MOST_IMAGES]))
+
+
+def _describe_columns(tensors: Mapping[str, Tensor], label_names: Sequence[str] | None) -> dict[str, Any]:
+    from datasets import Array3D, ClassLabel, Image, List, Value
+
+    features = {
+        "id": Value("int64"),
+        "image": Image(),
+        "pixels": Array3D(shape=tuple(tensors["images"].shape[1:]), dtype="float32"),
+        "target": List(Value("float32"), length=tensors["targets"].shape[1]),
+    }
+    if "labels" in tensors:
+        features["label"] = ClassLabel(names=list(label_names)) if label_names else Value("int64")
+    for name in ("views", "view_targets"):
+        if name in tensors:
+            (column, dtype), (_, count, width) = COLUMNS[name], tensors[name].shape
+            features[column] = List(List(Value(dtype), length=width), length=count)
+    return features
+
+
+def _row_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Returns the bytes of all columns in a row; a preview counts as its pixels, which PNG seldom makes more of."""
+    identity, preview = 8, tensors["images"][0].numel()
+    return identity + preview + sum(tensor[0].numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _cuts(first: int, last: int, step: int) -> list[tuple[int, int]]:
+    """Cuts the rows `[first, last)` into pieces of `step` rows, at least one."""
+    return list(pairwise([*range(first, last, max(1, step)), last]))
+
+
+def _make_table(tensors: Mapping[str, Tensor], rows: slice, pixel_space: PixelSpace, features: Any) -> pa.Table:
+    from datasets import Dataset
+
+    pixels = pixel_space.denormalise(tensors["images"][rows])
+    columns: dict[str, Any] = {COLUMNS[name][0]: tensor[rows].cpu().numpy() for name, tensor in tensors.items()}
+    columns["id"] = range(rows.start, rows.stop)
+    columns["image"] = [{"bytes": to_png(to_picture(image)), "path": None} for image in pixels]
+    return Dataset.from_dict({name: columns[name] for name in features}, features=features).data.table
+
+
+# Reading
+
+
+def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[str, Values]]:
+    """Reads tensors piece by piece: all files in the order of their names, about 16 MiB of values at a time.
+
+    Before the first piece is decoded, the footers of all files must agree with what is stated. The sha256 is compared
+    after the last: what was given out before is believed only when the iteration has ended.
+
+    Args:
+        folder: The folder of the set.
+        stated: The names of the tensors and what is to be found.
+
+    Yields:
+        The next rows of each tensor, `(m, ...)`, the same number `m` of each, in arrays that may be written to.
+
+    Raises:
+        InputError: A file or column is missing or damaged, or a tensor is not the one stated.
+    """
+    yield from _decode(folder, _check_shards(folder, stated), stated)
+
+
+def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
+    """Reads tensors from the parquet files and checks them; see `iter_tensors`.
+
+    Raises:
+        InputError: As for `iter_tensors`, or the tensors do not fit into memory.
+    """
+    paths = _check_shards(folder, stated)
+    tensors, start = _allocate(folder, stated), 0
+    for part in _decode(folder, paths, stated):
+        stop = start + len(next(iter(part.values())))
+        for name, values in part.items():
+            tensors[name][start:stop] = torch.from_numpy(values)
+        start = stop
+    return tensors
+
+
+def _allocate(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
+    try:
+        return {name: torch.empty(entry.shape, dtype=_torch_type(name)) for name, entry in stated.items()}
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        needed = sum(math.prod(entry.shape) * _torch_type(name).itemsize for name, entry in stated.items())
+        raise InputError(
+            f"the tensors of {folder} need {needed / 2**30:.1f} GiB of memory, more than can be had: take a machine "
+            "with more"
+        ) from error
+
+
+def _torch_type(name: str) -> torch.dtype:
+    return torch.float32 if COLUMNS[name][1] == "float32" else torch.int64
+
+
+def _find_shards(folder: Path) -> list[Path]:
+    require_plain(folder, ["data"])
+    paths = sorted(folder.glob(PARQUET_GLOB))
+    require_plain(folder, [path.relative_to(folder).as_posix() for path in paths])
+    if not paths:
+        raise InputError(f"{folder} has no {PARQUET_GLOB}: {MEND}")
+    numbers = [match.groups() if (match := _SHARD.fullmatch(path.name)) else ("", "") for path in paths]
+    count = f"{len(paths):05d}"
+    if numbers != [(f"{number:05d}", count) for number in range(len(paths))]:
+        raise InputError(
+            f"{folder} must hold each of the files train-XXXXX-of-NNNNN.parquet of one set once; of the {len(paths)} "
+            f"in data, from {paths[0].name} to {paths[-1].name}, some are missing or not of this set: {MEND}"
+        )
+    return paths
+
+
+@contextmanager
+def _blaming(folder: Path, path: Path) -> Iterator[None]:
+    """Reports whatever goes wrong as the fault of the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # Of any kind, since extension types of `datasets`, once imported, read their damaged description.
+        raise InputError(f"the parquet files of {folder} are damaged ({path.name}: {error}): {MEND}") from error
+
+
+def _check_shards(folder: Path, stated: Mapping[str, Stated]) -> list[Path]:
+    """Returns the files in their order, when their footers say what is stated; nothing is decoded or allocated."""
+    paths, rows = _find_shards(folder), 0
+    for path in paths:
+        with _blaming(folder, path):
+            for group in read_footer(path):
+                rows += group.rows
+                for name, entry in stated.items():
+                    _check_group(folder, group, name, entry)
+    for name, entry in stated.items():
+        if rows != entry.shape[0]:
+            raise _misfit(name, entry)
+    return paths
+
+
+def _check_group(folder: Path, group: RowGroup, name: str, stated: Stated) -> None:
+    column, dtype = COLUMNS[name]
+    chunks = [chunk for chunk in group.chunks if chunk.column == column]
+    if not chunks:
+        raise InputError(f"the parquet files of {folder} lack the column {column!r}: {MEND}")
+    if len(chunks) > 1 or chunks[0].physical != PHYSICAL[dtype]:
+        raise InputError(f"column {column!r} of {folder} does not hold plain numbers of type {dtype}: {MEND}")
+    if group.rows < 0 or chunks[0].nulls or chunks[0].values != group.rows * math.prod(stated.shape[1:]):
+        raise _misfit(name, stated)
+
+
+def _decode(folder: Path, paths: Iterable[Path], stated: Mapping[str, Stated]) -> Iterator[dict[str, Values]]:
+    columns = {name: COLUMNS[name][0] for name in stated}
+    row = sum(math.prod(entry.shape[1:]) * _torch_type(name).itemsize for name, entry in stated.items())
+    hashes = {name: hashlib.sha256() for name in stated}
+    left = {name: entry.shape[0] for name, entry in stated.items()}
+    for path in paths:
+        # `ParquetFile` reads this very file, where `read_table` would take folders named `key=value` for columns.
+        with _blaming(folder, path), pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
+            for batch in file.iter_batches(max(1, ROW_GROUP_BYTES // row), columns=list(columns.values())):
+                part = {}
+                for name, column in columns.items():
+                    left[name] -= batch.num_rows
+                    part[name] = _flatten(batch[column], name, stated[name], left[name])
+                    hashes[name].update(to_raw(part[name]))
+                yield part
+    for name, entry in stated.items():
+        if left[name]:
+            raise _misfit(name, entry)
+        if hashes[name].hexdigest() != entry.sha256:
+            raise InputError(f"the {name} are not those that were saved, their sha256 differs: {MEND}")
+
+
+def _flatten(lists: pa.Array, name: str, stated: Stated, left: int) -> Values:
+    """Returns the rows of a column as one array, when they are of the stated sizes and `left` more at least 0."""
+    # `datasets`, once imported, makes pyarrow wrap nested lists in its own extension type.
+    rows, values = len(lists), getattr(lists, "storage", lists)
+    fits = left >= 0
+    for size in stated.shape[1:]:
+        fits = fits and isinstance(values, _LISTS) and not values.null_count and _are_of_length(values, size)
+        values = values.flatten() if fits else values
+    if not fits or values.null_count or values.type != pa.type_for_alias(COLUMNS[name][1]):
+        raise _misfit(name, stated)
+    # A copy, since arrays of pyarrow cannot be written to.
+    return np.array(values.to_numpy(zero_copy_only=False)).reshape(rows, *stated.shape[1:])
+
+
+def _are_of_length(lists: pa.Array, size: int) -> bool:
+    if isinstance(lists, pa.FixedSizeListArray):
+        return bool(lists.type.list_size == size)
+    return bool((np.diff(lists.offsets.to_numpy()) == size).all())
+
+
+def _misfit(name: str, stated: Stated) -> InputError:
+    return InputError(f"column {COLUMNS[name][0]!r} does not hold {name} of the stated shape {stated.shape}: {MEND}")

@@ -1,0 +1,190 @@
+"""Publishing the folder of a distilled set: checked, its card rendered for its new place, sent and verified."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.files import atomic_path
+from ssdd_hub.hub.client import Token, full_id
+from ssdd_hub.hub.download import clashes_with_set, is_set_file
+from ssdd_hub.hub.licences import check_licence
+from ssdd_hub.hub.parcel import Content, Parcel
+from ssdd_hub.hub.plan import Plan, plan_upload
+from ssdd_hub.hub.upload import Published, upload
+from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, read_metadata, section
+from ssdd_hub.sets.card import render_dataset_card
+from ssdd_hub.sets.check import Finding, check_card, check_set, licence_parts, verify_folder
+from ssdd_hub.statements import without_folders
+
+MESSAGE = "Publish the distilled set"
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What is stated of a set when it is published, besides what its folder records.
+
+    Attributes:
+        license: Licence of the set; by default the recorded one, which is derived from those of source and teacher.
+        license_reason: Why that licence may be more permissive than those: a permission that you have.
+        teacher: The teacher's repository on the Hub, `owner/name`.
+        scores: Records of `scores.json` that take the place of the recorded ones.
+    """
+
+    license: str | None = None
+    license_reason: str | None = None
+    teacher: str | None = None
+    scores: Sequence[Mapping[str, Any]] | None = None
+
+    def add(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the record of a set with these additions.
+
+        Raises:
+            InputError: The licence allows commercial use that source or teacher forbids, and no reason is given.
+        """
+        provenance = dict(section(metadata, "provenance"))
+        stated = {"license": self.license, "license_reason": self.license_reason, "scores": self.scores}
+        provenance |= {name: value for name, value in stated.items() if value is not None}
+        if self.teacher is not None:
+            provenance["teacher"] = {**section(provenance, "teacher"), "hub": self.teacher}
+        check_licence(
+            str(provenance.get("license") or "unknown"), licence_parts(provenance), provenance.get("license_reason")
+        )
+        return {**metadata, "provenance": provenance}
+
+
+def pack_set(
+    folder: str | Path,
+    repo_id: str,
+    tag: str | None = None,
+    additions: Additions | None = None,
+    branch: str | None = None,
+) -> tuple[Parcel, str]:
+    """Checks the folder of a set and packs it for a repository.
+
+    Args:
+        folder: The folder, which stays as it is.
+        repo_id: `owner/name`, which the card's code loads.
+        tag: The tag, which the card's code loads; empty for none; by default one made of the contents.
+        additions: What is stated besides.
+        branch: The branch, which the card's code loads when there is no tag; `main` by default.
+
+    Returns:
+        The files, and the tag.
+
+    Raises:
+        InputError: The folder is no set, or the linter finds errors in it, or the licence will not do.
+    """
+    folder = Path(folder)
+    metadata = (additions or Additions()).add(read_metadata(folder))
+    _refuse_errors(folder, check_set(folder, metadata))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    sources: dict[str, Path | bytes] = {name: folder / name for name in names if is_set_file(name)}
+    sources[METADATA_FILE] = dump_metadata(metadata).encode()
+    sources[CARD_FILE] = render_dataset_card(metadata, repo_id).encode()
+    files = {name: Content.of(source) for name, source in sources.items()}
+    tag = _tag_of(files) if tag is None else tag
+    card = render_dataset_card(metadata, repo_id, tag or branch)
+    _refuse_errors(folder, check_card(folder, metadata, card))
+    files[CARD_FILE] = Content.of(card.encode())
+    return Parcel("dataset", files, is_set_file, METADATA_FILE, verify_folder, clashes_with_set), tag
+
+
+def _refuse_errors(folder: Path, found: list[Finding]) -> None:
+    errors = [f"{finding.place}: {finding.text}" for finding in found if finding.level == "error"]
+    if errors:
+        raise InputError("\n  ".join([f"{folder} cannot be published as it is:", *errors]))
+
+
+def _tag_of(files: Mapping[str, Content]) -> str:
+    """Returns a tag made of the contents, the card being one that names no tag."""
+    digests = "".join(f"{name} {content.sha256}\n" for name, content in sorted(files.items()))
+    return f"set-{hashlib.sha256(digests.encode()).hexdigest()[:8]}"
+
+
+def restate_set(folder: str | Path, additions: Additions, location: str | None = None) -> None:
+    """Renders the card of a folder again, after what is stated besides has joined its record.
+
+    Args:
+        folder: The folder of the set; its record and its card are replaced.
+        additions: What is stated besides.
+        location: Where the card's code loads the set from; by default the name of the folder.
+
+    Raises:
+        InputError: As for `pack_set`; the folder is then what it was.
+    """
+    folder = Path(folder)
+    metadata = additions.add(read_metadata(folder))
+    provenance = metadata["provenance"]
+    if provenance.get("settings"):
+        # Runs of earlier versions recorded more of a path than its last part.
+        provenance["settings"] = without_folders(section(provenance, "settings"))
+    _refuse_errors(folder, check_set(folder, metadata))
+    card = render_dataset_card(metadata, location or folder.resolve().name)
+    _refuse_errors(folder, check_card(folder, metadata, card))
+    for name, text in ((METADATA_FILE, dump_metadata(metadata)), (CARD_FILE, card)):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def plan_set(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tag: str | None = None,
+    token: Token = None,
+    additions: Additions | None = None,
+    dry_run: bool = False,
+) -> Plan:
+    """Checks a set and its place on the Hub, and says what publishing would send; `upload` carries it out.
+
+    Args:
+        folder: The folder of the set.
+        repo_id: `owner/name`, or a name in the user's own namespace.
+        private: Whether a repository made here is private; one that is there must be so already.
+        revision: A branch, made if it is not there; `main` by default.
+        create_pr: Offer the set as a pull request.
+        tag: Name of the tag; by default one made of the contents, and none for a pull request.
+        token: A Hub token; by default the one of the login.
+        additions: What is stated besides.
+        dry_run: Whether nothing will be written.
+
+    Raises:
+        InputError: The set or its licence will not do, the token will not, or the repository holds something else.
+    """
+    if create_pr and tag is None:
+        tag = ""
+    repo_id = full_id(repo_id, token, dry_run)
+    parcel, chosen = pack_set(folder, repo_id, tag, additions, None if create_pr else revision)
+    return plan_upload(
+        parcel,
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        tag=chosen or None,
+        token=token,
+    )
+
+
+def push_set(
+    folder: str | Path, repo_id: str, *, token: Token = None, message: str = MESSAGE, **how: Any
+) -> Published:
+    """Publishes the folder of a set: `plan_set`, then `upload`.
+
+    Args:
+        folder: The folder of the set.
+        repo_id: `owner/name`, or a name in the user's own namespace.
+        token: A Hub token; by default the one of the login.
+        message: The commit's title.
+        **how: As for `plan_set`.
+
+    Raises:
+        InputError: As for `plan_set` and `upload`.
+    """
+    return upload(plan_set(folder, repo_id, token=token, **how), message, token)

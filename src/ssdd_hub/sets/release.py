@@ -1,0 +1,268 @@
+"""Models that belong to a set: saved students, and what is published beside a set."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not among its listed names
+from torch import nn
+
+from ssdd_hub import arguments
+from ssdd_hub.errors import InputError
+from ssdd_hub.hub.client import explained, patiently
+from ssdd_hub.hub.parcel import Content, Parcel
+from ssdd_hub.hub.upload import Published
+from ssdd_hub.models.build import StudentSettings, build_student
+from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, read_metadata, section
+from ssdd_hub.runs.machine import describe_versions
+from ssdd_hub.seeds import seeded
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.pretrain import pretrain_student, stated_use
+from ssdd_hub.statements import stated_student
+from ssdd_hub.teachers.card import STUDENT_OBJECTIVE, render_teacher_card
+from ssdd_hub.teachers.recorded_teacher import UNCOMPARED, compare_teacher, load_recorded
+from ssdd_hub.teachers.teacher import Teacher, build_teacher
+from ssdd_hub.text import blot_tokens
+
+_WEIGHTS = "model.safetensors"
+_FILES = ("config.json", _WEIGHTS)
+_OWN = {*_FILES, CARD_FILE, METADATA_FILE}
+_LOG = logging.getLogger(__name__)
+
+
+def is_model_file(path: str) -> bool:
+    """Whether a path in a repository is that of a file of a published model."""
+    return path in _OWN
+
+
+def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Parcel:
+    """Packs the folder of a teacher, or of a pre-trained student, for a model repository.
+
+    Args:
+        folder: The folder, in timm's layout with our record, as `Teacher.save` writes it.
+        repo_id: `owner/name`, which the card's code loads.
+        sets: Repositories of the sets that were distilled with it.
+
+    Raises:
+        InputError: The folder lacks a part, or does not load.
+    """
+    folder = Path(folder)
+    missing = [name for name in (*_FILES, METADATA_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder} is no folder of a model that can be published, it has no {', '.join(missing)}: give one that "
+            "recipes/train_teacher.py, distill.py or publish.py wrote"
+        )
+    build_teacher(f"local-dir:{folder}")
+    texts = _write_texts(folder, repo_id, sets)
+    sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
+    sources |= {name: text.encode() for name, text in texts.items()}
+    files = {name: Content.of(source) for name, source in sources.items()}
+    return Parcel("model", files, is_model_file, METADATA_FILE)
+
+
+def _write_texts(folder: Path, repo_id: str, sets: Sequence[str]) -> dict[str, str]:
+    """Returns the record of a model, which `build_teacher` has read, and its card."""
+    path = folder / METADATA_FILE
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    if sets:
+        metadata["provenance"] = {**metadata["provenance"], "sets": list(sets)}
+    try:
+        card = render_teacher_card(metadata, repo_id)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is incomplete ({error!r}): save the model again") from error
+    texts = {METADATA_FILE: dump_metadata(metadata), CARD_FILE: card}
+    if any(blot_tokens(text) != text for text in texts.values()):
+        raise InputError(f"{path} holds what looks like an access token: remove it, and revoke the token")
+    return texts
+
+
+def save_student(
+    name: str,
+    distilled: DistilledSet,
+    folder: str | Path,
+    source: dict[str, Any],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    **model_args: Any,
+) -> nn.Module:
+    """Pre-trains a student on a set by the set's own recipe, and writes it in timm's layout with a card.
+
+    Args:
+        name: A timm model name.
+        distilled: The set.
+        folder: Where to; what is there is kept.
+        source: What the card says of the set: its `name`, and its `revision` when it is on the Hub.
+        seed: Seed of the weights, of the order of the images and of their augmentation.
+        device: Where it is trained; it comes back to the CPU.
+        **model_args: Arguments of the model, such as `widths`.
+
+    Returns:
+        The student, in eval mode.
+
+    Raises:
+        InputError: The student cannot be built, or does not fit the set.
+    """
+    size, channels, _, side = distilled.images.shape
+    with seeded(seed, "published student"):
+        student = build_student(
+            name, num_targets=distilled.targets.shape[1], in_chans=channels, image_size=side, **model_args
+        )
+        # Within the seed for the sake of dropout, which draws from the global generator.
+        pretrain_student(student.to(device), distilled, seed)
+    student.cpu()
+    licence = str(distilled.provenance.get("license") or "unknown")
+    title = f"{name} pre-trained on {source['name']}"
+    provenance = {
+        "objective": {"name": STUDENT_OBJECTIVE},
+        "source": {**source, "num_images": size, "license": licence},
+        "settings": {"student": {"name": name, **model_args}, "use": stated_use(distilled.provenance)},
+        "seed": seed,
+        "versions": describe_versions(),
+    }
+    Teacher(student, distilled.student_pixel_space, side, title, licence).save(Path(folder), provenance)
+    # A teacher is frozen, and a student is there to be trained on.
+    return student.requires_grad_(True)
+
+
+def check_teacher(folder: str | Path, teacher_folder: str | Path) -> None:
+    """Refuses a teacher that is not the set's own, as far as the set tells: both cards would name the wrong one.
+
+    Args:
+        folder: The set.
+        teacher_folder: The teacher.
+
+    Raises:
+        InputError: The set records other weights, another structure, or that they were read otherwise.
+    """
+    provenance = section(read_metadata(Path(folder)), "provenance")
+    found = compare_teacher(provenance, load_recorded(provenance, str(teacher_folder)))
+    if found.differences:
+        raise InputError(
+            f"{folder} was distilled with another teacher than that of {teacher_folder}, it records "
+            f"{arguments.show(section(provenance, 'teacher').get('name'))} "
+            f"({'; '.join(found.differences.values())}): give its own, or leave --teacher out"
+        )
+    if found.uncompared:
+        _LOG.warning("%s: %s", teacher_folder, UNCOMPARED)
+
+
+@dataclass(frozen=True)
+class Student:
+    """A network to be pre-trained on a set, and published beside it.
+
+    Attributes:
+        name: A timm model name.
+        args: Arguments of the model.
+        repo_id: Where it is published.
+    """
+
+    name: str
+    args: dict[str, Any]
+    repo_id: str
+
+    def pretrain(
+        self,
+        folder: str | Path,
+        published: Published,
+        output: Path,
+        *,
+        licence: str | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Path:
+        """Pre-trains it by the set's own recipe; what was pre-trained alike before is taken as it is.
+
+        Args:
+            folder: The set.
+            published: Where the set was published, for the card.
+            output: Holds a folder for each student.
+            licence: Licence of the set, where it is not the recorded one.
+            seed: Seed of the weights and of the training.
+            device: Where it is trained.
+
+        Returns:
+            Its folder.
+        """
+        source = {"name": published.repo_id, "revision": published.revision}
+        # One that was pre-trained on another set, or otherwise, is never taken for it. The set is named by its content
+        # too: a repository that was made anew may have the same tag on another set.
+        content = read_metadata(Path(folder))
+        facts = json.dumps([self.name, self.args, source, seed, licence, content], sort_keys=True)
+        place = output / f"{self.name}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+        if not place.exists():
+            distilled = DistilledSet.load(folder)
+            if licence is not None:
+                distilled.provenance["license"] = licence
+            save_student(self.name, distilled, place, source, seed, device, **self.args)
+        return place
+
+
+def plan_students(
+    asked: Sequence[str], args: Mapping[str, dict[str, Any]], folder: str | Path, repo_id: str
+) -> list[Student]:
+    """Builds each student once, so that a mistake in one is known before anything is sent.
+
+    Args:
+        asked: timm model names; `own` is the network that the set was distilled with.
+        args: Arguments of the models, by the names that are asked for.
+        folder: The set.
+        repo_id: Repository of the set.
+
+    Raises:
+        InputError: A name is that of no model, the set does not record its own, or one is there twice.
+    """
+    metadata = read_metadata(Path(folder))
+    own = stated_student(section(metadata, "provenance")) or {}
+    (_, channels, _, side), (_, width) = (metadata["tensors"][name]["shape"] for name in ("images", "targets"))
+    students: dict[str, Student] = {}
+    for word in asked:
+        name = own.get("name") if word == "own" else word
+        if name is None:
+            raise InputError(
+                f"{folder} does not record which network it was distilled with: name a timm model in place of own"
+            )
+        recorded = own["model_args"] if name == own.get("name") else {}
+        settings = StudentSettings(name, args.get(word, recorded))
+        if name in students:
+            raise InputError(f"students has {name} twice (own is {own.get('name')}), and there is one place for it")
+        build_student(name, num_targets=width, in_chans=channels, image_size=side, **settings.model_args)
+        students[name] = Student(name, settings.model_args, f"{repo_id}-{name}")
+        with explained(f"publishing {students[name].repo_id}"):
+            validate_repo_id(students[name].repo_id)
+    return list(students.values())
+
+
+def collect(title: str, items: Mapping[str, str], namespace: str, private: bool = False) -> str:
+    """Puts repositories into a collection, made if it is not there.
+
+    Args:
+        title: Its title.
+        items: Kind of each repository, `dataset` or `model`, by its id.
+        namespace: Whose collection it is.
+        private: Whether one made here is private.
+
+    Returns:
+        Its address.
+
+    Raises:
+        InputError: The Hub refuses or cannot be reached.
+    """
+    api = HfApi()
+
+    def _add(slug: str, repo_id: str, kind: Any) -> None:
+        patiently(lambda: api.add_collection_item(slug, repo_id, kind, exists_ok=True))
+
+    with explained(f"collecting {', '.join(items)}"):
+        collection = patiently(
+            lambda: api.create_collection(title, namespace=namespace, private=private, exists_ok=True)
+        )
+        for repo_id, kind in items.items():
+            _add(collection.slug, repo_id, kind)
+    return str(collection.url)

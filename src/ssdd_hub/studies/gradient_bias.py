@@ -1,0 +1,253 @@
+"""Why the inner loss is a regression: the gradient through a self-supervised inner loss is biased, measured.
+
+Theorem 1 of KRR-ST (Lee et al., ICLR 2024, arXiv 2310.06511). Synthetic images `X` train a network by `S` steps of
+gradient descent, and the outer loss of its last weights is differentiated with respect to `X`: the meta-gradient. If
+the inner loss is an average over random augmentations, and each step draws them afresh, the meta-gradient is random.
+Its mean is not the meta-gradient of the averaged inner loss, because what follows a draw is not linear in it. No
+number of draws mends that. A regression on fixed targets draws nothing, so there is nothing to be biased.
+
+Here the augmentations are a finite set, so that the average over all of them, and its meta-gradient, are sums that are
+computed to the last digit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+from tqdm import tqdm
+
+from ssdd_hub.data.augment import PADDING, crop_flip
+from ssdd_hub.data.bank import ImageBank
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.models.convnet import ConvNet
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.seeds import generator, seeded
+from ssdd_hub.studies.inner_losses import LOSSES, InnerLoss, regression
+from ssdd_hub.targets.transform import TargetTransform
+
+Weights = dict[str, Tensor]
+# Draws that are differentiated together; more gain no time on a CPU.
+CHUNK = 16
+
+
+@dataclass(frozen=True)
+class GradientBiasSettings:
+    """What is measured. The defaults are our own, for a minute on two cores.
+
+    Attributes:
+        losses: Self-supervised inner losses: any of `barlow_twins`, `simclr`, `vicreg` and `spectral`. The regression
+            on targets is always measured too, as it is (`mse`) and on augmented images (`mse_augmented`).
+        draws: Sampled meta-gradients of each loss.
+        num_images: Synthetic images `M`; they are real images, as at the start of a distillation.
+        real_images: Real images of the outer loss; a ridge regression is fitted on half of them.
+        dim: Width `D` of the embeddings and of the teacher's features.
+        widths: Channels of each block of the ConvNet.
+        norm: `instance` or `none`; batch statistics would couple the views.
+        inner_steps: Steps `S` of gradient descent.
+        step: Length of the first step on the average loss, as a part of the length of the weights. It sets the
+            learning rate of each loss, so that losses of different scale can be compared.
+        shift: An augmentation moves an image by up to so many pixels in both directions, and flips it or not.
+        ridge: Penalty of the outer loss's regression, per image.
+    """
+
+    losses: list[str] = field(default_factory=lambda: ["barlow_twins", "simclr", "vicreg", "spectral"])
+    draws: int = 512
+    num_images: int = 10
+    real_images: int = 128
+    dim: int = 16
+    widths: list[int] = field(default_factory=lambda: [8, 16])
+    norm: str = "instance"
+    inner_steps: int = 3
+    step: float = 0.05
+    shift: int = 1
+    ridge: float = 0.01
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.losses if name not in LOSSES]
+        require(
+            (not unknown, f"bias.losses must be some of {', '.join(LOSSES)}, got {', '.join(unknown)}"),
+            (self.draws >= 4, f"bias.draws must be at least 4, got {self.draws}"),
+            (self.num_images >= 2, f"bias.num_images must be at least 2, got {self.num_images}"),
+            (self.real_images >= 4, f"bias.real_images must be at least 4, got {self.real_images}"),
+            (self.dim >= 2, f"bias.dim must be at least 2, got {self.dim}"),
+            (self.norm in ("instance", "none"), f"bias.norm must be instance or none, got {self.norm!r}"),
+            (self.inner_steps >= 1, f"bias.inner_steps must be at least 1, got {self.inner_steps}"),
+            (self.step > 0, f"bias.step must be above 0, got {self.step}"),
+            (1 <= self.shift <= PADDING, f"bias.shift must be in [1, {PADDING}], got {self.shift}"),
+            (self.ridge > 0, f"bias.ridge must be above 0, got {self.ridge}"),
+        )
+
+
+@dataclass(frozen=True)
+class Bilevel:
+    """An inner training by gradient descent on one loss, unrolled, and the outer loss of the weights it ends with.
+
+    Attributes:
+        embed: Maps weights and pixels `(n, C, H, W)` in `[0, 1]` to embeddings `(n, D)`.
+        weights: The weights that every inner training starts from.
+        outer: Maps weights to the outer loss, a scalar.
+        loss: The inner loss.
+        views: `(V, 3)`, all augmentations as `crop_flip` takes them.
+        inner_steps: Steps `S`.
+        learning_rate: Of each step.
+    """
+
+    embed: Callable[[Weights, Tensor], Tensor]
+    weights: Weights
+    outer: Callable[[Weights], Tensor]
+    loss: InnerLoss
+    views: Tensor
+    inner_steps: int
+    learning_rate: float = 1.0
+
+    def sampled_loss(self, weights: Weights, pixels: Tensor, draw: Tensor) -> Tensor:
+        """Returns the inner loss of images `(M, C, H, W)` under one draw `(num_views, M)`."""
+        return self.loss.compare(*self._embed_views(weights, pixels, self.views[draw]))
+
+    def expected_loss(self, weights: Weights, pixels: Tensor) -> Tensor:
+        """Returns the mean of `sampled_loss` over all draws, exact but for rounding."""
+        return self.loss.expected(self._embed_views(weights, pixels, self.views[:, None].expand(-1, len(pixels), -1)))
+
+    def outer_loss(self, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
+        """Returns the outer loss after the inner training.
+
+        Args:
+            pixels: Synthetic images `(M, C, H, W)` in `[0, 1]`.
+            draws: `(S, num_views, M)`, a draw for each step; None descends on the expected loss.
+        """
+        weights = self.weights
+        for step in range(self.inner_steps):
+            if draws is None:
+                slopes = grad(self.expected_loss)(weights, pixels)
+            else:
+                slopes = grad(self.sampled_loss)(weights, pixels, draws[step])
+            weights = {name: value - self.learning_rate * slopes[name] for name, value in weights.items()}
+        return self.outer(weights)
+
+    def exact_gradient(self, pixels: Tensor) -> Tensor:
+        """Returns the meta-gradient of the expected inner loss, `(M, C, H, W)`."""
+        gradient: Tensor = grad(self.outer_loss)(pixels)
+        return gradient.detach()
+
+    def sampled_gradients(self, pixels: Tensor, draws: Tensor) -> Tensor:
+        """Returns the meta-gradient under each of the draws `(n, S, num_views, M)`: `(n, M, C, H, W)`."""
+        gradients: Tensor = vmap(grad(self.outer_loss), in_dims=(None, 0))(pixels, draws)
+        return gradients.detach()
+
+    def scaled(self, step: float, pixels: Tensor) -> "Bilevel":
+        """Returns the same with the learning rate that makes the first expected step `step` of the weights' length."""
+        slopes = grad(self.expected_loss)(self.weights, pixels)
+        return replace(self, learning_rate=step * _length(self.weights) / _length(slopes))
+
+    def _embed_views(self, weights: Weights, pixels: Tensor, views: Tensor) -> Tensor:
+        count = len(views)
+        images = crop_flip(pixels.repeat(count, 1, 1, 1), views.flatten(0, 1))
+        embeddings = self.embed(weights, images)
+        return embeddings.view(count, len(pixels), -1)
+
+
+def _length(weights: Weights) -> float:
+    return float(torch.cat([value.flatten() for value in weights.values()]).norm())
+
+
+def all_views(shift: int) -> Tensor:
+    """Returns every move by up to `shift` pixels, with and without a flip, as `crop_flip` takes them: `(V, 3)`."""
+    offsets = torch.arange(PADDING - shift, PADDING + shift + 1)
+    return torch.cartesian_prod(offsets, offsets, torch.arange(2))
+
+
+def build_problems(source: ImageBank, settings: GradientBiasSettings, seed: int) -> tuple[Tensor, dict[str, Bilevel]]:
+    """Builds the two-level problem of every inner loss, alike in all but the loss.
+
+    The teacher is linear: the first `D` principal components of the real images, whitened. The outer loss is the mean
+    squared error, on half of the real images, of a ridge regression from their embeddings to the teacher's features,
+    fitted on the other half; the network sees real images as they are.
+
+    Returns:
+        The synthetic images `(M, C, H, W)`, float64, in `[0, 1]`, and the problems by name of the loss.
+
+    Raises:
+        InputError: There are too few images, or too small ones.
+    """
+    wanted = settings.num_images + settings.real_images
+    if len(source) < wanted:
+        raise InputError(
+            f"bias.num_images and bias.real_images ask for {wanted} images, and there are {len(source)}: lower them"
+        )
+    order = torch.randperm(len(source), generator=generator(seed, "images of the gradients"))[:wanted]
+    pixels, real = torch.split(source.pixels[order].double() / 255, [settings.num_images, settings.real_images])
+    with seeded(seed, "first weights"):
+        network = ConvNet(settings.widths, settings.norm, source.num_channels, source.image_size, settings.dim)
+    space = PixelSpace.of(source.pixels)
+
+    def _embed(weights: Weights, images: Tensor) -> Tensor:
+        embeddings: Tensor = functional_call(network, weights, (space.normalise(images),))
+        return embeddings
+
+    teacher = TargetTransform.fit("whiten", real.flatten(1), settings.dim)
+    real_targets = teacher(real.flatten(1))
+
+    def _outer(weights: Weights) -> Tensor:
+        return regression_error(_embed(weights, real), real_targets, settings.ridge)
+
+    targets = teacher(pixels.flatten(1))
+    losses = {name: LOSSES[name] for name in settings.losses}
+    losses |= {"mse_augmented": regression(targets, True), "mse": regression(targets, False)}
+    weights = {name: value.detach().double() for name, value in network.named_parameters()}
+    views, as_it_is = all_views(settings.shift), torch.tensor([[PADDING, PADDING, 0]])
+    problems = {}
+    for name, loss in losses.items():
+        problem = Bilevel(_embed, weights, _outer, loss, views if loss.augmented else as_it_is, settings.inner_steps)
+        problems[name] = problem.scaled(settings.step, pixels)
+    return pixels, problems
+
+
+def regression_error(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
+    """Returns the mean squared error of a ridge regression on the second half of the rows, fitted on the first.
+
+    Unlike `krr.outer_loss` it has no detached part, so its gradient is that of its value.
+
+    Args:
+        features: `(n, F)`; the constant 1 is appended.
+        targets: `(n, D)`.
+        ridge: Penalty per row.
+    """
+    half = len(features) // 2
+    rows = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    fitted = rows[:half]
+    gram = fitted.T @ fitted + ridge * half * torch.eye(rows.shape[1], dtype=rows.dtype)
+    predictions = rows[half:] @ torch.linalg.solve(gram, fitted.T @ targets[:half])
+    return functional.mse_loss(predictions, targets[half:])
+
+
+def sample_gradients(
+    problem: Bilevel, pixels: Tensor, count: int, seed: int, name: str, progress: bool = True
+) -> Tensor:
+    """Returns `count` meta-gradients, each of its own draws in every inner step: `(count, M, C, H, W)`.
+
+    Args:
+        problem: The two-level problem.
+        pixels: Synthetic images `(M, C, H, W)` in `[0, 1]`.
+        count: Number of gradients.
+        seed: Seed of the draws.
+        name: Of the loss; losses of other names have other draws.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: The inner training diverges.
+    """
+    shape = (count, problem.inner_steps)
+    draws = problem.loss.draw(shape, len(problem.views), len(pixels), generator(seed, f"draws of {name}"))
+    bar = tqdm(total=count, desc=name, unit="draw", disable=not progress)
+    gradients = []
+    for part in torch.split(draws, CHUNK):
+        gradients.append(problem.sampled_gradients(pixels, part))
+        bar.update(len(part))
+    bar.close()
+    sampled = torch.cat(gradients)
+    if not sampled.isfinite().all():
+        raise InputError(f"the inner training on {name} diverges: lower --bias.step or --bias.inner-steps")
+    return sampled

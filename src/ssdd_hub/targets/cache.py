@@ -1,0 +1,243 @@
+"""Teacher features of whole datasets: computed once, in shards shared out over the processes, and kept on the disk."""
+
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from ssdd_hub.data.augment import crop_flip, draw_views
+from ssdd_hub.data.decode import CorruptImageError
+from ssdd_hub.errors import InputError
+from ssdd_hub.plain_files import require_readable_entries
+from ssdd_hub.record import shareable_name
+from ssdd_hub.runs.inputs import deciding_facts
+from ssdd_hub.seeds import generator
+from ssdd_hub.targets.bank import INDEX_FILE, FeatureBank, Index, Shard, shard_path, write_shard
+from ssdd_hub.teachers.teacher import Teacher
+
+DTYPES = ("teacher", "float16", "bfloat16")
+
+# Rows whose views come from one generator, so that those of a row do not depend on how many rows there are.
+_VIEW_BLOCK = 4096
+
+# Seconds after which a temporary file is no longer being written, whoever began it.
+_STALE = 86400
+
+Row = Callable[[], Tensor]
+
+
+class Images(Protocol):
+    """Images of one size that can be read in their order: an `ImageBank`, or an `ImageStream`."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that the pixels depend on."""
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where they come from, as JSON: a `name`, a `license`, and what else is known."""
+
+    @property
+    def num_rows(self) -> int | None:
+        """Number of rows where it is known before all have been read."""
+
+    def rows(self) -> Iterator[Row]:
+        """Yields for each row what returns its pixels `(C, H, W)`, uint8, or raises `CorruptImageError`."""
+
+
+def fixed_views(rows: range, view: int, seed: int) -> Tensor:
+    """Returns the crop and flip of some rows in one of the `K` fixed views: `(len(rows), 3)`, as from `draw_views`."""
+    blocks = range(rows.start // _VIEW_BLOCK, -(-rows.stop // _VIEW_BLOCK))
+    drawn = torch.cat([draw_views(_VIEW_BLOCK, generator(seed, "fixed view", view, block)) for block in blocks])
+    offset = blocks.start * _VIEW_BLOCK
+    return drawn[rows.start - offset : rows.stop - offset]
+
+
+class FeatureCache:
+    """A teacher's features of whole datasets, computed once and kept on disk.
+
+    Features of one dataset are a folder `features-HASH`, after the hash of all that they depend on: the images, the
+    teacher, the type, the views, the size of a shard. Shard `i` is computed by process `i` modulo their number, in
+    batches that are always the same, so the bytes do not depend on the number of processes, given the same number of
+    CPU threads each. A shard appears whole or not at all and is not computed again: an interrupted pass goes on where
+    it stopped. Several machines must share the folder. Several runs of a machine may too: no shard that another one
+    may be reading or writing is removed, and one that is computed again takes the old place at once and whole.
+
+    Args:
+        teacher: On `accelerator.device`.
+        accelerator: Names the device and the processes.
+        folder: Where the folders are.
+        batch_size: Images per forward pass.
+        shard_size: Rows of a shard.
+        dtype: `teacher` keeps the numbers as the teacher computes them, `float16` and `bfloat16` round them.
+        refresh: Compute again although features are there.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        accelerator: Accelerator,
+        folder: Path,
+        *,
+        batch_size: int = 256,
+        shard_size: int = 8192,
+        dtype: str = "teacher",
+        refresh: bool = False,
+    ) -> None:
+        self.teacher = teacher
+        self.accelerator = accelerator
+        self.folder = folder
+        self.batch_size = batch_size
+        self.shard_size = shard_size
+        self.refresh = refresh
+        self._computed: torch.dtype = next(teacher.parameters()).dtype
+        self._stored: torch.dtype = self._computed if dtype == "teacher" else getattr(torch, dtype)
+        described = teacher.describe()
+        self._about = {**described, "name": shareable_name(teacher.name), **teacher.origin()}
+        types = {"dtype": str(self._computed), "stored": str(self._stored)}
+        self._key = {"teacher": deciding_facts(described), **types, "shard_size": shard_size}
+
+    def features(self, images: Images, view: int | None = None, seed: int = 0) -> FeatureBank:
+        """Returns the features of all images that are not skipped, computing what is not there yet.
+
+        Args:
+            images: The images.
+            view: Number of a fixed augmented view, or None for the images as they are.
+            seed: Seed of the fixed views.
+
+        Raises:
+            InputError: There is no image, one is refused, a feature is not finite or too large for the type, or
+                another run has removed a file.
+        """
+        key = {**self._key, "images": images.fingerprint}
+        if view is not None:
+            key |= {"view": view, "seed": seed}
+        text = json.dumps(key, sort_keys=True)
+        folder = self.folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        # Every process must decide alike, or some would wait for the others' shards for ever.
+        bank = _open(folder, key)
+        if all(gather_object([bank is not None and not self.refresh])) and bank is not None:
+            return bank
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            if self.refresh:
+                (folder / INDEX_FILE).unlink(missing_ok=True)
+            _remove_abandoned(folder)
+        self.accelerator.wait_for_everyone()
+        num_rows = self._compute(images, folder, view, seed)
+        if not num_rows:
+            raise InputError("there are no images to compute features of")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._write_index(folder, key, num_rows, images.source)
+        self.accelerator.wait_for_everyone()
+        return FeatureBank(folder)
+
+    def _compute(self, images: Images, folder: Path, view: int | None, seed: int) -> int:
+        """Writes this process's missing shards and returns the number of rows; those of the others are not decoded."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        bar = tqdm(images.rows(), "targets", images.num_rows, unit="row", delay=2, disable=rank > 0)
+        rows, num_rows, number = iter(bar), 0, 0
+        while num_rows == number * self.shard_size:
+            path, share = shard_path(folder, number), itertools.islice(rows, self.shard_size)
+            if number % world != rank or (self._is_done(path) and not self.refresh):
+                num_rows += sum(1 for _ in share)
+            else:
+                num_rows += self._compute_shard(share, path, num_rows, view, seed)
+            number += 1
+        return num_rows
+
+    def _is_done(self, path: Path) -> bool:
+        try:
+            shard = Shard.read(path)
+        except ValueError:
+            return False
+        # A stream does not say whether a short shard is its last: that one is computed again.
+        return (shard.num_rows, shard.width, shard.dtype) == (self.shard_size, self.teacher.feature_dim, self._stored)
+
+    @torch.no_grad()
+    def _compute_shard(self, rows: Iterator[Row], path: Path, first: int, view: int | None, seed: int) -> int:
+        """Writes one shard, unless there are no rows for it, and returns how many rows there were."""
+        parts, skipped, start = [], dict[int, str](), first
+        while batch := list(itertools.islice(rows, self.batch_size)):
+            pixels, kept = [], []
+            for index, read in enumerate(batch):
+                try:
+                    pixels.append(read())
+                    kept.append(index)
+                except CorruptImageError as error:
+                    skipped[start + index] = str(error)
+            if pixels:
+                part = torch.stack(pixels).to(self.accelerator.device, self._computed) / 255
+                if view is not None:
+                    part = crop_flip(part, fixed_views(range(start, start + len(batch)), view, seed)[kept])
+                parts.append(self.teacher(part).cpu())
+            start += len(batch)
+        if start > first:
+            features = torch.cat(parts) if parts else torch.empty(0, self.teacher.feature_dim, dtype=self._computed)
+            try:
+                write_shard(path, features, self._stored, skipped)
+            except FileNotFoundError as error:
+                raise _disturbed(path.parent, error) from error
+        return start - first
+
+    def _write_index(self, folder: Path, key: dict[str, Any], num_rows: int, source: dict[str, Any]) -> None:
+        try:
+            shards = [Shard.read(shard_path(folder, number)) for number in range(-(-num_rows // self.shard_size))]
+        except ValueError as error:
+            raise _disturbed(folder, error) from error
+        origin = {name: shareable_name(fact) if name == "name" else fact for name, fact in source.items()}
+        index = Index.of(key, shards, self.shard_size, {"teacher": self._about, "source": origin})
+        if index.num_rows != num_rows:
+            raise InputError(
+                f"{folder} holds features of {index.num_rows} rows, and there are {num_rows}: pass --targets.refresh"
+            )
+        if not index.num_images:
+            raise InputError(
+                f"none of the {num_rows} images can be decoded; the first is {next(iter(index.skipped.values()))}"
+            )
+        index.write(folder)
+
+
+def _open(folder: Path, key: dict[str, Any]) -> FeatureBank | None:
+    # What nobody's interruption leaves there is not quietly computed again.
+    require_readable_entries(folder)
+    try:
+        bank = FeatureBank(folder)
+    except InputError:
+        return None
+    return bank if bank.index.key == json.loads(json.dumps(key)) else None
+
+
+def _disturbed(folder: Path, error: Exception) -> InputError:
+    return InputError(f"another run has changed {folder} meanwhile ({error}): start again, or use a folder of its own")
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes were writing, but nothing that a living one may still write."""
+    for path in folder.glob(".*.tmp"):
+        try:
+            if time.time() - path.stat().st_mtime > _STALE or not _is_alive(int(path.name.split(".")[-2])):
+                path.unlink()
+        except (FileNotFoundError, ValueError):
+            continue
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

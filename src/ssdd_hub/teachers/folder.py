@@ -1,0 +1,156 @@
+"""The folder of a teacher: timm's own layout, a record of how it was made, and a card."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from timm.models import save_for_hf
+from torch import nn
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.models.features import shorten_error
+from ssdd_hub.plain_files import require_plain
+from ssdd_hub.record import CARD_FILE, METADATA_FILE, write_metadata
+from ssdd_hub.statements import find_problems
+from ssdd_hub.teachers.card import render_teacher_card
+
+FORMAT_VERSION = 1
+_LARGEST_RECORD = 2**20  # bytes
+_LARGEST_NUMBER = 1e300
+_DEEPEST_RECORD = 20  # lists and objects inside each other
+# What timm states of its own weights, which may not hold of those that are saved.
+_STATED = ("tag", "description", "origin_url", "paper_name", "paper_ids", "notes")
+
+
+def write_folder(
+    folder: Path,
+    backbone: nn.Module,
+    data_config: Mapping[str, Any],
+    license: str,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a folder that timm reads; it appears at once and whole, by renaming.
+
+    Args:
+        folder: The place, where nothing is yet; its parents are created.
+        backbone: A model that `timm.create_model` built.
+        data_config: `mean`, `std`, `input_size` and `interpolation` of the images that it takes.
+        license: Licence of the weights.
+        metadata: What `ssdd_hub.json` records besides the version of its format, and the card tells: `architecture`,
+            `teacher` (`Teacher.describe()`) and `provenance`; None for neither file.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # safetensors refuses channels-last weights.
+    backbone = deepcopy(backbone).cpu().to(memory_format=torch.contiguous_format)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        # One level down, because the temporary folder itself is closed to other users.
+        new = Path(scratch, "new")
+        save_for_hf(
+            backbone,
+            new,
+            safe_serialization=True,
+            # timm's own evaluation then sees the whole image too, as a teacher does.
+            data_config={**data_config, "crop_pct": 1.0, "crop_mode": "squash"},
+            model_config={"pretrained_cfg": {**dict.fromkeys(_STATED), "license": license}},
+        )
+        if metadata is not None:
+            write_metadata(new, {"format_version": FORMAT_VERSION, **metadata})
+            (new / CARD_FILE).write_text(render_teacher_card(metadata, folder.name), encoding="utf-8")
+        new.rename(folder)
+
+
+def read_record(name: str) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the provenance of a model, which folders and repositories of this package record.
+
+    Args:
+        name: A timm name, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME` with an optional `@REVISION`.
+
+    Returns:
+        Of a folder the recorded name, or its own last part; otherwise the name as it is. The provenance is empty where
+        nothing is recorded.
+
+    Raises:
+        InputError: There is a record that is damaged, too large, or of a format that is not known here, or the Hub
+            does not tell whether there is one.
+    """
+    kind, _, place = name.partition(":")
+    if kind == "local-dir":
+        # A whole path would tell of somebody's machine.
+        require_plain(Path(place), [METADATA_FILE])
+        return _read(Path(place) / METADATA_FILE) or (f"{kind}:{Path(place).resolve().name}", {})
+    if kind in ("hf-hub", "hf_hub"):
+        path = _fetch(*place.partition("@")[::2])
+        return name, ((_read(path) if path else None) or ("", {}))[1]
+    return name, {}
+
+
+def _fetch(repo_id: str, revision: str) -> Path | None:
+    """Returns the record of a repository; None where it has none, or where only its weights are at hand, offline."""
+    try:
+        return Path(hf_hub_download(repo_id, METADATA_FILE, revision=revision or None))
+    except Exception as error:  # the Hub's client does not export all kinds that it raises
+        # It says that nothing is cached also when the Hub cannot be reached or refuses to answer.
+        offline = error.__cause__ is None or isinstance(error.__cause__, OfflineModeIsEnabled)
+        if isinstance(error, EntryNotFoundError) and (offline or not isinstance(error, LocalEntryNotFoundError)):
+            return None
+        raise InputError(
+            f"{METADATA_FILE} of {repo_id}, which tells how the teacher was made, cannot be had "
+            f"({shorten_error(error)}): try again, or set HF_HUB_OFFLINE=1 to use cached weights without it"
+        ) from error
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
+    if not path.is_file():
+        return None
+    mend = "fetch the teacher again, or remove this file to use the weights without it"
+    if path.stat().st_size > _LARGEST_RECORD:
+        raise InputError(f"{path} is larger than the {_LARGEST_RECORD} bytes that a record may have: {mend}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        # What is no JSON text (NaN, half a surrogate pair) could not be written again after a long run.
+        json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        version, teacher, provenance = (record[name] for name in ("format_version", "teacher", "provenance"))
+        name = teacher["name"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is no record of a teacher ({type(error).__name__}: {error}): {mend}") from error
+    if version != FORMAT_VERSION or not isinstance(provenance, dict) or not isinstance(name, str):
+        raise InputError(f"{path} is no record of a teacher in format {FORMAT_VERSION}: {mend}")
+    if _is_deeper(record, _DEEPEST_RECORD):
+        raise InputError(f"{path} holds lists or objects more than {_DEEPEST_RECORD} deep in each other: {mend}")
+    _check_types(provenance, path, mend)
+    problems = find_problems({**provenance, "teacher": teacher})
+    if problems:
+        # They would be part of the record of whatever is derived from the teacher, which nobody would take then.
+        raise InputError(f"{path} states what nobody should use ({'; '.join(problems)}): {mend}")
+    return name, provenance
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return parts is not None and (levels == 0 or any(_is_deeper(part, levels - 1) for part in parts))
+
+
+def _check_types(provenance: Mapping[str, Any], path: Path, mend: str) -> None:
+    """Refuses what a card could not format, at the end of a long run."""
+    scores = provenance.get("scores") or []
+    if not isinstance(scores, list) or not all(isinstance(score, dict) for score in scores):
+        raise InputError(f"{path} must hold a list of objects as scores: {mend}")
+    numbers = {
+        "seconds": [provenance.get("seconds")],
+        **{f"{name} of scores": [score.get(name) for score in scores] for name in ("mean", "std")},
+    }
+    for name, values in numbers.items():
+        wrong = [value for value in values if value is not None and not _is_number(value)]
+        if wrong:
+            raise InputError(f"{path} must hold a number as {name}, got {str(wrong[0])[:40]!r}: {mend}")
+
+
+def _is_number(value: Any) -> bool:
+    # A larger integer has no floating-point form.
+    return isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER

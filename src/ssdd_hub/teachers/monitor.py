@@ -1,0 +1,212 @@
+"""Scores of a backbone while it is trained, kNN accuracy and effective rank, and their curves."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssdd_hub.data.bank import ImageBank
+from ssdd_hub.errors import require
+from ssdd_hub.files import atomic_path
+from ssdd_hub.models.features import pre_logits
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.seeds import generator
+
+LINES = (("loss", "#1f6f8b"), ("knn", "#b5523b"), ("rank", "#7a8b1f"))
+TITLES = {"loss": "self-supervised loss", "knn": "kNN accuracy in %", "rank": "effective rank of the features"}
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """How the training of a teacher is watched: by nearest neighbours where there are labels, and by its rank.
+
+    Attributes:
+        every: Epochs between scores, besides those before and after the training; 0 for these two only.
+        neighbours: Neighbours `k` that vote.
+        temperature: A neighbour of cosine similarity `s` votes with weight `exp(s / temperature)`.
+        max_images: At most this many source images to look among, and this many held-out images to score, drawn by
+            seed.
+        probe: Labelled source images of a linear probe on the trained teacher, scored on all held-out images; 0 for no
+            probe.
+    """
+
+    every: int = 10
+    neighbours: int = 200
+    temperature: float = 0.1
+    max_images: int = 10000
+    probe: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            (self.every >= 0, f"watch.every must be at least 0, got {self.every}"),
+            (self.neighbours >= 1, f"watch.neighbours must be at least 1, got {self.neighbours}"),
+            (self.temperature > 0, f"watch.temperature must be above 0, got {self.temperature}"),
+            (self.max_images >= 2, f"watch.max_images must be at least 2, got {self.max_images}"),
+            (self.probe == 0 or self.probe >= 2, f"watch.probe must be 0 or at least 2, got {self.probe}"),
+        )
+
+
+def knn_accuracy(
+    features: Tensor,
+    labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    neighbours: int = 200,
+    temperature: float = 0.1,
+) -> float:
+    """Returns the accuracy, in `[0, 1]`, of a vote of nearest neighbours by cosine similarity.
+
+    The protocol of Wu et al. (CVPR 2018, arXiv 1805.01978, section 3.4): a neighbour of similarity `s` votes for its
+    class with weight `exp(s / temperature)`.
+
+    Args:
+        features: `(N, D)`, of the images that vote.
+        labels: `(N,)`, int64.
+        test_features: `(n, D)`, on the device of the features, where the work is done.
+        test_labels: `(n,)`, int64.
+        neighbours: Neighbours `k` that vote; all where there are fewer.
+        temperature: Of the weights.
+    """
+    voters, features = functional.normalize(features.float()), functional.normalize(test_features.float())
+    classes, numbers = torch.unique(labels.to(features.device), return_inverse=True)
+    right = 0
+    truths = torch.split(test_labels.to(features.device), 1024)
+    for part, truth in zip(torch.split(features, 1024), truths, strict=True):
+        similarities, nearest = (part @ voters.T).topk(min(neighbours, len(voters)))
+        # Relative to the nearest, since the exponential of 1 / temperature itself may overflow.
+        weights = ((similarities - similarities[:, :1]) / temperature).exp()
+        votes = weights.new_zeros(len(part), len(classes)).scatter_add_(1, numbers[nearest], weights)
+        right += int((classes[votes.argmax(1)] == truth).sum())
+    return right / len(features)
+
+
+def effective_rank(features: Tensor) -> float:
+    """Returns how many dimensions features `(n, D)` fill, in `[1, min(n, D)]`: 1 when they have collapsed to a line.
+
+    The exponential of the entropy of the normalised singular values (RankMe: Garrido et al., ICML 2023,
+    arXiv 2210.02885, equation 1).
+    """
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum().clamp(min=1e-300)
+    return float(torch.special.entr(shares).sum().exp())
+
+
+class Watch:
+    """Scores a backbone in training on real images; the labels are used for nothing else.
+
+    Args:
+        source: The source images.
+        heldout: Images that the training does not see.
+        pixel_space: The space that the backbone is trained in.
+        settings: See `WatchSettings`.
+        seed: Seed of the draw of images.
+        batch_size: Images per forward pass.
+    """
+
+    def __init__(
+        self,
+        source: ImageBank,
+        heldout: ImageBank,
+        pixel_space: PixelSpace,
+        settings: WatchSettings,
+        seed: int,
+        batch_size: int = 256,
+    ) -> None:
+        self.settings = settings
+        self.pixel_space = pixel_space
+        self.batch_size = batch_size
+        self.watched = [
+            (bank, self._draw(bank, name, seed)) for name, bank in (("source", source), ("held-out", heldout))
+        ]
+
+    def _draw(self, bank: ImageBank, name: str, seed: int) -> Tensor:
+        order = torch.randperm(len(bank), generator=generator(seed, f"watched {name} images"))
+        return order[: self.settings.max_images].sort().values
+
+    @torch.no_grad()
+    def __call__(self, backbone: nn.Module) -> dict[str, float]:
+        """Returns `rank`, the effective rank, and `knn`, the accuracy, where both parts have labels.
+
+        Both are of the pre-logits in eval mode; every part of the backbone keeps its mode. Features that are not
+        finite have no scores.
+        """
+        modes = {module: module.training for module in backbone.modules()}
+        backbone.eval()
+        try:
+            features, test_features = (self._features(backbone, bank, chosen) for bank, chosen in self.watched)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        if not (features.isfinite().all() and test_features.isfinite().all()):
+            return {}
+        return {"rank": effective_rank(test_features), **self._knn(features, test_features)}
+
+    def _knn(self, features: Tensor, test_features: Tensor) -> dict[str, float]:
+        labels, test_labels = (None if bank.labels is None else bank.labels[chosen] for bank, chosen in self.watched)
+        if labels is None or test_labels is None:
+            return {}
+        known, tested = labels >= 0, test_labels >= 0
+        if not (known.any() and tested.any()):
+            return {}
+        voters = (features[known.to(features.device)], labels[known])
+        tests = (test_features[tested.to(features.device)], test_labels[tested])
+        return {"knn": knn_accuracy(*voters, *tests, self.settings.neighbours, self.settings.temperature)}
+
+    def _features(self, backbone: nn.Module, bank: ImageBank, chosen: Tensor) -> Tensor:
+        device = next(backbone.parameters()).device
+        parts = [
+            pre_logits(backbone, self.pixel_space.normalise(bank.pixels[part].to(device, torch.float32) / 255)).float()
+            for part in torch.split(chosen, self.batch_size)
+        ]
+        return torch.cat(parts)
+
+
+def knn_records(log: list[dict[str, Any]], about: dict[str, str]) -> list[dict[str, Any]]:
+    """Returns the kNN scores of the fresh and of the trained backbone, as `scores.json` has them.
+
+    Args:
+        log: Records of `log.jsonl`; those of stage `teacher` with `knn` count.
+        about: `source`, `target` and `student`, the backbone, of the records.
+
+    Returns:
+        Two records, sets `untrained` and `teacher`; none where there were no labels.
+    """
+    scored = [record for record in log if record["stage"] == "teacher" and "knn" in record]
+    if not scored:
+        return []
+    values = {"untrained": scored[0]["knn"], "teacher": scored[-1]["knn"]}
+    return [accuracy_record(about, name, "knn", value) for name, value in values.items()]
+
+
+def accuracy_record(
+    about: dict[str, str], name: str, protocol: str, accuracy: float, labels: int | None = None
+) -> dict[str, Any]:
+    """Returns one accuracy, in `[0, 1]`, of one network as `scores.json` has it; the arguments are its entries."""
+    facts = {"set": name, **about, "protocol": protocol, "labels": labels, "metric": "accuracy"}
+    return {**facts, "mean": accuracy, "std": None, "n": 1, "values": [accuracy]}
+
+
+def render_training(path: Path, log: list[dict[str, Any]]) -> None:
+    """Draws what the log of a teacher's training holds of loss, kNN accuracy and rank over the steps, as a PNG.
+
+    There is no picture of an empty log.
+    """
+    from matplotlib.figure import Figure
+
+    records = [record for record in log if record["stage"] == "teacher"]
+    drawn = [(name, colour) for name, colour in LINES if any(name in record for record in records)]
+    if not drawn:
+        return
+    figure = Figure(figsize=(4.2 * max(1, len(drawn)), 3.2), layout="constrained")
+    for axes, (name, colour) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        points = [(record["step"], record[name]) for record in records if name in record]
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, [100 * value for value in values] if name == "knn" else values, ".-", color=colour)
+        axes.set_xlabel("step")
+        axes.set_title(TITLES[name], fontsize=10)
+        axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

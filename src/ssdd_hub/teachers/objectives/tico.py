@@ -1,0 +1,57 @@
+"""TiCo."""
+
+import torch
+from lightly.loss import TiCoLoss
+from lightly.models.modules.heads import TiCoProjectionHead
+from torch import Tensor, nn
+
+from ssdd_hub.teachers.objectives.base import Count, Share, Weight, in_full_precision, several_processes
+from ssdd_hub.teachers.objectives.momentum import MomentumObjective
+from ssdd_hub.teachers.objectives.transforms import byol_transform
+
+
+class TiCo(MomentumObjective):
+    """TiCo: a view agrees with the copy's other view, and projections avoid the directions that many have taken.
+
+    Args:
+        backbone: A timm model.
+        feature_dim: Width of the backbone's pre-logits.
+        hidden_dim: Width of the projection head's hidden layer.
+        output_dim: Width of the projections.
+        beta: Share of itself that the covariance keeps in a step.
+        rho: Weight of the covariance term.
+        momentum: Share of itself that the copy keeps in a step, at the start.
+    """
+
+    name = "tico"
+    citation = (
+        "Zhu et al., TiCo: Transformation Invariance and Covariance Contrast for Self-Supervised Visual "
+        "Representation Learning, 2022, arXiv 2206.10698"
+    )
+    needs = ("momentum copy", "covariance")
+    transform = staticmethod(byol_transform)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        hidden_dim: Count = 1024,
+        output_dim: Count = 256,
+        beta: Share = 0.9,
+        rho: Weight = 8.0,
+        momentum: Share = 0.99,
+    ) -> None:
+        widths = {"hidden_dim": hidden_dim, "output_dim": output_dim}
+        super().__init__(backbone, feature_dim, momentum, **widths, beta=beta, rho=rho)
+        self.add_head(*(TiCoProjectionHead(feature_dim, hidden_dim, output_dim) for _ in range(2)))
+        self.loss = TiCoLoss(beta, rho, gather_distributed=several_processes())
+        # lightly keeps the covariance in a plain attribute, None before the first batch, which then counts as zeros.
+        del self.loss.C
+        self.loss.register_buffer("C", torch.zeros(output_dim, output_dim))
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        """Returns the loss of two views `(B, C, H, W)`."""
+        self.move_copy()
+        first, second = views
+        projections = self.head(self.features(first))
+        return in_full_precision(self.loss, projections, self.momentum_projection(second), self.learning)

@@ -1,0 +1,299 @@
+"""A teacher: a timm model, frozen, read as a map from pixels to features."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ssdd_hub.arguments import find_problems
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.models.features import (
+    FEATURES,
+    OTHER_WEIGHTS,
+    create_backbone,
+    hash_structure,
+    hash_weights,
+    measure_width,
+    read_features,
+    read_pixel_space,
+    shorten_error,
+)
+from ssdd_hub.models.stored_models import normalised_name
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.teachers.checkpoints import load_checkpoint
+from ssdd_hub.teachers.folder import read_record, write_folder
+
+# What data and other settings decide of a teacher.
+DECIDED = ("name", "pretrained", "num_classes", "image_size", "img_size", "seed", *OTHER_WEIGHTS)
+# What a set distilled from a teacher tells of the teacher's own making.
+_ORIGIN = ("objective", "source", "seed", "checkpoint")
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Which network is the teacher, and what is read from it.
+
+    Attributes:
+        backbone: A timm name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
+        pretrained: Load its weights, ready made. Otherwise it is trained on the source images by `pretrain`.
+        checkpoint: A file of weights trained elsewhere, for `checkpoints.load_checkpoint`; nothing is trained then.
+        features: `pre_logits`; `cls`, the class token; `mean`, over patch tokens or the feature map.
+        input_size: Height and width that images are resized to; by default what the network states.
+        mean: Mean, one value per channel, of the pixel space that a ready teacher was trained in; by default what the
+            network states. A checkpoint does not tell.
+        std: Its standard deviation, likewise.
+        model_args: Further arguments of the timm model, such as `channels` of `ssdd_resnet10`.
+    """
+
+    backbone: str = "ssdd_resnet18"
+    pretrained: bool = False
+    checkpoint: str | None = None
+    features: str = "pre_logits"
+    input_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        taken = ", ".join(name for name in DECIDED if name in self.model_args)
+        own = ", ".join(f"teacher.{name}" for name in ("input_size", "mean", "std") if getattr(self, name) is not None)
+        features, size = self.features, self.input_size
+        require(
+            (
+                self.pretrained or not self.backbone.lower().startswith(("local-dir:", "hf-hub:", "hf_hub:")),
+                f"teacher.backbone {self.backbone!r} names stored weights, so pass --teacher.pretrained true as well",
+            ),
+            (
+                not (self.pretrained and self.checkpoint),
+                "teacher.checkpoint takes the place of stored weights: leave out --teacher.pretrained",
+            ),
+            (features in FEATURES, f"teacher.features must be one of {', '.join(FEATURES)}, got {features!r}"),
+            (size is None or size >= 1, f"teacher.input_size must be at least 1, got {size}"),
+            ((self.mean is None) == (self.std is None), "teacher.mean and teacher.std must be given together"),
+            (
+                self.ready or not own,
+                f"leave out {own}: a teacher that is trained here sees the source images as they are",
+            ),
+            (
+                not taken,
+                f"teacher.model_args must leave out {taken}, which other settings decide (other weights: "
+                "--teacher.checkpoint)",
+            ),
+            *((False, f"teacher.model_args: {problem}") for problem in find_problems(self.model_args)),
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether the weights are there already, so that nothing is to be trained."""
+        return self.pretrained or self.checkpoint is not None
+
+    def building(self) -> dict[str, Any]:
+        """Returns the arguments of `build_teacher` for a ready teacher, but for its name."""
+        names = ("pretrained", "checkpoint", "features", "input_size", "mean", "std")
+        return {**{name: getattr(self, name) for name in names}, **self.model_args}
+
+
+class Teacher(nn.Module):
+    """A frozen backbone in eval mode, with the pixel space and size that it expects.
+
+    Args:
+        backbone: A module with timm's `forward_features` and `forward_head`.
+        pixel_space: The space that the backbone was trained in.
+        input_size: Height and width that it expects. Other images are resized whole: there is no centre crop as in
+            timm's evaluation, since source and distilled images are cropped already.
+        name: For provenance.
+        license: Licence of the weights, which whatever is derived from them inherits.
+        features: What is read from the backbone, one of `features.FEATURES`.
+        interpolation: How images are resized, `bicubic` or `bilinear`, with antialiasing.
+        provenance: What is known of its making, such as `objective`, `source` and `seed`.
+
+    Attributes:
+        feature_dim: Width `D` of the features, measured by a dry forward pass.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        pixel_space: PixelSpace,
+        input_size: int,
+        name: str,
+        license: str = "unknown",
+        *,
+        features: str = "pre_logits",
+        interpolation: str = "bicubic",
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        self.eval()
+        if interpolation not in ("bicubic", "bilinear"):
+            raise InputError(f"a teacher's images are resized bicubic or bilinear, {name} asks for {interpolation!r}")
+        self.pixel_space = pixel_space
+        self.input_size = input_size
+        self.name = name
+        self.license = license
+        self.features = features
+        self.interpolation = interpolation
+        self.provenance = dict(provenance or {})
+        self.feature_dim = measure_width(backbone, pixel_space.channels, input_size, features)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in eval mode, whatever is asked: batch statistics would make features depend on their batch."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Maps pixels in `[0, 1]` to features.
+
+        Args:
+            pixels: `(n, C, H, W)`, floating point. Grey images are repeated for a teacher of three channels.
+
+        Returns:
+            `(n, D)`, in the dtype of the backbone.
+
+        Raises:
+            InputError: The images have colours and the teacher takes grey ones.
+        """
+        channels = self.pixel_space.channels
+        if pixels.shape[1] == 1 and channels > 1:
+            pixels = pixels.expand(-1, channels, -1, -1)
+        if pixels.shape[1] != channels:
+            raise InputError(
+                f"the teacher {self.name} takes images of {channels} channel(s), got {pixels.shape[1]}: pass "
+                "--data.mode grey, or choose another teacher"
+            )
+        size = (self.input_size, self.input_size)
+        if pixels.shape[-2:] != size:
+            pixels = functional.interpolate(pixels, size, mode=self.interpolation, antialias=True).clamp(0, 1)
+        return read_features(self.backbone, self.pixel_space.normalise(pixels), self.features)
+
+    def weights_sha256(self) -> str:
+        """Returns the hash of names, types, shapes and values of all weights and buffers."""
+        return hash_weights(self.backbone)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what provenance records of a teacher: its name, its licence and all that its features depend on."""
+        return {
+            "name": self.name,
+            "weights_sha256": self.weights_sha256(),
+            "structure_sha256": hash_structure(self.backbone),
+            "license": self.license,
+            "feature_dim": self.feature_dim,
+            "features": self.features,
+            "input_size": self.input_size,
+            "interpolation": self.interpolation,
+            "pixel_space": self.pixel_space.to_dict(),
+        }
+
+    def origin(self) -> dict[str, Any]:
+        """Returns what is known of its making that belongs beside whatever is derived from it."""
+        return {name: self.provenance[name] for name in _ORIGIN if name in self.provenance}
+
+    def save(self, folder: Path, provenance: Mapping[str, Any] | None = None) -> None:
+        """Writes the backbone in timm's own layout (safetensors), for `timm.create_model("local-dir:FOLDER")`.
+
+        Where the making is known, `ssdd_hub.json` holds it, for `build_teacher`, and `README.md` is the model card.
+        The folder appears at once and whole, by renaming; one that is there is kept.
+
+        Args:
+            folder: Where to.
+            provenance: What to record of its making, as JSON; by default what the teacher itself was loaded with.
+
+        Raises:
+            InputError: The backbone is not one of timm's, so that timm could not build it again.
+        """
+        if folder.exists():
+            return
+        stated: Any = getattr(self.backbone, "pretrained_cfg", None)
+        if stated is None:
+            raise InputError(
+                f"the teacher {self.name} cannot be saved for timm, which does not know a "
+                f"{type(self.backbone).__name__}: build it by timm.create_model, after timm.models.register_model"
+            )
+        facts = self.provenance if provenance is None else dict(provenance)
+        metadata = {"architecture": stated["architecture"], "teacher": self.describe(), "provenance": facts}
+        data_config = {
+            "mean": self.pixel_space.mean,
+            "std": self.pixel_space.std,
+            "input_size": (self.pixel_space.channels, self.input_size, self.input_size),
+            "interpolation": self.interpolation,
+        }
+        write_folder(folder, self.backbone, data_config, self.license, metadata if facts else None)
+
+
+def build_teacher(
+    name_or_module: str | nn.Module,
+    *,
+    pretrained: bool = True,
+    features: str = "pre_logits",
+    input_size: int | None = None,
+    checkpoint: str | Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    license: str | None = None,
+    **model_args: Any,
+) -> Teacher:
+    """Makes a teacher of a timm model, by name or as a module.
+
+    What is not given is read from the model's `pretrained_cfg`: mean, std, input size and interpolation. How a teacher
+    that this package saved was made is read from its folder or repository.
+
+    Args:
+        name_or_module: A timm name, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, or a module with timm's contract.
+        pretrained: Load the weights that the name stands for; ignored for a module and with a checkpoint.
+        features: What is read from it, one of `features.FEATURES`.
+        input_size: Height and width that images are resized to; a model of one size is built for this one.
+        checkpoint: A file of weights trained elsewhere, for `checkpoints.load_checkpoint`. It tells neither its
+            licence nor the pixel space that its network was trained in: give `mean` and `std`.
+        mean: Mean of that space, one value per channel.
+        std: Its standard deviation; both or neither.
+        license: Licence of the weights; by default what is stated of those that the name stands for, and `unknown` of
+            all others, in a module, in a checkpoint or random.
+        **model_args: Further arguments of `timm.create_model`; only with a name.
+
+    Raises:
+        InputError: The model cannot be had, lacks timm's contract or features of this kind, does not take images of
+            this size, or the checkpoint does not fit.
+    """
+    stored = isinstance(name_or_module, str) and pretrained and checkpoint is None
+    if isinstance(name_or_module, str):
+        name, provenance = normalised_name(name_or_module), dict[str, Any]()
+        backbone = create_backbone(name, pretrained=stored, input_size=input_size, **model_args)
+        if stored:
+            # Of the commit that was loaded, whatever the repository holds by now.
+            loaded = (getattr(backbone, "pretrained_cfg", None) or {}).get("hf_hub_id")
+            is_hub = name.startswith(("hf-hub:", "hf_hub:"))
+            recorded, provenance = read_record(f"hf-hub:{loaded}" if is_hub and loaded else name)
+            name = name if is_hub else recorded
+    else:
+        backbone, name, provenance = name_or_module, type(name_or_module).__name__, {}
+    for method in ("forward_features", "forward_head"):
+        if not hasattr(backbone, method):
+            raise InputError(f"a teacher needs timm's forward_features and forward_head; {name} has no {method}")
+    # What timm states of an architecture's own weights holds of no others.
+    stated = (getattr(backbone, "pretrained_cfg", None) or {}).get("license") if stored else None
+    if checkpoint is not None:
+        report = load_checkpoint(backbone, checkpoint)
+        facts = {"layout": report.layout, "prefix": report.prefix, "ignored": report.ignored}
+        provenance = {"checkpoint": {"file": Path(checkpoint).name, **facts}}
+    config = resolve_model_data_config(backbone)
+    space = read_pixel_space(name, config, mean, std, model_args.get("in_chans"))
+    _, height, width = config["input_size"]
+    if height != width and input_size is None:
+        raise InputError(f"the teacher {name} takes {height}x{width} pixels, ours are square: give teacher.input_size")
+    size = input_size or width
+    options = {"features": features, "interpolation": config["interpolation"], "provenance": provenance}
+    try:
+        return Teacher(backbone, space, size, name, str(license or stated or "unknown"), **options)
+    except InputError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the teacher {name} does not take images of {space.channels} channel(s) and {size} pixels "
+            f"({shorten_error(error)}): choose teacher.input_size, or teacher.mean and teacher.std of as many channels"
+        ) from error

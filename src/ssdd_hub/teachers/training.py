@@ -1,0 +1,383 @@
+"""The training of a teacher by a self-supervised objective, from the first step to its folder."""
+
+import math
+import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ssdd_hub.arguments import find_problems
+from ssdd_hub.data.bank import ImageBank
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.models.features import create_backbone, input_args, measure_width
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.runs.checkpoints import Checkpoints
+from ssdd_hub.runs.folder import RunFolder, RunLog
+from ssdd_hub.runs.inputs import Inputs, deciding_facts, describe_bank
+from ssdd_hub.runs.machine import describe_machine
+from ssdd_hub.seeds import seeded
+from ssdd_hub.teachers.monitor import Watch, knn_records
+from ssdd_hub.teachers.objectives.registry import build_objective
+from ssdd_hub.teachers.optimizers import OPTIMIZERS, build_optimizer
+from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
+from ssdd_hub.teachers.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
+
+DECIDED = {"name", "backbone", "feature_dim", "in_chans", "image_size"}
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """How the teacher is trained.
+
+    Attributes:
+        objective: A name of `list_objectives()`.
+        objective_args: Settings of the objective, such as `output_dim`.
+        view_args: Settings of its transform, such as `min_scale` or `hf_prob`.
+        views: `workers`: lightly's transforms, in CPU processes. `device`: the same transforms on whole batches where
+            the network is (needs kornia), for devices that CPU processes cannot feed.
+        epochs: Passes over the source images.
+        max_steps: Steps at most, for trials; None for whole epochs.
+        batch_size: Images per step, over all processes.
+        optimizer: `sgd`, `adamw`, `lars`, or `auto`: what the objective is usually trained with.
+        learning_rate: The highest; cosine decay to 0 after a linear warm-up. None scales with the batch: 0.06 per 128
+            images for SGD, 5e-4 per 256 for AdamW, 0.2 per 256 for LARS.
+        warmup: Share of all steps spent in the warm-up.
+        weight_decay: None takes 5e-4 for SGD, 0.05 for AdamW, 1.5e-6 for LARS.
+        max_grad_norm: Gradients are scaled down to this norm; None leaves them.
+        workers: Processes that make views; the views do not depend on it.
+        checkpoint_every: Steps between checkpoints.
+    """
+
+    objective: str = "barlow_twins"
+    objective_args: dict[str, Any] = field(default_factory=dict)
+    view_args: dict[str, Any] = field(default_factory=dict)
+    views: str = "workers"
+    epochs: int = 200
+    max_steps: int | None = None
+    batch_size: int = 128
+    optimizer: str = "auto"
+    learning_rate: float | None = None
+    warmup: float = 0.05
+    weight_decay: float | None = None
+    max_grad_norm: float | None = None
+    workers: int = 2
+    checkpoint_every: int = 2000
+
+    def __post_init__(self) -> None:
+        require(
+            (
+                not DECIDED & self.objective_args.keys(),
+                f"pretrain.objective_args must leave out {', '.join(sorted(DECIDED & self.objective_args.keys()))}, "
+                "which other settings decide",
+            ),
+            *((False, f"pretrain.objective_args: {problem}") for problem in find_problems(self.objective_args)),
+            *((False, f"pretrain.view_args: {problem}") for problem in find_problems(self.view_args)),
+            (self.views in ("workers", "device"), f"pretrain.views must be workers or device, got {self.views!r}"),
+            (self.epochs >= 1, f"pretrain.epochs must be at least 1, got {self.epochs}"),
+            (
+                self.max_steps is None or self.max_steps >= 1,
+                f"pretrain.max_steps must be at least 1, got {self.max_steps}",
+            ),
+            (self.batch_size >= 2, f"pretrain.batch_size must be at least 2, got {self.batch_size}"),
+            (
+                self.optimizer in ("auto", *OPTIMIZERS),
+                f"pretrain.optimizer must be auto, {', '.join(OPTIMIZERS)}, got {self.optimizer!r}",
+            ),
+            (
+                self.learning_rate is None or self.learning_rate > 0,
+                f"pretrain.learning_rate must be above 0, got {self.learning_rate}",
+            ),
+            (0 <= self.warmup < 1, f"pretrain.warmup must be in [0, 1), got {self.warmup}"),
+            (
+                self.weight_decay is None or self.weight_decay >= 0,
+                f"pretrain.weight_decay must be at least 0, got {self.weight_decay}",
+            ),
+            (
+                self.max_grad_norm is None or self.max_grad_norm > 0,
+                f"pretrain.max_grad_norm must be above 0, got {self.max_grad_norm}",
+            ),
+            (self.workers >= 0, f"pretrain.workers must be at least 0, got {self.workers}"),
+            (self.checkpoint_every >= 1, f"pretrain.checkpoint_every must be at least 1, got {self.checkpoint_every}"),
+        )
+
+
+class Pretraining:
+    """The self-supervised training of a backbone, in place, on every process of an accelerator.
+
+    Args:
+        backbone: A timm model, freshly built.
+        pixels: Source images, `(N, C, H, W)`, uint8.
+        pixel_space: The space in which the backbone sees them.
+        settings: See `PretrainSettings`.
+        seed: Seed of heads, order, views and whatever else the objective draws.
+        accelerator: Names the device, the processes and the precision.
+
+    Raises:
+        InputError: The objective or one of its settings is unknown, it cannot train this backbone, or the batch cannot
+            be shared out.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        pixels: Tensor,
+        pixel_space: PixelSpace,
+        settings: PretrainSettings,
+        *,
+        seed: int,
+        accelerator: Accelerator,
+    ) -> None:
+        channels, size = pixels.shape[1], pixels.shape[-1]
+        with seeded(seed, "objective"):
+            objective = build_objective(
+                settings.objective, backbone, in_chans=channels, image_size=size, **settings.objective_args
+            )
+        _check_batch(settings, objective.min_batch, len(pixels), accelerator.num_processes)
+        # Convolutions, pooling and their gradients are quicker in this layout.
+        self.objective = objective.to(accelerator.device).to(memory_format=torch.channels_last)
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            # torch's own conversion would drop the activations that timm keeps in its norms.
+            self.objective = convert_sync_batchnorm(self.objective)
+        kind = self.objective.optimizer if settings.optimizer == "auto" else settings.optimizer
+        self.optimizer = build_optimizer(
+            self.objective, kind, settings.batch_size, settings.learning_rate, settings.weight_decay
+        )
+        self.learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.batches = self._build_batches(pixels, pixel_space, settings, seed, accelerator)
+        self.settings = settings
+        self.seed = seed
+        self.accelerator = accelerator
+        self.steps_per_epoch = math.ceil(len(pixels) / settings.batch_size)
+        self.num_steps = min(settings.epochs * self.steps_per_epoch, settings.max_steps or sys.maxsize)
+        # Losses since the last record, on the device: reading each would make the host wait for it.
+        self._losses = torch.zeros(2, device=accelerator.device)
+
+    def _build_batches(
+        self,
+        pixels: Tensor,
+        pixel_space: PixelSpace,
+        settings: PretrainSettings,
+        seed: int,
+        accelerator: Accelerator,
+    ) -> ViewBatches:
+        views = self.objective.build_views(pixels.shape[-1], pixel_space, **settings.view_args)
+        arguments = (pixels, views, settings.batch_size, seed, accelerator.process_index, accelerator.num_processes)
+        if settings.views == "device":
+            return DeviceViewBatches(*arguments, device=accelerator.device)
+        return ViewBatches(*arguments)
+
+    def run(
+        self,
+        checkpoints: Checkpoints | None = None,
+        log: RunLog | None = None,
+        watch: Watch | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Trains to the end, from the newest checkpoint on.
+
+        Args:
+            checkpoints: Where state is kept, by the main process; None keeps none.
+            log: Gets a record of the mean loss at the end of each epoch and of the training, and of what is watched.
+            watch: Scores the backbone before, during and after the training, on the main process.
+            progress: Show a progress bar.
+
+        Raises:
+            InputError: The training diverges.
+        """
+        first = self._resume(checkpoints)
+        if log:
+            log.rewind("teacher", first or -1)
+            if watch and first == 0 and self.accelerator.is_main_process:
+                log.write([{"stage": "teacher", "step": 0, **watch(self.objective.backbone)}])
+        self.objective.train()
+        model = self.accelerator.prepare_model(self.objective)
+        steps = range(first, self.num_steps)
+        on_cpu = self.accelerator.device.type == "cpu"
+        with leave_cores_to(self.settings.workers) if on_cpu else nullcontext():
+            batches = self.batches.load(steps, self.settings.workers, pin_memory=not on_cpu)
+            bar = tqdm(batches, "teacher", initial=first, total=self.num_steps, unit="step", disable=not progress)
+            for step, views in enumerate(bar):
+                self._step(model, first + step, views)
+                self._after_step(first + step + 1, checkpoints, log, watch, bar)
+        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        self.objective.to(memory_format=torch.contiguous_format)
+
+    def _step(self, model: nn.Module, step: int, views: list[Tensor]) -> None:
+        share = _schedule(step, self.num_steps, self.settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * share
+        self.objective.schedule(step, self.steps_per_epoch, self.num_steps)
+        # Masks, shuffles and dropped paths are drawn from global generators.
+        with seeded(self.seed, "objective step", step, self.accelerator.process_index):
+            loss = model([self._to_device(view) for view in views])
+            self.optimizer.zero_grad()
+            self.accelerator.backward(loss)
+        self.objective.after_backward()
+        if self.settings.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        self._losses += torch.stack([loss.detach().float(), torch.ones_like(self._losses[0])])
+
+    def _to_device(self, view: Tensor) -> Tensor:
+        return view.to(self.accelerator.device, non_blocking=True, memory_format=torch.channels_last)
+
+    def _after_step(
+        self, step: int, checkpoints: Checkpoints | None, log: RunLog | None, watch: Watch | None, bar: Any
+    ) -> None:
+        ended, saved = step == self.num_steps, step % self.settings.checkpoint_every == 0
+        epoch, within = divmod(step, self.steps_per_epoch)
+        recorded = ended or within == 0
+        if not (recorded or saved):
+            return
+        mean_loss = self._mean_loss(step)
+        main = self.accelerator.is_main_process
+        if recorded:
+            bar.set_postfix(loss=f"{mean_loss:.4g}")
+            self.accelerator.log({"teacher/loss": mean_loss}, step)
+            self._losses.zero_()
+        if recorded and log and main:
+            watched = watch and (ended or watch.settings.every and epoch % watch.settings.every == 0)
+            scores = watch(self.objective.backbone) if watch and watched else {}
+            log.write([{"stage": "teacher", "step": step, "loss": mean_loss, **scores}])
+        if checkpoints and main and (saved or ended):
+            checkpoints.save(step, self._state(step))
+
+    def _mean_loss(self, step: int) -> float:
+        """Returns the mean over steps and processes; with a loss that is not finite, the state is not saved."""
+        # Shared by all processes, so that a checkpoint of the main one is right for each.
+        self._losses = self.accelerator.reduce(self._losses, "mean")
+        total, count = self._losses.tolist()
+        if not math.isfinite(total):
+            raise InputError(
+                f"the teacher's loss is {total} by step {step}: choose a lower --pretrain.learning-rate or a longer "
+                "--pretrain.warmup, and another --output"
+            )
+        return float(total / count)
+
+    def _state(self, step: int) -> dict[str, Any]:
+        return {
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "losses": self._losses,
+            "step": step,
+        }
+
+    def _resume(self, checkpoints: Checkpoints | None) -> int:
+        saved = checkpoints.load_newest() if checkpoints else None
+        if saved is None:
+            return 0
+        self.objective.load_state_dict(saved["objective"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self._losses.copy_(saved["losses"])
+        return int(saved["step"])
+
+
+def _check_batch(settings: PretrainSettings, smallest: int, images: int, processes: int) -> None:
+    if settings.batch_size > images:
+        raise InputError(
+            f"a batch holds each image once at most, and there are {images}: lower --pretrain.batch-size "
+            f"{settings.batch_size}, or use more images"
+        )
+    share, rest = divmod(settings.batch_size, processes)
+    if rest or share < smallest:
+        raise InputError(
+            f"--pretrain.batch-size must give each of {processes} process(es) the same number of images, at least "
+            f"{smallest} for {settings.objective}; got {settings.batch_size}"
+        )
+
+
+def _schedule(step: int, num_steps: int, warmup: float) -> float:
+    """Returns the share of the highest learning rate: linear warm-up, then cosine decay to 0."""
+    warmup_steps = int(warmup * num_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
+
+
+def new_backbone(name: str, in_chans: int, image_size: int, seed: int, **model_args: Any) -> nn.Module:
+    """Builds an untrained timm backbone for images of a size; its first weights are a function of the seed.
+
+    Raises:
+        InputError: timm does not know the name or an argument.
+    """
+    with seeded(seed, "backbone"):
+        return create_backbone(name, pretrained=False, **{**input_args(name, in_chans, image_size), **model_args})
+
+
+def train_teacher(
+    settings: TeacherSettings,
+    pretrain: PretrainSettings,
+    source: ImageBank,
+    pixel_space: PixelSpace,
+    run: RunFolder,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    watch: Watch | None = None,
+    provenance: Mapping[str, Any],
+    inputs: Inputs | None = None,
+) -> Teacher:
+    """Trains a teacher on all processes, unless the run already has one, and loads it from `teacher/` of the run.
+
+    Args:
+        settings: Which backbone.
+        pretrain: How it is trained.
+        source: The source images, whose licence the teacher inherits.
+        pixel_space: The space that it sees them in.
+        run: Keeps checkpoints, log and the teacher; it starts once the settings have proved usable.
+        seed: Seed of everything random.
+        accelerator: Names the device, the processes and the precision.
+        watch: Scores the backbone on the way.
+        provenance: What is recorded beside the weights.
+        inputs: What the run computes from, for `RunFolder.start`; the source images by default.
+
+    Raises:
+        InputError: The backbone or the objective cannot be built, the run was begun with other inputs, or the training
+            diverges.
+    """
+    folder = run.path / "teacher"
+    backbone = new_backbone(settings.backbone, source.num_channels, source.image_size, seed, **settings.model_args)
+    # A backbone without features of this kind is refused before it is trained.
+    measure_width(backbone, source.num_channels, source.image_size, settings.features)
+    training = Pretraining(backbone, source.pixels, pixel_space, pretrain, seed=seed, accelerator=accelerator)
+    inputs = inputs or {"source": describe_bank(source)}
+    # Every process must decide alike, or some would train alone.
+    if broadcast_object_list([folder.exists()])[0]:
+        teacher = _load(folder, settings)
+        run.start({**inputs, "teacher": deciding_facts(teacher.describe())})
+        accelerator.init_trackers("ssdd_hub")
+        return teacher
+    run.start(inputs)
+    accelerator.init_trackers("ssdd_hub")
+    training.run(run.teacher_checkpoints, run.log, watch, accelerator.is_main_process)
+    if accelerator.is_main_process:
+        name = str(provenance["source"]["name"])
+        about = {"source": name, "target": name, "student": settings.backbone}
+        facts = {
+            **provenance,
+            "objective": training.objective.describe(),
+            "scores": knn_records(run.log.read(), about),
+            "hardware": describe_machine(accelerator.device, accelerator.num_processes),
+        }
+        title = f"{settings.backbone} trained with {pretrain.objective} on {name}"
+        licence, kind = source.source["license"], settings.features
+        trained = Teacher(backbone, pixel_space, source.image_size, title, licence, features=kind)
+        trained.save(folder, provenance=facts)
+    accelerator.wait_for_everyone()
+    teacher = _load(folder, settings)
+    run.pin({"teacher": deciding_facts(teacher.describe())})
+    return teacher
+
+
+def _load(folder: Path, settings: TeacherSettings) -> Teacher:
+    return build_teacher(f"local-dir:{folder}", features=settings.features)

@@ -1,0 +1,135 @@
+"""Batches of views of the source images: batch `step` is a pure function of `(seed, step)`."""
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ssdd_hub.data.device import keep, take
+from ssdd_hub.seeds import derive_seed, draw_batch, seeded
+from ssdd_hub.teachers.device_views import DeviceViews
+from ssdd_hub.teachers.objectives.base import Views
+
+
+class ViewBatches(Dataset[list[Tensor]]):
+    """One process's part of each batch, made on the CPU; an image's views do not depend on the number of processes.
+
+    Args:
+        pixels: `(N, C, H, W)`, uint8, on the CPU.
+        views: Maps a PIL image to its views.
+        batch_size: Images per batch, over all processes; a multiple of `world`.
+        seed: Seed of the run.
+        rank: This process's number.
+        world: Number of processes.
+    """
+
+    def __init__(
+        self, pixels: Tensor, views: Views, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.pixels = pixels
+        self.views = views
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+
+    def __getitem__(self, step: int) -> list[Tensor]:
+        """Returns one tensor `(batch_size / world, C, H, W)` per view."""
+        indices = self.draw(step).tolist()
+        views = []
+        with _generators_kept():
+            for position, index in enumerate(indices, start=self.part.start):
+                _seed_generators(derive_seed(self.seed, "views", step, position))
+                views.append(self.views(_as_pil(self.pixels[index])))
+        return [torch.stack(list(same)) for same in zip(*views, strict=True)]
+
+    def draw(self, step: int) -> Tensor:
+        """Returns the indices of this process's images."""
+        return draw_batch(len(self.pixels), self.batch_size, self.seed, "pretrain batch", step)[self.part]
+
+    def load(self, steps: range, workers: int, pin_memory: bool = False) -> Iterable[list[Tensor]]:
+        """Returns the batches of some steps, made ahead by worker processes."""
+        return DataLoader(self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory)
+
+
+class DeviceViewBatches(ViewBatches):
+    """Each batch made on the device, all of a process's images at once; views depend on the number of processes.
+
+    Pixels of at most `device.RESIDENT` bytes are kept on a GPU, so that a step never waits for the host.
+
+    Args:
+        pixels: `(N, C, H, W)`, uint8, on the CPU.
+        views: A lightly transform, whose parameters the batched views take over.
+        batch_size: Images per batch, over all processes; a multiple of `world`.
+        seed: Seed of the run.
+        rank: This process's number.
+        world: Number of processes.
+        device: Where the views are made.
+
+    Raises:
+        InputError: kornia is missing, or the transform has a step that has no batched counterpart.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        views: Views,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(pixels, views, batch_size, seed, rank, world)
+        self.device_views = DeviceViews(views)
+        self.device = torch.device(device)
+        self.pixels = keep(pixels, self.device)
+
+    def __getitem__(self, step: int) -> list[Tensor]:
+        """Returns one tensor `(batch_size / world, C, H, W)` per view, on the device."""
+        pixels = take(self.pixels, self.draw(step), self.device)
+        with seeded(self.seed, "views", step, self.rank):
+            return self.device_views(pixels)
+
+    def load(self, steps: range, workers: int, pin_memory: bool = False) -> Iterable[list[Tensor]]:
+        """Returns the batches of some steps, each made when it is asked for."""
+        return (self[step] for step in steps)
+
+
+@contextmanager
+def leave_cores_to(workers: int) -> Iterator[None]:
+    """Runs torch on the cores that loader workers leave free; threads that must share a core wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Puts each global generator that lightly's transforms draw from back as it was."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def _seed_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _as_pil(pixels: Tensor) -> Image.Image:
+    array = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)

@@ -1,0 +1,19 @@
+"""Text from outside: ids of the Hub, and what is shown of it, without access tokens and control characters."""
+
+import re
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
+# Also right after a letter, as in an address: `token%3Dhf_...`.
+_HUB_TOKEN = re.compile(r"(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*")
+# No word of a sentence has a digit or an underscore.
+_BEARER = re.compile(r"(?i)\b(bearer\s+)(?=[^\s'\",}]*[0-9_])[^\s'\",}]+")
+
+
+def blot_tokens(text: str) -> str:
+    """Returns text in which `<token>` stands for each access token of the Hub."""
+    return _BEARER.sub(r"\1<token>", _HUB_TOKEN.sub("<token>", text))
+
+
+def printable(text: str) -> str:
+    """Returns text from outside without what could steer a terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)

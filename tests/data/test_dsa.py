@@ -1,0 +1,236 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torchvision.transforms.functional import InterpolationMode, affine
+
+from ssdd_hub.data import augment
+from ssdd_hub.data.augment import OPERATIONS, augment_dsa, change_colours, cut_out, mirror, rescale, rotate, shift
+
+
+def make_images(count=4, channels=3, height=9, width=9, seed=0, dtype=torch.float32):
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(count, channels, height, width, generator=source, dtype=dtype)
+
+
+def ones(count=4):
+    return torch.ones(count)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_parameters_that_change_nothing_change_nothing(channels):
+    images = make_images(channels=channels)
+    zeros = torch.zeros(4)
+    torch.testing.assert_close(change_colours(images, zeros, ones(), ones()), images)
+    assert torch.equal(shift(images, torch.zeros(4, 2, dtype=torch.int64)), images)
+    assert torch.equal(mirror(images, torch.zeros(4, dtype=torch.bool)), images)
+    torch.testing.assert_close(rescale(images, torch.ones(4, 2)), images)
+    torch.testing.assert_close(rotate(images, zeros), images)
+
+
+# Colours
+
+
+def test_colours_are_those_of_a_plain_loop():
+    images = make_images(dtype=torch.float64)
+    drawn = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = []
+    for image, brightness, saturation, contrast in zip(images.numpy(), *drawn.numpy(), strict=True):
+        brighter = image + brightness
+        grey = brighter.mean(0)
+        saturated = np.stack([grey * (1 - saturation) + channel * saturation for channel in brighter])
+        expected.append(saturated.mean() * (1 - contrast) + saturated * contrast)
+    np.testing.assert_allclose(change_colours(images, *drawn), np.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_saturation_0_makes_grey_and_contrast_0_one_colour():
+    images = make_images()
+    grey = change_colours(images, torch.zeros(4), torch.zeros(4), ones())
+    torch.testing.assert_close(grey, images.mean(1, keepdim=True).expand_as(images))
+    flat = change_colours(images, 0.25 * ones(), ones(), torch.zeros(4))
+    torch.testing.assert_close(flat, (images.mean((1, 2, 3), keepdim=True) + 0.25).expand_as(images))
+
+
+def test_saturation_leaves_grey_images_as_they_are():
+    images = make_images(channels=1)
+    result = change_colours(images, torch.zeros(4), torch.tensor([0.0, 0.5, 1.5, 2.0]), ones())
+    torch.testing.assert_close(result, images, rtol=0, atol=1e-6)
+
+
+# Places
+
+
+def test_a_shift_is_a_crop_of_the_padded_image():
+    images = make_images(25, height=6, width=8)
+    offsets = torch.cartesian_prod(torch.arange(-2, 3), torch.arange(-2, 3))
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    expected = [
+        image[:, 2 + down : 8 + down, 2 + right : 10 + right]
+        for image, (down, right) in zip(padded, offsets.tolist(), strict=True)
+    ]
+    assert torch.equal(shift(images, offsets), torch.stack(expected))
+
+
+def test_what_is_not_shifted_in_is_rolled():
+    image = make_images(1)
+    assert torch.equal(
+        shift(image, torch.tensor([[1, -2]]))[:, :, :-1, 2:], image.roll((-1, 2), (2, 3))[:, :, :-1, 2:]
+    )
+
+
+@pytest.mark.parametrize("size", [8, 9, 10, 11])
+def test_what_is_cut_out_is_the_part_of_a_square_that_lies_inside(size):
+    length = {8: 4, 9: 5, 10: 5, 11: 6}[size]
+    centres = torch.cartesian_prod(torch.arange(size + 1), torch.arange(size + 1))
+    images = make_images(len(centres), 2, size, size) + 10
+    result = cut_out(images, centres)
+    for image, cut, (row, column) in zip(images, result, centres.tolist(), strict=True):
+        top, left = row - length // 2, column - length // 2
+        expected = image.clone()
+        expected[:, max(top, 0) : max(top + length, 0), max(left, 0) : max(left + length, 0)] = 0
+        assert torch.equal(cut, expected)
+    assert (result == 0).sum((1, 2, 3)).max() == 2 * length**2
+
+
+def test_a_flip_mirrors_the_chosen_images_exactly():
+    images = make_images(2, width=6)
+    result = mirror(images, torch.tensor([True, False]))
+    assert torch.equal(result[0], images[0].flip(-1))
+    assert torch.equal(result[1], images[1])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 9])
+def test_rotation_is_torchvision_s(channels, size):
+    images, degrees = make_images(5, channels, size, size), [-15.0, -3.5, 0.25, 7.0, 15.0]
+    # Of a matrix, torchvision's angle is clockwise.
+    expected = [
+        affine(image, -angle, [0, 0], 1.0, [0.0, 0.0], InterpolationMode.BILINEAR)
+        for image, angle in zip(images, degrees, strict=True)
+    ]
+    torch.testing.assert_close(rotate(images, torch.tensor(degrees)), torch.stack(expected), rtol=0, atol=1e-4)
+
+
+def test_a_quarter_turn_is_anticlockwise():
+    images = make_images(1)
+    torch.testing.assert_close(rotate(images, torch.tensor([90.0])), images.rot90(1, (2, 3)), rtol=0, atol=1e-4)
+
+
+def test_scaling_alike_in_both_directions_is_torchvision_s():
+    images, factors = make_images(3), [1 / 1.2, 1.05, 1.2]
+    expected = [
+        affine(image, 0.0, [0, 0], 1 / factor, [0.0, 0.0], InterpolationMode.BILINEAR)
+        for image, factor in zip(images, factors, strict=True)
+    ]
+    result = rescale(images, torch.tensor(factors)[:, None].expand(3, 2))
+    torch.testing.assert_close(result, torch.stack(expected), rtol=0, atol=1e-4)
+
+
+def test_scaling_differently_is_scipy_s():
+    image = make_images(1, 1, 8, 10, dtype=torch.float64)
+    factors = np.array([1.2, 0.9])
+    centre = (np.array([8, 10]) - 1) / 2
+    expected = ndimage.affine_transform(
+        image[0, 0].numpy(), factors, centre - factors * centre, order=1, mode="grid-constant"
+    )
+    result = rescale(image, torch.tensor(factors)[None])
+    np.testing.assert_allclose(result[0, 0], expected, rtol=0, atol=1e-12)
+
+
+# Draws
+
+
+def drawn_by(monkeypatch, operation, function, count=4000, size=16):
+    """Returns what an operation hands on to its function."""
+    seen = []
+    monkeypatch.setattr(augment, function, lambda images, *values: seen.append(values) or images)
+    OPERATIONS[operation](torch.zeros(count, 3, size, size), torch.Generator().manual_seed(0))
+    return seen[0]
+
+
+def assert_uniform(values, low, high):
+    assert low <= values.min() < low + 0.01 * (high - low)
+    assert high - 0.01 * (high - low) < values.max() <= high
+    # Five standard deviations of the mean of uniform numbers.
+    width = (high - low) / math.sqrt(12 * len(values))
+    assert abs(values.double().mean() - (low + high) / 2) < 5 * width
+    assert values.double().std() == pytest.approx((high - low) / math.sqrt(12), rel=0.03)
+
+
+def test_ranges_are_those_of_the_paper_s_code(monkeypatch):
+    ranges = ((-0.5, 0.5), (0.0, 2.0), (0.5, 1.5))
+    for values, (low, high) in zip(drawn_by(monkeypatch, "colour", "change_colours"), ranges, strict=True):
+        assert_uniform(values, low, high)
+    (factors,) = drawn_by(monkeypatch, "scale", "rescale")
+    assert_uniform(factors[:, 0], 1 / 1.2, 1.2)
+    assert_uniform(factors[:, 1], 1 / 1.2, 1.2)
+    assert abs(torch.corrcoef(factors.T)[0, 1]) < 0.1
+    (degrees,) = drawn_by(monkeypatch, "rotate", "rotate")
+    assert_uniform(degrees, -15.0, 15.0)
+    (flips,) = drawn_by(monkeypatch, "flip", "mirror")
+    assert abs(flips.double().mean() - 0.5) < 5 * 0.5 / math.sqrt(4000)
+
+
+@pytest.mark.parametrize(("size", "most"), [(16, 2), (28, 4), (32, 4), (20, 3)])
+def test_crops_move_by_an_eighth_at_most(monkeypatch, size, most):
+    (offsets,) = drawn_by(monkeypatch, "crop", "shift", 2000, size)
+    for column in offsets.T:
+        assert column.unique().tolist() == list(range(-most, most + 1))
+
+
+@pytest.mark.parametrize(("size", "last"), [(8, 8), (9, 8), (10, 9), (11, 11)])
+def test_centres_of_cutouts_are_anywhere(monkeypatch, size, last):
+    (centres,) = drawn_by(monkeypatch, "cutout", "cut_out", 2000, size)
+    for column in centres.T:
+        assert column.unique().tolist() == list(range(last + 1))
+
+
+def test_each_call_applies_one_operation_and_all_are_as_likely(monkeypatch):
+    counts = dict.fromkeys(OPERATIONS, 0)
+
+    def _count(name):
+        def _operation(images, generator):
+            counts[name] += 1
+            return images
+
+        return _operation
+
+    for name in OPERATIONS:
+        monkeypatch.setitem(OPERATIONS, name, _count(name))
+    drawn = torch.Generator().manual_seed(0)
+    for _ in range(3000):
+        augment_dsa(torch.zeros(1, 1, 4, 4), drawn)
+    assert sum(counts.values()) == 3000
+    assert all(abs(count - 500) < 5 * math.sqrt(500 * 5 / 6) for count in counts.values())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_an_operation_is_differentiable_and_a_function_of_its_generator(name, channels):
+    images = make_images(6, channels, dtype=torch.float64).requires_grad_()
+    first, again, other = (OPERATIONS[name](images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.shape == images.shape and first.dtype == images.dtype
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    # What an operation does to images is linear but for the brightness that it adds.
+    (gradient,) = torch.autograd.grad(first.square().sum() / 2, images)
+    direction = make_images(6, channels, seed=3, dtype=torch.float64)
+    step = OPERATIONS[name](images + direction, torch.Generator().manual_seed(1)) - first
+    torch.testing.assert_close((gradient * direction).sum(), (first * step).sum())
+    assert gradient.abs().sum() > 0
+
+
+def test_images_of_a_batch_draw_on_their_own():
+    images = make_images(1, height=16, width=16).expand(50, -1, -1, -1)
+    for name in ("colour", "crop", "cutout", "scale", "rotate"):
+        results = OPERATIONS[name](images, torch.Generator().manual_seed(0))
+        assert len(results.flatten(1).unique(dim=0)) > 10, name
+
+
+def test_one_image_of_one_pixel_has_a_flip_and_a_colour():
+    image = torch.ones(1, 1, 1, 1)
+    for seed in range(5):
+        assert torch.equal(OPERATIONS["flip"](image, torch.Generator().manual_seed(seed)), image)
+        assert 0.5 <= OPERATIONS["colour"](image, torch.Generator().manual_seed(seed)).item() <= 1.5

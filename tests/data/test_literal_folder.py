@@ -1,0 +1,246 @@
+"""Names of folders and files are literal, whatever characters they hold."""
+
+import concurrent.futures
+import io
+import json
+import os
+import shutil
+import zipfile
+
+import datasets
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from PIL import Image
+
+from ssdd_hub.data.bank import DataSettings, load_images
+from ssdd_hub.data.literal_folder import listed, literal, plain, plain_tree
+from ssdd_hub.data.stream import ImageStream
+from ssdd_hub.errors import InputError
+
+# `datasets` leaves the files of metadata open.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file")
+
+NAMES = [
+    "[12]",
+    "run[12]",
+    "run[!a]",
+    "a*b",
+    "**",
+    "a?b",
+    "[",
+    "]",
+    "{a,b}",
+    "!x",
+    "with some spaces ",
+    "a::b",
+    "zip:::x",
+    "a#b",
+    "%41",
+    "Zoë 画像",
+    "-leading",
+    "trailing...",
+    "~",
+    "two\nlines",
+    "a:b",
+    "back\\slash",
+    "$HOME",
+    "images.py",
+    "imagefolder",
+]
+LAYOUTS = ["folder", "classes", "splits", "metadata.csv", "metadata.jsonl", "parquet", "saved", "card", "zip"]
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def picture(value):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(file, content):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def build(folder, layout, odd="plain", start=0):
+    """Writes twenty images from `start` on, the folders, files and archives inside with odd names."""
+    numbers, names = range(start, start + 20), [f"{odd}{index:02}.png" for index in range(20)]
+    if layout in ("folder", "metadata.csv", "metadata.jsonl"):
+        for number, name in zip(numbers, names, strict=True):
+            write(folder / name, picture(number))
+    elif layout == "classes":
+        for index, (number, name) in enumerate(zip(numbers, names, strict=True)):
+            write(folder / ("b" + odd if index % 3 else "a" + odd) / name, picture(number))
+    elif layout == "splits":
+        for index, (number, name) in enumerate(zip(numbers, names, strict=True)):
+            write(folder / ("train" if index < 14 else "test") / f"{index % 2}{odd}" / name, picture(number))
+    elif layout == "zip":
+        folder.mkdir(parents=True)
+        with zipfile.ZipFile(folder / f"{odd}.zip", "w") as archive:
+            for number, name in zip(numbers, names, strict=True):
+                archive.writestr(f"in/{name.replace('::', ':')}", picture(number))
+    else:
+        table = Dataset.from_dict(
+            {"image": [{"bytes": picture(number), "path": None} for number in numbers]},
+            features=datasets.Features({"image": datasets.Image()}),
+        )
+        if layout == "saved":
+            DatasetDict({"train": table, "test": table.select(range(3))}).save_to_disk(folder)
+        else:
+            (folder / "data").mkdir(parents=True)
+            table.to_parquet(folder / "data" / "new")
+            (folder / "data" / "new").rename(folder / "data" / f"train-{odd}.parquet")
+            table.select(range(3)).to_parquet(folder / "data" / "test-0.parquet")
+    if layout.startswith("metadata"):
+        rows = [(name, index) for index, name in enumerate(names)]
+        csv = "file_name,number\n" + "".join(f'"{name}",{index}\n' for name, index in rows)
+        lines = "".join(json.dumps({"file_name": n, "number": i}) + "\n" for n, i in rows)
+        write(folder / layout, csv if layout.endswith("csv") else lines)
+    configs = "configs:\n- config_name: default\n  data_files:\n"
+    configs += "".join(f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "test"))
+    write(folder / "README.md", f"---\nlicense: mit\n{configs if layout == 'card' else ''}---\n")
+    return folder
+
+
+def tree_of(folder):
+    return plain_tree(folder, listed(folder))
+
+
+def outcome(folder, **settings):
+    """All that loading gives: both sides, and the stream."""
+    banks = load_images(DataSettings(name=str(folder), **settings), progress=False)
+    stream = ImageStream(DataSettings(name=str(folder), streaming=True, **settings), progress=False)
+    pixels = torch.stack([row() for row in stream.rows()])
+    result = [pixels[:, 0, 0, 0].tolist(), stream.source["license"], stream.num_rows]
+    for bank in banks:
+        source = {key: value for key, value in bank.source.items() if key != "name"}
+        labels = None if bank.labels is None else bank.labels.tolist()
+        result += [bank.pixels[:, 0, 0, 0].tolist(), labels, bank.label_names, source]
+    return result
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_any_name_gives_what_it_gives_under_a_plain_one(tmp_path, name):
+    for index, other in enumerate(["run1", "run2", "axb", "ab", "aa", "a", "b", "A", "x"]):
+        build(tmp_path / "sets" / other, "classes", start=100 + index)
+    layout = LAYOUTS[NAMES.index(name) % len(LAYOUTS)]
+    for kind in {layout, "classes"}:
+        expected = outcome(build(tmp_path / f"plain{kind}", kind))
+        folder = tmp_path / "sets" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / f"plain{kind}", folder)
+        assert outcome(folder) == expected
+        assert expected[1] == "mit" and sorted(expected[0])[:3] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_can_have_an_odd_name(tmp_path, layout):
+    build(tmp_path / "run1", layout, start=100)
+    expected = outcome(build(tmp_path / "plain", layout))
+    for name in ("run[12]", "run[12]::x"):
+        shutil.copytree(tmp_path / "plain", tmp_path / name)
+        assert outcome(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize("layout", ["classes", "metadata.csv", "parquet", "zip"])
+@pytest.mark.parametrize("odd", ["a::b", "[1]", "a*b", "a?b", "{a,b}", "#1", "%41", "é", "a\nb", "$HOME", "${HOME}"])
+def test_names_inside_are_literal(tmp_path, layout, odd):
+    plain_names, odd_names = (
+        outcome(build(tmp_path / place / "set", layout, inside)) for place, inside in (("a", "x"), ("b", odd))
+    )
+    assert odd_names[0] == plain_names[0] and odd_names[3] == plain_names[3] and odd_names[7] == plain_names[7]
+    assert [labels for labels in (odd_names[4], odd_names[8])] == [plain_names[4], plain_names[8]]
+    if layout == "classes":
+        assert odd_names[5] == ["a" + odd, "b" + odd]
+
+
+def test_messages_show_the_names_themselves(tmp_path):
+    folder = build(tmp_path / "run[12]", "classes", "::")
+    write(folder / "b::" / "::05.png", b"nothing")
+    with pytest.raises(InputError, match=r"image at row \d+ \(b::/::05.png\) of the split 'train' of '.*run\[12\]'"):
+        load_images(DataSettings(name=str(folder)), progress=False)
+
+
+def test_relative_names_parents_and_links_lead_to_their_folder(tmp_path, monkeypatch):
+    expected = outcome(build(tmp_path / "run[12]", "classes"))
+    (tmp_path / "link").symlink_to("run[12]")
+    (tmp_path / "down").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("run[12]", "./run[12]", "down/../run[12]", "link", "link/../run[12]/.", "./link/"):
+        assert outcome(name) == expected
+    monkeypatch.chdir(tmp_path / "run[12]")
+    assert outcome(".") == expected
+    monkeypatch.chdir(tmp_path / "down")
+    assert outcome("../run[12]") == expected
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "parquet", "json", "csv", "webdataset", "arrow", "text"])
+def test_a_format_is_a_name_like_others_and_never_the_working_directory(tmp_path, monkeypatch, name):
+    build(tmp_path / "here", "classes", start=100)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match=f"'{name}' is a format and no dataset, and there is no folder of that name"):
+        load_images(DataSettings(name=name), progress=False)
+    build(tmp_path / "here" / name, "classes")
+    assert sorted(outcome(name)[0]) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a:b", "-a", "a.", "a--b", "x" * 97, "a[1]", "a/b*", "http:x", "buckets/a", "é"]
+)
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"is neither a folder that exists nor a Hub id|is a bucket"):
+        load_images(DataSettings(name=name), progress=False)
+
+
+def test_ordinary_folders_are_read_where_they_are(tmp_path):
+    for name in ("plain", "with spaces", "{a,b}", "#", "%41", "!x", "-x", "é", "trailing...", "a:b"):
+        folder = build(tmp_path / name, "classes")
+        assert tree_of(folder) == folder
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_tree_follows_its_folder_and_is_found_again(tmp_path):
+    folder = build(tmp_path / "run[12]", "folder")
+    tree = tree_of(folder)
+    assert tree_of(folder) == tree and len(list(tree.glob("*.png"))) == 20
+    before = sorted(outcome(folder)[0])
+    write(folder / "more.png", picture(77))
+    assert sorted(outcome(folder)[0]) == [*before, 77]
+    write(folder / "more.png", picture(78))
+    os.utime(folder / "more.png", (1, 1))
+    assert sorted(outcome(folder)[0]) == [*before, 78]
+
+
+def test_several_can_make_the_same_tree_at_once(tmp_path):
+    folder = build(tmp_path / "run[12]", "classes")
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        trees = set(pool.map(tree_of, [folder] * 16))
+    assert len(trees) == 1 and [path for path in next(iter(trees)).parent.iterdir()] == list(trees)
+
+
+def test_a_cache_with_an_odd_name_is_refused_where_links_are_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache[1]")
+    with pytest.raises(InputError, match="links with plain names, .* set HF_DATASETS_CACHE to a plain path"):
+        tree_of(build(tmp_path / "run[12]", "folder"))
+
+
+@pytest.mark.parametrize("name", ["a::b", ":::", "a/::/b", "x\n", "plain", "a:/:b"])
+def test_plain_names_stand_for_their_originals(name):
+    assert literal(plain(name)) == name and "::" not in plain(name) and "\n" not in plain(name)
+
+
+@pytest.mark.parametrize("member", ["a::b.png", "in/a::b.png", "[1].png"])
+def test_names_in_archives_that_would_be_left_out_are_refused(tmp_path, member):
+    folder = build(tmp_path / "set", "zip")
+    with zipfile.ZipFile(folder / "more.zip", "w") as archive:
+        archive.writestr(member, picture(1))
+    with pytest.raises(InputError, match=r"the archive 'more.zip' of .* names in archives must hold no '::'"):
+        load_images(DataSettings(name=str(folder)), progress=False)

@@ -1,0 +1,179 @@
+from collections import Counter
+
+import pytest
+import torch
+
+from ssdd_hub.data.augment import crop_flip
+from ssdd_hub.distill.batches import AugmentedBatches, CachedBatches, ViewBatches, build_batches
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.targets.cache import FeatureCache, fixed_views
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
+
+SPACE = PixelSpace((0.2,), (0.4,))
+VIEWS = 3
+
+
+@pytest.fixture
+def pixels(digits):
+    return digits[0].pixels[:10]
+
+
+@pytest.fixture
+def build(pixels, small_teacher):
+    """Builds batches of a kind: `plain`, `views` or `augmented`."""
+
+    def build(kind, pixels=pixels, batch_size=7, seed=3, dtype=torch.float32):
+        common = {"pixels": pixels, "pixel_space": SPACE, "batch_size": batch_size, "seed": seed, "dtype": dtype}
+        teacher = small_teacher(dtype=dtype)
+        features = teacher(pixels.to(dtype) / 255)
+        transform = TargetTransform.fit("standardise", features)
+        if kind == "augmented":
+            return AugmentedBatches(**common, teacher=teacher, transform=transform)
+        if kind == "views":
+            crops = [crop_flip(pixels, fixed_views(range(len(pixels)), view, seed)) for view in range(VIEWS)]
+            return ViewBatches(**common, targets=[transform(teacher(crop.to(dtype) / 255)) for crop in crops])
+        return CachedBatches(**common, targets=transform(features))
+
+    return build
+
+
+KINDS = pytest.mark.parametrize("kind", ["plain", "views", "augmented"])
+
+
+def teachers_targets(small_teacher, pixels, images):
+    """The teacher's targets of images in `SPACE`, transformed as `build` does."""
+    teacher = small_teacher(dtype=images.dtype)
+    transform = TargetTransform.fit("standardise", teacher(pixels.to(images.dtype) / 255))
+    return transform(teacher(SPACE.denormalise(images)))
+
+
+def which(images, pixels):
+    """The index of each image of a batch among the pixels that it was made of."""
+    found = SPACE.denormalise(images)[:, None] * 255 - pixels.to(images.dtype)[None]
+    distance, index = found.abs().amax((2, 3, 4)).min(1)
+    assert distance.max() < 1e-3
+    return index
+
+
+@KINDS
+def test_a_batch_is_a_function_of_seed_and_step(build, kind):
+    first, again = build(kind), build(kind)
+    again(0), torch.manual_seed(9)
+    for step in (4, 0):
+        for ours, theirs in zip(first(step), again(step), strict=True):
+            assert torch.equal(ours, theirs)
+    assert not torch.equal(first(0)[0], first(1)[0])
+    assert not torch.equal(first(0)[0], build(kind, seed=4)(0)[0])
+
+
+@KINDS
+def test_drawing_a_batch_leaves_the_global_generator_as_it_was(build, kind):
+    batches, before = build(kind), torch.get_rng_state()
+    batches(0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@KINDS
+@pytest.mark.parametrize("batch_size", [7, 12, 3])
+def test_the_slices_of_three_processes_make_the_batch_of_one(build, kind, batch_size):
+    batches = build(kind, batch_size=batch_size)
+    images, targets = batches(2)
+    assert images.shape == (batch_size, 1, 16, 16) and targets.shape == (batch_size, 24)
+    slices = [batches(2, rank, 3) for rank in range(3)]
+    assert torch.equal(torch.cat([part[0] for part in slices]), images)
+    torch.testing.assert_close(torch.cat([part[1] for part in slices]), targets, rtol=1e-5, atol=1e-5)
+    sizes = [len(part[0]) for part in slices]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_images_are_in_the_pixel_space_of_the_students(build, pixels):
+    images, _ = build("plain")(0)
+    found = which(images, pixels)
+    torch.testing.assert_close(images, (pixels[found].float() / 255 - 0.2) / 0.4)
+
+
+@KINDS
+def test_the_target_of_each_image_is_the_teachers_of_the_very_same_pixels(build, kind, pixels, small_teacher):
+    batches = build(kind, batch_size=13)
+    for step in range(5):
+        images, targets = batches(step)
+        torch.testing.assert_close(targets, teachers_targets(small_teacher, pixels, images), rtol=1e-4, atol=1e-4)
+    # Nor is it a target of any other image.
+    others = teachers_targets(small_teacher, pixels, images.roll(1, 0))
+    assert (targets - others).abs().mean() > 0.1
+
+
+@KINDS
+def test_batches_in_double_precision_are_double_throughout(build, kind, pixels, small_teacher):
+    images, targets = build(kind, dtype=torch.float64)(0)
+    assert images.dtype == targets.dtype == torch.float64
+    expected = teachers_targets(small_teacher, pixels, images)
+    torch.testing.assert_close(targets, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(images.float(), build(kind)(0)[0])
+
+
+def test_every_image_is_drawn_equally_often_over_an_epoch(build, pixels):
+    batches = build("plain", batch_size=4)
+    drawn = torch.cat([which(batches(step)[0], pixels) for step in range(5)])
+    # Five batches of four are two epochs of ten images, and each of these holds every image once.
+    assert sorted(drawn[:10].tolist()) == sorted(drawn[10:].tolist()) == list(range(10))
+    assert drawn[:10].tolist() != drawn[10:].tolist()
+
+
+def test_a_batch_larger_than_the_data_repeats_images_evenly(build, pixels):
+    images, targets = build("plain", batch_size=25)(0)
+    drawn = which(images, pixels)
+    assert set(Counter(drawn.tolist()).values()) == {2, 3}
+    for index in range(10):
+        same = targets[drawn == index]
+        assert torch.equal(same, same[:1].expand_as(same))
+
+
+@KINDS
+def test_one_image_is_enough(build, kind, pixels):
+    images, targets = build(kind, pixels=pixels[:1], batch_size=4)(0)
+    assert images.shape == (4, 1, 16, 16) and targets.isfinite().all()
+
+
+def test_all_fixed_views_are_drawn_about_equally_often(build, pixels):
+    batches, seen = build("views", batch_size=20), Counter()
+    crops = torch.stack([crop_flip(pixels, fixed_views(range(10), view, 3)) for view in range(VIEWS)])
+    for step in range(15):
+        images, _ = batches(step)
+        seen.update((which(images, crops.flatten(0, 1)) // 10).tolist())
+    # 300 draws of 3 views: 100 of each, with a std of 8.
+    assert seen.keys() == set(range(VIEWS)) and all(70 <= count <= 130 for count in seen.values())
+
+
+def test_the_crops_of_fixed_views_take_three_bytes_each(build, pixels):
+    crops = build("views").crops
+    assert crops.dtype == torch.uint8 and crops.shape == (VIEWS, 10, 3)
+    for view in range(VIEWS):
+        assert torch.equal(crops[view].long(), fixed_views(range(10), view, 3))
+
+
+def test_fresh_views_of_an_image_differ_from_step_to_step(build, pixels):
+    batches = build("augmented", pixels=pixels[:1], batch_size=8)
+    images = torch.cat([batches(step)[0] for step in range(4)])
+    assert len(images.flatten(1).unique(dim=0)) > 25
+
+
+@pytest.mark.parametrize(
+    ("augment", "views", "kind"),
+    [(False, 0, "plain"), (False, 3, "plain"), (True, 3, "views"), (True, 0, "augmented")],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_settings_choose_the_kind_of_batches(
+    build, digits, small_teacher, accelerator, tmp_path, augment, views, kind, dtype
+):
+    source = digits[0].subset(range(10))
+    cache = FeatureCache(small_teacher(dtype=dtype), accelerator, tmp_path, shard_size=4)
+    features = cache.features(source)
+    targets = Targets(features, TargetTransform.fit("standardise", features), dtype)
+    options = {"batch_size": 7, "seed": 3, "augment": augment, "views": views}
+    batches = build_batches(source, cache, targets, SPACE, **options)
+    for step in (0, 5):
+        for ours, theirs in zip(batches(step), build(kind, dtype=dtype)(step), strict=True):
+            assert ours.dtype == dtype
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,93 @@
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+from ssdd_hub.distill.engine.compiled import Compiled, SharedForward, maybe_compiled
+from ssdd_hub.distill.engine.folded import FrozenFeatures
+from ssdd_hub.models.convnet import ConvNet
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """`torch.compile` as it is where there is no C++ compiler: it fails at the first call; returns the calls."""
+    calls = []
+
+    def compile_(function, **settings):
+        def fail(*args):
+            calls.append(args)
+            raise TorchDynamoException("InvalidCxxCompiler: No working C++ compiler\nmore")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    return calls
+
+
+def test_without_a_compiler_the_function_is_called_as_it_is_and_that_is_said_once(no_compiler, caplog):
+    double = Compiled(lambda number: 2 * number)
+    with caplog.at_level(logging.WARNING):
+        assert [double(torch.tensor(value)).item() for value in (1.0, 2.0)] == [2.0, 4.0]
+    assert len(no_compiler) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "torch.compile cannot be used (InvalidCxxCompiler: No working C++ compiler): the run goes on without it, "
+        "slower; on the CPU it needs a C++ compiler"
+    ]
+
+
+def test_an_error_of_the_function_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Compiled(fail)()
+
+
+def test_what_is_not_asked_for_is_not_compiled(no_compiler):
+    assert maybe_compiled(abs, False) is abs
+    assert isinstance(maybe_compiled(abs, True), Compiled)
+
+
+def check_compiled(function):
+    """What was compared was compiled code, where there is a compiler."""
+    assert isinstance(function, Compiled)
+    if function._call is function._plain:
+        pytest.skip("torch.compile finds no compiler here: its fallback was compared")
+
+
+def students():
+    torch.manual_seed(0)
+    images = torch.randn(7, 3, 8, 8, dtype=torch.float64)
+    return [ConvNet((4,), "batch", 3, 8, 5).double() for _ in range(2)], images
+
+
+def test_compiled_training_is_training():
+    """Outputs, gradients and batch statistics, of students that the function was not compiled with."""
+    (first, second), images = students()
+    forward = SharedForward(first.train(), compiled=True)
+    for student in (first, second):
+        twin = copy.deepcopy(student)
+        forward(student, images).square().sum().backward()
+        twin(images).square().sum().backward()
+        for ours, theirs in zip(student.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-11)
+        for name, theirs in twin.state_dict().items():
+            torch.testing.assert_close(student.state_dict()[name], theirs, rtol=1e-9, atol=1e-11)
+    check_compiled(forward._call)
+
+
+def test_compiled_features_are_features():
+    (first, second), images = students()
+    frozen = FrozenFeatures(first, compiled=True)
+    for student in (first, second):
+        nn.init.uniform_(student.blocks[0][1].running_var, 0.5, 2.0)
+        ours, theirs = (images.clone().requires_grad_() for _ in range(2))
+        frozen(frozen.weights(student), ours).square().sum().backward()
+        student.eval().features(theirs).square().sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-11)
+    check_compiled(frozen._read)

@@ -1,0 +1,261 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from ssdd_hub.distill.distiller import Distiller, DistillerSettings
+from ssdd_hub.distill.engine import memory
+from ssdd_hub.distill.engine.memory import Parts
+from ssdd_hub.distill.krr import Regression, outer_loss
+from ssdd_hub.distill.pool import PoolSettings, StudentPool
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.models.convnet import ConvNet
+from ssdd_hub.runs.checkpoints import load_tree, save_tree
+
+M, B, D = 6, 8, 3
+
+
+def real_batch(step, rank=0, world=1, batch_size=B):
+    """A batch that depends on the step alone, sliced as the real ones are."""
+    source = torch.Generator().manual_seed(step)
+    images = torch.randn(batch_size, 1, 8, 8, generator=source, dtype=torch.float64)
+    targets = torch.randn(batch_size, D, generator=source, dtype=torch.float64)
+    mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+    return images[mine], targets[mine]
+
+
+def in_dtype(batches, dtype):
+    return lambda step, rank=0, world=1: tuple(part.to(dtype) for part in batches(step, rank, world))
+
+
+def build_distiller(accelerator=None, num_images=M, precision="float64", max_age=3, **settings):
+    dtype = getattr(torch, precision)
+    source = torch.Generator().manual_seed(99)
+    images = torch.randn(num_images, 1, 8, 8, generator=source)
+    targets = torch.randn(num_images, D, generator=source)
+    pool = StudentPool(
+        lambda: ConvNet((4, 5), "batch", 1, 8, D), PoolSettings(size=2, max_age=max_age, warm_up=False), 0, dtype=dtype
+    )
+    settings = DistillerSettings(
+        **{
+            "num_images": num_images,
+            "steps": 10,
+            "batch_size": B,
+            "lr_images": 1e-2,
+            "lr_targets": 1e-3,
+            "precision": precision,
+            **settings,
+        }
+    )
+    batches = in_dtype(real_batch, dtype)
+    return Distiller(images, targets, pool, batches, settings, accelerator or Accelerator(cpu=True))
+
+
+def run(distiller, steps):
+    return [distiller.step()["loss"].item() for _ in range(steps)]
+
+
+def test_the_logged_loss_is_the_outer_loss_of_the_drawn_student_in_eval_mode():
+    distiller = build_distiller()
+    student = distiller.pool.students[distiller.pool.draw(0)].module.eval()
+    images, targets = real_batch(0)
+    expected = outer_loss(student.features(distiller.images), distiller.targets, student.features(images), targets)
+    statistics = student.blocks[0][1].running_mean.clone()
+    _, *gradients = distiller._loss_and_gradients(student, 0)
+    assert torch.equal(statistics, student.blocks[0][1].running_mean)
+    by_autograd = torch.autograd.grad(expected, [distiller.images, distiller.targets])
+    for ours, theirs in zip(gradients, by_autograd, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+    assert distiller.step()["loss"].item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 5, None])
+@pytest.mark.parametrize("recompute", [True, False])
+def test_micro_batches_change_nothing_but_rounding(micro_batch, recompute):
+    budget = 1e-9 if recompute else None
+    whole, parts = build_distiller(), build_distiller(micro_batch=micro_batch, memory_budget=budget)
+    torch.testing.assert_close(run(whole, 6), run(parts, 6), rtol=1e-9, atol=0)
+    torch.testing.assert_close(whole.images, parts.images, rtol=1e-9, atol=1e-11)
+    assert (whole.parts.recompute, parts.parts.recompute) == (False, recompute)
+
+
+def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(caplog):
+    whole, short = build_distiller(), build_distiller()
+    features = short.outer._features
+
+    def fit_three(weights, images):
+        if len(images) > 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return features(weights, images)
+
+    short.outer._features = fit_three
+    torch.testing.assert_close(run(whole, 4), run(short, 4), rtol=1e-9, atol=0)
+    assert short.parts == Parts(2, recompute=True)
+    assert "the memory is full: from here on" in caplog.text
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory.", "mat1 and mat2 shapes cannot be multiplied"])
+def test_what_smaller_parts_do_not_mend_is_raised(message):
+    distiller = build_distiller()
+    before = distiller.images.detach().clone()
+
+    def fail(weights, images):
+        raise RuntimeError(message)
+
+    distiller.outer._features = fail
+    with pytest.raises(RuntimeError, match=message):
+        distiller.step()
+    assert torch.equal(before, distiller.images) and distiller.outer_step == 0
+
+
+def test_both_learning_rates_decay_linearly_to_their_last_share():
+    distiller = build_distiller(steps=4, final_lr=0.2)
+    rates = []
+    for _ in range(4):
+        distiller.step()
+        rates.append([group["lr"] for group in distiller.optimizer.param_groups])
+    shares = torch.tensor([1.0, 0.8, 0.6, 0.4], dtype=torch.float64)
+    expected = shares[:, None] * torch.tensor([[1e-2, 1e-3]], dtype=torch.float64)
+    torch.testing.assert_close(torch.tensor(rates, dtype=torch.float64), expected)
+
+
+def test_a_learning_rate_of_zero_keeps_the_targets():
+    distiller = build_distiller(lr_targets=0.0)
+    before = distiller.targets.detach().clone()
+    run(distiller, 3)
+    assert torch.equal(before, distiller.targets)
+    assert not torch.equal(distiller.images, build_distiller().images)
+
+
+def test_weights_of_students_get_no_gradient_from_the_outer_loss():
+    distiller = build_distiller()
+    student = distiller.pool.students[0].module.eval()
+    distiller._loss_and_gradients(student, 0)
+    assert all(parameter.grad is None for parameter in student.parameters())
+
+
+def test_inner_steps_see_the_updated_set_and_age_the_drawn_student_alone():
+    distiller = build_distiller(max_age=100, inner_steps=3)
+    seen = []
+    advance = distiller.pool.advance
+    distiller.pool.advance = lambda slot, images, targets: (
+        seen.append((slot, images)),
+        advance(slot, images, targets),
+    )[1]
+    record = distiller.step()
+    assert [slot for slot, _ in seen] == [record["student"]] * 3
+    assert torch.equal(seen[0][1], distiller.images.detach())
+    assert sorted(distiller.pool.ages) == [0, 3]
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path, precision):
+    unbroken, stopped = build_distiller(precision=precision), build_distiller(precision=precision)
+    losses = run(unbroken, 10)
+    first = run(stopped, 4)
+    save_tree(tmp_path / "state.safetensors", stopped.state_dict())
+    resumed = build_distiller(precision=precision)
+    resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
+    assert first + run(resumed, 6) == losses
+    assert torch.equal(resumed.images, unbroken.images)
+    assert torch.equal(resumed.targets, unbroken.targets)
+    assert resumed.pool.ages == unbroken.pool.ages
+
+
+def test_a_resumed_run_passes_images_as_before_however_much_memory_is_free(tmp_path, monkeypatch):
+    stopped, resumed = build_distiller(), build_distiller()
+    run(stopped, 2)
+    save_tree(tmp_path / "state.safetensors", stopped.state_dict())
+    monkeypatch.setattr(memory, "free_memory", lambda device: 1)
+    resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
+    assert run(resumed, 2) == run(stopped, 2)
+    assert resumed.parts == stopped.parts
+    fresh = build_distiller()
+    run(fresh, 1)
+    assert fresh.parts == Parts(1, recompute=True)
+
+
+def test_a_checkpoint_of_another_set_is_refused():
+    with pytest.raises(InputError, match=r"images \(6, 1, 8, 8\).*this run \(7, 1, 8, 8\)"):
+        build_distiller(num_images=7).load_state_dict(build_distiller().state_dict())
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(1, 8), (6, 1), (20, 4)])
+def test_one_image_and_one_real_image_and_more_images_than_the_batch_work(num_images, batch_size):
+    distiller = build_distiller(num_images=num_images, batch_size=batch_size)
+    distiller.batches = lambda step, rank, world: real_batch(step, rank, world, batch_size)
+    assert all(torch.isfinite(torch.tensor(run(distiller, 4))))
+
+
+def test_the_loss_falls_on_a_problem_that_can_be_solved():
+    """The targets are a linear map of the pixels, which the features of a ConvNet carry."""
+    distiller = build_distiller(num_images=20, steps=150, lr_images=3e-2, lr_targets=3e-2, precision="float32")
+    weights = torch.randn(64, D, generator=torch.Generator().manual_seed(1)) / 8
+
+    def batches(step, rank=0, world=1):
+        images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(step))
+        return images, images.flatten(1) @ weights
+
+    distiller.batches = batches
+    losses = run(distiller, 150)
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The types of what the regression is given, and whether products are rounded there."""
+    seen = []
+
+    class Spy(Regression):
+        def __init__(self, features, targets, ridge, exact_in):
+            seen.append((features.dtype, targets.dtype, torch.is_autocast_enabled("cpu"), exact_in))
+            super().__init__(features, targets, ridge, exact_in)
+
+        def loss(self, features, targets):
+            seen.append((features.dtype, targets.dtype, torch.is_autocast_enabled("cpu")))
+            return super().loss(features, targets)
+
+    monkeypatch.setattr("ssdd_hub.distill.engine.outer.Regression", Spy)
+    return seen
+
+
+def test_the_kernel_stays_in_full_precision_under_mixed_precision(seen):
+    exact = build_distiller(precision="float32").step()["loss"].item()
+    # Accelerate keeps the first precision of a process for good.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        distiller = build_distiller(Accelerator(cpu=True, mixed_precision="bf16"), precision="float32")
+        loss = distiller.step()["loss"].item()
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    full = (torch.float32, torch.float32, False)
+    assert seen == [(*full, None), full, (*full, torch.bfloat16), full]
+    assert loss != exact
+    assert loss == pytest.approx(exact, rel=0.1)
+
+
+def test_the_kernel_is_built_in_float64_on_request(seen):
+    distiller = build_distiller(precision="float32", kernel_precision="float64")
+    distiller.step()
+    assert [entry[:2] for entry in seen] == [(torch.float64, torch.float64)] * 2
+    assert distiller.images.dtype == torch.float32
+
+
+def test_every_wrong_setting_is_reported():
+    with pytest.raises(SettingsError) as raised:
+        DistillerSettings(num_images=0, lr_images=-1.0, pixel_space="srgb", precision="float16", final_lr=2.0)
+    message = str(raised.value)
+    for name in ("num_images", "lr_images", "pixel_space", "precision", "final_lr"):
+        assert f"distiller.{name}" in message
+    assert len(raised.value.problems) == 5
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused():
+    accelerator = Accelerator(cpu=True)
+    processes = type(accelerator).num_processes
+    try:
+        type(accelerator).num_processes = property(lambda self: 9)
+        with pytest.raises(SettingsError, match=r"at least the number of processes \(9\), got 8"):
+            build_distiller(accelerator)
+    finally:
+        type(accelerator).num_processes = processes

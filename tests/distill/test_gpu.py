@@ -1,0 +1,151 @@
+"""What only a GPU shows: recordings, exact products of half precision, and that the host never waits."""
+
+import copy
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from ssdd_hub.distill.batches import CachedBatches
+from ssdd_hub.distill.distiller import Distiller, DistillerSettings
+from ssdd_hub.distill.krr import Regression
+from ssdd_hub.distill.pool import PoolSettings, StudentPool
+from ssdd_hub.models.convnet import ConvNet
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.runs.checkpoints import load_tree, save_tree
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("default"),
+]
+M, B, D, SIDE = 24, 40, 16, 16
+
+
+@pytest.fixture(params=["no", "bf16"])
+def accelerator(request):
+    # Accelerate keeps the first precision of a process for good.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    yield Accelerator(mixed_precision=request.param)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def build(accelerator, recorded=True, compiled=True, max_age=4, **settings):
+    source = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (200, 3, SIDE, SIDE), dtype=torch.uint8, generator=source)
+    settings = DistillerSettings(num_images=M, batch_size=B, steps=50, lr_images=1e-2, compile=compiled, **settings)
+    pool = StudentPool(
+        lambda: ConvNet((8, 16), "batch", 3, SIDE, D),
+        PoolSettings(size=3, max_age=max_age, learning_rate=0.01),
+        0,
+        device=accelerator.device,
+        autocast=accelerator.autocast,
+        compiled=compiled,
+    )
+    batches = CachedBatches(
+        pixels=pixels,
+        pixel_space=PixelSpace((0.5,) * 3, (0.25,) * 3),
+        batch_size=B,
+        seed=0,
+        device=accelerator.device,
+        targets=torch.randn(200, D, generator=source),
+    )
+    images, targets = (torch.randn(M, *shape, generator=source) for shape in ((3, SIDE, SIDE), (D,)))
+    distiller = Distiller(images, targets, pool, batches, settings, accelerator)
+    if not recorded:
+        distiller.record_nothing()
+    for _ in distiller.warm_up():
+        pass
+    return distiller
+
+
+def run(distiller, steps):
+    records = [distiller.step() for _ in range(steps)]
+    return [(record["loss"].item(), record["inner_loss"].item(), record["age"]) for record in records]
+
+
+@pytest.mark.parametrize("inner_steps", [1, 2])
+def test_a_recorded_run_is_the_one_that_launches_one_by_one(accelerator, inner_steps):
+    """With renewals, whose students come to the same fixed memory."""
+    ours, theirs = (build(accelerator, recorded, inner_steps=inner_steps) for recorded in (True, False))
+    for first, second in zip(run(ours, 15), run(theirs, 15), strict=True):
+        assert first == pytest.approx(second, rel=1e-5)
+    torch.testing.assert_close(ours.images, theirs.images, rtol=1e-4, atol=1e-4)
+    assert min(student.generation for student in ours.pool.students) >= 1
+
+
+def test_a_compiled_run_is_that_of_the_cpu_up_to_precision(accelerator):
+    if accelerator.mixed_precision == "bf16":
+        pytest.skip("compared in float32")
+    ours = run(build(accelerator), 6)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    theirs = run(build(Accelerator(cpu=True), compiled=False), 6)
+    for first, second in zip(ours, theirs, strict=True):
+        assert first == pytest.approx(second, rel=1e-3)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_resumed_run_goes_on_as_the_unbroken_one(accelerator, tmp_path, compiled):
+    unbroken, stopped, resumed = (build(accelerator, compiled=compiled, max_age=50) for _ in range(3))
+    run(unbroken, 5), run(stopped, 5)
+    save_tree(tmp_path / "state.safetensors", stopped.state_dict())
+    run(resumed, 2)
+    resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
+    for first, second in zip(run(resumed, 6), run(unbroken, 6), strict=True):
+        assert first == pytest.approx(second, rel=1e-5)
+    torch.testing.assert_close(resumed.images, unbroken.images, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("recorded", "compiled"), [(True, True), (False, True), (False, False)])
+def test_the_host_waits_for_nothing_in_a_step(accelerator, recorded, compiled):
+    distiller = build(accelerator, recorded, compiled)
+    run(distiller, 3)
+    # A renewal makes a student on the host, whose copy is waited for.
+    distiller.pool.settings = PoolSettings(size=3, max_age=1000)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            distiller.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("m", "f"), [(60, 200), (100, 33), (130, 2000)])
+def test_the_regression_and_its_gradients_are_those_of_the_cpu(m, f):
+    torch.set_float32_matmul_precision("highest")
+    source = torch.Generator().manual_seed(1)
+    shapes = ((m, f), (m, 7), (90, f), (90, 7))
+    exact = [torch.randn(shape, generator=source).bfloat16().double() for shape in shapes]
+    exact[0].requires_grad_(), exact[1].requires_grad_()
+    loss = Regression(*exact[:2], 1e-3).loss(*exact[2:])
+    expected = [loss, *torch.autograd.grad(loss, exact[:2])]
+    for exact_in in (None, torch.bfloat16):
+        ours = [tensor.detach().float().cuda() for tensor in exact]
+        ours[0].requires_grad_(), ours[1].requires_grad_()
+        loss = Regression(*ours[:2], 1e-3, exact_in).loss(*ours[2:])
+        for mine, theirs in zip([loss, *torch.autograd.grad(loss, ours[:2])], expected, strict=True):
+            assert ((mine.double().cpu() - theirs).norm() / theirs.norm()).item() < 2e-4
+
+
+def test_a_kernel_that_cannot_be_factorised_gives_nan_and_not_a_wrong_solution():
+    features = torch.ones(40, 100, device="cuda")
+    assert Regression(features, torch.ones(40, 2, device="cuda"), 0.0).predict(features).isnan().all()
+
+
+def test_a_full_memory_is_answered_by_smaller_parts(accelerator):
+    distiller, whole = build(accelerator), build(accelerator)
+    record = copy.copy(distiller.outer._by_parts)
+
+    def fit_ten(weights, real_images, real_targets, parts):
+        if parts.size > 10:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return record(weights, real_images, real_targets, parts)
+
+    distiller.outer._by_parts = fit_ten
+    for first, second in zip(run(distiller, 3), run(whole, 3), strict=True):
+        assert first == pytest.approx(second, rel=1e-2)
+    assert distiller.parts.size <= 10 and distiller.outer.parts.recompute

@@ -1,0 +1,270 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ssdd_hub.data.bank import ImageBank, fingerprint_pixels
+from ssdd_hub.errors import InputError
+from ssdd_hub.evaluation import entries
+from ssdd_hub.evaluation.entries import REFERENCES, References, describe_pairs, select, set_contender
+from ssdd_hub.evaluation.protocols.base import Pretrained
+from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.seeds import derive_seed
+from ssdd_hub.selection.methods import SelectionSettings
+from ssdd_hub.selection.source import Source
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
+
+SPACE = PixelSpace((0.5,), (0.25,))
+SETTINGS = SelectionSettings()
+
+
+def make_source(teacher, size=20, seed=4, transform="standardise"):
+    pixels = torch.randint(0, 256, (size, 1, 16, 16), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    features = teacher(pixels / 255)
+    fitted = TargetTransform.fit(transform, features)
+    about = {"name": "noise", "license": "mit", "fingerprint": fingerprint_pixels(pixels), "num_images": size}
+    bank = ImageBank(pixels, torch.arange(size) % 2, ["a", "b"], about)
+    return Source(bank, Targets(features, fitted), teacher, fitted, SPACE)
+
+
+@pytest.fixture
+def source(small_teacher):
+    return make_source(small_teacher())
+
+
+@pytest.fixture
+def references(tmp_path, source):
+    return References(tmp_path / "references", source, SETTINGS, 7)
+
+
+@pytest.fixture
+def selected(monkeypatch):
+    """What is selected: kind and number of images."""
+    made = []
+
+    def watched(method, given, count, *rest):
+        made.append((method, count))
+        return select(method, given, count, *rest)
+
+    monkeypatch.setattr(entries, "select", watched)
+    return made
+
+
+def make_set(seed=0, **parts):
+    drawn = torch.Generator().manual_seed(seed)
+    return DistilledSet(
+        torch.randn(3, 1, 4, 4, generator=drawn),
+        torch.randn(3, 2, generator=drawn),
+        parts.pop("space", SPACE),
+        **parts,
+    )
+
+
+def all_pairs(contender, k):
+    pairs = contender.pairs(k)
+    return pairs.batch(torch.arange(len(pairs)))
+
+
+def same(ours, theirs):
+    return all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+# Sets
+
+
+def test_every_student_sees_the_pairs_of_the_set():
+    made = make_set()
+    contender = set_contender("ours", made, "cpu", same_targets=False)
+    assert contender.name == "ours" and contender.same_targets is False
+    assert contender.network is contender.protocols is contender.pixel_space is None
+    for k in (0, 5):
+        assert same(all_pairs(contender, k), (made.images, made.targets))
+        assert contender.identity(k) == describe_pairs(made)
+    assert set_contender("ours", made, "cpu").same_targets
+
+
+def test_a_set_is_known_by_all_that_training_on_it_depends_on():
+    views = {"views": torch.ones(3, 1, 3).long(), "view_targets": torch.ones(3, 1, 2)}
+    made = make_set(**views)
+    others = [
+        make_set(),
+        replace(made, images=made.images + 1),
+        replace(made, targets=made.targets.flip(0)),
+        replace(made, views=made.views * 0),
+        replace(made, view_targets=-made.view_targets),
+        replace(made, pixel_space=PixelSpace((0.4,), (0.25,))),
+    ]
+    kinds = [describe_pairs(found) for found in (made, *others)]
+    assert all(a != b for i, a in enumerate(kinds) for b in kinds[:i])
+    told = replace(made, provenance={"method": "x"}, labels=torch.arange(3), label_names=["a", "b", "c"])
+    assert describe_pairs(told) == describe_pairs(made)
+    first, second = (set_contender(name, made, "cpu") for name in ("a", "b"))
+    assert first.identity(0) == second.identity(1)
+
+
+# Selections
+
+
+@pytest.mark.parametrize("method", ["random", "kcenter", "gaussian"])
+def test_a_reference_is_the_selection_of_its_student(references, source, method):
+    references.prepare([method], [5], 2, progress=False)
+    contender = references.contender(method, 5)
+    assert contender.name == method and contender.same_targets
+    for k in range(2):
+        made = select(method, source, 5, derive_seed(7, f"reference {method}", k), SETTINGS)
+        assert same(all_pairs(contender, k), (made.images, made.targets))
+        assert contender.identity(k) == describe_pairs(made)
+
+
+def test_random_images_are_real_ones_with_their_targets_and_others_for_each_student(references, source):
+    references.prepare(["random"], [6], 3, progress=False)
+    real, drawn = (source.bank.pixels.float() / 255 - 0.5) / 0.25, []
+    for k in range(3):
+        images, targets = all_pairs(references.contender("random", 6), k)
+        distance, rows = (images[:, None] - real[None]).abs().amax((2, 3, 4)).min(1)
+        assert distance.max() < 1e-6 and len(rows.unique()) == 6
+        assert torch.equal(targets, source.targets[rows])
+        drawn.append(rows.tolist())
+    assert len(set(map(tuple, drawn))) == 3
+
+
+def test_what_was_selected_is_kept(references, selected, source):
+    references.prepare(["random", "herding"], [5], 2, progress=False)
+    assert selected == [("random", 5)] * 2 + [("herding", 5)] * 2
+    before = all_pairs(references.contender("random", 5), 1)
+    files = {path: path.stat().st_mtime_ns for path in references.folder.rglob("*")}
+    # Another process, later.
+    later = References(references.folder, source, SelectionSettings(), 7)
+    later.prepare(["random", "herding", "none", "full", "teacher"], [5, 5], 2, progress=False)
+    assert len(selected) == 4 and same(all_pairs(later.contender("random", 5), 1), before)
+    assert {path: path.stat().st_mtime_ns for path in references.folder.rglob("*")} == files
+    later.prepare(["random"], [5, 4], 3, progress=False)
+    assert selected[4:] == [("random", 5), ("random", 4), ("random", 4), ("random", 4)]
+    assert same(all_pairs(later.contender("random", 5), 1), before)
+
+
+def test_an_interrupted_preparation_goes_on(references, selected, monkeypatch):
+    monkeypatch.setattr(entries, "select", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        references.prepare(["random"], [5], 2, progress=False)
+    with pytest.raises(InputError, match="there is no distilled set"):
+        references.contender("random", 5).identity(0)
+    monkeypatch.undo()
+    references.prepare(["random"], [5], 2, progress=False)
+    assert len(all_pairs(references.contender("random", 5), 1)[0]) == 5
+
+
+def test_what_a_selection_depends_on_makes_another_one(references, selected, source, small_teacher):
+    references.prepare(["random"], [5], 1, progress=False)
+    others = [
+        replace(references, seed=8),
+        replace(references, settings=SelectionSettings(max_images=10)),
+        replace(references, source=make_source(source.teacher, seed=5)),
+        replace(references, source=make_source(small_teacher(1))),
+        replace(references, source=make_source(source.teacher, transform="centre")),
+        replace(references, source=replace(source, pixel_space=PixelSpace.raw(1))),
+    ]
+    for number, other in enumerate(others, 2):
+        other.prepare(["random"], [5], 1, progress=False)
+        assert len(selected) == number
+    assert len(list(references.folder.iterdir())) == 7
+    # Its own is still its own.
+    assert references.contender("random", 5).identity(0) != others[0].contender("random", 5).identity(0)
+
+
+def test_a_selection_that_is_not_there_is_not_made_up(references):
+    with pytest.raises(InputError, match="there is no distilled set at .*random-5-0"):
+        references.contender("random", 5).pairs(0)
+
+
+# Several sets
+
+
+def test_one_number_of_images_has_one_reference_of_each_kind(references):
+    kinds = ["none", "random", "full", "teacher", "kmeans"]
+    assert [found.name for found in references.contenders(kinds, [5])] == kinds
+    assert [found.name for found in references.contenders(kinds, [5, 5])] == kinds
+    assert references.contenders([], [5]) == []
+
+
+def test_each_number_of_images_has_selections_of_its_own(references):
+    references.prepare(["random"], [6, 4, 6], 1, progress=False)
+    found = references.contenders(["full", "random", "none"], [6, 4, 6])
+    assert [contender.name for contender in found] == ["full", "random-6", "random-4", "none"]
+    assert [len(contender.pairs(0)) for contender in found[:3]] == [20, 6, 4] and found[3].pairs(0) is None
+
+
+def test_an_unknown_reference_is_named(references):
+    message = f"there is no reference 'randon': use some of {', '.join(REFERENCES)}"
+    for question in (lambda: references.contender("randon", 5), lambda: references.contenders(["randon"], [5])):
+        with pytest.raises(InputError, match=message):
+            question()
+
+
+# References without a selection
+
+
+def test_no_pre_training_has_no_pairs(references):
+    none = references.contender("none", 5)
+    assert none.pairs(0) is None and none.network is None and none.identity(0) == none.identity(3)
+
+
+def test_the_whole_source_is_all_images_with_their_targets(references, source, small_teacher):
+    full = references.contender("full", 5, "all")
+    images, targets = all_pairs(full, 0)
+    expected = (source.bank.pixels.float() / 255 - 0.5) / 0.25
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
+    assert torch.equal(targets, source.targets[:]) and full.name == "all"
+    others = [
+        make_source(source.teacher, seed=5),
+        make_source(small_teacher(1)),
+        make_source(source.teacher, transform="centre"),
+        replace(source, pixel_space=PixelSpace.raw(1)),
+    ]
+    kinds = [replace(references, source=other).contender("full", 5).identity(0) for other in (source, *others)]
+    assert full.identity(0) == full.identity(1) == kinds[0]
+    assert all(a != b for i, a in enumerate(kinds) for b in kinds[:i])
+
+
+def test_the_teacher_stands_for_its_own_features(references, source, small_teacher):
+    contender = references.contender("teacher", 5)
+    assert contender.pairs(0) is None
+    network, pixels = contender.network(), source.bank.pixels / 255
+    images = SPACE.normalise(pixels)
+    found = network.forward_head(network.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(found, source.teacher(pixels), rtol=1e-4, atol=1e-5)
+    assert list(network.parameters()) == []
+    other = replace(references, source=make_source(small_teacher(1))).contender("teacher", 5)
+    assert contender.identity(0) == contender.identity(1) != other.identity(0)
+
+
+def test_a_probe_of_the_teacher_is_one_of_its_features(references, source, digits):
+    class Raw(torch.nn.Module):
+        def forward_features(self, pixels):
+            return source.teacher(pixels)
+
+        def forward_head(self, features, pre_logits=False):
+            return features
+
+    train, heldout = digits[0].subset(range(60)), digits[1].subset(range(100))
+    contender = references.contender("teacher", 5)
+    probe = LinearProbe(ProbeSettings(labels=[1.0], ridges=[1e-2], heldout=0.0))
+    assert probe.name in contender.protocols
+    values = []
+    for network, space in ((contender.network(), SPACE), (Raw(), PixelSpace.raw(1))):
+        data = RealData("digits", train, heldout, space, torch.device("cpu"))
+        (measure,) = probe(Pretrained(network, contender.network, None, 0), data)
+        values.append(measure.value)
+    assert values[0] == pytest.approx(values[1], abs=0.011) and values[0] > 0.2
+
+
+def test_the_teacher_is_left_as_it_is(references, source):
+    network = references.contender("teacher", 5).network()
+    before = {name: tensor.clone() for name, tensor in source.teacher.state_dict().items()}
+    network.to(torch.float64).train()
+    assert all(torch.equal(before[name], tensor) for name, tensor in source.teacher.state_dict().items())
+    assert not source.teacher.training and next(source.teacher.parameters()).dtype == torch.float32

@@ -1,0 +1,552 @@
+import json
+import math
+import threading
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+import torch
+from test_protocols import Linear, draw_bank, make_data
+from torch import nn
+
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.evaluation import evaluation as evaluate
+from ssdd_hub.evaluation.entries import Candidate, Contender, none_contender, set_contender
+from ssdd_hub.evaluation.evaluation import EvaluateSettings, Evaluation, describe_values
+from ssdd_hub.evaluation.protocols.base import Measure, Pretrained
+from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
+from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.evaluation.store import CellStore
+from ssdd_hub.models.convnet import ConvNet
+from ssdd_hub.models.pretraining import UseSettings, fit_student
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.seeds import derive_seed, seeded
+from ssdd_hub.selection.source import Source, SourcePairs
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.pretrain import SetPairs
+from ssdd_hub.targets.transform import TargetTransform
+
+USE = UseSettings(epochs=3, batch_size=4, learning_rate=0.05)
+SPACE = PixelSpace((0.5,), (0.25,))
+CPU = torch.device("cpu")
+
+
+class Weights:
+    """A protocol that gives the sum of the head's weights, and keeps what it was asked."""
+
+    def __init__(self, name="weights", stop=None, applies=None, setting=1):
+        self.name, self.asked, self.stop, self.setting = name, [], stop, setting
+        self._lock = threading.Lock()
+        self._applies = applies or (lambda pretrained, data: True)
+
+    def key(self, data):
+        return {"setting": self.setting}
+
+    def applies(self, pretrained, data):
+        return self._applies(pretrained, data)
+
+    def __call__(self, pretrained, data):
+        with self._lock:
+            if len(self.asked) == self.stop:
+                raise KeyboardInterrupt
+            self.asked.append((pretrained, data))
+        total = pretrained.student.head.weight.sum().item()
+        return [Measure("accuracy", total, 0.1), Measure("accuracy", 2 * total, 50)]
+
+
+def make_set(seed=0, size=6):
+    drawn = torch.Generator().manual_seed(seed)
+    return DistilledSet(torch.randn(size, 1, 2, 2, generator=drawn), torch.randn(size, 3, generator=drawn), SPACE)
+
+
+def contender(name, seed, **changes):
+    return replace(set_contender(name, make_set(seed), "cpu"), **changes)
+
+
+def candidate(*protocols, name="linear", build=Linear):
+    return Candidate(name, build, {"name": name}, protocols)
+
+
+def real_data(name="made", seed=0):
+    heldout = draw_bank(5, torch.arange(5) % 2, seed=seed + 1)
+    targets = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+    return replace(make_data(draw_bank(8, torch.arange(8) % 2, seed=seed), heldout, targets), name=name)
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    """Builds an evaluation of two sets and no pre-training by three students."""
+
+    def build(*protocols, sets=None, folder="cells", **changes):
+        settings = {
+            "contenders": sets or [contender("a", 1), contender("b", 2), none_contender()],
+            "candidates": [candidate(*protocols)],
+            "datasets": [real_data()],
+            "use": USE,
+            "seeds": 3,
+            "seed": 7,
+            "store": CellStore(tmp_path / folder),
+            "facts": {"source": "digits"},
+        }
+        return Evaluation(**{**settings, **changes})
+
+    return build
+
+
+@pytest.fixture
+def run(evaluation, accelerator):
+    return lambda *protocols, **changes: evaluation(*protocols, **changes).run(accelerator)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The seeds that students are pre-trained with."""
+    seeds = []
+
+    def watched(student, pairs, use, seed):
+        seeds.append(seed)
+        return fit_student(student, pairs, use, seed)
+
+    monkeypatch.setattr(evaluate, "fit_student", watched)
+    return seeds
+
+
+def text(records):
+    return json.dumps(records, sort_keys=True)
+
+
+def scores(records):
+    return [record for record in records if record["protocol"] != "cost"]
+
+
+def first_student(k, seed=7):
+    with seeded(seed, "evaluated student", k):
+        return Linear().eval()
+
+
+# Records
+
+
+def test_each_set_has_a_record_of_each_protocol_and_metric_with_its_statistics(run):
+    records = run(Weights(), TeacherError())
+    where = [(r["set"], r["protocol"], r["metric"], r["labels"]) for r in records]
+    per_set = [("weights", "accuracy", 0.1), ("weights", "accuracy", 50), ("teacher_error", "mse", None)]
+    cost = [("cost", name, None) for name in ("seconds", "steps", "epochs")]
+    expected = [(name, *rest) for name in "ab" for rest in per_set + cost]
+    assert where == expected + [("none", *rest) for rest in per_set]
+    for record in records:
+        assert {"set", "protocol", "source", "target", "student", "labels", "metric"} <= set(record)
+        assert (record["source"], record["student"], record["use"], record["n"]) == ("digits", "linear", "none", 3)
+        assert record["target"] == (None if record["protocol"] == "cost" else "made")
+        values = record["values"]
+        mean = sum(values) / 3
+        assert record["mean"] == pytest.approx(mean)
+        assert record["std"] == pytest.approx(math.sqrt(sum((value - mean) ** 2 for value in values) / 2))
+    assert all(len(set(record["values"])) == 3 for record in scores(records))
+    assert json.loads(text(records)) == records
+
+
+def test_one_seed_has_no_spread(run):
+    for record in run(Weights(), seeds=1):
+        assert (record["n"], record["std"], record["values"]) == (1, 0.0, [record["mean"]])
+
+
+def test_the_values_are_those_of_one_student_after_the_other(run):
+    records, data = run(Weights(), TeacherError()), real_data()
+    for record in scores(records):
+        for k, value in enumerate(record["values"]):
+            student, seed = first_student(k), derive_seed(7, "evaluated student", k)
+            if record["set"] != "none":
+                made = set_contender("", make_set({"a": 1, "b": 2}[record["set"]]), "cpu")
+                fit_student(student, made.pairs(k), USE, seed)
+            protocol = Weights() if record["protocol"] == "weights" else TeacherError()
+            found = protocol(Pretrained(student, Linear, None, seed), data)
+            (expected,) = [m.value for m in found if (m.metric, m.labels) == (record["metric"], record["labels"])]
+            assert value == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_cost_is_steps_passes_and_seconds(run):
+    """6 images in batches of 4 for 3 passes are 4 steps, in which 16 images are seen."""
+    cost = {(r["set"], r["metric"]): r["values"] for r in run(Weights()) if r["protocol"] == "cost"}
+    assert cost["a", "steps"] == cost["b", "steps"] == [4, 4, 4]
+    assert cost["a", "epochs"] == [pytest.approx(16 / 6)] * 3
+    assert all(0 < seconds < 60 for seconds in cost["a", "seconds"])
+    assert not [key for key in cost if key[0] == "none"]
+
+
+def test_where_a_protocol_does_not_apply_to_a_student_its_value_is_null(run):
+    second = derive_seed(7, "evaluated student", 1)
+    never, twice = Weights("never", applies=lambda *given: False), Weights(applies=lambda p, data: p.seed != second)
+    for _ in range(2):
+        records = scores(run(never, twice))
+        assert {record["protocol"] for record in records} == {"weights"}
+        for record in records:
+            values = record["values"]
+            assert values[1] is None and None not in (values[0], values[2])
+            assert record["n"] == 2 and record["mean"] == pytest.approx((values[0] + values[2]) / 2)
+    # That it does not apply is an answer, too.
+    assert len(twice.asked) == 6 and never.asked == []
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "std", "n"),
+    [
+        ([1.0, 2.0, 4.0], 7 / 3, math.sqrt(7 / 3), 3),
+        ([5.0], 5.0, 0.0, 1),
+        ([None, 1.0, 3.0], 2.0, math.sqrt(2), 2),
+        ([math.nan, 1.0, math.inf], 1.0, 0.0, 1),
+        ([None, None], None, 0.0, 0),
+        ([], None, 0.0, 0),
+    ],
+)
+def test_statistics_are_of_the_numbers_that_are_there(values, mean, std, n):
+    found = describe_values(values)
+    assert found["mean"] == (mean if mean is None else pytest.approx(mean)) and found["std"] == pytest.approx(std)
+    assert found["n"] == n and found["values"] == values
+
+
+# The same students for all sets
+
+
+def test_students_start_alike_whatever_the_set(run):
+    records = scores(run(Weights(), use=replace(USE, epochs=0)))
+    values = {record["set"]: record["values"] for record in records if record["labels"] == 0.1}
+    assert values["a"] == values["b"] == values["none"]
+    assert values["a"] == [pytest.approx(first_student(k).head.weight.sum().item()) for k in range(3)]
+    assert len(set(values["a"])) == 3
+
+
+def test_protocols_draw_alike_whatever_the_set(run):
+    protocol = Weights()
+    run(protocol, datasets=[real_data("one"), real_data("two", seed=5)])
+    # In any order, since students are pre-trained side by side; by seed, the six that start from the same weights.
+    starts = defaultdict(list)
+    for pretrained, data in protocol.asked:
+        start = pretrained.build().head.weight.sum().item()
+        starts[pretrained.seed].append((start, pretrained.pairs is None, data.name))
+    assert len(starts) == 3
+    for asked in starts.values():
+        assert len({start for start, _, _ in asked}) == 1
+        # Both datasets for each of three sets, one of them none.
+        expected = [(untrained, name) for untrained in (False, False, True) for name in ("one", "two")]
+        assert sorted((untrained, name) for _, untrained, name in asked) == sorted(expected)
+
+
+def test_a_protocol_gets_the_student_its_pairs_and_a_fresh_copy_of_it(run):
+    protocol = Weights()
+    run(protocol, seeds=2)
+    assert sorted(pretrained.pairs is None for pretrained, _ in protocol.asked) == [False] * 4 + [True] * 2
+    seeds = list(dict.fromkeys(sorted(pretrained.seed for pretrained, _ in protocol.asked)))
+    firsts = {seed: None for seed in seeds}
+    for pretrained, _ in protocol.asked:  # in any order, since students are pre-trained side by side
+        trained, fresh = pretrained.pairs is not None, pretrained.build()
+        assert fresh is not pretrained.student and not fresh.training and not pretrained.student.training
+        number = next(k for k in range(2) if torch.equal(fresh.head.weight, first_student(k).head.weight))
+        assert firsts[pretrained.seed] in (None, number)
+        firsts[pretrained.seed] = number
+        assert torch.equal(fresh.head.weight, pretrained.student.head.weight) != trained
+        assert not trained or len(pretrained.pairs) == 6
+    assert sorted(firsts.values()) == [0, 1]
+
+
+def test_the_seed_of_the_run_decides(run):
+    first, other = (run(Weights(), seed=seed)[0]["values"] for seed in (7, 8))
+    assert not set(first) & set(other)
+
+
+# Nothing is measured twice
+
+
+def test_a_second_run_measures_nothing_and_gives_the_same_records(run, trained):
+    protocol = Weights()
+    first = run(protocol)
+    assert len(protocol.asked) == 9 and len(trained) == 6
+    assert text(run(protocol)) == text(first)
+    assert len(protocol.asked) == 9 and len(trained) == 6
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 5, 8])
+def test_an_evaluation_that_was_killed_goes_on_and_ends_in_the_same_records(run, evaluation, trained, stop):
+    unbroken = run(Weights("first"), Weights("second"), folder="unbroken")
+    trained.clear()
+    with pytest.raises(KeyboardInterrupt):
+        run(Weights("first"), Weights("second", stop=stop))
+    store = evaluation().store
+    before = {path: path.read_bytes() for path in store.folder.iterdir()}
+    costs, *there = ([p for p in before if name in before[p]] for name in (b'"cost"', b'"first"', b'"second"'))
+    # That of the cell that was being measured had been pre-trained, and its first cell measured.
+    assert len(there[1]) == stop < len(there[0]) and 0 < len(costs) == len(trained)
+    first, second = Weights("first"), Weights("second")
+    resumed = run(first, second)
+    assert len(first.asked) == 9 - len(there[0]) and len(second.asked) == 9 - stop
+    assert text(scores(resumed)) == text(scores(unbroken))
+    # What was measured is as it was, the seconds of pre-training too.
+    assert all(path.read_bytes() == content for path, content in before.items())
+    kept = [m["value"] for path in costs for m in json.loads(before[path])["measures"] if m["metric"] == "seconds"]
+    told = [v for r in resumed if (r["protocol"], r["metric"]) == ("cost", "seconds") for v in r["values"]]
+    assert set(kept) <= set(told) and len(told) == 6
+    assert text(run(first, second)) == text(resumed)
+
+
+def test_what_is_added_is_all_that_is_measured(run, trained):
+    first, second, more = Weights("first"), Weights("second"), [contender("a", 1), contender("c", 3)]
+    before = run(first, sets=more[:1])
+    assert (len(first.asked), len(trained)) == (3, 3)
+    added = run(first, second, sets=more[:1])
+    assert (len(first.asked), len(second.asked), len(trained)) == (3, 3, 6)
+    assert [record for record in added if record["protocol"] != "second"] == before
+    added = run(first, second, sets=more)
+    assert (len(first.asked), len(second.asked), len(trained)) == (6, 6, 9)
+    assert [r for r in added if (r["set"], r["protocol"]) in (("a", "first"), ("a", "cost"))] == before
+    added = run(first, second, sets=more, seeds=4)
+    assert (len(first.asked), len(second.asked), len(trained)) == (8, 8, 11)
+    assert added[0]["values"][:3] == before[0]["values"] and len(added[0]["values"]) == 4
+    two = [real_data(), real_data("new", seed=9)]
+    added = run(first, second, sets=more, seeds=4, datasets=two)
+    assert (len(first.asked), len(second.asked), len(trained)) == (16, 16, 19)
+    assert {data.name for _, data in first.asked[8:]} == {"new"}
+    both = [candidate(first), candidate(first, name="other")]
+    run(sets=more, seeds=4, datasets=two, candidates=both)
+    assert (len(first.asked), len(second.asked), len(trained)) == (32, 16, 27)
+    # Fewer are there already.
+    assert run(first, sets=more[:1])[0] == before[0]
+    assert (len(first.asked), len(trained)) == (32, 27)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use": replace(USE, learning_rate=0.04)},
+        {"use": replace(USE, augment="flip")},
+        {"use": replace(USE, max_steps=2)},
+        {"seed": 8},
+        {"sets": [contender("a", 4), contender("b", 5), none_contender()]},
+        {"datasets": [real_data("made", seed=3)]},
+        {"datasets": [replace(real_data(), pixel_space=PixelSpace((0.5,), (0.3,)))]},
+        {"datasets": [replace(real_data(), heldout_targets=torch.ones(5, 3))]},
+    ],
+)
+def test_what_a_number_depends_on_has_it_measured_again(run, change):
+    protocol = Weights()
+    first = run(protocol)
+    run(protocol, **change)
+    measured = len(protocol.asked) - 9
+    assert measured == (6 if "sets" in change else 9)
+    assert text(run(protocol)) == text(first) and len(protocol.asked) == 9 + measured
+
+
+def test_other_settings_of_a_protocol_have_it_measured_again(run, trained):
+    run(Weights())
+    again = Weights(setting=2)
+    run(again)
+    assert len(again.asked) == 9 and len(trained) == 12
+
+
+def test_names_do_not_matter(run, trained):
+    first, later = run(Weights()), Weights()
+    sets = [contender("new", 1), contender("b", 2), none_contender("untrained")]
+    renamed = run(later, sets=sets, datasets=[real_data("other")])
+    assert later.asked == [] and len(trained) == 6
+    assert [record["values"] for record in renamed] == [record["values"] for record in first]
+    assert renamed[0]["set"] == "new" and renamed[0]["target"] == "other"
+
+
+def test_sets_of_the_same_content_are_measured_once(run):
+    protocol = Weights()
+    records = scores(run(protocol, sets=[contender("a", 1), contender("copy", 1)]))
+    assert [record["values"] for record in records[:2]] == [record["values"] for record in records[2:]]
+    assert len(protocol.asked) == 3
+
+
+def test_a_damaged_cell_is_measured_again(run, evaluation):
+    protocol = Weights()
+    first = run(protocol)
+    path = next(p for p in sorted(evaluation().store.folder.iterdir()) if b'"weights"' in p.read_bytes())
+    path.write_bytes(path.read_bytes()[:-20])
+    assert text(run(protocol)) == text(first) and len(protocol.asked) == 10
+
+
+# What a contender decides
+
+
+def test_a_contender_may_be_asked_some_protocols_only(run):
+    first, second = Weights("first"), Weights("second")
+    records = run(first, second, sets=[contender("a", 1, protocols=("second",)), contender("b", 2)])
+    asked = {(record["set"], record["protocol"]) for record in scores(records)}
+    assert asked == {("a", "second"), ("b", "first"), ("b", "second")} and len(first.asked) == 3
+
+
+def test_a_contender_that_is_asked_nothing_is_not_trained(run, trained):
+    assert run(Weights(), sets=[contender("a", 1, protocols=())]) == []
+    assert trained == []
+
+
+def test_a_network_of_its_own_takes_the_students_place(run, trained):
+    class Fixed(Linear):
+        def __init__(self):
+            super().__init__()
+            nn.init.constant_(self.head.weight, 0.5)
+
+    own = Contender("own", lambda k: None, lambda k: "fixed", network=Fixed)
+    protocol = Weights()
+    records = run(protocol, sets=[own, contender("a", 1)])
+    assert records[0]["values"] == [6.0] * 3 and records[0]["n"] == 3 and len(trained) == 3
+    untrained = [pretrained for pretrained, _ in protocol.asked if pretrained.pairs is None]
+    assert len(untrained) == 3
+    assert all(type(pretrained.student) is type(pretrained.build()) is Fixed for pretrained in untrained)
+    # No recipe and no student is part of it.
+    again = Weights()
+    run(again, sets=[own], use=replace(USE, epochs=9), candidates=[candidate(again, name="other")])
+    assert again.asked == []
+
+
+def test_another_teachers_targets_are_not_compared(run):
+    protocol, strange = Weights(), contender("b", 2, same_targets=False)
+    records = run(TeacherError(), protocol, sets=[contender("a", 1), strange], seeds=1)
+    asked = {(record["set"], record["protocol"]) for record in scores(records)}
+    assert asked == {("a", "teacher_error"), ("a", "weights"), ("b", "weights")}
+    assert sorted(data.heldout_targets is None for _, data in protocol.asked) == [False, True]
+
+
+def test_a_contender_may_have_a_pixel_space_of_its_own(run):
+    raw, protocol = PixelSpace.raw(1), Weights()
+    run(protocol, sets=[contender("a", 1), contender("b", 1, pixel_space=raw)], seeds=1)
+    spaces = [data.pixel_space for _, data in protocol.asked]
+    assert len(spaces) == 2 and SPACE in spaces and raw in spaces
+
+
+# Mistakes
+
+
+def test_an_error_names_student_number_and_set(run):
+    def endless(k):
+        made = make_set()
+        return SetPairs(replace(made, images=made.images * (1e30 if k else 1)))
+
+    message = "^linear number 1 on b: a student diverges when it is pre-trained on the set: lower --use.learning-rate$"
+    with pytest.raises(InputError, match=message):
+        run(TeacherError(), sets=[contender("a", 1), contender("b", 2, pairs=endless)])
+    with pytest.raises(InputError, match="^linear number 0 on a: use.augment is views, and the set holds none"):
+        run(TeacherError(), sets=[contender("a", 1)], use=replace(USE, augment="views"))
+
+
+def test_what_diverged_is_not_kept(run):
+    with pytest.raises(InputError, match="diverges"):
+        run(TeacherError(), use=replace(USE, learning_rate=1e30))
+    assert all(math.isfinite(record["mean"]) for record in run(TeacherError()))
+
+
+# Side by side
+
+
+@pytest.fixture
+def cores():
+    number = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(number)
+
+
+def test_students_trained_side_by_side_are_those_of_one_core(run, cores):
+    cores(1)
+    alone = run(Weights(), TeacherError(), folder="alone")
+    cores(3)
+    together = run(Weights(), TeacherError(), folder="together")
+    assert text(scores(together)) == text(scores(alone))
+    assert torch.get_num_threads() == 3
+
+
+def test_an_error_in_one_of_several_threads_ends_the_run(run, cores):
+    cores(3)
+    with pytest.raises(KeyboardInterrupt):
+        run(Weights(stop=2))
+    assert torch.get_num_threads() == 3
+
+
+class Share:
+    is_main_process = False
+
+    def __init__(self, index, number):
+        self.process_index, self.num_processes = index, number
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch, number):
+    alone = run(Weights(), TeacherError(), folder="alone")
+    shares, protocols, store = [], [Weights() for _ in range(number)], evaluation().store
+
+    def collect(share):
+        shares.extend(share)
+        raise InterruptedError
+
+    monkeypatch.setattr(evaluate, "gather_object", collect)
+    for index, protocol in enumerate(protocols):
+        with pytest.raises(InterruptedError):
+            evaluation(protocol, TeacherError(), store=store).run(Share(index, number))
+    places = [place for share in shares for place in share]
+    assert sorted(places) == sorted(("linear", name, k) for name in ("a", "b", "none") for k in range(3))
+    counts = [len(share) for share in shares]
+    assert max(counts) - min(counts) <= 1 and [len(protocol.asked) for protocol in protocols] == counts
+    monkeypatch.setattr(evaluate, "gather_object", lambda share: shares)
+    for index in range(number):
+        last = Weights()
+        records = evaluation(last, TeacherError(), store=store).run(Share(index, number))
+        assert text(scores(records)) == text(scores(alone)) and last.asked == []
+
+
+def test_another_number_of_processes_finds_what_is_there(run, evaluation, monkeypatch):
+    first = run(Weights())
+    protocol, shares = Weights(), []
+    monkeypatch.setattr(evaluate, "gather_object", lambda share: shares.extend(share) or shares)
+    # The first process alone has but its own share to tell of.
+    with pytest.raises(KeyError):
+        evaluation(protocol).run(Share(0, 2))
+    assert text(evaluation(protocol).run(Share(1, 2))) == text(first) and protocol.asked == []
+
+
+# Candidates
+
+
+def test_a_timm_model_can_be_a_candidate():
+    shape = {"num_targets": 3, "in_chans": 1, "image_size": 8}
+    found = Candidate.of("ssdd_convnet3", {"widths": [2, 3]}, (), **shape)
+    assert found.name == "ssdd_convnet3" and isinstance(found.build(), ConvNet)
+    assert found.build()(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    wide = Candidate.of("ssdd_convnet3", {"widths": [2, 4]}, (), "wide", **shape)
+    assert wide.name == "wide" and wide.identity != found.identity
+    assert wide.identity == json.loads(json.dumps(wide.identity))
+    for name, args, message in (
+        ("ssdd_convnet33", {}, "student 'ssdd_convnet33' is not a timm model"),
+        ("ssdd_convnet3", {"width": 3}, "student 'ssdd_convnet3' cannot be built with"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Candidate.of(name, args, (), **shape)
+
+
+def test_pre_training_on_digits_is_worth_something(digits, small_teacher, run):
+    source, heldout, teacher = digits[0].subset(range(200)), digits[1].subset(range(100)), small_teacher()
+    space, plain = PixelSpace((0.3,), (0.4,)), TargetTransform.fit("none", torch.zeros(2, 24))
+    targets, seen = (teacher(bank.pixels / 255) for bank in (source, heldout))
+    given = Source(source, targets, teacher, plain, space)
+    pairs = SourcePairs(given.bank, given.targets, space)
+    sets = [Contender("full", lambda k: pairs, lambda k: "full"), none_contender()]
+    asked = [TeacherError(), LinearProbe(ProbeSettings(labels=[50], draws=1, ridges=[1e-2]))]
+    shape = {"num_targets": 24, "in_chans": 1, "image_size": 16}
+    students = [Candidate.of("ssdd_convnet3", {"widths": [4, 8]}, asked, **shape)]
+    data, use = RealData("digits", source, heldout, space, CPU, seen), UseSettings(epochs=10, batch_size=50)
+    records = run(sets=sets, candidates=students, datasets=[data], use=use, seeds=2)
+    mean = {(record["set"], record["protocol"]): record["mean"] for record in scores(records)}
+    assert mean["full", "teacher_error"] < 0.5 * mean["none", "teacher_error"]
+    assert mean["full", "probe"] > 0.4
+
+
+# Settings
+
+
+def test_settings_out_of_range_are_all_named():
+    with pytest.raises(SettingsError) as caught:
+        EvaluateSettings(seeds=0, max_heldout=0)
+    assert caught.value.problems == [
+        "evaluate.seeds must be at least 1, got 0",
+        "evaluate.max_heldout must be at least 1, got 0",
+    ]

@@ -1,0 +1,144 @@
+import json
+import os
+from threading import Barrier, Thread
+
+import pytest
+
+from ssdd_hub.evaluation.protocols.base import Measure
+from ssdd_hub.evaluation.store import CellStore
+
+KEY = {"set": {"images": "ab12"}, "seed": [0, 3], "protocol": "probe", "ridges": [1e-4, 1.0], "labels": None}
+MEASURES = [Measure("accuracy", 0.1 + 0.2, 0.01), Measure("accuracy", 1 / 3, 50), Measure("mse", 1e-300)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CellStore(tmp_path / "run" / "cells")
+
+
+def only_file(store):
+    (path,) = store.folder.iterdir()
+    return path
+
+
+def test_what_was_written_is_read_back_exactly(store):
+    assert store.read(KEY) is None and not store.folder.exists()
+    store.write(KEY, MEASURES)
+    found = CellStore(store.folder).read(KEY)
+    assert found == MEASURES
+    assert [type(measure.labels) for measure in found] == [float, int, type(None)]
+    # Written for people too.
+    assert json.loads(only_file(store).read_text("utf-8"))["key"] == KEY
+
+
+def test_nothing_measured_is_not_the_same_as_not_measured(store):
+    store.write(KEY, [])
+    assert store.read(KEY) == [] and store.read({**KEY, "seed": [0, 4]}) is None
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_numbers_that_are_not_finite_come_back(store, value):
+    store.write(KEY, [Measure("mse", value)])
+    assert store.read(KEY) == [Measure("mse", value)]
+
+
+def test_a_key_is_what_it_is_as_json_in_any_order(store):
+    store.write({**KEY, "seed": (0, 3)}, MEASURES)
+    assert store.read(dict(reversed(KEY.items()))) == MEASURES
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": [0, 4]}, {"ridges": [1e-4]}, {"labels": 0}, {"set": {"images": "ab13"}}, {"more": None}]
+)
+def test_every_part_of_the_key_counts(store, change):
+    store.write(KEY, MEASURES)
+    assert store.read({**KEY, **change}) is None
+    store.write({**KEY, **change}, [])
+    assert store.read(KEY) == MEASURES and store.read({**KEY, **change}) == []
+
+
+def test_a_part_that_is_missing_counts(store):
+    store.write(KEY, MEASURES)
+    assert store.read({name: part for name, part in KEY.items() if name != "labels"}) is None
+
+
+def test_a_cell_is_replaced(store):
+    store.write(KEY, MEASURES)
+    store.write(KEY, MEASURES[:1])
+    assert store.read(KEY) == MEASURES[:1]
+    assert only_file(store).suffix == ".json"
+
+
+def damages():
+    whole = {"key": KEY, "measures": [{"metric": "mse", "value": 1.0, "labels": None}]}
+    yield from (b"", b"\x00" * 40, b"\xff\xfe", b"null", b"[]", b"3", b'"text"', b"{}")
+    yield from (json.dumps(part).encode() for part in ({"key": KEY}, {"measures": []}, {**whole, "key": {}}))
+    for measures in (None, 3, [3], [None], ["mse"], [{"metric": "mse"}], [{**whole["measures"][0], "unit": 1}]):
+        yield json.dumps({**whole, "measures": measures}).encode()
+    yield json.dumps(whole).encode()[:-1]
+
+
+@pytest.mark.parametrize("content", list(damages()))
+def test_a_file_that_is_not_what_was_written_counts_as_none_and_is_replaced(store, content):
+    store.write(KEY, MEASURES)
+    only_file(store).write_bytes(content)
+    assert store.read(KEY) is None
+    store.write(KEY, MEASURES)
+    assert store.read(KEY) == MEASURES
+
+
+def test_a_torn_file_counts_as_none_wherever_it_ends(store):
+    store.write(KEY, MEASURES)
+    whole = only_file(store).read_bytes()
+    for end in range(0, len(whole.rstrip()), 7):
+        only_file(store).write_bytes(whole[:end])
+        assert store.read(KEY) is None
+
+
+def test_the_file_of_another_cell_is_not_taken_for_this_one(store):
+    store.write(KEY, MEASURES)
+    path = only_file(store)
+    store.write({**KEY, "seed": [1, 3]}, [])
+    (other,) = set(store.folder.iterdir()) - {path}
+    other.replace(path)
+    assert store.read(KEY) is None
+
+
+def test_a_write_that_fails_leaves_the_cell_as_it_was(store, monkeypatch):
+    store.write(KEY, MEASURES)
+    seen = []
+
+    def fail(temporary, path):
+        seen.append(json.loads(temporary.read_text())["measures"])
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ssdd_hub.files.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.write(KEY, MEASURES[:1])
+    # The whole file was there under another name, and is gone.
+    assert [len(measures) for measures in seen] == [1]
+    assert store.read(KEY) == MEASURES and only_file(store).suffix == ".json"
+
+
+def test_two_threads_can_write_one_cell(store, monkeypatch):
+    """Two sets of the same content share their cells, and their students are trained side by side."""
+    both, errors, rename = Barrier(2), [], os.replace
+
+    def meet(temporary, path):
+        both.wait(5)
+        rename(temporary, path)
+
+    def write():
+        try:
+            store.write(KEY, MEASURES)
+        except Exception as error:
+            errors.append(error)
+
+    monkeypatch.setattr("ssdd_hub.files.os.replace", meet)
+    threads = [Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == [] and store.read(KEY) == MEASURES
+    assert only_file(store).suffix == ".json"

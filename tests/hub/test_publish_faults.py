@@ -1,0 +1,285 @@
+"""What goes wrong on the way to the Hub: each ends in a set that is published whole, or in one clear error."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+import torch
+from hub_server import Fault, client_env
+from test_distilled import bits, make_set
+from test_publish import FILES, REPO, commits, heads, push
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.hub import upload
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.publish import plan_set
+
+COMMIT, UPLOAD = "POST .*/commit/main", "PUT /upload/"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_set().save(tmp_path / "set")
+
+
+def assert_published(hub, made=None):
+    """The set is there once, whole, tagged and loadable."""
+    assert commits(hub) == ["initial commit", "Publish the distilled set"]
+    branches, tags = heads(hub)
+    assert list(tags.values()) == [branches["main"]]
+    assert hub.files(REPO).keys() == FILES
+    assert torch.equal(bits(DistilledSet.from_pretrained(REPO).images), bits((made or make_set()).images))
+
+
+def assert_nothing(hub):
+    """Nobody sees anything of the set."""
+    assert hub.repos == {} or (hub.files(REPO).keys() == {".gitattributes"} and heads(hub)[1] == {})
+
+
+STEPS = [
+    "GET /api/whoami-v2",
+    f"GET /api/datasets/{REPO}$",
+    "POST /api/repos/create",
+    f"GET /api/datasets/{REPO}/tree",
+    "POST .*/preupload/",
+    "POST .*/info/lfs/objects/batch",
+    UPLOAD,
+    "POST .*/info/lfs/verify",
+    COMMIT,
+    "HEAD .*/resolve/",
+    "GET /storage/",
+    "POST .*/tag/",
+]
+
+
+@pytest.mark.parametrize(("status", "step"), [*((503, step) for step in STEPS), (429, STEPS[0]), (429, COMMIT)])
+def test_a_hub_that_is_busy_for_a_moment_is_asked_again(hub, folder, waits, status, step):
+    hub.faults.append(Fault(step, status=status, times=2, headers={"Retry-After": "7"}))
+    push(folder)
+    assert hub.faults[0].hits == 2
+    assert_published(hub)
+    if status == 429:
+        assert waits.count(7.0) == 2
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_connection_that_breaks_is_made_again(hub, folder, waits, step):
+    hub.faults.append(Fault(step, drop="before answer", times=2))
+    push(folder)
+    assert hub.faults[0].hits == 2
+    assert_published(hub)
+
+
+@pytest.mark.parametrize("step", [*STEPS[:3], *STEPS[4:9], STEPS[-1]])
+def test_an_answer_that_is_lost_does_not_do_the_work_twice(hub, folder, waits, step):
+    hub.faults.append(Fault(step, drop="before answer", after=True))
+    push(folder)
+    assert hub.faults[0].hits == 1
+    assert_published(hub)
+
+
+@pytest.mark.parametrize("fault", [{"drop": "before answer"}, {"drop": "body"}, {"status": 503}, {"status": 500}])
+def test_a_commit_that_landed_is_found_though_its_answer_is_lost(hub, folder, waits, fault):
+    hub.faults.append(Fault(COMMIT, after=True, **fault))
+    published = push(folder)
+    assert published.commit == heads(hub)[0]["main"] and published.url.endswith(f"/commit/{published.commit}")
+    assert len(hub.asked("POST .*/commit/")) == 1
+    assert_published(hub)
+
+
+def test_a_pull_request_that_was_made_is_found_though_its_answer_is_lost(hub, folder, waits):
+    hub.commit(REPO, {})
+    hub.faults.append(Fault("POST .*/commit/", drop="before answer", after=True))
+    published = push(folder, create_pr=True)
+    assert published.revision == "refs/pr/1" and len(hub.asked("POST .*/commit/")) == 1
+    assert hub.files(REPO, "refs/pr/1").keys() == FILES
+
+
+def test_an_upload_that_breaks_off_is_sent_again(hub, folder, waits):
+    hub.faults.append(Fault(UPLOAD, drop="body", times=2))
+    push(folder)
+    assert hub.faults[0].hits == 2
+    assert_published(hub)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (Fault("", drop="before answer", times=10**6), r"the Hub cannot be reached \(.*\): try again"),
+        (Fault(UPLOAD, drop="body", times=10**6), r"the Hub cannot be reached \(.*\): try again"),
+        (Fault(COMMIT, status=503, times=10**6), "the Hub is not well .status 503., also after 5 tries: try again"),
+        (Fault(COMMIT, status=429, times=10**6), "the Hub asks to wait, too much was asked of it"),
+        (Fault(COMMIT, status=403), r"the token does not allow it \(fault 403\)"),
+        (Fault(COMMIT, status=400), r"the Hub refuses it \(fault 400\)"),
+        (Fault("POST .*/repos/create", status=403), "the token does not allow it"),
+    ],
+)
+def test_a_failure_that_lasts_is_said_and_leaves_nothing(hub, folder, waits, fault, message):
+    hub.faults.append(fault)
+    with pytest.raises(InputError, match=f"^publishing ann/tiny failed: {message}"):
+        push(folder)
+    assert_nothing(hub)
+    hub.faults.clear()
+    push(folder)
+    assert_published(hub)
+
+
+def test_a_hub_that_falls_silent_is_given_up(hub, folder, waits, monkeypatch):
+    for module in ("hub.client", "hub.plan"):
+        monkeypatch.setattr(f"ssdd_hub.{module}.TIMEOUT", 0.3)
+    hub.faults += [Fault(step, delay=20) for step in (f"GET /api/datasets/{REPO}$", COMMIT)]
+    push(folder)
+    assert [fault.hits for fault in hub.faults] == [1, 1]
+    assert_published(hub)
+
+
+def test_a_slow_hub_is_waited_for(hub, folder):
+    hub.faults += [Fault(COMMIT, delay=0.5), Fault("GET /storage/", trickle=2**14), Fault(UPLOAD, delay=0.5)]
+    push(folder)
+    assert [fault.hits for fault in hub.faults] == [1, 1, 1]
+    assert_published(hub)
+
+
+# What comes back
+
+
+@pytest.mark.parametrize("step", ["GET /storage/", f"GET /datasets/{REPO}/resolve/.*/ssdd_hub.json"])
+@pytest.mark.parametrize("fault", [{"corrupt": True}, {"truncate": True}, {"drop": "body"}])
+def test_a_download_that_comes_damaged_is_fetched_again(hub, folder, waits, step, fault):
+    hub.faults.append(Fault(step, **fault))
+    push(folder)
+    assert hub.faults[0].hits == 1
+    assert_published(hub)
+
+
+def test_a_set_that_the_hub_gives_back_damaged_is_not_tagged(hub, folder):
+    hub.faults.append(Fault("GET /storage/", corrupt=True, times=10**6))
+    with pytest.raises(InputError, match="came back otherwise than sent, twice. It was not tagged: publish again"):
+        push(folder)
+    assert heads(hub)[1] == {}
+    hub.faults.clear()
+    push(folder)
+    assert_published(hub)
+
+
+# Others
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_of_two_publishers_the_later_one_is_told(hub, folder, tmp_path, exists):
+    if exists:
+        push(make_set(seed=1).save(tmp_path / "older"))
+    mine = plan_set(folder, REPO, token="hf_ann")
+    theirs = push(make_set(seed=2).save(tmp_path / "theirs"))
+    with pytest.raises(InputError, match="somebody else (wrote to|made) ann/tiny meanwhile.*Nothing of yours"):
+        upload.upload(mine, "Mine", "hf_ann")
+    assert heads(hub)[0]["main"] == theirs.commit and "Mine" not in commits(hub)
+    assert torch.equal(bits(DistilledSet.from_pretrained(REPO).images), bits(make_set(seed=2).images))
+
+
+def test_a_repository_made_public_meanwhile_gets_nothing_private(hub, folder):
+    mine = plan_set(folder, REPO, private=True, token="hf_ann")
+    hub.commit(REPO, {})
+    with pytest.raises(InputError, match="somebody else made ann/tiny meanwhile"):
+        upload.upload(mine, "Mine", "hf_ann")
+    assert_nothing(hub)
+
+
+def test_a_tag_that_another_publisher_took_meanwhile_is_not_mistaken(hub, folder, tmp_path):
+    hub.commit(REPO, {})
+    other = make_set(seed=2).save(tmp_path / "other")
+    plans = [
+        plan_set(each, REPO, revision=name, tag="v1", token="hf_ann") for each, name in ((folder, "a"), (other, "b"))
+    ]
+    first = upload.upload(plans[0], "A", "hf_ann")
+    with pytest.raises(InputError, match=f"somebody else put the tag v1 of ann/tiny on commit {first.commit[:8]}"):
+        upload.upload(plans[1], "B", "hf_ann")
+    assert heads(hub)[1] == {"v1": first.commit}
+
+
+def test_a_repository_that_the_token_may_not_see_is_not_written_to(hub, folder, monkeypatch):
+    monkeypatch.setattr(upload, "find_repo", lambda *_: None)
+    with pytest.raises(InputError, match="ann/tiny is there, and this token may not see it"):
+        push(folder)
+    assert_nothing(hub)
+
+
+def test_two_publishers_of_the_same_set_at_once_agree(hub, folder):
+    hub.commit(REPO, {})
+    plans = [plan_set(folder, REPO, token="hf_ann") for _ in range(2)]
+    # Both are at the door of the commit before either goes in.
+    hub.faults.append(Fault(COMMIT, delay=0.5, times=2))
+    done = []
+
+    def run(plan):
+        done.append(upload.upload(plan, "Same", "hf_ann"))
+
+    threads = [threading.Thread(target=run, args=(plan,)) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert done[0].commit == done[1].commit and done[0].revision == done[1].revision
+    assert commits(hub).count("Same") == 1
+
+
+def test_two_publishers_of_two_sets_at_once_never_mix_them(hub, tmp_path):
+    hub.commit(REPO, {})
+    sets = [make_set(seed=seed) for seed in (1, 2)]
+    plans = [plan_set(made.save(tmp_path / str(n)), REPO, token="hf_ann") for n, made in enumerate(sets)]
+    hub.faults.append(Fault(COMMIT, delay=0.3, times=2))
+    ends = {}
+
+    def run(number):
+        try:
+            ends[number] = upload.upload(plans[number], f"Set {number}", "hf_ann")
+        except InputError as error:
+            ends[number] = error
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    [loser] = [number for number, end in ends.items() if isinstance(end, InputError)]
+    assert "somebody else wrote to ann/tiny meanwhile" in str(ends[loser])
+    assert torch.equal(bits(DistilledSet.from_pretrained(REPO).images), bits(sets[1 - loser].images))
+
+
+# The end of the process
+
+
+def publish_and_kill(hub, folder, home, step):
+    """Publishes in a process of its own, which is killed in the given step, before it is done."""
+    hub.faults.append(Fault(step, delay=60))
+    script = f"""
+        from ssdd_hub.sets.publish import push_set
+        push_set({str(folder)!r}, {REPO!r}, token="hf_ann")
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=client_env(hub, home))
+    deadline = time.monotonic() + 60
+    while not hub.faults[0].hits and process.poll() is None and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+    assert hub.faults[0].hits == 1
+    process.kill()
+    process.wait()
+    hub.faults.clear()
+
+
+@pytest.mark.parametrize("step", [pytest.param(UPLOAD, marks=pytest.mark.slow), COMMIT])
+def test_killed_before_the_commit_nothing_is_seen_and_again_it_is_published(hub, folder, tmp_path, step):
+    publish_and_kill(hub, folder, tmp_path / "home", step)
+    assert_nothing(hub)
+    push(folder)
+    assert_published(hub)
+
+
+@pytest.mark.parametrize("step", [pytest.param("HEAD .*/resolve/", marks=pytest.mark.slow), "POST .*/tag/"])
+def test_killed_after_the_commit_the_set_is_whole_and_again_it_is_tagged(hub, folder, tmp_path, step):
+    publish_and_kill(hub, folder, tmp_path / "home", step)
+    assert torch.equal(bits(DistilledSet.from_pretrained(REPO).images), bits(make_set().images))
+    push(folder)
+    assert_published(hub)

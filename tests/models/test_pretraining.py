@@ -1,0 +1,297 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ssdd_hub.data.augment import draw_views
+from ssdd_hub.data.bank import ImageBank
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.models.convnet import ConvNet
+from ssdd_hub.models.pretraining import UseSettings, fit_student
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.seeds import draw_batch, generator
+from ssdd_hub.selection.source import SourcePairs
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.pretrain import SetPairs
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
+
+# Black is -2, -1 and -3 here, and all sums of sixteenths are exact.
+SPACE = PixelSpace((0.5, 0.25, 0.75), (0.25, 0.25, 0.25))
+BLACK = np.array([-2.0, -1.0, -3.0])
+FAST = UseSettings(epochs=3, batch_size=4, learning_rate=0.01, momentum=0.7, weight_decay=0.02)
+
+
+def make_set(size=6, views=0, width=2, seed=0):
+    drawn = torch.Generator().manual_seed(seed)
+    parts = {}
+    if views:
+        parts["views"] = draw_views(size * views, drawn).reshape(size, views, 3)
+        parts["view_targets"] = torch.randn(size, views, width, generator=drawn)
+    images = torch.randint(-40, 41, (size, 3, 5, 5), generator=drawn) / 16
+    return DistilledSet(images, torch.randn(size, width, generator=drawn), SPACE, **parts)
+
+
+def make_source(size=6):
+    pixels = torch.randint(0, 256, (size, 1, 2, 2), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    return ImageBank(pixels, None, None, {})
+
+
+class Double:
+    """Pairs in float64."""
+
+    def __init__(self, pairs):
+        self.pairs, self.num_views, self.black = pairs, pairs.num_views, pairs.black.double()
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def batch(self, indices):
+        return tuple(tensor.double() for tensor in self.pairs.batch(indices))
+
+    def view(self, indices, views):
+        return tuple(tensor.double() for tensor in self.pairs.view(indices, views))
+
+
+class Watched(nn.Module):
+    """A linear student that keeps what it is shown."""
+
+    def __init__(self, pixels, width):
+        super().__init__()
+        self.head, self.seen = nn.Linear(pixels, width), []
+
+    def forward(self, images):
+        self.seen.append(images)
+        return self.head(images.flatten(1))
+
+
+def watched(pixels=75, width=2, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Watched(pixels, width)
+
+
+# Pre-training
+
+
+def look(image, down, right, flipped):
+    """Shifts an image in a black frame by hand."""
+    framed = np.broadcast_to(BLACK[:, None, None], (3, 13, 13)).copy()
+    framed[:, 4:9, 4:9] = image
+    part = framed[:, down : down + 5, right : right + 5]
+    return part[:, :, ::-1] if flipped else part
+
+
+def show(made, index, augment, row, drawn):
+    """Returns what is shown of an image, and its target; `drawn` is what was drawn for the batch."""
+    image, target = made.images[index].double().numpy(), made.targets[index].double().numpy()
+    if augment == "none" or augment == "views" and drawn[row] == 0:
+        return image, target
+    if augment == "views":
+        stored = int(drawn[row]) - 1
+        return look(image, *made.views[index, stored].tolist()), made.view_targets[index, stored].double().numpy()
+    down, right, flipped = drawn[row].tolist()
+    return look(image, *((down, right) if augment == "crop-flip" else (4, 4)), flipped), target
+
+
+def train_by_hand(made, settings, seed, steps, weight, bias):
+    """SGD with momentum on the mean squared error of a linear map, its gradients written out."""
+    size, augment, speed = len(made.images), settings.augment, None
+    count = min(settings.batch_size, size)
+    for step in range(steps):
+        rows, source = (
+            draw_batch(size, count, seed, "use of the set", step),
+            generator(seed, "augmentation of use", step),
+        )
+        views = torch.randint(0, 1 + made.views.shape[1], (count,), generator=source) if augment == "views" else None
+        drawn = draw_views(count, source) if views is None else views
+        shown = [show(made, index, augment, row, drawn) for row, index in enumerate(rows.tolist())]
+        images, targets = (np.stack(part).reshape(count, -1) for part in zip(*shown, strict=True))
+        slope = 2 * (images @ weight.T + bias - targets) / targets.size
+        push = [slope.T @ images + settings.weight_decay * weight, slope.sum(0) + settings.weight_decay * bias]
+        speed = push if speed is None else [settings.momentum * v + p for v, p in zip(speed, push, strict=True)]
+        weight, bias = weight - settings.learning_rate * speed[0], bias - settings.learning_rate * speed[1]
+    return weight, bias
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "crop-flip", "views"])
+@pytest.mark.parametrize(("size", "steps"), [(6, 4), (3, 3), (1, 3)])
+def test_pre_training_is_sgd_on_the_squared_error_of_what_is_shown(augment, size, steps):
+    """6 images in batches of 4, 3 images that are fewer than a batch, and one; three passes each."""
+    made, settings, student = make_set(size, views=2), replace(FAST, augment=augment), watched().double()
+    weight, bias = (tensor.detach().numpy().copy() for tensor in (student.head.weight, student.head.bias))
+    fitted = fit_student(student, Double(SetPairs(made)), settings, 5)
+    expected = train_by_hand(made, settings, 5, steps, weight, bias)
+    assert fitted is student and not student.training and len(student.seen) == steps
+    for ours, theirs in zip((student.head.weight, student.head.bias), expected, strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-11, atol=1e-13)
+    assert np.abs(expected[0] - weight).max() > 1e-3
+
+
+def test_augmentations_show_different_images():
+    shown = {}
+    for augment in ("none", "flip", "crop-flip", "views"):
+        student = watched()
+        fit_student(student, SetPairs(make_set(views=2)), replace(FAST, augment=augment), 0)
+        shown[augment] = torch.cat(student.seen)
+    kinds = list(shown.values())
+    assert not any(torch.equal(a, b) for i, a in enumerate(kinds) for b in kinds[:i])
+    flipped = (shown["flip"] != shown["none"]).flatten(1).any(1)
+    assert 0 < flipped.sum() < len(flipped)
+    assert torch.equal(shown["flip"][flipped], shown["none"][flipped].flip(3))
+
+
+@pytest.mark.parametrize("augment", ["crop-flip", "views"])
+def test_what_a_crop_lacks_is_black_and_the_rest_is_the_image(augment):
+    space = PixelSpace((0.3, 0.4, 0.45), (0.21, 0.27, 0.19))
+    white = space.normalise(torch.ones(20, 3, 6, 6))
+    views = draw_views(20, torch.Generator().manual_seed(0))[:, None]
+    made = DistilledSet(white, torch.zeros(20, 2), space, views=views, view_targets=torch.zeros(20, 1, 2))
+    student = watched(108)
+    fit_student(student, SetPairs(made), UseSettings(epochs=1, augment=augment), 0)
+    dark = student.seen[0] == space.normalise(torch.zeros(3, 1, 1))
+    torch.testing.assert_close(student.seen[0][~dark], white[~dark], rtol=0, atol=1e-6)
+    assert 0.1 < dark.double().mean() < 0.8 and torch.equal(dark.all(1), dark.any(1))
+
+
+def test_a_linear_student_reaches_the_least_squares_solution():
+    drawn = torch.Generator().manual_seed(0)
+    images, noise = (torch.randn(shape, generator=drawn) for shape in ((40, 1, 2, 2), (40, 3)))
+    targets = images.flatten(1) @ torch.randn(4, 3, generator=drawn) + 1 + 0.1 * noise
+    settings = UseSettings(epochs=200, batch_size=40, learning_rate=0.2, weight_decay=0.0)
+    student = fit_student(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), make_pairs(images, targets), settings, seed=0)
+    widened = np.concatenate([images.flatten(1).numpy(), np.ones((40, 1))], 1)
+    solution, residuals, *_ = np.linalg.lstsq(widened, targets.numpy(), rcond=None)
+    np.testing.assert_allclose(student[1].weight.detach().numpy(), solution[:4].T, atol=1e-4)
+    np.testing.assert_allclose(student[1].bias.detach().numpy(), solution[4], atol=1e-4)
+    loss = nn.functional.mse_loss(student(images), targets).item()
+    assert loss == pytest.approx(residuals.sum() / targets.numel(), rel=1e-4)
+
+
+def make_pairs(images, targets):
+    return SetPairs(DistilledSet(images, targets, PixelSpace.raw(1)))
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "epochs", "most", "steps"),
+    [
+        (6, 2, 3, None, 9),
+        (6, 100, 3, None, 3),
+        (5, 2, 2, None, 5),
+        (5, 2, 1, None, 2),
+        (1, 1, 4, None, 4),
+        (6, 2, 3, 4, 4),
+        (6, 2, 3, 99, 9),
+        (6, 2, 0, 4, 0),
+    ],
+)
+def test_an_epoch_shows_every_image_once(size, batch_size, epochs, most, steps):
+    settings = UseSettings(epochs=epochs, max_steps=most, batch_size=batch_size, learning_rate=1e-3)
+    student = watched(4, 3)
+    images = torch.arange(size).float()[:, None, None, None].expand(-1, 1, 2, 2)
+    fit_student(student, make_pairs(images, torch.zeros(size, 3)), settings, seed=0)
+    assert len(student.seen) == settings.num_steps(size) == steps
+    assert {len(part) for part in student.seen} <= {min(batch_size, size)}
+    shown = [int(image) for part in student.seen for image in part[:, 0, 0, 0]]
+    for epoch in range(len(shown) // size):
+        assert sorted(shown[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+def test_pre_training_moves_batch_statistics_also_of_a_student_in_eval_mode():
+    student = ConvNet((4, 8), "batch", 1, 8, num_targets=3).eval()
+    fit_student(student, make_pairs(torch.randn(6, 1, 8, 8), torch.randn(6, 3)), replace(FAST, batch_size=3), seed=0)
+    statistics = student.blocks[0][1]
+    assert statistics.num_batches_tracked == 6 and statistics.running_mean.abs().max() > 0
+
+
+def test_no_epochs_leave_the_student_as_it_is():
+    student = ConvNet((4, 8), "batch", 1, 8, num_targets=3)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    pairs = make_pairs(torch.randn(6, 1, 8, 8), torch.randn(6, 3))
+    assert not fit_student(student, pairs, replace(FAST, epochs=0), 0).training
+    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "crop-flip", "views"])
+def test_training_is_a_function_of_the_seed_alone(augment):
+    pairs, weights = SetPairs(make_set(views=2)), []
+    for number, seed in enumerate((0, 0, 1)):
+        student = watched()
+        torch.manual_seed(number)
+        state = torch.get_rng_state()
+        weights.append(fit_student(student, pairs, replace(FAST, augment=augment), seed).head.weight)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_views_are_refused_where_there_are_none():
+    settings = replace(FAST, augment="views")
+    source = SourcePairs(make_source(), torch.zeros(6, 2), PixelSpace.raw(1))
+    for pairs in (SetPairs(make_set()), source):
+        with pytest.raises(InputError, match="use.augment is views, and the set holds none: make some with"):
+            fit_student(watched(), pairs, settings, 0)
+
+
+# Pairs
+
+
+def test_pairs_of_a_set_are_its_images_and_targets_as_they_are():
+    made = make_set(5, views=3)
+    pairs, rows = SetPairs(made), torch.tensor([4, 0, 4])
+    images, targets = pairs.batch(rows)
+    assert torch.equal(images, made.images[rows]) and torch.equal(targets, made.targets[rows])
+    assert (len(pairs), pairs.num_views, SetPairs(make_set()).num_views) == (5, 3, 0)
+    assert pairs.black.flatten().tolist() == BLACK.tolist() and pairs.black.shape == (3, 1, 1)
+    as_it_is = pairs.view(rows, torch.zeros(3).long())
+    assert torch.equal(as_it_is[0], images) and torch.equal(as_it_is[1], targets)
+
+
+def test_pairs_of_a_source_are_normalised_images_with_their_targets():
+    source, features = make_source(), torch.randn(6, 2)
+    transform = TargetTransform.fit("standardise", features)
+    pairs = SourcePairs(source, Targets(features, transform), PixelSpace((0.5,), (0.25,)))
+    rows = torch.tensor([5, 0, 5])
+    images, targets = pairs.batch(rows)
+    expected = (source.pixels[rows].double() / 255 - 0.5) / 0.25
+    torch.testing.assert_close(images.double(), expected, rtol=0, atol=1e-6)
+    assert images.dtype == torch.float32 and torch.equal(targets, transform(features)[rows])
+    assert (len(pairs), pairs.num_views, pairs.black.item()) == (6, 0, -2.0)
+    for part, same in zip(pairs.view(rows, torch.zeros(3).long()), (images, targets), strict=True):
+        assert torch.equal(part, same)
+    assert torch.equal(replace(pairs, targets=features).batch(rows)[1], features[rows])
+
+
+# Settings
+
+
+def test_settings_out_of_range_are_all_named():
+    wrong = {"batch_size": 0, "learning_rate": 0, "momentum": 1, "weight_decay": -1, "augment": "colour"}
+    with pytest.raises(SettingsError) as caught:
+        UseSettings(epochs=-1, max_steps=0, **wrong)
+    assert caught.value.problems == [
+        "use.epochs must be at least 0, got -1",
+        "use.max_steps must be at least 1, got 0",
+        "use.batch_size must be at least 1, got 0",
+        "use.learning_rate must be above 0, got 0",
+        "use.momentum must be in [0, 1), got 1",
+        "use.weight_decay must be at least 0, got -1",
+        "use.augment must be one of none, flip, crop-flip, views, got 'colour'",
+    ]
+
+
+def test_the_recipe_of_a_card_holds_all_settings():
+    use = UseSettings(epochs=3, batch_size=4, learning_rate=0.2, momentum=0.1, weight_decay=0.3, augment="flip")
+    recipe = {
+        "loss": "mean squared error of the head's output to the target",
+        "optimizer": "SGD",
+        "learning_rate": 0.2,
+        "momentum": 0.1,
+        "weight_decay": 0.3,
+        "epochs": 3,
+        "batch_size": 4,
+        "augmentation": "flip",
+    }
+    assert use.describe() == recipe
+    assert replace(use, max_steps=7).describe() == {**recipe, "max_steps": 7}

@@ -1,0 +1,565 @@
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ssdd_hub.configs.recipes import (
+    ComputeTargetsConfig,
+    DistillConfig,
+    EvaluateConfig,
+    GradientBiasConfig,
+    TrainTeacherConfig,
+)
+from ssdd_hub.configs.studies import BenchmarkConfig, CostCurvesConfig, TimeToQualityConfig
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.settings import parse_config, to_dict, to_yaml
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+CONFIGS = sorted((RECIPES / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Reads YAML texts as `--config` files, in order, and a command line after them."""
+
+    def parse(*argv, files=("",), recipe=DistillConfig, **options):
+        paths = [tmp_path / f"{number}.yaml" for number in range(len(files))]
+        for path, text in zip(paths, files, strict=True):
+            path.write_text(text)
+        given = [word for path in paths[1:] for word in ("--config", str(path))]
+        # The first file is the recipe's default unless there are others.
+        given = ["--config", str(paths[0]), *given] if given else []
+        return parse_config(recipe, paths[0], [*given, *argv], description="A recipe.", **options)
+
+    return parse
+
+
+CLASSES = {
+    "distill": DistillConfig,
+    "train_teacher": TrainTeacherConfig,
+    "compute_targets": ComputeTargetsConfig,
+    "evaluate": EvaluateConfig,
+    "gradient_bias": GradientBiasConfig,
+    "benchmark": BenchmarkConfig,
+    "cost_curves": CostCurvesConfig,
+    "time_to_quality": TimeToQualityConfig,
+}
+# Names that may mislead.
+RECIPE_OF = {
+    "cifar100_small": "distill",
+    "cifar100_small_teacher": "train_teacher",
+    "cifar100_small_evaluation": "evaluate",
+    "evaluate": "evaluate",
+    "teacher": "train_teacher",
+    "smoke": "distill",
+}
+
+
+def problems(parse, *argv, **options):
+    with pytest.raises(SettingsError) as caught:
+        parse(*argv, **options)
+    return caught.value.problems
+
+
+# What ships
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(RECIPES)))
+def test_every_shipped_config_is_valid_and_says_how_it_is_run(path):
+    head = "".join(line for line in path.read_text().splitlines()[:10] if line.startswith("#"))
+    recipe = re.search(r"accelerate launch recipes/(\w+)\.py", head)
+    assert recipe and (RECIPES / f"{recipe[1]}.py").exists()
+    assert to_dict(parse_config(CLASSES[recipe[1]], path, []))["seed"] == 0
+    assert recipe[1] == RECIPE_OF.get(path.stem, recipe[1])
+
+
+def test_there_are_shipped_configs():
+    assert {"digits", *RECIPE_OF} <= {path.stem for path in CONFIGS}
+
+
+# Where settings come from
+
+
+def test_without_any_setting_the_defaults_of_the_dataclasses_hold(parse):
+    assert parse() == DistillConfig()
+
+
+def test_the_command_line_wins_over_yaml_and_yaml_over_the_defaults(parse):
+    config = parse("--pool.size", "3", files=["pool: {size: 2, max_age: 7}"])
+    assert (config.pool.size, config.pool.max_age, config.pool.learning_rate) == (3, 7, 0.1)
+
+
+def test_of_several_files_the_later_wins_and_the_default_file_is_not_read(parse, tmp_path):
+    config = parse(files=["pool: {size: 2, max_age: 7}", "pool: {size: 4}"])
+    assert (config.pool.size, config.pool.max_age) == (4, 7)
+    (tmp_path / "default.yaml").write_text("seed: 9")
+    config = parse_config(DistillConfig, tmp_path / "default.yaml", ["--config", str(tmp_path / "1.yaml")])
+    assert (config.seed, config.pool.size) == (0, 4)
+
+
+def test_of_two_values_on_the_command_line_the_later_wins(parse):
+    assert parse("--seed", "1", "--seed=2").seed == 2
+
+
+def test_the_arguments_of_the_process_are_read_when_none_are_given(tmp_path, monkeypatch):
+    (tmp_path / "default.yaml").write_text("")
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--seed", "5"])
+    assert parse_config(DistillConfig, tmp_path / "default.yaml").seed == 5
+
+
+@pytest.mark.parametrize(
+    "argv", [["--objective", "vicreg"], ["--objective=vicreg"], ["--pretrain.objective", "vicreg"]]
+)
+def test_a_setting_may_have_a_short_name(tmp_path, argv):
+    (tmp_path / "default.yaml").write_text("")
+    assert parse_config(TrainTeacherConfig, tmp_path / "default.yaml", argv).pretrain.objective == "vicreg"
+
+
+def test_a_short_name_is_shown_needs_a_value_and_belongs_to_its_recipe(tmp_path, parse, capsys):
+    default = tmp_path / "default.yaml"
+    default.write_text("")
+    with pytest.raises(SystemExit):
+        parse_config(TrainTeacherConfig, default, ["--help"])
+    assert "--objective is short for --pretrain.objective." in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SettingsError, match="--objective needs a value"):
+        parse_config(TrainTeacherConfig, default, ["--objective", "--seed", "1"])
+    with pytest.raises(SettingsError, match="objective is not a setting; the nearest is pretrain.objective"):
+        parse("--objective", "vicreg")
+
+
+def test_a_teacher_is_trained_from_fresh_weights_and_its_folder_is_named_after_data_and_objective(tmp_path):
+    default = tmp_path / "default.yaml"
+    default.write_text("")
+    config = parse_config(TrainTeacherConfig, default, ["--data.name", "a/photos", "--objective", "byol"])
+    assert config.output == "runs/photos-byol"
+    with pytest.raises(SettingsError, match="trains a teacher from fresh weights"):
+        parse_config(TrainTeacherConfig, default, ["--teacher.pretrained"])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--data.image-size", "32"],
+        ["--data.image-size=32"],
+        ["--data.image_size", "32"],
+        ["--data.image_size=32"],
+    ],
+)
+def test_names_are_written_with_dashes_or_underscores_and_values_with_or_without_an_equals_sign(parse, argv):
+    assert parse(*argv).data.image_size == 32
+
+
+def test_dashes_in_yaml_are_underscores_too(parse):
+    assert parse(files=["data: {image-size: 32}"]).data.image_size == 32
+
+
+@pytest.mark.parametrize("argv", [["--targets.refresh"], ["--targets.refresh", "true"], ["--targets.refresh=true"]])
+def test_a_switch_is_on_with_or_without_a_value(parse, argv):
+    assert parse(*argv, "--seed", "1").targets.refresh is True
+
+
+def test_a_switch_can_be_turned_off(parse):
+    assert parse("--pool.warm-up", "false").pool.warm_up is False
+    assert parse(files=["pool: {warm_up: false}"]).pool.warm_up is False
+
+
+def test_a_negative_number_is_a_value(parse):
+    assert parse("--seed", "-3").seed == -3
+
+
+def test_a_value_may_hold_an_equals_sign_or_begin_with_dashes(parse):
+    assert parse("--data.name", "a=b").data.name == "a=b"
+    assert parse("--data.name=--b").data.name == "--b"
+
+
+def test_null_takes_back_what_a_file_sets(parse):
+    assert parse("--data.image-size", "null", files=["data: {image_size: 32}"]).data.image_size is None
+
+
+# What the settings that are given state of others
+
+
+def stating(**stated):
+    return lambda values: stated
+
+
+def test_what_is_stated_comes_between_the_defaults_and_what_is_given(parse):
+    stated = stating(seed=4, pool={"size": 5, "max_age": 6, "warm_up": False}, output="runs/stated")
+    config = parse("--pool.size", "7", files=["pool: {max_age: 8}"], stated=stated)
+    assert (config.pool.size, config.pool.max_age, config.pool.warm_up, config.seed) == (7, 8, False, 4)
+    assert config.output == "runs/stated" and config.pool.learning_rate == DistillConfig().pool.learning_rate
+
+
+def test_of_several_files_each_is_more_than_what_is_stated(parse):
+    stated = stating(pool={"size": 5, "max_age": 6}, seed=4)
+    config = parse(files=["pool: {size: 2}", "pool: {max_age: 3}"], stated=stated)
+    assert (config.pool.size, config.pool.max_age, config.seed) == (2, 3, 4)
+
+
+def test_it_is_asked_with_the_settings_that_are_given_alone(parse):
+    asked = []
+    parse("--seed", "2", "--data.name=a", files=["pool: {size: 3}\nseed: 1"], stated=lambda v: asked.append(v) or {})
+    assert asked == [{"pool.size": 3, "seed": 2, "data.name": "a"}]
+
+
+def test_a_stated_dictionary_is_replaced_as_a_whole_or_changed_by_one_entry(parse):
+    stated = stating(teacher={"model_args": {"channels": [4, 8], "stem": {"size": 2}}, "backbone": "x"})
+    assert parse("--teacher.model-args", "{depth: 3}", stated=stated).teacher.model_args == {"depth": 3}
+    changed = parse("--teacher.model-args.stem.size", "3", stated=stated).teacher
+    assert changed.model_args == {"channels": [4, 8], "stem": {"size": 3}} and changed.backbone == "x"
+
+
+def test_a_stated_nothing_is_a_value_and_takes_back_no_given_one(parse):
+    stated = stating(data={"image_size": None, "revision": None}, pool=None)
+    assert parse("--data.image-size", "32", stated=stated).data.image_size == 32
+    assert parse(stated=stated) == DistillConfig()
+
+
+def test_what_is_stated_wrongly_is_reported_by_its_name(parse):
+    stated = stating(pool={"sise": 2, "size": "many"}, teachers={"backbone": "x"}, data=3)
+    found = problems(parse, "--pool.max-age", "0", stated=stated)
+    assert found == [
+        "pool.sise is not a setting; the nearest is pool.size (--help lists all)",
+        "pool.size must be of type int, got 'many'",
+        "teachers.backbone is not a setting; the nearest is teacher.backbone (--help lists all)",
+        "data is a section; give its settings one by one, such as data.name",
+        "pool.max_age must be at least 1, got 0",
+    ]
+
+
+def test_what_is_stated_out_of_range_is_refused_unless_something_else_is_given(parse):
+    stated = stating(pool={"size": 0})
+    assert problems(parse, stated=stated) == ["pool.size must be at least 1, got 0"]
+    assert parse("--pool.size", "2", stated=stated).pool.size == 2
+
+
+def test_nothing_is_asked_of_settings_that_cannot_be_read(parse):
+    found = problems(parse, "--seed", "x", stated=lambda values: pytest.fail("it was asked"))
+    assert found == ["seed must be of type int, got 'x'"]
+
+
+def test_what_is_stated_is_printed_and_has_its_own_errors(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("--print-config", stated=stating(pool={"size": 5}))
+    assert yaml.safe_load(capsys.readouterr().out)["pool"]["size"] == 5
+
+    def fails(values):
+        raise InputError("there is no such set")
+
+    with pytest.raises(InputError, match="there is no such set"):
+        parse(stated=fails)
+
+
+# YAML
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.1e-3", "1.0e-04", ".1e-3", "0.0001"])
+def test_every_way_to_write_a_number_is_a_number_also_inside_a_dictionary(parse, text):
+    config = parse(files=[f"pretrain: {{learning_rate: {text}, view_args: {{cj_bright: {text}}}}}"])
+    assert config.pretrain.learning_rate == 1e-4
+    assert config.pretrain.view_args == {"cj_bright": 1e-4}
+
+
+def test_no_and_dates_are_words_in_yaml(parse):
+    config = parse(files=["run: {mixed_precision: no}\ndata: {name: a/b, split: 2020-01-01, revision: 12e45ab}"])
+    assert (config.run.mixed_precision, config.data.split, config.data.revision) == ("no", "2020-01-01", "12e45ab")
+
+
+def test_quoted_numbers_stay_text_inside_a_dictionary(parse):
+    config = parse(files=["teacher: {model_args: {a: '12', b: 'null', c: 1, d: no}}"])
+    assert config.teacher.model_args == {"a": "12", "b": "null", "c": 1, "d": "no"}
+
+
+def test_a_number_in_yaml_is_no_name(parse):
+    found = problems(parse, files=["data: {revision: 0123, name: null}"])
+    assert found == [
+        "data.revision must be of type str | None, got 83: put it in quotes",
+        "data.name must be of type str, got None: put it in quotes",
+    ]
+    assert parse(files=["data: {name: a/b, revision: '0123'}"]).data.revision == "0123"
+
+
+def test_an_empty_file_and_an_empty_section_change_nothing(parse):
+    assert parse(files=["# only a comment"]) == parse(files=["pool:\n  # size: 2\n"]) == DistillConfig()
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(InputError, match="--config /no/such.yaml cannot be read as YAML: .*No such file"):
+        parse_config(DistillConfig, Path("/no/default.yaml"), ["--config", "/no/such.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: [", "cannot be read as YAML"),
+        ("\tpool: 1", "cannot be read as YAML"),
+        ("seed: 1\nseed: 2", "'seed' is there twice"),
+        ("pool: {size: 1, size: 2}", "'size' is there twice"),
+        ("- seed", "must map names to settings, got a list"),
+        ("seed", "must map names to settings, got a str"),
+        ("0", "must map names to settings, got a int"),
+    ],
+)
+def test_a_file_that_is_not_a_mapping_is_refused(parse, text, problem):
+    with pytest.raises(InputError, match=problem):
+        parse(files=[text])
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read as YAML"):
+        parse_config(DistillConfig, tmp_path / "a.yaml", [])
+
+
+def test_yaml_runs_no_code(parse, tmp_path):
+    mark = tmp_path / "ran"
+    for tag in ("python/object/apply:os.system", "python/object/new:os.system"):
+        with pytest.raises(InputError, match="could not determine a constructor for the tag"):
+            parse(files=[f"seed: !!{tag} ['touch {mark}']"])
+    for value in (f"!!python/object/apply:os.system ['touch {mark}']", "!!python/name:os.system"):
+        assert problems(parse, "--teacher.model-args.a", value)
+    assert not mark.exists()
+
+
+# Settings that are dictionaries
+
+
+def test_one_entry_of_a_dictionary_is_changed_by_its_dotted_name(parse):
+    files = ["teacher: {model_args: {channels: [4, 8], stem: {pool: max, size: 2}}}"]
+    changed = parse("--teacher.model-args.stem_padding", "2", "--teacher.model-args.stem.size", "3", files=files)
+    assert changed.teacher.model_args == {"channels": [4, 8], "stem": {"pool": "max", "size": 3}, "stem_padding": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2", 2), ("1e-4", 1e-4), ("[1, 2]", [1, 2]), ("true", True), ("gelu", "gelu"), ("'2'", "2")]
+)
+def test_an_entry_of_a_dictionary_has_the_type_it_is_written_with(parse, text, value):
+    assert parse(f"--teacher.model-args.a={text}").teacher.model_args == {"a": value}
+
+
+def test_a_dictionary_is_replaced_by_json(parse):
+    files = ["teacher: {model_args: {channels: [4, 8]}}"]
+    config = parse("--teacher.model-args", '{"depth": 3, "act": "1"}', files=files)
+    assert config.teacher.model_args == {"depth": 3, "act": "1"}
+    assert parse("--teacher.model-args={}", files=files).teacher.model_args == {}
+
+
+@pytest.mark.parametrize("text", ["5", "/etc/hostname", '{"a": ', "[1]", "null"])
+def test_what_is_no_dictionary_is_refused(parse, text):
+    assert "teacher.model_args must be of type dict" in problems(parse, f"--teacher.model-args={text}")[0]
+
+
+def test_a_list_is_written_with_or_without_brackets(parse):
+    for text in ("tensorboard, wandb", "[tensorboard, wandb]", '["tensorboard", "wandb"]'):
+        assert parse("--run.trackers", text).run.trackers == ["tensorboard", "wandb"]
+    assert parse(files=["run: {trackers: [tensorboard]}"]).run.trackers == ["tensorboard"]
+    assert parse("--run.trackers", "[]").run.trackers == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--set", "a", "--set", "b/c"],
+        ["--set", "a,b/c"],
+        ["--set=a", "--sets", "b/c"],
+        ["--sets", "[a, b/c]"],
+        ["--set", "a", "--seed", "1", "--set", "b/c"],
+    ],
+)
+def test_a_list_of_words_may_be_given_one_by_one_and_replaces_that_of_a_file(parse, argv):
+    for files in ([""], ["sets: [x, y, z]"], ["", "sets: [x, y, z]"]):
+        assert parse(*argv, files=files, recipe=EvaluateConfig).sets == ["a", "b/c"]
+
+
+def test_of_two_files_the_later_list_wins_and_it_may_be_emptied(parse):
+    files = ["sets: [a, b]\nprotocols: [probe]", "sets: [c]"]
+    config = parse("--references", "[]", files=files, recipe=EvaluateConfig)
+    assert (config.sets, config.protocols, config.references) == (["c"], ["probe"], [])
+
+
+def test_a_list_of_numbers_is_given_at_once_and_of_two_the_later_wins(parse):
+    assert parse("--probe.labels", "[10]", "--probe.labels", "[20, 0.5]").probe.labels == [20, 0.5]
+
+
+def test_nothing_is_a_reference_in_every_way_to_write_it(parse):
+    for text in ("none,random", "[none, random]", "None,random"):
+        config = parse("--set", "a", "--references", text, recipe=EvaluateConfig)
+        assert config.references == ["none", "random"]
+    assert parse("--set", "a", "--references", "none", recipe=EvaluateConfig).references == ["none"]
+
+
+def test_all_mistakes_of_an_evaluation_are_reported_together(parse):
+    found = problems(parse, "--references", "best", "--protocol", "vibes", "--targets=[]", recipe=EvaluateConfig)
+    assert [problem.split(" must ")[0] for problem in found] == ["sets", "references", "protocols", "targets"]
+    assert "got best" in found[1] and "got vibes" in found[2]
+    twice = problems(parse, "--set", "a", "--set", "a", recipe=EvaluateConfig)
+    assert twice == ["sets must differ from each other, got ['a', 'a']"]
+
+
+@pytest.mark.parametrize(
+    ("place", "folder"), [("runs/digits/distilled", "digits"), ("me/cifar", "cifar"), ("x/y_syn.pt", "y_syn.pt")]
+)
+def test_an_evaluation_is_named_after_its_first_set(parse, place, folder):
+    assert parse("--set", place, "--set", "b", recipe=EvaluateConfig).output == f"runs/{folder}-evaluation"
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("pool.sise", "pool.size"),
+        ("image_size", "data.image_size"),
+        ("data.seed", "seed"),
+        ("distiller.lr", "distiller.lr_images or distiller.lr_targets"),
+        ("learning_rate", "pretrain.learning_rate or pool.learning_rate or use.learning_rate"),
+        ("targts.transform", "targets.transform"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_the_nearest_one(parse, name, nearest):
+    message = f"{name} is not a setting; the nearest is {nearest} (--help lists all)"
+    assert problems(parse, f"--{name}", "2") == [message]
+    section, dot, last = name.rpartition(".")
+    assert problems(parse, files=[f"{section}: {{{last}: 2}}" if dot else f"{last}: 2"]) == [message]
+
+
+def test_an_unknown_name_is_never_without_a_nearest_one(parse):
+    assert "1 is not a setting; the nearest is " in problems(parse, files=["1: 2"])[0]
+    assert "zzz is not a setting; the nearest is " in problems(parse, "--zzz")[0]
+
+
+def test_a_plain_setting_has_no_entries(parse):
+    assert "the nearest is pool.size (" in problems(parse, "--pool.size.more", "2")[0]
+    files = ["pool: {size: {more: 2}}"]
+    assert problems(parse, files=files) == ["pool.size must be of type int, got {'more': 2}"]
+
+
+def test_a_section_takes_no_value(parse):
+    message = "data is a section; give its settings one by one, such as data.name"
+    assert problems(parse, "--data", "x.yaml") == problems(parse, files=["data: 3"]) == [message]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("seed", "1.5", "int"),
+        ("seed", "true", "int"),
+        ("seed", "", "int"),
+        ("pool.size", "null", "int"),
+        ("distiller.lr_images", "fast", "float"),
+        ("distiller.lr_images", "nan", "float"),
+        ("pool.warm_up", "perhaps", "bool"),
+        ("data.image_size", "none", "int | None"),
+        ("run.trackers", "[1, {}]", "list[str]"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(parse, name, text, kind):
+    assert problems(parse, f"--{name}={text}") == [f"{name} must be of type {kind}, got {text!r}"]
+
+
+def test_yaml_values_of_the_wrong_type_are_refused(parse):
+    files = ["seed: true\npool: {size: null, learning_rate: .nan, warm_up: 1}\nteacher: {model_args: null}"]
+    assert problems(parse, files=files) == [
+        "seed must be of type int, got True",
+        "pool.size must be of type int, got None",
+        "pool.learning_rate must be of type float, got nan",
+        "pool.warm_up must be of type bool, got 1",
+        "teacher.model_args must be of type dict[str, typing.Any], got None: write {name: value}",
+    ]
+
+
+def test_all_mistakes_of_a_command_line_and_its_files_are_reported_together(parse):
+    argv = ["--seed", "x", "stray", "--distiller.steps=-1", "--probe.labels"]
+    found = problems(parse, *argv, files=["pol: {size: 2}\npool: {size: 0, max_age: 0}"])
+    assert found == [
+        "a setting is written --name value; got 'stray' alone",
+        "--probe.labels needs a value",
+        "pol.size is not a setting; the nearest is pool.size (--help lists all)",
+        "seed must be of type int, got 'x'",
+        "pool.size must be at least 1, got 0",
+        "pool.max_age must be at least 1, got 0",
+        "distiller.steps must be at least 0, got -1",
+    ]
+
+
+@pytest.mark.parametrize("name", ["--seed", "--data.name", "--config", "--teacher.model-args.channels"])
+def test_a_setting_without_its_value_is_refused(parse, name):
+    assert problems(parse, name, "--pool.size", "2") == [f"{name} needs a value"]
+
+
+def test_a_word_without_a_name_is_refused(parse):
+    for word in ("5", "-", "--", "-5"):
+        assert problems(parse, word) == [f"a setting is written --name value; got {word!r} alone"]
+
+
+# What is printed
+
+
+def test_the_printed_config_read_again_gives_the_same_config(parse, tmp_path, capsys):
+    argv = ["--data.name", "1e5", "--data.config", "no", "--data.revision", "0123", "--run.trackers", "a,b"]
+    argv += ["--distiller.ridge", "1e-9", "--teacher.model-args", "{a: '1e5', b: 1e5, c: '2020-01-01', d: 'yes'}"]
+    expected = parse(*argv)
+    with pytest.raises(SystemExit) as ended:
+        parse("--print-config", *argv)
+    assert ended.value.code == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert parse_config(DistillConfig, tmp_path / "printed.yaml", []) == expected
+    assert expected.data.name == "1e5" and expected.teacher.model_args["a"] == "1e5"
+
+
+def test_a_mistake_is_reported_also_when_the_config_is_to_be_printed(parse, capsys):
+    assert problems(parse, "--print-config", "--seed", "x") == ["seed must be of type int, got 'x'"]
+    assert capsys.readouterr().out == ""
+
+
+def test_the_stored_settings_are_plain_json_and_yaml(parse):
+    config = parse("--teacher.model-args.channels", "[1, 2]")
+    assert yaml.safe_load(to_yaml(config)) == to_dict(config)
+    assert to_dict(DistillConfig(teacher=type(config.teacher)(model_args={"widths": (1, 2)})))["teacher"][
+        "model_args"
+    ] == {"widths": [1, 2]}
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_documents_every_setting_and_ends_well(parse, capsys, option):
+    with pytest.raises(SystemExit) as ended:
+        parse(option, "--unknown", "2")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for section, values in to_dict(DistillConfig()).items():
+        for name in values if isinstance(values, dict) else ():
+            assert f"--{section}.{name} " in shown
+    assert "A recipe." in shown and "--seed SEED" in shown
+    words = " ".join(shown.split())
+    assert "Real images `B` per outer step, over all processes. (type: int, default: 1024)" in words
+    assert "Path to a configuration file" not in words
+
+
+# The run folder
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("digits", "digits"),
+        ("uoft-cs/cifar100", "cifar100"),
+        ("../shared/data/cifar100", "cifar100"),
+        ("/data/my photos/", "my-photos"),
+        ("..", "run"),
+        ("/", "run"),
+        (".hidden", "hidden"),
+        ("été", "t"),
+        ("a;rm b", "a-rm-b"),
+        ("a\nb", "a-b"),
+    ],
+)
+def test_the_run_folder_is_named_after_the_data_and_stays_inside_runs(parse, name, folder):
+    assert parse(f"--data.name={name}").output == f"runs/{folder}"
+
+
+def test_a_given_run_folder_is_kept_and_an_empty_one_counts_as_none(parse):
+    assert parse("--output", "/tmp/x").output == "/tmp/x"
+    assert parse("--output=").output == "runs/digits"

@@ -1,0 +1,300 @@
+import ast
+import base64
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssdd_hub.results import page as page_module
+from ssdd_hub.results.page import CAPTIONS, _draw_images, _draw_losses, _draw_scores, render_pictures, render_report
+from ssdd_hub.results.tables import score_table
+
+
+def score(name, mean, std=0.0, *, protocol="teacher_error", metric="mse", labels=None, values=(), n=5, **more):
+    record = {"set": name, "protocol": protocol, "source": "digits", "target": "digits", "student": "ssdd_convnet3"}
+    record |= {"labels": labels, "metric": metric, "mean": mean, "std": std, "n": n, "values": list(values)}
+    return record | more
+
+
+def probe(name, mean, std=0.0, **more):
+    return score(name, mean, std, **({"protocol": "probe", "metric": "accuracy", "labels": 50} | more))
+
+
+SCORES = [
+    score("distilled", 0.0712, 0.0011, values=[0.0701, 0.0723]),
+    score("random", 0.1095, 0.0030),
+    probe("distilled", 0.712, 0.013, values=[0.70, 0.724]),
+    probe("random", 0.689, 0.021),
+    probe("none", 0.5, 0.04),
+]
+LOG = [
+    *({"stage": "teacher", "step": step, "loss": 30.0 - step} for step in range(10)),
+    {"stage": "pool", "step": 3, "loss": 1.0},
+    *({"stage": "distill", "step": step, "loss": 0.5**step} for step in range(10)),
+]
+
+
+# --- the table as text
+
+
+def test_the_table_is_aligned_and_ends_with_the_change_of_distilled_against_random():
+    assert score_table(SCORES).splitlines() == [
+        "set                       teacher_error          probe 50 labels",
+        "------------------------  ---------------------  ------------------",
+        "distilled                 0.0712 ± 0.0011 (n=5)  71.2 ± 1.3 % (n=5)",
+        "random                    0.1095 ± 0.0030 (n=5)  68.9 ± 2.1 % (n=5)",
+        "none                                             50.0 ± 4.0 % (n=5)",
+        "distilled against random  -35.0 %                +2.3 points",
+    ]
+
+
+def test_the_table_has_no_change_without_both_sets():
+    assert "against" not in score_table(SCORES[:1])
+    half = score_table([*SCORES[:1], *SCORES[2:]]).splitlines()[-1]
+    assert half.split() == ["distilled", "against", "random", "+2.3", "points"]
+
+
+def test_a_single_seed_has_no_deviation_and_tiny_errors_keep_their_digits():
+    assert score_table([score("distilled", 0.0712, None, n=1)]).endswith("  0.0712 (n=1)")
+    assert score_table([score("distilled", 2.5e-6, 1e-7)]).endswith("  2.50e-06 ± 1.00e-07 (n=5)")
+
+
+def test_a_fraction_of_labels_is_a_percentage():
+    assert "probe 1 % labels" in score_table([probe("distilled", 0.5, labels=0.01)])
+
+
+def test_two_students_get_a_column_each():
+    records = [probe("distilled", 0.5), probe("distilled", 0.6, student="resnet18")]
+    header, _, row = score_table(records).splitlines()
+    assert "probe 50 labels, ssdd_convnet3" in header
+    assert "probe 50 labels, resnet18" in header
+    assert "50.0" in row
+    assert "60.0" in row
+
+
+def test_two_scores_of_the_same_thing_are_refused():
+    with pytest.raises(ValueError, match="two scores of the set 'random' for 'teacher_error'"):
+        score_table([score("random", 0.1), score("random", 0.2)])
+
+
+def test_no_scores_are_said_to_be_none():
+    assert score_table([]) == "no scores"
+
+
+# --- pictures
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("count", [1, 9])
+def test_pictures_of_any_count_and_colour_are_written(tmp_path, channels, count):
+    before = torch.rand(count, channels, 8, 8)
+    paths = render_pictures(tmp_path / "new", before=before, after=before + 0.3, log=LOG, scores=SCORES)
+    assert paths == {name: tmp_path / "new" / f"{name}.png" for name in ("images", "loss", "scores")}
+    assert sorted(paths.values()) == sorted((tmp_path / "new").iterdir())
+    for path in paths.values():
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("L"))
+        assert min(pixels.shape) > 150
+        assert pixels.std() > 5
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    before = torch.rand(2, 1, 8, 8)
+    for name in ("a", "b"):
+        render_pictures(tmp_path / name, before=before, after=before, log=LOG, scores=SCORES)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_images_show_before_and_after_clipped_and_the_difference_around_zero():
+    before = torch.zeros(2, 3, 4, 4)
+    after = before.clone()
+    after[0, 0, :, :2] = 1.5
+    after[1, 2, 0, 0] = -0.3
+    figure = _draw_images(before, after)
+    shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes[:3]]
+    assert np.array_equal(shown[0][:, :4], np.zeros((4, 4, 3)))
+    assert np.array_equal(shown[1][:, :4], after[0].clamp(0, 1).permute(1, 2, 0).numpy())
+    np.testing.assert_allclose(shown[2][:, :4], after[0].mean(0).numpy(), atol=1e-6)
+    np.testing.assert_allclose(shown[2][0, 5], -0.1, atol=1e-6)
+    low, high = figure.axes[2].images[0].get_clim()
+    assert low == -high < 0
+    assert "2 of 2 images" in figure.get_suptitle()
+    assert f"{100 * 9 / 96:.1f} % of the distilled values" in figure.get_suptitle()
+
+
+def test_at_most_24_images_from_the_first_to_the_last_are_shown():
+    before = torch.linspace(0, 1, 50)[:, None, None, None].expand(50, 1, 2, 2)
+    figure = _draw_images(before, before)
+    assert "24 of 50 images" in figure.get_suptitle()
+    assert len(figure.axes) == 9 + 1  # three bands of three rows and the colour bar
+    assert figure.axes[0].images[0].get_array()[0, 0] == 0
+    assert figure.axes[6].images[0].get_array()[0, -2] == 1
+
+
+def test_rounding_at_black_and_white_does_not_count_as_clipped():
+    after = torch.tensor([-1e-6, 1 + 1e-6]).expand(1, 1, 2, 2)
+    assert "0.0 % of the distilled values" in _draw_images(after.clamp(0, 1), after).get_suptitle()
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 1, 4, 4), (3, 1, 4, 4)), ((0, 1, 4, 4), (0, 1, 4, 4)), ((1, 4, 4), (1, 4, 4))]
+)
+def test_pictures_of_different_or_no_images_are_refused(tmp_path, shapes):
+    before, after = map(torch.zeros, shapes)
+    with pytest.raises(ValueError, match=r"the same images \(M, C, H, W\), M > 0"):
+        render_pictures(tmp_path, before=before, after=after, log=[], scores=[])
+    assert not list(tmp_path.iterdir())
+
+
+def test_losses_of_distillation_and_teacher_have_a_panel_each():
+    distillation, teacher = _draw_losses(LOG).axes
+    assert distillation.get_title() == "Distillation"
+    assert distillation.get_yscale() == "log"  # from 1 to 0.002
+    np.testing.assert_allclose(distillation.lines[0].get_ydata(), [0.5**step for step in range(10)])
+    assert teacher.get_yscale() == "linear"  # from 30 to 21
+    np.testing.assert_array_equal(teacher.lines[0].get_xdata(), range(10))
+
+
+def test_the_strong_line_is_a_running_median_that_ignores_single_spikes():
+    log = [{"stage": "distill", "step": step, "loss": 9.0 if step == 50 else 1.0} for step in range(100)]
+    (axis,) = _draw_losses(log).axes
+    raw, median = axis.lines
+    assert max(raw.get_ydata()) == 9
+    assert set(median.get_ydata()) == {1.0}
+
+
+def test_losses_that_are_missing_or_not_finite_are_left_out(tmp_path):
+    log = [{"stage": "distill", "step": 0, "loss": float("nan")}, {"stage": "distill", "step": 1}, LOG[-1]]
+    (axis,) = _draw_losses(log).axes
+    assert list(axis.lines[0].get_xdata()) == [9]
+    (axis,) = _draw_losses(log[:2]).axes
+    assert axis.texts[0].get_text() == "no loss was logged"
+
+
+@pytest.mark.parametrize("log", [[], LOG[:1], LOG[-1:]])
+def test_empty_logs_and_scores_still_give_pictures(tmp_path, log):
+    images = torch.zeros(1, 1, 4, 4)
+    assert len(render_pictures(tmp_path, before=images, after=images, log=log, scores=[])) == 3
+
+
+def test_scores_have_a_panel_for_each_protocol_with_bars_whiskers_and_dots():
+    error, accuracy = _draw_scores(SCORES).axes
+    assert [error.get_title(), accuracy.get_title()] == ["teacher_error", "probe 50 labels"]
+    assert error.get_xlabel() == "mean squared error (lower is better)"
+    assert accuracy.get_xlabel() == "accuracy in % (higher is better)"
+    np.testing.assert_allclose([bar.get_width() for bar in error.patches], [0.0712, 0.1095])
+    np.testing.assert_allclose([bar.get_width() for bar in accuracy.patches], [71.2, 68.9, 50.0])
+    assert [label.get_text().split("\n")[0] for label in accuracy.get_yticklabels()] == ["distilled", "random", "none"]
+    dots = [line for line in accuracy.lines if line.get_linestyle() == "None" and line.get_marker() == "o"]
+    np.testing.assert_allclose(dots[0].get_xdata(), [70.0, 72.4])
+    whisker = accuracy.collections[0].get_segments()[0]
+    np.testing.assert_allclose(whisker[:, 0], [71.2 - 1.3, 71.2 + 1.3])
+
+
+def test_a_score_of_one_seed_and_an_unknown_metric_are_drawn():
+    (panel, empty) = _draw_scores([score("distilled", 3.0, None, n=1, metric="bits", values=[3.0])]).axes
+    assert panel.get_xlabel() == "bits"
+    assert not empty.axison
+
+
+def test_matplotlib_is_imported_only_when_drawing_and_never_through_pyplot():
+    tree = ast.parse(Path(page_module.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert any("matplotlib" in ast.unparse(node) for node in imports)
+    assert not any("pyplot" in ast.unparse(node) for node in imports)
+    assert not any("matplotlib" in ast.unparse(node) for node in tree.body if node in imports)
+
+
+# --- the page
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed in order; collects the text in each kind of element and all attributes."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.texts, self.attributes, self.tags = [], {}, [], set()
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+        if tag not in {"meta", "img"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if data.strip():
+            self.texts.setdefault(self.open[-1], []).append(data.strip())
+
+
+def page(path, **changes):
+    arguments = {"title": "KRR-ST on digits", "pictures": {}, "scores": SCORES, "config": "seed: 0\n", "facts": {}}
+    html = render_report(path, **(arguments | changes)).read_text(encoding="utf-8")
+    parsed = Page(html)
+    assert parsed.open == []
+    return parsed
+
+
+def test_the_page_shows_title_facts_scores_and_settings(tmp_path):
+    parsed = page(tmp_path / "run" / "report.html", facts={"Source": "digits, 1,437 images", "Time": "92 s"})
+    assert parsed.texts["title"] == parsed.texts["h1"] == ["KRR-ST on digits"]
+    assert parsed.texts["th"] == [
+        *("Source", "Time", "set", "teacher_error", "probe 50 labels"),
+        *("distilled", "random", "none", "distilled against random"),
+    ]
+    assert parsed.texts["small"] == ["mean squared error (lower is better)", "accuracy in % (higher is better)"]
+    assert parsed.texts["td"] == [
+        *("digits, 1,437 images", "92 s"),
+        *("0.0712 ± 0.0011 (n=5)", "71.2 ± 1.3 % (n=5)"),
+        *("0.1095 ± 0.0030 (n=5)", "68.9 ± 2.1 % (n=5)"),
+        "50.0 ± 4.0 % (n=5)",
+        *("-35.0 %", "+2.3 points"),
+    ]
+    assert parsed.texts["pre"] == ["seed: 0"]
+    assert "details" in parsed.tags
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["report.html"]
+
+
+def test_the_page_holds_its_pictures_and_refers_to_nothing_outside(tmp_path):
+    pictures = {name: tmp_path / f"{name}.png" for name in ("images", "other")}
+    for name, path in pictures.items():
+        path.write_bytes(name.encode())
+    parsed = page(tmp_path / "report.html", pictures=pictures, config="url: https://example.org")
+    links = [value for name, value in parsed.attributes if name in {"src", "href"}]
+    prefix = "data:image/png;base64,"
+    assert all(link.startswith(prefix) for link in links)
+    assert [base64.b64decode(link.removeprefix(prefix)) for link in links] == [b"images", b"other"]
+    assert parsed.texts["figcaption"] == [CAPTIONS["images"], "other"]
+    assert parsed.tags.isdisjoint({"script", "link", "iframe"})
+    assert "@import" not in parsed.texts["style"][0]
+    assert "url(" not in parsed.texts["style"][0]
+
+
+def test_text_from_outside_is_shown_as_text(tmp_path):
+    evil = "</pre><script>alert('1')</script>"
+    scores = [score(evil, 0.1, protocol=evil)]
+    parsed = page(tmp_path / "report.html", title=evil, config=evil, facts={evil: evil}, scores=scores)
+    assert "script" not in parsed.tags
+    assert parsed.texts["h1"] == parsed.texts["pre"] == [evil]
+
+
+def test_a_page_without_scores_says_so(tmp_path):
+    parsed = page(tmp_path / "report.html", scores=[])
+    assert "No scores were measured." in parsed.texts["p"]
+
+
+def test_a_page_that_cannot_be_made_leaves_the_old_one(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    with pytest.raises(FileNotFoundError):
+        page(path, pictures={"loss": tmp_path / "missing.png"})
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,272 @@
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.files import atomic_path
+from ssdd_hub.runs.checkpoints import Checkpoints, load_tree, save_tree
+
+
+def assert_same(ours, theirs):
+    """Equal in value, type of each key and leaf, dtype and bits; tuples count as lists."""
+    if isinstance(theirs, torch.Tensor):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        assert torch.equal(
+            ours.contiguous().view(-1).view(torch.uint8), theirs.contiguous().view(-1).view(torch.uint8)
+        )
+    elif isinstance(theirs, dict):
+        assert [(type(key), key) for key in ours] == [(type(key), key) for key in theirs]
+        for key in theirs:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(theirs, (list, tuple)):
+        assert isinstance(ours, list) and len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    else:
+        assert type(ours) is type(theirs) and repr(ours) == repr(theirs)
+
+
+def round_trip(path, tree):
+    save_tree(path, tree)
+    return load_tree(path)
+
+
+def train(optimizer, model, steps):
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(torch.full((2, 3), float(step))).square().sum().backward()
+        optimizer.step()
+
+
+# Round trip
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (torch.optim.AdamW, {"lr": 0.1}),
+        (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9}),
+        (torch.optim.SGD, {"lr": 0.1}),
+    ],
+)
+def test_an_optimiser_goes_on_from_its_stored_state(tmp_path, make, settings):
+    models = [nn.Linear(3, 2) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [make(model.parameters(), **settings) for model in models]
+    train(optimizers[0], models[0], 3)
+    state = {"model": models[0].state_dict(), "optimizer": optimizers[0].state_dict()}
+    loaded = round_trip(tmp_path / "state.safetensors", state)
+    assert_same(loaded, state)
+    models[1].load_state_dict(loaded["model"])
+    optimizers[1].load_state_dict(loaded["optimizer"])
+    for optimizer, model in zip(optimizers, models, strict=True):
+        train(optimizer, model, 2)
+    assert_same(models[1].state_dict(), dict(models[0].state_dict()))
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        [],
+        None,
+        3,
+        {"a": {}, "b": [], "c": [[], {}]},
+        {0: 1.5, 1: True, "1": None, -2: False, "tensor": "x", "items": [["y"]]},
+        {"floats": [0.1, 1e-300, 1e308, float("inf"), float("-inf"), float("nan"), -0.0, 1.0]},
+        {"integers": [2**80, -1], "text": ["", "ä\n\x00\u2028", "日本"]},
+        {"tuple": (1, (2, torch.ones(2)))},
+        torch.arange(4),
+    ],
+)
+def test_nested_state_comes_back(tmp_path, tree):
+    assert_same(round_trip(tmp_path / "tree.safetensors", tree), tree)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(7),
+        torch.tensor(0.5, dtype=torch.float64),
+        torch.tensor([True, False]),
+        torch.tensor([-(2**62), 2**62]),
+        torch.zeros(0, 3),
+        torch.randn(5).bfloat16(),
+        torch.randn(5).half(),
+        torch.tensor([-0.0, float("nan"), 1e-45]),
+        torch.randn(3, 4).T,
+        torch.randn(1, 3).expand(4, 3),
+        torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        nn.Parameter(torch.randn(3)),
+    ],
+    ids=lambda tensor: f"{str(tensor.dtype)[6:]}{list(tensor.shape)}",
+)
+def test_tensors_come_back_bit_for_bit_without_a_graph(tmp_path, tensor):
+    loaded = round_trip(tmp_path / "tree.safetensors", {"tensor": tensor})["tensor"]
+    assert_same(loaded, tensor.detach())
+    assert not loaded.requires_grad
+
+
+def test_tensors_that_share_memory_come_back_apart(tmp_path):
+    whole = torch.arange(6.0)
+    loaded = round_trip(tmp_path / "tree.safetensors", {"whole": whole, "same": whole, "part": whole[2:4]})
+    assert_same(loaded, {"whole": whole, "same": whole, "part": whole[2:4]})
+    loaded["whole"].zero_()
+    assert loaded["part"].tolist() == [2.0, 3.0] and loaded["same"].sum() == 15
+
+
+def test_what_json_does_not_know_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        save_tree(tmp_path / "tree.safetensors", {"model": nn.Linear(1, 1)})
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_file_is_plain_safetensors(tmp_path):
+    save_tree(tmp_path / "tree.safetensors", {"a": torch.arange(3)})
+    assert_same(safetensors.torch.load_file(tmp_path / "tree.safetensors"), {"0": torch.arange(3)})
+
+
+# Whole or not at all
+
+
+def write_half(tensors, path, metadata):
+    Path(path).write_bytes(safetensors.torch.save(tensors, metadata)[:100])
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path, monkeypatch):
+    path = tmp_path / "tree.safetensors"
+    save_tree(path, {"a": torch.arange(3)})
+    monkeypatch.setattr("ssdd_hub.runs.checkpoints.save_file", write_half)
+    for name in ("tree.safetensors", "new.safetensors"):
+        with pytest.raises(OSError, match="No space left"):
+            save_tree(tmp_path / name, {"a": torch.arange(4)})
+    assert os.listdir(tmp_path) == ["tree.safetensors"]
+    assert_same(load_tree(path), {"a": torch.arange(3)})
+
+
+def test_an_interruption_leaves_no_temporary_file(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "deep" / "file") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path / "deep") == []
+
+
+def test_a_kill_in_mid_write_leaves_the_old_file_in_the_place(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": torch.arange(3)})
+    code = (
+        "import os, sys, pathlib, torch; from ssdd_hub.runs import checkpoints as checkpoint;"
+        "checkpoint.save_file = lambda _, path, metadata: (path.write_bytes(b'half'), os.kill(os.getpid(), 9));"
+        "checkpoint.Checkpoints(pathlib.Path(sys.argv[1])).save(2, {'a': torch.arange(4)})"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True).returncode == -9
+    assert_same(checkpoints.load_newest(), {"a": torch.arange(3)})
+    checkpoints.save(2, {"a": torch.arange(5)})
+    assert_same(checkpoints.load_newest(), {"a": torch.arange(5)})
+
+
+def test_folders_are_made_and_a_file_is_replaced(tmp_path):
+    path = tmp_path / "a" / "b" / "tree.safetensors"
+    save_tree(path, 1)
+    save_tree(path, 2)
+    assert load_tree(path) == 2
+    assert os.listdir(path.parent) == ["tree.safetensors"]
+
+
+# Damage
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def cut_in_the_header(path):
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def of_another_program(path):
+    safetensors.torch.save_file({"a": torch.zeros(2)}, path)
+
+
+def of_another_program_with_a_tree(path):
+    safetensors.torch.save_file({"a": torch.zeros(2)}, path, metadata={"tree": "oak"})
+
+
+def without_a_tensor(path):
+    safetensors.torch.save_file({}, path, metadata={"tree": '{"tensor": "0"}'})
+
+
+def with_junk(path):
+    path.write_bytes(os.urandom(200))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut,
+        cut_in_the_header,
+        of_another_program,
+        of_another_program_with_a_tree,
+        without_a_tensor,
+        with_junk,
+        lambda path: path.write_bytes(b""),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_named(tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, {"a": torch.arange(100)})
+    damage(tmp_path / "step-00000003.safetensors")
+    with pytest.raises(InputError, match=r"step-00000003\.safetensors is not a whole checkpoint.*remove it and start"):
+        checkpoints.load_newest()
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("exploded",))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_is_never_run(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
+    save({"a": Bomb()}, tmp_path / "tree.safetensors")
+    with pytest.raises(InputError, match="is not a whole checkpoint"):
+        load_tree(tmp_path / "tree.safetensors")
+    assert os.listdir(tmp_path) == ["tree.safetensors"]
+
+
+# Which stay
+
+
+def test_the_newest_checkpoints_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert checkpoints.load_newest() is None
+    for step in (0, 9, 10, 100):
+        checkpoints.save(step, {"step": step})
+        assert checkpoints.load_newest() == {"step": step}
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-00000010.safetensors", "step-00000100.safetensors"]
+
+
+def test_one_can_be_kept_and_other_files_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    (tmp_path / "notes.txt").write_text("dear")
+    for step in (1, 2):
+        checkpoints.save(step, step)
+    assert sorted(os.listdir(tmp_path)) == ["notes.txt", "step-00000002.safetensors"]
+
+
+def test_a_save_that_fails_removes_no_older_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, 1)
+    monkeypatch.setattr("ssdd_hub.runs.checkpoints.save_file", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(2, 2)
+    assert checkpoints.load_newest() == 1

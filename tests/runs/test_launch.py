@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import pytest
+from accelerate.utils import DistributedType
+
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.runs import launch
+from ssdd_hub.runs.folder import RunSettings
+from ssdd_hub.runs.launch import build_accelerator, report_errors
+
+
+def end(error, capsys):
+    """Runs a recipe that ends with this error; returns its status and what it printed."""
+
+    @report_errors
+    def main():
+        """A recipe."""
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    assert printed.out == "" and "Traceback" not in printed.err
+    return ended.value.code, printed.err
+
+
+def test_a_mistake_in_the_input_is_one_line_and_status_2(capsys):
+    assert end(InputError("no such folder: name another"), capsys) == (2, "error: no such folder: name another\n")
+
+
+def test_all_wrong_settings_are_listed(capsys):
+    status, printed = end(SettingsError(["a must be 1, got 2", "b is no setting"]), capsys)
+    assert status == 2
+    assert printed == "error:\n  - a must be 1, got 2\n  - b is no setting\n"
+
+
+def test_an_interruption_says_how_to_go_on_and_has_the_status_of_one(capsys):
+    status, printed = end(KeyboardInterrupt(), capsys)
+    assert status == 130
+    assert printed == "error: interrupted; the same command goes on from the last checkpoint\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("out of memory"), SystemExit(0)])
+def test_any_other_error_keeps_its_traceback(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        report_errors(main)()
+    assert caught.value is error
+
+
+def test_a_recipe_that_ends_well_is_left_alone(capsys):
+    done = []
+
+    def main():
+        """What it does."""
+        done.append(1)
+
+    wrapped = report_errors(main)
+    assert wrapped() is None and done == [1]
+    assert wrapped.__doc__ == "What it does."
+    assert capsys.readouterr().err == ""
+
+
+def test_an_accelerator_keeps_its_trackers_below_the_run_folder(tmp_path):
+    accelerator = build_accelerator(RunSettings(), tmp_path)
+    assert accelerator.num_processes >= 1 and accelerator.log_with == []
+    assert Path(accelerator.project_dir) == tmp_path / "trackers"
+
+
+def test_an_unknown_tracker_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"--run.trackers \['abacus'\] .* cannot be used: .*abacus"):
+        build_accelerator(RunSettings(trackers=["abacus"]), tmp_path)
+
+
+def test_a_launch_that_shards_the_model_is_refused(tmp_path, monkeypatch):
+    class Sharded:
+        distributed_type = DistributedType.FSDP
+
+        def __init__(self, **options):
+            pass
+
+    monkeypatch.setattr(launch, "Accelerator", Sharded)
+    with pytest.raises(InputError, match="a few megabytes and is not sharded: launch without .*FSDP"):
+        build_accelerator(RunSettings(), tmp_path)

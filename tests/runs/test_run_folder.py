@@ -1,0 +1,297 @@
+import json
+import os
+
+import pytest
+import yaml
+
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.runs.folder import RunFolder, RunLog, RunSettings
+from ssdd_hub.runs.own_runs import is_own_run, remember_run
+
+CONFIG = {
+    "data": {"name": "digits", "image_size": 16, "channels": None},
+    "distiller": {"lr_images": 1e-4, "steps": 10, "widths": [1, 2]},
+    "evaluate": {"seeds": 5},
+    "use": {"epochs": 100},
+    "probe": {"labels": [10]},
+    "run": {"log_every": 50, "mixed_precision": "no"},
+    "seed": 0,
+    "output": "runs/a",
+}
+
+
+def changed(**sections):
+    return {
+        **CONFIG,
+        **{name: {**CONFIG[name], **value} if isinstance(value, dict) else value for name, value in sections.items()},
+    }
+
+
+def begin(path, config=CONFIG):
+    run = RunFolder(path, config)
+    run.start()
+    return run
+
+
+# The folder
+
+
+PLACES = [
+    "log.jsonl",
+    "scores.json",
+    "cells/a.json",
+    "features/a/index.json",
+    "checkpoints/distiller/step-1.safetensors",
+]
+PLACES += ["references/a/ssdd_hub.json", "distilled/data/a.parquet", "teacher/model.safetensors"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["fifo", "link"])
+def test_what_is_no_plain_file_in_the_folder_of_a_run_is_refused_by_name(tmp_path, place, kind):
+    begin(tmp_path / "run")
+    path = tmp_path / "run" / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        (tmp_path / "file").write_text("")
+        path.symlink_to(tmp_path / "file")
+    with pytest.raises(InputError, match=f"{path} is (neither a file nor a folder|a link to)"):
+        RunFolder(tmp_path / "run", CONFIG)
+
+
+def test_a_work_folder_may_be_a_link_in_a_run_that_was_begun_here_only(tmp_path, monkeypatch):
+    begin(tmp_path / "run")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run" / "features").symlink_to(tmp_path / "disk")
+    RunFolder(tmp_path / "run", CONFIG)
+    os.mkfifo(tmp_path / "disk" / "index.json")
+    with pytest.raises(InputError, match="features/index.json is neither a file nor a folder"):
+        RunFolder(tmp_path / "run", CONFIG)
+    os.remove(tmp_path / "disk" / "index.json")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "stranger"))
+    with pytest.raises(InputError, match="features: links of work folders are followed only in a run that you began"):
+        RunFolder(tmp_path / "run", CONFIG)
+
+
+def test_settings_of_any_size_are_not_read(tmp_path):
+    begin(tmp_path)
+    os.truncate(tmp_path / "config.yaml", 2 * 10**11)
+    assert not is_own_run(tmp_path / "config.yaml")
+    remember_run(tmp_path / "config.yaml")
+    with pytest.raises(InputError, match="config.yaml cannot be read .it has more than 1048576 bytes"):
+        RunFolder(tmp_path, CONFIG)
+
+
+def test_what_is_no_file_is_no_run_that_was_begun_here(tmp_path):
+    os.mkfifo(tmp_path / "config.yaml")
+    assert not is_own_run(tmp_path / "config.yaml") and not is_own_run(tmp_path / "gone.yaml")
+
+
+def test_starting_writes_the_settings(tmp_path):
+    run = RunFolder(tmp_path / "runs" / "a", CONFIG)
+    assert os.listdir(tmp_path) == []
+    run.start()
+    assert os.listdir(run.path) == ["config.yaml"]
+    text = (run.path / "config.yaml").read_text()
+    assert yaml.safe_load(text) == CONFIG
+    assert list(yaml.safe_load(text)) == list(CONFIG)
+
+
+def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
+    run = RunFolder(tmp_path / "a", CONFIG, is_main=False)
+    run.start()
+    run.log.write([{"stage": "distill", "step": 1}])
+    run.log.rewind("distill", 0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_goes_on_with_the_same_settings(tmp_path):
+    begin(tmp_path).log.write([{"stage": "distill", "step": 1}])
+    assert begin(tmp_path).log.read() == [{"stage": "distill", "step": 1}]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        changed(evaluate={"seeds": 9}),
+        changed(evaluate={"seeds": 9, "new": 1}),
+        changed(use={"epochs": 9}),
+        changed(probe={"labels": [20], "draws": 3}),
+        changed(run={"log_every": 1}),
+        changed(output="elsewhere"),
+    ],
+)
+def test_what_decides_no_result_may_differ(tmp_path, config):
+    begin(tmp_path)
+    begin(tmp_path, config)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "differences"),
+    [
+        (changed(seed=1), "seed: 0 there, 1 now"),
+        (changed(data={"channels": 1}), "data.channels: None there, 1 now"),
+        (changed(distiller={"widths": [1, 3]}), r"distiller.widths: \[1, 2\] there, \[1, 3\] now"),
+        (changed(distiller={"new": 3}), "distiller.new: None there, 3 now"),
+        (changed(pool="x"), "pool: None there, 'x' now"),
+        (
+            changed(seed=1, data={"name": "cifar"}, evaluate={"seeds": 1}),
+            "data.name: 'digits' there, 'cifar' now; seed: 0 there, 1 now",
+        ),
+        # It decides the numbers, although its section is free.
+        (changed(run={"mixed_precision": "bf16"}), "run.mixed_precision: 'no' there, 'bf16' now"),
+    ],
+)
+def test_a_run_with_other_settings_is_refused_naming_them(tmp_path, config, differences):
+    begin(tmp_path)
+    with pytest.raises(InputError, match=rf"a run with other settings \({differences}\): choose another --output"):
+        RunFolder(tmp_path, config)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        changed(seed=1),
+        changed(data={"name": "cifar", "new": 1}, distiller={"steps": 99}),
+        {**CONFIG, "seed": {"a": 1}},
+    ],
+)
+def test_a_recipe_may_go_on_with_any_of_its_settings(tmp_path, config):
+    begin(tmp_path)
+    RunFolder(tmp_path, config, same_settings=False).start()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == config
+
+
+@pytest.mark.parametrize("other", [{**CONFIG, "sets": ["a"]}, {k: v for k, v in CONFIG.items() if k != "distiller"}])
+def test_the_run_of_another_recipe_is_refused_also_then(tmp_path, other):
+    begin(tmp_path, other)
+    with pytest.raises(InputError, match=r"holds a run .*(sets|distiller).*: choose another --output"):
+        RunFolder(tmp_path, CONFIG, same_settings=False)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == other
+
+
+@pytest.mark.parametrize("content", [b"", b"- a\n", b"a: ["])
+def test_settings_that_cannot_be_read_are_reported_also_then(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"(?s)config\.yaml cannot be read \(.*\): choose another --output"):
+        RunFolder(tmp_path, CONFIG, same_settings=False)
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    begin(tmp_path)
+    assert os.listdir(tmp_path) == ["config.yaml"]
+
+
+def test_a_folder_that_is_no_run_is_refused_and_kept(tmp_path):
+    (tmp_path / "holiday.jpg").write_bytes(b"dear")
+    with pytest.raises(InputError, match="is not empty and holds no run: choose another folder"):
+        RunFolder(tmp_path, CONFIG)
+    assert os.listdir(tmp_path) == ["holiday.jpg"]
+
+
+def test_a_file_is_refused_and_kept(tmp_path):
+    (tmp_path / "notes").write_text("dear")
+    with pytest.raises(InputError, match="notes is a file: choose another folder"):
+        RunFolder(tmp_path / "notes", CONFIG)
+    assert (tmp_path / "notes").read_text() == "dear"
+
+
+@pytest.mark.parametrize("content", [b"", b"- a\n", b"dear", b"a: [", b"a: \xe9"])
+def test_settings_that_cannot_be_read_are_reported(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"(?s)config\.yaml cannot be read \(.*\): choose another --output"):
+        RunFolder(tmp_path, CONFIG)
+
+
+def test_the_settings_of_another_program_are_other_settings(tmp_path):
+    # YAML 1.1 reads `on` as true, so that the keys do not even sort.
+    (tmp_path / "config.yaml").write_text("on: push\nname: ci\n3: 4\n")
+    with pytest.raises(InputError, match="True: 'push' there, None now"):
+        RunFolder(tmp_path, CONFIG)
+
+
+def test_checkpoints_of_the_two_stages_lie_apart(tmp_path):
+    run = begin(tmp_path)
+    run.teacher_checkpoints.save(7, "teacher")
+    for step in range(3):
+        run.checkpoints.save(step, "distiller")
+    assert os.listdir(tmp_path / "checkpoints" / "teacher") == ["step-00000007.safetensors"]
+    assert len(os.listdir(tmp_path / "checkpoints" / "distiller")) == 2
+
+
+def test_json_files_are_replaced(tmp_path):
+    run = begin(tmp_path)
+    for content in ({"a": list(range(100))}, {"a": 1}):
+        run.write_json("scores.json", content)
+    assert json.loads((tmp_path / "scores.json").read_text()) == {"a": 1}
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "scores.json"]
+
+
+# The log
+
+
+def records(stage, steps):
+    return [{"stage": stage, "step": step, "loss": step / 3} for step in steps]
+
+
+def test_records_are_appended_and_read(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl")
+    assert log.read() == []
+    log.write(records("teacher", [1, 2]))
+    log.write(records("distill", [1]))
+    assert log.read() == records("teacher", [1, 2]) + records("distill", [1])
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, []), (2, [1, 2]), (9, [1, 2, 3])])
+def test_rewinding_drops_the_later_records_of_that_stage_alone(tmp_path, step, kept):
+    log = RunLog(tmp_path / "log.jsonl")
+    log.write(records("teacher", [1, 2, 3, 4]) + records("distill", [1, 2, 3]))
+    log.rewind("distill", step)
+    assert log.read() == records("teacher", [1, 2, 3, 4]) + records("distill", kept)
+
+
+@pytest.mark.parametrize("length", range(0, 40, 3))
+def test_a_torn_last_line_is_dropped(tmp_path, length):
+    log = RunLog(tmp_path / "log.jsonl")
+    log.write(records("distill", [1, 2]))
+    whole = log.path.read_bytes()
+    log.write(records("distill", [3]))
+    log.path.write_bytes(log.path.read_bytes()[: len(whole) + length])
+    assert log.read() == records("distill", [1, 2])
+    log.rewind("distill", 5)
+    assert log.path.read_bytes() == whole
+    log.write(records("distill", [3]))
+    assert log.read() == records("distill", [1, 2, 3])
+
+
+def test_rewinding_keeps_the_bytes_of_what_stays(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl")
+    values = [0.1, 1e-7, 123456789.123456789, float("inf"), None, "ä"]
+    log.write({"stage": "distill", "step": step, "value": value} for step, value in enumerate(values))
+    before = log.path.read_bytes()
+    log.rewind("distill", len(values))
+    assert log.path.read_bytes() == before
+
+
+def test_rewinding_a_log_that_is_not_there_makes_none(tmp_path):
+    RunLog(tmp_path / "log.jsonl").rewind("distill", 0)
+    assert os.listdir(tmp_path) == []
+
+
+# Settings
+
+
+def test_every_wrong_setting_is_reported():
+    with pytest.raises(SettingsError) as raised:
+        RunSettings(checkpoint_every=0, log_every=-1, mixed_precision="fp8")
+    assert raised.value.problems == [
+        "run.checkpoint_every must be at least 1, got 0",
+        "run.log_every must be at least 1, got -1",
+        "run.mixed_precision must be no or bf16, got 'fp8'",
+    ]

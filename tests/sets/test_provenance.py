@@ -1,0 +1,228 @@
+import json
+import shlex
+import sys
+
+import pytest
+import torch
+
+from ssdd_hub.configs.recipes import DistillConfig, TrainTeacherConfig
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.runs.machine import describe_versions
+from ssdd_hub.sets.provenance import describe_command, describe_run, describe_selection, describe_training
+from ssdd_hub.settings import parse_config, to_dict
+from ssdd_hub.targets.transform import TargetTransform
+
+SOURCE = {"name": "digits", "license": "cc-by-4.0", "fingerprint": "abc", "num_images": 3}
+
+
+@pytest.fixture
+def describe(tmp_path, monkeypatch, small_teacher):
+    """Describes a run of a recipe that was started with some arguments."""
+    (tmp_path / "default.yaml").write_text("")
+
+    def describe(*argv, teacher=None, transform="standardise", **source):
+        monkeypatch.setattr(sys, "argv", ["/home/me/clone/recipes/distill.py", *argv])
+        config = to_dict(parse_config(DistillConfig, tmp_path / "default.yaml"))
+        fitted = TargetTransform.fit(transform, torch.randn(5, 24))
+        source = {**SOURCE, "name": config["data"]["name"], **source}
+        return describe_run(config, source, teacher or small_teacher(), fitted, PixelSpace((0.3,), (0.4,)))
+
+    return describe
+
+
+def test_a_run_is_described_by_all_that_its_set_depends_on(describe, small_teacher):
+    described = describe("--seed", "5", "--distiller.num-images", "2", "--student.model-args", "{widths: [4]}")
+    teacher = described["teacher"]
+    assert described["method"] == "krr-st" and described["seed"] == 5
+    assert described["settings"]["distiller"]["num_images"] == 2
+    assert described["settings"]["run"] == {"mixed_precision": "no"}
+    # How the set is used and probed may be recorded, but decides nothing of it.
+    assert described["settings"].keys() - {"run", "use", "probe"} == {
+        *("data", "teacher", "pretrain", "targets", "student", "pool", "distiller", "seed")
+    }
+    assert described["student"] == {"name": "ssdd_convnet3", "model_args": {"widths": [4]}}
+    assert described["source"] == SOURCE
+    assert teacher["weights_sha256"] == small_teacher().weights_sha256() and teacher["name"] == "small-0"
+    assert described["student_pixel_space"] == {"mean": [0.3], "std": [0.4]}
+    assert described["target_transform"]["kind"] == "standardise" and len(described["target_transform"]["mean"]) == 24
+    assert described["versions"] == describe_versions()
+
+
+def test_a_description_is_json(describe):
+    described = describe("--teacher.model-args", "{channels: [4, 8]}")
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_the_making_of_a_teacher_is_told_where_it_is_known(describe, small_teacher):
+    teacher = small_teacher()
+    teacher.provenance = {
+        **{"objective": {"name": "byol", "citation": "Grill et al."}, "source": {"name": "/home/me/photos"}},
+        **{"seed": 7, "hardware": {"cpus": 2}},
+    }
+    described = describe(teacher=teacher)["teacher"]
+    assert described["objective"] == {"name": "byol", "citation": "Grill et al."}
+    assert described["source"] == {"name": "photos"} and described["seed"] == 7
+    assert "hardware" not in described and "objective" not in describe()["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("source", "teacher", "expected"),
+    [
+        ("mit", "mit", "mit"),
+        ("mit", "cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("unknown", "mit", "unknown"),
+        ("unknown", "unknown", "unknown"),
+    ],
+)
+def test_the_licence_is_derived_from_those_of_images_and_teacher(describe, small_teacher, source, teacher, expected):
+    teacher_of = small_teacher()
+    teacher_of.license = teacher
+    assert describe(teacher=teacher_of, license=source)["license"] == expected
+
+
+# Folders of somebody's machine
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_of_a_data_folder_only_its_name_is_told(describe, tmp_path, monkeypatch, relative):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    described = describe("--data.name", "../" + tmp_path.name + "/photos" if relative else str(tmp_path / "photos"))
+    assert described["source"]["name"] == described["settings"]["data"]["name"] == "photos"
+
+
+def test_a_folder_of_the_home_directory_is_no_exception(describe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pictures" / "photos").mkdir(parents=True)
+    described = describe("--data.name", "~/pictures/photos")
+    assert described["source"]["name"] == described["settings"]["data"]["name"] == "photos"
+
+
+def test_a_hub_id_stays_whole(describe):
+    described = describe("--data.name", "uoft-cs/cifar100", "--teacher.pretrained", "--teacher.backbone", "hf-hub:a/b")
+    assert described["source"]["name"] == described["settings"]["data"]["name"] == "uoft-cs/cifar100"
+    assert described["settings"]["teacher"]["backbone"] == "hf-hub:a/b"
+
+
+def test_no_absolute_path_is_told(describe, tmp_path, small_teacher):
+    data, weights = tmp_path / "photos", tmp_path / "my teacher"
+    data.mkdir()
+    teacher = small_teacher()
+    teacher.name = f"local-dir:{weights}"
+    described = describe(
+        *("--data.name", f"{data}/"),
+        *("--teacher.pretrained", f"--teacher.backbone=local-dir:{weights}"),
+        *("--data.config", f"{data}/x"),
+        *("--config", str(tmp_path / "default.yaml"), "--output", str(tmp_path / "out"), f"--run.cache={tmp_path}"),
+        teacher=teacher,
+    )
+    text = json.dumps(described)
+    assert str(tmp_path.parent) not in text and "/home/me" not in text
+    assert described["settings"]["teacher"]["backbone"] == described["teacher"]["name"] == "local-dir:my teacher"
+    assert described["settings"]["data"]["config"] == "x"
+
+
+def test_the_command_is_what_was_typed_but_for_absolute_paths(describe, tmp_path):
+    described = describe(
+        *("--config", str(tmp_path / "default.yaml"), "--data.name", "../shared/data/cifar100"),
+        *("--data.split=train", "--output=/somewhere/else/run 1", "--distiller.lr-images", "1e-2"),
+        *("--student.model-args", "{widths: [4]}"),
+    )
+    assert shlex.split(described["command"]) == [
+        *("accelerate", "launch", "recipes/distill.py", "--config", "default.yaml"),
+        *("--data.name", "../shared/data/cifar100", "--data.split=train", "--output=run 1"),
+        *("--distiller.lr-images", "1e-2", "--student.model-args", "{widths: [4]}"),
+    ]
+
+
+def test_the_command_of_any_recipe_is_told(monkeypatch):
+    argv = ["--set", "/home/me/runs/a/distilled", "--target-args.cars.name=~/cars", "--references", "none,random"]
+    monkeypatch.setattr(sys, "argv", ["/home/me/clone/recipes/evaluate.py", *argv, f"--student-args.x={TOKEN}", "a b"])
+    assert shlex.split(describe_command()) == [
+        *("accelerate", "launch", "recipes/evaluate.py", "--set", "distilled", "--target-args.cars.name=cars"),
+        *("--references", "none,random", "--student-args.x=<token>", "a b"),
+    ]
+
+
+# Images that were chosen
+
+
+@pytest.fixture
+def selected(small_teacher):
+    def selected(chosen=(4, 2), **source):
+        teacher, fitted = small_teacher(), TargetTransform.fit("standardise", torch.randn(5, 24))
+        selection = {"seed": 8, "chosen": list(chosen), "expert_args": {"folder": "/home/me/experts", "token": TOKEN}}
+        space = PixelSpace((0.3,), (0.4,))
+        return describe_selection("kmeans", selection, {**SOURCE, **source}, teacher, fitted, space)
+
+    return selected
+
+
+def test_a_selection_is_described_by_all_that_its_set_depends_on(selected, small_teacher):
+    described = selected()
+    assert described.keys() == {
+        *("method", "selection", "seed", "source", "versions", "teacher", "target_transform", "license"),
+        "student_pixel_space",
+    }
+    assert (described["method"], described["seed"], described["source"]) == ("selection/kmeans", 8, SOURCE)
+    assert described["selection"]["chosen"] == [4, 2] and described["versions"] == describe_versions()
+    assert described["teacher"]["weights_sha256"] == small_teacher().weights_sha256()
+    assert described["student_pixel_space"] == {"mean": [0.3], "std": [0.4]}
+    assert described["target_transform"]["kind"] == "standardise" and described["license"] == "cc-by-4.0, mit"
+    assert selected(license="mit")["license"] == "mit"
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_a_selection_tells_no_folder_and_no_token(selected, tmp_path):
+    (tmp_path / "photos").mkdir()
+    described = selected(name=str(tmp_path / "photos"))
+    assert described["source"]["name"] == "photos"
+    assert described["selection"]["expert_args"] == {"folder": "experts", "token": "<token>"}
+    assert str(tmp_path) not in json.dumps(described)
+
+
+# Tokens of the Hub
+
+TOKEN = "hf_" + "aB3" * 12
+
+
+def test_no_token_is_told_of_a_run(describe, small_teacher):
+    teacher = small_teacher()
+    teacher.provenance = {"source": {"name": TOKEN}}
+    arguments = ("--data.name", "a/b", "--data.config", f"x-{TOKEN}", f"--data.revision={TOKEN}")
+    described = describe(*arguments, teacher=teacher)
+    assert TOKEN not in json.dumps(described)
+    data = described["settings"]["data"]
+    assert (data["config"], data["revision"]) == ("x-<token>", "<token>")
+    assert shlex.split(described["command"])[-1] == "--data.revision=<token>"
+
+
+def test_no_token_is_told_of_a_training(tmp_path, monkeypatch):
+    (tmp_path / "default.yaml").write_text("")
+    monkeypatch.setattr(sys, "argv", ["recipes/train_teacher.py", "--data.name", "a/b", "--data.revision", TOKEN])
+    described = describe_training(to_dict(parse_config(TrainTeacherConfig, tmp_path / "default.yaml")), SOURCE)
+    assert TOKEN not in json.dumps(described) and shlex.split(described["command"])[-1] == "<token>"
+
+
+# A teacher's own run
+
+
+def test_a_training_is_described_by_all_that_its_teacher_depends_on(tmp_path, monkeypatch):
+    (tmp_path / "default.yaml").write_text("")
+    argv = ["--objective", "vicreg", "--output", str(tmp_path / "out"), "--seed", "4"]
+    monkeypatch.setattr(sys, "argv", ["/home/me/clone/recipes/train_teacher.py", *argv])
+    config = to_dict(parse_config(TrainTeacherConfig, tmp_path / "default.yaml"))
+    described = describe_training(config, SOURCE)
+    assert (
+        described["command"] == "accelerate launch recipes/train_teacher.py --objective vicreg --output out --seed 4"
+    )
+    assert described["settings"].keys() == {"data", "teacher", "pretrain", "run", "seed"}
+    assert described["settings"]["pretrain"]["objective"] == "vicreg"
+    assert (described["seed"], described["source"], described["license"]) == (4, SOURCE, "cc-by-4.0")
+
+
+def test_the_teacher_of_a_distillation_is_described_without_what_comes_after_it(tmp_path, monkeypatch):
+    (tmp_path / "default.yaml").write_text("")
+    monkeypatch.setattr(sys, "argv", ["recipes/distill.py"])
+    described = describe_training(to_dict(parse_config(DistillConfig, tmp_path / "default.yaml")), SOURCE)
+    assert described["settings"].keys() == {"data", "teacher", "pretrain", "run", "seed"}

@@ -1,0 +1,63 @@
+"""What this repository released: its cards are what its records say, and its sets are what its records state."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssdd_hub.sets.card import render_dataset_card
+from ssdd_hub.sets.check import check_folder
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.preview import write_preview
+from ssdd_hub.teachers.card import render_teacher_card
+from ssdd_hub.teachers.teacher import build_teacher
+
+RELEASED = Path(__file__).parents[2] / "model_cards"
+FOLDERS = sorted(path.parent for path in RELEASED.glob("*/ssdd_hub.json"))
+SETS = [folder for folder in FOLDERS if (folder / "data").is_dir()]
+TEACHERS = [folder for folder in FOLDERS if folder not in SETS]
+
+
+def record(folder):
+    return json.loads((folder / "ssdd_hub.json").read_text(encoding="utf-8"))
+
+
+def name(folder):
+    return folder.relative_to(RELEASED.parent).as_posix()
+
+
+def test_something_was_released():
+    assert SETS and TEACHERS
+
+
+@pytest.mark.parametrize("folder", SETS, ids=name)
+def test_the_card_of_a_set_is_what_its_record_gives(folder):
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card == render_dataset_card(record(folder), name(folder))
+
+
+@pytest.mark.parametrize("folder", TEACHERS, ids=name)
+def test_the_card_of_a_teacher_is_what_its_record_gives(folder):
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card == render_teacher_card(record(folder), folder.name)
+
+
+@pytest.mark.parametrize("folder", SETS, ids=name)
+def test_a_set_passes_the_linter_and_shows_what_it_holds(folder, tmp_path):
+    assert [finding for finding in check_folder(folder) if finding.level == "error"] == []
+    distilled = DistilledSet.load(folder)
+    write_preview(tmp_path / "preview.png", distilled.pixel_space.denormalise(distilled.images))
+    shown, again = (np.asarray(Image.open(path / "preview.png")) for path in (folder, tmp_path))
+    assert np.array_equal(shown, again)
+
+
+@pytest.mark.parametrize("folder", SETS, ids=name)
+def test_the_teacher_of_a_set_was_released_with_it(folder):
+    teachers = {build_teacher(f"local-dir:{path}").weights_sha256(): path for path in TEACHERS}
+    made = record(folder)["provenance"]["teacher"]
+    teacher = build_teacher(f"local-dir:{teachers[made['weights_sha256']]}", features=made["features"])
+    assert teacher.feature_dim == DistilledSet.load(folder).targets.shape[1] == made["feature_dim"]
+    assert teacher(torch.rand(2, 3, 32, 32)).isfinite().all()

@@ -1,0 +1,271 @@
+"""Meta-gradients and their bias, against finite differences, full enumeration and cases whose bias is known."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ssdd_hub.data.augment import PADDING, crop_flip, draw_views
+from ssdd_hub.data.bank import DataSettings, load_images
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.seeds import generator
+from ssdd_hub.studies.bias_report import measure_bias
+from ssdd_hub.studies.gradient_bias import (
+    Bilevel,
+    GradientBiasSettings,
+    all_views,
+    build_problems,
+    regression_error,
+    sample_gradients,
+)
+from ssdd_hub.studies.inner_losses import LOSSES, InnerLoss, regression
+
+NAMES = [*LOSSES, "mse_augmented", "mse"]
+# As they are, flipped, and moved.
+VIEWS = torch.tensor([[PADDING, PADDING, 0], [PADDING, PADDING, 1], [PADDING - 1, PADDING + 1, 0]])
+
+
+def random(*shape, purpose="numbers"):
+    return torch.randn(*shape, generator=generator(0, purpose), dtype=torch.float64)
+
+
+def inner_loss(name, targets):
+    return LOSSES[name] if name in LOSSES else regression(targets, name == "mse_augmented")
+
+
+@pytest.fixture(scope="module")
+def small():
+    source, _ = load_images(DataSettings(image_size=8), progress=False)
+    settings = GradientBiasSettings(num_images=4, real_images=24, dim=3, widths=[3, 4], inner_steps=2)
+    return build_problems(source, settings, 0)
+
+
+def linear_problem(loss, outer, steps=1, count=3, dim=2, views=VIEWS, rate=0.3):
+    """A linear network on images of 3x3 pixels."""
+    pixels = random(count, 1, 3, 3, purpose="pixels").sigmoid()
+
+    def embed(weights, images):
+        return images.flatten(1) @ weights["map"]
+
+    return pixels, Bilevel(embed, {"map": random(9, dim, purpose="map")}, outer, loss, views, steps, rate)
+
+
+COEFFICIENTS = random(9, 2, purpose="outer")
+
+
+def linear_outer(weights):
+    return (weights["map"] * COEFFICIENTS).sum()
+
+
+def cubic_outer(weights):
+    return (weights["map"] ** 3).sum()
+
+
+def all_draws(problem, count):
+    """Every draw `(num_views, M)`, each as likely as any other."""
+    loss, number = problem.loss, len(problem.views)
+    width = count if loss.expect else 1
+    draws = itertools.product(range(number), repeat=loss.num_views * width)
+    return torch.tensor(list(draws)).view(-1, loss.num_views, width).expand(-1, -1, count)
+
+
+def all_sequences(problem, count):
+    draws = all_draws(problem, count)
+    steps = itertools.product(range(len(draws)), repeat=problem.inner_steps)
+    return torch.stack([draws[list(numbers)] for numbers in steps])
+
+
+# The gradient
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_meta_gradients_are_those_of_central_differences(small, name):
+    pixels, problem = small[0], small[1][name]
+    draws = problem.loss.draw((1, 2), len(problem.views), len(pixels), generator(1, "draws"))
+    cases = [(problem.exact_gradient(pixels), None), (problem.sampled_gradients(pixels, draws)[0], draws[0])]
+    for gradient, drawn in cases:
+        for number in range(3):
+            direction = random(*pixels.shape, purpose=f"direction {number}")
+            ahead, behind = (problem.outer_loss(pixels + h * direction, drawn) for h in (1e-6, -1e-6))
+            assert ((ahead - behind) / 2e-6).item() == pytest.approx((gradient * direction).sum().item(), rel=1e-5)
+
+
+def test_a_gradient_among_others_is_that_of_its_own_draws(small):
+    pixels, problem = small[0], small[1]["spectral"]
+    draws = problem.loss.draw((3, 2), len(problem.views), len(pixels), generator(2, "draws"))
+    together = problem.sampled_gradients(pixels, draws)
+    for number in range(3):
+        alone = problem.sampled_gradients(pixels, draws[number : number + 1])[0]
+        torch.testing.assert_close(together[number], alone, rtol=1e-9, atol=1e-14)
+    assert (together[0] - together[1]).norm() > 0.1 * together[0].norm()
+
+
+def test_the_inner_training_is_a_plain_descent():
+    """With one linear map and a squared error the slope is known by hand."""
+    targets = random(3, 2, purpose="targets")
+    pixels, problem = linear_problem(regression(targets, False), cubic_outer, steps=3, views=VIEWS[:1])
+    rows, weights = pixels.flatten(1), problem.weights["map"]
+    for _ in range(3):
+        weights = weights - 0.3 * 2 / 6 * rows.T @ (rows @ weights - targets)
+    assert problem.outer_loss(pixels).item() == pytest.approx((weights**3).sum().item(), rel=1e-12)
+
+
+# The average over draws
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_expected_loss_is_the_mean_over_all_draws(name):
+    targets = random(3, 2, purpose="targets")
+    pixels, problem = linear_problem(inner_loss(name, targets), linear_outer, views=VIEWS[:2])
+    draws = all_draws(problem, 3)
+    assert len(draws) == {"spectral": 2**6, "mse": 2**3, "mse_augmented": 2**3}.get(name, 2**2)
+    total = 0.0
+    for draw in draws:
+        views = [
+            torch.stack([crop_flip(pixels[m : m + 1], problem.views[number][None])[0] for m, number in enumerate(row)])
+            for row in draw
+        ]
+        total += problem.loss.compare(*(view.flatten(1) @ problem.weights["map"] for view in views)).item()
+    expected = problem.expected_loss(problem.weights, pixels).item()
+    assert expected == pytest.approx(total / len(draws), rel=1e-10)
+    sampled = [problem.sampled_loss(problem.weights, pixels, draw).item() for draw in draws]
+    assert expected == pytest.approx(sum(sampled) / len(draws), rel=1e-10)
+    assert max(sampled) - min(sampled) > 1e-3
+
+
+def test_the_spectral_loss_is_that_of_a_plain_loop():
+    first, second = (functional.normalize(random(4, 3, purpose=purpose)) for purpose in ("first", "second"))
+    alike = -2 * sum(float(first[i] @ second[i]) for i in range(4)) / 4
+    apart = sum(float(first[i] @ second[j]) ** 2 for i in range(4) for j in range(4) if i != j) / 12
+    assert LOSSES["spectral"].compare(5 * first, 0.1 * second).item() == pytest.approx(alike + apart)
+
+
+@pytest.mark.parametrize("expect", [None, torch.mean])
+def test_draws_are_uniform_and_shared_by_all_images_only_where_they_must_be(expect):
+    loss = InnerLoss(functional.mse_loss, expect=expect)
+    draws = loss.draw((2000, 1), 3, 4, generator(0, "draws"))
+    assert draws.shape == (2000, 1, 2, 4)
+    assert (torch.bincount(draws[:, 0, :, 0].flatten()) / 4000 - 1 / 3).abs().max() < 0.03
+    same = (draws == draws[..., :1]).all(-1).float().mean()
+    assert same == 1 if expect is None else same < 0.1
+    # The two views of an image are drawn apart.
+    assert (draws[:, 0, 0, 0] == draws[:, 0, 1, 0]).float().mean() == pytest.approx(1 / 3, abs=0.05)
+
+
+# The bias
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_step_and_an_outer_loss_linear_in_the_weights_have_no_bias(name):
+    pixels, problem = linear_problem(inner_loss(name, random(3, 2, purpose="targets")), linear_outer, views=VIEWS[:2])
+    exact = problem.exact_gradient(pixels)
+    everything = problem.sampled_gradients(pixels, all_sequences(problem, 3))
+    torch.testing.assert_close(everything.mean(0), exact, rtol=1e-9, atol=1e-12)
+    assert everything.std(0).max() > 1e-3
+    record = measure_bias(exact, sample_gradients(problem, pixels, 400, 0, name, progress=False))
+    assert abs(record["z"]) < 4 and record["error"] < 4 * record["std"] / math.sqrt(400)
+
+
+@pytest.mark.parametrize(("name", "step", "count"), [("barlow_twins", 0.2, 800), ("mse_augmented", 2.0, 2000)])
+def test_the_measured_bias_is_that_of_all_sequences_of_draws(name, step, count):
+    loss = inner_loss(name, random(3, 2, purpose="targets"))
+    pixels, problem = linear_problem(loss, cubic_outer, steps=2, views=VIEWS[:2])
+    problem = problem.scaled(step, pixels)
+    exact = problem.exact_gradient(pixels)
+    everything = problem.sampled_gradients(pixels, all_sequences(problem, 3))
+    assert len(everything) == len(all_draws(problem, 3)) ** 2
+    scale, mean = exact.norm().item(), everything.mean(0)
+    bias, std = (mean - exact).norm().item() / scale, everything.flatten(1).std(0, correction=0).norm().item() / scale
+    sampled = sample_gradients(problem, pixels, count, 0, name, progress=False)
+    record = measure_bias(exact, sampled)
+    noise = std / math.sqrt(count)
+    assert (sampled.mean(0) - mean).norm().item() / scale < 3 * noise < bias
+    assert record["bias"] == pytest.approx(bias, abs=3 * noise) and record["z"] > 5
+    assert record["projection"] < bias + 4 * record["standard_error"]
+    assert record["std"] == pytest.approx(std, rel=0.1)
+
+
+def test_only_the_regression_on_images_as_they_are_is_unbiased(small):
+    pixels, problems = small
+    records = {}
+    for name, problem in problems.items():
+        sampled = sample_gradients(problem, pixels, 32 if name == "simclr" else 4, 0, name, progress=False)
+        records[name] = measure_bias(problem.exact_gradient(pixels), sampled)
+    assert records["mse"]["z"] is None and records["mse"]["error"] < 1e-9
+    assert all(records[name]["std"] > 0.01 for name in NAMES if name != "mse")
+    assert records["simclr"]["z"] > 5
+
+
+# The problem
+
+
+@pytest.mark.parametrize("shift", [1, PADDING])
+def test_the_augmentations_are_all_that_can_be_drawn(shift):
+    views = all_views(shift)
+    assert len(views.unique(dim=0)) == len(views) == 2 * (2 * shift + 1) ** 2
+    drawn = draw_views(5000, generator(0, "views"))
+    within = drawn[((drawn[:, :2] - PADDING).abs() <= shift).all(1)]
+    assert torch.equal(within.unique(dim=0), views.unique(dim=0))
+
+
+def test_the_outer_loss_is_a_ridge_regression_as_in_closed_form():
+    features, targets = random(10, 3), random(10, 2, purpose="targets")
+    rows = torch.cat([features, torch.ones(10, 1, dtype=torch.float64)], 1)
+    # The penalty as further rows of an ordinary least-squares problem.
+    more = math.sqrt(0.1 * 5) * torch.eye(4, dtype=torch.float64)
+    inputs = torch.cat([rows[:5], more])
+    outputs = torch.cat([targets[:5], torch.zeros(4, 2, dtype=torch.float64)])
+    fitted = torch.linalg.lstsq(inputs, outputs).solution
+    expected = (rows[5:] @ fitted - targets[5:]).square().mean().item()
+    assert regression_error(features, targets, 0.1).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_all_losses_start_alike_and_their_first_steps_are_of_one_length(small):
+    pixels, problems = small
+    assert list(problems) == NAMES and pixels.shape == (4, 1, 8, 8) and pixels.dtype == torch.float64
+    length = torch.cat([value.flatten() for value in problems["mse"].weights.values()]).norm()
+    for problem in problems.values():
+        assert problem.outer(problem.weights) == problems["mse"].outer(problems["mse"].weights)
+        slopes = torch.func.grad(problem.expected_loss)(problem.weights, pixels)
+        step = problem.learning_rate * torch.cat([value.flatten() for value in slopes.values()]).norm()
+        assert (step / length).item() == pytest.approx(0.05)
+
+
+def test_the_draws_depend_on_seed_and_loss_alone(small):
+    pixels, problems = small
+    first, again, other, renamed = (
+        sample_gradients(problems["simclr"], pixels, 2, seed, name, progress=False)
+        for seed, name in ((0, "simclr"), (0, "simclr"), (1, "simclr"), (0, "dcl"))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other) and not torch.equal(first, renamed)
+
+
+def test_a_diverging_training_and_too_few_images_are_named(small):
+    pixels, problems = small
+    wild = replace(problems["simclr"], learning_rate=1e200)
+    with pytest.raises(InputError, match="the inner training on simclr diverges: lower --bias.step"):
+        sample_gradients(wild, pixels, 4, 0, "simclr", progress=False)
+    source, _ = load_images(DataSettings(image_size=8, max_images=20), progress=False)
+    with pytest.raises(InputError, match="ask for 138 images, and there are 20: lower them"):
+        build_problems(source, GradientBiasSettings(), 0)
+
+
+def test_settings_out_of_range_are_all_named():
+    with pytest.raises(SettingsError) as caught:
+        GradientBiasSettings(["simclr", "byol"], 3, 1, 3, 1, norm="batch", inner_steps=0, step=0, shift=5, ridge=0)
+    assert caught.value.problems == [
+        "bias.losses must be some of barlow_twins, simclr, vicreg, spectral, got byol",
+        "bias.draws must be at least 4, got 3",
+        "bias.num_images must be at least 2, got 1",
+        "bias.real_images must be at least 4, got 3",
+        "bias.dim must be at least 2, got 1",
+        "bias.norm must be instance or none, got 'batch'",
+        "bias.inner_steps must be at least 1, got 0",
+        "bias.step must be above 0, got 0",
+        "bias.shift must be in [1, 4], got 5",
+        "bias.ridge must be above 0, got 0",
+    ]

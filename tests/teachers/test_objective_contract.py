@@ -1,0 +1,471 @@
+"""What every objective keeps to, with a ResNet, a ConvNeXt and a vision transformer, on views of real images."""
+
+import json
+from functools import cache
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from reference.objective_cases import (
+    NAMES,
+    PAIRS,
+    SIZE,
+    SPACE,
+    STATISTICS,
+    build,
+    make_backbone,
+    real_images,
+    real_views,
+    settle,
+    train,
+)
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.teachers.objectives.base import Objective, in_full_precision, keep_buffers
+from ssdd_hub.teachers.objectives.registry import OBJECTIVES, build_objective
+
+WITH_COPY = [name for name in NAMES if "momentum copy" in OBJECTIVES[name].needs]
+
+
+def copy_state(objective):
+    return {name: tensor.clone() for name, tensor in objective.state_dict().items()}
+
+
+@cache
+def trained(name, kind):
+    """Takes steps on one batch; returns the losses, the last gradients in the backbone, and the state."""
+    objective, views = build(name, kind), real_views(name)
+    settle(objective, views)
+    # MoCo's copy lags behind a network that learns faster, and the loss between them rises again.
+    steps, lr = (20, 3e-4) if name == "moco" else (12, 1e-3)
+    losses = train(objective, views, steps, lr)
+    return losses, [part.grad for part in objective.backbone.parameters()], copy_state(objective)
+
+
+def next_losses(objective, views, steps=2):
+    """Returns the losses of steps of plain SGD, which has no state of its own."""
+    losses = []
+    for step in range(20, 20 + steps):
+        torch.manual_seed(step)
+        objective.schedule(step, 10, 40)
+        objective.zero_grad()
+        loss = objective(views)
+        loss.backward()
+        objective.after_backward()
+        with torch.no_grad():
+            for part in objective.parameters():
+                if part.grad is not None:
+                    part -= 0.01 * part.grad
+        losses.append(loss.item())
+    return losses
+
+
+# Training
+
+
+# The third backbone takes as long as the other two, and differs from the first in its blocks alone.
+CASES = [pytest.param(*pair, marks=pytest.mark.slow) if pair[1] == "convnext" else pair for pair in PAIRS]
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_the_loss_is_a_finite_number_and_falls(name, kind):
+    losses, _, _ = trained(name, kind)
+    assert losses.isfinite().all()
+    quarter = len(losses) // 4
+    start, end = losses[:quarter].mean(), losses[-quarter:].mean()
+    assert end < start - 0.02 * start.abs()
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_every_weight_of_the_backbone_gets_a_gradient(name, kind):
+    _, gradients, _ = trained(name, kind)
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_saved_and_restored_it_goes_on_as_if_unbroken_to_the_bit(name, kind):
+    _, _, state = trained(name, kind)
+    unbroken, restored, views = build(name, kind), build(name, kind, seed=1), real_views(name)
+    # The unbroken one has lived through another step before, which must not show.
+    train(unbroken, views, 1)
+    for objective in (unbroken, restored):
+        objective.train().load_state_dict(state)
+    assert next_losses(unbroken, views) == next_losses(restored, views)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_that_moves_is_in_the_state(name):
+    objective, views = build(name, "vit"), real_views(name)
+    train(objective, views, 4)
+    state = copy_state(objective)
+    after_four = next_losses(objective, views)
+    later = next_losses(objective, views, 3)
+    objective.load_state_dict(state)
+    assert next_losses(objective, views) == after_four
+    assert later[:2] != after_four
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_holds_tensors_only_and_the_backbone_once(name):
+    objective = build(name, "vit")
+    state = objective.state_dict()
+    assert all(type(value) is torch.Tensor for value in state.values())
+    storages = [value.data_ptr() for value in state.values() if value.numel()]
+    assert len(set(storages)) == len(storages)
+    assert {key for key in state if key.startswith("backbone.")} == {
+        f"backbone.{key}" for key in objective.backbone.state_dict()
+    }
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval with gradients", "training without gradients"])
+@pytest.mark.parametrize("name", NAMES)
+def test_looking_at_a_loss_moves_nothing(name, training):
+    objective, views = build(name, "vit"), real_views(name)
+    train(objective, views, 3)
+    before = copy_state(objective)
+    objective.train(training)
+    with torch.set_grad_enabled(not training):
+        torch.manual_seed(0)
+        # Other images: the copy's projections of the same ones are in the bank already.
+        assert objective([view.flip(-1) for view in views]).isfinite()
+    # Statistics of batch normalisation move in training mode, whatever torch does about gradients.
+    resting = [key for key in before if not (training and key.endswith(STATISTICS))]
+    assert all(torch.equal(before[key], objective.state_dict()[key]) for key in resting)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_forward_passes_give_the_loss_in_full_precision(name):
+    objective, views = build(name, "vit").train(), real_views(name)
+    state = copy_state(objective)
+    torch.manual_seed(0)
+    expected = objective(views)
+    objective.load_state_dict(state)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(views)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    # Cosines, whose loss may be near 0, are good to 0.003; DCL has no positive pair to hold its logarithm.
+    torch.testing.assert_close(loss, expected, rtol=0.03 if name == "dcl" else 0.02, atol=0.01)
+
+
+def test_a_loss_sees_no_half_precision():
+    seen = []
+
+    def loss(first, parts, flag):
+        seen.extend([first.dtype, parts[0].dtype, parts[1].dtype, (first @ first).dtype, flag])
+        return first.sum()
+
+    half, double = torch.ones(2, 2, dtype=torch.bfloat16), torch.ones(2, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        in_full_precision(loss, half, [half, double], True)
+    assert seen == [torch.float32, torch.float32, torch.float64, torch.float32, True]
+
+
+# State of its own
+
+
+@pytest.mark.parametrize("name", WITH_COPY)
+def test_the_copy_starts_equal_and_follows_without_gradients(name):
+    objective, views = build(name).train(), real_views(name)
+    pairs = [
+        (objective.backbone, objective.momentum_backbone),
+        (objective.head, objective.momentum_head),
+    ]
+    for network, copied in pairs:
+        for ours, theirs in zip(network.parameters(), copied.parameters(), strict=True):
+            assert torch.equal(ours, theirs) and ours is not theirs and not theirs.requires_grad
+    start = [part.clone() for _, copied in pairs for part in copied.parameters()]
+    train(objective, views, 1)
+    network = [part.detach().clone() for network, _ in pairs for part in network.parameters()]
+    # The first step left the copy where the network started; the second moves it by 1 - momentum of the way.
+    objective.schedule(0, 10, 40)
+    objective(views)
+    for begun, ours, now in zip(
+        start, network, [part for _, copied in pairs for part in copied.parameters()], strict=True
+    ):
+        share = objective.settings["momentum"]
+        torch.testing.assert_close(now, share * begun + (1 - share) * ours, rtol=1e-4, atol=1e-6)
+        assert now.grad is None
+
+
+@pytest.mark.parametrize("name", WITH_COPY)
+def test_the_momentum_rises_to_one_along_a_cosine(name):
+    objective = build(name, momentum=0.9)
+    rises = []
+    for step in (0, 50, 100):
+        objective.schedule(step, 10, 101)
+        rises.append(objective.momentum)
+    assert rises == pytest.approx([0.9, 0.95, 1.0])
+
+
+def test_the_bank_of_moco_fills_with_the_copys_projections():
+    objective, views = build("moco").train(), real_views("moco")
+    bank = objective.loss.memory_bank
+    before = bank.bank.clone()
+    objective(views)
+    assert not (bank.bank == before).all(1).any()
+    keys = torch.nn.functional.normalize(objective.momentum_projection(views[1]), dim=1)
+    torch.testing.assert_close(bank.bank[:16], keys)
+
+
+def test_the_bank_of_nnclr_fills_with_the_second_views_projections():
+    objective, views = build("nnclr").train(), real_views("nnclr")
+    before = objective.bank.bank.clone()
+    objective(views)
+    changed = (objective.bank.bank != before).any(1)
+    assert changed.tolist() == [True] * 16 + [False] * 16
+    torch.testing.assert_close(objective.bank.bank[:16], objective.head(objective.features(views[1])).detach())
+
+
+def test_the_queue_of_swav_takes_part_from_when_it_is_full():
+    views = real_views("swav")
+    with_queue, without = build("swav").train(), build("swav", queue_length=0).train()
+    assert len(without.queues) == 0
+    shared = {key: value for key, value in with_queue.state_dict().items() if not key.startswith("queue")}
+    without.load_state_dict({**shared, "queued": without.queued})
+    # Sinkhorn assigns copies of a batch like the batch itself, so what comes last must differ.
+    batches = [views, views, real_views("swav", seed=1)]
+    losses = [(with_queue(batch).item(), without(batch).item()) for batch in batches]
+    assert [first == second for first, second in losses] == [True, True, False]
+
+
+def test_the_prototypes_of_swav_have_unit_length_and_rest_in_the_first_epoch():
+    objective, views = build("swav"), real_views("swav")
+    weight = objective.prototypes.heads[0].weight
+    objective.train()(views)
+    torch.testing.assert_close(weight.norm(dim=1), torch.ones(20))
+    train(objective, views, 1)
+    resting = weight.detach().clone()
+    train(objective, views, 9, first=1)
+    torch.testing.assert_close(weight, resting)
+    train(objective, views, 1, first=10)
+    assert (weight - resting).abs().max() > 1e-4
+
+
+def test_the_last_layer_of_dino_rests_in_the_first_epoch():
+    objective, views = build("dino"), real_views("dino")
+    layer = objective.head.last_layer.weight_v
+    start = layer.detach().clone()
+    train(objective, views, 10)
+    assert torch.equal(layer, start)
+    train(objective, views, 1, first=10)
+    assert not torch.equal(layer, start)
+
+
+def test_without_a_schedule_nothing_rests():
+    for name in ("dino", "swav"):
+        objective = build(name).train()
+        objective(real_views(name)).backward()
+        objective.after_backward()
+        assert all(part.grad is not None for part in objective.parameters() if part.requires_grad)
+
+
+def test_the_temperature_of_dinos_copy_warms_up():
+    views, losses = real_views("dino"), {}
+    for epoch in (0, 2, 4, 9):
+        objective = build("dino", teacher_temp=0.2, warmup_epochs=5).train()
+        objective.schedule(10 * epoch, 10, 1000)
+        losses[epoch] = objective(views).item()
+    at_start, at_end = (
+        build("dino", teacher_temp=temp, warmup_epochs=0).train()(views).item() for temp in (0.04, 0.2)
+    )
+    assert losses[0] == pytest.approx(at_start) and losses[4] == pytest.approx(at_end)
+    assert losses[9] == losses[4]
+    assert len({round(value, 6) for value in losses.values()}) == 3
+
+
+def test_buffers_that_lightly_leaves_out_are_kept():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    module[0].register_buffer("bank", torch.ones(3), persistent=False)
+    assert "0.bank" not in module.state_dict()
+    keep_buffers(module)
+    assert torch.equal(module.state_dict()["0.bank"], torch.ones(3))
+
+
+# Views
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_views_of_a_real_image_have_the_right_number_shape_and_pixel_space(name, mode):
+    channels = len(mode) if mode == "RGB" else 1
+    objective = build(name, "vit" if name == "mae" else "resnet", in_chans=channels)
+    space = PixelSpace((0.3,) * channels, (0.2,) * channels)
+    image = real_images(3, mode)[2]
+    views = objective.build_views(SIZE, space)(image)
+    assert len(views) == {"fastsiam": 4, "lejepa": 4, "mae": 1, "mmcr": 8}.get(name, 2)
+    for view in views:
+        assert view.shape == (channels, SIZE, SIZE)
+        pixels = space.denormalise(view)
+        assert pixels.min() >= -1e-6 and pixels.max() <= 1 + 1e-6
+    objective.eval()
+    assert objective([torch.stack([view, view.flip(-1)]) for view in views]).isfinite()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "mae"])
+def test_small_images_are_not_blurred_and_larger_ones_are(name):
+    striped = Image.fromarray((np.indices((96, 96)).sum(0) % 2 * 255).astype(np.uint8))
+    plain = {"cj_prob": 0.0, "random_gray_scale": 0.0}
+    if name in ("barlow_twins", "byol", "tico", "dino", "lejepa"):
+        plain["solarization_prob"] = 0.0
+    if name == "vicreg":
+        plain["solarize_prob"] = 0.0
+    whole = {
+        "dino": {"global_crop_scale": (1.0, 1.0), "n_local_views": 0},
+        "lejepa": {"global_crop_scale": (1.0, 1.0), "n_local_views": 1, "local_crop_scale": (1.0, 1.0)},
+        "swav": {"crop_counts": (2,), "crop_min_scales": (1.0,), "crop_max_scales": (1.0,)},
+    }.get(name, {"min_scale": 1.0})
+    spread = {}
+    for size in (32, 96):
+        sizes = {"swav": {"crop_sizes": (size,)}, "lejepa": {"local_crop_size": size}}.get(name, {})
+        transform = build(name).build_views(size, PixelSpace.raw(1), **plain, **whole, **sizes)
+        torch.manual_seed(0)
+        np.random.seed(0)
+        picture = striped.crop((0, 0, size, size))
+        spread[size] = [view.std().item() for _ in range(8) for view in transform(picture)]
+    assert min(spread[32]) > 0.45
+    assert min(spread[96]) < 0.4
+
+
+def test_larger_images_have_local_views_of_three_sevenths_of_their_size():
+    image = real_images(1)[0].resize((96, 96))
+    for name, number in (("dino", 8), ("swav", 8), ("lejepa", 8)):
+        views = build(name).build_views(96, SPACE)(image)
+        assert [view.shape[-1] for view in views] == [96, 96] + [41] * (number - 2)
+    flexible = timm.create_model("test_vit", img_size=96, patch_size=8, dynamic_img_size=True, num_classes=0)
+    objective = build_objective("dino", flexible, hidden_dim=16, output_dim=16)
+    views = objective.build_views(96, SPACE)(image)
+    # Whole patches of 8 pixels.
+    assert [view.shape[-1] for view in views] == [96, 96] + [40] * 6
+    assert objective([torch.stack([view, view]) for view in views]).isfinite()
+
+
+@pytest.mark.parametrize("name", ["dino", "swav", "lejepa"])
+def test_local_views_that_a_backbone_does_not_take_are_refused(name):
+    fixed = timm.create_model("test_vit", img_size=96, patch_size=8, num_classes=0, dynamic_img_size=False)
+    objective = build_objective(name, fixed, hidden_dim=16, output_dim=16)
+    with pytest.raises(InputError, match=f"{name} crops local views of 40 pixels .* VisionTransformer does not take"):
+        objective.build_views(96, SPACE)
+
+
+def test_views_that_an_objective_cannot_use_are_refused():
+    with pytest.raises(InputError, match="lejepa needs a local view at least, got n_local_views=0"):
+        build("lejepa").build_views(SIZE, SPACE, n_local_views=0)
+    with pytest.raises(InputError, match=r"swav needs two views of 32 pixels.*crop_sizes \[24\]"):
+        build("swav").build_views(SIZE, SPACE, crop_sizes=(24,))
+    with pytest.raises(InputError, match="one for 32 pixels with images of 48: build it with img_size=48"):
+        build("mae", "vit").build_views(48, SPACE)
+    with pytest.raises(InputError, match="must leave out input_size, normalize, which the images decide"):
+        build("simclr").build_views(SIZE, SPACE, normalize=None, input_size=3)
+    with pytest.raises(InputError, match=r"view_args .*'k': 0.* do not fit the views of mmcr: k must be"):
+        build("mmcr").build_views(SIZE, SPACE, k=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_argument_of_the_views_is_named(name):
+    objective = build(name, "vit")
+    with pytest.raises(InputError, match=f"pretrain.view_args .*blurr.* do not fit the views of {name}: .*'blurr'"):
+        objective.build_views(SIZE, SPACE, blurr=1.0)
+
+
+def test_an_objective_without_a_transform_says_what_is_missing():
+    class Bare(Objective):
+        name = "bare"
+
+    bare = Bare(make_backbone("resnet"), 16)
+    with pytest.raises(NotImplementedError, match="Bare must set transform or implement build_transform"):
+        bare.build_views(SIZE, SPACE)
+    with pytest.raises(NotImplementedError, match="Bare must implement forward"):
+        bare([])
+
+
+# Backbones that do not fit, and masks
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (
+            lambda: make_backbone("resnet"),
+            "hides patches from a timm VisionTransformer, and a SmallImageResNet is none",
+        ),
+        (lambda: make_backbone("convnext"), "and a ConvNeXt is none"),
+        (
+            lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1),
+            "no distillation token, which this VisionTransformerDistilled is not",
+        ),
+        (lambda: timm.create_model("test_vit", img_size=32, pos_embed="none"), "needs .* a position embedding"),
+        (lambda: timm.create_model("test_vit", img_size=(32, 48)), "got a backbone for 32x48 pixels"),
+        (lambda: timm.create_model("test_vit", img_size=30, patch_size=4), "30x30 pixels with patches of 4x4"),
+        (
+            lambda: timm.create_model("test_vit", img_size=32, global_pool="map"),
+            "does not train the attention pooling .*: build it with global_pool='avg' or 'token'",
+        ),
+    ],
+)
+def test_mae_refuses_backbones_that_it_cannot_mask(make, reason):
+    with pytest.raises(InputError, match=reason):
+        build_objective("mae", make())
+
+
+def test_mae_leaves_a_loaded_backbone_as_it_is():
+    backbone = make_backbone("vit")
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    objective = build_objective("mae", backbone, decoder_dim=32, decoder_depth=1, decoder_heads=4)
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+    assert objective.backbone is backbone and backbone.pos_embed.requires_grad
+    train(objective, real_views("mae"), 2)
+    assert not torch.equal(backbone.pos_embed, before["pos_embed"])
+    assert backbone.eval()(real_views("mae")[0]).isfinite().all()
+
+
+@pytest.mark.parametrize("args", [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 3}])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_mae_hides_patches_whatever_stands_before_them(args, dynamic):
+    torch.manual_seed(0)
+    backbone = timm.create_model(
+        "test_vit", img_size=32, patch_size=8, num_classes=0, dynamic_img_size=dynamic, **args
+    )
+    objective = build_objective("mae", backbone, decoder_dim=32, decoder_depth=1, decoder_heads=4)
+    seen = []
+    backbone.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    images = real_views("mae")
+    losses = train(objective.train(), images, 5)
+    # DistributedDataParallel stops where a parameter that could learn has no part in the loss.
+    assert all((part.grad is not None) is part.requires_grad for part in backbone.parameters())
+    frozen = {name for name, part in backbone.named_parameters() if not part.requires_grad}
+    assert frozen == ({"fc_norm.weight", "fc_norm.bias"} if args.get("global_pool") == "avg" else set())
+    # A quarter of the 16 patches is seen.
+    assert seen[0] == (16, 4 + backbone.num_prefix_tokens, 64)
+    assert losses[-1] < losses[0]
+
+
+def test_mae_predicts_plain_pixels_on_request():
+    plain, normalised = (build("mae", "vit", normalise_patches=choice).eval() for choice in (False, True))
+    with torch.no_grad():
+        for objective in (plain, normalised):
+            objective.predict.weight.zero_()
+            objective.predict.bias.zero_()
+        flat = [torch.full((4, 3, SIZE, SIZE), 2.0)]
+        assert plain(flat).item() == pytest.approx(4.0)
+        assert normalised(flat).item() == pytest.approx(0.0)
+
+
+# Settings
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_objective_describes_itself(name):
+    objective = build(name, "vit")
+    described = json.loads(json.dumps(objective.describe()))
+    assert described["name"] == name
+    assert "arXiv 2" in described["citation"] or name == "fastsiam"
+    assert objective.optimizer == ("adamw" if name in ("mae", "lejepa") else "sgd")
+    assert objective.min_batch >= 1
+    for setting in ("decoder_dim", "decoder_depth") if name == "mae" else ("hidden_dim", "output_dim"):
+        assert isinstance(described[setting], int)

@@ -1,0 +1,358 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.runs.checkpoints import Checkpoints, load_tree
+from ssdd_hub.runs.folder import RunLog
+from ssdd_hub.teachers import training as pretrain
+from ssdd_hub.teachers.monitor import Watch, WatchSettings
+from ssdd_hub.teachers.training import Pretraining, PretrainSettings, new_backbone
+
+DIGITS = {"min_scale": 0.4, "hf_prob": 0.0, "random_gray_scale": 0.0, "cj_strength": 0.5, "solarization_prob": 0.0}
+SMALL = {
+    "objective_args": {"hidden_dim": 16, "output_dim": 16},
+    "view_args": DIGITS,
+    "batch_size": 16,
+    "epochs": 2,
+    "learning_rate": 0.03,
+    "workers": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def pixels(digits):
+    return digits[0].pixels[:40]
+
+
+@pytest.fixture(scope="module")
+def train(pixels):
+    """Prepares a training on 40 digits: three steps an epoch."""
+
+    def train(seed=0, pixels=pixels, accelerator=None, **settings):
+        backbone = new_backbone("ssdd_convnet3", 1, 16, seed, widths=(4, 8))
+        settings = PretrainSettings(**{**SMALL, **settings})
+        accelerator = accelerator or Accelerator(cpu=True)
+        return Pretraining(backbone, pixels, PixelSpace.of(pixels), settings, seed=seed, accelerator=accelerator)
+
+    return train
+
+
+def interrupt(training, before_step):
+    """Lets `before_step` be called before each step, which may raise."""
+    step = training._step
+
+    def watched(*arguments):
+        before_step()
+        step(*arguments)
+
+    training._step = watched
+    return training
+
+
+def run(training, folder, watch=None):
+    checkpoints, log = Checkpoints(folder / "checkpoints", keep=1), RunLog(folder / "log.jsonl")
+    folder.mkdir(exist_ok=True)
+    training.run(checkpoints, log, watch, progress=False)
+    return training.objective.state_dict(), (folder / "log.jsonl").read_bytes()
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# The training
+
+
+def test_the_loss_falls_on_real_images(digits, tmp_path, accelerator):
+    pixels = digits[0].pixels[:192]
+    backbone = new_backbone("ssdd_resnet10", 1, 16, seed=0, channels=(8, 8, 16, 16))
+    settings = PretrainSettings(**{**SMALL, "batch_size": 64, "epochs": 6, "learning_rate": 0.06})
+    training = Pretraining(backbone, pixels, PixelSpace.of(pixels), settings, seed=0, accelerator=accelerator)
+    with torch.no_grad():
+        before = [training.objective(training.batches[step]).item() for step in range(100, 103)]
+    _, log = run(training, tmp_path)
+    with torch.no_grad():
+        after = [training.objective(training.batches[step]).item() for step in range(100, 103)]
+    assert np.mean(after) < 0.5 * np.mean(before)
+    assert max(after) < min(before)
+    losses = [json.loads(line)["loss"] for line in log.splitlines()]
+    assert len(losses) == 6 and losses[-1] < 0.6 * losses[0]
+
+
+def test_a_record_is_written_at_the_end_of_each_epoch(train, tmp_path):
+    training = train(epochs=3)
+    _, log = run(training, tmp_path)
+    records = [json.loads(line) for line in log.splitlines()]
+    assert [(record["stage"], record["step"]) for record in records] == [
+        ("teacher", 3),
+        ("teacher", 6),
+        ("teacher", 9),
+    ]
+    assert all(record.keys() == {"stage", "step", "loss"} and record["loss"] > 0 for record in records)
+
+
+@pytest.mark.parametrize(("max_steps", "steps"), [(4, [3, 4]), (3, [3]), (1, [1]), (99, [3, 6])])
+def test_a_trial_ends_after_so_many_steps_and_is_recorded_there(train, tmp_path, max_steps, steps):
+    training = train(max_steps=max_steps)
+    _, log = run(training, tmp_path)
+    assert [json.loads(line)["step"] for line in log.splitlines()] == steps
+    # The schedule ends there too.
+    assert training.optimizer.param_groups[0]["lr"] == 0.03 * pretrain._schedule(steps[-1] - 1, steps[-1], 0.05)
+
+
+def test_the_network_given_is_the_one_that_is_trained(train):
+    training = train()
+    backbone = training.objective.backbone
+    before = backbone.blocks[0][0].weight.clone()
+    training.run(progress=False)
+    assert not torch.equal(before, backbone.blocks[0][0].weight)
+
+
+def test_the_weights_are_contiguous_after_training(train):
+    training = train(epochs=1)
+    assert not training.objective.backbone.blocks[1][0].weight.is_contiguous()
+    training.run(progress=False)
+    assert all(tensor.is_contiguous() for tensor in training.objective.state_dict().values())
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(train, tmp_path):
+    states = [run(train(seed), tmp_path / str(number)) for number, seed in enumerate((0, 0, 1))]
+    assert same(states[0][0], states[1][0]) and states[0][1] == states[1][1]
+    assert not same(states[0][0], states[2][0])
+
+
+def test_the_first_step_is_that_of_plain_sgd(train):
+    training, twin = train(epochs=1, warmup=0.0), train(epochs=1, warmup=0.0)
+    views = training.batches[0]
+    training._step(training.objective, 0, views)
+    optimizer = torch.optim.SGD(twin.objective.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4)
+    twin.objective(views).backward()
+    optimizer.step()
+    assert same(training.objective.state_dict(), twin.objective.state_dict())
+
+
+def test_the_learning_rate_warms_up_linearly_and_decays_to_zero_along_a_cosine():
+    shares = [pretrain._schedule(step, 100, 0.1) for step in range(100)]
+    assert shares[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert shares[10] == 1.0
+    assert shares[55] == pytest.approx(0.5)
+    assert shares[10:] == sorted(shares[10:], reverse=True)
+    assert shares[99] == pytest.approx(0.5 * (1 + np.cos(np.pi * 89 / 90))) and shares[99] < 4e-4
+    assert pretrain._schedule(0, 1, 0.0) == 1.0
+
+
+def test_each_step_uses_the_learning_rate_of_the_schedule(train, monkeypatch):
+    monkeypatch.setattr(pretrain, "_schedule", lambda step, num_steps, warmup: (step + 1) / (num_steps * 2))
+    training, used = train(), []
+    monkeypatch.setattr(
+        training.optimizer, "step", lambda: used.append(training.optimizer.param_groups[0]["lr"]), raising=True
+    )
+    training.run(progress=False)
+    assert used == pytest.approx([0.03 * step / 12 for step in range(1, 7)])
+
+
+def test_the_forward_pass_runs_in_the_precision_of_the_accelerator_and_the_weights_stay_as_they_are(
+    train, monkeypatch
+):
+    AcceleratorState._reset_state(True)
+    seen, accelerator = [], Accelerator(cpu=True, mixed_precision="bf16")
+    training = train(epochs=1, accelerator=accelerator)
+    training.objective.backbone.blocks[0][0].register_forward_hook(lambda *hook: seen.append(hook[2].dtype))
+    forward = training.objective.forward
+    training.run(progress=False)
+    AcceleratorState._reset_state(True)
+    assert seen == [torch.bfloat16] * 6
+    assert {tensor.dtype for tensor in training.objective.parameters()} == {torch.float32}
+    # What Accelerate wraps around a network is taken off again.
+    assert training.objective.forward == forward
+
+
+def test_the_mean_loss_of_an_epoch_is_recorded(train, tmp_path):
+    training, losses = train(epochs=1), []
+    training.objective.register_forward_hook(lambda *hook: losses.append(hook[2].item()))
+    _, log = run(training, tmp_path)
+    assert json.loads(log)["loss"] == pytest.approx(np.mean(losses)) and len(losses) == 3
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 2000])
+def test_a_training_that_diverges_is_refused_and_never_saved(train, tmp_path, checkpoint_every):
+    training = train(learning_rate=1e30, checkpoint_every=checkpoint_every)
+    with pytest.raises(InputError, match="the teacher's loss is nan by step [23]: choose a lower --pretrain.learning"):
+        run(training, tmp_path)
+    for path in tmp_path.glob("checkpoints/*"):
+        assert all(tensor.isfinite().all() for tensor in load_tree(path)["objective"].values())
+
+
+# What is watched
+
+
+@pytest.fixture(scope="module")
+def watch(digits):
+    bank = digits[0].subset(range(40))
+
+    def watch(**settings):
+        return Watch(bank, digits[1].subset(range(30)), PixelSpace.of(bank.pixels), WatchSettings(**settings), seed=0)
+
+    return watch
+
+
+@pytest.mark.parametrize(("every", "scored"), [(0, [0, 12]), (1, [0, 3, 6, 9, 12]), (3, [0, 9, 12])])
+def test_the_backbone_is_scored_before_after_and_every_few_epochs(train, watch, tmp_path, every, scored):
+    _, log = run(train(epochs=4), tmp_path, watch(every=every))
+    records = [json.loads(line) for line in log.splitlines()]
+    assert [record["step"] for record in records] == [0, 3, 6, 9, 12]
+    assert [record["step"] for record in records if "knn" in record] == scored
+    assert ["loss" in record for record in records] == [False, True, True, True, True]
+
+
+def test_watching_changes_nothing(train, watch, tmp_path):
+    plain, watched = run(train(), tmp_path / "plain"), run(train(), tmp_path / "watched", watch(every=1))
+    assert same(plain[0], watched[0])
+
+
+# Going on
+
+
+class Killed(BaseException):
+    pass
+
+
+NINE_STEPS = {"epochs": 3, "checkpoint_every": 4}
+
+
+@pytest.fixture(scope="module")
+def unbroken(train, watch, tmp_path_factory):
+    return run(train(**NINE_STEPS), tmp_path_factory.mktemp("unbroken") / "run", watch(every=1))
+
+
+@pytest.mark.parametrize("killed_at", [0, 3, 4, 6, 8])
+def test_a_run_that_is_killed_and_started_again_ends_like_the_unbroken_one(
+    train, watch, unbroken, tmp_path, killed_at
+):
+    steps = []
+
+    def dying():
+        if len(steps) == killed_at:
+            raise Killed
+        steps.append(1)
+
+    with pytest.raises(Killed):
+        run(interrupt(train(**NINE_STEPS), dying), tmp_path / "broken", watch(every=1))
+    redone = []
+    resumed = run(interrupt(train(**NINE_STEPS), lambda: redone.append(1)), tmp_path / "broken", watch(every=1))
+    assert len(redone) == 9 - killed_at // 4 * 4
+    assert same(resumed[0], unbroken[0])
+    assert resumed[1] == unbroken[1]
+
+
+def test_a_finished_training_is_not_done_again(train, tmp_path):
+    first = run(train(), tmp_path)
+    redone = []
+    again = run(interrupt(train(), lambda: redone.append(1)), tmp_path)
+    assert redone == [] and same(first[0], again[0]) and first[1] == again[1]
+
+
+def test_what_an_objective_draws_is_a_function_of_seed_and_step(train, tmp_path):
+    def drawing(training):
+        drawn, forward = [], training.objective.forward
+        training.objective.forward = lambda views: drawn.append(torch.rand(()).item()) or forward(views)
+        return training, drawn
+
+    (first, a), (again, b), (other, c) = (drawing(train(seed, epochs=1)) for seed in (0, 0, 1))
+    for number, training in enumerate((first, again, other)):
+        torch.manual_seed(number)
+        training.run(progress=False)
+    assert a == b and len(set(a + c)) == 6
+
+
+def test_an_objective_is_told_where_the_training_stands_and_may_change_gradients(train):
+    training, calls = train(epochs=1), []
+    training.objective.schedule = lambda *where: calls.append(where)
+    training.objective.after_backward = lambda: calls.append("backward")
+    training.run(progress=False)
+    assert calls == [(0, 3, 3), "backward", (1, 3, 3), "backward", (2, 3, 3), "backward"]
+
+
+def test_gradients_are_scaled_down_to_the_norm_asked_for(train):
+    training = train(max_grad_norm=1e-3, epochs=1)
+    training._step(training.objective, 0, training.batches[0])
+    squares = [parameter.grad.square().sum() for parameter in training.objective.parameters()]
+    assert torch.stack(squares).sum().sqrt().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_batch_that_the_images_or_the_objective_do_not_suffice_for_is_refused(train, pixels):
+    with pytest.raises(InputError, match="a batch holds each image once at most, and there are 15: lower"):
+        train(pixels=pixels[:15])
+    assert train(pixels=pixels[:16]).steps_per_epoch == 1
+
+
+def test_norms_that_processes_share_keep_the_activations_of_timm():
+    backbone = new_backbone("test_efficientnet", 3, 32, seed=0).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        before = backbone(images)
+        converted = pretrain.convert_sync_batchnorm(backbone)
+        assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in converted.modules())
+        assert torch.allclose(converted(images), before, atol=1e-6)
+
+
+def test_views_can_be_made_on_the_device(train, tmp_path):
+    pytest.importorskip("kornia")
+    first, again = (run(train(views="device"), tmp_path / name) for name in ("first", "again"))
+    assert same(first[0], again[0])
+    assert not same(first[0], run(train(), tmp_path / "workers")[0])
+
+
+# Settings, backbone, cores
+
+
+def test_settings_out_of_range_are_all_named():
+    with pytest.raises(SettingsError) as caught:
+        PretrainSettings(
+            objective_args={"image_size": 8, "backbone": 1},
+            epochs=0,
+            max_steps=0,
+            batch_size=1,
+            learning_rate=0,
+            warmup=1,
+            weight_decay=-1,
+            views="gpu",
+            optimizer="adam",
+            max_grad_norm=0,
+            workers=-1,
+            checkpoint_every=0,
+        )
+    assert caught.value.problems == [
+        "pretrain.objective_args must leave out backbone, image_size, which other settings decide",
+        "pretrain.views must be workers or device, got 'gpu'",
+        "pretrain.epochs must be at least 1, got 0",
+        "pretrain.max_steps must be at least 1, got 0",
+        "pretrain.batch_size must be at least 2, got 1",
+        "pretrain.optimizer must be auto, sgd, adamw, lars, got 'adam'",
+        "pretrain.learning_rate must be above 0, got 0",
+        "pretrain.warmup must be in [0, 1), got 1",
+        "pretrain.weight_decay must be at least 0, got -1",
+        "pretrain.max_grad_norm must be above 0, got 0",
+        "pretrain.workers must be at least 0, got -1",
+        "pretrain.checkpoint_every must be at least 1, got 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "simclr2"}, "objective 'simclr2' is unknown"),
+        ({"objective_args": {"depth": 3}}, "does not take these settings"),
+        ({"view_args": {"zoom": 3}}, "pretrain.view_args .*zoom"),
+        ({"view_args": {"input_size": 8}}, "pretrain.view_args .*input_size"),
+    ],
+)
+def test_settings_of_the_objective_are_checked_before_any_training(train, settings, message):
+    with pytest.raises(InputError, match=message):
+        train(**settings)

@@ -1,0 +1,76 @@
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+
+from ssdd_hub.seeds import derive_seed, draw_batch, generator, seeded
+
+
+def test_a_derived_seed_never_changes():
+    """These numbers decide what a seed gives; a change would break the resumption of every run that has begun."""
+    assert derive_seed(0, "draw", 7) == 1033647055084908353
+    assert derive_seed(-1, "first ages") == 1653478356291321330
+
+
+def test_seed_purpose_and_counters_each_matter():
+    keys = [(0, "a"), (1, "a"), (0, "b"), (0, "a", 0), (0, "a", 1), (0, "a", 0, 0), (0, "a", 1, 2), (0, "a", 12)]
+    seeds = [derive_seed(*key) for key in keys]
+    assert len(set(seeds)) == len(keys)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_generators_of_one_point_agree_and_those_of_neighbours_are_unrelated():
+    first, again = (torch.randn(1000, generator=generator(3, "noise", 5)) for _ in range(2))
+    assert torch.equal(first, again)
+    others = [torch.randn(1000, generator=generator(*key)) for key in ((4, "noise", 5), (3, "noise", 6), (3, "x", 5))]
+    for one, other in itertools.combinations([first, *others], 2):
+        # Five standard deviations of the correlation of 1,000 independent pairs.
+        assert abs(torch.corrcoef(torch.stack([one, other]))[0, 1]) < 5 / 1000**0.5
+
+
+def test_seeded_seeds_the_global_generator_and_puts_it_back():
+    torch.manual_seed(0)
+    expected = torch.rand(4)
+    torch.manual_seed(0)
+    with seeded(1, "network", 2):
+        inside = torch.rand(4)
+    assert torch.equal(torch.rand(4), expected)
+    assert torch.equal(inside, torch.rand(4, generator=generator(1, "network", 2)))
+
+
+def test_seeded_puts_the_generator_back_after_an_error():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    with pytest.raises(KeyError), seeded(1, "network"):
+        torch.rand(4)
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("num_items", "batch_size"), [(10, 3), (10, 10), (3, 10), (1, 4), (7, 1), (4, 6)])
+def test_batches_are_the_cuts_of_endlessly_repeated_shuffles(num_items, batch_size):
+    steps = 3 * num_items
+    drawn = torch.cat([draw_batch(num_items, batch_size, 0, "batch", step) for step in range(steps)])
+    assert len(drawn) == steps * batch_size and drawn.dtype == torch.int64
+    for epoch in drawn.split(num_items):
+        assert sorted(epoch.tolist()) == list(range(num_items))
+
+
+def test_a_batch_is_a_function_of_its_step_alone():
+    in_order = [draw_batch(10, 3, 0, "batch", step) for step in range(8)]
+    backwards = [draw_batch(10, 3, 0, "batch", step) for step in reversed(range(8))][::-1]
+    assert all(map(torch.equal, in_order, backwards))
+    assert torch.equal(draw_batch(10, 3, 0, "batch", 10**9), draw_batch(10, 3, 0, "batch", 10**9))
+
+
+def test_epochs_and_seeds_and_purposes_shuffle_differently():
+    orders = [draw_batch(50, 50, 0, "batch", 0), draw_batch(50, 50, 0, "batch", 1)]
+    orders += [draw_batch(50, 50, 1, "batch", 0), draw_batch(50, 50, 0, "other", 0)]
+    assert not any(torch.equal(one, other) for one, other in itertools.combinations(orders, 2))
+
+
+def test_every_item_is_drawn_first_about_equally_often():
+    firsts = Counter(draw_batch(5, 5, 0, "batch", step)[0].item() for step in range(1000))
+    # 200, and five standard deviations of a binomial.
+    assert all(abs(firsts[item] - 200) < 64 for item in range(5))
