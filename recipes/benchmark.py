@@ -9,19 +9,46 @@ are quicker at one time than at another; so do the matrix products, whose rate i
 """
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssdd_hub.configs.studies import BenchmarkConfig
-from ssdd_hub.errors import InputError
-from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.distill.distiller import DistillerSettings
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.models.build import StudentSettings
+from ssdd_hub.runs.folder import LaunchSettings, RunFolder
 from ssdd_hub.runs.launch import build_accelerator, report_errors
 from ssdd_hub.runs.machine import describe_machine, describe_versions
 from ssdd_hub.sets.provenance import describe_command
 from ssdd_hub.settings import parse_config, to_dict, to_yaml
-from ssdd_hub.studies.benchmark import Benchmark
-from ssdd_hub.studies.benchmark_report import benchmark_table, render_benchmark
+from studies.step_time import Benchmark, BenchmarkSettings, benchmark_table, render_benchmark
 
 DEFAULT = Path(__file__).parent / "configs" / "benchmark.yaml"
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Everything that decides how an outer step is timed.
+
+    Attributes:
+        benchmark: What is timed, and how often.
+        student: The student's network.
+        distiller: The outer problem; its `steps` are those of the run that is projected.
+        run: How the process computes.
+        seed: Seed of everything random.
+        output: The folder of the results.
+    """
+
+    benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
+    student: StudentSettings = field(default_factory=StudentSettings)
+    distiller: DistillerSettings = field(default_factory=DistillerSettings)
+    run: LaunchSettings = field(default_factory=LaunchSettings)
+    seed: int = 0
+    output: str = "runs/benchmark"
+
+    def __post_init__(self) -> None:
+        require(
+            (self.distiller.precision == "float32", "networks are timed in float32: leave out --distiller.precision")
+        )
 
 
 @report_errors

@@ -11,21 +11,56 @@ distill.py fits its transform on them. Started again, a pass goes on where it st
 """
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
-from ssdd_hub.configs.recipes import ComputeTargetsConfig
-from ssdd_hub.data.bank import ImageBank, load_images
+from ssdd_hub.data.bank import DataSettings, ImageBank, load_images
 from ssdd_hub.data.stream import ImageStream
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.runs.folder import LaunchSettings, folder_name
 from ssdd_hub.runs.launch import build_accelerator, report_errors
 from ssdd_hub.settings import parse_config, to_yaml
 from ssdd_hub.targets.cache import FeatureCache
-from ssdd_hub.teachers.teacher import build_teacher
+from ssdd_hub.targets.targets import TargetSettings
+from ssdd_hub.teachers.teacher import TeacherSettings, build_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "compute_targets.yaml"
+
+
+@dataclass(frozen=True)
+class ComputeTargetsConfig:
+    """Everything that decides the features of a dataset.
+
+    Attributes:
+        data: The images.
+        teacher: The network whose features they are.
+        targets: How features are computed and stored; `transform` and `dim` come later, and change nothing here.
+        run: How the processes compute.
+        seed: Seed of the fixed views, and of a drawn part of the images.
+        output: The folder of the features, which `distill.py` takes as `--run.cache`; `runs/NAME-features` when not
+            given, after the last part of `data.name`.
+    """
+
+    data: DataSettings = field(default_factory=DataSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    targets: TargetSettings = field(default_factory=TargetSettings)
+    run: LaunchSettings = field(default_factory=LaunchSettings)
+    seed: int = 0
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            (
+                self.run.mixed_precision == "no",
+                "features are computed in the precision of the teacher: leave out --run.mixed-precision; "
+                "--targets.dtype float16 stores them in half precision",
+            ),
+        )
+        if not self.output:
+            object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}-features")
 
 
 def open_images(config: ComputeTargetsConfig, accelerator: Accelerator) -> ImageBank | ImageStream:

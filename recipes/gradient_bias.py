@@ -11,20 +11,54 @@ bias, |z| is above 5 once in 1.7 million runs. The float64 arithmetic is done on
 """
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssdd_hub.configs.recipes import GradientBiasConfig
-from ssdd_hub.data.bank import load_images
-from ssdd_hub.errors import InputError
-from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.data.bank import DataSettings, load_images
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.runs.folder import LaunchSettings, RunFolder
 from ssdd_hub.runs.launch import build_accelerator, report_errors
 from ssdd_hub.runs.machine import describe_machine, describe_versions
 from ssdd_hub.sets.provenance import describe_command
 from ssdd_hub.settings import parse_config, to_dict, to_yaml
-from ssdd_hub.studies.bias_report import bias_table, measure_bias, render_bias
-from ssdd_hub.studies.gradient_bias import build_problems, sample_gradients
+from studies.gradient_bias import (
+    GradientBiasSettings,
+    bias_table,
+    build_problems,
+    measure_bias,
+    render_bias,
+    sample_gradients,
+)
 
 DEFAULT = Path(__file__).parent / "configs" / "gradient_bias.yaml"
+
+
+@dataclass(frozen=True)
+class GradientBiasConfig:
+    """Everything that decides a measurement of the bias of meta-gradients.
+
+    Attributes:
+        data: The images; the synthetic ones start as some of them.
+        bias: What is measured.
+        run: How the process computes.
+        seed: Seed of everything random.
+        output: The folder of the results.
+    """
+
+    data: DataSettings = field(default_factory=DataSettings)
+    bias: GradientBiasSettings = field(default_factory=GradientBiasSettings)
+    run: LaunchSettings = field(default_factory=LaunchSettings)
+    seed: int = 0
+    output: str = "runs/gradient-bias"
+
+    def __post_init__(self) -> None:
+        require(
+            (
+                self.run.mixed_precision == "no",
+                "gradients are compared in float64: leave out --run.mixed-precision",
+            ),
+            (not self.data.streaming, "the images are kept in memory: leave out --data.streaming"),
+        )
 
 
 @report_errors

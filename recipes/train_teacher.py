@@ -10,24 +10,63 @@ Started again, a run goes on where it stopped.
 """
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from ssdd_hub.configs.recipes import TrainTeacherConfig
-from ssdd_hub.data.bank import load_images
+from ssdd_hub.data.bank import DataSettings, load_images
+from ssdd_hub.errors import require
 from ssdd_hub.evaluation.protocols.base import Pretrained
 from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.folder import LaunchSettings, RunFolder, folder_name
 from ssdd_hub.runs.inputs import describe_images
 from ssdd_hub.runs.launch import build_accelerator, report_errors
 from ssdd_hub.runs.machine import describe_machine, describe_versions
 from ssdd_hub.sets.provenance import describe_training
 from ssdd_hub.settings import parse_config, to_dict, to_yaml
-from ssdd_hub.teachers.monitor import Watch, accuracy_record, knn_records, render_training
-from ssdd_hub.teachers.training import train_teacher
+from ssdd_hub.teachers.monitor import Watch, WatchSettings, accuracy_record, knn_records, render_training
+from ssdd_hub.teachers.teacher import TeacherSettings
+from ssdd_hub.teachers.training import PretrainSettings, train_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "teacher.yaml"
+
+
+@dataclass(frozen=True)
+class TrainTeacherConfig:
+    """Everything that decides the training of a teacher.
+
+    Attributes:
+        data: The source images.
+        teacher: The network to train.
+        pretrain: How it is trained.
+        watch: What its progress is measured by.
+        run: How the processes compute.
+        seed: Seed of everything random.
+        output: The run folder; `runs/NAME-OBJECTIVE` when not given, after the last part of `data.name`.
+    """
+
+    SHORT: ClassVar[dict[str, str]] = {"objective": "pretrain.objective"}
+
+    data: DataSettings = field(default_factory=DataSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    watch: WatchSettings = field(default_factory=WatchSettings)
+    run: LaunchSettings = field(default_factory=LaunchSettings)
+    seed: int = 0
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            (
+                not self.teacher.ready,
+                "this recipe trains a teacher from fresh weights: leave out --teacher.pretrained and "
+                "--teacher.checkpoint; a ready-made one goes straight into recipes/distill.py",
+            ),
+        )
+        if not self.output:
+            object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}-{self.pretrain.objective}")
 
 
 @report_errors

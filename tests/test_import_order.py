@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
     lazy errors text arguments plain_files plain_yaml seeds settings pixel_space record files statements
     data models hub runs teachers results targets selection distill sets evaluation cli
-    studies configs
+    configs
 """.split()
 # Names that code outside this package uses; nothing inside does.
 KEPT = {"krr", "students", "objective"}

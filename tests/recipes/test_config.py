@@ -5,16 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ssdd_hub.configs.recipes import (
-    ComputeTargetsConfig,
-    DistillConfig,
-    EvaluateConfig,
-    GradientBiasConfig,
-    TrainTeacherConfig,
-)
-from ssdd_hub.configs.studies import BenchmarkConfig, CostCurvesConfig, TimeToQualityConfig
+from benchmark import BenchmarkConfig
+from compute_targets import ComputeTargetsConfig
+from gradient_bias import GradientBiasConfig
+from ssdd_hub.configs.recipes import DistillConfig, EvaluateConfig
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.settings import parse_config, to_dict, to_yaml
+from time_to_quality import TimeToQualityConfig
+from train_teacher import TrainTeacherConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIGS = sorted((RECIPES / "configs").rglob("*.yaml"))
@@ -43,7 +41,6 @@ CLASSES = {
     "evaluate": EvaluateConfig,
     "gradient_bias": GradientBiasConfig,
     "benchmark": BenchmarkConfig,
-    "cost_curves": CostCurvesConfig,
     "time_to_quality": TimeToQualityConfig,
 }
 # Names that may mislead.

@@ -15,7 +15,7 @@ from test_cli import FACTS, full_set
 from test_distilled import contents
 from test_release import MADE, header_of, new_teacher
 
-from ssdd_hub.configs.publish import PublishConfig
+from publish import PublishConfig
 from ssdd_hub.errors import SettingsError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "publish.py"

@@ -5,12 +5,13 @@ import sys
 import pytest
 import torch
 
-from ssdd_hub.configs.recipes import DistillConfig, TrainTeacherConfig
+from ssdd_hub.configs.recipes import DistillConfig
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.provenance import describe_command, describe_run, describe_selection, describe_training
 from ssdd_hub.settings import parse_config, to_dict
 from ssdd_hub.targets.transform import TargetTransform
+from train_teacher import TrainTeacherConfig
 
 SOURCE = {"name": "digits", "license": "cc-by-4.0", "fingerprint": "abc", "num_images": 3}
 

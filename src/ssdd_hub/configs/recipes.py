@@ -1,4 +1,4 @@
-"""All settings of a recipe, put together from those that the parts keep beside themselves; only recipes import it."""
+"""The settings of the recipes that distil and evaluate, put together from those of the parts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +20,7 @@ from ssdd_hub.models.build import StudentSettings
 from ssdd_hub.models.pretraining import UseSettings
 from ssdd_hub.runs.folder import LaunchSettings, RunSettings, folder_name
 from ssdd_hub.selection.methods import SelectionSettings
-from ssdd_hub.studies.gradient_bias import GradientBiasSettings
 from ssdd_hub.targets.targets import TargetSettings
-from ssdd_hub.teachers.monitor import WatchSettings
 from ssdd_hub.teachers.teacher import TeacherSettings
 from ssdd_hub.teachers.training import PretrainSettings
 
@@ -72,103 +70,6 @@ class DistillConfig:
         )
         if not self.output:
             object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}")
-
-
-@dataclass(frozen=True)
-class TrainTeacherConfig:
-    """Everything that decides the training of a teacher.
-
-    Attributes:
-        data: The source images.
-        teacher: The network to train.
-        pretrain: How it is trained.
-        watch: What its progress is measured by.
-        run: How the processes compute.
-        seed: Seed of everything random.
-        output: The run folder; `runs/NAME-OBJECTIVE` when not given, after the last part of `data.name`.
-    """
-
-    SHORT: ClassVar[dict[str, str]] = {"objective": "pretrain.objective"}
-
-    data: DataSettings = field(default_factory=DataSettings)
-    teacher: TeacherSettings = field(default_factory=TeacherSettings)
-    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
-    watch: WatchSettings = field(default_factory=WatchSettings)
-    run: LaunchSettings = field(default_factory=LaunchSettings)
-    seed: int = 0
-    output: str | None = None
-
-    def __post_init__(self) -> None:
-        require(
-            (
-                not self.teacher.ready,
-                "this recipe trains a teacher from fresh weights: leave out --teacher.pretrained and "
-                "--teacher.checkpoint; a ready-made one goes straight into recipes/distill.py",
-            ),
-        )
-        if not self.output:
-            object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}-{self.pretrain.objective}")
-
-
-@dataclass(frozen=True)
-class ComputeTargetsConfig:
-    """Everything that decides the features of a dataset.
-
-    Attributes:
-        data: The images.
-        teacher: The network whose features they are.
-        targets: How features are computed and stored; `transform` and `dim` come later, and change nothing here.
-        run: How the processes compute.
-        seed: Seed of the fixed views, and of a drawn part of the images.
-        output: The folder of the features, which `distill.py` takes as `--run.cache`; `runs/NAME-features` when not
-            given, after the last part of `data.name`.
-    """
-
-    data: DataSettings = field(default_factory=DataSettings)
-    teacher: TeacherSettings = field(default_factory=TeacherSettings)
-    targets: TargetSettings = field(default_factory=TargetSettings)
-    run: LaunchSettings = field(default_factory=LaunchSettings)
-    seed: int = 0
-    output: str | None = None
-
-    def __post_init__(self) -> None:
-        require(
-            (
-                self.run.mixed_precision == "no",
-                "features are computed in the precision of the teacher: leave out --run.mixed-precision; "
-                "--targets.dtype float16 stores them in half precision",
-            ),
-        )
-        if not self.output:
-            object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}-features")
-
-
-@dataclass(frozen=True)
-class GradientBiasConfig:
-    """Everything that decides a measurement of the bias of meta-gradients.
-
-    Attributes:
-        data: The images; the synthetic ones start as some of them.
-        bias: What is measured.
-        run: How the process computes.
-        seed: Seed of everything random.
-        output: The folder of the results.
-    """
-
-    data: DataSettings = field(default_factory=DataSettings)
-    bias: GradientBiasSettings = field(default_factory=GradientBiasSettings)
-    run: LaunchSettings = field(default_factory=LaunchSettings)
-    seed: int = 0
-    output: str = "runs/gradient-bias"
-
-    def __post_init__(self) -> None:
-        require(
-            (
-                self.run.mixed_precision == "no",
-                "gradients are compared in float64: leave out --run.mixed-precision",
-            ),
-            (not self.data.streaming, "the images are kept in memory: leave out --data.streaming"),
-        )
 
 
 @dataclass(frozen=True)

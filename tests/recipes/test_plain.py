@@ -9,7 +9,7 @@ from ssdd_hub.distill.engine.timing import PARTS, Stopwatch
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.errors import SettingsError
 from ssdd_hub.models.convnet import ConvNet
-from ssdd_hub.studies.plain import PlainDistiller
+from studies.plain import PlainDistiller
 
 M, B, D = 6, 8, 5
 

@@ -5,8 +5,7 @@ from ssdd_hub.distill.distiller import DistillerSettings
 from ssdd_hub.distill.engine.timing import PARTS
 from ssdd_hub.errors import SettingsError
 from ssdd_hub.models.build import StudentSettings
-from ssdd_hub.studies.benchmark import Benchmark, BenchmarkSettings
-from ssdd_hub.studies.benchmark_report import benchmark_table, duration, render_benchmark
+from studies.step_time import Benchmark, BenchmarkSettings, benchmark_table, duration, render_benchmark
 
 M, B, D, WIDTHS, SIDE = 6, 10, 5, (4, 8), 16
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssdd_hub.seeds import generator
-from ssdd_hub.studies.bias_report import bias_table, error_curve, measure_bias, render_bias
+from studies.gradient_bias import bias_table, error_curve, measure_bias, render_bias
 
 
 def random(*shape, purpose="numbers"):

@@ -12,16 +12,18 @@ from ssdd_hub.data.augment import PADDING, crop_flip, draw_views
 from ssdd_hub.data.bank import DataSettings, load_images
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.seeds import generator
-from ssdd_hub.studies.bias_report import measure_bias
-from ssdd_hub.studies.gradient_bias import (
+from studies.gradient_bias import (
+    LOSSES,
     Bilevel,
     GradientBiasSettings,
+    InnerLoss,
     all_views,
     build_problems,
+    measure_bias,
+    regression,
     regression_error,
     sample_gradients,
 )
-from ssdd_hub.studies.inner_losses import LOSSES, InnerLoss, regression
 
 NAMES = [*LOSSES, "mse_augmented", "mse"]
 # As they are, flipped, and moved.

@@ -1,0 +1,238 @@
+"""Time to quality: the error to the teacher of students pre-trained on a set, against the seconds of its distillation.
+
+Our implementation and the plain one start from the same images, with the same settings and the same random draws. Each
+is trained against the clock and copied at given seconds; the copies are scored afterwards, outside the clock.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ssdd_hub.data.augment import crop_flip, draw_views
+from ssdd_hub.distill.batches import build_batches
+from ssdd_hub.distill.distiller import Distiller, DistillerSettings
+from ssdd_hub.distill.engine.winograd import pays
+from ssdd_hub.distill.pool import PoolSettings, StudentPool
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.files import atomic_path
+from ssdd_hub.runs.launch import keep_freed_memory
+from ssdd_hub.seeds import draw_batch, generator
+from ssdd_hub.selection.source import Source
+from ssdd_hub.targets.cache import FeatureCache
+from ssdd_hub.targets.targets import Targets
+from studies.plain import PlainDistiller
+
+Record = dict[str, Any]
+IMPLEMENTATIONS = ("ours", "plain")
+START = "start"
+
+
+@dataclass(frozen=True)
+class QualitySettings:
+    """When a set is scored, and how.
+
+    Attributes:
+        implementations: Those that are timed: `ours`, `plain`.
+        seconds: Times at which the set is copied. The last one ends the training, if its steps are not done before.
+        goal: The error is compared with this share below that of the first images.
+        seeds: Students per copy.
+        max_heldout: Held-out images at most.
+    """
+
+    implementations: list[str] = field(default_factory=lambda: list(IMPLEMENTATIONS))
+    seconds: list[float] = field(default_factory=lambda: [30.0, 60.0, 120.0, 240.0])
+    goal: float = 0.31
+    seeds: int = 3
+    max_heldout: int = 2000
+
+    def __post_init__(self) -> None:
+        known, given = ", ".join(IMPLEMENTATIONS), self.implementations
+        require(
+            (
+                bool(given) and set(given) <= set(IMPLEMENTATIONS) and len(set(given)) == len(given),
+                f"quality.implementations must be some of {known}, each once; got {given}",
+            ),
+            (
+                bool(self.seconds) and min(self.seconds, default=0) > 0,
+                f"quality.seconds must be times above 0, got {self.seconds}",
+            ),
+            (0 < self.goal < 1, f"quality.goal must lie between 0 and 1, got {self.goal}"),
+            (self.seeds >= 1, f"quality.seeds must be at least 1, got {self.seeds}"),
+            (self.max_heldout >= 1, f"quality.max_heldout must be at least 1, got {self.max_heldout}"),
+        )
+
+
+class Snapshot(NamedTuple):
+    """A set on the way: outer steps and seconds since the building of its distiller, `(M, C, H, W)` and `(M, D)`."""
+
+    step: int
+    seconds: float
+    images: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What both implementations start from.
+
+    Attributes:
+        images: First images, `(M, C, H, W)`, float32, as students see them.
+        targets: First targets, `(M, D)`.
+        source: The real images, with their targets and their teacher.
+        cache: The teacher's features of real images, for our implementation.
+        student: Returns an untrained student on the CPU.
+        distiller: The outer problem.
+        pool: The online students.
+        accelerator: Device and mixed precision of our implementation; the plain one computes in float32.
+        seed: Seed of the run: both draw the same students, ages, slots and real images.
+    """
+
+    images: Tensor
+    targets: Tensor
+    source: Source
+    cache: FeatureCache
+    student: Callable[[], nn.Module]
+    distiller: DistillerSettings
+    pool: PoolSettings
+    accelerator: Accelerator
+    seed: int
+
+    def ours(self) -> Distiller:
+        """Returns our distiller, with targets from the cache."""
+        outer, accelerator, source = self.distiller, self.accelerator, self.source
+        pool = StudentPool(
+            self.student,
+            self.pool,
+            self.seed,
+            device=accelerator.device,
+            autocast=accelerator.autocast,
+            compiled=outer.compile,
+            winograd=outer.winograd and pays(accelerator.device, accelerator.mixed_precision),
+        )
+        if not isinstance(source.targets, Targets):
+            raise TypeError(f"targets of a FeatureCache are required, got a {type(source.targets).__name__}")
+        common = {"batch_size": outer.batch_size, "seed": self.seed, "augment": outer.augment, "views": 0}
+        batches = build_batches(source.bank, self.cache, source.targets, source.pixel_space, **common)
+        return Distiller(self.images, self.targets, pool, batches, outer, accelerator)
+
+    def plain(self) -> PlainDistiller:
+        """Returns the plain distiller, which runs the teacher on every batch."""
+        source, outer, device = self.source, self.distiller, self.accelerator.device
+        transform = source.transform.to(device, torch.float32)
+
+        def batch(step: int) -> tuple[Tensor, Tensor]:
+            indices = draw_batch(len(source.bank), outer.batch_size, self.seed, "real batch", step)
+            pixels = source.bank.pixels[indices].to(device).float() / 255
+            if outer.augment:
+                pixels = crop_flip(pixels, draw_views(outer.batch_size, generator(self.seed, "augment", step)))
+            return source.pixel_space.normalise(pixels), pixels
+
+        first = self.images.to(device), self.targets.to(device)
+        teacher = lambda pixels: transform(source.teacher(pixels))  # noqa: E731
+        return PlainDistiller(*first, self.student, batch, teacher, outer, self.pool, self.seed)
+
+
+def train(name: str, start: Start, seconds: list[float]) -> list[Snapshot]:
+    """Trains an implementation and copies its set after the first step that ends at or after each of the times.
+
+    Building, warm-up and compilation count. Times that pass before the first outer step have no copy.
+
+    Raises:
+        InputError: Images or targets are not finite.
+    """
+    device, due, taken = start.accelerator.device, sorted(seconds), list[Snapshot]()
+    # The plain implementation runs with memory as the C library handles it; the recipes' allocator setting is ours.
+    keep_freed_memory(name != "plain")
+    try:
+        started = time.perf_counter()
+        distiller: Any = getattr(start, name)()
+        for _ in tqdm(distiller.warm_up(), f"{name}: pool", unit="step"):
+            if time.perf_counter() - started >= due[-1]:
+                return taken
+        for step in tqdm(range(1, start.distiller.steps + 1), name, unit="step"):
+            distiller.step()
+            if step < start.distiller.steps and time.perf_counter() - started < due[0]:
+                continue
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            now = time.perf_counter() - started
+            images, targets = (
+                tensor.detach().float().cpu().clone() for tensor in (distiller.images, distiller.targets)
+            )
+            if not (images.isfinite().all() and targets.isfinite().all()):
+                raise InputError(f"{name} diverges before step {step}: lower --distiller.lr-images or .lr-targets")
+            taken.append(Snapshot(step, now, images, targets))
+            due = [time for time in due if time > now]
+            if not due:
+                break
+        return taken
+    finally:
+        keep_freed_memory()
+
+
+def curves(snapshots: Mapping[str, list[Snapshot]], scores: Mapping[str, Record], goal: float) -> Record:
+    """Puts snapshots and scores together.
+
+    Args:
+        snapshots: By implementation.
+        scores: `mean`, `std`, `n` and `values` of the error, by `START` and by `label`.
+        goal: The share by which the error is to be below that of the start.
+
+    Returns:
+        `start`, its score; `goal_error`; `curves` by implementation, each point with `step`, `seconds` and its score;
+        `seconds_to_goal` by implementation: those of the first point at or below the goal, None where there is none.
+    """
+    goal_error = (1 - goal) * scores[START]["mean"]
+    found = {
+        name: [{"step": s.step, "seconds": s.seconds, **scores[label(name, s)]} for s in taken]
+        for name, taken in snapshots.items()
+    }
+    arrived = {
+        name: next((p["seconds"] for p in points if p["mean"] <= goal_error), None) for name, points in found.items()
+    }
+    return {"start": scores[START], "goal_error": goal_error, "curves": found, "seconds_to_goal": arrived}
+
+
+def label(name: str, snapshot: Snapshot) -> str:
+    """Returns the name under which a snapshot is scored."""
+    return f"{name}, step {snapshot.step}"
+
+
+def quality_table(record: Record) -> str:
+    """Returns what `curves` does as plain text."""
+    lines = [f"{'':8}{'seconds':>10}{'step':>8}  error to the teacher (held out)"]
+    start = record["start"]
+    lines.append(f"{START:8}{0:10.1f}{0:8}  {start['mean']:.4f} ± {start['std']:.4f} (n = {start['n']})")
+    for name, points in record["curves"].items():
+        lines += [f"{name:8}{p['seconds']:10.1f}{p['step']:8}  {p['mean']:.4f} ± {p['std']:.4f}" for p in points]
+    for name, seconds in record["seconds_to_goal"].items():
+        when = "not reached" if seconds is None else f"reached at {seconds:.1f} s"
+        lines.append(f"{name}: goal {record['goal_error']:.4f} {when}")
+    return "\n".join(lines)
+
+
+def render_quality(path: Path, record: Record) -> None:
+    """Draws the error against the seconds, a line for each implementation, as a PNG."""
+    # Not pyplot, which would keep every figure and pick a backend for the caller's process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xscale="log", xlabel="seconds, warm-up and compilation included")
+    axes.set_ylabel("held-out error to the teacher of students\npre-trained on the set (mean ± std)")
+    axes.axhline(record["start"]["mean"], color="#9aa5b1", label="first images")
+    axes.axhline(record["goal_error"], color="black", linestyle="--", linewidth=1, label="goal")
+    for (name, points), colour in zip(record["curves"].items(), ("#1f6f8b", "#c8553d"), strict=False):
+        seconds, means, stds = ([point[key] for point in points] for key in ("seconds", "mean", "std"))
+        axes.errorbar(seconds, means, stds, fmt="o-", color=colour, capsize=3, label=name)
+    axes.legend(fontsize="small")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
