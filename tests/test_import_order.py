@@ -126,6 +126,11 @@ def test_nothing_imports_the_settings_of_recipes():
     assert {package_of(name) for name in importers} <= {"configs"}
 
 
+def test_the_package_needs_no_recipe():
+    recipes = {"recipes", "studies", *(path.stem for path in (PACKAGE.parents[1] / "recipes").glob("*.py"))}
+    assert not {name for module in MODULES for name in imports(read(module)) if name.split(".")[0] in recipes}
+
+
 @pytest.mark.parametrize("module", ["distill.krr", "distill.pool", "distill.engine.ridge_solve"])
 def test_the_method_is_testable_without_accelerate(module):
     assert not {name for name in imports(read(module)) if name.split(".")[0] == "accelerate"}

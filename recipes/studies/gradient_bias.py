@@ -1,4 +1,4 @@
-"""Why the inner loss is a regression: the gradient through a self-supervised inner loss is biased, measured.
+"""Bias of the meta-gradient through a self-supervised inner loss, which is why KRR-ST's inner loss is a regression.
 
 Theorem 1 of KRR-ST (Lee et al., ICLR 2024, arXiv 2310.06511). Synthetic images `X` train a network by `S` steps of
 gradient descent, and the outer loss of its last weights is differentiated with respect to `X`: the meta-gradient. If
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightly.loss import BarlowTwinsLoss, NTXentLoss, VICRegLoss
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
@@ -31,6 +30,7 @@ from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import generator, seeded
 from ssdd_hub.targets.transform import TargetTransform
+from studies.inner_losses import LOSSES, InnerLoss, regression
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,82 +41,7 @@ Record = dict[str, Any]
 CHUNK = 16
 # Draws that differ by less than this part of the gradient differ by rounding in float64.
 ROUNDING = 1e-12
-SMALLEST = 1e-18
 COLOURS = ("#1f6f8b", "#c8553d", "#588b3a", "#8d5a97", "#b8860b", "#444444")
-
-
-@dataclass(frozen=True)
-class InnerLoss:
-    """A loss of the embeddings of randomly augmented images, whose average over all draws is known.
-
-    Attributes:
-        compare: Maps `num_views` embeddings `(M, D)` of the images to a scalar.
-        num_views: Views of each image that one draw has.
-        expect: Maps the embeddings `(V, M, D)` of all views to the mean of `compare` over independent draws for every
-            image. None where no such sum is short: then one draw serves all images, and the mean is that over the
-            `V ** num_views` draws there are.
-        augmented: Whether images are augmented; if not, their only view is as they are.
-    """
-
-    compare: Callable[..., Tensor]
-    num_views: int = 2
-    expect: Callable[[Tensor], Tensor] | None = None
-    augmented: bool = True
-
-    def draw(self, shape: tuple[int, ...], num_augmentations: int, num_images: int, source: torch.Generator) -> Tensor:
-        """Returns the number of an augmentation for each view of each image, `(*shape, num_views, M)`, int64."""
-        independent = num_images if self.expect else 1
-        drawn = torch.randint(num_augmentations, (*shape, self.num_views, independent), generator=source)
-        return drawn.expand(*shape, self.num_views, num_images)
-
-    def expected(self, embeddings: Tensor) -> Tensor:
-        """Maps the embeddings `(V, M, D)` of all views to the mean of the loss over all draws, a scalar."""
-        if self.expect:
-            return self.expect(embeddings)
-        numbers = [torch.arange(len(embeddings))] * self.num_views
-        draws = torch.cartesian_prod(*numbers).reshape(-1, self.num_views)
-        losses: Tensor = vmap(lambda draw: self.compare(*embeddings[draw]))(draws)
-        return losses.mean()
-
-
-def spectral_loss(first: Tensor, second: Tensor) -> Tensor:
-    """Returns the spectral contrastive loss of two views `(M, D)` (HaoChen et al., NeurIPS 2021, arXiv 2106.04156).
-
-    Embeddings are scaled to length 1, without which the loss, of the fourth power of the last weights, runs away.
-    """
-    products = functional.normalize(first, dim=-1) @ functional.normalize(second, dim=-1).T
-    return _spectral(products, products.square())
-
-
-def expected_spectral_loss(embeddings: Tensor) -> Tensor:
-    """Returns the mean of `spectral_loss` over independent views, from the embeddings `(V, M, D)` of all of them."""
-    embeddings = functional.normalize(embeddings, dim=-1)
-    means = embeddings.mean(0)
-    moments = torch.einsum("vmd,vme->mde", embeddings, embeddings) / len(embeddings)
-    return _spectral(means @ means.T, torch.einsum("mde,nde->mn", moments, moments))
-
-
-def _spectral(products: Tensor, squares: Tensor) -> Tensor:
-    count = len(products)
-    return -2 * products.trace() / count + (squares.sum() - squares.trace()) / (count * (count - 1))
-
-
-def regression(targets: Tensor, augmented: bool) -> InnerLoss:
-    """Returns the mean squared error to targets `(M, D)`: KRR-ST's inner loss, or the same on augmented images."""
-
-    def _compare(embeddings: Tensor) -> Tensor:
-        return functional.mse_loss(embeddings, targets.expand_as(embeddings))
-
-    # Being additive over images and views, it has the same form for one draw and for all.
-    return InnerLoss(_compare, 1, _compare, augmented)
-
-
-LOSSES = {
-    "barlow_twins": InnerLoss(BarlowTwinsLoss()),
-    "simclr": InnerLoss(NTXentLoss(temperature=0.5)),
-    "vicreg": InnerLoss(VICRegLoss()),
-    "spectral": InnerLoss(spectral_loss, expect=expected_spectral_loss),
-}
 
 
 @dataclass(frozen=True)
@@ -403,30 +328,17 @@ def error_curve(exact: Tensor, sampled: Tensor) -> list[tuple[int, float]]:
 
 
 def bias_table(records: list[Record]) -> str:
-    """Returns the measured biases as a small table of plain text, one row for each inner loss.
-
-    Args:
-        records: As `measure_bias` returns them, each with the name of its `loss`.
-    """
-    table = [["inner loss", "draws", "bias", "projected, 95 % interval", "z", "std of a draw", "cosine"]]
+    """Returns `measure_bias` of each inner loss, with its name as `loss`, as a table of plain text."""
+    row = "{:16}{:>6}  {:>7}  {:24}{:>7}  {:>13}  {:>6}"
+    lines = [row.format("inner loss", "draws", "bias", "projected, 95 % interval", "z", "std of a draw", "cosine")]
     for record in records:
         low, high = record["interval"]
         spread = "" if record["z"] is None else f" [{low:.3f}, {high:.3f}]"
-        table.append(
-            [
-                record["loss"],
-                str(record["draws"]),
-                _short(record["bias"]),
-                _short(record["projection"]) + spread,
-                "none" if record["z"] is None else f"{record['z']:.1f}",
-                _short(record["std"]),
-                f"{record['cosine']:.3f}",
-            ]
-        )
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    table.insert(1, ["-" * width for width in widths])
-    rows = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table)
-    return "\n".join(row.rstrip() for row in rows)
+        z = "none" if record["z"] is None else f"{record['z']:.1f}"
+        bias, projection, std = (_short(record[name]) for name in ("bias", "projection", "std"))
+        cosine = f"{record['cosine']:.3f}"
+        lines.append(row.format(record["loss"], record["draws"], bias, projection + spread, z, std, cosine))
+    return "\n".join(lines)
 
 
 def _short(value: float) -> str:
@@ -438,7 +350,7 @@ def render_bias(path: Path, records: list[Record]) -> None:
 
     Args:
         path: The picture to write.
-        records: As `measure_bias` returns them, each with the name of its `loss`; at least one of them random.
+        records: As `measure_bias` returns them, each with the name of its `loss`.
     """
     # Not pyplot, which would keep every figure and pick a backend for the caller's process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -447,41 +359,27 @@ def render_bias(path: Path, records: list[Record]) -> None:
     figure = Figure(figsize=(11.5, 4.8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle("Meta-gradient with a sampled inner loss, against that of the expected inner loss")
-    grid = figure.add_gridspec(2, 2, height_ratios=[5, 1], width_ratios=[1.25, 1])
-    upper, lower = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
-    _draw_curves(upper, lower, records)
-    _draw_projections(figure.add_subplot(grid[:, 1]), records)
+    left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    _draw_curves(left, records)
+    _draw_projections(right, records)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def _draw_curves(upper: "Axes", lower: "Axes", records: list[Record]) -> None:
-    """Draws what is random above, and below, at the scale of rounding, what is not."""
+def _draw_curves(axis: "Axes", records: list[Record]) -> None:
+    """Draws the losses that draw something; the others have an error of rounding, with no place on this axis."""
     for number, record in enumerate(records):
-        axis = lower if record["z"] is None else upper
+        if record["z"] is None:
+            continue
         counts, errors = zip(*record["curve"], strict=True)
-        colour = COLOURS[number % len(COLOURS)]
-        # An error of zero has no place on a logarithmic axis.
-        shown = [max(error, SMALLEST) for error in errors]
-        axis.plot(counts, shown, "o-", color=colour, markersize=4, linewidth=1.6, label=record["loss"])
-        if record["z"] is not None:
-            unbiased = [record["std"] / math.sqrt(count) for count in counts]
-            axis.plot(counts, unbiased, ":", color=colour, linewidth=1.1)
-    upper.plot([], [], ":", color="black", linewidth=1.1, label="with no bias: std / √n")
-    for axis in (upper, lower):
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.set_xlim(0.8, 1.25 * records[0]["curve"][-1][0])
-        axis.grid(alpha=0.25)
-        axis.xaxis.set_major_formatter("{x:.0f}")
-    lower.set_ylim(SMALLEST / 10, 1e-6)
-    lower.set_yticks([SMALLEST, 1e-12, 1e-6])
-    upper.tick_params(labelbottom=False)
-    upper.set_ylabel("error of the mean of n draws\n(parts of the exact gradient)")
-    upper.legend(fontsize="small", ncols=2, loc="lower left")
-    if lower.lines:
-        lower.legend(fontsize="small", loc="upper right")
-    lower.set_xlabel("draws n")
+        axis.loglog(counts, errors, "o-", color=COLOURS[number % len(COLOURS)], label=record["loss"])
+        unbiased = [record["std"] / math.sqrt(count) for count in counts]
+        axis.loglog(counts, unbiased, ":", color=COLOURS[number % len(COLOURS)])
+    axis.plot([], [], ":", color="black", label="with no bias: std / √n")
+    axis.set_xlabel("draws n")
+    axis.set_ylabel("error of the mean of n draws\n(parts of the exact gradient)")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize="small", ncols=2)
 
 
 def _draw_projections(axis: "Axes", records: list[Record]) -> None:
@@ -495,5 +393,4 @@ def _draw_projections(axis: "Axes", records: list[Record]) -> None:
     axis.set_yticks(range(len(records)), [record["loss"] for record in records])
     axis.set_ylim(len(records) - 0.5, -0.7)
     axis.margins(x=0.15)
-    axis.grid(axis="x", alpha=0.25)
     axis.set_xlabel("bias projected on a direction of other draws, 95 % interval\n(parts of the exact gradient)")

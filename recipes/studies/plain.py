@@ -1,4 +1,4 @@
-"""KRR-ST as it is written down first: what the fast implementation is compared with, in speed and in result.
+"""Plain KRR-ST without any speed-up: what `Distiller` is compared with, in speed and in result.
 
 Eager float32 in PyTorch's default layout, the teacher on every batch, features with the constant concatenated, the
 system solved by LU; after algorithm 1 of Lee et al., ICLR 2024. Weights get no gradient of the outer loss here either.
@@ -24,7 +24,7 @@ Part = Callable[[str], AbstractContextManager[None]]
 
 
 class PlainDistiller:
-    """Distils step by step, with all mathematics of `Distiller` and none of its speed.
+    """Distils step by step, with all mathematics of `Distiller` and none of its speed-ups.
 
     Args:
         images: First images, `(M, C, H, W)`; all is computed in their type and on their device.
@@ -33,9 +33,8 @@ class PlainDistiller:
         batches: Gives the real images of an outer step twice, each time `(B, C, H, W)`: as students see them, and as
             the teacher does.
         teacher: Gives the targets `(B, D)` of the latter.
-        settings: The outer problem. How it is computed is not asked: `precision`, `kernel_precision`, `micro_batch`,
-            `memory_budget`, `compile` and `winograd` are left aside; `pixel_space` and `augment` are for whoever gives
-            images and batches.
+        settings: The outer problem. `precision`, `kernel_precision`, `micro_batch`, `memory_budget`, `compile` and
+            `winograd` are ignored; `pixel_space` and `augment` are for whoever gives images and batches.
         pool: The online students, of which `renewal` must be `train`.
         seed: Seed of the run.
         part: Counts the time of a part of the step; see `Stopwatch.part`.

@@ -1,4 +1,4 @@
-"""How long an outer step takes, part by part, beside the plain implementation and the machine's matrix products."""
+"""Time of an outer step, by part, compared with the plain implementation and with the machine's matrix products."""
 
 import statistics
 import time

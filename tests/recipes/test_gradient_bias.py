@@ -13,17 +13,15 @@ from ssdd_hub.data.bank import DataSettings, load_images
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.seeds import generator
 from studies.gradient_bias import (
-    LOSSES,
     Bilevel,
     GradientBiasSettings,
-    InnerLoss,
     all_views,
     build_problems,
     measure_bias,
-    regression,
     regression_error,
     sample_gradients,
 )
+from studies.inner_losses import LOSSES, InnerLoss, regression
 
 NAMES = [*LOSSES, "mse_augmented", "mse"]
 # As they are, flipped, and moved.

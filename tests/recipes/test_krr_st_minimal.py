@@ -43,7 +43,9 @@ def test_the_outer_loss_and_its_gradients_are_those_of_the_package():
     images, targets = random(6, 1, 8, 8).requires_grad_(), random(6, minimal.D, seed=1).requires_grad_()
     real, real_targets = real_batch(0)
     ours = minimal.outer_loss(student, images, targets, real, real_targets)
-    theirs = outer_loss(student.features(images), targets, student.features(real).detach(), real_targets, minimal.RIDGE)
+    theirs = outer_loss(
+        student.features(images), targets, student.features(real).detach(), real_targets, minimal.RIDGE
+    )
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-9)
     for left, right in zip(*(torch.autograd.grad(loss, [images, targets]) for loss in (ours, theirs)), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-10)
@@ -88,7 +90,7 @@ def test_steps_are_those_of_the_distiller(monkeypatch):
 
     images, targets = torch.nn.Parameter(images), torch.nn.Parameter(targets)
     adam, own = torch.optim.AdamW([images, targets], minimal.LR, weight_decay=0.0), minimal.Pool(build)
-    for slot, age in enumerate(students.first_ages()):  # noqa: B007
+    for slot, age in enumerate(students.first_ages()):
         for _ in range(age):
             own.train(slot, images, targets)
     for step in range(STEPS):

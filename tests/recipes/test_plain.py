@@ -62,16 +62,6 @@ def test_a_whole_run_is_that_of_the_fast_implementation():
     assert plain.generations == [student.generation for student in fast.pool.students]
 
 
-def test_without_warm_up_and_at_the_smallest_age_it_is_so_too():
-    plain, fast = build_both(PoolSettings(size=2, max_age=1), steps=4, lr_images=1e-2, lr_targets=1e-2)
-    assert list(plain.warm_up()) == list(fast.warm_up()) == []
-    for _ in range(4):
-        assert plain.step()["loss"].item() == pytest.approx(fast.step()["loss"].item(), rel=1e-8)
-    assert_close(plain.images, fast.images)
-    assert sum(plain.generations) == 4 and plain.ages == [0, 0]
-    assert list(build_both(PoolSettings(warm_up=False), steps=1)[0].warm_up()) == []
-
-
 def test_parts_of_both_are_counted():
     watch = Stopwatch()
     plain, fast = build_both(PoolSettings(size=2, warm_up=False), part=watch.part, steps=10**9)
@@ -81,17 +71,6 @@ def test_parts_of_both_are_counted():
     assert all(watch.seconds.values())
     # The one has a teacher to run, the other has not.
     assert {part for part, seconds in fast.watch.seconds.items() if not seconds} == {"teacher"}
-
-
-def test_the_first_images_given_stay_as_they_are():
-    plain, _ = build_both(PoolSettings(size=1, warm_up=False), steps=3, lr_images=1e-1)
-    before = plain.images.detach().clone()
-    images = before.clone()
-    again = PlainDistiller(
-        images, plain.targets.detach(), build_student, real_batch, lambda seen: seen, plain.settings, plain.pool, 0
-    )
-    again.step()
-    assert torch.equal(images, before) and not torch.equal(again.images, before)
 
 
 def test_a_renewal_as_in_the_released_code_is_refused():

@@ -1,6 +1,5 @@
 """The recipe that publishes a set, its teacher, students and a collection: once as a user launches it."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -15,21 +14,13 @@ from test_cli import FACTS, full_set
 from test_distilled import contents
 from test_release import MADE, header_of, new_teacher
 
-from publish import PublishConfig
+import publish
 from ssdd_hub.errors import SettingsError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "publish.py"
 LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1")
 SET, TEACHER, PUPIL = ("dataset", "ann/tiny"), ("model", "ann/tiny-teacher"), ("model", "ann/tiny-ssdd_convnet3")
 ALL = ["--repo", "tiny", "--teacher", "teacher", "--students", "own", "--collection", "Tiny sets"]
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("publish_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +63,7 @@ def place(tmp_path, monkeypatch, folders):
 
 
 @pytest.fixture
-def run(recipe, monkeypatch, capsys):
+def run(monkeypatch, capsys):
     """Runs the recipe in this process; returns what it printed, or its message where it is to fail."""
 
     def run(*words, status=0):
@@ -80,10 +71,10 @@ def run(recipe, monkeypatch, capsys):
         monkeypatch.setenv("HF_TOKEN", "hf_ann")
         capsys.readouterr()
         if status == 0:
-            recipe.main()
+            publish.main()
             return capsys.readouterr().out
         with pytest.raises(SystemExit) as ended:
-            recipe.main()
+            publish.main()
         printed = capsys.readouterr()
         message = printed.err[printed.err.index("error:") :]
         assert ended.value.code == status and "Traceback" not in printed.err and "hf_ann" not in printed.err
@@ -290,16 +281,16 @@ def test_bad_input_ends_with_a_message_before_anything_is_sent(hub, place, run, 
 
 
 @pytest.mark.parametrize("command", [(), ("--dry-run",)])
-def test_without_a_token_nothing_begins(hub, place, recipe, monkeypatch, capsys, command):
+def test_without_a_token_nothing_begins(hub, place, monkeypatch, capsys, command):
     monkeypatch.setattr(sys, "argv", [str(RECIPE), "--set", "set", "--repo", "tiny", *command])
     monkeypatch.setenv("HF_TOKEN", "")
     with pytest.raises(SystemExit) as ended:
-        recipe.main()
+        publish.main()
     assert ended.value.code == 2 and "there is no token: log in by `hf auth login`" in capsys.readouterr().err
 
 
-def test_only_one_of_several_processes_publishes(hub, place, run, recipe, monkeypatch):
-    monkeypatch.setattr(recipe, "build_accelerator", lambda *_: SimpleNamespace(is_main_process=False))
+def test_only_one_of_several_processes_publishes(hub, place, run, monkeypatch):
+    monkeypatch.setattr(publish, "build_accelerator", lambda *_: SimpleNamespace(is_main_process=False))
     assert run(*ALL) == "" and hub.requests == []
 
 
@@ -311,11 +302,11 @@ def test_only_one_of_several_processes_publishes(hub, place, run, recipe, monkey
     [("tiny", "runs/tiny-published"), ("lab/tiny", "runs/tiny-published"), ("../..", "runs/run-published")],
 )
 def test_the_output_is_named_after_the_repository(repo, output):
-    assert PublishConfig(repo=repo).output == output
-    assert PublishConfig(repo=repo, output="elsewhere").output == "elsewhere"
+    assert publish.PublishConfig(repo=repo).output == output
+    assert publish.PublishConfig(repo=repo, output="elsewhere").output == "elsewhere"
 
 
 def test_all_mistakes_in_the_settings_are_told_at_once():
     with pytest.raises(SettingsError) as caught:
-        PublishConfig(students=["own"], student_args={"own": 3, "resnet18": {}})
+        publish.PublishConfig(students=["own"], student_args={"own": 3, "resnet18": {}})
     assert [problem.split()[0] for problem in caught.value.problems] == ["repo", "student_args", "student_args"]

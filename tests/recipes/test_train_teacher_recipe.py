@@ -1,6 +1,5 @@
 """The recipe that trains a teacher, as a user launches it."""
 
-import importlib.util
 import json
 import signal
 import sys
@@ -14,6 +13,7 @@ import torch
 from reference.warm import Running
 
 import ssdd_hub  # noqa: F401
+from train_teacher import main
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -32,14 +32,6 @@ SMALL = {
 def start(recipe, output, *overrides, small=SMALL):
     settings = [word for setting in small.items() for word in setting]
     return Running(ROOT / "recipes" / recipe, *settings, "--output", output, *overrides)
-
-
-@pytest.fixture(scope="module")
-def main():
-    spec = importlib.util.spec_from_file_location("train_teacher_recipe", ROOT / "recipes" / "train_teacher.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +109,7 @@ def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, tmp_path):
         (["--teacher.backbone", "resnet_9000"], "'resnet_9000'"),
     ],
 )
-def test_bad_input_ends_with_one_message_and_leaves_nothing(main, tmp_path, monkeypatch, capsys, arguments, problem):
+def test_bad_input_ends_with_one_message_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, problem):
     small = [word for setting in SMALL.items() for word in setting]
     monkeypatch.setattr(sys, "argv", ["train_teacher.py", *small, "--output", str(tmp_path / "run"), *arguments])
     with pytest.raises(SystemExit) as ended:
