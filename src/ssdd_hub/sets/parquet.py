@@ -1,15 +1,17 @@
 """The tensors of a distilled set as parquet files, written, checked and read a few MiB at a time.
 
-A set from outside is not trusted with sizes: what its record states must agree with the footers of its files before
-anything is decoded, and with what is decoded before it is believed.
+A set from outside is not trusted with sizes: what its record states must agree with the rows and types that its files
+state before anything is decoded, with the first piece before memory is taken for all, and with each piece before it is
+believed.
 """
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,13 @@ from ssdd_hub.plain_files import require_plain
 from ssdd_hub.record import MEND, PARQUET_FILE, PARQUET_GLOB, PREVIEW_FILE
 from ssdd_hub.sets import folder as set_folder
 from ssdd_hub.sets.folder import COLUMNS, Stated, describe_tensor, split_rows, to_raw
-from ssdd_hub.sets.footers import PHYSICAL, RowGroup, read_footer
 from ssdd_hub.sets.preview import MOST_IMAGES, to_picture, to_png, write_preview
 
 # Most bytes of values, before compression, of a file and of a row group; one row at least, however large.
 SHARD_BYTES = 256 * 2**20
 ROW_GROUP_BYTES = 16 * 2**20
 
+_LARGEST_FOOTER = 8 * 2**20  # bytes, which become many more in memory; ours have some KiB, and the class names
 _READ_BYTES = 2**20  # read ahead in each column; by default pyarrow holds whole row groups
 _SHARD = re.compile(r"train-(\d{5})-of-(\d{5})\.parquet", re.ASCII)
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
@@ -132,8 +134,8 @@ def _make_table(tensors: Mapping[str, Tensor], rows: slice, pixel_space: PixelSp
 def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[str, Values]]:
     """Reads tensors piece by piece: all files in the order of their names, about 16 MiB of values at a time.
 
-    Before the first piece is decoded, the footers of all files must agree with what is stated. The sha256 is compared
-    after the last: what was given out before is believed only when the iteration has ended.
+    Before the first piece is decoded, rows and types of all files must agree with what is stated. The sha256 is
+    compared after the last: what was given out before is believed only when the iteration has ended.
 
     Args:
         folder: The folder of the set.
@@ -154,9 +156,11 @@ def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor
     Raises:
         InputError: As for `iter_tensors`, or the tensors do not fit into memory.
     """
-    paths = _check_shards(folder, stated)
+    parts = iter_tensors(folder, stated)
+    # A piece before memory is taken for all, since the files state their rows, and of these the sizes not always.
+    first = list(islice(parts, 1))
     tensors, start = _allocate(folder, stated), 0
-    for part in _decode(folder, paths, stated):
+    for part in chain(first, parts):
         stop = start + len(next(iter(part.values())))
         for name, values in part.items():
             tensors[name][start:stop] = torch.from_numpy(values)
@@ -208,28 +212,45 @@ def _blaming(folder: Path, path: Path) -> Iterator[None]:
 
 
 def _check_shards(folder: Path, stated: Mapping[str, Stated]) -> list[Path]:
-    """Returns the files in their order, when their footers say what is stated; nothing is decoded or allocated."""
+    """Returns the files in their order, when they state the rows and types that are stated; nothing is decoded."""
     paths, rows = _find_shards(folder), 0
     for path in paths:
         with _blaming(folder, path):
-            for group in read_footer(path):
-                rows += group.rows
+            _check_footer_size(path)
+            with pq.ParquetFile(path) as file:
+                # Neither `.column()` nor `.statistics` of the metadata, which end the process where it is damaged
+                # (pyarrow 26.0); tests/sets/test_damaged_footers.py shows that these calls do not.
+                rows += file.metadata.num_rows
                 for name, entry in stated.items():
-                    _check_group(folder, group, name, entry)
+                    _check_type(folder, file.schema_arrow, name, entry)
     for name, entry in stated.items():
         if rows != entry.shape[0]:
             raise _misfit(name, entry)
     return paths
 
 
-def _check_group(folder: Path, group: RowGroup, name: str, stated: Stated) -> None:
+def _check_footer_size(path: Path) -> None:
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+    if size > _LARGEST_FOOTER:
+        raise ValueError(f"its footer must be of at most {_LARGEST_FOOTER} bytes, got {size}")
+
+
+def _check_type(folder: Path, schema: pa.Schema, name: str, stated: Stated) -> None:
     column, dtype = COLUMNS[name]
-    chunks = [chunk for chunk in group.chunks if chunk.column == column]
-    if not chunks:
-        raise InputError(f"the parquet files of {folder} lack the column {column!r}: {MEND}")
-    if len(chunks) > 1 or chunks[0].physical != PHYSICAL[dtype]:
+    if schema.names.count(column) != 1:
+        raise InputError(f"the parquet files of {folder} lack the column {column!r}, or have it twice: {MEND}")
+    kind = schema.field(column).type
+    # `datasets`, once imported, makes pyarrow wrap nested lists in its own extension type.
+    kind, depth = getattr(kind, "storage_type", kind), 0
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        if pa.types.is_fixed_size_list(kind) and [kind.list_size] != list(stated.shape[1 + depth : 2 + depth]):
+            raise _misfit(name, stated)
+        kind, depth = kind.value_type, depth + 1
+    if kind != pa.type_for_alias(dtype):
         raise InputError(f"column {column!r} of {folder} does not hold plain numbers of type {dtype}: {MEND}")
-    if group.rows < 0 or chunks[0].nulls or chunks[0].values != group.rows * math.prod(stated.shape[1:]):
+    if depth != len(stated.shape) - 1:
         raise _misfit(name, stated)
 
 
