@@ -19,8 +19,7 @@ from ssdd_hub.cli import describe_published, read_scores
 from ssdd_hub.errors import require
 from ssdd_hub.files import atomic_path
 from ssdd_hub.hub.client import full_id
-from ssdd_hub.hub.plan import Plan, plan_upload
-from ssdd_hub.hub.upload import upload
+from ssdd_hub.hub.upload import Plan, plan_upload, upload
 from ssdd_hub.runs.folder import LaunchSettings, folder_name
 from ssdd_hub.runs.launch import build_accelerator, report_errors
 from ssdd_hub.sets.publish import Additions, plan_set

@@ -11,8 +11,7 @@ from test_distilled import bits, make_set
 from test_import_order import own_imports, read
 
 from ssdd_hub.hub.download import pull_set
-from ssdd_hub.hub.plan import plan_upload
-from ssdd_hub.hub.upload import upload
+from ssdd_hub.hub.upload import plan_upload, upload
 from ssdd_hub.sets.check import PICKLES, check_folder, verify_folder
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.release import pack_model
@@ -36,7 +35,7 @@ def test_no_module_that_publishes_or_fetches_a_set_names_a_pickle():
     modules = reached("sets.distilled", "sets.publish", "hub.download", "sets.check")
     assert {
         "hub.upload",
-        "hub.parcel",
+        "hub.download",
         "hub.client",
         "sets.parquet",
         "record",

@@ -73,7 +73,7 @@ def test_a_plan_says_what_would_be_sent_and_sends_nothing(hub, folder):
     lines = plan.describe().splitlines()
     assert lines[0] == f"to the new private dataset {REPO}, branch main, tag {plan.tag}"
     assert {line.split()[0] for line in lines[1:-1]} == FILES - {".gitattributes"}
-    size = sum(content.size for content in plan.parcel.files.values())
+    size = sum(file.upload_info.size for file in plan.parcel.files.values())
     assert lines[-1].split() == ["in", "all", f"{size:,}", "bytes"]
     assert hub.repos == {} and hub.asked(WRITES) == []
     push(folder)

@@ -16,8 +16,7 @@ from test_cli import STUDENT, full_set
 from test_distilled import contents
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub.plan import plan_upload
-from ssdd_hub.hub.upload import Published, upload
+from ssdd_hub.hub.upload import Published, plan_upload, upload
 from ssdd_hub.models.build import build_student
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.machine import describe_versions
@@ -386,7 +385,7 @@ def test_a_student_is_taken_as_it_is_only_for_the_same_set_under_the_same_licenc
 
 def test_a_set_of_no_known_licence_gives_a_student_of_none(tmp_path):
     train(tmp_path / "student", full_set(license=None))
-    card = pack_model(tmp_path / "student", "ann/m").files["README.md"].source.decode()
+    card = pack_model(tmp_path / "student", "ann/m").files["README.md"].path_or_fileobj.decode()
     assert header_of(card)["license"] == "unknown" and "| This model | unknown |" in card
 
 

@@ -3,13 +3,10 @@
 from ssdd_hub.hub.client import ERRORS, explained, patiently
 from ssdd_hub.hub.download import fetch_record, fetch_set, list_files, pull_set
 from ssdd_hub.hub.licences import check_licence, derive_licence, describe_licence
-from ssdd_hub.hub.parcel import Content, Parcel
-from ssdd_hub.hub.plan import Plan, plan_upload
-from ssdd_hub.hub.upload import Published
+from ssdd_hub.hub.upload import Parcel, Plan, Published, pack, plan_upload
 
 __all__ = [
     "ERRORS",
-    "Content",
     "Parcel",
     "Plan",
     "Published",
@@ -20,6 +17,7 @@ __all__ = [
     "fetch_record",
     "fetch_set",
     "list_files",
+    "pack",
     "patiently",
     "plan_upload",
     "pull_set",

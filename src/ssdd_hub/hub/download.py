@@ -1,23 +1,22 @@
 """Fetching a distilled set from the Hub: only its own files, compared with what the Hub states of them, never half."""
 
-import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import replaced_folder
 from ssdd_hub.hub.client import ERRORS, TRIES, Token, explained, is_passing, patiently
-from ssdd_hub.hub.parcel import Content, download
 from ssdd_hub.record import CARD_FILE, METADATA_FILE, PREVIEW_FILE, TRANSFORM_FILE
 from ssdd_hub.text import HUB_ID
 
@@ -66,12 +65,12 @@ def fetch_set(
     commit, files = found
     with explained(doing, token):
         lacking = [path for path in files if not _is_cached(repo_id, commit, path)]
-        _check_room(repo_id, sum(files[path].size for path in lacking), Path(constants.HF_HUB_CACHE))
-        folder = _fetch_files(repo_id, commit, files, token)
+        _check_room(repo_id, [files[path] for path in lacking], Path(constants.HF_HUB_CACHE))
+        folder = _fetch(repo_id, commit, files, token)
     result = _read(read, folder, repo_id, commit)
     with suppress(*ERRORS):
         # Lets the client note which commit the revision is: last, so that until then it knows the one before.
-        patiently(lambda: _snapshot(repo_id, revision, PATTERNS, token), tries=1)
+        patiently(lambda: snapshot(repo_id, revision, PATTERNS, token), tries=1)
     return result
 
 
@@ -102,9 +101,8 @@ def pull_set(
     doing = f"pulling {repo_id} (revision {revision or 'main'}) to {folder}"
     with explained(doing, token), replaced_folder(place) as new:
         commit, files = _list(repo_id, revision, token)
-        _check_room(repo_id, sum(file.size for file in files.values()), place)
-        download("dataset", repo_id, commit, sorted(files), new, token)
-        _mend(repo_id, commit, files, new, token, in_cache=False)
+        _check_room(repo_id, files.values(), place)
+        _fetch(repo_id, commit, files, token, local_dir=new)
         shutil.rmtree(new / ".cache", ignore_errors=True)
         _read(check, new, repo_id, commit)
     return commit
@@ -126,7 +124,7 @@ def fetch_record(repo_id: str, revision: str | None = None, token: Token = None)
         return found
     commit, files = found
     with explained(doing, token):
-        return _fetch_files(repo_id, commit, {METADATA_FILE: files[METADATA_FILE]}, token)
+        return _fetch(repo_id, commit, {METADATA_FILE: files[METADATA_FILE]}, token)
 
 
 def list_files(repo_id: str, revision: str, token: Token = None) -> list[str]:
@@ -176,7 +174,7 @@ def _look(
             reason = error
     with explained(f"{doing}, of which the cache has no whole copy,", token):
         try:
-            folder = _snapshot(repo_id, revision, patterns, token, local=True)
+            folder = snapshot(repo_id, revision, patterns, token, local_files_only=True)
         except LocalEntryNotFoundError:
             raise reason from None
     if not isinstance(reason, OfflineModeIsEnabled):
@@ -192,7 +190,8 @@ def _is_cached(repo_id: str, commit: str, path: str) -> bool:
     return isinstance(try_to_load_from_cache(repo_id, path, revision=commit, repo_type="dataset"), str)
 
 
-def _check_room(repo_id: str, needed: int, place: Path) -> None:
+def _check_room(repo_id: str, files: Iterable[RepoFile], place: Path) -> None:
+    needed = sum(file.size for file in files)
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
@@ -202,80 +201,63 @@ def _check_room(repo_id: str, needed: int, place: Path) -> None:
         )
 
 
-def _fetch_files(repo_id: str, commit: str, files: Mapping[str, RepoFile], token: Token) -> Path:
-    """Fetches files into the cache; returns the folder that holds them, as the Hub states them."""
-    folder = patiently(lambda: _snapshot(repo_id, commit, sorted(files), token))
-    _mend(repo_id, commit, files, folder, token)
-    return folder
+def snapshot(
+    repo_id: str, revision: str | None, names: list[str], token: Token, kind: str = "dataset", **where: Any
+) -> Path:
+    """Fetches files of a revision, and nothing else, into the client's cache or a `local_dir`; returns the folder.
 
-
-def _snapshot(repo_id: str, revision: str | None, patterns: list[str], token: Token, local: bool = False) -> Path:
+    Raises:
+        Exception: What the client raises.
+    """
     return Path(
-        snapshot_download(
-            repo_id,
-            repo_type="dataset",
-            revision=revision,
-            token=token,
-            allow_patterns=patterns,
-            local_files_only=local,
-        )
+        snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=names, token=token, **where)
     )
 
 
-def _mend(
-    repo_id: str, commit: str, files: Mapping[str, RepoFile], folder: Path, token: Token, in_cache: bool = True
-) -> None:
-    """Fetches once more the files that are not what the Hub states, which the client does not notice.
+def _fetch(
+    repo_id: str, commit: str, files: Mapping[str, RepoFile], token: Token, local_dir: Path | None = None
+) -> Path:
+    """Fetches files; returns the folder that holds them, as the Hub states them.
 
-    Args:
-        repo_id: `owner/name`.
-        commit: Its sha.
-        files: What the Hub states of them, by path.
-        folder: Where they are.
-        token: A Hub token.
-        in_cache: Whether that is in the client's cache.
+    The client does not notice a download of the right length that is damaged, nor a damaged copy in its cache: such
+    files are fetched once more.
 
     Raises:
         InputError: One is damaged again.
     """
-    first = {path: _content_of(folder / path) for path in _damaged(files, folder)}
+    folder = patiently(lambda: snapshot(repo_id, commit, sorted(files), token, local_dir=local_dir))
+    first = _find_damaged(files, folder)
     for path in first:
         _LOG.warning("%s of %s is damaged; fetching it once more", path, repo_id)
         # Without symbolic links the client would keep what is there.
         (folder / path).unlink(missing_ok=True)
         again = partial(hf_hub_download, repo_id, path, repo_type="dataset", revision=commit, token=token)
-        patiently(partial(again, local_dir=None if in_cache else folder, force_download=True))
-    still = _damaged(files, folder)
-    small = [path for path, file in files.items() if file.lfs is None]
+        patiently(partial(again, local_dir=local_dir, force_download=True))
+    still = _find_damaged(files, folder) if first else {}
     # A Hub that names not one of its small files as git does has other names for them, and they tell nothing.
-    found = {path: _content_of(folder / path) for path in still}
-    if set(still) == set(small) and all(
-        content is not None and content.size == files[path].size and content == first.get(path)
-        for path, content in found.items()
-    ):
-        return
-    if still:
+    small = {path for path, file in files.items() if file.lfs is None}
+    is_named_otherwise = still.keys() == small and all(found == first.get(path, "") for path, found in still.items())
+    if still and not is_named_otherwise:
         raise InputError(
             f"{', '.join(still)} of {repo_id} came damaged, twice: try again, over another connection if it stays so"
         )
+    return folder
 
 
-def _content_of(path: Path) -> Content | None:
-    return Content.of(path) if path.is_file() else None
+def _find_damaged(files: Mapping[str, RepoFile], folder: Path) -> dict[str, str]:
+    """Returns the files that are not what the Hub states, and what they are: a digest, empty for what is missing."""
+    # Not `HfApi.verify_repo_checksums`, which would ask for all files again.
+    found = {path: _digest(folder / path, file.lfs is not None) for path, file in sorted(files.items())}
+    stated = {path: file.blob_id if file.lfs is None else file.lfs.sha256 for path, file in files.items()}
+    return {path: digest for path, digest in found.items() if digest != stated[path]}
 
 
-def _damaged(files: Mapping[str, RepoFile], folder: Path) -> list[str]:
-    return [path for path, file in files.items() if not _is_whole(folder / path, file)]
-
-
-def _is_whole(path: Path, stated: RepoFile) -> bool:
-    if not path.is_file() or path.stat().st_size != stated.size:
-        return False
-    if stated.lfs is not None:
-        return Content.of(path).sha256 == stated.lfs.sha256
-    # What git names a file by.
-    digest = hashlib.sha1(b"blob %d\0" % stated.size + path.read_bytes(), usedforsecurity=False)
-    return digest.hexdigest() == stated.blob_id
+def _digest(path: Path, is_large: bool) -> str:
+    """Returns the sha256 of a large file, and of another what git names it by."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return sha_fileobj(file).hex() if is_large else git_hash(file.read())
 
 
 def _read(read: Callable[[Path], Result], folder: Path, repo_id: str, commit: str) -> Result:

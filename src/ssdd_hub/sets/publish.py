@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd
+
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import atomic_path
 from ssdd_hub.hub.client import Token, full_id
 from ssdd_hub.hub.download import clashes_with_set, is_set_file
 from ssdd_hub.hub.licences import check_licence
-from ssdd_hub.hub.parcel import Content, Parcel
-from ssdd_hub.hub.plan import Plan, plan_upload
-from ssdd_hub.hub.upload import Published, upload
+from ssdd_hub.hub.upload import Parcel, Plan, Published, digest_of, pack, plan_upload, upload
 from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, read_metadata, section
 from ssdd_hub.sets.card import render_dataset_card
 from ssdd_hub.sets.check import Finding, check_card, check_set, licence_parts, verify_folder
@@ -84,11 +84,11 @@ def pack_set(
     sources: dict[str, Path | bytes] = {name: folder / name for name in names if is_set_file(name)}
     sources[METADATA_FILE] = dump_metadata(metadata).encode()
     sources[CARD_FILE] = render_dataset_card(metadata, repo_id).encode()
-    files = {name: Content.of(source) for name, source in sources.items()}
+    files = pack(sources)
     tag = _tag_of(files) if tag is None else tag
     card = render_dataset_card(metadata, repo_id, tag or branch)
     _refuse_errors(folder, check_card(folder, metadata, card))
-    files[CARD_FILE] = Content.of(card.encode())
+    files |= pack({CARD_FILE: card.encode()})
     return Parcel("dataset", files, is_set_file, METADATA_FILE, verify_folder, clashes_with_set), tag
 
 
@@ -98,9 +98,9 @@ def _refuse_errors(folder: Path, found: list[Finding]) -> None:
         raise InputError("\n  ".join([f"{folder} cannot be published as it is:", *errors]))
 
 
-def _tag_of(files: Mapping[str, Content]) -> str:
+def _tag_of(files: Mapping[str, CommitOperationAdd]) -> str:
     """Returns a tag made of the contents, the card being one that names no tag."""
-    digests = "".join(f"{name} {content.sha256}\n" for name, content in sorted(files.items()))
+    digests = "".join(f"{name} {digest_of(file)}\n" for name, file in sorted(files.items()))
     return f"set-{hashlib.sha256(digests.encode()).hexdigest()[:8]}"
 
 

@@ -16,8 +16,7 @@ from torch import nn
 from ssdd_hub import arguments
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.client import explained, patiently
-from ssdd_hub.hub.parcel import Content, Parcel
-from ssdd_hub.hub.upload import Published
+from ssdd_hub.hub.upload import Parcel, Published, pack
 from ssdd_hub.models.build import StudentSettings, build_student
 from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, read_metadata, section
 from ssdd_hub.runs.machine import describe_versions
@@ -63,8 +62,7 @@ def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Pa
     texts = _write_texts(folder, repo_id, sets)
     sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
     sources |= {name: text.encode() for name, text in texts.items()}
-    files = {name: Content.of(source) for name, source in sources.items()}
-    return Parcel("model", files, is_model_file, METADATA_FILE)
+    return Parcel("model", pack(sources), is_model_file, METADATA_FILE)
 
 
 def _write_texts(folder: Path, repo_id: str, sets: Sequence[str]) -> dict[str, str]:
