@@ -1,26 +1,15 @@
 import hashlib
-import io
 import json
 import subprocess
-import sys
-import textwrap
-import threading
-import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hub_server import Fault, HubServer, client_env
+from hub_server import Fault, HubServer
 from huggingface_hub import (
     CommitOperationAdd,
-    CommitOperationCopy,
-    CommitOperationDelete,
     HfApi,
     get_hf_file_metadata,
-    hf_hub_download,
     hf_hub_url,
-    snapshot_download,
 )
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -29,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import get_session, get_token, httpx
+from huggingface_hub.utils import httpx
 
 BIG = bytes(range(256)) * 4096
 CARD = b"---\nlicense: mit\ntags: [ssdd, small]\nconfigs:\n- config_name: default\n---\n# A card\n"
@@ -82,12 +71,6 @@ def test_a_token_is_its_users_and_an_unknown_one_is_refused_everywhere(hub, api,
         with pytest.raises(HfHubHTTPError) as caught:
             call()
         assert status_of(caught) == 401 and not isinstance(caught.value, RepositoryNotFoundError)
-
-
-def test_the_client_of_this_process_needs_no_word_of_the_endpoint(hub, repo, tmp_path):
-    assert snapshot_download(repo, repo_type="dataset").startswith(str(tmp_path / "home" / "hub"))
-    assert Path(hf_hub_download(repo, "README.md", repo_type="dataset")).read_bytes() == CARD
-    assert HfApi(token="hf_bob").whoami()["name"] == "bob" and get_token() is None
 
 
 def test_repositories_are_made_once_and_by_who_may(hub, api):
@@ -172,12 +155,6 @@ def test_what_git_would_call_a_file_is_what_the_hub_calls_it(hub, api, repo, tmp
     assert (table.rfilename, table.size, table.blob_id, table.lfs) == (entry.path, len(BIG), entry.blob_id, entry.lfs)
 
 
-def test_an_unchanged_file_is_not_sent_again(hub, api, repo):
-    commits = len(hub.asked("POST .*/commit/"))
-    assert put(api, {"README.md": CARD, "data/a.parquet": BIG}).oid == api.dataset_info(repo).sha
-    assert len(hub.asked("POST .*/commit/")) == commits
-
-
 def test_a_stale_parent_is_refused_and_nothing_is_written(hub, api, repo):
     seen = api.dataset_info(repo).sha
     theirs = hub.commit(repo, {"theirs.txt": b"first"})
@@ -192,22 +169,6 @@ def test_a_stale_parent_is_refused_and_nothing_is_written(hub, api, repo):
         seen,
     ]
     assert [commit.title for commit in api.list_repo_commits(repo, repo_type="dataset")][-1] == "initial commit"
-
-
-def test_files_and_folders_are_deleted_and_copied_all_or_nothing(hub, api, repo):
-    def change(*operations):
-        api.create_commit(repo, operations, commit_message="change", repo_type="dataset")
-
-    with pytest.raises(RemoteEntryNotFoundError, match="is_folder"):
-        change(add("new.txt", b"new"), CommitOperationDelete("nothing.txt"))
-    assert "new.txt" not in hub.files(repo)
-    change(CommitOperationCopy("data/a.parquet", "moved.parquet"), CommitOperationDelete("data/"))
-    assert {name: data for name, data in hub.files(repo).items() if name != ".gitattributes"} == {
-        "README.md": CARD,
-        "moved.parquet": BIG,
-    }
-    change(CommitOperationDelete("README.md"))
-    assert api.list_repo_files(repo, repo_type="dataset") == [".gitattributes", "moved.parquet"]
 
 
 def test_what_was_never_uploaded_cannot_be_committed(hub, api, repo):
@@ -262,34 +223,6 @@ def test_a_pull_request_leaves_the_branch_alone(hub, api, bob, repo):
     assert api.dataset_info(repo, revision="refs/pr/1").sha == more
 
 
-def test_branches_and_tags(hub, api, repo):
-    first = api.dataset_info(repo).sha
-    api.create_branch(repo, branch="work/1", repo_type="dataset")
-    put(api, {"more.txt": b"more"}, revision="work/1")
-    api.create_tag(repo, tag="v1", revision="work/1", repo_type="dataset")
-    api.create_branch(repo, branch="again", revision="v1", repo_type="dataset")
-    refs = api.list_repo_refs(repo, repo_type="dataset")
-    work = hub.repos["dataset", repo].branches["work/1"]
-    assert {ref.name: ref.target_commit for ref in refs.branches} == {"main": first, "work/1": work, "again": work}
-    assert [(ref.name, ref.ref, ref.target_commit) for ref in refs.tags] == [("v1", "refs/tags/v1", work)]
-    for call in (
-        lambda **exist: api.create_tag(repo, tag="v1", repo_type="dataset", **exist),
-        lambda **exist: api.create_branch(repo, branch="again", repo_type="dataset", **exist),
-    ):
-        with pytest.raises(HfHubHTTPError) as caught:
-            call()
-        assert status_of(caught) == 409
-        call(exist_ok=True)
-    with pytest.raises(RevisionNotFoundError):
-        put(api, {"more.txt": b"more"}, revision="none")
-    with pytest.raises(RevisionNotFoundError):
-        api.create_tag(repo, tag="v2", revision="none", repo_type="dataset")
-    api.delete_tag(repo, tag="v1", repo_type="dataset")
-    api.delete_branch(repo, branch="work/1", repo_type="dataset")
-    refs = api.list_repo_refs(repo, repo_type="dataset")
-    assert ([ref.name for ref in refs.branches], refs.tags) == (["main", "again"], [])
-
-
 def test_a_file_comes_from_where_the_hub_says_and_its_token_stays_home(hub, api, repo, tmp_path):
     commit = api.dataset_info(repo).sha
     for path, data in (("README.md", CARD), ("data/a.parquet", BIG)):
@@ -309,119 +242,10 @@ def test_a_file_comes_from_where_the_hub_says_and_its_token_stays_home(hub, api,
     assert httpx.get(f"{hub.storage}/storage/{hashlib.sha256(BIG).hexdigest()}").status_code == 403
 
 
-@pytest.mark.parametrize("path", ["README.md", "data/a.parquet"])
-def test_ranges_of_files(hub, repo, path):
-    data = {"README.md": CARD, "data/a.parquet": BIG}[path]
-    for asked, part in (("5-9", data[5:10]), ("70-", data[70:]), ("-7", data[-7:]), (f"3-{10**9}", data[3:])):
-        answer = get_session().get(
-            f"{hub.endpoint}/datasets/{repo}/resolve/main/{path}", headers={"Range": f"bytes={asked}"}
-        )
-        assert (answer.status_code, answer.content) == (206, part)
-        begin = len(data) - len(part) if asked[0] == "-" else int(asked.split("-")[0])
-        assert answer.headers["Content-Range"] == f"bytes {begin}-{begin + len(part) - 1}/{len(data)}"
-    answer = get_session().get(
-        f"{hub.endpoint}/datasets/{repo}/resolve/main/{path}", headers={"Range": f"bytes={len(data)}-"}
-    )
-    assert answer.status_code == 416
-
-
-def test_a_snapshot_of_a_model(hub, api, tmp_path):
-    files = {"README.md": b"---\nlibrary_name: timm\n---\n", "model.safetensors": BIG, "a/b c/\u00e9.json": b"[]"}
-    hub.commit("ann/net", files, repo_type="model")
-    folder = api.snapshot_download("ann/net", cache_dir=tmp_path)
-    assert {name: Path(folder, name).read_bytes() for name in files} == files
-    assert api.model_info("ann/net").tags == ["timm", "region:us"]
-    assert api.model_info("ann/net").card_data.library_name == "timm"
-
-
-def test_a_tree_comes_in_pages(hub, api, repo):
-    hub.commit(repo, {f"data/deep/{number}.txt": b"%d" % number for number in range(7)})
-    hub.page_size = 3
-    flat = list(api.list_repo_tree(repo, repo_type="dataset"))
-    assert [(type(entry).__name__, entry.path) for entry in flat] == [
-        ("RepoFile", ".gitattributes"),
-        ("RepoFile", "README.md"),
-        ("RepoFolder", "data"),
-    ]
-    whole = [entry.path for entry in api.list_repo_tree(repo, repo_type="dataset", recursive=True)]
-    deep = [f"data/deep/{number}.txt" for number in range(7)]
-    assert whole == [".gitattributes", "README.md", "data", "data/a.parquet", "data/deep", *deep]
-    assert len(hub.asked("GET .*/tree/main.*cursor")) == 3
-    below = api.list_repo_tree(repo, "data/deep", repo_type="dataset", expand=True)
-    assert [(entry.path, entry.last_commit.title) for entry in below][0] == (deep[0], "by another publisher")
-    [card] = api.get_paths_info(repo, "README.md", repo_type="dataset", expand=True)
-    assert card.last_commit.title == "some files"
-    with pytest.raises(RemoteEntryNotFoundError):
-        list(api.list_repo_tree(repo, "none", repo_type="dataset"))
-    found = api.get_paths_info(repo, ["data", "none", "README.md"], repo_type="dataset")
-    assert [entry.path for entry in found] == ["data", "README.md"]
-
-
-def test_repositories_are_found_by_tag_owner_and_word(hub, api, anyone, repo):
-    hub.commit("lab/other", {"README.md": b"---\ntags: [small]\n---\n"})
-    assert [info.id for info in anyone.list_datasets(filter="small")] == [repo, "lab/other"]
-    assert [info.id for info in anyone.list_datasets(filter=["small", "license:mit"])] == [repo]
-    assert [info.id for info in anyone.list_datasets(author="lab")] == ["lab/other"]
-    assert [info.id for info in anyone.list_datasets(search="OTH", full=True)] == ["lab/other"]
-    assert [info.id for info in anyone.list_datasets(limit=1)] == [repo]
-    assert list(anyone.list_models()) == []
-    assert anyone.dataset_info(repo).card_data.license == "mit"
-    assert anyone.dataset_info(repo, expand=["sha"]).card_data is None
-
-
-@pytest.mark.parametrize(
-    ("card", "problem"),
-    [
-        ("license: [", "YAML"),
-        ("- a\n- b", "must be a mapping"),
-        ("license: {a: b}", "license"),
-        ("tags: small", "tags"),
-        ("tags: [1]", "tags"),
-        ("configs: [{data_files: x}]", "config_name"),
-        ("configs: {config_name: x}", "configs"),
-    ],
-)
-def test_a_card_is_refused_before_anything_is_sent(hub, api, repo, card, problem):
-    with pytest.raises(ValueError, match=problem):
-        put(api, {"README.md": f"---\n{card}\n---\ntext".encode()})
-    assert hub.files(repo)["README.md"] == CARD
-
-
-def test_a_card_without_metadata_is_warned_of(hub, api, repo):
-    with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
-        put(api, {"README.md": b"# A card"})
-    assert hub.files(repo)["README.md"] == b"# A card"
-
-
 def test_ignored_files_are_not_sent(hub, api, repo):
     hub.commit(repo, {".gitignore": b"# scratch\n*.log\ntmp/\n"})
     put(api, {"run.log": b"1", "tmp/x.txt": b"2", "kept.txt": b"3"})
     assert hub.files(repo).keys() == {".gitattributes", ".gitignore", "README.md", "data/a.parquet", "kept.txt"}
-
-
-def test_collections(hub, api, bob, repo):
-    made = api.create_collection("Small sets!", namespace="lab")
-    assert made.slug.startswith("lab/small-sets-") and made.items == []
-    assert api.create_collection("Small sets!", namespace="lab", exists_ok=True).slug == made.slug
-    for _ in range(2):
-        grown = api.add_collection_item(made.slug, repo, "dataset", note="the first", exists_ok=True)
-    assert [(item.item_id, item.item_type, item.note) for item in grown.items] == [(repo, "dataset", "the first")]
-    assert bob.get_collection(made.slug).title == "Small sets!"
-    for call, status in (
-        (lambda: api.add_collection_item(made.slug, repo, "dataset"), 409),
-        (lambda: api.add_collection_item(made.slug, "ann/none", "dataset"), 404),
-        (lambda: bob.add_collection_item(made.slug, repo, "dataset"), 403),
-        (lambda: api.create_collection("Small sets!", namespace="lab"), 409),
-        (lambda: api.create_collection("Mine", namespace="bob"), 403),
-        (lambda: api.get_collection("lab/none"), 404),
-    ):
-        with pytest.raises(HfHubHTTPError) as caught:
-            call()
-        assert status_of(caught) == status
-    hidden = api.create_collection("Hidden", private=True).slug
-    assert list(hub.collections) == [made.slug, hidden]
-    with pytest.raises(HfHubHTTPError):
-        bob.get_collection(hidden)
 
 
 # Faults
@@ -432,13 +256,6 @@ def raw(hub, repo):
     """The address of the large file's bytes."""
     head = httpx.head(f"{hub.endpoint}/datasets/{repo}/resolve/main/data/a.parquet", follow_redirects=False)
     return head.headers["Location"]
-
-
-def test_a_busy_hub_is_asked_again_after_a_while(hub, api, repo):
-    busy = Fault("POST .*preupload", status=429, headers={"Retry-After": "0"}, times=1)
-    hub.faults.append(busy)
-    put(api, {"new.txt": b"new"})
-    assert busy.hits == 1 and [each.status for each in hub.asked("preupload")][-2:] == [429, 200]
 
 
 def test_a_status_before_the_work_and_one_after_it(hub, api, repo):
@@ -459,42 +276,6 @@ def test_a_connection_that_closes_before_the_answer(hub, api, repo, after):
     assert hub.asked("commit/")[-1].status is None
 
 
-@pytest.mark.parametrize("after", [False, True])
-def test_a_connection_that_is_reset_within_the_question_or_the_answer(hub, api, repo, after):
-    hub.faults.append(Fault("POST .*commit/", drop="body", after=after))
-    with pytest.raises(httpx.NetworkError):
-        put(api, {"a.txt": b"new"})
-    assert ("a.txt" in hub.files(repo)) == after
-
-
-def test_an_upload_that_is_cut_is_sent_again_and_leaves_nothing_torn(hub, api, repo):
-    cut = Fault("PUT /upload", drop="body")
-    hub.faults.append(cut)
-    put(api, {"new.parquet": BIG * 8})
-    assert cut.hits == 1 and hub.files(repo)["new.parquet"] == BIG * 8
-    assert [each.status for each in hub.asked("PUT /upload")][-2:] == [None, 200]
-    assert [path.name for path in hub.root.iterdir()] == ["objects"]
-
-
-def test_a_download_that_is_reset_fails_at_once(hub, raw):
-    hub.faults.append(Fault("GET /storage", drop="body"))
-    with pytest.raises(httpx.ReadError):
-        httpx.get(raw)
-    assert httpx.get(raw).content == BIG
-
-
-def test_a_download_that_is_truncated_is_resumed_by_range(hub, api, repo, tmp_path):
-    hub.commit(repo, {"data/a.parquet": BIG * 21})
-    hub.faults.append(Fault("GET /storage", truncate=True))
-    place = api.hf_hub_download(repo, "data/a.parquet", repo_type="dataset", cache_dir=tmp_path)
-    assert Path(place).read_bytes() == BIG * 21
-    first, second = hub.asked("GET /storage")
-    assert "range" not in first.headers
-    # The client keeps whole pieces of 10 MiB.
-    assert second.headers["range"] == f"bytes={10 * 2**20}-"
-    assert second.status == 206
-
-
 def test_one_byte_of_a_corrupt_download_is_another(hub, raw, api, repo, tmp_path):
     hub.faults.append(Fault("GET /storage", corrupt=True, times=2))
     got = httpx.get(raw).content
@@ -505,68 +286,6 @@ def test_one_byte_of_a_corrupt_download_is_another(hub, raw, api, repo, tmp_path
     assert httpx.get(raw).content == BIG
 
 
-@pytest.mark.parametrize(
-    "fault", [Fault("", delay=5), Fault("", stall=5), Fault("", trickle=2**16)], ids=["delay", "stall", "trickle"]
-)
-def test_a_slow_server(hub, raw, fault):
-    hub.faults.append(fault)
-    began = time.monotonic()
-    with pytest.raises(httpx.ReadTimeout):
-        # A trickle never times out between two bytes; the caller's patience is tested on the whole.
-        with httpx.stream("GET", raw, timeout=0.3) as answer:
-            for _ in answer.iter_raw():
-                if time.monotonic() - began > 0.3:
-                    raise httpx.ReadTimeout("too slow")
-    assert fault.hits == 1 and 0.25 < time.monotonic() - began < 2
-
-
-def test_a_fault_spares_and_strikes_as_often_as_it_says(hub, repo):
-    fault = Fault(r"GET /api/datasets\?search=a b$", status=503, skip=1, times=2)
-    hub.faults.append(fault)
-    asked = [httpx.get(f"{hub.endpoint}/api/datasets?search=a%20b").status_code for _ in range(5)]
-    assert asked == [200, 503, 503, 200, 200] and fault.hits == 2
-    assert httpx.get(f"{hub.endpoint}/api/datasets").status_code == 200
-    with pytest.raises(ValueError, match="drop is"):
-        Fault("", drop="everything")
-
-
-def test_a_connection_lives_on_after_an_error(hub, repo):
-    with httpx.Client(base_url=hub.endpoint) as client:
-        for path, status in (("/none", 404), ("/api/datasets/ann/none", 401), (f"/api/datasets/{repo}", 200)):
-            answer = client.post(path, content=b"x" * 10**6) if status == 404 else client.get(path)
-            assert answer.status_code == status
-        assert len({id(each) for each in client._transport._pool.connections}) == 1
-
-
-def test_many_at_once(hub, api, repo):
-    def publish(number):
-        put(HfApi(endpoint=hub.endpoint, token="hf_ann"), {f"{number}.parquet": BIG[number:], f"{number}.txt": b"x"})
-
-    threads = [threading.Thread(target=publish, args=(number,)) for number in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    content = hub.files(repo)
-    assert all(content[f"{number}.parquet"] == BIG[number:] for number in range(6))
-    assert len(hub.repos["dataset", repo].commits) == 8
-
-
-def test_a_server_ends_with_all_its_connections_and_threads(tmp_path):
-    before = threading.active_count()
-    began = time.monotonic()
-    with HubServer(tmp_path) as hub, httpx.Client() as idle:
-        hub.commit("ann/set", {"a.txt": b"a"})
-        idle.get(f"{hub.endpoint}/api/datasets")
-        hub.faults.append(Fault("GET", delay=60))
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.get(f"{hub.endpoint}/api/datasets", timeout=0.1)
-        address = hub.endpoint
-    assert threading.active_count() == before and time.monotonic() - began < 5
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(address)
-
-
 def test_an_error_of_the_server_itself_fails_the_test(tmp_path):
     with pytest.raises(RuntimeError, match="the server of the test failed"):
         with HubServer(tmp_path) as hub:
@@ -575,25 +294,3 @@ def test_an_error_of_the_server_itself_fails_the_test(tmp_path):
                 f"{hub.endpoint}/api/repos/create", json=[], headers={"Authorization": "Bearer hf_ann"}
             )
             assert answer.status_code == 500
-
-
-def test_datasets_loads_a_set_and_streams_it(hub, tmp_path):
-    table = io.BytesIO()
-    pq.write_table(pa.table({"n": list(range(20)), "word": [f"w{n}" for n in range(20)]}), table)
-    hub.commit("ann/set", {"README.md": CARD, "data/train-00000-of-00001.parquet": table.getvalue()})
-    hub.repos["dataset", "ann/set"].private = True
-    script = """
-        from datasets import load_dataset
-        plain = load_dataset("ann/set", split="train", token="hf_ann")
-        assert plain["n"][:] == list(range(20)) and plain[3]["word"] == "w3"
-        streamed = load_dataset("ann/set", split="train", streaming=True, token="hf_ann")
-        assert [row["word"] for row in streamed] == plain["word"][:]
-    """
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=client_env(hub, tmp_path / "home"),
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert hub.asked("GET /storage")

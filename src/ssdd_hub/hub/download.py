@@ -236,7 +236,7 @@ def _fetch(
     still = _find_damaged(files, folder) if first else {}
     # A Hub that names not one of its small files as git does has other names for them, and they tell nothing.
     small = {path for path, file in files.items() if file.lfs is None}
-    is_named_otherwise = still.keys() == small and all(found == first.get(path, "") for path, found in still.items())
+    is_named_otherwise = still.keys() == small and all(found and found == first[path] for path, found in still.items())
     if still and not is_named_otherwise:
         raise InputError(
             f"{', '.join(still)} of {repo_id} came damaged, twice: try again, over another connection if it stays so"
