@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 import traceback
 from collections import namedtuple
@@ -21,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import Fault, client_env
-from huggingface_hub import HfApi, constants
+from huggingface_hub import constants
 from test_distilled import PARQUET, bits, contents, make_set
 
 from ssdd_hub.errors import InputError
@@ -573,11 +572,6 @@ def test_a_pulled_set_is_a_folder_like_a_saved_one(repo, saved, place):
     assert place.stat().st_mode & 0o777 == place.parent.stat().st_mode & 0o777
 
 
-def test_a_pull_makes_the_folders_above_its_place(repo, place):
-    pull(place / "a" / "b")
-    assert around(place) == ["set"] and around(place / "a" / "b") == ["b"]
-
-
 def test_a_pull_takes_the_place_of_an_older_set_and_of_nothing_else(repo, saved, place, tmp_path):
     pull(place)
     repo.commit(REPO, saved(1))
@@ -624,13 +618,6 @@ def test_a_pull_that_fails_leaves_the_place_as_it_was(repo, place, before, waits
         assert is_as_before(place, before), fault
     repo.faults.clear()
     assert is_seed(pull(place), 0) and around(place) == ["set"]
-
-
-def test_a_set_that_is_refused_leaves_the_place_as_it_was(hub, saved, place, before):
-    hub.commit(REPO, restate("images", sha256="0" * 64)(saved()))
-    with pytest.raises(InputError, match="the images are not those that were saved"):
-        pull(place)
-    assert is_as_before(place, before)
 
 
 @both
@@ -727,15 +714,6 @@ def test_interrupted_from_the_keyboard_a_pull_leaves_nothing(repo, place, monkey
     assert is_seed(pull(place), 0)
 
 
-def test_interrupted_while_it_checks_a_pull_leaves_nothing(repo, place, before):
-    def check(folder):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        pull_set(REPO, place, check)
-    assert is_as_before(place, before)
-
-
 @pytest.mark.parametrize("way", ["load", "pull"])
 def test_a_hub_that_names_small_files_otherwise_than_git_is_believed(hub, saved, place, monkeypatch, way):
     monkeypatch.setattr("hub_repos.git_oid", lambda kind, content: hashlib.md5(content).hexdigest() + "0" * 8)
@@ -745,40 +723,6 @@ def test_a_hub_that_names_small_files_otherwise_than_git_is_believed(hub, saved,
         assert contents(place) == saved()
     else:
         assert torch.equal(bits(DistilledSet.from_pretrained(REPO).images), bits(make_set().images))
-
-
-def test_of_pulls_to_one_place_at_once_one_set_is_left_whole(repo, saved, place, before):
-    repo.commit("ann/other", saved(1))
-    together, errors = threading.Barrier(4), []
-
-    def check(folder):
-        verify_folder(folder)
-        together.wait(60)
-
-    def run(repo_id):
-        try:
-            pull_set(repo_id, place, check)
-        except InputError as error:
-            errors.append(str(error))
-
-    threads = [threading.Thread(target=run, args=(repo_id,)) for repo_id in (REPO, "ann/other") * 2]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(errors) < 4 and all(re.search("^pulling ann/.* failed: ", error) for error in errors)
-    assert contents(place) in (saved(), saved(1))
-    assert around(place) == ["set"]
-
-
-def test_many_readers_at_once_read_the_same(repo):
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(load(None))) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 6 and all(is_seed(each, 0) for each in found)
 
 
 # The record alone
@@ -794,16 +738,6 @@ def test_of_a_set_that_is_shown_only_the_record_comes(repo, saved, monkeypatch):
     assert (fetch_record(REPO, sha) / "ssdd_hub.json").read_bytes() == saved()["ssdd_hub.json"]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: pytest.fail("a record takes no room to speak of"))
     assert fetch_record(REPO, sha).name == sha
-
-
-def test_of_what_is_shown_nothing_is_older_than_the_hub_says(repo, saved, waits):
-    fetch_record(REPO)
-    repo.commit(REPO, saved(1))
-    repo.faults.append(Fault("HEAD", status=503, times=ALWAYS))
-    with pytest.raises(InputError, match=r"looking at ann/tiny \(revision main\) failed: the Hub is not well"):
-        fetch_record(REPO)
-    repo.faults[:] = [Fault("GET .*ssdd_hub.json", corrupt=True)]
-    assert (fetch_record(REPO) / "ssdd_hub.json").read_bytes() == saved(1)["ssdd_hub.json"]
 
 
 def test_a_look_does_not_take_the_place_of_a_set_in_the_cache(repo, saved, monkeypatch):
@@ -878,18 +812,3 @@ def test_no_token_is_in_a_message_a_log_or_a_traceback(
             for secret in (token, token.strip(), TOKEN):
                 assert secret not in f"{caught.value} {caught.value!r} {caplog.text}" and secret not in told
     assert not any(TOKEN.encode() in data for data in contents(tmp_path / "home").values())
-
-
-def test_a_token_comes_to_the_hub_and_to_no_other_host(repo, place):
-    repo.repos["dataset", REPO].private = True
-    pull(place, token="hf_ann")
-    assert all("authorization" in each.headers for each in repo.requests if not each.path.startswith("/storage/"))
-    assert repo.asked("/storage/") and not any("authorization" in each.headers for each in repo.asked("/storage/"))
-
-
-def test_a_set_that_the_real_client_pushed_comes_back(hub, tmp_path, place):
-    folder = make_set().save(tmp_path / "set")
-    api = HfApi(token="hf_ann")
-    api.create_repo(REPO, repo_type="dataset")
-    api.upload_folder(folder_path=folder, repo_id=REPO, repo_type="dataset", revision="main")
-    assert is_seed(load(place), 0) and is_seed(pull(place), 0) and contents(place) == contents(folder)

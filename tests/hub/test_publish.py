@@ -6,7 +6,7 @@ import pytest
 import torch
 from hub_server import Fault
 from huggingface_hub import HfApi
-from test_distilled import PARQUET, RGB, bits, contents, make_set
+from test_distilled import PARQUET, RGB, bits, make_set
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.upload import upload
@@ -60,12 +60,6 @@ def test_a_set_is_published_in_one_commit_fetched_again_and_tagged(hub, tmp_path
             assert torch.equal(bits(getattr(loaded, name)), bits(getattr(made, name)))
         assert torch.equal(loaded.labels, made.labels) and loaded.label_names == made.label_names
     assert f'from_pretrained("{REPO}", revision="{tag}")' in hub.files(REPO)["README.md"].decode()
-
-
-def test_the_folder_stays_as_it_is(hub, folder):
-    before = contents(folder)
-    push(folder)
-    assert contents(folder) == before
 
 
 def test_a_plan_says_what_would_be_sent_and_sends_nothing(hub, folder):
@@ -188,11 +182,6 @@ def test_a_pull_request_leaves_main_alone(hub, folder):
     assert published.revision == "refs/pr/1" and published.commit != first
     assert hub.files(REPO, published.revision).keys() == FILES
     assert torch.equal(bits(DistilledSet.from_pretrained(REPO, published.revision).images), bits(make_set().images))
-
-
-def test_a_reader_may_offer_a_pull_request(hub, folder):
-    hub.commit(REPO, {})
-    assert push(folder, token="hf_bob", create_pr=True).revision == "refs/pr/1"
 
 
 def test_a_tag_stays_where_it_is(hub, folder, tmp_path):

@@ -135,13 +135,6 @@ def test_a_hub_that_falls_silent_is_given_up(hub, folder, waits, monkeypatch):
     assert_published(hub)
 
 
-def test_a_slow_hub_is_waited_for(hub, folder):
-    hub.faults += [Fault(COMMIT, delay=0.5), Fault("GET /storage/", trickle=2**14), Fault(UPLOAD, delay=0.5)]
-    push(folder)
-    assert [fault.hits for fault in hub.faults] == [1, 1, 1]
-    assert_published(hub)
-
-
 # What comes back
 
 
@@ -223,29 +216,6 @@ def test_two_publishers_of_the_same_set_at_once_agree(hub, folder):
         thread.join()
     assert done[0].commit == done[1].commit and done[0].revision == done[1].revision
     assert commits(hub).count("Same") == 1
-
-
-def test_two_publishers_of_two_sets_at_once_never_mix_them(hub, tmp_path):
-    hub.commit(REPO, {})
-    sets = [make_set(seed=seed) for seed in (1, 2)]
-    plans = [plan_set(made.save(tmp_path / str(n)), REPO, token="hf_ann") for n, made in enumerate(sets)]
-    hub.faults.append(Fault(COMMIT, delay=0.3, times=2))
-    ends = {}
-
-    def run(number):
-        try:
-            ends[number] = upload.upload(plans[number], f"Set {number}", "hf_ann")
-        except InputError as error:
-            ends[number] = error
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    [loser] = [number for number, end in ends.items() if isinstance(end, InputError)]
-    assert "somebody else wrote to ann/tiny meanwhile" in str(ends[loser])
-    assert torch.equal(bits(DistilledSet.from_pretrained(REPO).images), bits(sets[1 - loser].images))
 
 
 # The end of the process
