@@ -277,7 +277,6 @@ def test_names_that_lead_elsewhere_are_not_taken_from_the_record(folder: Path, t
     ("name", "shape"),
     [
         ("images", [10**12, 3, 1000, 1000]),
-        ("images", [6, 3, 10**9, 10**9]),
         ("targets", [6, 10**18]),
         ("views", [6, 10**9, 3]),
         ("labels", [10**4000]),
@@ -289,9 +288,14 @@ def test_sizes_that_are_only_stated_are_refused_before_anything_is_read(
     def forbidden(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("something was read")
 
-    monkeypatch.setattr(pq, "ParquetFile", forbidden)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", forbidden)
     restate(folder, f"tensors.{name}.shape", shape)
     assert f"does not hold {name} of the stated shape ({shape[0]}," in the_error(folder)
+
+
+def test_sizes_that_the_files_do_not_state_are_refused_at_the_first_piece(folder: Path) -> None:
+    restate(folder, "tensors.images.shape", [6, 3, 10**9, 10**9])
+    assert "does not hold images of the stated shape (6," in the_error(folder)
 
 
 @pytest.mark.parametrize("change", ["lies", "huge"])
