@@ -14,6 +14,8 @@ from ssdd_hub.record import section
 from ssdd_hub.results.compare import markdown_table
 from ssdd_hub.text import HUB_ID
 
+DATA_FILES = "data/train-*"
+"""The pattern by which a card names the data files of its set, for `datasets`."""
 _TAGS = ["dataset-distillation", "dataset-condensation", "self-supervised", "synthetic", "ssdd_hub"]
 _SECTIONS = ("selection", "source", "teacher", "target_transform", "student", "hardware", "versions")
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
@@ -75,7 +77,7 @@ def _config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Describes the data to `datasets`, whose cache tells local sets of one folder name apart by nothing but this."""
     tensors = metadata["tensors"].items()
     digests = ", ".join(f"{name} sha256 {facts['sha256'][:16]}" for name, facts in tensors if "sha256" in facts)
-    data_files = [{"split": "train", "path": "data/train-*"}]
+    data_files = [{"split": "train", "path": DATA_FILES}]
     return {"config_name": "default", "description": digests, "data_files": data_files}
 
 

@@ -19,9 +19,9 @@ from ssdd_hub.record import CARD_FILE, FORMAT_VERSION, METADATA_FILE, TRANSFORM_
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets import parquet
 from ssdd_hub.sets.card import render_dataset_card
-from ssdd_hub.sets.folder import Stated
+from ssdd_hub.sets.folder import COLUMNS, Stated
 from ssdd_hub.sets.publish import MESSAGE, push_set
-from ssdd_hub.sets.tensor_checks import check_labels, check_student_space, check_tensors, check_views
+from ssdd_hub.sets.tensor_checks import check_student_space, check_tensors
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.text import blot_tokens
 
@@ -60,10 +60,8 @@ class DistilledSet:
 
     def __post_init__(self) -> None:
         self.images, self.targets = self.images.detach(), self.targets.detach()
-        check_tensors(self.images, self.targets, self.pixel_space)
-        check_labels(self.labels, self.label_names, len(self.images))
         self.view_targets = None if self.view_targets is None else self.view_targets.detach()
-        check_views(self.views, self.view_targets, tuple(self.targets.shape))
+        check_tensors(self._tensors(), self.pixel_space, self.label_names)
         if self.target_transform is not None and self.target_transform.width != self.targets.shape[1]:
             widths = f"{self.target_transform.width} and {self.targets.shape[1]}"
             raise InputError(f"the target transform must give targets of the width of the set's; got {widths}")
@@ -73,6 +71,11 @@ class DistilledSet:
     def __repr__(self) -> str:
         images, targets = tuple(self.images.shape), tuple(self.targets.shape)
         return f"DistilledSet(images={images}, targets={targets}, method={self.provenance.get('method')!r})"
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Returns the tensors that there are, by name."""
+        tensors = {name: getattr(self, name) for name in COLUMNS}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def as_tensor_dataset(self) -> TensorDataset:
         """Returns the pairs `(image (C, H, W), target (D,))` for a `DataLoader`."""
@@ -94,9 +97,7 @@ class DistilledSet:
         return self._save(Path(folder), location=Path(folder).resolve().name)
 
     def _save(self, folder: Path, location: str) -> Path:
-        optional = {"labels": self.labels, "views": self.views, "view_targets": self.view_targets}
-        tensors = {"images": self.images, "targets": self.targets}
-        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        tensors = self._tensors()
         metadata = {
             "format_version": FORMAT_VERSION,
             "tensors": parquet.describe_tensors(tensors),

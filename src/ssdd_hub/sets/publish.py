@@ -87,7 +87,7 @@ def pack_set(
     files = pack(sources)
     tag = _tag_of(files) if tag is None else tag
     card = render_dataset_card(metadata, repo_id, tag or branch)
-    _refuse_errors(folder, check_card(folder, metadata, card))
+    _refuse_errors(folder, check_card(metadata, card))
     files |= pack({CARD_FILE: card.encode()})
     return Parcel("dataset", files, is_set_file, METADATA_FILE, verify_folder, clashes_with_set), tag
 
@@ -123,7 +123,7 @@ def restate_set(folder: str | Path, additions: Additions, location: str | None =
         provenance["settings"] = without_folders(section(provenance, "settings"))
     _refuse_errors(folder, check_set(folder, metadata))
     card = render_dataset_card(metadata, location or folder.resolve().name)
-    _refuse_errors(folder, check_card(folder, metadata, card))
+    _refuse_errors(folder, check_card(metadata, card))
     for name, text in ((METADATA_FILE, dump_metadata(metadata)), (CARD_FILE, card)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -1,5 +1,6 @@
 """What the parts of a distilled set must be to fit together."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,12 +12,19 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.sets.folder import split_rows
 
 
-def check_tensors(images: Tensor, targets: Tensor, pixel_space: PixelSpace) -> None:
-    """Checks images and targets, as `DistilledSet` describes them.
+def check_tensors(tensors: Mapping[str, Tensor], pixel_space: PixelSpace, label_names: list[str] | None) -> None:
+    """Checks the tensors of a set by name, as `DistilledSet` describes them, or the same rows of each.
 
     Raises:
         InputError: They do not fit together or into the space, or hold NaN or infinite values.
     """
+    images, targets = tensors["images"], tensors["targets"]
+    _check_pairs(images, targets, pixel_space)
+    _check_labels(tensors.get("labels"), label_names, len(images))
+    _check_views(tensors.get("views"), tensors.get("view_targets"), *targets.shape)
+
+
+def _check_pairs(images: Tensor, targets: Tensor, pixel_space: PixelSpace) -> None:
     require(
         (
             images.dtype == torch.float32 and images.ndim == 4 and images.numel() > 0,
@@ -63,12 +71,7 @@ def check_student_space(stated: Any, channels: int) -> None:
         )
 
 
-def check_labels(labels: Tensor | None, names: list[str] | None, size: int) -> None:
-    """Checks the labels of `size` images, and the names of the classes.
-
-    Raises:
-        InputError: They do not fit together.
-    """
+def _check_labels(labels: Tensor | None, names: list[str] | None, size: int) -> None:
     if labels is None:
         require((not names, "label_names without labels mean nothing: give both or neither"))
         return
@@ -85,18 +88,12 @@ def check_labels(labels: Tensor | None, names: list[str] | None, size: int) -> N
         )
 
 
-def check_views(views: Tensor | None, targets: Tensor | None, shape: tuple[int, ...]) -> None:
-    """Checks views `(M, K, 3)` and their targets `(M, K, D)`, of a set with targets of the shape `(M, D)`.
-
-    Raises:
-        InputError: One is there without the other, they do not fit the set, or a value is out of range.
-    """
+def _check_views(views: Tensor | None, targets: Tensor | None, size: int, width: int) -> None:
     if views is None or targets is None:
         require(
             (views is targets, "views and their targets belong together: give both views and view_targets, or neither")
         )
         return
-    size, width = shape
     count = views.shape[1] if views.ndim == 3 else 0
     require(
         (
