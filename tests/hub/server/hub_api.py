@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlencode
+from urllib.parse import parse_qs, quote, unquote
 
 import yaml
 from hub_faults import Refused, Reply, answer, ranged
@@ -44,8 +44,6 @@ class Call:
                 return self.validate()
             case ("POST", "api", "repos", "create"):
                 return self.create()
-            case ("DELETE", "api", "repos", "delete"):
-                return self.delete()
             case (_, "api", "collections", *rest):
                 return self.collect(method, rest)
             case ("GET", "api", ("models" | "datasets") as kinds):
@@ -72,17 +70,15 @@ class Call:
             case ("GET", "revision", revision):
                 return self.info(repo, revision)
             case ("GET", "tree", revision, *path):
-                return self.tree(repo, repo.find(revision), "/".join(path))
+                return self.tree(repo.find(revision), "/".join(path))
             case ("POST", "paths-info", revision):
-                return self.paths_info(repo, repo.find(revision))
+                return self.paths_info(repo.find(revision))
             case ("GET", "refs"):
                 return self.refs(repo)
-            case ("GET", "commits", revision):
-                return self.paged([commit.told for commit in repo.history(repo.find(revision))])
             case ("PUT", "settings"):
                 return self.settle(repo)
-            case ("POST" | "DELETE", "branch" | "tag", name):
-                return self.refer(method, repo, rest[0], name)
+            case ("POST", "branch" | "tag", name):
+                return self.refer(repo, rest[0], name)
             case ("POST", "preupload", revision):
                 return self.preupload(repo, revision)
             case ("POST", "commit", revision):
@@ -124,14 +120,6 @@ class Call:
             raise Refused(403, f"You don't have the rights to write under the namespace {namespace}")
         return self.user
 
-    def paged(self, items: list[Any]) -> Reply:
-        """Returns a page of a listing, with the address of the next one."""
-        limit = min(int(self.query.get("limit", [self.hub.page_size])[0]), self.hub.page_size)
-        begin = int(self.query.get("cursor", ["0"])[0])
-        further = urlencode({**self.query, "cursor": begin + limit}, doseq=True)
-        link = {"Link": f'<{self.hub.endpoint}{self.path}?{further}>; rel="next"'}
-        return answer(items[begin : begin + limit], **(link if begin + limit < len(items) else {}))
-
     def whoami(self) -> Reply:
         if self.user is None:
             raise Refused(401, "Invalid username or password.")
@@ -151,13 +139,6 @@ class Call:
             card, warnings = {}, ["empty or missing yaml metadata in repo card"]
         if not isinstance(card, dict):
             card, errors = {}, ["YAML Metadata Error: must be a mapping"]
-        if not isinstance(card.get("license", ""), str | list):
-            errors.append('"license" must be a string or an array')
-        if not _all_are(str, card.get("tags")):
-            errors.append('"tags" must be an array of strings')
-        configs = card.get("configs") if _all_are(dict, card.get("configs")) else [{}]
-        if not all(isinstance(config.get("config_name"), str) for config in configs or []):
-            errors.append('"configs" must be an array of mappings with a "config_name"')
         said = {"errors": errors, "warnings": warnings}
         return answer({name: [{"message": m} for m in all_] for name, all_ in said.items()}, 400 if errors else 200)
 
@@ -173,14 +154,6 @@ class Call:
         repo = there or self.hub.create(kind, repo_id, private)
         said = {"url": f"{self.hub.endpoint}/{repo.path}", "name": repo_id, "id": repo_id}
         return answer({**said, "error": f"You already created this {kind} repo"}, 409) if there else answer(said)
-
-    def delete(self) -> Reply:
-        asked = self.sent
-        owner = asked.get("organization") or self.writer().name
-        repo = self.readable(asked.get("type") or "model", f"{owner}/{asked['name']}")
-        self.writer(repo.owner)
-        del self.hub.repos[repo.kind, repo.id]
-        return Reply()
 
     def settle(self, repo: Repo) -> Reply:
         self.writer(repo.owner)
@@ -223,21 +196,21 @@ class Call:
         ]
         listed = [facts for facts in listed if {*self.query.get("filter", [])} <= {*facts["tags"]}]
         hidden = set() if self.flag("full") else {"siblings", "cardData"}
-        return self.paged([{name: facts[name] for name in facts if name not in hidden} for facts in listed])
+        limit = int(self.query.get("limit", [len(listed)])[0])
+        return answer([{name: facts[name] for name in facts if name not in hidden} for facts in listed[:limit]])
 
-    def tree(self, repo: Repo, commit: Commit, below: str) -> Reply:
+    def tree(self, commit: Commit, below: str) -> Reply:
         found = commit.folder(below, self.flag("recursive"))
         if below and not found:
             raise Refused(404, f"{below} does not exist on {commit.sha}", "EntryNotFound", X_Repo_Commit=commit.sha)
-        return self.paged([self.entry(repo, commit, path) for path in found])
+        return answer([self.entry(commit, path) for path in found])
 
-    def paths_info(self, repo: Repo, commit: Commit) -> Reply:
+    def paths_info(self, commit: Commit) -> Reply:
         paths = [path.strip("/") for path in self.sent.get("paths", [])]
         known = [path for path in paths if path in commit.files or commit.folder(path)]
-        self.query.setdefault("expand", [str(self.sent.get("expand", [False])).strip("[']")])
-        return answer([self.entry(repo, commit, path) for path in known])
+        return answer([self.entry(commit, path) for path in known])
 
-    def entry(self, repo: Repo, commit: Commit, path: str) -> dict[str, Any]:
+    def entry(self, commit: Commit, path: str) -> dict[str, Any]:
         blob = commit.files.get(path)
         if blob is None:
             content = "".join(each.oid for each in commit.under(path).values())
@@ -246,11 +219,6 @@ class Call:
             entry = {"type": "file", "oid": blob.oid, "size": blob.size, "path": path}
             if blob.lfs:
                 entry["lfs"] = {"oid": blob.sha256, "size": blob.size, "pointerSize": blob.pointer_size}
-        if self.flag("expand"):
-            past = list(repo.history(commit))
-            same = (new for new, old in zip(past, past[1:], strict=False) if new.under(path) != old.under(path))
-            last = next(same, past[-1])
-            entry["lastCommit"] = {"id": last.sha, "title": last.title, "date": last.date}
         return entry
 
     def refs(self, repo: Repo) -> Reply:
@@ -264,20 +232,15 @@ class Call:
         pulls = {"pullRequests": listed(repo.pulls, "{}")} if self.flag("include_prs") else {}
         return answer({**said, "converts": [], **pulls})
 
-    def refer(self, method: str, repo: Repo, what: str, name: str) -> Reply:
-        """Makes or deletes a branch or a tag; the path of a new tag names what it is put on."""
+    def refer(self, repo: Repo, what: str, name: str) -> Reply:
+        """Makes a branch or a tag; the path of a new tag names what it is put on."""
         self.writer(repo.owner)
         refs = repo.branches if what == "branch" else repo.tags
-        if method == "POST":
-            start = name if what == "tag" else self.sent.get("startingPoint", "main")
-            name = self.sent["tag"] if what == "tag" else name
-            if name in refs:
-                raise Refused(409, f"Reference already exists: {name}")
-            refs[name] = repo.find(start).sha
-        elif name == "main" and what == "branch":
-            raise Refused(403, "Cannot delete refs/heads/main")
-        elif refs.pop(name, None) is None:
-            raise Refused(404, f"Reference does not exist: {name}", "RevisionNotFound")
+        start = name if what == "tag" else self.sent.get("startingPoint", "main")
+        name = self.sent["tag"] if what == "tag" else name
+        if name in refs:
+            raise Refused(409, f"Reference already exists: {name}")
+        refs[name] = repo.find(start).sha
         return Reply()
 
     def resolve(self, repo: Repo, revision: str, path: str) -> Reply:
@@ -413,10 +376,6 @@ class Call:
 
 def _no_page() -> Refused:
     return Refused(404, "Sorry, we can't find the page you are looking for.")
-
-
-def _all_are(kind: type, values: Any) -> bool:
-    return values is None or (isinstance(values, list) and all(isinstance(value, kind) for value in values))
 
 
 def _is_ignored(path: str, gitignore: str) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,12 +57,6 @@ class Commit:
     date: str
     author: str
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """What the history says."""
-        facts = {"id": self.sha, "title": self.title, "message": "", "date": self.date}
-        return {**facts, "authors": [{"user": self.author}]}
-
     def under(self, path: str) -> dict[str, Blob]:
         """Returns the file of that path, or the files in that folder."""
         return {name: blob for name, blob in self.files.items() if name == path or name.startswith(f"{path}/")}
@@ -104,12 +98,6 @@ class Repo:
             if len(sha) >= 7 and commit.sha.startswith(sha):
                 return commit
         raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-
-    def history(self, commit: Commit) -> Iterator[Commit]:
-        """Gives a commit and those before it, the newest first."""
-        yield commit
-        while commit.parent is not None:
-            yield (commit := self.find(commit.parent))
 
     def add(self, files: Mapping[str, Blob], parent: str | None, title: str, author: str) -> str:
         """Adds a commit that nothing refers to yet; returns its sha."""

@@ -70,7 +70,6 @@ class HubServer:
         requests: All requests so far.
         faults: What goes wrong; the first that matches a request strikes.
         collections: By slug, as the API gives them.
-        page_size: Entries of a listing in one answer.
         regular_limit: Bytes of the largest file that is not a large file by its suffix, but by its size.
     """
 
@@ -83,7 +82,6 @@ class HubServer:
         self.faults: list[Fault] = []
         self.failures: list[BaseException] = []
         self.collections: dict[str, dict[str, Any]] = {}
-        self.page_size = 1000
         self.regular_limit = 10 * 2**20
         self.closing = threading.Event()
         self._tickets: dict[str, tuple[Repo, str, int]] = {}
