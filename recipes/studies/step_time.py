@@ -233,7 +233,7 @@ class Benchmark:
         """Times the parts of steps on a GPU, where they are recorded as a whole otherwise."""
         distiller.record_nothing()
         distiller.step()
-        distiller.outer.watch = watch = Stopwatch(self.device)
+        distiller.engine.watch = watch = Stopwatch(self.device)
         for _ in range(steps):
             distiller.step()
         return watch

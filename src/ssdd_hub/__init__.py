@@ -14,6 +14,8 @@ from ssdd_hub.sets.distilled import DistilledSet
 
 if TYPE_CHECKING:
     from ssdd_hub.distill.distiller import Distiller
+    from ssdd_hub.distill.methods.registry import list_methods
+    from ssdd_hub.distill.parameterisations.registry import list_parameterisations
     from ssdd_hub.models.build import build_student, list_students
     from ssdd_hub.models.convnet import ConvNet
     from ssdd_hub.sets.interop import export_tensors, import_tensors
@@ -41,7 +43,9 @@ __all__ = [
     "build_teacher",
     "export_tensors",
     "import_tensors",
+    "list_methods",
     "list_objectives",
+    "list_parameterisations",
     "list_students",
     "pretrain_student",
 ]
@@ -55,7 +59,9 @@ _LAZY = {
     "build_teacher": "teachers.teacher",
     "export_tensors": "sets.interop",
     "import_tensors": "sets.interop",
+    "list_methods": "distill.methods.registry",
     "list_objectives": "teachers.objectives.registry",
+    "list_parameterisations": "distill.parameterisations.registry",
     "list_students": "models.build",
     "pretrain_student": "sets.pretrain",
 }

@@ -7,7 +7,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from ssdd_hub.distill.engine.compiled import Compiled, SharedForward, maybe_compiled
-from ssdd_hub.distill.engine.folded import FrozenFeatures
+from ssdd_hub.distill.engine.folded import FoldedFeatures
 from ssdd_hub.models.convnet import ConvNet
 
 
@@ -83,7 +83,7 @@ def test_compiled_training_is_training():
 
 def test_compiled_features_are_features():
     (first, second), images = students()
-    frozen = FrozenFeatures(first, compiled=True)
+    frozen = FoldedFeatures(first, compiled=True)
     for student in (first, second):
         nn.init.uniform_(student.blocks[0][1].running_var, 0.5, 2.0)
         ours, theirs = (images.clone().requires_grad_() for _ in range(2))

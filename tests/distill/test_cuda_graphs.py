@@ -4,8 +4,7 @@ import pytest
 import torch
 from test_distiller import build_distiller
 
-from ssdd_hub.distill import pool
-from ssdd_hub.distill.engine import outer
+from ssdd_hub.distill.engine import krr_gradients, stage
 from ssdd_hub.distill.engine.cuda_graphs import WARM_UP, CannotRecord, copy_all, pack
 from ssdd_hub.runs.checkpoints import load_tree, save_tree
 
@@ -26,7 +25,7 @@ class Again:
         return self._results
 
     def _list(self, results):
-        return results if isinstance(results, list) else [results]
+        return results if isinstance(results, tuple) else (results,)
 
 
 class Nowhere:
@@ -46,15 +45,13 @@ class Nowhere:
 @pytest.fixture
 def recorded(monkeypatch):
     """Builds distillers whose steps are recorded."""
-    for module in (pool, outer):
+    for module in (stage, krr_gradients):
         monkeypatch.setattr(module, "Recorded", Again)
-    monkeypatch.setattr(outer, "_Beside", Nowhere)
+    monkeypatch.setattr(krr_gradients, "_Beside", Nowhere)
 
     def build(**settings):
         distiller = build_distiller(**settings)
-        distiller.outer.recording = True
-        students = distiller.pool
-        students._stage = pool._Stage(students._fresh(0, generation=0), students._descend)
+        distiller.engine.krr.recording = distiller.engine._recording = True
         return distiller
 
     return build
@@ -91,10 +88,10 @@ def test_other_parts_are_recorded_anew(recorded):
     ours = recorded()
     run(ours, 2)
     state = ours.state_dict()
-    ours.load_state_dict({**state, "parts": {"size": 2, "recompute": True}})
+    ours.load_state_dict({**state, "engine": {"parts": {"size": 2, "recompute": True}}})
     sizes = []
-    by_parts = ours.outer._by_parts
-    ours.outer._by_parts = lambda *given: (sizes.append(given[-1].size), by_parts(*given))[1]
+    by_parts = ours.engine.krr._by_parts
+    ours.engine.krr._by_parts = lambda *given: (sizes.append(given[-1].size), by_parts(*given))[1]
     run(ours, 2)
     assert set(sizes) == {2}
 
@@ -105,7 +102,7 @@ def test_what_cannot_be_recorded_goes_on_launch_by_launch(recorded, monkeypatch,
         raise CannotRecord("it waits")
 
     # Also where only one of the two cannot: the other goes on with its recording.
-    for modules in ((pool,), (outer,), (pool, outer)):
+    for modules in ((stage,), (krr_gradients,), (stage, krr_gradients)):
         with monkeypatch.context() as patch:
             for module in modules:
                 patch.setattr(module, "Recorded", refuse)
@@ -124,14 +121,14 @@ def test_a_run_goes_on_without_recording_from_any_step(recorded):
 
 def test_a_full_memory_records_again_in_smaller_parts(recorded):
     ours, theirs = recorded(), build_distiller()
-    by_parts = ours.outer._by_parts
+    by_parts = ours.engine.krr._by_parts
 
-    def fit_three(weights, real_images, real_targets, parts):
-        if parts.size > 3:
+    def fit_three(*given):
+        if given[-1].size > 3:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return by_parts(weights, real_images, real_targets, parts)
+        return by_parts(*given)
 
-    ours.outer._by_parts = fit_three
+    ours.engine.krr._by_parts = fit_three
     torch.testing.assert_close(run(ours, 4), run(theirs, 4), rtol=1e-9, atol=0)
     assert ours.parts.size <= 3
 

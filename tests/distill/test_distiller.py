@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -51,6 +53,11 @@ def build_distiller(accelerator=None, num_images=M, precision="float64", max_age
     return Distiller(images, targets, pool, batches, settings, accelerator or Accelerator(cpu=True))
 
 
+def replace_batches(distiller, batches):
+    """Gives a distiller other real data."""
+    distiller.method.problem = replace(distiller.method.problem, batches=batches)
+
+
 def run(distiller, steps):
     return [distiller.step()["loss"].item() for _ in range(steps)]
 
@@ -61,7 +68,7 @@ def test_the_logged_loss_is_the_outer_loss_of_the_drawn_student_in_eval_mode():
     images, targets = real_batch(0)
     expected = outer_loss(student.features(distiller.images), distiller.targets, student.features(images), targets)
     statistics = student.blocks[0][1].running_mean.clone()
-    _, *gradients = distiller._loss_and_gradients(student, 0)
+    _, *gradients = distiller.method.gradients(distiller.parameterisation().detached(), 0)
     assert torch.equal(statistics, student.blocks[0][1].running_mean)
     by_autograd = torch.autograd.grad(expected, [distiller.images, distiller.targets])
     for ours, theirs in zip(gradients, by_autograd, strict=True):
@@ -81,14 +88,14 @@ def test_micro_batches_change_nothing_but_rounding(micro_batch, recompute):
 
 def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(caplog):
     whole, short = build_distiller(), build_distiller()
-    features = short.outer._features
+    features = short.engine.krr.features
 
-    def fit_three(weights, images):
+    def fit_three(folded, weights, images):
         if len(images) > 3:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return features(weights, images)
+        return features(folded, weights, images)
 
-    short.outer._features = fit_three
+    short.engine.krr.features = fit_three
     torch.testing.assert_close(run(whole, 4), run(short, 4), rtol=1e-9, atol=0)
     assert short.parts == Parts(2, recompute=True)
     assert "the memory is full: from here on" in caplog.text
@@ -99,10 +106,10 @@ def test_what_smaller_parts_do_not_mend_is_raised(message):
     distiller = build_distiller()
     before = distiller.images.detach().clone()
 
-    def fail(weights, images):
+    def fail(folded, weights, images):
         raise RuntimeError(message)
 
-    distiller.outer._features = fail
+    distiller.engine.krr.features = fail
     with pytest.raises(RuntimeError, match=message):
         distiller.step()
     assert torch.equal(before, distiller.images) and distiller.outer_step == 0
@@ -129,9 +136,9 @@ def test_a_learning_rate_of_zero_keeps_the_targets():
 
 def test_weights_of_students_get_no_gradient_from_the_outer_loss():
     distiller = build_distiller()
-    student = distiller.pool.students[0].module.eval()
-    distiller._loss_and_gradients(student, 0)
-    assert all(parameter.grad is None for parameter in student.parameters())
+    distiller.method.gradients(distiller.parameterisation().detached(), 0)
+    students = [student.module for student in distiller.pool.students]
+    assert all(parameter.grad is None for student in students for parameter in student.parameters())
 
 
 def test_inner_steps_see_the_updated_set_and_age_the_drawn_student_alone():
@@ -175,15 +182,32 @@ def test_a_resumed_run_passes_images_as_before_however_much_memory_is_free(tmp_p
     assert fresh.parts == Parts(1, recompute=True)
 
 
+def test_a_checkpoint_of_before_methods_and_parameterisations_is_read():
+    unbroken, stopped, resumed = (build_distiller() for _ in range(3))
+    losses = run(unbroken, 6)
+    run(stopped, 3)
+    state = stopped.state_dict()
+    before = {
+        "outer_step": state["outer_step"],
+        **state["parameterisation"],
+        "optimizer": state["optimizer"],
+        "pool": state["method"]["pool"],
+        "parts": state["engine"]["parts"],
+    }
+    resumed.load_state_dict(before)
+    assert run(resumed, 3) == losses[3:]
+    assert torch.equal(resumed.images, unbroken.images)
+
+
 def test_a_checkpoint_of_another_set_is_refused():
-    with pytest.raises(InputError, match=r"images \(6, 1, 8, 8\).*this run \(7, 1, 8, 8\)"):
+    with pytest.raises(InputError, match=r"images \(6, 1, 8, 8\).*this run images \(7, 1, 8, 8\)"):
         build_distiller(num_images=7).load_state_dict(build_distiller().state_dict())
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(1, 8), (6, 1), (20, 4)])
 def test_one_image_and_one_real_image_and_more_images_than_the_batch_work(num_images, batch_size):
     distiller = build_distiller(num_images=num_images, batch_size=batch_size)
-    distiller.batches = lambda step, rank, world: real_batch(step, rank, world, batch_size)
+    replace_batches(distiller, lambda step, rank, world: real_batch(step, rank, world, batch_size))
     assert all(torch.isfinite(torch.tensor(run(distiller, 4))))
 
 
@@ -196,7 +220,7 @@ def test_the_loss_falls_on_a_problem_that_can_be_solved():
         images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(step))
         return images, images.flatten(1) @ weights
 
-    distiller.batches = batches
+    replace_batches(distiller, batches)
     losses = run(distiller, 150)
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
 
@@ -207,15 +231,15 @@ def seen(monkeypatch):
     seen = []
 
     class Spy(Regression):
-        def __init__(self, features, targets, ridge, exact_in):
-            seen.append((features.dtype, targets.dtype, torch.is_autocast_enabled("cpu"), exact_in))
-            super().__init__(features, targets, ridge, exact_in)
+        def __init__(self, features, targets, ridge, solve, kernel):
+            seen.append((features.dtype, targets.dtype, torch.is_autocast_enabled("cpu")))
+            super().__init__(features, targets, ridge, solve, kernel)
 
         def loss(self, features, targets):
             seen.append((features.dtype, targets.dtype, torch.is_autocast_enabled("cpu")))
             return super().loss(features, targets)
 
-    monkeypatch.setattr("ssdd_hub.distill.engine.outer.Regression", Spy)
+    monkeypatch.setattr("ssdd_hub.distill.engine.krr_gradients.Regression", Spy)
     return seen
 
 
@@ -229,7 +253,7 @@ def test_the_kernel_stays_in_full_precision_under_mixed_precision(seen):
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
     full = (torch.float32, torch.float32, False)
-    assert seen == [(*full, None), full, (*full, torch.bfloat16), full]
+    assert seen == [full] * 4
     assert loss != exact
     assert loss == pytest.approx(exact, rel=0.1)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssdd_hub.distill.engine.folded import FrozenFeatures
+from ssdd_hub.distill.engine.folded import FoldedFeatures
 from ssdd_hub.models.build import build_student, list_students
 from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.models.features import pre_logits
@@ -36,7 +36,7 @@ def test_features_and_their_gradient_are_those_of_the_student_in_eval_mode(name)
     images = torch.randn(4, 3, size, size, dtype=torch.float64)
     student = build_student(name, num_targets=5, in_chans=3, image_size=size).double()
     student = trained(student, images)
-    frozen = FrozenFeatures(student)
+    frozen = FoldedFeatures(student)
     ours, theirs = (images.clone().requires_grad_() for _ in range(2))
     expected = pre_logits(copy.deepcopy(student).eval(), theirs)
     features = frozen(frozen.weights(student), ours)
@@ -49,7 +49,7 @@ def test_features_and_their_gradient_are_those_of_the_student_in_eval_mode(name)
 @pytest.mark.parametrize(("norm", "folded"), [("batch", 2), ("instance", 0), ("none", 0)])
 def test_batch_norms_alone_are_folded(norm, folded):
     student, images = convnet(norm)
-    frozen = FrozenFeatures(student)
+    frozen = FoldedFeatures(student)
     assert len(frozen._folds) == folded
     assert len(frozen.weights(student)) == len([*student.parameters(), *student.buffers()]) - 5 * folded
     torch.testing.assert_close(frozen(frozen.weights(student), images), student.eval().features(images))
@@ -66,7 +66,7 @@ def test_a_norm_that_is_not_the_only_reader_of_a_convolution_or_has_no_statistic
     student.blocks[0] = _Skip(*student.blocks[0][:2], nn.AvgPool2d(2))
     student.blocks[1][1] = nn.BatchNorm2d(6, track_running_stats=False).double()
     student.blocks[0].forward = lambda images: nn.functional.avg_pool2d(_Skip.forward(student.blocks[0], images), 2)
-    assert FrozenFeatures(student)._folds == []
+    assert FoldedFeatures(student)._folds == []
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -76,14 +76,14 @@ def test_convolutions_without_bias_and_norms_without_weights_are_folded_too(bias
     student.blocks[0][0] = nn.Conv2d(3, 4, 3, padding=1, bias=bias).double()
     student.blocks[0][1] = nn.BatchNorm2d(4, affine=affine).double()
     student.train()(images)
-    frozen = FrozenFeatures(student)
+    frozen = FoldedFeatures(student)
     assert len(frozen._folds) == 2
     torch.testing.assert_close(frozen(frozen.weights(student), images), student.eval().features(images))
 
 
 def test_one_function_serves_all_students_and_changes_none():
     (first, images), (second, _) = convnet(), convnet(seed=1)
-    frozen = FrozenFeatures(first)
+    frozen = FoldedFeatures(first)
     for student in (first, second):
         before = copy.deepcopy(student.state_dict())
         weights = frozen.weights(student.train())
@@ -95,7 +95,7 @@ def test_one_function_serves_all_students_and_changes_none():
 
 def test_the_weights_are_those_of_now():
     student, images = convnet()
-    frozen = FrozenFeatures(student)
+    frozen = FoldedFeatures(student)
     before = frozen(frozen.weights(student), images)
     with torch.no_grad():
         student.blocks[0][0].weight.mul_(2)

@@ -1,6 +1,7 @@
 """What only a GPU shows: recordings, exact products of half precision, and that the host never waits."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from accelerate.state import AcceleratorState
 
 from ssdd_hub.distill.batches import CachedBatches
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
-from ssdd_hub.distill.krr import Regression
+from ssdd_hub.distill.engine.narrow_kernel import narrow_kernel
+from ssdd_hub.distill.engine.ridge_solve import solve_ridge
+from ssdd_hub.distill.krr import Regression, linear_kernel
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.pixel_space import PixelSpace
@@ -43,8 +46,6 @@ def build(accelerator, recorded=True, compiled=True, max_age=4, **settings):
         PoolSettings(size=3, max_age=max_age, learning_rate=0.01),
         0,
         device=accelerator.device,
-        autocast=accelerator.autocast,
-        compiled=compiled,
     )
     batches = CachedBatches(
         pixels=pixels,
@@ -123,29 +124,30 @@ def test_the_regression_and_its_gradients_are_those_of_the_cpu(m, f):
     exact[0].requires_grad_(), exact[1].requires_grad_()
     loss = Regression(*exact[:2], 1e-3).loss(*exact[2:])
     expected = [loss, *torch.autograd.grad(loss, exact[:2])]
-    for exact_in in (None, torch.bfloat16):
+    for kernel in (linear_kernel, partial(narrow_kernel, exact_in=torch.bfloat16)):
         ours = [tensor.detach().float().cuda() for tensor in exact]
         ours[0].requires_grad_(), ours[1].requires_grad_()
-        loss = Regression(*ours[:2], 1e-3, exact_in).loss(*ours[2:])
+        loss = Regression(*ours[:2], 1e-3, solve_ridge, kernel).loss(*ours[2:])
         for mine, theirs in zip([loss, *torch.autograd.grad(loss, ours[:2])], expected, strict=True):
             assert ((mine.double().cpu() - theirs).norm() / theirs.norm()).item() < 2e-4
 
 
 def test_a_kernel_that_cannot_be_factorised_gives_nan_and_not_a_wrong_solution():
     features = torch.ones(40, 100, device="cuda")
-    assert Regression(features, torch.ones(40, 2, device="cuda"), 0.0).predict(features).isnan().all()
+    targets = torch.ones(40, 2, device="cuda")
+    assert Regression(features, targets, 0.0, solve_ridge).predict(features).isnan().all()
 
 
 def test_a_full_memory_is_answered_by_smaller_parts(accelerator):
     distiller, whole = build(accelerator), build(accelerator)
-    record = copy.copy(distiller.outer._by_parts)
+    by_parts = copy.copy(distiller.engine.krr._by_parts)
 
-    def fit_ten(weights, real_images, real_targets, parts):
-        if parts.size > 10:
+    def fit_ten(*given):
+        if given[-1].size > 10:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return record(weights, real_images, real_targets, parts)
+        return by_parts(*given)
 
-    distiller.outer._by_parts = fit_ten
+    distiller.engine.krr._by_parts = fit_ten
     for first, second in zip(run(distiller, 3), run(whole, 3), strict=True):
         assert first == pytest.approx(second, rel=1e-2)
-    assert distiller.parts.size <= 10 and distiller.outer.parts.recompute
+    assert distiller.parts.size <= 10 and distiller.parts.recompute

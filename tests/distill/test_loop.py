@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from test_distiller import build_distiller
+from test_distiller import build_distiller, replace_batches
 
 from ssdd_hub.distill.loop import distil
 from ssdd_hub.errors import InputError
@@ -82,10 +82,12 @@ def test_no_steps_leave_the_first_images(tmp_path):
 
 def test_a_diverging_run_stops_with_advice_and_keeps_its_last_good_state(tmp_path):
     distiller, run = start(tmp_path / "run")
-    batches = distiller.batches
-    distiller.batches = lambda step, rank, world: tuple(
-        part * (float("nan") if step == 6 else 1) for part in batches(step, rank, world)
-    )
+    batches = distiller.method.problem.batches
+
+    def broken(step, rank, world):
+        return tuple(part * (float("nan") if step == 6 else 1) for part in batches(step, rank, world))
+
+    replace_batches(distiller, broken)
     with pytest.raises(InputError, match="distill loss is nan at step 7: lower --distiller.lr-images"):
         distil(distiller, run, SETTINGS, progress=False)
     assert run.checkpoints.load_newest()["distiller"]["outer_step"] == 4

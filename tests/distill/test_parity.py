@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.engine import winograd
+from ssdd_hub.distill.engine.build import build_engine
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.models.convnet import ConvNet
 
@@ -87,8 +88,7 @@ def test_the_recorded_run_of_the_reference_code_is_reproduced(name, path, monkey
         PoolSettings(size=1, max_age=1000, warm_up=False),
         seed=0,
         dtype=dtype,
-        compiled=settings.compile,
-        winograd=settings.winograd,
+        step=build_engine(settings.computing(), Accelerator(cpu=True)).regression_step,
     )
     student = pool.students[0].module
     student.load_state_dict(load_in_layer_order(student, tensors, "student_init"))
@@ -111,7 +111,7 @@ def test_the_recorded_run_of_the_reference_code_is_reproduced(name, path, monkey
         settings,
         Accelerator(cpu=True),
     )
-    _, *gradients = distiller._loss_and_gradients(student.eval(), 0)
+    _, *gradients = distiller.method.gradients(distiller.parameterisation().detached(), 0)
     compare("grad_images.0", gradients[0], tensors["grad_images.0"])
     compare("grad_targets.0", gradients[1], tensors["grad_targets.0"])
     for s in range(steps):

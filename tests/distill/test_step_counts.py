@@ -70,9 +70,9 @@ def test_the_outer_gradient_launches_what_its_formula_needs():
     """Convolutions: of real and of distilled images forward, of distilled ones backward, whatever else changes."""
     distiller = build()
     distiller.step()
-    batch = distiller.batches(1)
+    real, pairs = distiller.method.problem.batch(1), distiller.parameterisation().detached()
     with Launches() as launches:
-        distiller.outer(distiller.pool.student(0), *batch)
+        distiller.engine.krr_gradients(distiller.pool.student(0), pairs, real, ridge=1e-6)
     counts = launches.counts
     assert counts["aten.convolution"] == 2 * 2 and counts["aten.convolution_backward"] == 2
     # One factorisation serves the solution and its gradient.

@@ -2,12 +2,13 @@ import copy
 
 import pytest
 import torch
+from accelerate import Accelerator
 from timm.layers import StdConv2d
 from torch import nn
 from torch.nn import functional
 
-from ssdd_hub.distill.engine import winograd
-from ssdd_hub.distill.engine.folded import FrozenFeatures
+from ssdd_hub.distill.engine import EngineSettings, build_engine, winograd
+from ssdd_hub.distill.engine.folded import FoldedFeatures
 from ssdd_hub.distill.engine.winograd import (
     FrozenConvolution,
     convolve,
@@ -114,7 +115,7 @@ def test_features_of_frozen_students_are_the_same(narrow):
     torch.manual_seed(0)
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     student, other = (ConvNet((4, 6), "batch", 3, 16, 5).double() for _ in range(2))
-    frozen = FrozenFeatures(student, winograd=True)
+    frozen = FoldedFeatures(student, winograd=True)
     assert [type(layer) for layer in frozen._reader.modules()].count(FrozenConvolution) == 2
     for module in (student, other):
         module.train()(images)
@@ -129,7 +130,9 @@ def test_a_pool_trains_the_same_students(narrow):
             PoolSettings(size=1, max_age=3, warm_up=False),
             0,
             dtype=torch.float64,
-            winograd=flag,
+            step=build_engine(
+                EngineSettings(precision="float64", winograd=flag), Accelerator(cpu=True)
+            ).regression_step,
         )
         for flag in (True, False)
     )

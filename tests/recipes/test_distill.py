@@ -74,7 +74,7 @@ def test_load_dataset_reads_the_distilled_set(finished, tmp_path):
     assert torch.equal(columns["pixels"], distilled.images)
     assert torch.equal(columns["target"], distilled.targets)
     state = load_tree(output / "checkpoints" / "distiller" / "step-00000012.safetensors")["distiller"]
-    assert torch.equal(state["images"], distilled.images)
+    assert torch.equal(state["parameterisation"]["images"], distilled.images)
     assert distilled.images.shape == (20, 1, 16, 16)
     assert distilled.targets.shape == (20, 16 * 4 * 4)
 

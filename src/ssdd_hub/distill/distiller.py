@@ -1,23 +1,27 @@
-"""The outer loop of KRR-ST: images and targets learn to explain a teacher through students of many ages."""
+"""The outer step of a distillation: a method's gradients move a parameterisation."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast, overload
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssdd_hub.distill.batches import Batches
+from ssdd_hub.distill.engine.base import PRECISIONS, Engine, EngineSettings
+from ssdd_hub.distill.engine.build import build_engine
 from ssdd_hub.distill.engine.memory import Parts
-from ssdd_hub.distill.engine.outer import OuterGradient
-from ssdd_hub.distill.engine.prefetch import Ahead
 from ssdd_hub.distill.engine.timing import Stopwatch
+from ssdd_hub.distill.method import Method, Problem
+from ssdd_hub.distill.methods.krr_st import KrrSt, KrrStSettings
+from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisation
+from ssdd_hub.distill.parameterisations.pixels import Pixels
 from ssdd_hub.distill.pool import StudentPool
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import require
 
 PIXEL_SPACES = ("normalised", "raw")
-PRECISIONS = ("float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -95,28 +99,56 @@ class DistillerSettings:
             ),
         )
 
+    def computing(self) -> EngineSettings:
+        """Returns those that say how a step is computed."""
+        return EngineSettings(
+            kernel_precision=self.kernel_precision,
+            precision=self.precision,
+            micro_batch=self.micro_batch,
+            memory_budget=self.memory_budget,
+            compile=self.compile,
+            winograd=self.winograd,
+        )
+
+    def shared(self) -> dict[str, Any]:
+        """Returns those that methods and parameterisations take over where they have a setting of the same name."""
+        return {name: getattr(self, name) for name in ("ridge", "inner_steps", "lr_images", "lr_targets")}
+
 
 class Distiller:
     """The state of a distillation and its outer step.
 
-    Every process holds the same images, targets and pool; the real batch is split, and the gradients of the two
-    tensors are averaged, which is the mathematics of one process.
+    Every process holds the same parameterisation and the same state of the method; the real batch is split, and the
+    gradients are averaged, which is the mathematics of one process.
+
+    `Distiller(images, targets, pool, batches, settings, accelerator)` is short for KRR-ST on pixels, with the first
+    images `(M, C, H, W)` in the space that students are fed with, the first targets `(M, D)`, online students on
+    `accelerator.device`, and the real data.
 
     Args:
-        images: First images, `(M, C, H, W)`, in the space that students are fed with.
-        targets: First targets, `(M, D)`.
-        pool: The online students, on `accelerator.device`.
-        batches: The real data.
-        settings: See `DistillerSettings`.
-        accelerator: Device, processes and mixed precision. The kernel is never built in reduced precision.
+        parameterisation: What is learned.
+        method: How good it is.
+        settings: See `DistillerSettings`; here count the steps, the batch size and the decay of the learning rates.
+        accelerator: Device, processes and mixed precision.
 
     Attributes:
-        images: The parameter `X_s`.
-        targets: The parameter `Y_s`.
+        parameterisation: Likewise.
+        method: Likewise.
+        engine: That of the method.
+        optimizer: AdamW.
         outer_step: Outer steps done.
-        outer: Gives the outer loss and its gradients.
     """
 
+    @overload
+    def __init__(
+        self,
+        parameterisation: Parameterisation,
+        method: Method,
+        settings: DistillerSettings,
+        accelerator: Accelerator,
+    ) -> None: ...
+
+    @overload
     def __init__(
         self,
         images: Tensor,
@@ -125,139 +157,182 @@ class Distiller:
         batches: Batches,
         settings: DistillerSettings,
         accelerator: Accelerator,
-    ) -> None:
-        require(
-            (
-                settings.batch_size >= accelerator.num_processes,
-                f"distiller.batch_size must be at least the number of processes ({accelerator.num_processes}), got "
-                f"{settings.batch_size}",
-            ),
-        )
-        dtype = getattr(torch, settings.precision)
-        self.images = nn.Parameter(images.to(accelerator.device, dtype, copy=True))
-        self.targets = nn.Parameter(targets.to(accelerator.device, dtype, copy=True))
-        self.pool = pool
-        recorded = settings.compile and accelerator.device.type == "cuda"
-        self.batches = Ahead(batches, settings.steps) if recorded else batches
-        self.settings = settings
-        self.accelerator = accelerator
+    ) -> None: ...
+
+    def __init__(self, *parts: Any, **named: Any) -> None:
+        of_krr_st = len(parts) + len(named) > 4
+        found = krr_st_parts(*parts, **named) if of_krr_st else _parts(*parts, **named)
+        self.parameterisation, self.method, self.settings, self.accelerator = found
         self.outer_step = 0
-        self.outer = OuterGradient(
-            pool.students[0].module,
-            self.images,
-            self.targets,
-            batch_size=settings.batch_size,
-            ridge=settings.ridge,
-            kernel_dtype=torch.promote_types(getattr(torch, settings.kernel_precision), dtype),
-            accelerator=accelerator,
-            compiled=settings.compile,
-            winograd=settings.winograd,
-            micro_batch=settings.micro_batch,
-            budget=None if settings.memory_budget is None else int(settings.memory_budget * 2**30),
-        )
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [self.images], "lr": settings.lr_images},
-                {"params": [self.targets], "lr": settings.lr_targets},
-            ],
-            weight_decay=0.0,
-            # On the CPU the fused one is wrong where a gradient's layout is not its parameter's.
-            fused=accelerator.device.type == "cuda",
-        )
+        self._build_optimizer()
+
+    @property
+    def engine(self) -> Engine:
+        """Computes what takes the time."""
+        return self.method.problem.engine
+
+    @property
+    def images(self) -> Tensor:
+        """The images as they are now, `(M, C, H, W)`; of pixels the parameter itself."""
+        return self._rendered().images
+
+    @property
+    def targets(self) -> Tensor:
+        """The targets as they are now, `(M, D)`; of pixels the parameter itself."""
+        return self._rendered().targets
+
+    @property
+    def pool(self) -> StudentPool:
+        """The online students of KRR-ST."""
+        return cast(KrrSt, self.method).pool
 
     @property
     def watch(self) -> Stopwatch:
         """Counts the seconds of each part of the steps."""
-        return self.outer.watch
+        return self.engine.watch
 
     @property
     def parts(self) -> Parts | None:
         """How images pass the students, once the first outer step has planned it."""
-        return self.outer.parts
+        return self.engine.parts
 
     def record_nothing(self) -> None:
         """Launches everything one by one from now on, so that its parts can be timed on a GPU."""
-        self.outer.recording = False
-        self.pool.record_nothing()
+        self.engine.launch_one_by_one()
 
     def warm_up(self) -> Iterator[Tensor]:
-        """Trains the first students to their first ages; yields each inner loss. Once, before the first outer step."""
-        return self.pool.warm_up(self.images.detach(), self.targets.detach())
+        """Prepares the method; yields the loss of each step of that. Once, before the first outer step."""
+        return self.method.prepare(self._pairs())
 
     def step(self) -> dict[str, Any]:
-        """Does one outer step: update the set through a drawn student, then age the student on the new set.
+        """Does one outer step: the set moves along the method's gradients, and the method follows.
 
         Returns:
-            `loss` and `inner_loss` as scalar tensors (the latter None where no inner step was taken), `student` and
-            its `age` at the draw, and the learning rate `lr` of the images.
+            `loss`, a scalar tensor, what the method says of the step, and the learning rate `lr` of the images.
         """
-        step, settings = self.outer_step, self.settings
-        slot = self.pool.draw(step)
-        student, age = self.pool.student(slot), self.pool.ages[slot]
-        loss, *gradients = self._loss_and_gradients(student, step)
+        step = self.outer_step
+        if self.parameterisation.grow(step):
+            self._build_optimizer()
         decay = self._set_learning_rates(step)
+        loss, *gradients = self._mean(self.method.gradients(self._pairs(), step))
         with self.watch.part("update"):
-            self.images.grad, self.targets.grad = (gradient.contiguous() for gradient in gradients)
+            self._backward(gradients)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        with self.watch.part("inner step"):
-            for _ in range(settings.inner_steps):
-                inner_loss = self.pool.advance(slot, self.images.detach(), self.targets.detach())
+        told = self.method.after_step(self._pairs(), step)
         self.outer_step += 1
-        return {
-            "loss": loss,
-            "inner_loss": inner_loss,
-            "student": slot,
-            "age": age,
-            "lr": settings.lr_images * decay,
-        }
+        return {"loss": loss, **told, "lr": self._rates[0] * decay}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all state, for `checkpoints.save_tree`."""
         return {
             "outer_step": self.outer_step,
-            "images": self.images.detach(),
-            "targets": self.targets.detach(),
+            "parameterisation": dict(self.parameterisation.state_dict()),
             "optimizer": self.optimizer.state_dict(),
-            "pool": self.pool.state_dict(),
-            # Another size would round otherwise, and what memory is free differs from start to start.
-            "parts": None if self.outer.parts is None else asdict(self.outer.parts),
+            "method": self.method.state_dict(),
+            "engine": self.engine.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what `state_dict` returned; the run goes on exactly as the unbroken one would.
 
         Raises:
             InputError: The state belongs to a set of another size.
         """
-        if state["images"].shape != self.images.shape or state["targets"].shape != self.targets.shape:
-            raise InputError(
-                f"the checkpoint holds images {tuple(state['images'].shape)} and targets "
-                f"{tuple(state['targets'].shape)}, this run {tuple(self.images.shape)} and "
-                f"{tuple(self.targets.shape)}: choose another --output or restore the settings"
-            )
-        with torch.no_grad():
-            self.images.copy_(state["images"])
-            self.targets.copy_(state["targets"])
+        if "images" in state:
+            state = _of_before(state)
+        self.parameterisation.load_state_dict(state["parameterisation"])
+        # It may have grown.
+        self._build_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
-        self.pool.load_state_dict(state["pool"])
-        self.outer.parts = Parts(**state["parts"]) if state.get("parts") else None
+        self.method.load_state_dict(state["method"])
+        self.engine.load_state_dict(state["engine"])
         self.outer_step = state["outer_step"]
 
-    def _loss_and_gradients(self, student: nn.Module, step: int) -> list[Tensor]:
-        """Returns the outer loss over all processes and its gradients in images and targets."""
-        accelerator = self.accelerator
-        with self.watch.part("data"):
-            batch = self.batches(step, accelerator.process_index, accelerator.num_processes)
-        results = self.outer(student, *batch)
-        if accelerator.num_processes > 1:
-            results = [accelerator.reduce(tensor, "mean") for tensor in results]
-        return results
+    def _rendered(self) -> Pairs:
+        pairs: Pairs = self.parameterisation()
+        return pairs
+
+    def _pairs(self) -> Pairs:
+        with torch.no_grad():
+            return self._rendered().detached()
+
+    def _mean(self, found: tuple[Tensor, ...]) -> list[Tensor]:
+        """Returns loss and gradients averaged over processes."""
+        if self.accelerator.num_processes == 1:
+            return list(found)
+        return [self.accelerator.reduce(tensor, "mean") for tensor in found]
+
+    def _backward(self, gradients: list[Tensor]) -> None:
+        """Takes gradients in images and targets on to the parameters."""
+        pairs = zip(self._rendered(), gradients, strict=True)
+        # What a parameterisation does not learn has no graph.
+        learned = [(part, gradient.contiguous()) for part, gradient in pairs if part.requires_grad]
+        torch.autograd.backward([part for part, _ in learned], [gradient for _, gradient in learned])
+
+    def _build_optimizer(self) -> None:
+        groups = self.parameterisation.groups()
+        self._rates = [group["lr"] for group in groups]
+        # On the CPU the fused one is wrong where a gradient's layout is not its parameter's.
+        fused = self.accelerator.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=fused)
 
     def _set_learning_rates(self, step: int) -> float:
         """Sets the rates of a linear decay from 1 to `final_lr` over all steps; returns the present share."""
         settings = self.settings
         decay = 1 + (settings.final_lr - 1) * step / settings.steps
-        for group, rate in zip(self.optimizer.param_groups, (settings.lr_images, settings.lr_targets), strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * decay
         return decay
+
+
+_Parts = tuple[Parameterisation, Method, DistillerSettings, Accelerator]
+
+
+def krr_st_parts(
+    images: Tensor,
+    targets: Tensor,
+    pool: StudentPool,
+    batches: Batches,
+    settings: DistillerSettings,
+    accelerator: Accelerator,
+) -> _Parts:
+    """Returns what `Distiller` takes for KRR-ST on pixels."""
+    engine = build_engine(settings.computing(), accelerator)
+    problem = Problem(
+        engine.prefetch(batches, settings.steps),
+        pool.build,
+        engine,
+        settings.batch_size,
+        pool.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    method = KrrSt(KrrStSettings(settings.ridge, settings.inner_steps, pool.settings), problem, pool)
+    pairs = Pairs(images, targets).to(engine.device, engine.dtype)
+    pixels = Pixels.start(pairs, LearningRates(settings.lr_images, settings.lr_targets))
+    return _parts(pixels, method, settings, accelerator)
+
+
+def _parts(
+    parameterisation: Parameterisation, method: Method, settings: DistillerSettings, accelerator: Accelerator
+) -> _Parts:
+    require(
+        (
+            settings.batch_size >= accelerator.num_processes,
+            f"distiller.batch_size must be at least the number of processes ({accelerator.num_processes}), got "
+            f"{settings.batch_size}",
+        ),
+    )
+    return parameterisation, method, settings, accelerator
+
+
+def _of_before(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the state of a checkpoint that was written when KRR-ST on pixels was all there was."""
+    return {
+        "outer_step": state["outer_step"],
+        "parameterisation": {name: state[name] for name in ("images", "targets")},
+        "optimizer": state["optimizer"],
+        "method": {"pool": state["pool"]},
+        "engine": {"parts": state.get("parts")},
+    }

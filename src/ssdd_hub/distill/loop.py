@@ -32,7 +32,7 @@ def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress
     started = time.perf_counter()
     saved = run.checkpoints.load_newest()
     if saved is None:
-        run.log.rewind("pool", 0)
+        run.log.rewind(distiller.method.stage, 0)
         _warm_up(distiller, run, progress)
     else:
         distiller.load_state_dict(saved["distiller"])
@@ -63,10 +63,10 @@ def _longest(distiller: Distiller) -> dict[str, str]:
 
 
 def _warm_up(distiller: Distiller, run: RunFolder, progress: bool) -> None:
-    total = sum(distiller.pool.first_ages())
-    bar = tqdm(distiller.warm_up(), "pool", total, unit="step", disable=not progress)
+    stage, total = distiller.method.stage, distiller.method.preparation()
+    bar = tqdm(distiller.warm_up(), stage, total, unit="step", disable=not (progress and total))
     records: list[dict[str, Any]] = [
-        {"stage": "pool", "step": step, "loss": loss} for step, loss in enumerate(bar, start=1)
+        {"stage": stage, "step": step, "loss": loss} for step, loss in enumerate(bar, start=1)
     ]
     if records:
         _flush(records, run, distiller)

@@ -4,24 +4,20 @@ Source: Lee et al., ICLR 2024, arXiv 2310.06511, algorithm 1. Their released cod
 back, so that in the long run every draw meets a network that was never trained: `renewal: never-train` does as much.
 """
 
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssdd_hub.distill.engine.compiled import SharedForward
-from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, copy_all, pack
+from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.errors import require
 from ssdd_hub.seeds import generator, seeded
 
-_LOG = logging.getLogger(__name__)
 RENEWALS = ("train", "never-train")
+InnerStep = Callable[[nn.Module, torch.optim.Optimizer, Pairs], Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,14 +63,12 @@ class PooledStudent:
         optimizer: Its SGD.
         age: Inner steps that the algorithm counts for this slot.
         generation: How many students the slot has had before this one.
-        packed: Its state in few blocks of memory, where that is needed.
     """
 
     module: nn.Module
     optimizer: torch.optim.SGD
     age: int
     generation: int
-    packed: list[Tensor] = field(default_factory=list)
 
 
 class StudentPool:
@@ -88,9 +82,11 @@ class StudentPool:
         seed: Seed of the run.
         device: Where the students live.
         dtype: Type of their weights.
-        autocast: Returns the context of the inner forward pass, such as `accelerator.autocast`.
-        compiled: Whether to compile the inner forward and backward pass; on a GPU also to record the launches.
-        winograd: Whether to compute its 3x3 convolutions of many channels by Winograd's algorithm.
+        step: Takes an inner step: a student, its optimiser and the set give the loss. None for the reference,
+            `regression_step`; an engine has one that is quicker.
+        autocast: No longer used: mixed precision is the engine's. Kept for callers of before.
+        compiled: Likewise.
+        winograd: Likewise.
     """
 
     def __init__(
@@ -101,7 +97,8 @@ class StudentPool:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        step: InnerStep | None = None,
+        autocast: Any = None,
         compiled: bool = False,
         winograd: bool = False,
     ) -> None:
@@ -110,13 +107,8 @@ class StudentPool:
         self.seed = seed
         self.device = device
         self.dtype = dtype
-        self.autocast = autocast
+        self.step: InnerStep = step or regression_step
         self.students = [self._fresh(slot, generation=0) for slot in range(settings.size)]
-        self._forward: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__
-        if compiled or winograd:
-            self._forward = SharedForward(self.students[0].module.train(), compiled, winograd)
-        recorded = compiled and torch.device(device).type == "cuda"
-        self._stage = _Stage(self._fresh(0, generation=0), self._descend) if recorded else None
 
     @property
     def ages(self) -> list[int]:
@@ -147,13 +139,8 @@ class StudentPool:
         return int(torch.randint(self.settings.size, (), generator=generator(self.seed, "draw", step)))
 
     def student(self, slot: int) -> nn.Module:
-        """Returns the student of a slot, to be read until the next call of anything here."""
-        student = self.students[slot]
-        return student.module if self._stage is None else self._stage.show(student)
-
-    def record_nothing(self) -> None:
-        """Launches everything one by one from now on."""
-        self._stage = None
+        """Returns the student of a slot."""
+        return self.students[slot].module
 
     def advance(self, slot: int, images: Tensor, targets: Tensor) -> Tensor | None:
         """Ages a slot by one: an inner step, and renewal at `max_age`.
@@ -199,10 +186,7 @@ class StudentPool:
                     # As it was before it was saved: in the layout of its parameter.
                     state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
             student.age = saved["age"]
-            student.packed = []
             student.generation = saved["generation"]
-        if self._stage is not None:
-            self._stage.leave()
 
     def _fresh(self, slot: int, generation: int, age: int = 0) -> PooledStudent:
         with seeded(self.seed, "student", slot, generation):
@@ -221,74 +205,27 @@ class StudentPool:
 
     def _inner_step(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
         student.age += 1
-        if self._stage is None:
-            return self._descend(student, images, targets)
-        self._stage.show(student)
-        return self._stage.descend(images, targets)
-
-    def _descend(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
-        student.module.train()
-        with self.autocast():
-            outputs = self._forward(student.module, images)
-        loss = functional.mse_loss(outputs.to(targets.dtype), targets)
-        student.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        student.optimizer.step()
-        return loss.detach()
+        return self.step(student.module, student.optimizer, Pairs(images, targets))
 
 
-class _Stage:
-    """One student in fixed memory, as recordings need it; those of the pool come and go by copies of their state.
+def regression_step(
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    pairs: Pairs,
+    forward: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__,
+) -> Tensor:
+    """Takes one step of a student on the mean squared error of its head; returns the loss before it, a scalar.
 
     Args:
-        student: A student of its own.
-        descend: Takes an inner step with a student.
+        student: It is put in train mode.
+        optimizer: Of its parameters.
+        pairs: Images and targets, in one batch.
+        forward: Maps a student and images to its outputs `(n, D)`; an engine has one that is quicker.
     """
-
-    def __init__(self, student: PooledStudent, descend: Callable[[PooledStudent, Tensor, Tensor], Tensor]) -> None:
-        self.student, self._descend = student, descend
-        self._blocks = _pack(student)
-        self._shown: PooledStudent | None = None
-        self._recorded: Callable[[], Tensor] | None = None
-
-    def show(self, student: PooledStudent) -> nn.Module:
-        """Puts a student of the pool on the stage; returns the module that is it from now on."""
-        if student is not self._shown:
-            student.packed = student.packed or _pack(student)
-            copy_all(self._blocks, student.packed)
-            self._shown = student
-        return self.student.module
-
-    def leave(self) -> None:
-        """Forgets who is on the stage: its state was changed elsewhere."""
-        self._shown = None
-
-    def descend(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Takes an inner step with the student on the stage, there and in the pool."""
-        if self._recorded is None:
-            self._inputs = images.clone(), targets.clone()
-            step = partial(self._descend, self.student, *self._inputs)
-            try:
-                self._recorded = Recorded(step)
-            except CannotRecord as error:
-                # The stage stays: what else was recorded reads it.
-                _LOG.warning("%s; students are trained launch by launch", error)
-                self._recorded = step
-            copy_all(self._blocks, cast(PooledStudent, self._shown).packed)
-        copy_all(self._inputs, (images, targets))
-        loss = self._recorded().clone()
-        copy_all(cast(PooledStudent, self._shown).packed, self._blocks)
-        return loss
-
-
-def _pack(student: PooledStudent) -> list[Tensor]:
-    """Moves all that an inner step reads and writes into few blocks of memory; the momentum starts at zero."""
-    parameters = list(student.module.parameters())
-    tensors = [*parameters, *student.module.buffers()]
-    if student.optimizer.defaults["momentum"] > 0:
-        for parameter in parameters:
-            state = student.optimizer.state[parameter]
-            if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-            tensors.append(state["momentum_buffer"])
-    return pack(tensors)
+    student.train()
+    outputs = forward(student, pairs.images)
+    loss = functional.mse_loss(outputs.to(pairs.targets.dtype), pairs.targets)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.detach()

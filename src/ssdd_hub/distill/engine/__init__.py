@@ -1,19 +1,23 @@
-"""How an outer step is computed, never what: memory, compilation, CUDA graphs, fast convolutions."""
+"""How a step is computed, never what: the eager reference, and the fast engine of ordinary runs."""
 
 from typing import TYPE_CHECKING
 
 from ssdd_hub.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ssdd_hub.distill.engine.base import Engine as Engine, EngineSettings as EngineSettings
+    from ssdd_hub.distill.engine.build import build_engine as build_engine
+    from ssdd_hub.distill.engine.eager import EagerEngine as EagerEngine
+    from ssdd_hub.distill.engine.fast import FastEngine as FastEngine
     from ssdd_hub.distill.engine.memory import Parts as Parts
-    from ssdd_hub.distill.engine.outer import OuterGradient as OuterGradient
     from ssdd_hub.distill.engine.timing import Stopwatch as Stopwatch
-    from ssdd_hub.distill.engine.winograd import pays as pays
 else:
     __getattr__, __all__ = lazy_names(
         __name__,
+        "base: Engine EngineSettings",
+        "build: build_engine",
+        "eager: EagerEngine",
+        "fast: FastEngine",
         "memory: Parts",
-        "outer: OuterGradient",
         "timing: Stopwatch",
-        "winograd: pays",
     )

@@ -1,4 +1,4 @@
-"""Features of students whose weights rest, as in the outer step: batch norm is folded into the convolution before it.
+"""Student features with batch norm folded into the convolutions; weights are fixed during the outer step.
 
 One function serves all students of a pool, which takes their weights as arguments: it is compiled once.
 """
@@ -20,7 +20,7 @@ from ssdd_hub.models.features import pre_logits
 Weights = Mapping[str, Tensor]
 
 
-class FrozenFeatures:
+class FoldedFeatures:
     """The features of any student of one architecture, in eval mode.
 
     Args:
@@ -40,7 +40,7 @@ class FrozenFeatures:
         for name in self._transformed:
             model.set_submodule(name, FrozenConvolution(cast(nn.Conv2d, model.get_submodule(name))))
         gpu = any(parameter.is_cuda for parameter in model.parameters())
-        self._reader = _Reader(quicken(model) if compiled and gpu else model)
+        self._reader = FeatureReader(quicken(model) if compiled and gpu else model)
         self._names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
         self._read = maybe_compiled(self.plain, compiled, gpu)
 
@@ -71,7 +71,13 @@ class FrozenFeatures:
         return features
 
 
-class _Reader(nn.Module):
+class FeatureReader(nn.Module):
+    """A network whose output are the features of another.
+
+    Args:
+        model: With timm's `forward_features` and `forward_head`.
+    """
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model

@@ -1,4 +1,4 @@
-"""Linear systems of ridge regressions: LU on the CPU, Cholesky and products on a GPU."""
+"""The solver of ridge regressions on a GPU: Cholesky and products of blocks, with nothing to wait for."""
 
 from typing import Any
 
@@ -6,18 +6,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ssdd_hub.distill import krr
+
 
 def solve_ridge(matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
-    """Returns `(A + λI)⁻¹ B` of a symmetric `A`.
-
-    By LU with pivoting on the CPU, since in float32 the rounding of `A` can exceed `λ`, and Cholesky would then fail.
-    """
-    solution: Tensor
-    if matrix.is_cuda:
-        solution = _RidgeSolution.apply(matrix, right, penalty)
-    else:
-        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        solution = torch.linalg.solve(matrix + penalty * identity, right)
+    """Returns `(A + λI)⁻¹ B` of a symmetric `A`, on the CPU by the reference solver; differentiable once on a GPU."""
+    if not matrix.is_cuda:
+        return krr.solve_ridge(matrix, right, penalty)
+    solution: Tensor = _RidgeSolution.apply(matrix, right, penalty)
     return solution
 
 

@@ -1,0 +1,107 @@
+"""A static copy of a student and of its SGD, on which a CUDA graph is replayed; students are copied in and out.
+
+A recorded graph reads and writes fixed addresses, and a pool has many students that come and go: so all of them take
+their steps in the memory of one.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, copy_all, pack
+from ssdd_hub.distill.pairs import Pairs
+
+_LOG = logging.getLogger(__name__)
+Step = Callable[[nn.Module, torch.optim.Optimizer, Pairs], Tensor]
+
+
+class Stage:
+    """One student in fixed memory.
+
+    Args:
+        student: One of the architecture; it is copied.
+        step: Takes a step with a student, as `Engine.regression_step` does.
+    """
+
+    def __init__(self, student: nn.Module, step: Step) -> None:
+        self.student = copy.deepcopy(student)
+        self._step = step
+        self._weights = pack(_tensors(self.student))
+        self._momenta: list[Tensor] = []
+        self._recorded: Callable[[], Tensor] | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Forgets which student is on the stage, and where others keep their state: it was changed elsewhere."""
+        self._shown: tuple[nn.Module | None, torch.optim.SGD | None] = (None, None)
+        self._packed: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
+        self._packed_momenta: WeakKeyDictionary[torch.optim.SGD, list[Tensor]] = WeakKeyDictionary()
+
+    def show(self, student: nn.Module) -> nn.Module:
+        """Copies a student onto the stage; returns the module that stands there, always the same."""
+        if student is not self._shown[0]:
+            copy_all(self._weights, self._pack(student))
+            self._shown = (student, None)
+        return self.student
+
+    def step(self, student: nn.Module, optimizer: torch.optim.SGD, pairs: Pairs) -> Tensor:
+        """Takes a step on the stage, and copies the student's new state back to it; returns the loss."""
+        self.show(student)
+        weights, momenta = self._pack(student), self._pack_momenta(optimizer)
+        recorded = self._recorded
+        if recorded is None:
+            recorded = self._recorded = self._record(optimizer, pairs)
+            # Recording has taken some steps.
+            copy_all(self._weights, weights)
+        if self._shown[1] is not optimizer:
+            copy_all(self._momenta, momenta)
+            self._shown = (student, optimizer)
+        copy_all(self._inputs, pairs)
+        loss = recorded().clone()
+        copy_all(weights, self._weights)
+        copy_all(momenta, self._momenta)
+        return loss
+
+    def _record(self, optimizer: torch.optim.SGD, pairs: Pairs) -> Callable[[], Tensor]:
+        own = torch.optim.SGD(self.student.parameters(), **optimizer.defaults)
+        self._momenta = _pack_momenta(own)
+        self._inputs = Pairs(*(part.clone() for part in pairs))
+        step = partial(self._step, self.student, own, self._inputs)
+        try:
+            return Recorded(step)
+        except CannotRecord as error:
+            # The stage stays: what else was recorded reads it.
+            _LOG.warning("%s; students are trained launch by launch", error)
+            return step
+
+    def _pack(self, student: nn.Module) -> list[Tensor]:
+        if student not in self._packed:
+            self._packed[student] = pack(_tensors(student))
+        return self._packed[student]
+
+    def _pack_momenta(self, optimizer: torch.optim.SGD) -> list[Tensor]:
+        if optimizer not in self._packed_momenta:
+            self._packed_momenta[optimizer] = _pack_momenta(optimizer)
+        return self._packed_momenta[optimizer]
+
+
+def _tensors(student: nn.Module) -> list[Tensor]:
+    return [*student.parameters(), *student.buffers()]
+
+
+def _pack_momenta(optimizer: torch.optim.SGD) -> list[Tensor]:
+    """Moves all momenta into few blocks of memory; those that are not there yet start at zero."""
+    if not optimizer.defaults["momentum"]:
+        return []
+    states = []
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        state = optimizer.state[parameter]
+        if state.get("momentum_buffer") is None:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        states.append(state["momentum_buffer"])
+    return pack(states)

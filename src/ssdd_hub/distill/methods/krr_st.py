@@ -1,0 +1,116 @@
+"""KRR-ST: a kernel ridge regression on the features of online students predicts the teacher's features.
+
+Source: Lee et al., "Self-Supervised Dataset Distillation for Transfer Learning", ICLR 2024, arXiv 2310.06511,
+algorithm 1.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ssdd_hub.distill.engine.eager import krr_loss
+from ssdd_hub.distill.method import Method, Problem
+from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.pool import PoolSettings, StudentPool
+from ssdd_hub.errors import require
+
+
+@dataclass(frozen=True)
+class KrrStSettings:
+    """Settings of KRR-ST; the defaults are the paper's on CIFAR-100.
+
+    Attributes:
+        ridge: Regularisation of the regression relative to the trace of its kernel.
+        inner_steps: Inner steps of the drawn student after each outer step.
+        pool: The online students.
+    """
+
+    ridge: float = 1e-6
+    inner_steps: int = 1
+    pool: PoolSettings = field(default_factory=PoolSettings)
+
+    def __post_init__(self) -> None:
+        require(
+            (self.ridge > 0, f"ridge must be above 0, got {self.ridge}"),
+            (self.inner_steps >= 1, f"inner_steps must be at least 1, got {self.inner_steps}"),
+        )
+
+
+class KrrSt(Method):
+    """Draws a student of the pool, fits the regression on the set through it, and trains the student on the new set.
+
+    Args:
+        settings: See `KrrStSettings`.
+        problem: The real data and the engine.
+        pool: Students that exist already, which then take their steps by the problem's engine; None for new ones.
+
+    Attributes:
+        pool: The online students.
+    """
+
+    name = "krr_st"
+    citation = "Lee et al., ICLR 2024, arXiv 2310.06511"
+    Settings = KrrStSettings
+    stage = "pool"
+
+    def __init__(self, settings: KrrStSettings, problem: Problem, pool: StudentPool | None = None) -> None:
+        super().__init__(settings, problem)
+        engine = problem.engine
+        if pool is None:
+            pool = StudentPool(
+                problem.build_student, settings.pool, problem.seed, device=engine.device, dtype=engine.dtype
+            )
+        pool.step = engine.regression_step
+        self.pool = pool
+        self._drawn: tuple[int, int] | None = None
+
+    def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
+        """Trains the first students to their first ages."""
+        return self.pool.warm_up(*pairs)
+
+    def preparation(self) -> int:
+        """Returns the sum of the first ages."""
+        return sum(self.pool.first_ages())
+
+    def loss(self, pairs: Pairs, step: int) -> Tensor:
+        """Returns the outer loss of the student that the step draws."""
+        student, real = self.pool.student(self._draw(step)), self.problem.batch(step)
+        loss = krr_loss(self.problem.engine, student, pairs, real, self.settings.ridge)
+        return loss * self.problem.share(real)
+
+    def gradients(self, pairs: Pairs, step: int) -> tuple[Tensor, ...]:
+        """Returns the outer loss and its gradients, computed in parts that fit the memory."""
+        slot, real = self._draw(step), self.problem.batch(step)
+        found = self.problem.engine.krr_gradients(self.pool.student(slot), pairs, real, self.settings.ridge)
+        share = self.problem.share(real)
+        return found if share == 1 else tuple(part * share for part in found)
+
+    def after_step(self, pairs: Pairs, step: int) -> dict[str, Any]:
+        """Ages the drawn student on the new set.
+
+        Returns:
+            `inner_loss`, None where no inner step was taken, the `student` and its `age` at the draw.
+        """
+        slot = self._draw(step)
+        age = self.pool.ages[slot]
+        with self.problem.engine.watch.part("inner step"):
+            for _ in range(self.settings.inner_steps):
+                inner_loss = self.pool.advance(slot, *pairs)
+        return {"inner_loss": inner_loss, "student": slot, "age": age}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of the pool."""
+        return {"pool": self.pool.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` returned."""
+        self.pool.load_state_dict(state["pool"])
+        self.problem.engine.forget()
+
+    def _draw(self, step: int) -> int:
+        """Returns the slot of a step, which is drawn once."""
+        if self._drawn is None or self._drawn[0] != step:
+            self._drawn = step, self.pool.draw(step)
+        return self._drawn[1]

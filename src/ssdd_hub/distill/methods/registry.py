@@ -1,0 +1,36 @@
+"""Every method by name: ours, and those that other packages offer.
+
+Another package offers one by an entry point of the group `ssdd_hub.methods`, which maps a name to a subclass of
+`ssdd_hub.distill.method.Method`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ssdd_hub.distill.method import Method, Problem
+from ssdd_hub.distill.methods.krr_st import KrrSt
+from ssdd_hub.distill.registry import Registry
+
+METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", KrrSt)
+
+
+def list_methods() -> list[str]:
+    """Returns the names that `build_method` knows; no other package is imported for it."""
+    return METHODS.names()
+
+
+def build_method(
+    name: str, problem: Problem, args: Mapping[str, Any] | None = None, shared: Mapping[str, Any] | None = None
+) -> Method:
+    """Returns a method, ready for `Distiller`.
+
+    Args:
+        name: One of `list_methods()`.
+        problem: The real data and the engine.
+        args: Settings of the method.
+        shared: Settings that several methods have, such as `ridge`; a method takes those that it knows.
+
+    Raises:
+        InputError: The name or a setting is unknown, or a value is out of range.
+    """
+    return METHODS.find(name)(METHODS.settings(name, args or {}, shared or {}), problem)

@@ -1,0 +1,116 @@
+"""Classes by name with settings of their own: those of this package, and those that other packages offer."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from ssdd_hub.arguments import check_arguments
+from ssdd_hub.errors import InputError
+
+
+class Named(Protocol):
+    """What a registry holds: classes with a name and a dataclass of settings."""
+
+    name: ClassVar[str]
+    Settings: ClassVar[type]
+
+
+Kind = TypeVar("Kind", bound=Named)
+
+
+class Registry(Generic[Kind]):
+    """Subclasses of one class by name.
+
+    Another package offers one by an entry point, which maps a name to the class.
+
+    Args:
+        noun: What they are, for messages.
+        base: What they are subclasses of.
+        group: The group of entry points.
+        ours: Those of this package.
+
+    Attributes:
+        known: Those of this package by name; a script may add its own.
+    """
+
+    def __init__(self, noun: str, base: type[Any], group: str, *ours: type[Kind]) -> None:
+        self.noun, self.base, self.group = noun, base, group
+        self.known: dict[str, type[Kind]] = {each.name: each for each in ours}
+
+    def names(self) -> list[str]:
+        """Returns all names; no other package is imported for it."""
+        return sorted({*self.known, *(point.name for point in entry_points(group=self.group))})
+
+    def find(self, name: str) -> type[Kind]:
+        """Returns a class; ours come before those of other packages.
+
+        Raises:
+            InputError: The name is unknown, or the package that offers it does not give such a class.
+        """
+        if name in self.known:
+            return self.known[name]
+        for point in entry_points(group=self.group, name=name):
+            return self._load(point)
+        raise InputError(f"{self.noun} {name!r} is unknown: {_nearest(name, self.names())}")
+
+    def settings(self, name: str, args: Mapping[str, Any], shared: Mapping[str, Any]) -> Any:
+        """Returns the settings of a class.
+
+        Args:
+            name: One of `names()`.
+            args: Its own settings; those that are dataclasses as mappings.
+            shared: Settings that several classes may have, such as `ridge`: it takes those that it has a field for.
+
+        Raises:
+            InputError: The name or a setting is unknown, or a value is out of range.
+        """
+        settings = self.find(name).Settings
+        check_arguments(f"settings of the {self.noun} {name!r}", args)
+        kinds = typing.get_type_hints(settings)
+        fields = [field.name for field in dataclasses.fields(settings) if field.init]
+        for given in args:
+            if given not in fields:
+                known = _nearest(given, fields) if fields else "it has none"
+                raise InputError(f"{self.noun} {name!r} has no setting {given!r}: {known}")
+        values = {key: value for key, value in shared.items() if key in fields}
+        try:
+            for key, value in args.items():
+                if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
+                    before = values[key] if key in values else kinds[key]()
+                    value = dataclasses.replace(before, **value)
+                values[key] = value
+            return settings(**values)
+        except InputError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.noun} {name!r} does not take these settings {dict(args)}: {error}; give values of the types "
+                f"that {settings.__name__} states"
+            ) from error
+
+    def _load(self, point: EntryPoint) -> type[Kind]:
+        package = point.dist.name if point.dist else point.value
+        try:
+            found = point.load()
+        # Whatever another package raises when it is imported, its name is what helps.
+        except Exception as error:
+            raise InputError(
+                f"{self.noun} {point.name!r} of the package {package} cannot be imported ({point.value}): "
+                f"{type(error).__name__}: {error}; mend or remove that package"
+            ) from error
+        if not (isinstance(found, type) and issubclass(found, self.base)):
+            raise InputError(
+                f"{self.noun} {point.name!r} of the package {package} must be a subclass of "
+                f"{self.base.__module__}.{self.base.__name__}, got {found!r} ({point.value}); mend or remove that "
+                "package"
+            )
+        return found
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    listed = f"use one of {', '.join(known)}"
+    return f"{listed}; the nearest is {near[0]}" if near and len(known) > 1 else listed
