@@ -1,26 +1,33 @@
-"""Distils an image dataset with KRR-ST: images, teacher, targets, distilled set, first evaluation, report.
+"""Distils an image dataset: images, teacher, targets, distilled set, first evaluation, report.
 
 accelerate launch recipes/distill.py
 accelerate launch recipes/distill.py --config recipes/configs/cifar100.yaml --output runs/cifar100
+accelerate launch recipes/distill.py --method krr_st --parameterisation pixels --init kmeans
 
 The first runs on scikit-learn's embedded digits and needs nothing else. Started again, a run goes on where it stopped.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from accelerate.utils import broadcast
+from torch import Tensor, nn
 
 from ssdd_hub import DistilledSet, Distiller, build_student
 from ssdd_hub.configs.recipes import DistillConfig
 from ssdd_hub.data.bank import ImageBank, draw_heldout, load_images
-from ssdd_hub.distill.batches import build_batches
-from ssdd_hub.distill.engine.winograd import pays
+from ssdd_hub.distill.batches import Batches, build_batches
+from ssdd_hub.distill.engine.build import build_engine
 from ssdd_hub.distill.loop import distil
-from ssdd_hub.distill.pool import StudentPool
+from ssdd_hub.distill.method import Problem
+from ssdd_hub.distill.methods.registry import METHODS, build_method
+from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.registry import PARAMETERISATIONS, build_parameterisation
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.entries import Candidate, References, set_contender
 from ssdd_hub.evaluation.evaluation import COST, Evaluation, Record
@@ -35,9 +42,9 @@ from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.inputs import Inputs, deciding_facts, describe_images
 from ssdd_hub.runs.launch import build_accelerator, report_errors
 from ssdd_hub.runs.machine import describe_machine, describe_versions
-from ssdd_hub.seeds import generator
 from ssdd_hub.selection.methods import SelectionSettings
 from ssdd_hub.selection.source import Source
+from ssdd_hub.selection.start import NOISE, start_from
 from ssdd_hub.sets.provenance import describe_run, describe_training
 from ssdd_hub.settings import parse_config, to_dict, to_yaml
 from ssdd_hub.targets.cache import FeatureCache
@@ -52,10 +59,12 @@ DEFAULT = Path(__file__).parent / "configs" / "digits.yaml"
 def prepare_images(config: DistillConfig, accelerator: Accelerator) -> tuple[ImageBank, ImageBank, Inputs]:
     """Loads source and held-out images, and describes them all; refuses what could only fail after hours of work."""
     wanted, batch_size = config.distiller.num_images, config.distiller.batch_size
+    METHODS.settings(config.method.name, config.method.args, shared_settings(config))
+    PARAMETERISATIONS.settings(config.parameterisation.name, config.parameterisation.args, shared_settings(config))
     if batch_size < accelerator.num_processes:
         raise InputError(f"--distiller.batch-size {batch_size} is less than one image for each process: raise it")
     source, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
-    if wanted > len(source):
+    if wanted > len(source) and config.init != NOISE:
         raise InputError(
             f"{wanted} distilled images start as as many source images, and there are {len(source)}: lower "
             "--distiller.num-images, or use more images"
@@ -68,6 +77,11 @@ def prepare_images(config: DistillConfig, accelerator: Accelerator) -> tuple[Ima
 def student_args(config: DistillConfig, source: ImageBank) -> dict[str, object]:
     """Returns what every student of this run is built with, but for the width of its head."""
     return {"in_chans": source.num_channels, "image_size": source.image_size, **config.student.model_args}
+
+
+def shared_settings(config: DistillConfig) -> dict[str, object]:
+    """Returns the settings that methods and parameterisations take over where they have some of the same name."""
+    return {**config.distiller.shared(), "pool": config.pool}
 
 
 def prepare_teacher(
@@ -97,6 +111,34 @@ def prepare_teacher(
         provenance=describe_training(to_dict(config), source.source),
         inputs=inputs,
     )
+
+
+def prepare_distiller(
+    config: DistillConfig,
+    first: Pairs,
+    source: Source,
+    batches: Batches,
+    build: Callable[[], nn.Module],
+    accelerator: Accelerator,
+) -> Distiller:
+    """Puts parameterisation, method and engine together."""
+    settings, shared = config.distiller, shared_settings(config)
+    engine = build_engine(settings.computing(), accelerator)
+    problem = Problem(
+        engine.prefetch(batches, settings.steps),
+        build,
+        engine,
+        settings.batch_size,
+        config.seed,
+        source,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    # Every process chose them, and what was trained for that may differ in its last bits.
+    first = Pairs(*(broadcast(part.contiguous()) for part in first.to(engine.device, engine.dtype)))
+    synthetic = build_parameterisation(config.parameterisation.name, first, config.parameterisation.args, shared)
+    method = build_method(config.method.name, problem, config.method.args, shared)
+    return Distiller(synthetic, method, settings, accelerator)
 
 
 def first_evaluation(
@@ -157,7 +199,7 @@ def main() -> None:
     config = parse_config(DistillConfig, DEFAULT, description=__doc__)
     settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
     accelerator = build_accelerator(config.run, Path(config.output))
-    run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process)
+    run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process, defaults=DistillConfig())
     # Nothing may appear in the folder while another process still looks at it.
     accelerator.wait_for_everyone()
     accelerator.print(to_yaml(config))
@@ -172,13 +214,10 @@ def main() -> None:
     transform = TargetTransform.fit(config.targets.transform, features, config.targets.dim)
     targets = Targets(features, transform, dtype)
 
-    chosen = torch.randperm(len(source), generator=generator(config.seed, "first images"))[: settings.num_images]
-    before = source.pixels[chosen].to(dtype) / 255
+    origin = Source(source, targets, teacher, transform, space, accelerator.device)
+    before, first = start_from(config.init, origin, settings.num_images, config.seed, config.selection, dtype)
     set_space = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
     build = partial(build_student, config.student.name, num_targets=targets.width, **student_args(config, source))
-    where = {"device": accelerator.device, "dtype": dtype, "autocast": accelerator.autocast}
-    winograd = settings.winograd and pays(accelerator.device, accelerator.mixed_precision)
-    pool = StudentPool(build, config.pool, config.seed, compiled=settings.compile, winograd=winograd, **where)
     batches = build_batches(
         source,
         cache,
@@ -189,16 +228,18 @@ def main() -> None:
         augment=settings.augment,
         views=config.targets.views,
     )
-    distiller = Distiller(set_space.normalise(before), targets[chosen], pool, batches, settings, accelerator)
+    pairs = Pairs(set_space.normalise(before), first)
+    distiller = prepare_distiller(config, pairs, origin, batches, build, accelerator)
     seconds = distil(distiller, run, config.run, progress=accelerator.is_main_process)
 
     images, learned = (tensor.detach().float().cpu() for tensor in (distiller.images, distiller.targets))
     provenance = describe_run(to_dict(config), source.source, teacher, transform, space)
+    provenance["method"] = config.method.name.replace("_", "-")
     provenance |= {"target_features": features.describe(), "use": config.use.describe(), "seconds": seconds}
     provenance["heldout"] = inputs["heldout"]
     recorded = None if transform.kind == "none" else transform
     distilled = DistilledSet(images, learned, set_space, provenance=provenance, target_transform=recorded)
-    origin = Source(source, Targets(features, transform), teacher.float(), transform, space, accelerator.device)
+    origin = replace(origin, targets=Targets(features, transform), teacher=teacher.float())
     seen = Targets(heldout_features, transform)[:]
     real = RealData(provenance["source"]["name"], source, heldout, space, accelerator.device, seen)
     records = first_evaluation(config, distilled, real, origin, run, accelerator)

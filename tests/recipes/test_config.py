@@ -535,6 +535,30 @@ def test_help_documents_every_setting_and_ends_well(parse, capsys, option):
     assert "Path to a configuration file" not in words
 
 
+# The method
+
+
+def test_method_and_parameterisation_have_short_names(parse):
+    config = parse("--method", "dm", "--method.args", "{ridge: 1e-3}", "--parameterisation=factor", "--init", "kmeans")
+    assert (config.method.name, config.method.args, config.parameterisation.name) == ("dm", {"ridge": 1e-3}, "factor")
+    assert config.init == "kmeans"
+    # The names of before stay.
+    assert parse("--distiller.micro-batch", "7").distiller.computing().micro_batch == 7
+
+
+@pytest.mark.parametrize("section", ["method", "parameterisation"])
+def test_arguments_of_a_method_pass_the_allow_list(parse, section):
+    with pytest.raises(SettingsError, match=rf"{section}.args: weights must be a number or a short word"):
+        parse(f"--{section}.args", "{weights: https://example.org/a.bin}")
+
+
+def test_an_unknown_start_is_refused_with_the_nearest_one(parse):
+    with pytest.raises(
+        SettingsError, match="init must be one of random, kmeans.*, got 'herd'; the nearest is herding"
+    ):
+        parse("--init", "herd")
+
+
 # The run folder
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import dataclass, field
 
 import pytest
 import yaml
@@ -150,6 +151,65 @@ def test_a_run_with_other_settings_is_refused_naming_them(tmp_path, config, diff
     with pytest.raises(InputError, match=rf"a run with other settings \({differences}\): choose another --output"):
         RunFolder(tmp_path, config)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == CONFIG
+
+
+@dataclass(frozen=True)
+class Section:
+    name: str = "krr_st"
+    args: dict = field(default_factory=lambda: {"a": 1, "b": 2})
+
+
+@dataclass(frozen=True)
+class Defaults:
+    method: Section = field(default_factory=Section)
+    seed: int = 7
+    init: str = "random"
+
+
+BEFORE = changed(seed=3)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (BEFORE, {**BEFORE, "init": "random"}),
+        (BEFORE, {**BEFORE, "init": "random", "method": {"name": "krr_st", "args": {"a": 1, "b": 2}}}),
+        ({**BEFORE, "method": {"name": "dm"}}, {**BEFORE, "method": {"name": "dm", "args": {"a": 1, "b": 2}}}),
+    ],
+)
+def test_a_run_begun_before_there_was_a_setting_goes_on_with_its_default(tmp_path, before, now):
+    begin(tmp_path, before)
+    RunFolder(tmp_path, now, defaults=Defaults()).start()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == now
+    with pytest.raises(InputError, match="a run with other settings"):
+        RunFolder(tmp_path, {**now, "init": "kmeans"}, defaults=Defaults())
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "differences"),
+    [
+        (BEFORE, {**BEFORE, "init": "kmeans"}, "init: 'random' there, 'kmeans' now"),
+        (BEFORE, {**BEFORE, "seed": 7}, "seed: 3 there, 7 now"),
+        (
+            BEFORE,
+            {**BEFORE, "method": {"name": "dm", "args": {"a": 1, "b": 2}}},
+            "method.name: 'krr_st' there, 'dm' now",
+        ),
+        # A mapping that is one setting means what it says: nothing is filled in.
+        (
+            {**BEFORE, "method": {"name": "dm", "args": {"a": 1}}},
+            {**BEFORE, "method": {"name": "dm", "args": {"a": 1, "b": 2}}},
+            "method.args.b: None there, 2 now",
+        ),
+        # A setting that is there and no longer exists is a difference still.
+        ({**BEFORE, "old": 1}, BEFORE, "old: 1 there, None now"),
+    ],
+)
+def test_another_value_than_the_default_is_a_difference(tmp_path, before, now, differences):
+    begin(tmp_path, before)
+    now = {"init": "random", "method": {"name": "krr_st", "args": {"a": 1, "b": 2}}, **now}
+    with pytest.raises(InputError, match=rf"a run with other settings \({differences}\): choose another"):
+        RunFolder(tmp_path, now, defaults=Defaults())
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def test_a_run_is_described_by_all_that_its_set_depends_on(describe, small_teach
     assert described["settings"]["run"] == {"mixed_precision": "no"}
     # How the set is used and probed may be recorded, but decides nothing of it.
     assert described["settings"].keys() - {"run", "use", "probe"} == {
-        *("data", "teacher", "pretrain", "targets", "student", "pool", "distiller", "seed")
+        *("data", "teacher", "pretrain", "targets", "student", "method", "parameterisation", "init", "selection"),
+        *("pool", "distiller", "seed"),
     }
     assert described["student"] == {"name": "ssdd_convnet3", "model_args": {"widths": [4]}}
     assert described["source"] == SOURCE

@@ -1,11 +1,15 @@
 """The settings of the recipes that distil and evaluate, put together from those of the parts."""
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ssdd_hub.data.bank import DataSettings
 from ssdd_hub.distill.distiller import DistillerSettings
+from ssdd_hub.distill.method import MethodSettings
+from ssdd_hub.distill.parameterisations.base import ParameterisationSettings
 from ssdd_hub.distill.pool import PoolSettings
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation.entries import REFERENCES
@@ -20,9 +24,16 @@ from ssdd_hub.models.build import StudentSettings
 from ssdd_hub.models.pretraining import UseSettings
 from ssdd_hub.runs.folder import LaunchSettings, RunSettings, folder_name
 from ssdd_hub.selection.methods import SelectionSettings
+from ssdd_hub.selection.start import INITS
 from ssdd_hub.targets.targets import TargetSettings
 from ssdd_hub.teachers.teacher import TeacherSettings
 from ssdd_hub.teachers.training import PretrainSettings
+
+
+def _or_nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f"{', '.join(known)}, got {name!r}; the nearest is {near[0]}"
+
 
 PROTOCOLS = ("teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", "rank")
 
@@ -37,7 +48,12 @@ class DistillConfig:
         pretrain: How the teacher is trained, unless it is ready made.
         targets: How its features become targets.
         student: The network that distils and is pre-trained on the result.
-        pool: The online students.
+        method: What says how good the set is.
+        parameterisation: What is learned, and how it becomes images and targets.
+        init: What the set starts from: `random`, `kmeans`, `kmeans-pixels`, `kcenter`, `herding`, `high_loss`, which
+            choose real images, or `noise`.
+        selection: How these are chosen.
+        pool: The online students, of methods that have any.
         distiller: The outer problem.
         use: How students are pre-trained on the result.
         evaluate: How much is measured.
@@ -47,11 +63,17 @@ class DistillConfig:
         output: The run folder; `runs/NAME` when not given, after the last part of `data.name`.
     """
 
+    SHORT: ClassVar[dict[str, str]] = {"method": "method.name", "parameterisation": "parameterisation.name"}
+
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     targets: TargetSettings = field(default_factory=TargetSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
+    method: MethodSettings = field(default_factory=MethodSettings)
+    parameterisation: ParameterisationSettings = field(default_factory=ParameterisationSettings)
+    init: str = "random"
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     distiller: DistillerSettings = field(default_factory=DistillerSettings)
     use: UseSettings = field(default_factory=UseSettings)
@@ -63,6 +85,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         require(
+            (self.init in INITS, f"init must be one of {_or_nearest(self.init, INITS)}"),
             (
                 self.distiller.augment or not self.targets.views,
                 "targets.views are augmented, so pass --distiller.augment true as well, or --targets.views 0",

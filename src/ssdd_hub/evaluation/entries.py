@@ -19,7 +19,7 @@ from ssdd_hub.models.pretraining import Pairs
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import METADATA_FILE
 from ssdd_hub.seeds import derive_seed
-from ssdd_hub.selection.methods import SELECTIONS, SelectionSettings
+from ssdd_hub.selection.methods import GAUSSIAN, SELECTIONS, SelectionSettings, choose_rows, draw_noise
 from ssdd_hub.selection.source import Source, SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.folder import describe_tensor
@@ -279,7 +279,12 @@ def select(method: str, source: Source, count: int, seed: int, settings: Selecti
         raise InputError(f"there is no selection {method!r}: use one of {', '.join(SELECTIONS)}")
     if count < 1:
         raise InputError(f"a selection needs at least 1 image, got {count}")
-    images, targets, rows = SELECTIONS[method](source, count, seed, settings)
+    rows = None
+    if method == GAUSSIAN:
+        images, targets = draw_noise(source, count, seed)
+    else:
+        rows = choose_rows(method, source, count, seed, settings)
+        images, targets = source.images(rows), source.targets[rows].cpu()
     labels = None if rows is None or source.bank.labels is None else source.bank.labels[rows]
     chosen = {} if rows is None else {"indices_sha256": describe_tensor(rows)["sha256"]}
     facts = {"seed": seed, "count": count, **asdict(settings), **chosen}

@@ -1,5 +1,6 @@
 """The folder of a run: its settings, its inputs, its log, its checkpoints, and going on where it stopped."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable
@@ -137,17 +138,26 @@ class RunFolder:
         config: The resolved settings.
         is_main: Whether this process writes.
         same_settings: Whether the run only goes on with the settings that it began with, or with any of its recipe.
+        defaults: The recipe's settings as they are by default, a dataclass of dataclasses. A run that began when there
+            was no such setting goes on with its default.
 
     Raises:
         InputError: The folder holds something else, or a run with other settings. Other inputs are refused by `start`.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], is_main: bool = True, same_settings: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: dict[str, Any],
+        is_main: bool = True,
+        same_settings: bool = True,
+        defaults: Any = None,
+    ) -> None:
         if path.exists() and not path.is_dir():
             raise InputError(f"--output {path} is a file: choose another folder")
         _require_plain_run(path)
         if (path / "config.yaml").exists():
-            _refuse_other_settings(path, config, same_settings)
+            _refuse_other_settings(path, config, same_settings, defaults)
         elif path.exists() and any(path.iterdir()):
             raise InputError(f"--output {path} is not empty and holds no run: choose another folder")
         self.path = path
@@ -216,7 +226,7 @@ def _require_plain_run(path: Path) -> None:
         require_plain_tree(path / name)
 
 
-def _refuse_other_settings(path: Path, config: dict[str, Any], same_settings: bool) -> None:
+def _refuse_other_settings(path: Path, config: dict[str, Any], same_settings: bool, defaults: Any) -> None:
     try:
         if (path / _CONFIG_FILE).stat().st_size > LARGEST_CONFIG:
             raise ValueError(f"it has more than {LARGEST_CONFIG} bytes")
@@ -225,10 +235,11 @@ def _refuse_other_settings(path: Path, config: dict[str, Any], same_settings: bo
             raise ValueError("it holds no settings")
         if not same_settings:
             # Another recipe's settings have other names.
+            defaults = None
             stored, config = dict.fromkeys(stored, "left out"), dict.fromkeys(config, "left out")
         differences = [
             f"{key}: {before!r} there, {now!r} now"
-            for key, before, now in _differences(stored, config)
+            for key, before, now in _differences(stored, config, defaults)
             if not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
         ]
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -240,12 +251,26 @@ def _refuse_other_settings(path: Path, config: dict[str, Any], same_settings: bo
         )
 
 
-def _differences(before: Any, now: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+def _differences(before: Any, now: Any, default: Any = None, key: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted(before.keys() | now.keys(), key=str)
-        nested = [_differences(before.get(name), now.get(name), f"{key}.{name}".lstrip(".")) for name in names]
+        # Only sections have defaults for what is absent: a mapping that is one setting means what it says.
+        own = {entry.name: getattr(default, entry.name) for entry in _fields(default)}
+        before = {**{name: _plain(value) for name, value in own.items()}, **before}
+        nested = [
+            _differences(before.get(name), now.get(name), own.get(name), f"{key}.{name}".lstrip("."))
+            for name in sorted(before.keys() | now.keys(), key=str)
+        ]
         return [difference for part in nested for difference in part]
     return [] if before == now else [(key, before, now)]
+
+
+def _fields(settings: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
+
+
+def _plain(value: Any) -> Any:
+    """Returns the default of a setting or of a section as a file holds it."""
+    return dataclasses.asdict(value) if _fields(value) and not isinstance(value, type) else value
 
 
 def folder_name(name: str) -> str:

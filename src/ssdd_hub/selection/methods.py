@@ -1,10 +1,9 @@
-"""Methods that select real images, or noise, with their teacher's targets."""
+"""Methods that choose rows of a source of real images, and noise in their place."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,28 +88,33 @@ class SelectionSettings:
         )
 
 
-class _Pairs(NamedTuple):
-    """Images `(M, C, H, W)`, targets `(M, D)`, and which source images they are: None for noise."""
-
-    images: Tensor
-    targets: Tensor
-    rows: Tensor | None
-
-
 Choice = Callable[[Source, Tensor, int, int, SelectionSettings], Tensor]
-Method = Callable[[Source, int, int, SelectionSettings], _Pairs]
+GAUSSIAN = "gaussian"
 
 
-def _real(choose: Choice, source: Source, count: int, seed: int, settings: SelectionSettings) -> _Pairs:
+def choose_rows(method: str, source: Source, count: int, seed: int, settings: SelectionSettings) -> Tensor:
+    """Chooses source images; returns their indices `(count,)` in the order of the choice, none twice.
+
+    Args:
+        method: One of `CHOICES`.
+        source: What is chosen from.
+        count: Images `M`.
+        seed: Decides whatever is drawn.
+        settings: See `SelectionSettings`.
+
+    Raises:
+        InputError: There is no such method, there are fewer images, targets are not finite, or an expert diverges.
+    """
+    if method not in CHOICES:
+        raise InputError(f"there is no selection {method!r} of real images: use one of {', '.join(CHOICES)}")
     size, most = len(source.bank), settings.max_images
     candidates = torch.arange(size)
-    if most is not None and most < size and choose is not _random:
+    if most is not None and most < size and method != "random":
         candidates = _draw(size, most, seed, "selection/images").sort().values
     if count > len(candidates):
         which = "there are only" if len(candidates) == size else "selection.max_images leaves only"
         raise InputError(f"{count} images are to be selected, and {which} {len(candidates)}: select fewer")
-    rows = candidates[choose(source, candidates, count, seed, settings)]
-    return _Pairs(source.images(rows), source.targets[rows].cpu(), rows)
+    return candidates[CHOICES[method](source, candidates, count, seed, settings)]
 
 
 def _draw(size: int, count: int, seed: int, purpose: str) -> Tensor:
@@ -173,17 +177,23 @@ def _errors(student: nn.Module, pairs: SourcePairs, rows: Tensor) -> Tensor:
     return torch.cat([(student(images) - targets).square().mean(1).double().cpu() for images, targets in batches])
 
 
-def _gaussian(source: Source, count: int, seed: int, settings: SelectionSettings) -> _Pairs:
-    """Draws normalised pixels from N(0, 1); the teacher sees exactly these, those outside `[0, 1]` too."""
+def draw_noise(source: Source, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draws normalised pixels from N(0, 1), and asks the teacher for their targets.
+
+    The teacher sees exactly these pixels, those outside `[0, 1]` too.
+
+    Returns:
+        Images `(count, C, H, W)` in the students' pixel space and targets `(count, D)`, float32.
+    """
     shape = (count, *source.bank.pixels.shape[1:])
     images = torch.randn(shape, generator=generator(seed, "selection/gaussian"))
     weights = next(source.teacher.parameters())
     parts = torch.split(source.pixel_space.denormalise(images), 256)
     features = torch.cat([source.teacher(part.to(weights)).cpu().float() for part in parts])
-    return _Pairs(images, source.transform(features), None)
+    return images, source.transform(features)
 
 
-_CHOICES: dict[str, Choice] = {
+CHOICES: dict[str, Choice] = {
     "random": _random,
     "kmeans": _kmeans,
     "kmeans-pixels": _kmeans_pixels,
@@ -191,9 +201,7 @@ _CHOICES: dict[str, Choice] = {
     "herding": _herding,
     "high_loss": _high_loss,
 }
-SELECTIONS: dict[str, Method] = {
-    **{name: partial(_real, choose) for name, choose in _CHOICES.items()},
-    "gaussian": _gaussian,
-}
 """At random; the image nearest to each centre of k-means on targets, or on normalised pixels; greedy k-center and
-herding on targets; the images that trained students err on most; and, in place of real images, noise."""
+herding on targets; the images that trained students err on most."""
+SELECTIONS = (*CHOICES, GAUSSIAN)
+"""All of these and, in place of real images, noise."""
