@@ -255,7 +255,7 @@ def _differences(before: Any, now: Any, default: Any = None, key: str = "") -> l
     if isinstance(before, dict) and isinstance(now, dict):
         # Only sections have defaults for what is absent: a mapping that is one setting means what it says.
         own = {entry.name: getattr(default, entry.name) for entry in _fields(default)}
-        before = {**{name: _plain(value) for name, value in own.items()}, **before}
+        before = {**{name: _plain(value) for name, value in own.items() if name in now}, **before}
         nested = [
             _differences(before.get(name), now.get(name), own.get(name), f"{key}.{name}".lstrip("."))
             for name in sorted(before.keys() | now.keys(), key=str)
