@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from ssdd_hub.arguments import check_arguments
+from ssdd_hub.arguments import check_arguments, show
 from ssdd_hub.errors import InputError
 
 
@@ -78,6 +78,9 @@ class Registry(Generic[Kind]):
         values = {key: value for key, value in shared.items() if key in fields}
         try:
             for key, value in args.items():
+                problem = _problem(value, kinds[key])
+                if problem:
+                    raise InputError(f"setting {key!r} of the {self.noun} {name!r} must be {problem}")
                 if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
                     before = values[key] if key in values else kinds[key]()
                     value = dataclasses.replace(before, **value)
@@ -108,6 +111,17 @@ class Registry(Generic[Kind]):
                 "package"
             )
         return found
+
+
+def _problem(value: Any, kind: Any) -> str | None:
+    """Returns what a value must be that is not of the type of its setting; of the simple types, others pass."""
+    if dataclasses.is_dataclass(kind):
+        return None if isinstance(value, Mapping) else f"values by name, got {show(value)}"
+    # A whole number will do for a float, and True is no number.
+    fits = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}.get(kind)
+    if fits is None or (isinstance(value, fits) and isinstance(value, bool) <= (kind is bool)):
+        return None
+    return f"of type {kind.__name__}, got {show(value)}"
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -1,0 +1,171 @@
+"""What every method and every parameterisation keeps, in all combinations, with toys as third parties write them."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from reference import contract_cases
+from reference.contract_cases import CASES, PARAMETERISATION_CLASSES, STEPS, M, build, make_pairs, run
+from reference.warm import Running, start_two
+from torch import nn
+
+from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.base import LearningRates
+from ssdd_hub.distill.parameterisations.pixels import Pixels
+from ssdd_hub.runs.checkpoints import load_tree, save_tree
+
+every_case = pytest.mark.parametrize(("method", "parameterisation"), CASES)
+
+
+@pytest.fixture
+def prepared(accelerator):
+    """Builds a distiller after its preparation."""
+
+    def prepare(method, parameterisation, **settings):
+        distiller = build(method, parameterisation, accelerator, **settings)
+        losses = list(distiller.warm_up())
+        assert len(losses) == distiller.method.preparation()
+        return distiller
+
+    return prepare
+
+
+@every_case
+@pytest.mark.parametrize("kind", ["fast", "eager"])
+def test_gradients_are_those_of_the_loss(prepared, method, parameterisation, kind):
+    distiller = prepared(method, parameterisation, kind=kind)
+    pairs = distiller.parameterisation().detached()
+    loss, *found = distiller.method.gradients(pairs, 3)
+    leaves = pairs.leaves()
+    expected = distiller.method.loss(leaves, 3)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-10, atol=1e-14)
+    for ours, theirs in zip(found, torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-13)
+    # What is random hangs on the step alone.
+    assert torch.equal(loss, distiller.method.gradients(pairs, 3)[0])
+
+
+@every_case
+def test_a_step_follows_the_gradient_of_the_loss_in_what_is_learned(prepared, method, parameterisation):
+    distiller = prepared(method, parameterisation)
+    learned = list(distiller.parameterisation.parameters())
+    expected = torch.autograd.grad(distiller.method.loss(distiller.parameterisation(), 0), learned)
+    seen = []
+    distiller.optimizer.register_step_pre_hook(lambda *given: seen.extend(part.grad.clone() for part in learned))
+    distiller.step()
+    for ours, theirs in zip(seen, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-13)
+
+
+@every_case
+def test_a_step_lowers_the_loss(prepared, method, parameterisation):
+    distiller = prepared(method, parameterisation)
+    judge = copy.deepcopy(distiller.method)
+    before = distiller.step()["loss"]
+    with torch.no_grad():
+        assert judge.loss(distiller.parameterisation(), 0) < before
+
+
+@every_case
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(prepared, tmp_path, method, parameterisation):
+    unbroken, stopped, resumed = (prepared(method, parameterisation) for _ in range(3))
+    losses = run(unbroken, STEPS)
+    assert torch.equal(run(stopped, 4), losses[:4])
+    save_tree(tmp_path / "state.safetensors", stopped.state_dict())
+    resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
+    assert torch.equal(run(resumed, STEPS - 4), losses[4:])
+    assert torch.equal(resumed.images, unbroken.images) and torch.equal(resumed.targets, unbroken.targets)
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """The results of one process, and of each of two."""
+    alone, both = (tmp_path_factory.mktemp(name) for name in ("alone", "both"))
+    script = Path(contract_cases.__file__)
+    for running in (Running(script, alone), *start_two(script, both)):
+        running.finish()
+    paths = [alone / "process-0.safetensors", both / "process-0.safetensors", both / "process-1.safetensors"]
+    return [load_tree(path) for path in paths]
+
+
+@every_case
+def test_two_processes_give_what_one_gives(processes, method, parameterisation):
+    one, first, second = (found[f"{method}-{parameterisation}"] for found in processes)
+    assert torch.equal(first["images"], second["images"])
+    for name, expected in one.items():
+        torch.testing.assert_close(first[name], expected, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("parameterisation", PARAMETERISATION_CLASSES.values(), ids=PARAMETERISATION_CLASSES)
+def test_a_parameterisation_renders_rows_and_comes_back_from_its_columns(parameterisation):
+    settings = contract_cases.settings_of(parameterisation)
+    made = parameterisation.start(make_pairs(M, 99), settings)
+    rows = torch.tensor([4, 0, 4])
+    assert len(made) == M
+    for some, whole in zip(made(rows), made(), strict=True):
+        assert torch.equal(some, whole[rows])
+    again = parameterisation.from_columns(made.columns(), settings)
+    assert all(torch.equal(one, other) for one, other in zip(made(), again(), strict=True))
+    sizes = made.num_bytes()
+    assert sizes.keys() == {"images", "targets", "decoder"}
+    assert sum(sizes.values()) == sum(part.numel() * part.itemsize for part in made.columns().values())
+    learned = [parameter for group in made.groups() for parameter in group["params"]]
+    assert len(learned) == len(list(made.parameters()))
+
+
+def test_pixels_hold_copies_of_what_they_start_from():
+    pairs = make_pairs(M, 99)
+    made = Pixels.start(pairs, LearningRates())
+    assert all(torch.equal(one, other) for one, other in zip(made(), pairs, strict=True))
+    with torch.no_grad():
+        made.images.zero_()
+    assert not torch.equal(made.images, pairs.images)
+
+
+def test_the_eager_engine_is_the_witness_of_the_fast_one(prepared):
+    fast, eager = (prepared("krr_st", "pixels", kind=kind) for kind in ("fast", "eager"))
+    torch.testing.assert_close(run(fast, STEPS), run(eager, STEPS), rtol=1e-9, atol=0)
+    torch.testing.assert_close(fast.images, eager.images, rtol=1e-8, atol=1e-10)
+
+
+class Growing(Pixels):
+    """Gets a brightness for each image at the second step."""
+
+    name = "growing"
+
+    def forward(self, rows=None):
+        images, targets = super().forward(rows)
+        shift = getattr(self, "shift", None)
+        return Pairs(images if shift is None else images + shift, targets)
+
+    def grow(self, step):
+        if step < 1 or hasattr(self, "shift"):
+            return False
+        self.shift = nn.Parameter(torch.zeros(len(self.images), 1, 1, 1, dtype=self.images.dtype))
+        return True
+
+    def load_state_dict(self, state, strict=True, assign=False):
+        if "shift" in state:
+            self.grow(1)
+        return super().load_state_dict(state, strict, assign)
+
+
+def test_a_parameterisation_that_grows_is_optimised_and_resumed(monkeypatch, prepared, tmp_path):
+    monkeypatch.setitem(PARAMETERISATION_CLASSES, "growing", Growing)
+    unbroken, stopped, resumed = (prepared("krr_st", "growing") for _ in range(3))
+    losses = run(unbroken, 6)
+    assert unbroken.parameterisation.shift.detach().abs().min() > 0
+    run(stopped, 4)
+    save_tree(tmp_path / "state.safetensors", stopped.state_dict())
+    resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
+    assert torch.equal(run(resumed, 2), losses[4:])
+    assert torch.equal(resumed.images, unbroken.images)
+
+
+def test_fixed_targets_are_left_alone(prepared):
+    distiller = prepared("krr_st", "pixels")
+    distiller.parameterisation.targets.requires_grad_(False)
+    before = distiller.targets.clone()
+    run(distiller, 2)
+    assert torch.equal(distiller.targets, before)

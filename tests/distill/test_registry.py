@@ -1,0 +1,134 @@
+"""Methods and parameterisations by name, those of other packages too."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
+import pytest
+from reference.contract_cases import build, make_pairs
+from toy_method import MeanMatch
+
+import ssdd_hub
+from ssdd_hub.distill import registry
+from ssdd_hub.distill.methods.krr_st import KrrSt, KrrStSettings
+from ssdd_hub.distill.methods.registry import METHODS, build_method, list_methods
+from ssdd_hub.distill.parameterisations.registry import build_parameterisation, list_parameterisations
+from ssdd_hub.distill.pool import PoolSettings
+from ssdd_hub.errors import InputError
+
+NO_CLASS = "not a class"
+
+
+@pytest.fixture
+def offer(monkeypatch):
+    """Makes entry points as if a package had been installed; values are `module:attribute`."""
+
+    def offer(**values):
+        points = [EntryPoint(name, value, METHODS.group) for name, value in values.items()]
+
+        def entry_points(group, name=None):
+            return [point for point in points if group == point.group and name in (None, point.name)]
+
+        monkeypatch.setattr(registry, "entry_points", entry_points)
+
+    return offer
+
+
+@pytest.fixture
+def problem(accelerator):
+    return build("krr_st", "pixels", accelerator).method.problem
+
+
+def test_the_root_lists_both():
+    assert ssdd_hub.list_methods() == list_methods() and "krr_st" in list_methods()
+    assert ssdd_hub.list_parameterisations() == list_parameterisations() and "pixels" in list_parameterisations()
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest(offer, problem):
+    offer(mean_match="toy_method:MeanMatch")
+    with pytest.raises(
+        InputError, match="method 'mean' is unknown: use one of krr_st, mean_match; the nearest is mean_"
+    ):
+        build_method("mean", problem)
+    with pytest.raises(InputError, match="parameterisation 'pixel' is unknown: use one of pixels"):
+        build_parameterisation("pixel", make_pairs(2, 0))
+
+
+def test_a_method_of_another_package_is_built_like_ours(offer, problem):
+    offer(mean_match="toy_method:MeanMatch", krr_st="toy_method:MeanMatch")
+    built = build_method("mean_match", problem, {"weight": 0.5}, {"ridge": 1e-3})
+    assert isinstance(built, MeanMatch) and built.settings.weight == 0.5
+    # Ours come first.
+    assert type(build_method("krr_st", problem)) is KrrSt
+
+
+def test_a_package_that_cannot_be_used_is_named(offer):
+    offer(broken="no_such_package:Broken", text=f"{__name__}:NO_CLASS", layer="torch.nn:Linear")
+    assert "broken" in list_methods()
+    with pytest.raises(
+        InputError, match=r"'broken' of the package no_such_package.* cannot be imported .*mend or rem"
+    ):
+        METHODS.find("broken")
+    for name in ("text", "layer"):
+        with pytest.raises(
+            InputError, match=f"'{name}' of the package .* must be a subclass of ssdd_hub.distill.method"
+        ):
+            METHODS.find(name)
+
+
+def test_an_installed_package_is_listed_without_being_imported(tmp_path):
+    info = tmp_path / "toys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[ssdd_hub.methods]\ntoy = toys:Toy\n")
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import ssdd_hub; print(*ssdd_hub.list_methods())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["krr_st", "toy"], done.stderr
+
+
+# Settings
+
+
+def test_settings_of_the_recipe_fill_those_of_the_same_name():
+    shared = {"ridge": 1e-3, "inner_steps": 2, "pool": PoolSettings(size=3), "lr_images": 1.0}
+    assert METHODS.settings("krr_st", {}, shared) == KrrStSettings(1e-3, 2, PoolSettings(size=3))
+    args = {"ridge": 1e-2, "pool": {"max_age": 7}}
+    assert METHODS.settings("krr_st", args, shared) == KrrStSettings(1e-2, 2, PoolSettings(size=3, max_age=7))
+    assert METHODS.settings("krr_st", {"pool": {"size": 2}}, {}).pool == PoolSettings(size=2)
+
+
+@pytest.mark.parametrize(
+    ("args", "problem"),
+    [
+        ({"rigde": 1e-3}, "method 'krr_st' has no setting 'rigde': use one of ridge, .*; the nearest is ridge"),
+        ({"ridge": 0.0}, "ridge must be above 0, got 0.0"),
+        ({"ridge": "small"}, "setting 'ridge' of the method 'krr_st' must be of type float, got 'small'"),
+        ({"inner_steps": 1.5}, "setting 'inner_steps' of the method 'krr_st' must be of type int, got 1.5"),
+        ({"inner_steps": True}, "setting 'inner_steps' of the method 'krr_st' must be of type int, got True"),
+        ({"pool": 5}, "setting 'pool' of the method 'krr_st' must be values by name, got 5"),
+        ({"pool": {"sise": 1}}, "'krr_st' does not take these settings .*'sise'"),
+        ({"pool": {"size": 0}}, "pool.size must be at least 1, got 0"),
+        (
+            {"ridge": "/etc/passwd"},
+            "settings of the method 'krr_st' cannot be taken: ridge must be a number or a short",
+        ),
+        ([1], r"arguments must be values by name, got \[1\]"),
+    ],
+)
+def test_wrong_settings_are_refused(args, problem):
+    with pytest.raises(InputError, match=problem):
+        METHODS.settings("krr_st", args, {})
+
+
+def test_a_class_without_settings_says_so(monkeypatch):
+    @dataclass(frozen=True)
+    class Nothing:
+        pass
+
+    class Plain(MeanMatch):
+        Settings = Nothing
+
+    monkeypatch.setitem(METHODS.known, "plain", Plain)
+    with pytest.raises(InputError, match="method 'plain' has no setting 'a': it has none"):
+        METHODS.settings("plain", {"a": 1}, {})
