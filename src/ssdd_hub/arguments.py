@@ -8,10 +8,10 @@ that the network itself takes.
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import Check, InputError
 from ssdd_hub.text import blot_tokens
 
 RESERVED = frozenset(
@@ -46,6 +46,21 @@ def check_arguments(what: str, arguments: Any) -> None:
     problems = find_problems(arguments)
     if problems:
         raise InputError(f"{what} cannot be taken: {'; '.join(problems)}")
+
+
+def argument_checks(option: str, arguments: Mapping[str, Any], decided: Iterable[str], by: str) -> Iterator[Check]:
+    """Yields the checks of a setting that holds arguments.
+
+    Args:
+        option: The full name of the setting.
+        arguments: Its value.
+        decided: Names that it must leave out.
+        by: What decides these, for the message.
+    """
+    taken = ", ".join(name for name in decided if name in arguments)
+    yield not taken, f"{option} must leave out {taken}, which {by}"
+    for problem in find_problems(arguments):
+        yield False, f"{option}: {problem}"
 
 
 def find_problems(arguments: Any) -> list[str]:

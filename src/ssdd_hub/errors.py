@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+Check = tuple[bool, str]  # a condition that must hold, and the sentence to report when it does not
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -23,7 +25,7 @@ class SettingsError(InputError):
         super().__init__("\n".join(self.problems))
 
 
-def require(*checks: tuple[bool, str]) -> None:
+def require(*checks: Check) -> None:
     """Raises one error that names every check that failed.
 
     Args:

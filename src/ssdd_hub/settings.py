@@ -10,6 +10,7 @@ import re
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import is_dataclass
 from inspect import formatannotation
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
+from ssdd_hub.bounds import plain_type
 from ssdd_hub.errors import InputError, SettingsError
 
 Config = TypeVar("Config")
@@ -108,15 +110,21 @@ def _build_parser(config_class: Any, default: Path | None, description: str | No
     parser.add_class_arguments(config_class, skip=set(sections))
     for name, section in sections.items():
         group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0].rstrip('.')}")
-        group.add_class_arguments(section, name, as_group=False)
+        group.add_class_arguments(_without_rules(section), name, as_group=False)
     return parser
+
+
+def _without_rules(section: Any) -> type:
+    """Returns the same dataclass with plain types: help shows types, and rules have no text."""
+    entries = [(entry.name, plain_type(entry.type), copy(entry)) for entry in dataclasses.fields(section)]
+    return dataclasses.make_dataclass(section.__name__, entries, namespace={"__doc__": section.__doc__})
 
 
 def _kinds(config_class: Any, prefix: str = "") -> Kinds:
     found: dict[str, Any] = {}
     for entry in dataclasses.fields(config_class):
         name = f"{prefix}{entry.name}"
-        found |= _kinds(entry.type, f"{name}.") if is_dataclass(entry.type) else {name: entry.type}
+        found |= _kinds(entry.type, f"{name}.") if is_dataclass(entry.type) else {name: plain_type(entry.type)}
     return found
 
 

@@ -545,13 +545,13 @@ def test_all_wrong_settings_are_reported_together():
         )
     assert [problem.split()[0] for problem in caught.value.problems] == [
         "--data.name",
-        "--data.heldout-split",
         "--data.heldout-fraction",
         "--data.image-size",
         "--data.mode",
         "--data.max-images",
         "--data.on-corrupt",
         "--data.memory-budget-gb",
+        "--data.heldout-split",
     ]
 
 

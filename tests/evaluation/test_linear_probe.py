@@ -301,11 +301,11 @@ def test_settings_out_of_range_are_all_named():
         ProbeSettings(labels=[1.5, 1.5], draws=0, heldout=1.0, ridges=[0.0], max_iter=0)
     assert caught.value.problems == [
         "probe.labels must be shares above 0 and at most 1, or counts of at least 2, got [1.5, 1.5]",
-        "probe.labels must differ from each other, got [1.5, 1.5]",
         "probe.draws must be at least 1, got 0",
         "probe.heldout must be in [0, 1), got 1.0",
         "probe.ridges must be above 0, one at least, got [0.0]",
         "probe.max_iter must be at least 1, got 0",
+        "probe.labels must differ from each other, got [1.5, 1.5]",
     ]
     with pytest.raises(SettingsError, match="got \\[0.0\\]"):
         ProbeSettings(labels=[0.0])

@@ -532,7 +532,7 @@ def test_help_documents_every_setting_and_ends_well(parse, capsys, option):
     assert "A recipe." in shown and "--seed SEED" in shown
     words = " ".join(shown.split())
     assert "Real images `B` per outer step, over all processes. (type: int, default: 1024)" in words
-    assert "Path to a configuration file" not in words
+    assert "Path to a configuration file" not in words and "Annotated" not in words
 
 
 # The method

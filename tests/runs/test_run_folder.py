@@ -351,7 +351,7 @@ def test_every_wrong_setting_is_reported():
     with pytest.raises(SettingsError) as raised:
         RunSettings(checkpoint_every=0, log_every=-1, mixed_precision="fp8")
     assert raised.value.problems == [
+        "run.mixed_precision must be no or bf16, got 'fp8'",
         "run.checkpoint_every must be at least 1, got 0",
         "run.log_every must be at least 1, got -1",
-        "run.mixed_precision must be no or bf16, got 'fp8'",
     ]

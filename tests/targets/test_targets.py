@@ -75,12 +75,12 @@ def test_settings_out_of_range_are_all_named():
     kinds = "none, centre, standardise, standardise-each, pca, pca-standardise, whiten"
     assert caught.value.problems == [
         f"targets.transform must be one of {kinds}, got 'zca'",
-        "targets.dim is for --targets.transform pca, pca-standardise, whiten, got 'zca'",
         "targets.dim must be at least 1, got 0",
         "targets.views must be at least 0, got -1",
         "targets.batch_size must be at least 1, got 0",
         "targets.shard_size must be at least 1, got 0",
         "targets.dtype must be one of teacher, float16, bfloat16, got 'int8'",
+        "targets.dim is for --targets.transform pca, pca-standardise, whiten, got 'zca'",
     ]
 
 

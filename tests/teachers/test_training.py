@@ -329,7 +329,6 @@ def test_settings_out_of_range_are_all_named():
             checkpoint_every=0,
         )
     assert caught.value.problems == [
-        "pretrain.objective_args must leave out backbone, image_size, which other settings decide",
         "pretrain.views must be workers or device, got 'gpu'",
         "pretrain.epochs must be at least 1, got 0",
         "pretrain.max_steps must be at least 1, got 0",
@@ -341,6 +340,7 @@ def test_settings_out_of_range_are_all_named():
         "pretrain.max_grad_norm must be above 0, got 0",
         "pretrain.workers must be at least 0, got -1",
         "pretrain.checkpoint_every must be at least 1, got 0",
+        "pretrain.objective_args must leave out backbone, image_size, which other settings decide",
     ]
 
 

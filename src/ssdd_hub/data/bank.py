@@ -4,17 +4,18 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ssdd_hub.bounds import Count, Rule, Settings, Weight, either
 from ssdd_hub.data.columns import suggest
-from ssdd_hub.data.decode import CHANNELS, LARGEST_SIZE, SMALLEST_SIZE, CorruptImageError, PixelStore, decode_image
+from ssdd_hub.data.decode import LARGEST_SIZE, SMALLEST_SIZE, CorruptImageError, PixelStore, decode_image
 from ssdd_hub.data.digits import DigitsSource
 from ssdd_hub.data.sources import DatasetSource
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import Check, InputError
 from ssdd_hub.seeds import generator
 
 HELDOUT_SPLITS = ("test", "validation", "valid", "val", "dev")
@@ -22,7 +23,7 @@ HELDOUT_SPLITS = ("test", "validation", "valid", "val", "dev")
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Settings, section="data"):
     """Which images to load, and how.
 
     Attributes:
@@ -51,53 +52,43 @@ class DataSettings:
         SettingsError: One or more values are out of range.
     """
 
-    name: str = "digits"
+    name: Annotated[str, Rule("'digits', a Hub id or a folder", bool)] = "digits"
     config: str | None = None
     revision: str | None = None
     split: str = "train"
     heldout_split: str = "auto"
-    heldout_fraction: float = 0.1
+    heldout_fraction: Annotated[float, Rule("between 0 and 1", lambda part: 0 < part < 1)] = 0.1
     image_column: str = "auto"
     label_column: str = "auto"
-    image_size: int | None = None
-    mode: str = "auto"
-    max_images: int | None = None
-    on_corrupt: str = "refuse"
-    memory_budget_gb: float = 4.0
+    image_size: (
+        Annotated[
+            int, Rule(f"from {SMALLEST_SIZE} to {LARGEST_SIZE}", lambda size: SMALLEST_SIZE <= size <= LARGEST_SIZE)
+        ]
+        | None
+    ) = None
+    mode: Annotated[str, either("auto", "rgb", "grey")] = "auto"
+    max_images: Count | None = None
+    on_corrupt: Annotated[str, either("refuse", "skip")] = "refuse"
+    memory_budget_gb: Weight = 4.0
     streaming: bool = False
     follow_links: bool = False
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def option(cls, name: str) -> str:
+        """Returns a setting's name as it is written on a command line."""
+        return f"--data.{name.replace('_', '-')}"
+
+    def conflicts(self) -> Iterator[Check]:
+        """Yields what settings must be to each other."""
         plain = self.config is None and self.revision is None and self.image_column == "auto"
-        require(
-            (
-                self.name != "digits" or plain and self.label_column in ("auto", "none"),
-                "digits take none of --data.config, --data.revision, --data.image-column and --data.label-column",
-            ),
-            (self.name != "digits" or not self.streaming, "digits are in memory: leave out --data.streaming"),
-            (bool(self.name), "--data.name needs 'digits', a Hub id or a folder; it is empty"),
-            (
-                self.heldout_split != self.split,
-                f"--data.heldout-split must differ from --data.split; both are '{self.split}'",
-            ),
-            (
-                0 < self.heldout_fraction < 1,
-                f"--data.heldout-fraction must lie between 0 and 1; got {self.heldout_fraction}",
-            ),
-            (
-                self.image_size is None or SMALLEST_SIZE <= self.image_size <= LARGEST_SIZE,
-                f"--data.image-size must be from {SMALLEST_SIZE} to {LARGEST_SIZE}; got {self.image_size}",
-            ),
-            (self.mode in ("auto", *CHANNELS), f"--data.mode must be auto, rgb or grey; got '{self.mode}'"),
-            (
-                self.max_images is None or self.max_images >= 1,
-                f"--data.max-images must be at least 1; got {self.max_images}",
-            ),
-            (
-                self.on_corrupt in ("refuse", "skip"),
-                f"--data.on-corrupt must be refuse or skip; got '{self.on_corrupt}'",
-            ),
-            (self.memory_budget_gb >= 0, f"--data.memory-budget-gb must be at least 0; got {self.memory_budget_gb}"),
+        yield (
+            self.name != "digits" or plain and self.label_column in ("auto", "none"),
+            "digits take none of --data.config, --data.revision, --data.image-column and --data.label-column",
+        )
+        yield self.name != "digits" or not self.streaming, "digits are in memory: leave out --data.streaming"
+        yield (
+            self.heldout_split != self.split,
+            f"--data.heldout-split must differ from --data.split; both are '{self.split}'",
         )
 
 

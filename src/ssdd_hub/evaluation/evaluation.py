@@ -20,7 +20,8 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.bounds import Count, Settings
+from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.entries import Candidate, Contender
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, Measure, Pretrained
 from ssdd_hub.evaluation.real_data import RealData
@@ -33,7 +34,7 @@ COST = "cost"
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(Settings, section="evaluate"):
     """How much is evaluated.
 
     Attributes:
@@ -41,14 +42,8 @@ class EvaluateSettings:
         max_heldout: Held-out images of each dataset that scores are measured on, at most.
     """
 
-    seeds: int = 5
-    max_heldout: int = 2000
-
-    def __post_init__(self) -> None:
-        require(
-            (self.seeds >= 1, f"evaluate.seeds must be at least 1, got {self.seeds}"),
-            (self.max_heldout >= 1, f"evaluate.max_heldout must be at least 1, got {self.max_heldout}"),
-        )
+    seeds: Count = 5
+    max_heldout: Count = 2000
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Students by name: those of this package and any other timm model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,8 +8,9 @@ import timm
 import torch
 from torch import nn
 
-from ssdd_hub.arguments import find_problems
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.arguments import argument_checks
+from ssdd_hub.bounds import Settings
+from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.features import input_args, pre_logits
 from ssdd_hub.models.stored_models import create_model
 
@@ -19,7 +21,7 @@ DECIDED = ("in_chans", "image_size", "name", "num_targets")
 
 
 @dataclass(frozen=True)
-class StudentSettings:
+class StudentSettings(Settings, section="student"):
     """Which network is the student.
 
     Attributes:
@@ -30,11 +32,10 @@ class StudentSettings:
     name: str = "ssdd_convnet3"
     model_args: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        taken = ", ".join(name for name in DECIDED if name in self.model_args)
-        require(
-            (not taken, f"student.model_args must leave out {taken}, which the data and other settings decide"),
-            *((False, f"student.model_args: {problem}") for problem in find_problems(self.model_args)),
+    def conflicts(self) -> Iterator[Check]:
+        """Yields what arguments of the model must be."""
+        yield from argument_checks(
+            "student.model_args", self.model_args, DECIDED, "the data and other settings decide"
         )
 
 

@@ -1,15 +1,16 @@
 """Pre-training of a student: plain regression from images to their targets."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight, one_of
 from ssdd_hub.data.augment import PADDING, crop_flip, draw_views
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import InputError
 from ssdd_hub.seeds import draw_batch, generator
 
 AUGMENTATIONS = ("none", "flip", "crop-flip", "views")
@@ -17,7 +18,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class UseSettings:
+class UseSettings(Settings, section="use"):
     """How a student is pre-trained on a set; the defaults are those of Lee et al. (ICLR 2024) for their own sets.
 
     Attributes:
@@ -32,27 +33,13 @@ class UseSettings:
             target stored for it.
     """
 
-    epochs: int = 1000
-    max_steps: int | None = None
-    batch_size: int = 256
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-    augment: str = "none"
-
-    def __post_init__(self) -> None:
-        require(
-            (self.epochs >= 0, f"use.epochs must be at least 0, got {self.epochs}"),
-            (self.max_steps is None or self.max_steps >= 1, f"use.max_steps must be at least 1, got {self.max_steps}"),
-            (self.batch_size >= 1, f"use.batch_size must be at least 1, got {self.batch_size}"),
-            (self.learning_rate > 0, f"use.learning_rate must be above 0, got {self.learning_rate}"),
-            (0 <= self.momentum < 1, f"use.momentum must be in [0, 1), got {self.momentum}"),
-            (self.weight_decay >= 0, f"use.weight_decay must be at least 0, got {self.weight_decay}"),
-            (
-                self.augment in AUGMENTATIONS,
-                f"use.augment must be one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}",
-            ),
-        )
+    epochs: Natural = 1000
+    max_steps: Count | None = None
+    batch_size: Count = 256
+    learning_rate: Positive = 0.1
+    momentum: Fraction = 0.9
+    weight_decay: Weight = 1e-3
+    augment: Annotated[str, one_of(AUGMENTATIONS)] = "none"
 
     def num_steps(self, size: int) -> int:
         """Returns the steps of a pre-training on `size` images."""

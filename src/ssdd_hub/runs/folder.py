@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.bounds import Count, Settings, either
+from ssdd_hub.errors import InputError
 from ssdd_hub.files import atomic_path
 from ssdd_hub.plain_files import require_plain, require_plain_tree
 from ssdd_hub.runs.checkpoints import Checkpoints
@@ -44,7 +45,7 @@ _RESULT_FOLDERS = ("distilled", "teacher", "pictures")
 
 
 @dataclass(frozen=True)
-class LaunchSettings:
+class LaunchSettings(Settings, section="run"):
     """How the processes of a run compute.
 
     Attributes:
@@ -54,21 +55,9 @@ class LaunchSettings:
         trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
     """
 
-    mixed_precision: str = "no"
-    threads: int | None = None
+    mixed_precision: Annotated[str, either("no", "bf16")] = "no"
+    threads: Count | None = None
     trackers: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        require(*self._checks())
-
-    def _checks(self) -> tuple[tuple[bool, str], ...]:
-        return (
-            (self.threads is None or self.threads >= 1, f"run.threads must be at least 1, got {self.threads}"),
-            (
-                self.mixed_precision in ("no", "bf16"),
-                f"run.mixed_precision must be no or bf16, got {self.mixed_precision!r}",
-            ),
-        )
 
 
 @dataclass(frozen=True)
@@ -85,16 +74,9 @@ class RunSettings(LaunchSettings):
         cache: Folder of cached teacher features; `features/` of the run folder when not given.
     """
 
-    checkpoint_every: int = 1000
-    log_every: int = 50
+    checkpoint_every: Count = 1000
+    log_every: Count = 50
     cache: str | None = None
-
-    def _checks(self) -> tuple[tuple[bool, str], ...]:
-        return (
-            (self.checkpoint_every >= 1, f"run.checkpoint_every must be at least 1, got {self.checkpoint_every}"),
-            (self.log_every >= 1, f"run.log_every must be at least 1, got {self.log_every}"),
-            *super()._checks(),
-        )
 
 
 class RunLog:

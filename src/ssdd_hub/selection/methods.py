@@ -1,15 +1,16 @@
 """Methods that choose rows of a source of real images, and noise in their place."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssdd_hub.arguments import find_problems
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.arguments import argument_checks
+from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight
+from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.build import DECIDED, build_student
 from ssdd_hub.models.pretraining import UseSettings, fit_student
 from ssdd_hub.seeds import derive_seed, generator, seeded
@@ -18,7 +19,7 @@ from ssdd_hub.selection.source import Source, SourcePairs
 
 
 @dataclass(frozen=True)
-class SelectionSettings:
+class SelectionSettings(Settings, section="selection"):
     """How images are selected; numbers of k-means are scikit-learn's, of experts MKDT's, where nothing else is said.
 
     Attributes:
@@ -37,39 +38,23 @@ class SelectionSettings:
         expert_weight_decay: SGD's.
     """
 
-    max_images: int | None = None
-    kmeans_exact: int = 10_000
-    kmeans_iterations: int = 100
-    kmeans_batch_size: int = 1024
+    max_images: Count | None = None
+    kmeans_exact: Natural = 10_000
+    kmeans_iterations: Count = 100
+    kmeans_batch_size: Count = 1024
     expert: str = "ssdd_convnet3"
     expert_args: dict[str, Any] = field(default_factory=lambda: {"widths": [128, 128, 128], "norm": "instance"})
-    experts: int = 1
-    expert_steps: int = 1000
-    expert_batch_size: int = 256
-    expert_learning_rate: float = 0.1
-    expert_momentum: float = 0.9
-    expert_weight_decay: float = 1e-4
+    experts: Count = 1
+    expert_steps: Count = 1000
+    expert_batch_size: Count = 256
+    expert_learning_rate: Positive = 0.1
+    expert_momentum: Fraction = 0.9
+    expert_weight_decay: Weight = 1e-4
 
-    def __post_init__(self) -> None:
-        counts = ("kmeans_iterations", "kmeans_batch_size", "experts", "expert_steps", "expert_batch_size")
-        rate, momentum, decay = self.expert_learning_rate, self.expert_momentum, self.expert_weight_decay
-        taken = ", ".join(name for name in DECIDED if name in self.expert_args)
-        require(
-            (
-                self.max_images is None or self.max_images >= 1,
-                f"selection.max_images must be at least 1, got {self.max_images}",
-            ),
-            (self.kmeans_exact >= 0, f"selection.kmeans_exact must be at least 0, got {self.kmeans_exact}"),
-            *(
-                (getattr(self, name) >= 1, f"selection.{name} must be at least 1, got {getattr(self, name)}")
-                for name in counts
-            ),
-            (not taken, f"selection.expert_args must leave out {taken}, which the data and other settings decide"),
-            *((False, f"selection.expert_args: {problem}") for problem in find_problems(self.expert_args)),
-            (rate > 0, f"selection.expert_learning_rate must be above 0, got {rate}"),
-            (0 <= momentum < 1, f"selection.expert_momentum must be in [0, 1), got {momentum}"),
-            (decay >= 0, f"selection.expert_weight_decay must be at least 0, got {decay}"),
-        )
+    def conflicts(self) -> Iterator[Check]:
+        """Yields what arguments of the expert must be."""
+        by = "the data and other settings decide"
+        yield from argument_checks("selection.expert_args", self.expert_args, DECIDED, by)
 
     @property
     def effort(self) -> KMeansEffort:

@@ -1,12 +1,14 @@
 """Targets: a teacher's features of real images, transformed."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from ssdd_hub.errors import require
+from ssdd_hub.bounds import Count, Natural, Settings, one_of
+from ssdd_hub.errors import Check
 from ssdd_hub.targets.bank import FeatureBank
 from ssdd_hub.targets.cache import DTYPES, FeatureCache, fixed_views
 from ssdd_hub.targets.transform import PROJECTIONS, TRANSFORMS, TargetTransform
@@ -18,7 +20,7 @@ __all__ = ["FeatureCache", "TargetSettings", "TargetTransform", "Targets", "fixe
 
 
 @dataclass(frozen=True)
-class TargetSettings:
+class TargetSettings(Settings, section="targets"):
     """How the teacher's features are computed and become targets.
 
     Attributes:
@@ -36,29 +38,19 @@ class TargetSettings:
         refresh: Compute again although cached features are there.
     """
 
-    transform: str = "none"
-    dim: int | None = None
-    views: int = 0
-    batch_size: int = 256
-    shard_size: int = 8192
-    dtype: str = "teacher"
+    transform: Annotated[str, one_of(TRANSFORMS)] = "none"
+    dim: Count | None = None
+    views: Natural = 0
+    batch_size: Count = 256
+    shard_size: Count = 8192
+    dtype: Annotated[str, one_of(DTYPES)] = "teacher"
     refresh: bool = False
 
-    def __post_init__(self) -> None:
-        require(
-            (
-                self.transform in TRANSFORMS,
-                f"targets.transform must be one of {', '.join(TRANSFORMS)}, got {self.transform!r}",
-            ),
-            (
-                self.dim is None or self.transform in PROJECTIONS,
-                f"targets.dim is for --targets.transform {', '.join(PROJECTIONS)}, got {self.transform!r}",
-            ),
-            (self.dim is None or self.dim >= 1, f"targets.dim must be at least 1, got {self.dim}"),
-            (self.views >= 0, f"targets.views must be at least 0, got {self.views}"),
-            (self.batch_size >= 1, f"targets.batch_size must be at least 1, got {self.batch_size}"),
-            (self.shard_size >= 1, f"targets.shard_size must be at least 1, got {self.shard_size}"),
-            (self.dtype in DTYPES, f"targets.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}"),
+    def conflicts(self) -> Iterator[Check]:
+        """Yields that a width is given to projections only."""
+        yield (
+            self.dim is None or self.transform in PROJECTIONS,
+            f"targets.dim is for --targets.transform {', '.join(PROJECTIONS)}, got {self.transform!r}",
         )
 
     def computing(self) -> dict[str, Any]:

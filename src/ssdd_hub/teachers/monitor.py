@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssdd_hub.bounds import Count, Natural, Positive, Rule, Settings, Several
 from ssdd_hub.data.bank import ImageBank
-from ssdd_hub.errors import require
 from ssdd_hub.files import atomic_path
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.pixel_space import PixelSpace
@@ -20,7 +20,7 @@ TITLES = {"loss": "self-supervised loss", "knn": "kNN accuracy in %", "rank": "e
 
 
 @dataclass(frozen=True)
-class WatchSettings:
+class WatchSettings(Settings, section="watch"):
     """How the training of a teacher is watched: by nearest neighbours where there are labels, and by its rank.
 
     Attributes:
@@ -33,20 +33,11 @@ class WatchSettings:
             probe.
     """
 
-    every: int = 10
-    neighbours: int = 200
-    temperature: float = 0.1
-    max_images: int = 10000
-    probe: int = 0
-
-    def __post_init__(self) -> None:
-        require(
-            (self.every >= 0, f"watch.every must be at least 0, got {self.every}"),
-            (self.neighbours >= 1, f"watch.neighbours must be at least 1, got {self.neighbours}"),
-            (self.temperature > 0, f"watch.temperature must be above 0, got {self.temperature}"),
-            (self.max_images >= 2, f"watch.max_images must be at least 2, got {self.max_images}"),
-            (self.probe == 0 or self.probe >= 2, f"watch.probe must be 0 or at least 2, got {self.probe}"),
-        )
+    every: Natural = 10
+    neighbours: Count = 200
+    temperature: Positive = 0.1
+    max_images: Several = 10000
+    probe: Annotated[int, Rule("0 or at least 2", lambda images: images == 0 or images >= 2)] = 0
 
 
 def knn_accuracy(

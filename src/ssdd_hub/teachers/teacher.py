@@ -1,17 +1,18 @@
 """A teacher: a timm model, frozen, read as a map from pixels to features."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssdd_hub.arguments import find_problems
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.arguments import argument_checks
+from ssdd_hub.bounds import Count, Settings, one_of
+from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.features import (
     FEATURES,
     OTHER_WEIGHTS,
@@ -35,7 +36,7 @@ _ORIGIN = ("objective", "source", "seed", "checkpoint")
 
 
 @dataclass(frozen=True)
-class TeacherSettings:
+class TeacherSettings(Settings, section="teacher"):
     """Which network is the teacher, and what is read from it.
 
     Attributes:
@@ -53,39 +54,30 @@ class TeacherSettings:
     backbone: str = "ssdd_resnet18"
     pretrained: bool = False
     checkpoint: str | None = None
-    features: str = "pre_logits"
-    input_size: int | None = None
+    features: Annotated[str, one_of(FEATURES)] = "pre_logits"
+    input_size: Count | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        taken = ", ".join(name for name in DECIDED if name in self.model_args)
+    def conflicts(self) -> Iterator[Check]:
+        """Yields what settings must be to each other, and what arguments of the model must be."""
         own = ", ".join(f"teacher.{name}" for name in ("input_size", "mean", "std") if getattr(self, name) is not None)
-        features, size = self.features, self.input_size
-        require(
-            (
-                self.pretrained or not self.backbone.lower().startswith(("local-dir:", "hf-hub:", "hf_hub:")),
-                f"teacher.backbone {self.backbone!r} names stored weights, so pass --teacher.pretrained true as well",
-            ),
-            (
-                not (self.pretrained and self.checkpoint),
-                "teacher.checkpoint takes the place of stored weights: leave out --teacher.pretrained",
-            ),
-            (features in FEATURES, f"teacher.features must be one of {', '.join(FEATURES)}, got {features!r}"),
-            (size is None or size >= 1, f"teacher.input_size must be at least 1, got {size}"),
-            ((self.mean is None) == (self.std is None), "teacher.mean and teacher.std must be given together"),
-            (
-                self.ready or not own,
-                f"leave out {own}: a teacher that is trained here sees the source images as they are",
-            ),
-            (
-                not taken,
-                f"teacher.model_args must leave out {taken}, which other settings decide (other weights: "
-                "--teacher.checkpoint)",
-            ),
-            *((False, f"teacher.model_args: {problem}") for problem in find_problems(self.model_args)),
+        yield (
+            self.pretrained or not self.backbone.lower().startswith(("local-dir:", "hf-hub:", "hf_hub:")),
+            f"teacher.backbone {self.backbone!r} names stored weights, so pass --teacher.pretrained true as well",
         )
+        yield (
+            not (self.pretrained and self.checkpoint),
+            "teacher.checkpoint takes the place of stored weights: leave out --teacher.pretrained",
+        )
+        yield (self.mean is None) == (self.std is None), "teacher.mean and teacher.std must be given together"
+        yield (
+            self.ready or not own,
+            f"leave out {own}: a teacher that is trained here sees the source images as they are",
+        )
+        by = "other settings decide (other weights: --teacher.checkpoint)"
+        yield from argument_checks("teacher.model_args", self.model_args, DECIDED, by)
 
     @property
     def ready(self) -> bool:

@@ -2,11 +2,11 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
@@ -15,9 +15,10 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ssdd_hub.arguments import find_problems
+from ssdd_hub.arguments import argument_checks
+from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Rule, Settings, Several, Weight, either
 from ssdd_hub.data.bank import ImageBank
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.features import create_backbone, input_args, measure_width
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import Checkpoints
@@ -31,11 +32,12 @@ from ssdd_hub.teachers.optimizers import OPTIMIZERS, build_optimizer
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
 from ssdd_hub.teachers.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
 
+SCHEMES = ("auto", *OPTIMIZERS)
 DECIDED = {"name", "backbone", "feature_dim", "in_chans", "image_size"}
 
 
 @dataclass(frozen=True)
-class PretrainSettings:
+class PretrainSettings(Settings, section="pretrain"):
     """How the teacher is trained.
 
     Attributes:
@@ -60,54 +62,23 @@ class PretrainSettings:
     objective: str = "barlow_twins"
     objective_args: dict[str, Any] = field(default_factory=dict)
     view_args: dict[str, Any] = field(default_factory=dict)
-    views: str = "workers"
-    epochs: int = 200
-    max_steps: int | None = None
-    batch_size: int = 128
-    optimizer: str = "auto"
-    learning_rate: float | None = None
-    warmup: float = 0.05
-    weight_decay: float | None = None
-    max_grad_norm: float | None = None
-    workers: int = 2
-    checkpoint_every: int = 2000
+    views: Annotated[str, either("workers", "device")] = "workers"
+    epochs: Count = 200
+    max_steps: Count | None = None
+    batch_size: Several = 128
+    optimizer: Annotated[str, Rule(", ".join(SCHEMES), SCHEMES.__contains__)] = "auto"
+    learning_rate: Positive | None = None
+    warmup: Fraction = 0.05
+    weight_decay: Weight | None = None
+    max_grad_norm: Positive | None = None
+    workers: Natural = 2
+    checkpoint_every: Count = 2000
 
-    def __post_init__(self) -> None:
-        require(
-            (
-                not DECIDED & self.objective_args.keys(),
-                f"pretrain.objective_args must leave out {', '.join(sorted(DECIDED & self.objective_args.keys()))}, "
-                "which other settings decide",
-            ),
-            *((False, f"pretrain.objective_args: {problem}") for problem in find_problems(self.objective_args)),
-            *((False, f"pretrain.view_args: {problem}") for problem in find_problems(self.view_args)),
-            (self.views in ("workers", "device"), f"pretrain.views must be workers or device, got {self.views!r}"),
-            (self.epochs >= 1, f"pretrain.epochs must be at least 1, got {self.epochs}"),
-            (
-                self.max_steps is None or self.max_steps >= 1,
-                f"pretrain.max_steps must be at least 1, got {self.max_steps}",
-            ),
-            (self.batch_size >= 2, f"pretrain.batch_size must be at least 2, got {self.batch_size}"),
-            (
-                self.optimizer in ("auto", *OPTIMIZERS),
-                f"pretrain.optimizer must be auto, {', '.join(OPTIMIZERS)}, got {self.optimizer!r}",
-            ),
-            (
-                self.learning_rate is None or self.learning_rate > 0,
-                f"pretrain.learning_rate must be above 0, got {self.learning_rate}",
-            ),
-            (0 <= self.warmup < 1, f"pretrain.warmup must be in [0, 1), got {self.warmup}"),
-            (
-                self.weight_decay is None or self.weight_decay >= 0,
-                f"pretrain.weight_decay must be at least 0, got {self.weight_decay}",
-            ),
-            (
-                self.max_grad_norm is None or self.max_grad_norm > 0,
-                f"pretrain.max_grad_norm must be above 0, got {self.max_grad_norm}",
-            ),
-            (self.workers >= 0, f"pretrain.workers must be at least 0, got {self.workers}"),
-            (self.checkpoint_every >= 1, f"pretrain.checkpoint_every must be at least 1, got {self.checkpoint_every}"),
-        )
+    def conflicts(self) -> Iterator[Check]:
+        """Yields what arguments of the objective and of its views must be."""
+        decided = sorted(DECIDED)
+        yield from argument_checks("pretrain.objective_args", self.objective_args, decided, "other settings decide")
+        yield from argument_checks("pretrain.view_args", self.view_args, (), "")
 
 
 class Pretraining:

@@ -4,17 +4,19 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ssdd_hub.bounds import Count, Fraction, Positive, Settings, Weight, one_of
 from ssdd_hub.data.augment import PADDING, crop_flip, draw_views
 from ssdd_hub.data.bank import ImageBank
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import Check, InputError
 from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained
-from ssdd_hub.evaluation.protocols.linear_probe import draw_order, take_labelled
+from ssdd_hub.evaluation.protocols.linear_probe import LABELS, draw_order, take_labelled
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import draw_batch, generator, seeded
@@ -23,7 +25,7 @@ AUGMENTATIONS = ("none", "flip", "crop-flip")
 
 
 @dataclass(frozen=True)
-class FinetuneSettings:
+class FinetuneSettings(Settings, section="finetune"):
     """How a pre-trained student is fine-tuned; the defaults are the transfer recipe of Lee et al. (ICLR 2024).
 
     Attributes:
@@ -39,30 +41,19 @@ class FinetuneSettings:
             means all of them, or a count of 2 or more. They are those of the linear probe's first random draw.
     """
 
-    steps: int = 10000
-    batch_size: int = 256
-    learning_rate: float = 0.01
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    augment: str = "crop-flip"
+    steps: Count = 10000
+    batch_size: Count = 256
+    learning_rate: Positive = 0.01
+    momentum: Fraction = 0.9
+    weight_decay: Weight = 5e-4
+    augment: Annotated[str, one_of(AUGMENTATIONS)] = "crop-flip"
     labels: list[float] = field(default_factory=lambda: [1.0])
 
-    def __post_init__(self) -> None:
-        wrong = [amount for amount in self.labels if not (0 < amount <= 1 or (amount > 1 and amount % 1 == 0))]
-        require(
-            (self.steps >= 1, f"finetune.steps must be at least 1, got {self.steps}"),
-            (self.batch_size >= 1, f"finetune.batch_size must be at least 1, got {self.batch_size}"),
-            (self.learning_rate > 0, f"finetune.learning_rate must be above 0, got {self.learning_rate}"),
-            (0 <= self.momentum < 1, f"finetune.momentum must be in [0, 1), got {self.momentum}"),
-            (self.weight_decay >= 0, f"finetune.weight_decay must be at least 0, got {self.weight_decay}"),
-            (
-                self.augment in AUGMENTATIONS,
-                f"finetune.augment must be one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}",
-            ),
-            (
-                len(self.labels) > 0 and not wrong,
-                f"finetune.labels must be shares in (0, 1] or counts of at least 2, at least one; got {self.labels}",
-            ),
+    def conflicts(self) -> Iterator[Check]:
+        """Yields what numbers of labels must be."""
+        yield (
+            LABELS.holds(self.labels),
+            f"finetune.labels must be shares in (0, 1] or counts of at least 2, at least one; got {self.labels}",
         )
 
 

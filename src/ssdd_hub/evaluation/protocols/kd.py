@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,9 +16,10 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssdd_hub.bounds import Count, Positive, Settings, Weight, one_of
 from ssdd_hub.data.augment import augment_dsa
 from ssdd_hub.data.bank import ImageBank
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.protocols.base import Measure, Pretrained
 from ssdd_hub.evaluation.protocols.finetune import (
     augmented,
@@ -44,7 +45,7 @@ PROBE = "probe"
 
 
 @dataclass(frozen=True)
-class KdSettings:
+class KdSettings(Settings, section="kd"):
     """How a classifier teaches a student on a set's images; the defaults are those of Lee et al. (ICLR 2024).
 
     Attributes:
@@ -63,34 +64,15 @@ class KdSettings:
     """
 
     classifier: str = PROBE
-    ridge: float = 1e-3
-    epochs: int = 1000
-    max_steps: int | None = None
-    batch_size: int = 512
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.0
-    temperature: float = 1.0
-    augment: str = "dsa"
-    student_mode: str = "eval"
-
-    def __post_init__(self) -> None:
-        require(
-            (self.ridge > 0, f"kd.ridge must be above 0, got {self.ridge}"),
-            (self.epochs >= 1, f"kd.epochs must be at least 1, got {self.epochs}"),
-            (self.max_steps is None or self.max_steps >= 1, f"kd.max_steps must be at least 1, got {self.max_steps}"),
-            (self.batch_size >= 1, f"kd.batch_size must be at least 1, got {self.batch_size}"),
-            (self.learning_rate > 0, f"kd.learning_rate must be above 0, got {self.learning_rate}"),
-            (self.weight_decay >= 0, f"kd.weight_decay must be at least 0, got {self.weight_decay}"),
-            (self.temperature > 0, f"kd.temperature must be above 0, got {self.temperature}"),
-            (
-                self.augment in AUGMENTATIONS,
-                f"kd.augment must be one of {', '.join(AUGMENTATIONS)}, got {self.augment!r}",
-            ),
-            (
-                self.student_mode in STUDENT_MODES,
-                f"kd.student_mode must be one of {', '.join(STUDENT_MODES)}, got {self.student_mode!r}",
-            ),
-        )
+    ridge: Positive = 1e-3
+    epochs: Count = 1000
+    max_steps: Count | None = None
+    batch_size: Count = 512
+    learning_rate: Positive = 1e-4
+    weight_decay: Weight = 0.0
+    temperature: Positive = 1.0
+    augment: Annotated[str, one_of(AUGMENTATIONS)] = "dsa"
+    student_mode: Annotated[str, one_of(STUDENT_MODES)] = "eval"
 
     def num_steps(self, size: int) -> int:
         """Returns the steps on a set of `size` images."""

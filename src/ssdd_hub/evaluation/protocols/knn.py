@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssdd_hub.errors import require
+from ssdd_hub.bounds import Count, Positive, Settings
 from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained
 from ssdd_hub.evaluation.protocols.linear_probe import frozen_features
 from ssdd_hub.evaluation.real_data import RealData
@@ -14,7 +14,7 @@ from ssdd_hub.teachers.monitor import knn_accuracy
 
 
 @dataclass(frozen=True)
-class KnnSettings:
+class KnnSettings(Settings, section="knn"):
     """How nearest neighbours vote; the defaults are those of Wu et al. (CVPR 2018, arXiv 1805.01978, section 3.4).
 
     Attributes:
@@ -23,16 +23,9 @@ class KnnSettings:
         max_images: At most this many labelled images vote, drawn by seed.
     """
 
-    neighbours: int = 200
-    temperature: float = 0.1
-    max_images: int = 50000
-
-    def __post_init__(self) -> None:
-        require(
-            (self.neighbours >= 1, f"knn.neighbours must be at least 1, got {self.neighbours}"),
-            (self.temperature > 0, f"knn.temperature must be above 0, got {self.temperature}"),
-            (self.max_images >= 1, f"knn.max_images must be at least 1, got {self.max_images}"),
-        )
+    neighbours: Count = 200
+    temperature: Positive = 0.1
+    max_images: Count = 50000
 
     def voters(self, data: RealData, seed: int) -> Tensor:
         """Returns the images of known class that vote, indices of `data.train`, `(n,)`."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ssdd_hub.bounds import Count, Positive, Settings
 from ssdd_hub.distill.krr import linear_kernel
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.protocols.base import Measure, Pretrained
 from ssdd_hub.evaluation.protocols.knn import KnnSettings
 from ssdd_hub.evaluation.real_data import RealData
@@ -23,7 +24,7 @@ CHUNK = 512
 
 
 @dataclass(frozen=True)
-class KrrSettings:
+class KrrSettings(Settings, section="krr"):
     """The kernel ridge regression from a set; the ridge is that of Lee et al. (ICLR 2024).
 
     Attributes:
@@ -31,14 +32,8 @@ class KrrSettings:
         max_pairs: At most this many pairs are regressed on, drawn by seed.
     """
 
-    ridge: float = 1e-6
-    max_pairs: int = 50000
-
-    def __post_init__(self) -> None:
-        require(
-            (self.ridge > 0, f"krr.ridge must be above 0, got {self.ridge}"),
-            (self.max_pairs >= 1, f"krr.max_pairs must be at least 1, got {self.max_pairs}"),
-        )
+    ridge: Positive = 1e-6
+    max_pairs: Count = 50000
 
 
 def regress(parts: Iterable[Pair], count: int, ridge: float = 1e-6) -> Tensor:

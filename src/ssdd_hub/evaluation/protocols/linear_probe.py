@@ -1,16 +1,18 @@
 """Linear probes: logistic regressions on a student's frozen features, with few labels or many."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssdd_hub.bounds import Count, Fraction, Rule, Settings
 from ssdd_hub.data.bank import ImageBank
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import Check, InputError
 from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained
 from ssdd_hub.evaluation.protocols.logistic import Frame, Linear, fit_inside
 from ssdd_hub.evaluation.real_data import RealData
@@ -19,10 +21,15 @@ from ssdd_hub.seeds import derive_seed, generator, seeded
 
 # Fits that only choose a ridge stop earlier than the one that counts.
 ROUGH = 1e-5
+LABELS = Rule(
+    "shares above 0 and at most 1, or counts of at least 2",
+    lambda labels: bool(labels) and all(0 < n <= 1 or n >= 2 and n % 1 == 0 for n in labels),
+)
+RIDGES = Rule("above 0, one at least", lambda ridges: bool(ridges) and all(ridge > 0 for ridge in ridges))
 
 
 @dataclass(frozen=True)
-class ProbeSettings:
+class ProbeSettings(Settings, section="probe"):
     """How linear probes draw labelled images and fit them.
 
     Attributes:
@@ -36,28 +43,16 @@ class ProbeSettings:
         max_iter: Iterations of L-BFGS at most, for each ridge.
     """
 
-    labels: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.5, 1.0])
-    draws: int = 3
+    labels: Annotated[list[float], LABELS] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.5, 1.0])
+    draws: Count = 3
     balanced: bool = False
-    heldout: float = 0.2
-    ridges: list[float] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0])
-    max_iter: int = 1000
+    heldout: Fraction = 0.2
+    ridges: Annotated[list[float], RIDGES] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0])
+    max_iter: Count = 1000
 
-    def __post_init__(self) -> None:
-        require(
-            (
-                bool(self.labels) and all(0 < n <= 1 or n >= 2 and n == int(n) for n in self.labels),
-                f"probe.labels must be shares above 0 and at most 1, or counts of at least 2, got {self.labels}",
-            ),
-            (len({*self.labels}) == len(self.labels), f"probe.labels must differ from each other, got {self.labels}"),
-            (self.draws >= 1, f"probe.draws must be at least 1, got {self.draws}"),
-            (0 <= self.heldout < 1, f"probe.heldout must be in [0, 1), got {self.heldout}"),
-            (
-                bool(self.ridges) and all(ridge > 0 for ridge in self.ridges),
-                f"probe.ridges must be above 0, one at least, got {self.ridges}",
-            ),
-            (self.max_iter >= 1, f"probe.max_iter must be at least 1, got {self.max_iter}"),
-        )
+    def conflicts(self) -> Iterator[Check]:
+        """Yields what entries of a list must be to each other."""
+        yield len({*self.labels}) == len(self.labels), f"probe.labels must differ from each other, got {self.labels}"
 
 
 def draw_order(labels: Tensor, seed: int, draw: int, balanced: bool = False) -> Tensor:

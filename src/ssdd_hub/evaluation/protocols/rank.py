@@ -1,12 +1,13 @@
 """Ranking of architectures: does a small set order networks as the whole source does, and how much sooner?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from scipy.stats import kendalltau
 
-from ssdd_hub.errors import require
+from ssdd_hub.bounds import Settings, one_of
+from ssdd_hub.errors import Check
 from ssdd_hub.evaluation.evaluation import COST, Record, describe_values
 
 RANK = "rank"
@@ -19,7 +20,7 @@ def _variants() -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class RankSettings:
+class RankSettings(Settings, section="rank"):
     """A search for the best of several architectures, done on a set and on the whole source.
 
     Attributes:
@@ -29,16 +30,14 @@ class RankSettings:
     """
 
     variants: list[dict[str, Any]] = field(default_factory=_variants)
-    by: str = "probe"
+    by: Annotated[str, one_of(BY)] = "probe"
 
-    def __post_init__(self) -> None:
-        require(
-            (self.by in BY, f"rank.by must be one of {', '.join(BY)}, got {self.by!r}"),
-            (len(self.variants) >= 3, f"rank.variants must be at least 3 to be ordered, got {len(self.variants)}"),
-            (
-                all(isinstance(variant.get("name"), str) for variant in self.variants),
-                "rank.variants must each have the name of a timm model, as in {name: ssdd_convnet3, widths: [16, 32]}",
-            ),
+    def conflicts(self) -> Iterator[Check]:
+        """Yields what the list of architectures must be."""
+        yield len(self.variants) >= 3, f"rank.variants must be at least 3 to be ordered, got {len(self.variants)}"
+        yield (
+            all(isinstance(variant.get("name"), str) for variant in self.variants),
+            "rank.variants must each have the name of a timm model, as in {name: ssdd_convnet3, widths: [16, 32]}",
         )
 
 

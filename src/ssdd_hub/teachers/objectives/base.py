@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from inspect import signature
-from math import isfinite
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -11,37 +10,25 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ssdd_hub.arguments import check_arguments
-from ssdd_hub.errors import InputError, require
+
+# Objectives annotate their settings with these, and take them from here.
+from ssdd_hub.bounds import (
+    Count as Count,
+    Natural as Natural,
+    Positive as Positive,
+    Rule as Rule,
+    Several as Several,
+    Share as Share,
+    Weight as Weight,
+    rules_of,
+    unmet,
+)
+from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.pixel_space import PixelSpace
 
 Views = Callable[[Image.Image], list[Tensor]]
 
-
-class Rule(NamedTuple):
-    """What a setting's value must be, in words and as a test."""
-
-    required: str
-    holds: Callable[[Any], bool]
-
-
-# What objectives annotate their settings with, where not every number will do.
-Natural = Annotated[int, Rule("at least 0", lambda value: value >= 0)]
-Count = Annotated[int, Rule("at least 1", lambda value: value >= 1)]
-Several = Annotated[int, Rule("at least 2", lambda value: value >= 2)]
-Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
-Weight = Annotated[float, Rule("at least 0", lambda value: value >= 0)]
-Share = Annotated[float, Rule("in [0, 1]", lambda value: 0 <= value <= 1)]
-
-# Python takes true and false for numbers.
-_KINDS = {
-    bool: Rule("true or false", lambda value: isinstance(value, bool)),
-    int: Rule("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    float: Rule(
-        "a finite number",
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value),
-    ),
-}
 
 # Height and width up to which images are small: views are not blurred and not cropped to other sizes unless asked for.
 LARGEST_SMALL = 64
@@ -96,19 +83,18 @@ class Objective(nn.Module):
         self.settings = settings
         self.epoch: int | None = None
 
-    def _check(self, settings: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+    def _check(self, settings: dict[str, Any]) -> Iterator[Check]:
         """Compares settings with the annotations of the `__init__` that takes them."""
         for setting, value in settings.items():
-            failed = next((rule for rule in self.rules(setting) if not rule.holds(value)), None)
-            yield failed is None, f"{self.name}: {setting} must be {failed and failed.required}, got {value!r}"
+            required = unmet(self.rules(setting), value)
+            yield required is None, f"{self.name}: {setting} must be {required}, got {value!r}"
 
     @classmethod
     def rules(cls, setting: str) -> list[Rule]:
         """Returns what the annotation of a setting asks of its value; empty where this class does not check it."""
         parameters = signature(cls.__init__).parameters
         annotation = parameters[setting].annotation if setting in parameters else Any
-        kind = _KINDS.get(getattr(annotation, "__origin__", annotation))
-        return [rule for rule in (kind, *getattr(annotation, "__metadata__", ())) if isinstance(rule, Rule)]
+        return rules_of(annotation)
 
     @property
     def learning(self) -> bool:

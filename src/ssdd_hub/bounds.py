@@ -1,0 +1,111 @@
+"""Settings with bounds: annotations that state what a value must be, and the base class that checks them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
+from math import isfinite
+from operator import or_
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin
+
+from ssdd_hub.errors import Check, require
+
+
+class Rule(NamedTuple):
+    """What a setting's value must be, in words and as a test."""
+
+    required: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(bound: float) -> Rule:
+    """Returns the rule of a number with a lower bound, to be written into `Annotated[int, ...]`."""
+    return Rule(f"at least {bound}", lambda value: value >= bound)
+
+
+def one_of(names: Iterable[str]) -> Rule:
+    """Returns the rule of a name out of a list, to be written into `Annotated[str, ...]`."""
+    choices = tuple(names)
+    return Rule(f"one of {', '.join(choices)}", choices.__contains__)
+
+
+def either(*names: str) -> Rule:
+    """Returns the rule of a name out of two or three, which a message joins by `or`."""
+    return Rule(f"{', '.join(names[:-1])} or {names[-1]}", names.__contains__)
+
+
+Natural = Annotated[int, at_least(0)]
+Count = Annotated[int, at_least(1)]
+Several = Annotated[int, at_least(2)]
+Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
+Weight = Annotated[float, at_least(0)]
+Share = Annotated[float, Rule("in [0, 1]", lambda value: 0 <= value <= 1)]
+Fraction = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
+
+# Python takes true and false for numbers.
+_KINDS = {
+    bool: Rule("true or false", lambda value: isinstance(value, bool)),
+    int: Rule("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    float: Rule(
+        "a finite number",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value),
+    ),
+}
+
+
+def rules_of(annotation: Any) -> list[Rule]:
+    """Returns what an annotation asks of a value, its type first; empty for types other than bool, int and float."""
+    kind = _KINDS.get(getattr(annotation, "__origin__", annotation))
+    return [rule for rule in (kind, *getattr(annotation, "__metadata__", ())) if isinstance(rule, Rule)]
+
+
+def unmet(rules: Iterable[Rule], value: Any) -> str | None:
+    """Returns what the value should have been by the first rule that it breaks; None where it keeps all."""
+    return next((rule.required for rule in rules if not rule.holds(value)), None)
+
+
+def plain_type(annotation: Any) -> Any:
+    """Returns an annotation without its rules: `int | None` for `Count | None`."""
+    if get_origin(annotation) in (Union, UnionType):
+        return reduce(or_, map(plain_type, get_args(annotation)))
+    return annotation.__origin__ if get_origin(annotation) is Annotated else annotation
+
+
+class Settings:
+    """The base of frozen dataclasses of settings, which check themselves when they are made.
+
+    `class UseSettings(Settings, section="use")` annotates its fields with `bool`, `int`, `float` or the types of this
+    module, `| None` where a setting can be left open. What depends on several settings goes into `conflicts`.
+
+    Raises:
+        SettingsError: Values of another type or range than annotated, or that contradict each other; all are named.
+
+    Attributes:
+        section: What the settings are a section of, the first part of their names in messages.
+    """
+
+    section: ClassVar[str]
+
+    def __init_subclass__(cls, section: str | None = None) -> None:
+        super().__init_subclass__()
+        cls.section = section or cls.section
+
+    def __post_init__(self) -> None:
+        require(*self._bounds(), *self.conflicts())
+
+    def _bounds(self) -> Iterator[Check]:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value, (kind, *others) = getattr(self, field.name), get_args(field.type) or (field.type,)
+            optional = NoneType in others
+            rules = rules_of(kind if optional else field.type)
+            required = None if optional and value is None else unmet(rules, value)
+            yield required is None, f"{self.option(field.name)} must be {required}, got {value!r}"
+
+    @classmethod
+    def option(cls, name: str) -> str:
+        """Returns a setting's full name."""
+        return f"{cls.section}.{name}"
+
+    def conflicts(self) -> Iterable[Check]:
+        """Returns pairs of a condition between settings and the sentence to report where it does not hold."""
+        return ()
