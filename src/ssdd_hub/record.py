@@ -1,5 +1,6 @@
 """`ssdd_hub.json`, the record beside a distilled set or a teacher: written, and read within limits."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
         InputError: The record is larger or deeper than `read_metadata` takes.
     """
     text = dump_metadata(metadata).encode()
-    if len(text) > _MOST_BYTES or _is_deep(metadata):
+    if len(text) > _MOST_BYTES or is_deeper(metadata, _MOST_LEVELS):
         raise InputError(
             f"the record of a set must be of at most {_MOST_BYTES} bytes, nested at most {_MOST_LEVELS} deep; got "
             f"{len(text)} bytes: leave something out of its provenance"
@@ -61,7 +62,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged, it is not JSON ({error}): {MEND}") from error
     except RecursionError as error:
         raise _too_deep(path) from error
-    if _is_deep(metadata):
+    if is_deeper(metadata, _MOST_LEVELS):
         raise _too_deep(path)
     version = metadata.get("format_version") if isinstance(metadata, dict) else None
     if version != FORMAT_VERSION:
@@ -71,9 +72,10 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return dict(metadata)
 
 
-def _is_deep(value: Any) -> bool:
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects stand inside each other in more than so many levels."""
     level = [value]
-    for _ in range(_MOST_LEVELS + 1):
+    for _ in range(levels + 1):
         level = [part for part in level if isinstance(part, dict | list)]
         if not level:
             return False
@@ -83,6 +85,11 @@ def _is_deep(value: Any) -> bool:
 
 def _too_deep(path: Path) -> InputError:
     return InputError(f"{path} must be nested at most {_MOST_LEVELS} deep, and is deeper: {MEND}")
+
+
+def hash_json(value: Any) -> str:
+    """Returns the sha256 of a value's JSON, for names of what depends on nothing else."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -14,6 +14,12 @@ def blot_tokens(text: str) -> str:
     return _BEARER.sub(r"\1<token>", _HUB_TOKEN.sub("<token>", text))
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of a message that is not empty, or the kind of the error where it has none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 def printable(text: str) -> str:
     """Returns text from outside without what could steer a terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ssdd_hub.data.dataset_card import CARDS, config_names, data_patterns, is_address, licence_text, read_card
 from ssdd_hub.errors import InputError
+from ssdd_hub.text import first_line
 
 _ARCHIVES = ("zip", "gzip", "bz2", "xz", "lz4", "zstd")
 """How addresses begin by which `datasets` reads inside files: `zip://cat/1.png::/folder/cats.zip`."""
@@ -79,7 +80,7 @@ class Home:
 
     def reason(self, error: BaseException) -> str:
         """Returns what an error of `datasets` says, in one line."""
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return first_line(error)
 
     def cards(self, revision: str | None) -> list[dict[str, Any]]:
         """Returns the metadata of the card, and of what adds to it; they are read once.

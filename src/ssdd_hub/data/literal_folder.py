@@ -4,8 +4,6 @@
 into an archive. A folder in which that would matter is read through a tree of symbolic links with plain names.
 """
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,6 +11,7 @@ import uuid
 from pathlib import Path
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.record import hash_json
 
 # Of a path: what fsspec's `glob` expands, what separates the hops of an address, variables of the environment, which
 # `datasets` fills in, what it takes for a script, line breaks, at which its own patterns end, and bytes that are not
@@ -59,7 +58,7 @@ def plain_tree(folder: Path, names: list[str]) -> Path:
     )
     if _SPECIAL_PATH.search(str(trees)):
         raise InputError(f"{problem}: its path has such characters too; set HF_DATASETS_CACHE to a plain path")
-    tree = trees / hashlib.sha256(json.dumps([str(folder), names]).encode()).hexdigest()[:32]
+    tree = trees / hash_json([str(folder), names])[:32]
     if not tree.exists():
         try:
             _make_tree(tree, folder, names)

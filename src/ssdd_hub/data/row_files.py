@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 from ssdd_hub.data.dataset_home import Home, Place
 from ssdd_hub.data.decode import CorruptImageError
 from ssdd_hub.errors import InputError
+from ssdd_hub.text import first_line
 
 _BROKEN_ARCHIVE = (BadZipFile, EOFError, LZMAError, TarError, zlib.error)
 
@@ -49,7 +50,7 @@ def read_row(home: Home, where: str, content: bytes | None, path: str | None) ->
     except InputError:
         raise
     except Exception as error:  # each way to the Hub or into an archive raises its own kinds
-        text = getattr(error, "strerror", None) or (str(error) or type(error).__name__).splitlines()[0]
+        text = getattr(error, "strerror", None) or first_line(error)
         reason = f"{type(error).__name__}: {text}"
         if isinstance(error, _BROKEN_ARCHIVE) or _is_missing(error):
             raise CorruptImageError(reason) from error

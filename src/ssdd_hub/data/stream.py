@@ -1,8 +1,6 @@
 """Images read once and in their order, from datasets that are larger than memory or not even downloaded."""
 
-import hashlib
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +17,7 @@ from ssdd_hub.data.columns import suggest
 from ssdd_hub.data.decode import CHANNELS, PILLOW_MODES, CorruptImageError, PixelStore, decode_image, fit_square
 from ssdd_hub.data.sources import MISTAKES, DatasetSource
 from ssdd_hub.errors import InputError
-from ssdd_hub.record import shareable_name
+from ssdd_hub.record import hash_json, shareable_name
 
 
 class ImageStream:
@@ -58,7 +56,7 @@ class ImageStream:
             **{name: getattr(settings, name) for name in ("split", "max_images", "on_corrupt", "image_size")},
             "mode": self.mode,
         }
-        self.fingerprint = hashlib.sha256(json.dumps(decided_by, sort_keys=True).encode()).hexdigest()
+        self.fingerprint = hash_json(decided_by)
 
     @property
     def num_channels(self) -> int:

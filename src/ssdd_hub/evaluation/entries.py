@@ -1,7 +1,5 @@
 """What an evaluation compares: sets, the references beside them, and the students pre-trained on each."""
 
-import hashlib
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -17,7 +15,7 @@ from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
 from ssdd_hub.models.build import build_student
 from ssdd_hub.models.pretraining import Pairs
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.record import METADATA_FILE
+from ssdd_hub.record import METADATA_FILE, hash_json
 from ssdd_hub.seeds import derive_seed
 from ssdd_hub.selection.methods import GAUSSIAN, SELECTIONS, SelectionSettings, choose_rows, draw_noise
 from ssdd_hub.selection.source import Source, SourcePairs
@@ -209,8 +207,7 @@ class References:
 
     def _path(self, method: str, count: int, k: int) -> Path:
         key = [self._origin, method, count, asdict(self.settings), self.seed, k, self.num_views]
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return self.folder / f"{method}-{count}-{k}-{digest[:8]}"
+        return self.folder / f"{method}-{count}-{k}-{hash_json(key)[:8]}"
 
     def _pairs(self, method: str, count: int, k: int) -> Pairs:
         return SetPairs(DistilledSet.load(self._path(method, count, k)), self.source.device)

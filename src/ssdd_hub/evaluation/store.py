@@ -1,6 +1,5 @@
 """The cells of an evaluation on the disk: what was measured once is not measured again."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -9,6 +8,7 @@ from typing import Any
 
 from ssdd_hub.evaluation.protocols.base import Measure
 from ssdd_hub.files import atomic_path
+from ssdd_hub.record import hash_json
 
 Key = Mapping[str, Any]
 
@@ -42,8 +42,7 @@ class CellStore:
             temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     def _path(self, key: Key) -> Path:
-        text = json.dumps(_plain(key), sort_keys=True)
-        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+        return self.folder / f"{hash_json(_plain(key))[:32]}.json"
 
 
 def _plain(key: Key) -> Any:

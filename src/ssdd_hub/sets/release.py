@@ -1,6 +1,5 @@
 """Models that belong to a set: saved students, and what is published beside a set."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.hub.client import explained, patiently
 from ssdd_hub.hub.upload import Parcel, Published, pack
 from ssdd_hub.models.build import StudentSettings, build_student
-from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, read_metadata, section
+from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, hash_json, read_metadata, section
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.seeds import seeded
 from ssdd_hub.sets.distilled import DistilledSet
@@ -192,8 +191,8 @@ class Student:
         # One that was pre-trained on another set, or otherwise, is never taken for it. The set is named by its content
         # too: a repository that was made anew may have the same tag on another set.
         content = read_metadata(Path(folder))
-        facts = json.dumps([self.name, self.args, source, seed, licence, content], sort_keys=True)
-        place = output / f"{self.name}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
+        digest = hash_json([self.name, self.args, source, seed, licence, content])
+        place = output / f"{self.name}-{digest[:8]}"
         if not place.exists():
             distilled = DistilledSet.load(folder)
             if licence is not None:

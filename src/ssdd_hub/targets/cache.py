@@ -1,6 +1,5 @@
 """Teacher features of whole datasets: computed once, in shards shared out over the processes, and kept on the disk."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -19,7 +18,7 @@ from ssdd_hub.data.augment import crop_flip, draw_views
 from ssdd_hub.data.decode import CorruptImageError
 from ssdd_hub.errors import InputError
 from ssdd_hub.plain_files import require_readable_entries
-from ssdd_hub.record import shareable_name
+from ssdd_hub.record import hash_json, shareable_name
 from ssdd_hub.runs.inputs import deciding_facts
 from ssdd_hub.seeds import generator
 from ssdd_hub.targets.bank import INDEX_FILE, FeatureBank, Index, Shard, shard_path, write_shard
@@ -122,8 +121,7 @@ class FeatureCache:
         key = {**self._key, "images": images.fingerprint}
         if view is not None:
             key |= {"view": view, "seed": seed}
-        text = json.dumps(key, sort_keys=True)
-        folder = self.folder / f"features-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        folder = self.folder / f"features-{hash_json(key)[:32]}"
         # Every process must decide alike, or some would wait for the others' shards for ever.
         bank = _open(folder, key)
         if all(gather_object([bank is not None and not self.refresh])) and bank is not None:

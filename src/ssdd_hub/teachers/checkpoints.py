@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.text import first_line
 
 # What stands first in the file's names where the backbone has the word on the left. A `nn.Sequential` of a ResNet's
 # children counts them: torchvision's have ReLU and max-pooling at 2 and 3, those of lightly's own ResNet have not.
@@ -109,7 +110,9 @@ def _read_file(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError) as error:
-        raise InputError(f"the checkpoint {path} is damaged ({_first_line(error)}): fetch or make it again") from error
+        raise InputError(
+            f"the checkpoint {path} is damaged ({first_line(error)[:200]}): fetch or make it again"
+        ) from error
     except Exception as error:  # the unpickler raises its own kind, and on garbage whatever the garbage leads to
         raise InputError(
             f"the checkpoint {path} is damaged, or holds Python objects, which could run code and are not loaded. If "
@@ -188,7 +191,3 @@ def _describe(tensor: Tensor) -> str:
 
 def _list(names: list[Any]) -> str:
     return ", ".join(map(str, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0][:200]

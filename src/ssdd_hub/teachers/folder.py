@@ -16,7 +16,7 @@ from torch import nn
 from ssdd_hub.errors import InputError
 from ssdd_hub.models.features import shorten_error
 from ssdd_hub.plain_files import require_plain
-from ssdd_hub.record import CARD_FILE, METADATA_FILE, write_metadata
+from ssdd_hub.record import CARD_FILE, METADATA_FILE, is_deeper, write_metadata
 from ssdd_hub.statements import find_problems
 from ssdd_hub.teachers.card import render_teacher_card
 
@@ -121,7 +121,7 @@ def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
         raise InputError(f"{path} is no record of a teacher ({type(error).__name__}: {error}): {mend}") from error
     if version != FORMAT_VERSION or not isinstance(provenance, dict) or not isinstance(name, str):
         raise InputError(f"{path} is no record of a teacher in format {FORMAT_VERSION}: {mend}")
-    if _is_deeper(record, _DEEPEST_RECORD):
+    if is_deeper(record, _DEEPEST_RECORD):
         raise InputError(f"{path} holds lists or objects more than {_DEEPEST_RECORD} deep in each other: {mend}")
     _check_types(provenance, path, mend)
     problems = find_problems({**provenance, "teacher": teacher})
@@ -129,11 +129,6 @@ def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
         # They would be part of the record of whatever is derived from the teacher, which nobody would take then.
         raise InputError(f"{path} states what nobody should use ({'; '.join(problems)}): {mend}")
     return name, provenance
-
-
-def _is_deeper(value: Any, levels: int) -> bool:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return parts is not None and (levels == 0 or any(_is_deeper(part, levels - 1) for part in parts))
 
 
 def _check_types(provenance: Mapping[str, Any], path: Path, mend: str) -> None:
