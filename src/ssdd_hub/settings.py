@@ -12,6 +12,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import is_dataclass
+from functools import cache
 from inspect import formatannotation
 from pathlib import Path
 from typing import Any, TypeVar
@@ -265,9 +266,14 @@ def _typed(value: Any, kind: Any) -> Any:
     text = value if isinstance(value, str) else json.dumps(value)
     if kind == list[str] and not text.startswith("["):
         text = f"[{text}]"
+    return _parser_of(kind).parse_args([f"--value={text}"]).value
+
+
+@cache
+def _parser_of(kind: Any) -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=kind)
-    return parser.parse_args([f"--value={text}"]).value
+    return parser
 
 
 def _build(config_class: Any, values: Mapping[str, Any], problems: list[str], prefix: str = "") -> Any:
