@@ -76,6 +76,16 @@ def test_the_logged_loss_is_the_outer_loss_of_the_drawn_student_in_eval_mode():
     assert distiller.step()["loss"].item() == pytest.approx(expected.item(), rel=1e-12)
 
 
+def test_krr_st_on_pixels_is_built_from_its_parts_by_name_too():
+    ours = build_distiller()
+    parts = {"pool": build_distiller().pool, "batches": real_batch, "settings": ours.settings}
+    pairs = {"images": ours.images.detach(), "targets": ours.targets.detach()}
+    theirs = Distiller(**pairs, **parts, accelerator=ours.accelerator)
+    again = Distiller(theirs.parameterisation, theirs.method, settings=theirs.settings, accelerator=theirs.accelerator)
+    assert run(ours, 3) == run(again, 3)
+    assert torch.equal(ours.images, theirs.images)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 4, 5, None])
 @pytest.mark.parametrize("recompute", [True, False])
 def test_micro_batches_change_nothing_but_rounding(micro_batch, recompute):

@@ -1,7 +1,5 @@
 """The settings of the recipes that distil and evaluate, put together from those of the parts."""
 
-import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,16 +22,10 @@ from ssdd_hub.models.build import StudentSettings
 from ssdd_hub.models.pretraining import UseSettings
 from ssdd_hub.runs.folder import LaunchSettings, RunSettings, folder_name
 from ssdd_hub.selection.methods import SelectionSettings
-from ssdd_hub.selection.start import INITS
+from ssdd_hub.selection.start import INITS, explain_start
 from ssdd_hub.targets.targets import TargetSettings
 from ssdd_hub.teachers.teacher import TeacherSettings
 from ssdd_hub.teachers.training import PretrainSettings
-
-
-def _or_nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"{', '.join(known)}, got {name!r}; the nearest is {near[0]}"
-
 
 PROTOCOLS = ("teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", "rank")
 
@@ -85,7 +77,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         require(
-            (self.init in INITS, f"init must be one of {_or_nearest(self.init, INITS)}"),
+            (self.init in INITS, explain_start(self.init)),
             (
                 self.distiller.augment or not self.targets.views,
                 "targets.views are augmented, so pass --distiller.augment true as well, or --targets.views 0",

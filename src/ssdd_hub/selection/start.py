@@ -1,5 +1,7 @@
 """What a distilled set starts from: which real images, or noise."""
 
+import difflib
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,12 @@ from ssdd_hub.selection.source import Source
 
 NOISE = "noise"
 INITS = (*CHOICES, NOISE)
+
+
+def explain_start(init: str) -> str:
+    """Returns the message for a start that does not exist."""
+    near = difflib.get_close_matches(init, INITS, n=1, cutoff=0.0)
+    return f"init must be one of {', '.join(INITS)}, got {init!r}; the nearest is {near[0]}"
 
 
 def choose_start(init: str, source: Source, count: int, seed: int, settings: SelectionSettings) -> Tensor:
