@@ -264,16 +264,6 @@ def test_a_name_that_is_none_is_refused_before_anything_is_asked(hub, place, way
     assert hub.requests == [] and around(place) == []
 
 
-def test_a_folder_that_is_no_set_is_refused(hub, place, monkeypatch):
-    monkeypatch.chdir(place.parent)
-    for name in ("", ".", ".."):
-        with pytest.raises(InputError, match="is not a distilled set: it has no ssdd_hub.json"):
-            DistilledSet.from_pretrained(name)
-        with pytest.raises(InputError, match="a set on the Hub is named owner/name"):
-            pull_set(name, place, verify_folder)
-    assert hub.requests == []
-
-
 # A Hub that is not there
 
 
@@ -551,16 +541,6 @@ def test_a_lie_on_the_hub_is_found_and_its_place_told(hub, saved, place, change,
     assert around(place) == []
 
 
-def test_nothing_is_allocated_for_a_size_that_is_only_claimed(hub, saved, place, monkeypatch):
-    asked = []
-    monkeypatch.setattr(parquet, "_allocate", lambda *args: asked.append(args))
-    hub.commit(REPO, restate("images", shape=[10**12, 3, 6, 7])(saved()))
-    for way in (load, pull):
-        with pytest.raises(InputError, match="does not hold images of the stated shape"):
-            way(place)
-    assert asked == []
-
-
 # The folder of a pull
 
 
@@ -756,16 +736,6 @@ def test_offline_a_record_is_shown_of_a_set_that_was_only_looked_at(repo, saved,
     assert (fetch_record(REPO, sha) / "ssdd_hub.json").read_bytes() == saved()["ssdd_hub.json"]
     with pytest.raises(InputError, match="looking at ann/tiny .* no whole copy, failed: HF_HUB_OFFLINE is"):
         fetch_record(REPO)
-
-
-def test_what_has_no_record_is_not_shown(hub):
-    hub.commit("ann/other", {"data.csv": b"1"})
-    with pytest.raises(InputError, match="ann/other is not a distilled set: it has no ssdd_hub.json"):
-        fetch_record("ann/other")
-    with pytest.raises(InputError, match=r"looking at ann/none \(revision main\) failed: there is no such repo"):
-        fetch_record("ann/none")
-    with pytest.raises(InputError, match="named owner/name, got 'none'"):
-        fetch_record("none")
 
 
 def test_all_names_of_a_repository_are_listed(repo, waits):

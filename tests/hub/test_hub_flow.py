@@ -136,13 +136,3 @@ def test_a_card_runs_as_it_stands_and_a_private_set_is_denied_to_others_by_every
     assert outputs == "(6, 10) False"
     denied = ["DatasetNotFoundError", "DatasetNotFoundError", "InputError"]
     assert ends == [*denied, *denied, *["read"] * 3]
-
-
-def test_a_published_card_passes_the_checks_of_the_client_and_of_the_hub(hub, card):
-    from huggingface_hub import DatasetCard
-
-    assert len(hub.asked("POST /api/validate-yaml")) == 1
-    loaded = DatasetCard(card)
-    loaded.validate(repo_type="dataset")
-    assert len(hub.asked("POST /api/validate-yaml")) == 2
-    assert loaded.data.license == "unknown" and "krr-st" in loaded.data.tags
