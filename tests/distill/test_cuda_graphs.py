@@ -133,6 +133,17 @@ def test_a_full_memory_records_again_in_smaller_parts(recorded):
     assert ours.parts.size <= 3
 
 
+def test_a_student_of_another_optimiser_is_seen_as_it_is_after_its_step(recorded):
+    ours, theirs = recorded().method, build_distiller().method
+    pairs, found = build_distiller().parameterisation().detached(), []
+    for method in (ours, theirs):
+        engine, student = method.problem.engine, method.pool.student(method.pool.draw(0))
+        method.gradients(pairs, 0)
+        engine.regression_step(student, torch.optim.AdamW(student.parameters(), lr=0.1), pairs)
+        found.append(method.gradients(pairs, 0))
+    assert all(torch.equal(mine, other) for mine, other in zip(*found, strict=True))
+
+
 def test_packed_tensors_keep_values_and_strides_and_move_with_their_block():
     layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     tensors = [*layer.parameters(), torch.tensor([7]), torch.ones(2, 5).T]

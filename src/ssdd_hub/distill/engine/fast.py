@@ -105,10 +105,13 @@ class FastEngine:
     def regression_step(self, student: nn.Module, optimizer: torch.optim.Optimizer, pairs: Pairs) -> Tensor:
         """See `Engine.regression_step`."""
         stage = self._architecture(student).stage
-        # Of another optimiser's state the stage knows nothing.
-        if stage is None or type(optimizer) is not torch.optim.SGD:
+        if stage is None:
             return self._step(student, optimizer, pairs)
-        return stage.step(student, optimizer, pairs)
+        if type(optimizer) is torch.optim.SGD:
+            return stage.step(student, optimizer, pairs)
+        # Of another optimiser's state the stage knows nothing.
+        stage.leave()
+        return self._step(student, optimizer, pairs)
 
     def forget(self) -> None:
         """See `Engine.forget`."""

@@ -36,9 +36,13 @@ class Stage:
         self._recorded: Callable[[], Tensor] | None = None
         self.forget()
 
-    def forget(self) -> None:
-        """Forgets which student is on the stage, and where others keep their state: it was changed elsewhere."""
+    def leave(self) -> None:
+        """Forgets which student is on the stage: its weights were changed elsewhere, in place."""
         self._shown: tuple[nn.Module | None, torch.optim.SGD | None] = (None, None)
+
+    def forget(self) -> None:
+        """Forgets also where students keep their state: other tensors may have taken its place."""
+        self.leave()
         self._packed: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
         self._packed_momenta: WeakKeyDictionary[torch.optim.SGD, list[Tensor]] = WeakKeyDictionary()
 
