@@ -238,5 +238,5 @@ def test_formats_that_may_lead_elsewhere_are_refused_by_name(tmp_path, name, kin
 
 @pytest.mark.parametrize("size", [7, 4097, 40000])
 def test_image_sizes_that_no_memory_holds_are_refused(size):
-    with pytest.raises(InputError, match=f"--data.image-size must be from 8 to 4096; got {size}"):
+    with pytest.raises(InputError, match=f"--data.image-size must be from 8 to 4096, got {size}"):
         DataSettings(image_size=size)
