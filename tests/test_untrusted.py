@@ -480,11 +480,28 @@ def test_a_repository_of_a_stranger_is_looked_through_too(hub, teacher_folder, h
     with pytest.raises(InputError, match="config.json is not taken: .*model_args"):
         build_teacher("hf-hub:ann/teacher")
     assert not stranger.asked and not (home / ".local").exists()
+    # A network that is far larger than its weights is not built, of a folder or of a repository.
+    reconfigure(teacher_folder, model_args={"widths": [4, 4, 900_000], "in_chans": 1, "img_size": 8})
+    api.upload_folder(repo_id="ann/teacher", folder_path=teacher_folder)
+    with pytest.raises(InputError, match="has more than the .* parameters allowed"):
+        build_teacher("hf-hub:ann/teacher")
+
+
+def test_a_record_or_a_card_that_is_too_large_is_not_fetched(hub, tmp_path):
+    folder = make_record(student=STUDENT).save(tmp_path / "set")
+    with (folder / "README.md").open("a") as card:
+        card.write("x" * 2**20)
+    api = HfApi(token="hf_ann")
+    api.create_repo("ann/set", repo_type="dataset")
+    api.upload_folder(repo_id="ann/set", folder_path=folder, repo_type="dataset")
+    with pytest.raises(InputError, match="README.md must be of at most 1048576 bytes, got .* It is so on the Hub"):
+        DistilledSet.from_pretrained("ann/set")
 
 
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
+        ({"pretrained_cfg__notes": json.loads("[" * 500 + "]" * 500)}, "pretrained_cfg.notes is not taken"),
         ({"pretrained_cfg__input_size": [3, 32.0, 32.0]}, "pretrained_cfg.input_size is not taken"),
         ({"pretrained_cfg__input_size": [3, 8192, 8192]}, "pretrained_cfg.input_size is not taken"),
         ({"pretrained_cfg__mean": 0.5}, "pretrained_cfg.mean is not taken"),

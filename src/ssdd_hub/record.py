@@ -17,7 +17,8 @@ PREVIEW_FILE = "preview.png"
 CARD_FILE = "README.md"
 TRANSFORM_FILE = "target_transform.safetensors"
 MEND = "fetch or make the set again"
-_MOST_BYTES = 8 * 2**20  # of a record
+MOST_BYTES = 8 * 2**20  # of a record
+LARGEST_CARD = 2**20  # bytes
 _MOST_LEVELS = 30  # of a record
 
 
@@ -33,9 +34,9 @@ def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
         InputError: The record is larger or deeper than `read_metadata` takes.
     """
     text = dump_metadata(metadata).encode()
-    if len(text) > _MOST_BYTES or is_deeper(metadata, _MOST_LEVELS):
+    if len(text) > MOST_BYTES or is_deeper(metadata, _MOST_LEVELS):
         raise InputError(
-            f"the record of a set must be of at most {_MOST_BYTES} bytes, nested at most {_MOST_LEVELS} deep; got "
+            f"the record of a set must be of at most {MOST_BYTES} bytes, nested at most {_MOST_LEVELS} deep; got "
             f"{len(text)} bytes: leave something out of its provenance"
         )
     (folder / METADATA_FILE).write_bytes(text)
@@ -54,8 +55,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     require_plain(folder, [METADATA_FILE])
     if not path.is_file():
         raise InputError(f"{folder} is not a distilled set: it has no {METADATA_FILE}")
-    if path.stat().st_size > _MOST_BYTES:
-        raise InputError(f"{path} must be of at most {_MOST_BYTES} bytes, got {path.stat().st_size}: {MEND}")
+    if path.stat().st_size > MOST_BYTES:
+        raise InputError(f"{path} must be of at most {MOST_BYTES} bytes, got {path.stat().st_size}: {MEND}")
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

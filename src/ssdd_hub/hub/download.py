@@ -17,7 +17,7 @@ from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import replaced_folder
 from ssdd_hub.hub.client import ERRORS, TRIES, Token, explained, is_passing, patiently
-from ssdd_hub.record import CARD_FILE, METADATA_FILE, PREVIEW_FILE, TRANSFORM_FILE
+from ssdd_hub.record import CARD_FILE, LARGEST_CARD, METADATA_FILE, MOST_BYTES, PREVIEW_FILE, TRANSFORM_FILE
 from ssdd_hub.text import HUB_ID
 
 Result = TypeVar("Result")
@@ -153,6 +153,11 @@ def _list(repo_id: str, revision: str | None, token: Token, tries: int = TRIES) 
     files = {path: entry for path, entry in there.items() if is_set_file(path)}
     if METADATA_FILE not in files:
         raise InputError(f"{repo_id} is not a distilled set: it has no {METADATA_FILE}")
+    for path, most in ((METADATA_FILE, MOST_BYTES), (CARD_FILE, LARGEST_CARD)):
+        # Before it is fetched, since it would stay in the client's cache.
+        if path in files and files[path].size > most:
+            place = _so_on_the_hub(repo_id, str(info.sha))
+            raise InputError(f"{path} must be of at most {most} bytes, got {files[path].size}. {place}")
     for path in there.keys() - files.keys():
         if is_set_file(path.replace("\\", "/")):
             raise InputError(
@@ -264,7 +269,8 @@ def _read(read: Callable[[Path], Result], folder: Path, repo_id: str, commit: st
     try:
         return read(folder)
     except InputError as error:
-        raise InputError(
-            f"{error}. It is so on the Hub, in commit {commit[:8]} of {repo_id}: choose another revision, or tell its "
-            "owner"
-        ) from error
+        raise InputError(f"{error}. {_so_on_the_hub(repo_id, commit)}") from error
+
+
+def _so_on_the_hub(repo_id: str, commit: str) -> str:
+    return f"It is so on the Hub, in commit {commit[:8]} of {repo_id}: choose another revision, or tell its owner"

@@ -8,13 +8,13 @@ what it states is compared with an allow-list first. Weights are safetensors, or
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from torch import nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
@@ -24,13 +24,17 @@ from torch.nn.modules.module import (
 from ssdd_hub.arguments import ARCHITECTURE, check_arguments, find_problems
 from ssdd_hub.errors import InputError
 from ssdd_hub.plain_files import require_plain_entries
+from ssdd_hub.record import is_deeper
 
 CONFIG_FILE = "config.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_WEIGHT_ENDINGS = (".safetensors", ".bin", ".pth", ".pth.tar")
 _LARGEST_CONFIG = 2**22  # bytes; the names of 21,841 classes take one MiB
 LARGEST_SIDE = 1536  # pixels; timm's own models take 1,024 at most
 MOST_PARAMETERS = 2**34
 _MOST_MODULES = 20_000
 _LONGEST_TEXT = 10_000
+_MOST_LEVELS = 20
 _LONGEST_LICENCE = 200
 _LEAST_STD = 1e-6
 # What timm states of weights, by the kind of value. Nothing of it says where they are.
@@ -96,8 +100,7 @@ def create_model(
         pretrained: Load the weights that the name stands for.
         args: Arguments of the network, of `arguments`.
         num_classes: Outputs of its classifier; None for what the name stands for.
-        most_parameters: Numbers that the network may have. A folder with weights in safetensors allows no more than
-            the file has bytes.
+        most_parameters: Numbers that the network may have; no more than a stored model's file of weights has bytes.
 
     Raises:
         InputError: The arguments, or what is stored under the name, are not on the allow-list, or they ask for a
@@ -107,14 +110,31 @@ def create_model(
     check_arguments(f"model_args of {name!r}", args)
     outputs = {} if num_classes is None else {"num_classes": num_classes}
     checked = check_stored(name)
-    kind, _, place = checked.partition(":")
-    weights = Path(place, "model.safetensors")
-    if kind.lower() == "local-dir" and pretrained and weights.is_file():
+    if pretrained and (size := _weight_bytes(checked)):
         # A classifier that is built and then dropped is in no file; 2**24 are 1,000 classes of 16,384 features.
-        most_parameters = min(most_parameters, weights.stat().st_size + 2**24)
+        most_parameters = min(most_parameters, size + 2**24)
     with _bounded(name, most_parameters):
         model: nn.Module = timm.create_model(checked, pretrained=pretrained, **outputs, **args)
     return model
+
+
+def _weight_bytes(name: str) -> int:
+    """Returns the size of the largest file of weights of a stored model, 0 where there is none or nobody tells."""
+    kind, _, place = normalised_name(name).partition(":")
+    if kind == "local-dir":
+        files = {path.name: path.stat().st_size for path in Path(place).glob("*") if path.is_file()}
+    elif kind in ("hf-hub", "hf_hub"):
+        repo_id, _, commit = place.partition("@")
+        cached = (try_to_load_from_cache(repo_id, weights, revision=commit) for weights in _WEIGHTS)
+        files = {path: Path(path).stat().st_size for path in cached if isinstance(path, str)}
+        if not files:
+            # Where the Hub cannot be asked, timm cannot fetch weights either.
+            with suppress(Exception):
+                stated = HfApi().model_info(repo_id, revision=commit, files_metadata=True).siblings or []
+                files = {entry.rfilename: entry.size or 0 for entry in stated}
+    else:
+        files = {}
+    return max((size for path, size in files.items() if path.endswith(_WEIGHT_ENDINGS)), default=0)
 
 
 @contextmanager
@@ -214,7 +234,8 @@ def _is_fine(key: str, value: Any) -> bool:
     if key in _MODULES:
         return all(isinstance(part, str) and _MODULE.fullmatch(part) for part in values)
     # Texts for people, which decide nothing.
-    return key in _TEXTS and len(json.dumps(value)) <= max(_LONGEST_TEXT, _LARGEST_CONFIG if "label" in key else 0)
+    fine = key in _TEXTS and not is_deeper(value, _MOST_LEVELS)
+    return fine and len(json.dumps(value)) <= max(_LONGEST_TEXT, _LARGEST_CONFIG if "label" in key else 0)
 
 
 def _is_number(value: Any) -> bool:

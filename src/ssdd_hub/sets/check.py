@@ -26,6 +26,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import find_irregular, require_plain
 from ssdd_hub.record import (
     CARD_FILE,
+    LARGEST_CARD,
     METADATA_FILE,
     PREVIEW_FILE,
     TRANSFORM_FILE,
@@ -44,7 +45,6 @@ from ssdd_hub.text import blot_tokens, printable
 
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 """Endings of files that may run code when they are loaded."""
-_LARGEST_CARD = 2**20  # bytes
 _CARD_FIELDS = ("license", "pretty_name", "size_categories", "task_categories", "tags", "configs")
 _RECORDED = ("method", "settings", "seed", "source", "teacher", "use", "versions", "command")
 _RANGE_TOLERANCE = 1e-5  # of a pixel in [0, 1]; sums in another order differ by less
@@ -124,8 +124,8 @@ def read_card(folder: Path) -> str:
     require_plain(folder, [CARD_FILE])
     if not path.is_file():
         raise InputError("is missing: save the set again")
-    if (size := path.stat().st_size) > _LARGEST_CARD:
-        raise InputError(f"must be of at most {_LARGEST_CARD} bytes, got {size}")
+    if (size := path.stat().st_size) > LARGEST_CARD:
+        raise InputError(f"must be of at most {LARGEST_CARD} bytes, got {size}")
     try:
         return path.read_text(encoding="utf-8")
     except ValueError as error:
