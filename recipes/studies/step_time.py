@@ -16,7 +16,6 @@ from ssdd_hub.data.augment import crop_flip, draw_views
 from ssdd_hub.distill.batches import CachedBatches
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.engine.timing import PARTS, Stopwatch
-from ssdd_hub.distill.engine.winograd import pays
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.errors import require
 from ssdd_hub.files import atomic_path
@@ -114,9 +113,6 @@ class Benchmark:
             PoolSettings(size=2, warm_up=False),
             self.seed,
             device=self.device,
-            autocast=self.accelerator.autocast,
-            compiled=compiled,
-            winograd=settings.winograd and pays(self.device, self.accelerator.mixed_precision),
         )
         pixels, targets = source or (self.pixels, self.real_targets)
         batches = CachedBatches(

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from ssdd_hub.data.augment import crop_flip, draw_views
 from ssdd_hub.distill.batches import build_batches
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
-from ssdd_hub.distill.engine.winograd import pays
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.files import atomic_path
@@ -112,9 +111,6 @@ class Start:
             self.pool,
             self.seed,
             device=accelerator.device,
-            autocast=accelerator.autocast,
-            compiled=outer.compile,
-            winograd=outer.winograd and pays(accelerator.device, accelerator.mixed_precision),
         )
         if not isinstance(source.targets, Targets):
             raise TypeError(f"targets of a FeatureCache are required, got a {type(source.targets).__name__}")

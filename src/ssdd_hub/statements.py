@@ -21,7 +21,7 @@ DIGITS = "digits"
 _HUB_MODEL = re.compile(rf"hf[-_]hub:{HUB_ID.pattern}(@[\w./-]+)?", re.ASCII)
 _TAGGED = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", re.ASCII)
 _LONGEST_NAME = 200
-_LARGEST_SIDE = 1536  # pixels
+LARGEST_SIDE = 1536  # pixels of what a stored model takes; timm's own take 1,024 at most
 # Of the settings of source images those that say which images they are; memory and the like are the reader's business.
 _DATA = (
     *("name", "config", "revision", "split", "heldout_split", "heldout_fraction", "image_column", "label_column"),
@@ -193,8 +193,8 @@ def _teacher_problems(stated: Mapping[str, Any]) -> Iterator[str]:
     for key in ("backbone", "checkpoint", "features"):
         yield from _text_problems(stated.get(key), key)
     size = stated.get("input_size")
-    if size is not None and not (type(size) is int and 0 < size <= _LARGEST_SIDE):
-        yield f"input_size must be a whole number from 1 to {_LARGEST_SIDE}, got {arguments.show(size)}"
+    if size is not None and not (type(size) is int and 0 < size <= LARGEST_SIDE):
+        yield f"input_size must be a whole number from 1 to {LARGEST_SIDE}, got {arguments.show(size)}"
     for key in ("mean", "std"):
         yield from _argument_problems({key: {key: stated.get(key)}}, key)
     yield from _argument_problems(stated, "model_args")

@@ -65,7 +65,7 @@ class Home:
         return next((place for place in found if os.path.exists(place.file)), found[0] if found else None)
 
     def _find_file(self, path: str) -> str | None:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement _find_file(path)")
 
     def plain(self, file: str) -> str:
         """Returns a path or address of the same file that holds no `::`."""
@@ -94,7 +94,7 @@ class Home:
         return self._cards[revision]
 
     def _find_card(self, file: str, revision: str | None) -> Path | None:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement _find_card(file, revision)")
 
     def check_link(self, subject: str, file: str) -> None:
         """Refuses a file that is reached by a link out of the dataset.

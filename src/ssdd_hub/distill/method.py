@@ -121,7 +121,7 @@ class Method:
             pairs: The set as it is now.
             step: The outer step.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement loss(pairs, step)")
 
     def gradients(self, pairs: Pairs, step: int) -> tuple[Tensor, ...]:
         """Returns the loss and its gradients in images and targets, by default those that autograd finds.

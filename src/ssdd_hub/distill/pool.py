@@ -84,9 +84,6 @@ class StudentPool:
         dtype: Type of their weights.
         step: Takes an inner step: a student, its optimiser and the set give the loss. None for the reference,
             `regression_step`; an engine has one that is quicker.
-        autocast: No longer used: mixed precision is the engine's. Kept for callers of before.
-        compiled: Likewise.
-        winograd: Likewise.
     """
 
     def __init__(
@@ -98,9 +95,6 @@ class StudentPool:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         step: InnerStep | None = None,
-        autocast: Any = None,
-        compiled: bool = False,
-        winograd: bool = False,
     ) -> None:
         self.build = build
         self.settings = settings

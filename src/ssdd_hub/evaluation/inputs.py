@@ -18,7 +18,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
 from ssdd_hub.plain_yaml import load_plain_yaml
 from ssdd_hub.record import section
-from ssdd_hub.runs.own_runs import is_own_run
+from ssdd_hub.runs.own_runs import LARGEST_CONFIG, is_own_run
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.interop import import_tensors, is_foreign
 from ssdd_hub.sets.layouts import LAYOUTS, find_pair
@@ -30,7 +30,6 @@ from ssdd_hub.teachers.teacher import Teacher
 
 ABSENT = "none"
 CONFIG_FILE, TEACHER_FOLDER = "config.yaml", "teacher"
-_LARGEST_CONFIG = 2**20  # bytes
 # What `ImageBank.source` says of a whole split; and what decides nothing then.
 _ALL, _DRAWN = "all", ("seed", "heldout_fraction")
 _ANOTHER_TEACHER = ("teacher.backbone.", "teacher.checkpoint.", "teacher.model_args.")
@@ -120,8 +119,8 @@ def _of_run(run: Path, given: Collection[str]) -> dict[str, Any]:
     path = run / CONFIG_FILE
     require_plain(run, [CONFIG_FILE, TEACHER_FOLDER])
     try:
-        if path.stat().st_size > _LARGEST_CONFIG:
-            raise ValueError(f"it has more than {_LARGEST_CONFIG} bytes")
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it has more than {LARGEST_CONFIG} bytes")
         config = load_plain_yaml(path.read_text(encoding="utf-8"))
         data, teacher, use = dict(config["data"]), dict(config["teacher"]), dict(config.get("use") or {})
         found = {"use": use, "seed": config["seed"]}

@@ -25,12 +25,12 @@ from ssdd_hub.arguments import ARCHITECTURE, check_arguments, find_problems
 from ssdd_hub.errors import InputError
 from ssdd_hub.plain_files import require_plain_entries
 from ssdd_hub.record import is_deeper
+from ssdd_hub.statements import LARGEST_SIDE
 
 CONFIG_FILE = "config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pth", ".pth.tar")
 _LARGEST_CONFIG = 2**22  # bytes; the names of 21,841 classes take one MiB
-LARGEST_SIDE = 1536  # pixels; timm's own models take 1,024 at most
 MOST_PARAMETERS = 2**34
 _MOST_MODULES = 20_000
 _LONGEST_TEXT = 10_000

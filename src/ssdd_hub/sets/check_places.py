@@ -9,12 +9,11 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.plain_files import find_irregular
 from ssdd_hub.plain_yaml import load_plain_yaml
 from ssdd_hub.record import METADATA_FILE, read_metadata, section
-from ssdd_hub.runs.own_runs import is_own_run
+from ssdd_hub.runs.own_runs import LARGEST_CONFIG, is_own_run
 from ssdd_hub.sets.check import PICKLES, Finding, check_folder
 from ssdd_hub.statements import find_problems
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "config.json"
-_LARGEST_CONFIG = 2**20  # bytes
 
 
 def check_place(folder: str | Path) -> list[Finding]:
@@ -92,8 +91,8 @@ def _check_run(folder: Path) -> Iterator[Finding]:
 
 def _check_config(path: Path) -> Iterator[Finding]:
     try:
-        if path.stat().st_size > _LARGEST_CONFIG:
-            raise ValueError(f"it has more than {_LARGEST_CONFIG} bytes")
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it has more than {LARGEST_CONFIG} bytes")
         config: Any = load_plain_yaml(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("it holds no settings by name")

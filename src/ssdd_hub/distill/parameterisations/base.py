@@ -88,7 +88,7 @@ class Parameterisation(nn.Module):
         Args:
             rows: Indices `(n,)` of the pairs to render; None for all.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must implement forward(rows)")
 
     def __len__(self) -> int:
         """Returns the number of pairs that it renders."""
