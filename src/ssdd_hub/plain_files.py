@@ -1,4 +1,4 @@
-"""Files of a folder that somebody else may have made: plain files are read, links, FIFOs and devices are refused.
+"""Checks that files of an untrusted folder are regular files: links, FIFOs and devices are refused.
 
 A link may lead to a private file, which would end up in a report or a repository; a FIFO or a device may give bytes
 without end, or none for ever.

@@ -1,4 +1,4 @@
-"""YAML of somebody else's, read as plain values: no tags, no aliases, no name twice, within limits."""
+"""A YAML reader for untrusted text: plain values, no tags, no aliases, no duplicate names, within limits."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a set states of its making, read as what may be used: the door for names and settings of a record.
+"""The allow-list for what a record states of its making: student, teacher, source images, recipe.
 
 A record may come from a stranger. Of what it states as student, teacher, source images and recipe, architectures that
 are known here, ids of the Hub, numbers and short words are used; addresses, paths and anything that loads something

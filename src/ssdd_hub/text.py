@@ -1,4 +1,4 @@
-"""Text from outside: ids of the Hub, and what is shown of it, without access tokens and control characters."""
+"""Untrusted text: Hub ids, redacted access tokens, no control characters."""
 
 import re
 

@@ -1,1 +1,1 @@
-"""The settings of whole recipes, put together of those of the parts; no other package imports them."""
+"""Settings of whole recipes, assembled from those of the parts; only recipes import them."""

@@ -1,4 +1,4 @@
-"""Which columns of a dataset hold its images and their classes."""
+"""The image column and the label column of a dataset."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches

@@ -1,4 +1,4 @@
-"""What the card of a dataset states, as far as it can be read."""
+"""Metadata of a dataset's README.md, read as plain YAML within limits."""
 
 import re
 from collections.abc import Iterator, Mapping

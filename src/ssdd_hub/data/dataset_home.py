@@ -1,4 +1,4 @@
-"""Where a dataset lives, a local folder or a repository of the Hub; nothing outside of it is opened or asked for.
+"""The location of a dataset, a local folder or a Hub repository; files outside of it are refused.
 
 A dataset is somebody else's data: its card, its tables and its index of images name further files, which `datasets`
 would take from anywhere.

@@ -1,4 +1,4 @@
-"""What is kept on the device, and how the rest gets there: without the host waiting for either."""
+"""Keeps small tensors on the GPU; copies the rest asynchronously from pinned memory."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""A folder as the home of a dataset."""
+"""A local folder as the location of a dataset."""
 
 import json
 import os

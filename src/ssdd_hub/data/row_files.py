@@ -1,4 +1,4 @@
-"""The encoded images of a dataset, read from wherever its rows say that they stand, if that is part of the dataset."""
+"""Image bytes of dataset rows, read only from files that belong to the dataset."""
 
 import base64
 import binascii

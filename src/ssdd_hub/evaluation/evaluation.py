@@ -1,4 +1,4 @@
-"""Evaluation: students are pre-trained on sets, all by one recipe, and asked by protocols what they are worth.
+"""Pre-trains students on every set with one recipe and scores them with every protocol.
 
 A *cell* is one set, one student, one seed, one protocol and one dataset. Cells are stored one by one. Student `k` has
 the same first weights, and a protocol draws the same labelled images for it, whatever the set: scores can be paired.

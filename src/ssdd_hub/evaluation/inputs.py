@@ -1,4 +1,4 @@
-"""Where a set comes from: the run that made it, its source images and its teacher, as far as they can be had."""
+"""Loads the inputs of an evaluation: sets, source images, teacher, labelled datasets."""
 
 import logging
 from collections.abc import Collection, Mapping

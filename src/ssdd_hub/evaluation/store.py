@@ -1,4 +1,4 @@
-"""The cells of an evaluation on the disk: what was measured once is not measured again."""
+"""The store of scores on the disk: what was measured once is not measured again."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the Hub's client leaves to its users: patience with passing failures, and errors that say what to do."""
+"""Retries, timeouts and error messages for Hub calls."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Models as timm stores them, in a folder or a Hub repository: looked through before timm reads them.
+"""Models stored in timm's layout, in a folder or a Hub repository: checked before timm loads them.
 
 timm takes a stored `config.json` at its word: which network to build, with which arguments, and what else to load. So
 what it states is compared with an allow-list first. Weights are safetensors, or read by `torch.load` with

@@ -1,4 +1,4 @@
-"""Which run folders this user began: only the settings of these may name folders of this machine.
+"""The run folders that this user started: only their settings may name folders of this machine.
 
 A run folder can be copied from elsewhere, and its `config.yaml` names source images and teacher by path. Those that
 are begun here are remembered by the hash of that file, one empty file for each in the user's cache. Settings that are

@@ -1,4 +1,4 @@
-"""The linter of whatever folder is given: a distilled set, a teacher, or a run that holds both."""
+"""The linter of a folder: a distilled set, a teacher, or a run that holds both."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Whether a teacher is the one that a set records: all that its features depend on, as far as the record states it."""
+"""Compares a teacher with the one that a set records, in all that its features depend on."""
 
 import json
 from collections.abc import Mapping

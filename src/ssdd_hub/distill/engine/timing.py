@@ -1,4 +1,4 @@
-"""Where the time of an outer step goes: seconds by part."""
+"""Seconds of an outer step by part."""
 
 import time
 from collections.abc import Iterator

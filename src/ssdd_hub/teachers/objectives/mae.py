@@ -1,4 +1,4 @@
-"""Objectives that predict the hidden patches of an image, for vision transformers."""
+"""MAE: predicts the hidden patches of an image, for vision transformers."""
 
 from math import lcm
 from typing import Any
