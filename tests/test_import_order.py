@@ -10,7 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
-    lazy errors bounds text arguments plain_files plain_yaml seeds settings pixel_space record files statements
+    lazy timm_registration errors bounds text arguments plain_files plain_yaml seeds settings pixel_space record files
+    statements
     data models hub runs teachers results targets selection distill sets evaluation cli
     configs
 """.split()
@@ -158,11 +159,25 @@ def test_names_that_outside_code_uses_are_kept():
 
 
 def test_a_set_loads_without_what_only_its_making_needs():
-    needless = ("lightly", "accelerate", "sklearn", "matplotlib")
-    code = f"import sys; from ssdd_hub import DistilledSet; print(*{{*{needless!r}}} & set(sys.modules))"
-    assert run(code) == []
-    code = f"import sys; sys.modules.update(dict.fromkeys({('timm', *needless)!r}))"
-    meta = "import importlib.util as u; find = u.find_spec; u.find_spec = lambda n: None if n == 'timm' else find(n)"
-    assert run(f"{code}; {meta}; from ssdd_hub import DistilledSet; print(DistilledSet.__module__)") == [
-        "ssdd_hub.sets.distilled"
-    ]
+    needless = ("timm", "lightly", "accelerate", "sklearn", "matplotlib", "torchvision")
+    code = "from ssdd_hub import DistilledSet"
+    assert run(f"import sys; {code}; print(*{{*{needless!r}}} & set(sys.modules))") == []
+    code = f"import sys; sys.modules.update(dict.fromkeys({needless!r})); {code}"  # None makes an import fail
+    assert run(f"{code}; print(DistilledSet.__module__)") == ["ssdd_hub.sets.distilled"]
+
+
+def test_the_package_itself_imports_next_to_nothing():
+    assert run("import sys, ssdd_hub; print(*{'torch', 'timm', 'numpy', 'yaml'} & set(sys.modules))") == []
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import ssdd_hub, timm",
+        "import timm, ssdd_hub",
+        "import ssdd_hub; from timm.models import create_model; import timm",
+        "import ssdd_hub.models.convnet; import timm",
+    ],
+)
+def test_timm_knows_the_networks(imports):
+    assert run(f"{imports}; print(timm.create_model('ssdd_convnet3', num_classes=7).num_classes)") == ["7"]

@@ -1,73 +1,49 @@
 """Self-supervised dataset distillation for the timm, lightly and Hugging Face ecosystem.
 
-Importing the package registers its networks with timm: `timm.create_model("ssdd_convnet3")` works from then on. What
-needs lightly or Accelerate is imported when it is first used.
+`import ssdd_hub` registers its networks with timm, now or when timm is imported: `timm.create_model("ssdd_convnet3")`
+works from then on. Everything else is imported when it is first used.
 """
 
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.lazy import lazy_names
+from ssdd_hub.timm_registration import register_with_timm
 
 if TYPE_CHECKING:
-    from ssdd_hub.distill.distiller import Distiller
-    from ssdd_hub.distill.methods.registry import list_methods
-    from ssdd_hub.distill.parameterisations.registry import list_parameterisations
-    from ssdd_hub.models.build import build_student, list_students
-    from ssdd_hub.models.convnet import ConvNet
-    from ssdd_hub.sets.interop import export_tensors, import_tensors
-    from ssdd_hub.sets.pretrain import pretrain_student
-    from ssdd_hub.sets.views import add_views
-    from ssdd_hub.teachers.objectives.registry import build_objective, list_objectives
-    from ssdd_hub.teachers.teacher import build_teacher
-
-# A distilled set can be read where timm is not installed.
-if find_spec("timm") is not None:
-    import ssdd_hub.models  # noqa: F401
+    from ssdd_hub.distill.distiller import Distiller as Distiller
+    from ssdd_hub.distill.methods.registry import list_methods as list_methods
+    from ssdd_hub.distill.parameterisations.registry import list_parameterisations as list_parameterisations
+    from ssdd_hub.errors import InputError as InputError, SettingsError as SettingsError
+    from ssdd_hub.models.build import build_student as build_student, list_students as list_students
+    from ssdd_hub.models.convnet import ConvNet as ConvNet
+    from ssdd_hub.pixel_space import PixelSpace as PixelSpace
+    from ssdd_hub.sets.distilled import DistilledSet as DistilledSet
+    from ssdd_hub.sets.interop import export_tensors as export_tensors, import_tensors as import_tensors
+    from ssdd_hub.sets.pretrain import pretrain_student as pretrain_student
+    from ssdd_hub.sets.views import add_views as add_views
+    from ssdd_hub.teachers.objectives.registry import (
+        build_objective as build_objective,
+        list_objectives as list_objectives,
+    )
+    from ssdd_hub.teachers.teacher import build_teacher as build_teacher
+else:
+    __getattr__, __all__ = lazy_names(
+        __name__,
+        "distill.distiller: Distiller",
+        "distill.methods.registry: list_methods",
+        "distill.parameterisations.registry: list_parameterisations",
+        "errors: InputError SettingsError",
+        "models.build: build_student list_students",
+        "models.convnet: ConvNet",
+        "pixel_space: PixelSpace",
+        "sets.distilled: DistilledSet",
+        "sets.interop: export_tensors import_tensors",
+        "sets.pretrain: pretrain_student",
+        "sets.views: add_views",
+        "teachers.objectives.registry: build_objective list_objectives",
+        "teachers.teacher: build_teacher",
+    )
 
 __version__ = "0.1.0.dev0"
 
-__all__ = [
-    "ConvNet",
-    "DistilledSet",
-    "Distiller",
-    "InputError",
-    "PixelSpace",
-    "SettingsError",
-    "add_views",
-    "build_objective",
-    "build_student",
-    "build_teacher",
-    "export_tensors",
-    "import_tensors",
-    "list_methods",
-    "list_objectives",
-    "list_parameterisations",
-    "list_students",
-    "pretrain_student",
-]
-
-_LAZY = {
-    "ConvNet": "models.convnet",
-    "Distiller": "distill.distiller",
-    "add_views": "sets.views",
-    "build_objective": "teachers.objectives.registry",
-    "build_student": "models.build",
-    "build_teacher": "teachers.teacher",
-    "export_tensors": "sets.interop",
-    "import_tensors": "sets.interop",
-    "list_methods": "distill.methods.registry",
-    "list_objectives": "teachers.objectives.registry",
-    "list_parameterisations": "distill.parameterisations.registry",
-    "list_students": "models.build",
-    "pretrain_student": "sets.pretrain",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"ssdd_hub.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+register_with_timm()
