@@ -8,14 +8,15 @@ from operator import or_
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin
 
-from ssdd_hub.errors import Check, require
+from ssdd_hub.errors import Check, nearest, require
 
 
 class Rule(NamedTuple):
-    """What a setting's value must be, in words and as a test."""
+    """What a setting's value must be, in words and as a test; `choices` are named to who misspells one."""
 
     required: str
     holds: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
 
 
 def at_least(bound: float) -> Rule:
@@ -26,12 +27,12 @@ def at_least(bound: float) -> Rule:
 def one_of(names: Iterable[str]) -> Rule:
     """Returns the rule of a name out of a list, to be written into `Annotated[str, ...]`."""
     choices = tuple(names)
-    return Rule(f"one of {', '.join(choices)}", choices.__contains__)
+    return Rule(f"one of {', '.join(choices)}", choices.__contains__, choices)
 
 
 def either(*names: str) -> Rule:
     """Returns the rule of a name out of two or three, which a message joins by `or`."""
-    return Rule(f"{', '.join(names[:-1])} or {names[-1]}", names.__contains__)
+    return Rule(f"{', '.join(names[:-1])} or {names[-1]}", names.__contains__, names)
 
 
 Natural = Annotated[int, at_least(0)]
@@ -99,7 +100,8 @@ class Settings:
             optional = NoneType in others
             rules = rules_of(kind if optional else field.type)
             required = None if optional and value is None else unmet(rules, value)
-            yield required is None, f"{self.option(field.name)} must be {required}, got {value!r}"
+            hint = nearest(value, [choice for rule in rules for choice in rule.choices])
+            yield required is None, f"{self.option(field.name)} must be {required}, got {value!r}{hint}"
 
     @classmethod
     def option(cls, name: str) -> str:
