@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.utils import DistributedType
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs import launch
@@ -32,6 +33,17 @@ def test_all_wrong_settings_are_listed(capsys):
     status, printed = end(SettingsError(["a must be 1, got 2", "b is no setting"]), capsys)
     assert status == 2
     assert printed == "error:\n  - a must be 1, got 2\n  - b is no setting\n"
+
+
+def test_under_a_launcher_the_message_is_last_or_it_says_how_to_make_it_so(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "default")
+    printed = end(InputError("name another"), capsys)[1]
+    assert printed.startswith("error: name another\n(accelerate launch adds a traceback") and "--quiet" in printed
+    # What torchrun ends its report with.
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert end(InputError("name another"), capsys) == (2, "error: name another\n")
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
+    assert "traceback : error: name another\n====" in str(ChildFailedError("distill.py", {0: failure}))
 
 
 def test_an_interruption_says_how_to_go_on_and_has_the_status_of_one(capsys):
