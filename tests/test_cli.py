@@ -155,15 +155,6 @@ def test_push_says_what_it_sends_and_where_and_how_to_load_it(ann, folder, ssdd)
     assert torch.equal(loaded.images, full_set().images)
 
 
-def test_a_second_push_of_the_same_set_changes_nothing(ann, folder, ssdd):
-    first = ssdd("push", "set", "x").splitlines()
-    repo = ann.repos["dataset", "ann/x"]
-    before = (len(repo.commits), dict(repo.branches), dict(repo.tags))
-    second = ssdd("push", "set", "ann/x").splitlines()
-    assert (len(repo.commits), repo.branches, repo.tags) == before
-    assert second == [first[0].replace("new ", ""), *first[1:]]
-
-
 @pytest.mark.parametrize("token", ["", "hf_ann", "hf_eve"])
 def test_a_dry_run_sends_nothing_and_needs_no_token(hub, folder, ssdd, monkeypatch, token):
     monkeypatch.setenv("HF_TOKEN", token)

@@ -12,6 +12,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from inspect import Parameter, signature
 from itertools import product
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -49,7 +50,7 @@ CODE = b"raise SystemExit('a stranger was here')\n"
 
 @pytest.fixture
 def stranger():
-    """A server of somebody else's, which notes who asks; a set must never make anybody ask."""
+    """A server of somebody else's, which records requests; a set must never cause one."""
     asked = []
 
     class Server(BaseHTTPRequestHandler):
@@ -61,16 +62,13 @@ def stranger():
             self.wfile.write(CODE)
 
         do_HEAD = do_GET
+        log_message = Mock()
 
-        def log_message(self, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.asked, server.address = asked, f"http://127.0.0.1:{server.server_port}"
-    yield server
-    server.shutdown()
-    server.server_close()
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.asked, server.address = asked, f"http://127.0.0.1:{server.server_port}"
+        yield server
+        server.shutdown()
 
 
 @pytest.fixture
@@ -309,19 +307,12 @@ def make_run(folder, **sections):
     return folder
 
 
-RUNS = {
-    "photos": {"data": {"name": PHOTOS}},
-    "photos beside": {"data": {"name": "../photos"}},
-    "teacher's folder": {"teacher": {"backbone": f"local-dir:{PHOTOS}", "pretrained": True}},
-    "teacher's checkpoint": {"teacher": {"backbone": "resnet18", "checkpoint": "/etc/shadow"}},
-    "teacher's cache": {"teacher": {"backbone": "resnet18", "pretrained": True, "model_args": {"cache_dir": "/x"}}},
-    "recipe": {"use": {"epochs": 10**12}},
-}
+RUNS = ("source's folder", "source above", "teacher in a folder", "teacher's checkpoint", "teacher with a cache")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [*RUNS, "use without end"])
 def test_a_copied_run_folder_names_no_folder_of_this_machine(name, tmp_path, home):
-    run = make_run(tmp_path / "run", **RUNS[name])
+    run = make_run(tmp_path / "run", **SECTIONS[name].get("settings", SECTIONS[name]))
     with pytest.raises(InputError, match="that the record states is not taken"):
         stated_settings(str(run / "distilled"))
     assert any(finding.place == "config.yaml" and finding.level == "error" for finding in check_place(run))

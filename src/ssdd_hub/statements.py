@@ -49,14 +49,9 @@ def stated_student(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def stated_teacher(teacher: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the settings of a ready-made teacher that timm has by name, or that is on the Hub.
+    """Returns the recorded settings of a ready-made teacher, a name of timm or on the Hub, or without a `backbone`.
 
-    Args:
-        teacher: The recorded settings; without `backbone` where another one is used.
-
-    Returns:
-        None for a teacher that is not available: a folder or file of the machine where the set was made, or one that
-        was trained there.
+    None for a teacher that is not available: a folder or file where the set was made, or one that was trained there.
 
     Raises:
         InputError: What is stated is not on the allow-list.
@@ -74,14 +69,10 @@ def stated_teacher(teacher: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def stated_source(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the settings of the source images where these are the embedded digits or on the Hub.
+    """Returns the recorded settings of source images that are the embedded digits or on the Hub, or without a `name`.
 
-    Args:
-        data: The recorded settings; without `name` where other images are used.
-
-    Returns:
-        None where they were a folder, or where a folder of that name is here: nothing tells that it holds these
-        images, and a record does not choose which folders of this machine are read.
+    None where they were a folder, or where a folder of that name is here: nothing tells that it holds these images,
+    and a record does not choose which folders of this machine are read.
 
     Raises:
         InputError: What is stated is not on the allow-list.
@@ -95,11 +86,7 @@ def stated_source(data: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def check_use(stated: Mapping[str, Any]) -> None:
-    """Refuses a recipe for students in which a value is of another type or out of range.
-
-    Raises:
-        InputError: Names all such values.
-    """
+    """Raises an `InputError` for a recipe for students with values of another type or out of range."""
     _refuse("use", stated, "use the set with settings of your own")
 
 

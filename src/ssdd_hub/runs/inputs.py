@@ -51,7 +51,7 @@ def deciding_facts(described: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_inputs(run: Path, inputs: Inputs, is_main: bool = True, made: bool = False) -> dict[str, Any]:
-    """Refuses inputs other than those that a run folder was made from; every process decides alike.
+    """Returns the content of `inputs.json`; every process finds the same in a folder that only the main one reads.
 
     Earlier versions did not record inputs: then results made from them may tell, and a warning is logged where
     nothing does.
@@ -59,11 +59,8 @@ def check_inputs(run: Path, inputs: Inputs, is_main: bool = True, made: bool = F
     Args:
         run: The run folder; it is not changed.
         inputs: Facts of each input, as JSON.
-        is_main: Whether this process reads the folder; all others are given what it reads.
+        is_main: Whether this process reads the folder.
         made: Whether this run has just made these inputs itself, so that only its record can speak against them.
-
-    Returns:
-        The content of `inputs.json`.
 
     Raises:
         InputError: An input is another one than before, or than on the main process; or the record is damaged.
