@@ -37,6 +37,7 @@ class Config:
     SHORT: ClassVar[dict[str, str]] = {"epochs": "pretraining.epochs", "method": "distiller.steps"}
     RENAMED: ClassVar[dict[str, str]] = {
         "use": "pretraining",
+        "use.num_epochs": "pretraining.epochs",
         "targets": "datasets",
         "target_args": "dataset_args",
         "distiller.num_steps": "distiller.steps",
@@ -95,6 +96,11 @@ def test_renamed_lists_dictionaries_and_single_settings_are_read(parse):
         "target_args is now dataset_args",
         "targets is now datasets",
     ]
+
+
+def test_a_setting_and_the_section_that_it_was_in_may_both_be_renamed(parse):
+    config, told = parse(text="use: {num_epochs: 3, max_steps: 7}")
+    assert (config["pretraining"]["epochs"], config["pretraining"]["max_steps"], len(told)) == (3, 7, 2)
 
 
 def test_of_two_sources_the_later_wins_whichever_name_it_uses(parse):

@@ -40,7 +40,8 @@ def parse_config(
     `--data.image-size 32`, `--data.image-size=32` and, for switches, `--teacher.pretrained` are understood. A later
     dictionary replaces an earlier one; `--teacher.model-args.NAME VALUE` changes one entry. A list of strings is
     written `a,b`, or one by one, `--set a --set b`. The class may have two class variables: `SHORT`, other names for
-    the command line, and `RENAMED`, old names of settings or sections, which still work with a `FutureWarning`.
+    the command line, and `RENAMED`, from old names of settings and sections to present ones: an old name, which no
+    present setting may have, still works, with a `FutureWarning`.
 
     Args:
         config_class: A dataclass of dataclasses, such as `DistillConfig`.
@@ -148,7 +149,9 @@ class _Reader:
     def __init__(self, config_class: Any) -> None:
         self.kinds = _kinds(config_class)
         self.short: Mapping[str, str] = getattr(config_class, "SHORT", {})
-        self.renamed: Mapping[str, str] = getattr(config_class, "RENAMED", {})
+        renamed: Mapping[str, str] = getattr(config_class, "RENAMED", {})
+        # A setting comes before the section that it was in.
+        self.renamed = {old: renamed[old] for old in sorted(renamed, key=len, reverse=True)}
         self.old_names: set[str] = set()
         self.problems: list[str] = []
 

@@ -176,16 +176,21 @@ def test_a_run_begun_before_there_was_a_setting_goes_on_with_its_default(tmp_pat
 
 @dataclass(frozen=True)
 class Renamed(Defaults):
-    RENAMED = {"use": "pretraining", "distiller.steps": "distiller.outer.steps", "gone.a": "b"}
+    RENAMED = {"use": "pretraining", "use.epochs": "pretraining.passes", "gone.a": "b"}
+    RENAMED |= {"distiller.steps": "distiller.outer.steps"}
 
 
 def test_a_run_begun_with_old_names_goes_on_under_the_present_ones(tmp_path):
-    begin(tmp_path, BEFORE)
-    now = {name: value for name, value in BEFORE.items() if name != "use"}
-    now |= {"pretraining": {"epochs": 100}, "distiller": {"lr_images": 1e-4, "widths": [1, 2], "outer": {"steps": 10}}}
+    before = {**BEFORE, "use": {"epochs": 100, "augment": "flip"}}
+    begin(tmp_path, before)
+    now = {name: value for name, value in before.items() if name != "use"}
+    now |= {
+        "pretraining": {"passes": 100, "augment": "flip"},
+        "distiller": {"lr_images": 1e-4, "widths": [1, 2], "outer": {"steps": 10}},
+    }
     RunFolder(tmp_path, now, defaults=Renamed()).start()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == now
-    begin(tmp_path / "b", BEFORE)
+    begin(tmp_path / "b", before)
     with pytest.raises(InputError, match=r"distiller.outer.steps: 10 there, 9 now\)"):
         RunFolder(
             tmp_path / "b", {**now, "distiller": {**now["distiller"], "outer": {"steps": 9}}}, defaults=Renamed()

@@ -220,16 +220,21 @@ def _refuse_other_settings(path: Path, config: dict[str, Any], same_settings: bo
 
 def _rename(stored: dict[str, Any], renamed: Mapping[str, str]) -> None:
     """Gives settings and sections that are stored under an old dotted name their present one."""
-    for old, new in renamed.items():
-        (*sections, name), (*target, present) = old.split("."), new.split(".")
+    found = {}
+    # A setting comes before the section that it was in.
+    for old in sorted(renamed, key=len, reverse=True):
+        *sections, name = old.split(".")
         holder = stored
         for section in sections:
             holder = holder.get(section) or {}
         if name in holder:
-            value, holder = holder.pop(name), stored
-            for section in target:
-                holder = holder.setdefault(section, {})
-            holder[present] = value
+            found[renamed[old]] = holder.pop(name)
+    for new, value in found.items():
+        *sections, name = new.split(".")
+        holder = stored
+        for section in sections:
+            holder = holder.setdefault(section, {})
+        holder[name] = {**value, **(holder.get(name) or {})} if isinstance(value, dict) else value
 
 
 def _differences(before: Any, now: Any, default: Any = None, key: str = "") -> list[tuple[str, Any, Any]]:

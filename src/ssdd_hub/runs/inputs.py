@@ -53,8 +53,8 @@ def deciding_facts(described: Mapping[str, Any]) -> dict[str, Any]:
 def check_inputs(run: Path, inputs: Inputs, is_main: bool = True, made: bool = False) -> dict[str, Any]:
     """Returns the content of `inputs.json`; every process finds the same in a folder that only the main one reads.
 
-    Earlier versions did not record inputs: then results made from them may tell, and a warning is logged where
-    nothing does.
+    Earlier versions did not record inputs: then results made from them are evidence, and a warning is logged where
+    there is none.
 
     Args:
         run: The run folder; it is not changed.
@@ -96,14 +96,14 @@ def _gather(value: tuple[Inputs, Inputs, list[str], str]) -> list[tuple[Inputs, 
 
 
 def _look(run: Path, inputs: Inputs, made: bool) -> tuple[Inputs, list[str], str]:
-    """Returns the record, the titles of inputs of which nothing tells, and what is wrong, in words."""
+    """Returns the record, the titles of inputs without any evidence, and what is wrong, in words."""
     try:
         record = _read(run / INPUTS_FILE)
     except InputError as error:
         return {}, [], str(error)
     known = set(record)
     problems = [text for name in inputs if name in record for text in _differences(name, record[name], inputs[name])]
-    for name, candidates, where in [] if made else _told_by_results(run):
+    for name, candidates, where in [] if made else _evidence(run):
         if name not in inputs or name in record:
             continue
         found = [
@@ -144,8 +144,8 @@ def _read(path: Path) -> Inputs:
     return inputs
 
 
-def _told_by_results(run: Path) -> Iterator[tuple[str, list[Facts], str]]:
-    """Yields an input, the facts of it of which some must hold, and the file that tells."""
+def _evidence(run: Path) -> Iterator[tuple[str, list[Facts], str]]:
+    """Yields from results the name of an input, facts of which one must hold, and the file that states them."""
     made_set = section(_json(run / "distilled" / METADATA_FILE), "provenance")
     for name in ("source", "heldout"):
         yield name, [section(made_set, name)], f"distilled/{METADATA_FILE}"
@@ -168,7 +168,7 @@ def _told_by_results(run: Path) -> Iterator[tuple[str, list[Facts], str]]:
 
 
 def _json(path: Path) -> Facts:
-    """Returns the object in a file; an empty one where there is none, which then tells nothing."""
+    """Returns the object in a file; an empty one where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
