@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -176,25 +177,24 @@ def test_a_run_begun_before_there_was_a_setting_goes_on_with_its_default(tmp_pat
 
 @dataclass(frozen=True)
 class Renamed(Defaults):
-    RENAMED = {"use": "pretraining", "use.epochs": "pretraining.passes", "gone.a": "b"}
-    RENAMED |= {"distiller.steps": "distiller.outer.steps"}
+    RENAMED: ClassVar = {
+        **{"use": "pretraining", "use.epochs": "pretraining.passes"},
+        **{"distiller.steps": "distiller.outer.steps", "gone.a": "b"},
+    }
 
 
 def test_a_run_begun_with_old_names_goes_on_under_the_present_ones(tmp_path):
     before = {**BEFORE, "use": {"epochs": 100, "augment": "flip"}}
     begin(tmp_path, before)
     now = {name: value for name, value in before.items() if name != "use"}
-    now |= {
-        "pretraining": {"passes": 100, "augment": "flip"},
-        "distiller": {"lr_images": 1e-4, "widths": [1, 2], "outer": {"steps": 10}},
-    }
+    now |= {"pretraining": {"passes": 100, "augment": "flip"}}
+    now |= {"distiller": {"lr_images": 1e-4, "widths": [1, 2], "outer": {"steps": 10}}}
     RunFolder(tmp_path, now, defaults=Renamed()).start()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == now
     begin(tmp_path / "b", before)
+    now["distiller"]["outer"]["steps"] = 9
     with pytest.raises(InputError, match=r"distiller.outer.steps: 10 there, 9 now\)"):
-        RunFolder(
-            tmp_path / "b", {**now, "distiller": {**now["distiller"], "outer": {"steps": 9}}}, defaults=Renamed()
-        )
+        RunFolder(tmp_path / "b", now, defaults=Renamed())
 
 
 @pytest.mark.parametrize(
