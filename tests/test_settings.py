@@ -132,6 +132,7 @@ def test_mistakes_below_an_old_name_are_reported_by_the_present_one(parse):
         ("stepz", "distiller.steps"),
         ("methd", "distiller.steps"),
         ("epoch", "pretraining.epochs"),
+        ("inner", "distiller.inner_steps"),
         ("inner_step", "distiller.inner_steps"),
         ("pretraining.steps", "distiller.steps"),
         ("pretraining.max_stepz", "pretraining.max_steps"),

@@ -243,12 +243,12 @@ class _Reader:
         # Short names lead to what they are short for.
         for word, kind in {**dict(zip(self.kinds, self.kinds, strict=True)), **self.short}.items():
             ends.setdefault(word.rpartition(".")[2], []).append(kind)
-        alike = [kind for end in get_close_matches(last, ends) for kind in ends[end]]
+        alike = [kind for end in get_close_matches(last, ends, cutoff=0.7) for kind in ends[end]]
         near = (
             [kind for kind in self.kinds if _within(name, [kind])]
             or ends.get(last)
             or [kind for kind in alike if section and kind.startswith(f"{section}.")]
-            or [kind for kind in self.kinds if kind.startswith(name)]
+            or [kind for kind in self.kinds if kind.startswith(name) or kind.rpartition(".")[2].startswith(last)]
             or alike
             or get_close_matches(name, self.kinds, n=1, cutoff=0.0)
         )

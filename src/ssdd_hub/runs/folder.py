@@ -69,12 +69,7 @@ class RunSettings(LaunchSettings):
 
 
 class RunLog:
-    """A JSONL log of the stages of a run; it holds no times, so that the same distillation writes the same bytes.
-
-    Args:
-        path: The file.
-        enabled: False on all processes but one.
-    """
+    """A JSONL log of a run's stages, written by one process; without times, so that a repeated run writes the same."""
 
     def __init__(self, path: Path, enabled: bool = True) -> None:
         self.path, self.enabled = path, enabled
@@ -99,15 +94,15 @@ class RunLog:
 
 
 class RunFolder:
-    """A run's files; starting a run again in its folder resumes it.
+    """The files of a run, in `--output`; starting a run again in its folder resumes it.
 
     Args:
-        path: The folder, `--output`.
+        path: The folder.
         config: The resolved settings.
         is_main: Whether this process writes.
-        same_settings: Whether the run is only resumed with the settings that it began with, or with any of its recipe.
-        defaults: The recipe's settings as they are by default, a dataclass of dataclasses: a run that began when there
-            was no such setting is resumed with its default, and old names that its `RENAMED` lists are understood.
+        same_settings: Whether a run is only resumed with the settings that it began with, or with any of its recipe.
+        defaults: The recipe's default settings, which a run that began before a setting existed is resumed with; old
+            names in its `RENAMED` are understood.
 
     Raises:
         InputError: The folder holds something else, or a run with other settings. Other inputs are refused by `start`.
@@ -134,11 +129,11 @@ class RunFolder:
         self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
 
     def start(self, inputs: Inputs | None = None) -> None:
-        """Writes the settings and the inputs; called once no wrong setting can end the run any more.
+        """Writes the settings and the inputs, once no wrong setting can end the run any more; all processes call it.
 
         Args:
-            inputs: What the run computes from, as `describe_images` returns it. All processes call with theirs. None
-                where everything in the folder is named by the content of its own inputs, or computed anew.
+            inputs: What the run computes from, as `describe_images` returns it; None where everything in the folder
+                is named by the content of its own inputs, or computed anew.
 
         Raises:
             InputError: The folder holds a run with other inputs; it is not changed.
@@ -175,8 +170,7 @@ def _write(path: Path, text: str) -> None:
 def _require_plain_run(path: Path) -> None:
     """Refuses a run folder in which something that is read or written is a FIFO, a device or a link.
 
-    Work folders may be links, as to a larger disk, but only in a run that the user began: in a folder from elsewhere
-    they may lead to anything.
+    Work folders may be links, as to a larger disk, in a run that the user began; untrusted ones may lead to anything.
     """
     require_plain(path, [_CONFIG_FILE, *_FILES])
     linked = [name for name in _WORK_FOLDERS if (path / name).is_symlink() and (path / name).is_dir()]
