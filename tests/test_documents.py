@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 from ssdd_hub import cli
 from ssdd_hub.settings import parse_config
@@ -87,8 +89,8 @@ def test_pages_are_found_and_short():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files_and_headings(page):
-    links = re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", prose(page))
-    for link in filter(lambda link: "://" not in link, ("".join(pair) for pair in links)):
+    links = ("".join(pair) for pair in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", prose(page)))
+    for link in (link for link in links if "://" not in link):
         name, _, heading = link.partition("#")
         target = ((ROOT / page).parent / name if name else ROOT / page).resolve()
         assert target.is_file() and target.is_relative_to(ROOT), link
@@ -151,13 +153,10 @@ def own_options():
     return {option for command in commands.values() for action in command._actions for option in action.option_strings}
 
 
-def test_every_objective_is_listed_with_its_paper_and_what_it_keeps():
+def test_every_objective_is_listed_with_its_paper_and_what_it_keeps_and_named_in_the_readme():
     for name, objective in OBJECTIVES.items():
         row = f"| `{name}` | {objective.citation} | {', '.join(objective.needs) or '-'} |"
         assert row in read("recipes/teachers.md").splitlines()
-
-
-def test_the_readme_names_every_objective_and_their_number():
     assert f"any of {len(OBJECTIVES)} objectives" in read("README.md")
     assert f"Objectives: {', '.join(sorted(OBJECTIVES))}." in read("README.md")
 
@@ -182,14 +181,9 @@ def test_the_scores_of_the_readme_are_those_of_the_results():
 def run_alone(code, folder, **environment):
     """Runs code in a process of its own, without a network and with empty caches; returns its output and CPU time."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -209,9 +203,6 @@ def test_the_example_in_plain_pytorch_distils(tmp_path):
 
 
 def test_the_objective_of_the_example_in_plain_pytorch_trains():
-    import timm
-    import torch
-
     (example,) = code_of("recipes/teachers.md")
     names = {"view_1": torch.rand(4, 3, 32, 32), "view_2": torch.rand(4, 3, 32, 32)}
     exec(example, names)

@@ -1,9 +1,7 @@
-"""The allow-list for arguments of networks, objectives and views, wherever they come from.
+"""The allow-list for arguments of networks, objectives and views: numbers, short words, lists and mappings of them.
 
-A record, a file of settings or a repository may come from somebody else. What it states as arguments of a network is
-handed to `timm.create_model`, which also takes addresses to fetch, files to read and folders to write. So all
-arguments pass here, those of a command line too: numbers, short words, and lists and mappings of them, under names
-that the network itself takes.
+Untrusted records, settings and repositories state arguments that are handed to `timm.create_model`, which also takes
+addresses to fetch, files to read and folders to write. So all arguments pass here, those of a command line too.
 """
 
 import os
@@ -34,11 +32,7 @@ _SHOWN = 60  # letters of a value in a message
 
 
 def check_arguments(what: str, arguments: Any) -> None:
-    """Refuses arguments that are not on the allow-list.
-
-    Args:
-        what: Whose arguments they are, the beginning of the message.
-        arguments: Values by name. Python objects that no file can state, such as classes and functions, are taken.
+    """Refuses arguments that are not on the allow-list; objects that no file can state, such as classes, are taken.
 
     Raises:
         InputError: A name is reserved or none, or a value is more than a number, a short word or lists of them.
@@ -49,14 +43,7 @@ def check_arguments(what: str, arguments: Any) -> None:
 
 
 def argument_checks(option: str, arguments: Mapping[str, Any], decided: Iterable[str], by: str) -> Iterator[Check]:
-    """Yields the checks of a setting that holds arguments.
-
-    Args:
-        option: The full name of the setting.
-        arguments: Its value.
-        decided: Names that it must leave out.
-        by: What decides these, for the message.
-    """
+    """Yields the checks of a setting that holds arguments, without the names that are decided `by` something else."""
     taken = ", ".join(name for name in decided if name in arguments)
     yield not taken, f"{option} must leave out {taken}, which {by}"
     for problem in find_problems(arguments):
@@ -100,7 +87,7 @@ def _problems(value: Any, path: str, levels: int) -> Iterator[str]:
 
 
 def _count(value: Any) -> int:
-    """Returns the number of values inside a value, as far as they are counted before there are too many."""
+    """Returns the number of values inside a value; counting stops when there are too many."""
     total, left = 0, [value]
     while left and total <= _MOST_VALUES:
         part = left.pop()
@@ -111,10 +98,9 @@ def _count(value: Any) -> int:
 
 
 def show(value: Any) -> str:
-    """Returns a value from outside for a message: short, without tokens and without what steers a terminal."""
+    """Returns an untrusted value for a message: short, without tokens and without what steers a terminal."""
     try:
-        text = repr(value)
+        text = blot_tokens(repr(value))
     except ValueError:  # Python does not write out whole numbers of thousands of digits
         text = "a number of thousands of digits"
-    text = blot_tokens(text)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -1,4 +1,4 @@
-"""Settings with bounds: annotations that state what a value must be, and the base class that checks them."""
+"""Annotations that bound a setting's value, and the base class of settings that checks them."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -8,30 +8,31 @@ from operator import or_
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin
 
-from ssdd_hub.errors import Check, require
+from ssdd_hub.errors import Check, nearest, require
 
 
 class Rule(NamedTuple):
-    """What a setting's value must be, in words and as a test."""
+    """What a setting's value must be, in words and as a test, and the names that it may be, if any."""
 
     required: str
     holds: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
 
 
 def at_least(bound: float) -> Rule:
-    """Returns the rule of a number with a lower bound, to be written into `Annotated[int, ...]`."""
+    """Returns the rule of a number with a lower bound, for `Annotated[int, ...]`."""
     return Rule(f"at least {bound}", lambda value: value >= bound)
 
 
 def one_of(names: Iterable[str]) -> Rule:
-    """Returns the rule of a name out of a list, to be written into `Annotated[str, ...]`."""
+    """Returns the rule of a name out of a list, for `Annotated[str, ...]`."""
     choices = tuple(names)
-    return Rule(f"one of {', '.join(choices)}", choices.__contains__)
+    return Rule(f"one of {', '.join(choices)}", choices.__contains__, choices)
 
 
 def either(*names: str) -> Rule:
     """Returns the rule of a name out of two or three, which a message joins by `or`."""
-    return Rule(f"{', '.join(names[:-1])} or {names[-1]}", names.__contains__)
+    return Rule(f"{', '.join(names[:-1])} or {names[-1]}", names.__contains__, names)
 
 
 Natural = Annotated[int, at_least(0)]
@@ -54,13 +55,13 @@ _KINDS = {
 
 
 def rules_of(annotation: Any) -> list[Rule]:
-    """Returns what an annotation asks of a value, its type first; empty for types other than bool, int and float."""
+    """Returns the rules of an annotation, that of its type first; only bool, int and float have one."""
     kind = _KINDS.get(getattr(annotation, "__origin__", annotation))
     return [rule for rule in (kind, *getattr(annotation, "__metadata__", ())) if isinstance(rule, Rule)]
 
 
 def unmet(rules: Iterable[Rule], value: Any) -> str | None:
-    """Returns what the value should have been by the first rule that it breaks; None where it keeps all."""
+    """Returns what the first broken rule requires; None where the value keeps all."""
     return next((rule.required for rule in rules if not rule.holds(value)), None)
 
 
@@ -79,12 +80,9 @@ class Settings:
 
     Raises:
         SettingsError: Values of another type or range than annotated, or that contradict each other; all are named.
-
-    Attributes:
-        section: What the settings are a section of, the first part of their names in messages.
     """
 
-    section: ClassVar[str]
+    section: ClassVar[str]  # the first part of the settings' names in messages
 
     def __init_subclass__(cls, section: str | None = None) -> None:
         super().__init_subclass__()
@@ -99,7 +97,8 @@ class Settings:
             optional = NoneType in others
             rules = rules_of(kind if optional else field.type)
             required = None if optional and value is None else unmet(rules, value)
-            yield required is None, f"{self.option(field.name)} must be {required}, got {value!r}"
+            hint = nearest(value, [choice for rule in rules for choice in rule.choices])
+            yield required is None, f"{self.option(field.name)} must be {required}, got {value!r}{hint}"
 
     @classmethod
     def option(cls, name: str) -> str:
@@ -107,5 +106,5 @@ class Settings:
         return f"{cls.section}.{name}"
 
     def conflicts(self) -> Iterable[Check]:
-        """Returns pairs of a condition between settings and the sentence to report where it does not hold."""
+        """Returns the checks between settings."""
         return ()

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ TAG = "ssdd_hub"
 """The tag of the cards of all sets, by which the Hub finds them."""
 _HUBS_OWN = ".gitattributes"
 _RUNNABLE = PICKLES | {".dll", ".exe", ".ipynb", ".py", ".pyc", ".sh", ".so"}
-_LONGEST_CELL = 80  # letters; wider ones would make a table of one line a screen
+_LONGEST_CELL = 80  # letters of a table's cell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,55 +44,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _build_parser() -> argparse.ArgumentParser:
+    # Arguments of several commands.
+    revision = argparse.ArgumentParser(add_help=False)
+    revision.add_argument("--revision", help="branch, tag or sha; main by default")
+    stated = argparse.ArgumentParser(add_help=False)
+    stated.add_argument("folder", help="such as runs/digits/distilled")
+    stated.add_argument("--license", help="by default derived from those of source and teacher")
+    stated.add_argument("--license-reason", help="the permission by which it may be more permissive than those")
+    stated.add_argument("--teacher", help="the teacher's repository on the Hub, for the card")
+    stated.add_argument("--scores", type=Path, help="a scores.json whose records the card shows")
+
     parser = argparse.ArgumentParser("ssdd-hub", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    push = commands.add_parser("push", help="publish the folder of a set: one commit, verified, tagged")
-    push.add_argument("folder", help="such as runs/digits/distilled")
-    push.add_argument("repo", help="owner/name, or a name in your own namespace")
-    push.add_argument("--dry-run", action="store_true", help="show what would be sent and where, and stop")
-    push.add_argument("--private", action="store_true", help="a repository made here is private")
-    push.add_argument("--revision", help="a branch, made if it is not there; main by default")
-    push.add_argument("--create-pr", action="store_true", help="offer the set as a pull request")
-    push.add_argument("--tag", help="by default set- and eight digits made of the contents; '' for none")
-    push.add_argument("--message", default=MESSAGE, help="the commit's title")
-    _add_statements(push)
-    push.set_defaults(run=_push)
-
-    card = commands.add_parser("card", help="render the card of a folder again, with what is stated besides")
-    card.add_argument("folder", help="such as runs/digits/distilled")
-    card.add_argument("--location", help="what the card's code loads; by default the name of the folder")
-    _add_statements(card)
-    card.set_defaults(run=_card)
-
-    pull = commands.add_parser("pull", help="fetch a set into a folder of its own, checked")
-    pull.add_argument("repo", help="owner/name")
-    pull.add_argument("folder", nargs="?", help="the place; by default the name of the set")
-    pull.add_argument("--revision", help="branch, tag or sha; main by default")
-    pull.set_defaults(run=_pull)
-
-    listing = commands.add_parser("list", help="list sets on the Hub")
-    listing.add_argument("--author", help="of this user or organisation")
-    listing.add_argument("--search", help="with this in their names")
-    listing.add_argument("--limit", type=_count, default=50, help="so many at most (%(default)s)")
-    listing.set_defaults(run=_list)
-
-    for name, run, text in (
-        ("show", _show, "tell what a set is, how it was made and what it scored"),
-        ("check", _check, "look for mistakes in a set, a teacher or a run: files, record, data, card, licence"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("place", help="a folder, or owner/name")
-        command.add_argument("--revision", help="branch, tag or sha; main by default")
+    def _add(name: str, run: Callable[..., int | None], text: str, *shared: argparse.ArgumentParser) -> Any:
+        command = commands.add_parser(name, help=text, parents=shared)
         command.set_defaults(run=run)
+        return command.add_argument
+
+    push = _add("push", _push, "publish the folder of a set: one commit, verified, tagged", stated)
+    push("repo", help="owner/name, or a name in your own namespace")
+    push("--dry-run", action="store_true", help="show what would be sent and where, and stop")
+    push("--private", action="store_true", help="a repository made here is private")
+    push("--revision", help="a branch, made if it is not there; main by default")
+    push("--create-pr", action="store_true", help="offer the set as a pull request")
+    push("--tag", help="by default set- and eight digits made of the contents; '' for none")
+    push("--message", default=MESSAGE, help="the commit's title")
+    card = _add("card", _card, "render the card of a folder again, with what is stated besides", stated)
+    card("--location", help="what the card's code loads; by default the name of the folder")
+    pull = _add("pull", _pull, "fetch a set into a folder of its own, checked", revision)
+    pull("repo", help="owner/name")
+    pull("folder", nargs="?", help="the place; by default the name of the set")
+    listing = _add("list", _list, "list sets on the Hub")
+    listing("--author", help="of this user or organisation")
+    listing("--search", help="with this in their names")
+    listing("--limit", type=_count, default=50, help="so many at most (%(default)s)")
+    show = _add("show", _show, "tell what a set is, how it was made and what it scored", revision)
+    check_text = "look for mistakes in a set, a teacher or a run: files, record, data, card, licence"
+    for command in (show, _add("check", _check, check_text, revision)):
+        command("place", help="a folder, or owner/name")
     return parser
-
-
-def _add_statements(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--license", help="by default derived from those of source and teacher")
-    parser.add_argument("--license-reason", help="the permission by which it may be more permissive than those")
-    parser.add_argument("--teacher", help="the teacher's repository on the Hub, for the card")
-    parser.add_argument("--scores", type=Path, help="a scores.json whose records the card shows")
 
 
 def _read_statements(arguments: argparse.Namespace) -> Additions:
@@ -110,13 +101,13 @@ def _count(text: str) -> int:
 
 
 def _say(*lines: str) -> None:
-    """Prints lines, also where the terminal's encoding lacks a letter of theirs."""
+    """Prints lines, also where the terminal's encoding lacks one of their letters."""
     text, encoding = "".join(f"{printable(line)}\n" for line in lines), sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _folder_of(arguments: argparse.Namespace) -> Path | None:
-    """Returns the folder that is meant; None where a repository is."""
+    """Returns the folder that `place` names; None for a repository."""
     place = Path(arguments.place)
     if place.is_dir() and arguments.revision is not None:
         raise InputError(f"{place} is a folder, which has no revision {arguments.revision!r}: leave it out")
@@ -124,16 +115,8 @@ def _folder_of(arguments: argparse.Namespace) -> Path | None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    plan = plan_set(
-        arguments.folder,
-        arguments.repo,
-        private=arguments.private,
-        revision=arguments.revision,
-        create_pr=arguments.create_pr,
-        tag=arguments.tag,
-        additions=_read_statements(arguments),
-        dry_run=arguments.dry_run,
-    )
+    given = {name: getattr(arguments, name) for name in ("private", "revision", "create_pr", "tag", "dry_run")}
+    plan = plan_set(arguments.folder, arguments.repo, additions=_read_statements(arguments), **given)
     _say(plan.describe())
     if arguments.dry_run:
         _say("nothing was sent")
@@ -147,14 +130,10 @@ def _card(arguments: argparse.Namespace) -> None:
 
 
 def read_scores(path: Path) -> list[dict[str, Any]]:
-    """Reads the records of a `scores.json`.
-
-    Raises:
-        InputError: It is not one.
-    """
+    """Reads the records of a `scores.json`; raises an `InputError` for other files."""
     try:
         records = json.loads(path.read_text(encoding="utf-8"))["records"]
-        # What JSON cannot hold, such as NaN, Python reads, and it could not be written into the record.
+        # Python reads NaN, which JSON, and thus the record, cannot hold.
         json.dumps(records, ensure_ascii=False, allow_nan=False).encode()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as scores.json ({error!r}): give the one of an evaluation") from error
@@ -164,18 +143,12 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
 
 
 def describe_published(published: Published, folder: Path) -> list[str]:
-    """Returns what was published, and the lines of code that load it.
-
-    Args:
-        published: Where it is.
-        folder: The folder that was published.
-    """
+    """Returns lines that tell where a folder was published, and the code that loads it."""
     tensors = read_metadata(folder)["tensors"]
-    digests = [f"  {name} sha256 {tensors[name]['sha256']}" for name in ("images", "targets")]
     place = f'"{published.repo_id}", revision="{published.revision}"'
     return [
         f"published and verified: {published.url}",
-        *digests,
+        *(f"  {name} sha256 {tensors[name]['sha256']}" for name in ("images", "targets")),
         "load it by",
         f"  ssdd_hub.DistilledSet.from_pretrained({place})",
         f'  datasets.load_dataset({place}, split="train")',
@@ -189,15 +162,10 @@ def _pull(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    def _ask() -> list[Any]:
-        found = HfApi().list_datasets(
-            filter=TAG, author=arguments.author, search=arguments.search, limit=arguments.limit
-        )
-        return list(found)
-
+    given = {"author": arguments.author, "search": arguments.search, "limit": arguments.limit}
     with explained("listing sets"):
         # The client itself tries a listing again, five times.
-        found = patiently(_ask, tries=2)
+        found = patiently(lambda: list(HfApi().list_datasets(filter=TAG, **given)), tries=2)
     if not found:
         _say("no sets were found")
     width = max((len(entry.id) for entry in found), default=0)
@@ -212,7 +180,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def describe_set(metadata: Mapping[str, Any]) -> list[str]:
-    """Returns what a set's record states, in lines; nothing in it is taken for granted."""
+    """Returns what a set's record states, in lines; any part of it may be missing or malformed."""
     provenance = section(metadata, "provenance")
     tensors = section(metadata, "tensors")
     facts = {name: plain(section(tensors, name).get("shape")) for name in COLUMNS}
@@ -247,15 +215,14 @@ def _check_remote(repo_id: str, revision: str | None) -> list[Finding]:
         commit = pull_set(repo_id, folder, lambda fetched: None, revision)
         found = check_folder(folder)
     others = [name for name in list_files(repo_id, commit) if name != _HUBS_OWN and not is_set_file(name)]
-    return sorted([*found, *map(_find_stranger, others)])
+    return sorted([*found, *map(_judge_other, others)])
 
 
-def _find_stranger(name: str) -> Finding:
-    """Returns what to think of a file that is no part of the set, and that was therefore not fetched."""
+def _judge_other(name: str) -> Finding:
+    """Judges a file that is no part of the set, and was not fetched."""
     if Path(name).suffix.lower() in _RUNNABLE:
         return Finding("error", name, "a file of this kind may run code when it is loaded; it was not fetched")
     if clashes_with_set(name):
-        return Finding(
-            "error", name, "spoils the set: `datasets` loads it as a part, or parts of the set are not sent"
-        )
+        problem = "spoils the set: `datasets` loads it as a part, or parts of the set are not sent"
+        return Finding("error", name, problem)
     return Finding("warning", name, "is no part of a distilled set; it was not fetched")

@@ -1,6 +1,7 @@
-"""The two errors that mean "the input is at fault, and here is what to do"."""
+"""The two errors of wrong input, which say what to do, and helpers that word them."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 Check = tuple[bool, str]  # a condition that must hold, and the sentence to report when it does not
 
@@ -8,8 +9,7 @@ Check = tuple[bool, str]  # a condition that must hold, and the sentence to repo
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message says what was required, what arrived and what to do, so that a recipe can print it alone, without a
-    traceback.
+    The message says what was required, what arrived and what to do: a recipe prints it alone, without a traceback.
     """
 
 
@@ -26,14 +26,13 @@ class SettingsError(InputError):
 
 
 def require(*checks: Check) -> None:
-    """Raises one error that names every check that failed.
-
-    Args:
-        *checks: Pairs of a condition that must hold and the sentence to report when it does not.
-
-    Raises:
-        SettingsError: At least one condition does not hold.
-    """
+    """Raises one `SettingsError` that names every check that failed."""
     problems = [message for holds, message in checks if not holds]
     if problems:
         raise SettingsError(problems)
+
+
+def nearest(value: object, known: Iterable[str]) -> str:
+    """Returns the end of a message that names what a misspelt word may have meant; empty where nothing is near."""
+    near = get_close_matches(value, list(known), n=1) if isinstance(value, str) else []
+    return f"; the nearest is {near[0]}" if near else ""

@@ -16,20 +16,15 @@ _OWN_ENTRIES = {METADATA_FILE, CARD_FILE, PREVIEW_FILE, TRANSFORM_FILE, "data"}
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the same folder and renames it to `path` when the block ends well.
+    """Yields a temporary path in the same folder, renamed to `path` when the block ends well and removed otherwise.
 
-    A reader therefore sees the old file or the whole new one, also after a kill or on a full disk; the temporary file
-    of a failed block is removed.
+    A reader therefore sees the old file or the whole new one, also after a kill or on a full disk.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
         yield temporary
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -37,14 +32,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder that takes the place of `folder` when the block ends well.
+    """Yields an empty folder beside `folder` that takes its place when the block ends well; parents are created.
 
-    The new folder grows beside its place and is renamed to it; a set that was there is first renamed aside, and
-    removed last. A block that fails leaves the old set and nothing else. A kill leaves the old set or the new one
-    whole at its place; between the two renames, both whole beside it in hidden folders.
-
-    Args:
-        folder: The place; its parents are created.
+    A set that was there is renamed aside first, and removed last. A block that fails leaves the old set and nothing
+    else. A kill leaves the old set or the new one whole at its place; between the two renames, both whole beside it
+    in hidden folders.
 
     Raises:
         InputError: The place is taken by something other than a distilled set.
@@ -78,7 +70,7 @@ def _put_back(old: Path, folder: Path) -> None:
     except OSError:
         if not folder.exists():
             raise
-    # Another process may have taken the place meanwhile, and what was there before is of no more use.
+    # Another process may have taken the place meanwhile; then the old set is of no more use.
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -108,7 +100,7 @@ def _entries(folder: Path) -> set[str]:
 
 
 def _sync(*paths: Path) -> None:
-    """Makes sure that the bytes are on the disk before the next rename; Windows cannot open a folder for it."""
+    """Writes the bytes to the disk before the next rename; Windows cannot open a folder for it."""
     if os.name == "posix":
         for path in paths:
             descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""The names that a package offers, imported when they are first used: the rest need not be installed or waited for."""
+"""Names of a package that are imported on first use, so that what others need is not loaded."""
 
 import sys
 from collections.abc import Callable
@@ -7,12 +7,7 @@ from typing import Any
 
 
 def lazy_names(package: str, *offered: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Returns the `__getattr__` and the `__all__` of a package.
-
-    Args:
-        package: Its name.
-        *offered: A module of the package and names in it: `"distilled: DistilledSet"`.
-    """
+    """Returns `__getattr__` and `__all__` of a package from modules with their names: `"distilled: DistilledSet"`."""
     places = {name: module for module, _, names in (each.partition(":") for each in offered) for name in names.split()}
 
     def find(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The one place where pixels are normalised and put back."""
+"""Affine pixel spaces: normalisation of pixels and its inverse."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,15 +27,12 @@ class PixelSpace:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
-        object.__setattr__(self, "std", tuple(float(value) for value in self.std))
-        require(
-            (
-                len(self.mean) == len(self.std) > 0,
-                f"a pixel space needs as many means as stds, at least one; got {self.mean} and {self.std}",
-            ),
-            (all(value > 0 for value in self.std), f"every std of a pixel space must be above 0; got {self.std}"),
-        )
+        mean, std = (tuple(float(value) for value in values) for values in (self.mean, self.std))
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+        lengths = f"a pixel space needs as many means as stds, at least one; got {mean} and {std}"
+        scales = f"every std of a pixel space must be above 0; got {std}"
+        require((len(mean) == len(std) > 0, lengths), (all(value > 0 for value in std), scales))
 
     @classmethod
     def raw(cls, channels: int) -> "PixelSpace":
@@ -44,10 +41,10 @@ class PixelSpace:
 
     @classmethod
     def of(cls, pixels: Tensor, chunk: int = 256) -> "PixelSpace":
-        """Measures the space in which these pixels have mean 0 and std 1 in each channel.
+        """Measures the space in which pixels `(N, C, H, W)`, uint8, have mean 0 and std 1 in each channel.
 
         Args:
-            pixels: `(N, C, H, W)`, uint8.
+            pixels: The images.
             chunk: Images converted to float64 at a time.
         """
         count = pixels.shape[0] * pixels.shape[2] * pixels.shape[3]
@@ -74,7 +71,7 @@ class PixelSpace:
         return (pixels - mean) / std
 
     def denormalise(self, images: Tensor) -> Tensor:
-        """Maps images `(..., C, H, W)` of this space back to pixels; distilled ones may lie outside `[0, 1]`."""
+        """Maps images `(..., C, H, W)` of this space back to pixels; those of distilled ones may leave `[0, 1]`."""
         mean, std = self._columns(images)
         return images * std + mean
 
@@ -96,7 +93,7 @@ class PixelSpace:
         return mean, std
 
 
-# Making a tensor on a GPU of numbers waits for all work there, so it is done once.
+# Cached, since copying numbers to a GPU waits for all work there.
 @lru_cache(maxsize=64)
 def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
@@ -104,5 +101,5 @@ def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device)
 
 
 def black_pixel(space: PixelSpace, device: torch.device | str) -> Tensor:
-    """Returns what a black pixel is in a space, `(C, 1, 1)`."""
+    """Returns a black pixel in this space, `(C, 1, 1)`."""
     return space.normalise(torch.zeros(space.channels, 1, 1, device=device))

@@ -15,14 +15,13 @@ from ssdd_hub.errors import InputError
 def find_irregular(folder: Path, name: str) -> str | None:
     """Returns what is wrong with an entry of a folder, None for a plain file, a folder and what is not there.
 
-    The links of the Hub client's cache are taken: they lead from a snapshot to the file beside it that has its bytes.
+    Links of the Hub client's cache, from a snapshot to the file that has its bytes, are taken.
 
     Args:
         folder: The folder, which may itself be reached by a link.
         name: Relative path of the entry, with `/`; every part of it is looked at.
     """
-    root = folder.resolve()
-    path = root
+    root = path = folder.resolve()
     for part in name.split("/"):
         path = path / part
         try:
@@ -43,27 +42,20 @@ def _is_cached(root: Path, path: Path) -> bool:
 
 
 def require_plain(folder: Path, names: Iterable[str]) -> None:
-    """Refuses a folder in which some entries are links, FIFOs or devices.
-
-    Args:
-        folder: The folder.
-        names: Relative paths of the entries that will be read; what is not there is none of this function's business.
-
-    Raises:
-        InputError: One of them is not a plain file or folder.
-    """
+    """Raises an `InputError` where one of these entries, relative paths, is a link, FIFO or device."""
     for name in names:
         problem = find_irregular(folder, name)
         if problem:
             raise InputError(f"{folder / name} {problem}")
 
 
-def require_plain_tree(folder: Path) -> None:
-    """Refuses a folder that holds links, FIFOs or devices at any depth; the folder itself may be reached by a link.
+def require_plain_entries(folder: Path) -> None:
+    """Raises an `InputError` for links, FIFOs or devices directly in a folder, whatever their names."""
+    require_plain(folder, [entry.name for entry in _entries(folder)])
 
-    Raises:
-        InputError: It holds one.
-    """
+
+def require_plain_tree(folder: Path) -> None:
+    """Raises an `InputError` for links, FIFOs or devices at any depth; the folder itself may be reached by a link."""
     # A folder of thousands of files is listed once; no file is looked at where the listing tells its kind.
     waiting = [folder]
     while waiting:
@@ -76,13 +68,7 @@ def require_plain_tree(folder: Path) -> None:
 
 
 def require_readable_entries(folder: Path) -> None:
-    """Refuses a folder that holds FIFOs or devices, also behind links; folders inside are not looked into.
-
-    For folders that the user names, where links are the user's own.
-
-    Raises:
-        InputError: It holds one.
-    """
+    """Raises an `InputError` for FIFOs or devices directly in a folder of the user's own, also behind links."""
     for entry in _entries(folder):
         if not entry.is_file() and not entry.is_dir() and Path(entry.path).exists():
             raise InputError(f"{entry.path} is neither a file nor a folder (a FIFO, socket or device): remove it")
@@ -95,13 +81,3 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             return sorted(entries, key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def require_plain_entries(folder: Path) -> None:
-    """Refuses a folder that holds links, FIFOs or devices, whatever their names; folders inside are not looked into.
-
-    Raises:
-        InputError: It holds one.
-    """
-    if folder.is_dir():
-        require_plain(folder, sorted(os.listdir(folder)))

@@ -1,5 +1,6 @@
-"""A YAML reader for untrusted text: plain values, no tags, no aliases, no duplicate names, within limits."""
+"""YAML readers: plain values within limits for untrusted text, and YAML 1.2 scalars for files of settings."""
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -9,17 +10,18 @@ from ssdd_hub.errors import InputError
 
 _MOST_LEVELS = 30
 _LONGEST_NUMBER = 100  # characters, since the time grows with their square
-# What the readers of numbers and dates raise, which believe what is tagged as one.
-_MISTAKES = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+# What the readers of tagged numbers and dates raise.
+MISTAKES = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class _PlainLoader(yaml.SafeLoader):
     """YAML as the Hub and `datasets` take it: plain values, no key twice. No aliases, which make bytes gigabytes."""
 
+    aliases = False
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
+        if not self.aliases and self.check_event(yaml.events.AliasEvent):
             raise yaml.composer.ComposerError("aliases are not taken")
         if self.depth == _MOST_LEVELS:
             raise yaml.composer.ComposerError(f"it is nested more than {_MOST_LEVELS} deep")
@@ -36,19 +38,40 @@ class _PlainLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         pairs = node.value if isinstance(node, yaml.MappingNode) else []
         counts = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
-        twice = [key for key, count in counts.items() if count > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(f"the key {twice[0][:80]!r} stands there twice")
+        for key, count in counts.items():
+            if count > 1:
+                problem = f"the key {key[:80]!r} stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
+class SettingsLoader(_PlainLoader):
+    """Reads scalars as YAML 1.2 does, unlike PyYAML: 1e-4 is a number, `no` and a date are words."""
+
+    aliases = True  # these files are the user's own
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":bool", ":timestamp"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+class SettingsDumper(yaml.SafeDumper):
+    """Puts strings that `SettingsLoader` would read as numbers in quotes."""
+
+
+_BOOL, _FLOAT = re.compile("(true|True|TRUE|false|False|FALSE)$"), re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+for _class in (SettingsLoader, SettingsDumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
 def load_plain_yaml(text: str) -> Any:
-    """Reads YAML as plain values, without tags and aliases; each name stands there once.
+    """Reads untrusted YAML as plain values: no tags, no aliases, no key twice.
 
     Raises:
         InputError: It is no such YAML.
     """
     try:
         return yaml.load(text, _PlainLoader)
-    except _MISTAKES as error:
+    except MISTAKES as error:
         raise InputError(f"its YAML cannot be read ({' '.join(str(error).split())[:200]})") from error

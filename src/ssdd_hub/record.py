@@ -28,11 +28,7 @@ def dump_metadata(metadata: Mapping[str, Any]) -> str:
 
 
 def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Writes `ssdd_hub.json`.
-
-    Raises:
-        InputError: The record is larger or deeper than `read_metadata` takes.
-    """
+    """Writes `ssdd_hub.json`; raises an `InputError` where `read_metadata` would find it too large or too deep."""
     text = dump_metadata(metadata).encode()
     if len(text) > MOST_BYTES or is_deeper(metadata, _MOST_LEVELS):
         raise InputError(
@@ -46,8 +42,8 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     """Reads `ssdd_hub.json`.
 
     Raises:
-        InputError: The folder or the file is missing, the file is a link or no file, damaged, larger or deeper than a
-            record has reason to be, or its format is not known here.
+        InputError: The folder or the file is missing, the file is a link or no file, damaged, too large or too deep,
+            or its format is not known here.
     """
     path = folder / METADATA_FILE
     if not folder.is_dir():
@@ -59,12 +55,12 @@ def read_metadata(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} must be of at most {MOST_BYTES} bytes, got {path.stat().st_size}: {MEND}")
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
+        if is_deeper(metadata, _MOST_LEVELS):
+            raise RecursionError
     except ValueError as error:
         raise InputError(f"{path} is damaged, it is not JSON ({error}): {MEND}") from error
     except RecursionError as error:
-        raise _too_deep(path) from error
-    if is_deeper(metadata, _MOST_LEVELS):
-        raise _too_deep(path)
+        raise InputError(f"{path} must be nested at most {_MOST_LEVELS} deep, and is deeper: {MEND}") from error
     version = metadata.get("format_version") if isinstance(metadata, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(
@@ -84,12 +80,8 @@ def is_deeper(value: Any, levels: int) -> bool:
     return True
 
 
-def _too_deep(path: Path) -> InputError:
-    return InputError(f"{path} must be nested at most {_MOST_LEVELS} deep, and is deeper: {MEND}")
-
-
 def hash_json(value: Any) -> str:
-    """Returns the sha256 of a value's JSON, for names of what depends on nothing else."""
+    """Returns the sha256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -100,7 +92,7 @@ def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def shareable_name(name: str) -> str:
-    """Returns the name of a dataset or model as it is, and of a local folder its last part: a path tells nothing."""
+    """Returns the name of a dataset or model; of a local folder its last part, since paths tell of the machine."""
     place = name.removeprefix("local-dir:")
     path = Path(place).expanduser()
     return name.removesuffix(place) + path.resolve().name if path.exists() else name

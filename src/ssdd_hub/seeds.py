@@ -1,7 +1,7 @@
 """Random numbers as pure functions of a seed, a purpose and counters.
 
-No generator is carried from step to step. What step `s` draws depends on `(seed, purpose, s)` alone, hence a resumed
-run, and a run on another number of processes, draw what the unbroken run on one process would have drawn.
+No generator is carried from step to step: what step `s` draws depends on `(seed, purpose, s)` alone, so that resumed
+runs, and runs on any number of processes, draw the same.
 """
 
 import hashlib
@@ -17,25 +17,22 @@ _GLOBAL_GENERATOR = threading.RLock()
 
 
 def derive_seed(seed: int, purpose: str, *counters: int) -> int:
-    """Hashes a seed, a purpose and counters to a seed; torch's CPU generator uses its low 32 bits.
+    """Hashes the seed of a run, a purpose, and counters such as step or epoch, to a seed.
 
-    Args:
-        seed: The seed of the run.
-        purpose: What the numbers are for; different purposes give unrelated streams.
-        *counters: Step, slot, epoch and the like.
+    Different purposes give unrelated streams. Torch's CPU generator uses the low 32 bits.
     """
     key = "/".join([str(seed), purpose, *map(str, counters)]).encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1
 
 
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
-    """Returns a CPU generator for one purpose at one point; the arguments are those of `derive_seed`."""
+    """Returns a CPU generator; the arguments are those of `derive_seed`."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *counters))
 
 
 @contextmanager
 def seeded(seed: int, purpose: str, *counters: int) -> Iterator[None]:
-    """Seeds torch's global CPU generator inside the block, for code that takes no generator, and puts it back after.
+    """Seeds torch's global CPU generator inside the block, for code that takes no generator, and restores it after.
 
     Network initialisation is such code: networks are built on the CPU, so that they start alike on every device.
     """
@@ -45,13 +42,10 @@ def seeded(seed: int, purpose: str, *counters: int) -> Iterator[None]:
 
 
 def draw_batch(num_items: int, batch_size: int, seed: int, purpose: str, step: int) -> torch.Tensor:
-    """Returns the indices of one batch out of endlessly repeated shuffles.
+    """Returns the indices of one batch out of endlessly repeated shuffles, `(batch_size,)`, int64, on the CPU.
 
     Batch `step` holds the positions `[step * batch_size, (step + 1) * batch_size)` of the concatenation of one
     permutation per epoch, so every item is drawn equally often, also when `num_items < batch_size`.
-
-    Returns:
-        Indices `(batch_size,)`, int64, on the CPU.
     """
     start, stop = step * batch_size, (step + 1) * batch_size
     epochs = range(start // num_items, (stop - 1) // num_items + 1)
@@ -59,7 +53,7 @@ def draw_batch(num_items: int, batch_size: int, seed: int, purpose: str, step: i
     return torch.cat([shuffle[max(0, start - first) : stop - first] for first, shuffle in shuffles])
 
 
-# The batches of an epoch share its shuffle, which takes milliseconds for a million items.
+# Cached, since the batches of an epoch share its shuffle.
 @lru_cache(maxsize=4)
 def _shuffle(num_items: int, seed: int, purpose: str, epoch: int) -> torch.Tensor:
     return torch.randperm(num_items, generator=generator(seed, purpose, epoch))

@@ -1,17 +1,15 @@
-"""Settings of a recipe: YAML files and command line onto the dataclasses that the parts keep beside themselves.
-
-jsonargparse types and documents the settings; this module only gathers them and reports every mistake at once.
-"""
+"""Settings of a recipe: YAML files and a command line onto a dataclass of dataclasses, all mistakes at once."""
 
 import dataclasses
-import difflib
 import json
 import re
 import sys
+import warnings
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import is_dataclass
+from difflib import get_close_matches
 from functools import cache
 from inspect import formatannotation
 from pathlib import Path
@@ -22,10 +20,11 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from ssdd_hub.bounds import plain_type
 from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.plain_yaml import MISTAKES, SettingsDumper, SettingsLoader
 
 Config = TypeVar("Config")
 _NAME = re.compile("--?[A-Za-z]")  # a number may be negative, so a dash alone does not make a name
-Kinds = dict[str, Any]  # the type of every setting, by its dotted name
+_SWITCHES = ("help", "h", "print_config")
 Given = tuple[str, Any]  # a dotted name, and text of the command line or what a YAML file holds
 
 
@@ -38,18 +37,19 @@ def parse_config(
 ) -> Config:
     """Reads a recipe's settings: the dataclass defaults, then YAML files, then the command line.
 
-    A setting that is a dictionary is replaced by a later one; `--teacher.model-args.NAME VALUE` changes one entry. A
-    list of strings is written `a,b`, or one by one, `--set a --set b`. The class may give settings a short name for
-    the command line in a class variable `SHORT`.
+    `--data.image-size 32`, `--data.image-size=32` and, for switches, `--teacher.pretrained` are understood. A later
+    dictionary replaces an earlier one; `--teacher.model-args.NAME VALUE` changes one entry. A list of strings is
+    written `a,b`, or one by one, `--set a --set b`. The class may have two class variables: `SHORT`, other names for
+    the command line, and `RENAMED`, from old names of settings and sections to present ones: an old name, which no
+    present setting may have, still works, with a `FutureWarning`.
 
     Args:
         config_class: A dataclass of dataclasses, such as `DistillConfig`.
         default: The YAML file that is read when no `--config` is given; None for none.
-        argv: Arguments; the process's own when None. `--data.image-size 32`, `--data.image-size=32` and, for switches,
-            `--teacher.pretrained` are understood.
+        argv: Arguments; the process's own when None.
         description: Shown by `--help`.
-        stated: Called with the settings that are given, by dotted name, and returns those that follow from them,
-            nested as in a YAML file: they come between the dataclass defaults and what is given.
+        stated: Given the settings that are given, by dotted name, returns those that follow from them, nested as in
+            a YAML file: they come between the dataclass defaults and what is given.
 
     Returns:
         The settings, validated. `--help` and `--print-config` print and exit instead.
@@ -58,23 +58,25 @@ def parse_config(
         InputError: A YAML file cannot be read.
         SettingsError: Something is unknown, of the wrong type or out of range; every such thing is reported.
     """
-    kinds, problems = _kinds(config_class), list[str]()
-    short = getattr(config_class, "SHORT", {})
-    arguments = _read_command_line(sys.argv[1:] if argv is None else argv, kinds, short, problems)
-    asked = {name for name, _ in arguments}
-    if asked & {"help", "h"}:
+    reader = _Reader(config_class)
+    arguments = list(reader.split(sys.argv[1:] if argv is None else argv))
+    names = {name for name, _ in arguments}
+    if names & {"help", "h"}:
         _build_parser(config_class, default, description).print_help()
         raise SystemExit(0)
     files = [Path(value) for name, value in arguments if name == "config"] or list(filter(None, [default]))
-    given = [setting for path in files for setting in _read_file(path, kinds)]
-    given += _joined([entry for entry in arguments if entry[0] not in ("config", "print_config")], kinds)
-    values = _type_values(given, kinds, problems)
-    if not problems:
-        values = _type_values([*_flatten(stated(values), kinds, ""), *given], kinds, problems)
-    config: Config = _build(config_class, values, problems)
-    if problems:
-        raise SettingsError(problems)
-    if "print_config" in asked:
+    settings = [entry for entry in arguments if entry[0] not in ("config", *_SWITCHES)]
+    sources = [*(reader.flatten(_read_file(path)) for path in files), settings]
+    given = [entry for source in sources for entry in reader.rename(source)]
+    for old in sorted(reader.old_names):
+        warnings.warn(f"{old} is now {reader.renamed[old]}; the old name will go", FutureWarning, stacklevel=2)
+    values = reader.type_values(given)
+    if not reader.problems:
+        values = reader.type_values([*reader.rename(reader.flatten(stated(values))), *given])
+    config: Config = _build(config_class, values, reader.problems)
+    if reader.problems:
+        raise SettingsError(reader.problems)
+    if "print_config" in names:
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
     return config
@@ -82,7 +84,7 @@ def parse_config(
 
 def to_yaml(config: Any) -> str:
     """Returns the resolved settings as YAML that `--config` accepts."""
-    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_dict(config), Dumper=SettingsDumper, sort_keys=False, allow_unicode=True)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -103,25 +105,32 @@ def _build_parser(config_class: Any, default: Path | None, description: str | No
         + "".join(f" --{name} is short for --{setting}." for name, setting in short),
         formatter_class=_Help,
     )
-    parser.add_argument(
-        "--config", metavar="FILE", default=default and str(default), help="YAML of settings; the last one wins"
-    )
+    files = "YAML of settings; the last one wins"
+    parser.add_argument("--config", metavar="FILE", default=default and str(default), help=files)
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
     sections = {entry.name: entry.type for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)}
     parser.add_class_arguments(config_class, skip=set(sections))
     for name, section in sections.items():
         group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0].rstrip('.')}")
-        group.add_class_arguments(_without_rules(section), name, as_group=False)
+        # Help shows types, and the rules that annotate them have no text.
+        entries = [(entry.name, plain_type(entry.type), copy(entry)) for entry in dataclasses.fields(section)]
+        plain = dataclasses.make_dataclass(name, entries, namespace={"__doc__": section.__doc__})
+        group.add_class_arguments(plain, name, as_group=False)
     return parser
 
 
-def _without_rules(section: Any) -> type:
-    """Returns the same dataclass with plain types: help shows types, and rules have no text."""
-    entries = [(entry.name, plain_type(entry.type), copy(entry)) for entry in dataclasses.fields(section)]
-    return dataclasses.make_dataclass(section.__name__, entries, namespace={"__doc__": section.__doc__})
+def _read_file(path: Path) -> Mapping[Any, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
+    except (OSError, *MISTAKES) as error:
+        raise InputError(f"--config {path} cannot be read as YAML: {error}") from error
+    if not isinstance(content, (dict, type(None))):
+        raise InputError(f"--config {path} must map names to settings, got a {type(content).__name__}")
+    return content or {}
 
 
-def _kinds(config_class: Any, prefix: str = "") -> Kinds:
+def _kinds(config_class: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the type of every setting by its dotted name."""
     found: dict[str, Any] = {}
     for entry in dataclasses.fields(config_class):
         name = f"{prefix}{entry.name}"
@@ -129,122 +138,122 @@ def _kinds(config_class: Any, prefix: str = "") -> Kinds:
     return found
 
 
-def _setting(name: str, kinds: Kinds) -> str:
-    """Returns what a name is an entry of: `teacher.model_args.channels` belongs to `teacher.model_args`."""
-    return next((kind for kind in kinds if f"{name}.".startswith(f"{kind}.")), name)
+def _within(name: str, parents: Iterable[str]) -> str | None:
+    """Returns which of some settings or sections a dotted name is, or is inside of."""
+    return next((parent for parent in parents if f"{name}.".startswith(f"{parent}.")), None)
 
 
-def _read_command_line(
-    argv: Sequence[str], kinds: Kinds, short: Mapping[str, str], problems: list[str]
-) -> list[Given]:
-    """Splits a command line into names and values, short names made long; a switch without a value is on."""
-    given, rest = [], list(argv)
-    while rest:
-        token = rest.pop(0)
-        if not _NAME.match(token):
-            problems.append(f"a setting is written --name value; got {token!r} alone")
-            continue
-        name, equals, value = token.lstrip("-").partition("=")
-        name = _underscored(name, kinds)
-        if not equals and name in ("help", "h", "print_config"):
-            value = "true"
-        elif not equals and rest and not _NAME.match(rest[0]):
-            value = rest.pop(0)
-        elif not equals and kinds.get(name) is bool:
-            value = "true"
-        elif not equals and (_setting(name, kinds) in kinds or name in ("config", *short)):
-            problems.append(f"--{name.replace('_', '-')} needs a value")
-            continue
-        given.append((short.get(name, name), value))
-    return given
+class _Reader:
+    """Reads settings of one recipe from command line and YAML, and notes all mistakes in `problems`."""
 
+    def __init__(self, config_class: Any) -> None:
+        self.kinds = _kinds(config_class)
+        self.short: Mapping[str, str] = getattr(config_class, "SHORT", {})
+        renamed: Mapping[str, str] = getattr(config_class, "RENAMED", {})
+        # A setting comes before the section that it was in.
+        self.renamed = {old: renamed[old] for old in sorted(renamed, key=len, reverse=True)}
+        self.old_names: set[str] = set()
+        self.problems: list[str] = []
 
-def _underscored(name: str, kinds: Kinds) -> str:
-    """Returns a name with underscores for dashes; the names of entries of a dictionary stay what they are."""
-    plain = name.replace("-", "_")
-    setting = _setting(plain, kinds)
-    return setting + name[len(setting) :] if kinds.get(setting) == dict[str, Any] else plain
+    def resolve(self, name: str) -> str:
+        """Returns a setting's present name, with underscores; the names of a dictionary's entries stay as they are."""
+        plain = name.replace("-", "_")
+        old = _within(plain, self.renamed)
+        if old:
+            plain, name = (self.renamed[old] + text[len(old) :] for text in (plain, name))
+        setting = _within(plain, self.kinds)
+        return setting + name[len(setting) :] if setting and self.kinds[setting] == dict[str, Any] else plain
 
+    def split(self, argv: Sequence[str]) -> Iterator[Given]:
+        """Yields names and values of a command line; lists come last, and a switch without a value is on."""
+        rest, lists = list(argv), dict[str, str]()
+        while rest:
+            token = rest.pop(0)
+            if not _NAME.match(token):
+                self.problems.append(f"a setting is written --name value; got {token!r} alone")
+                continue
+            typed, equals, value = token.lstrip("-").partition("=")
+            plain = typed.replace("-", "_")
+            plain = self.short.get(plain, plain)
+            kind = self.kinds.get(self.resolve(plain))
+            if not equals and rest and plain not in _SWITCHES and not _NAME.match(rest[0]):
+                value = rest.pop(0)
+            elif not equals and kind is bool:
+                value = "true"
+            elif not equals and (plain == "config" or _within(self.resolve(plain), self.kinds)):
+                self.problems.append(f"--{typed} needs a value")
+                continue
+            if kind == list[str]:
+                lists[plain] = f"{lists[plain]},{value}" if plain in lists else value
+            else:
+                # The names of entries of a dictionary may have dashes.
+                yield plain if kind or plain in ("config", *_SWITCHES) else typed, value
+        yield from lists.items()
 
-def _joined(arguments: Sequence[Given], kinds: Kinds) -> Iterator[Given]:
-    """Yields the arguments, those of a list of strings as one: `--set a --set b` is `--set a,b`."""
-    lists = dict.fromkeys(name for name, _ in arguments if kinds.get(name) == list[str])
-    for name, value in arguments:
-        if name not in lists:
-            yield name, value
-    for name in lists:
-        values = [value for other, value in arguments if other == name]
-        yield name, values[0] if len(values) == 1 else ",".join(values)
+    def flatten(self, content: Mapping[Any, Any], prefix: str = "") -> Iterator[Given]:
+        """Yields what nested sections hold, by dotted name."""
+        for key, value in content.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, dict) and self.resolve(name) not in self.kinds:
+                yield from self.flatten(value, f"{name}.")
+            # A section whose settings are all commented out is empty, and no mistake.
+            elif value is not None or not self.inside(self.resolve(name)):
+                yield name, value
 
+    def rename(self, given: Iterable[Given]) -> Iterator[Given]:
+        """Yields what one file or command line holds by present names; refuses an old name beside the new one."""
+        found: dict[str, str] = {}
+        for name, value in given:
+            present, old = self.resolve(name), _within(name.replace("-", "_"), self.renamed)
+            self.old_names |= {old} if old else set()
+            spelt = name if old else present
+            first = found.setdefault(present, spelt)
+            if (first == present) != (spelt == present):
+                other = spelt if old else first
+                self.problems.append(f"{present} is also given by its old name, {other}: leave that one out")
+            yield present, value
 
-class _Loader(yaml.SafeLoader):
-    """Reads scalars as YAML 1.2 does, unlike PyYAML: 1e-4 is a number, `no` and a date are words. Names are unique."""
+    def type_values(self, given: Iterable[Given]) -> dict[str, Any]:
+        """Returns settings of their types, a later one in place of an earlier one; notes what is unknown or unfit."""
+        values: dict[str, Any] = {}
+        for name, value in given:
+            setting = _within(name, self.kinds)
+            kind, entry = self.kinds.get(setting or ""), name[len(setting or "") + 1 :]
+            if not setting or entry and kind != dict[str, Any]:
+                self.problems.append(self._unknown(name))
+                continue
+            try:
+                if isinstance(value, str) and kind == dict[str, Any]:
+                    value = yaml.load(value, SettingsLoader)
+                values[setting] = _with_entry(values.get(setting), entry, value) if entry else _typed(value, kind)
+            except (ArgumentError, *MISTAKES) as error:
+                hint = f": {error}" if type(error) is ValueError else ""
+                self.problems.append(f"{name} must be of type {formatannotation(kind)}, got {value!r}{hint}")
+        return values
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":bool", ":timestamp"))]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    def inside(self, section: str) -> list[str]:
+        """Returns the settings of a section."""
+        return [kind for kind in self.kinds if kind.startswith(f"{section}.")]
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Refuses a name that is there twice, which PyYAML would let the second win."""
-        names = [key.value for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts strings that `_Loader` would read as numbers in quotes."""
-
-
-_BOOL, _FLOAT = re.compile("(true|True|TRUE|false|False|FALSE)$"), re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-
-
-def _read_file(path: Path, kinds: Kinds) -> Iterator[Given]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"--config {path} cannot be read as YAML: {error}") from error
-    if not isinstance(content, (dict, type(None))):
-        raise InputError(f"--config {path} must map names to settings, got a {type(content).__name__}")
-    return _flatten(content or {}, kinds, "")
-
-
-def _flatten(content: Mapping[Any, Any], kinds: Kinds, prefix: str) -> Iterator[Given]:
-    for name, value in content.items():
-        key = f"{prefix}{name}".replace("-", "_")
-        if isinstance(value, dict) and key not in kinds:
-            yield from _flatten(value, kinds, f"{key}.")
-        # A section whose settings are all commented out is empty, and no mistake.
-        elif value is not None or not _inside(key, kinds):
-            yield key, value
-
-
-def _inside(section: str, kinds: Kinds) -> list[str]:
-    return [kind for kind in kinds if kind.startswith(f"{section}.")]
-
-
-def _type_values(given: Sequence[Given], kinds: Kinds, problems: list[str]) -> dict[str, Any]:
-    """Gives every setting its type, a later one in place of an earlier one; notes what is unknown or does not fit."""
-    values: dict[str, Any] = {}
-    for name, value in given:
-        setting = _setting(name, kinds)
-        kind, entry = kinds.get(setting), name[len(setting) + 1 :]
-        if kind is None or entry and kind != dict[str, Any]:
-            problems.append(_unknown(name, kinds))
-            continue
-        try:
-            if isinstance(value, str) and kind == dict[str, Any]:
-                value = yaml.load(value, _Loader)
-            values[setting] = _with_entry(values.get(setting), entry, value) if entry else _typed(value, kind)
-        except (ArgumentError, yaml.YAMLError, ValueError) as error:
-            hint = f": {error}" if type(error) is ValueError else ""
-            problems.append(f"{name} must be of type {formatannotation(kind)}, got {value!r}{hint}")
-    return values
+    def _unknown(self, name: str) -> str:
+        if self.inside(name):
+            return f"{name} is a section; give its settings one by one, such as {self.inside(name)[0]}"
+        section, _, last = name.rpartition(".")
+        ends: dict[str, list[str]] = {}
+        # Short names lead to what they are short for.
+        for word, kind in {**dict(zip(self.kinds, self.kinds, strict=True)), **self.short}.items():
+            ends.setdefault(word.rpartition(".")[2], []).append(kind)
+        alike = [kind for end in get_close_matches(last, ends, cutoff=0.7) for kind in ends[end]]
+        near = (
+            [kind for kind in self.kinds if _within(name, [kind])]
+            or ends.get(last)
+            or [kind for kind in alike if section and kind.startswith(f"{section}.")]
+            or [kind for kind in self.kinds if kind.startswith(name) or kind.rpartition(".")[2].startswith(last)]
+            or alike
+            or get_close_matches(name, self.kinds, n=1, cutoff=0.0)
+        )
+        names = list(dict.fromkeys(near))[:3]
+        return f"{name} is not a setting; the nearest is {' or '.join(names)} (--help lists all)"
 
 
 def _with_entry(values: Any, path: str, value: Any) -> dict[str, Any]:
@@ -293,16 +302,3 @@ def _build(config_class: Any, values: Mapping[str, Any], problems: list[str], pr
     except SettingsError as error:
         problems += error.problems
         return None
-
-
-def _unknown(name: str, kinds: Kinds) -> str:
-    """Names the nearest settings: those of a section, of the same last part, beginning alike, or else spelt alike."""
-    inside = _inside(name, kinds)
-    if inside:
-        return f"{name} is a section; give its settings one by one, such as {inside[0]}"
-    near = (
-        [kind for kind in kinds if kind.rpartition(".")[2] == name.rpartition(".")[2]]
-        or [kind for kind in kinds if kind.startswith(name)]
-        or difflib.get_close_matches(name, kinds, n=1, cutoff=0.0)
-    )
-    return f"{name} is not a setting; the nearest is {' or '.join(near)} (--help lists all)"

@@ -1,4 +1,4 @@
-"""Untrusted text: Hub ids, redacted access tokens, no control characters."""
+"""Helpers for untrusted text: Hub ids, redaction of access tokens, removal of control characters."""
 
 import re
 
@@ -10,16 +10,16 @@ _BEARER = re.compile(r"(?i)\b(bearer\s+)(?=[^\s'\",}]*[0-9_])[^\s'\",}]+")
 
 
 def blot_tokens(text: str) -> str:
-    """Returns text in which `<token>` stands for each access token of the Hub."""
+    """Returns text with each access token of the Hub replaced by `<token>`."""
     return _BEARER.sub(r"\1<token>", _HUB_TOKEN.sub("<token>", text))
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of a message that is not empty, or the kind of the error where it has none."""
+    """Returns the first line of an error's message that is not empty, else the error's type."""
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)
 
 
 def printable(text: str) -> str:
-    """Returns text from outside without what could steer a terminal."""
+    """Returns text without control characters, which could steer a terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)

@@ -155,7 +155,7 @@ def test_settings_out_of_range_are_all_named():
     with pytest.raises(SettingsError) as caught:
         RankSettings(variants=[{"widths": [4]}, {"name": "ssdd_convnet3"}], by="teacher")
     assert caught.value.problems == [
-        "rank.by must be one of probe, teacher_error, finetune, knn, got 'teacher'",
+        "rank.by must be one of probe, teacher_error, finetune, knn, got 'teacher'; the nearest is teacher_error",
         "rank.variants must be at least 3 to be ordered, got 2",
         "rank.variants must each have the name of a timm model, as in {name: ssdd_convnet3, widths: [16, 32]}",
     ]

@@ -292,8 +292,8 @@ def test_a_missing_file_is_named():
     [
         ("a: [", "cannot be read as YAML"),
         ("\tpool: 1", "cannot be read as YAML"),
-        ("seed: 1\nseed: 2", "'seed' is there twice"),
-        ("pool: {size: 1, size: 2}", "'size' is there twice"),
+        ("seed: 1\nseed: 2", "'seed' stands there twice"),
+        ("pool: {size: 1, size: 2}", "'size' stands there twice"),
         ("- seed", "must map names to settings, got a list"),
         ("seed", "must map names to settings, got a str"),
         ("0", "must map names to settings, got a int"),

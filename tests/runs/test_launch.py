@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.utils import DistributedType
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs import launch
@@ -24,20 +25,27 @@ def end(error, capsys):
     return ended.value.code, printed.err
 
 
-def test_a_mistake_in_the_input_is_one_line_and_status_2(capsys):
-    assert end(InputError("no such folder: name another"), capsys) == (2, "error: no such folder: name another\n")
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (InputError("no such folder: name another"), (2, "error: no such folder: name another\n")),
+        (SettingsError(["a must be 1", "b is no setting"]), (2, "error:\n  - a must be 1\n  - b is no setting\n")),
+        (KeyboardInterrupt(), (130, "error: interrupted; the same command goes on from the last checkpoint\n")),
+    ],
+)
+def test_a_mistake_or_an_interruption_is_a_message_and_a_status(error, ended, capsys):
+    assert end(error, capsys) == ended
 
 
-def test_all_wrong_settings_are_listed(capsys):
-    status, printed = end(SettingsError(["a must be 1, got 2", "b is no setting"]), capsys)
-    assert status == 2
-    assert printed == "error:\n  - a must be 1, got 2\n  - b is no setting\n"
-
-
-def test_an_interruption_says_how_to_go_on_and_has_the_status_of_one(capsys):
-    status, printed = end(KeyboardInterrupt(), capsys)
-    assert status == 130
-    assert printed == "error: interrupted; the same command goes on from the last checkpoint\n"
+def test_under_a_launcher_the_message_is_last_or_it_says_how_to_make_it_so(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_MODE", "default")
+    printed = end(InputError("name another"), capsys)[1]
+    assert printed.startswith("error: name another\n(accelerate launch adds a traceback") and "--quiet" in printed
+    # What torchrun ends its report with.
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    assert end(InputError("name another"), capsys) == (2, "error: name another\n")
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file=str(tmp_path / "error.json"))
+    assert "traceback : error: name another\n====" in str(ChildFailedError("distill.py", {0: failure}))
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("out of memory"), SystemExit(0)])
@@ -63,13 +71,10 @@ def test_a_recipe_that_ends_well_is_left_alone(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_an_accelerator_keeps_its_trackers_below_the_run_folder(tmp_path):
+def test_an_accelerator_keeps_its_trackers_below_the_run_folder_and_names_an_unknown_one(tmp_path):
     accelerator = build_accelerator(RunSettings(), tmp_path)
     assert accelerator.num_processes >= 1 and accelerator.log_with == []
     assert Path(accelerator.project_dir) == tmp_path / "trackers"
-
-
-def test_an_unknown_tracker_is_named(tmp_path):
     with pytest.raises(InputError, match=r"--run.trackers \['abacus'\] .* cannot be used: .*abacus"):
         build_accelerator(RunSettings(trackers=["abacus"]), tmp_path)
 

@@ -1,6 +1,8 @@
 import json
 import os
+import shutil
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -22,10 +24,10 @@ CONFIG = {
 
 
 def changed(**sections):
-    return {
-        **CONFIG,
-        **{name: {**CONFIG[name], **value} if isinstance(value, dict) else value for name, value in sections.items()},
+    inside = {
+        name: {**CONFIG[name], **value} for name, value in sections.items() if isinstance(CONFIG.get(name), dict)
     }
+    return {**CONFIG, **sections, **inside}
 
 
 def begin(path, config=CONFIG):
@@ -37,14 +39,8 @@ def begin(path, config=CONFIG):
 # The folder
 
 
-PLACES = [
-    "log.jsonl",
-    "scores.json",
-    "cells/a.json",
-    "features/a/index.json",
-    "checkpoints/distiller/step-1.safetensors",
-]
-PLACES += ["references/a/ssdd_hub.json", "distilled/data/a.parquet", "teacher/model.safetensors"]
+PLACES = ["log.jsonl", "scores.json", "cells/a.json", "features/a/index.json", "references/a/ssdd_hub.json"]
+PLACES += ["checkpoints/distiller/step-1.safetensors", "distilled/data/a.parquet", "teacher/model.safetensors"]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -83,21 +79,22 @@ def test_settings_of_any_size_are_not_read(tmp_path):
     remember_run(tmp_path / "config.yaml")
     with pytest.raises(InputError, match="config.yaml cannot be read .it has more than 1048576 bytes"):
         RunFolder(tmp_path, CONFIG)
-
-
-def test_what_is_no_file_is_no_run_that_was_begun_here(tmp_path):
+    os.remove(tmp_path / "config.yaml")
     os.mkfifo(tmp_path / "config.yaml")
     assert not is_own_run(tmp_path / "config.yaml") and not is_own_run(tmp_path / "gone.yaml")
 
 
-def test_starting_writes_the_settings(tmp_path):
-    run = RunFolder(tmp_path / "runs" / "a", CONFIG)
-    assert os.listdir(tmp_path) == []
-    run.start()
-    assert os.listdir(run.path) == ["config.yaml"]
-    text = (run.path / "config.yaml").read_text()
-    assert yaml.safe_load(text) == CONFIG
-    assert list(yaml.safe_load(text)) == list(CONFIG)
+def test_starting_writes_the_settings_also_into_an_empty_folder_and_goes_on_with_the_same(tmp_path):
+    for place in (tmp_path / "runs" / "a", tmp_path):
+        run = RunFolder(place, CONFIG)
+        assert os.listdir(tmp_path) == []
+        run.start()
+        text = (place / "config.yaml").read_text()
+        assert os.listdir(place) == ["config.yaml"] and list(yaml.safe_load(text).items()) == list(CONFIG.items())
+        run.log.write([{"stage": "distill", "step": 1}])
+        assert begin(place).log.read() == [{"stage": "distill", "step": 1}]
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
 
 
 def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
@@ -108,22 +105,14 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_run_goes_on_with_the_same_settings(tmp_path):
-    begin(tmp_path).log.write([{"stage": "distill", "step": 1}])
-    assert begin(tmp_path).log.read() == [{"stage": "distill", "step": 1}]
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        changed(evaluate={"seeds": 9}),
-        changed(evaluate={"seeds": 9, "new": 1}),
-        changed(use={"epochs": 9}),
-        changed(probe={"labels": [20], "draws": 3}),
-        changed(run={"log_every": 1}),
-        changed(output="elsewhere"),
-    ],
+FREE = (
+    changed(evaluate={"seeds": 9, "new": 1}),
+    changed(use={"epochs": 9}),
+    changed(probe={"labels": [20], "draws": 3}),
 )
+
+
+@pytest.mark.parametrize("config", [*FREE, changed(run={"log_every": 1}), changed(output="elsewhere")])
 def test_what_decides_no_result_may_differ(tmp_path, config):
     begin(tmp_path)
     begin(tmp_path, config)
@@ -167,6 +156,7 @@ class Defaults:
 
 
 BEFORE = changed(seed=3)
+DM = {"name": "dm", "args": {"a": 1, "b": 2}}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +164,7 @@ BEFORE = changed(seed=3)
     [
         (BEFORE, {**BEFORE, "init": "random"}),
         (BEFORE, {**BEFORE, "init": "random", "method": {"name": "krr_st", "args": {"a": 1, "b": 2}}}),
-        ({**BEFORE, "method": {"name": "dm"}}, {**BEFORE, "method": {"name": "dm", "args": {"a": 1, "b": 2}}}),
+        ({**BEFORE, "method": {"name": "dm"}}, {**BEFORE, "method": DM}),
     ],
 )
 def test_a_run_begun_before_there_was_a_setting_goes_on_with_its_default(tmp_path, before, now):
@@ -185,20 +175,38 @@ def test_a_run_begun_before_there_was_a_setting_goes_on_with_its_default(tmp_pat
         RunFolder(tmp_path, {**now, "init": "kmeans"}, defaults=Defaults())
 
 
+@dataclass(frozen=True)
+class Renamed(Defaults):
+    RENAMED: ClassVar = {
+        **{"use": "pretraining", "use.epochs": "pretraining.passes"},
+        **{"distiller.steps": "distiller.outer.steps", "gone.a": "b"},
+    }
+
+
+def test_a_run_begun_with_old_names_goes_on_under_the_present_ones(tmp_path):
+    before = {**BEFORE, "use": {"epochs": 100, "augment": "flip"}}
+    begin(tmp_path, before)
+    now = {name: value for name, value in before.items() if name != "use"}
+    now |= {"pretraining": {"passes": 100, "augment": "flip"}}
+    now |= {"distiller": {"lr_images": 1e-4, "widths": [1, 2], "outer": {"steps": 10}}}
+    RunFolder(tmp_path, now, defaults=Renamed()).start()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == now
+    begin(tmp_path / "b", before)
+    now["distiller"]["outer"]["steps"] = 9
+    with pytest.raises(InputError, match=r"distiller.outer.steps: 10 there, 9 now\)"):
+        RunFolder(tmp_path / "b", now, defaults=Renamed())
+
+
 @pytest.mark.parametrize(
     ("before", "now", "differences"),
     [
         (BEFORE, {**BEFORE, "init": "kmeans"}, "init: 'random' there, 'kmeans' now"),
         (BEFORE, {**BEFORE, "seed": 7}, "seed: 3 there, 7 now"),
-        (
-            BEFORE,
-            {**BEFORE, "method": {"name": "dm", "args": {"a": 1, "b": 2}}},
-            "method.name: 'krr_st' there, 'dm' now",
-        ),
+        (BEFORE, {**BEFORE, "method": DM}, "method.name: 'krr_st' there, 'dm' now"),
         # A mapping that is one setting means what it says: nothing is filled in.
         (
             {**BEFORE, "method": {"name": "dm", "args": {"a": 1}}},
-            {**BEFORE, "method": {"name": "dm", "args": {"a": 1, "b": 2}}},
+            {**BEFORE, "method": DM},
             "method.args.b: None there, 2 now",
         ),
         # A setting that is there and no longer exists is a difference still.
@@ -212,15 +220,10 @@ def test_another_value_than_the_default_is_a_difference(tmp_path, before, now, d
         RunFolder(tmp_path, now, defaults=Defaults())
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        CONFIG,
-        changed(seed=1),
-        changed(data={"name": "cifar", "new": 1}, distiller={"steps": 99}),
-        {**CONFIG, "seed": {"a": 1}},
-    ],
-)
+OTHERS = changed(seed=1), changed(data={"name": "cifar", "new": 1}, distiller={"steps": 99}), changed(seed={"a": 1})
+
+
+@pytest.mark.parametrize("config", [CONFIG, *OTHERS])
 def test_a_recipe_may_go_on_with_any_of_its_settings(tmp_path, config):
     begin(tmp_path)
     RunFolder(tmp_path, config, same_settings=False).start()
@@ -235,37 +238,21 @@ def test_the_run_of_another_recipe_is_refused_also_then(tmp_path, other):
     assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == other
 
 
-@pytest.mark.parametrize("content", [b"", b"- a\n", b"a: ["])
-def test_settings_that_cannot_be_read_are_reported_also_then(tmp_path, content):
-    (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(InputError, match=r"(?s)config\.yaml cannot be read \(.*\): choose another --output"):
-        RunFolder(tmp_path, CONFIG, same_settings=False)
-
-
-def test_an_empty_folder_is_taken(tmp_path):
-    begin(tmp_path)
-    assert os.listdir(tmp_path) == ["config.yaml"]
-
-
-def test_a_folder_that_is_no_run_is_refused_and_kept(tmp_path):
-    (tmp_path / "holiday.jpg").write_bytes(b"dear")
+def test_what_is_no_run_is_refused_and_kept(tmp_path):
+    (tmp_path / "notes").write_text("dear")
     with pytest.raises(InputError, match="is not empty and holds no run: choose another folder"):
         RunFolder(tmp_path, CONFIG)
-    assert os.listdir(tmp_path) == ["holiday.jpg"]
-
-
-def test_a_file_is_refused_and_kept(tmp_path):
-    (tmp_path / "notes").write_text("dear")
     with pytest.raises(InputError, match="notes is a file: choose another folder"):
         RunFolder(tmp_path / "notes", CONFIG)
-    assert (tmp_path / "notes").read_text() == "dear"
+    assert os.listdir(tmp_path) == ["notes"] and (tmp_path / "notes").read_text() == "dear"
 
 
-@pytest.mark.parametrize("content", [b"", b"- a\n", b"dear", b"a: [", b"a: \xe9"])
-def test_settings_that_cannot_be_read_are_reported(tmp_path, content):
+@pytest.mark.parametrize("same_settings", [True, False])
+@pytest.mark.parametrize("content", [b"", b"- a\n", b"dear", b"a: [", b"a: \xe9", b"a: &a [*a]", b"a: !!timestamp x"])
+def test_settings_that_cannot_be_read_are_reported(tmp_path, content, same_settings):
     (tmp_path / "config.yaml").write_bytes(content)
     with pytest.raises(InputError, match=r"(?s)config\.yaml cannot be read \(.*\): choose another --output"):
-        RunFolder(tmp_path, CONFIG)
+        RunFolder(tmp_path, CONFIG, same_settings=same_settings)
 
 
 def test_the_settings_of_another_program_are_other_settings(tmp_path):
@@ -275,21 +262,17 @@ def test_the_settings_of_another_program_are_other_settings(tmp_path):
         RunFolder(tmp_path, CONFIG)
 
 
-def test_checkpoints_of_the_two_stages_lie_apart(tmp_path):
+def test_checkpoints_of_the_two_stages_have_folders_and_json_files_are_replaced(tmp_path):
     run = begin(tmp_path)
-    run.teacher_checkpoints.save(7, "teacher")
     for step in range(3):
+        run.teacher_checkpoints.save(step, "teacher")
         run.checkpoints.save(step, "distiller")
-    assert os.listdir(tmp_path / "checkpoints" / "teacher") == ["step-00000007.safetensors"]
+    assert os.listdir(tmp_path / "checkpoints" / "teacher") == ["step-00000002.safetensors"]
     assert len(os.listdir(tmp_path / "checkpoints" / "distiller")) == 2
-
-
-def test_json_files_are_replaced(tmp_path):
-    run = begin(tmp_path)
     for content in ({"a": list(range(100))}, {"a": 1}):
         run.write_json("scores.json", content)
     assert json.loads((tmp_path / "scores.json").read_text()) == {"a": 1}
-    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "scores.json"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "config.yaml", "scores.json"]
 
 
 # The log
@@ -301,7 +284,8 @@ def records(stage, steps):
 
 def test_records_are_appended_and_read(tmp_path):
     log = RunLog(tmp_path / "log.jsonl")
-    assert log.read() == []
+    log.rewind("distill", 0)
+    assert log.read() == [] and os.listdir(tmp_path) == []
     log.write(records("teacher", [1, 2]))
     log.write(records("distill", [1]))
     assert log.read() == records("teacher", [1, 2]) + records("distill", [1])
@@ -337,11 +321,6 @@ def test_rewinding_keeps_the_bytes_of_what_stays(tmp_path):
     before = log.path.read_bytes()
     log.rewind("distill", len(values))
     assert log.path.read_bytes() == before
-
-
-def test_rewinding_a_log_that_is_not_there_makes_none(tmp_path):
-    RunLog(tmp_path / "log.jsonl").rewind("distill", 0)
-    assert os.listdir(tmp_path) == []
 
 
 # Settings

@@ -74,7 +74,7 @@ def test_settings_out_of_range_are_all_named():
         TargetSettings(transform="zca", dim=0, views=-1, batch_size=0, shard_size=0, dtype="int8")
     kinds = "none, centre, standardise, standardise-each, pca, pca-standardise, whiten"
     assert caught.value.problems == [
-        f"targets.transform must be one of {kinds}, got 'zca'",
+        f"targets.transform must be one of {kinds}, got 'zca'; the nearest is pca",
         "targets.dim must be at least 1, got 0",
         "targets.views must be at least 0, got -1",
         "targets.batch_size must be at least 1, got 0",

@@ -1,7 +1,6 @@
-"""Checkpoints: nested state as one safetensors file, written beside its place and renamed.
+"""Checkpoints: nested state as one safetensors file without pickle, written atomically.
 
-No pickle is involved. Tensors are stored as they are; dictionaries (their integer keys too), lists, numbers, strings,
-booleans and None travel as JSON in the file's header.
+Tensors are stored as they are; dictionaries, also with integer keys, lists and scalars as JSON in the file's header.
 """
 
 import json
@@ -19,12 +18,7 @@ Tree = Any  # dict, list or tuple of trees; a tensor; or a JSON scalar
 
 
 def save_tree(path: Path, tree: Tree) -> None:
-    """Writes nested state atomically.
-
-    Args:
-        path: The file to write, usually `*.safetensors`.
-        tree: Nested dictionaries and lists of tensors, numbers, strings, booleans and None.
-    """
+    """Writes nested dictionaries and lists of tensors, numbers, strings, booleans and None atomically."""
     tensors: dict[str, Tensor] = {}
     header = json.dumps(_encode(tree, tensors))
     with atomic_path(path) as temporary:
@@ -42,9 +36,8 @@ def load_tree(path: Path) -> Tree:
             header = json.loads((file.metadata() or {})["tree"])
             return _decode(header, {name: file.get_tensor(name) for name in file.keys()})
     except (SafetensorError, KeyError, ValueError) as error:
-        raise InputError(
-            f"{path} is not a whole checkpoint of this package ({error}): remove it and start again"
-        ) from error
+        problem = f"is not a whole checkpoint of this package ({error}): remove it and start again"
+        raise InputError(f"{path} {problem}") from error
 
 
 def _encode(tree: Tree, tensors: dict[str, Tensor]) -> Any:
@@ -71,16 +64,10 @@ def _decode(tree: Any, tensors: dict[str, Tensor]) -> Tree:
 
 
 class Checkpoints:
-    """The checkpoints of one stage of a run: `folder/step-00000100.safetensors`.
-
-    Args:
-        folder: Where they are kept.
-        keep: How many of the newest stay.
-    """
+    """The newest checkpoints of one stage of a run: `folder/step-00000100.safetensors`; `keep` of them stay."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder = folder
-        self.keep = keep
+        self.folder, self.keep = folder, keep
 
     def save(self, step: int, tree: Tree) -> None:
         """Writes the state after `step` steps and removes all but the newest checkpoints."""

@@ -1,9 +1,9 @@
-"""The folder of a run: its settings, its inputs, its log, its checkpoints, and going on where it stopped."""
+"""Run folders: settings, inputs, log and checkpoints of a run, and resuming it."""
 
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,28 +14,17 @@ from ssdd_hub.bounds import Count, Settings, either
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import atomic_path
 from ssdd_hub.plain_files import require_plain, require_plain_tree
+from ssdd_hub.plain_yaml import load_plain_yaml
 from ssdd_hub.runs.checkpoints import Checkpoints
-from ssdd_hub.runs.inputs import INPUTS_FILE, Inputs, check_inputs, dump_inputs
+from ssdd_hub.runs.inputs import INPUTS_FILE, Inputs, check_inputs
 from ssdd_hub.runs.own_runs import LARGEST_CONFIG, is_own_run, remember_run
 
 # What may differ when a run goes on: it decides neither the teacher nor the distilled set.
 FREE = (
-    "output",
-    "evaluate",
-    "use",
-    "probe",
-    "run.checkpoint_every",
-    "run.log_every",
-    "run.cache",
-    "run.trackers",
-    "run.threads",
-    "data.memory_budget_gb",
-    "data.follow_links",
-    "targets.refresh",
-    "pretrain.checkpoint_every",
-    "pretrain.workers",
-    "watch.every",
-    "watch.probe",
+    *("output", "evaluate", "use", "probe"),
+    *("run.checkpoint_every", "run.log_every", "run.cache", "run.trackers", "run.threads"),
+    *("data.memory_budget_gb", "data.follow_links", "targets.refresh"),
+    *("pretrain.checkpoint_every", "pretrain.workers", "watch.every", "watch.probe"),
 )
 _CONFIG_FILE = "config.yaml"
 # What a run reads or writes beside it: files; folders that may grow large; and folders of results.
@@ -80,16 +69,10 @@ class RunSettings(LaunchSettings):
 
 
 class RunLog:
-    """A JSONL log of the stages of a run; of a distillation the same run writes the same bytes, so no times.
-
-    Args:
-        path: The file.
-        enabled: False on all processes but one.
-    """
+    """A JSONL log of a run's stages, written by one process; without times, so that a repeated run writes the same."""
 
     def __init__(self, path: Path, enabled: bool = True) -> None:
-        self.path = path
-        self.enabled = enabled
+        self.path, self.enabled = path, enabled
 
     def write(self, records: Iterable[dict[str, Any]]) -> None:
         """Appends records, each with its `stage` and `step`."""
@@ -101,27 +84,25 @@ class RunLog:
         """Drops what a resumed run will write again: the stage's records after `step`, and a torn last line."""
         if self.enabled and self.path.exists():
             kept = [record for record in self.read() if record["stage"] != stage or record["step"] <= step]
-            with atomic_path(self.path) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            _write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def read(self) -> list[dict[str, Any]]:
         """Returns all whole records."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines]
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 class RunFolder:
-    """A run's files; starting a run again in its folder goes on where it stopped.
+    """The files of a run, in `--output`; starting a run again in its folder resumes it.
 
     Args:
-        path: The folder, `--output`.
+        path: The folder.
         config: The resolved settings.
         is_main: Whether this process writes.
-        same_settings: Whether the run only goes on with the settings that it began with, or with any of its recipe.
-        defaults: The recipe's settings as they are by default, a dataclass of dataclasses. A run that began when there
-            was no such setting goes on with its default.
+        same_settings: Whether a run is only resumed with the settings that it began with, or with any of its recipe.
+        defaults: The recipe's default settings, which a run that began before a setting existed is resumed with; old
+            names in its `RENAMED` are understood.
 
     Raises:
         InputError: The folder holds something else, or a run with other settings. Other inputs are refused by `start`.
@@ -138,61 +119,58 @@ class RunFolder:
         if path.exists() and not path.is_dir():
             raise InputError(f"--output {path} is a file: choose another folder")
         _require_plain_run(path)
-        if (path / "config.yaml").exists():
+        if (path / _CONFIG_FILE).exists():
             _refuse_other_settings(path, config, same_settings, defaults)
         elif path.exists() and any(path.iterdir()):
             raise InputError(f"--output {path} is not empty and holds no run: choose another folder")
-        self.path = path
-        self.config = config
-        self.is_main = is_main
+        self.path, self.config, self.is_main = path, config, is_main
         self.log = RunLog(path / "log.jsonl", enabled=is_main)
         self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher", keep=1)
         self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
 
     def start(self, inputs: Inputs | None = None) -> None:
-        """Writes the settings and the inputs. Called once nothing is left that a mend of the settings could change.
+        """Writes the settings and the inputs, once no wrong setting can end the run any more; all processes call it.
 
         Args:
-            inputs: What the run computes from, as `describe_images` returns it. All processes call with theirs. None
-                where everything in the folder is named by the content of its own inputs, or computed anew.
+            inputs: What the run computes from, as `describe_images` returns it; None where everything in the folder
+                is named by the content of its own inputs, or computed anew.
 
         Raises:
             InputError: The folder holds a run with other inputs; it is not changed.
         """
         record = check_inputs(self.path, inputs, self.is_main) if inputs else None
         if self.is_main:
-            with atomic_path(self.path / "config.yaml") as temporary:
-                text = yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True)
-                temporary.write_text(text, encoding="utf-8")
-            remember_run(self.path / "config.yaml")
+            config = self.path / _CONFIG_FILE
+            _write(config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+            remember_run(config)
             # After the settings, without which the folder would be taken for no run.
             if record:
-                self._record(record)
+                self.write_json(INPUTS_FILE, record)
 
     def pin(self, inputs: Inputs) -> None:
-        """Records what the run has just made and goes on from, such as its own teacher; all processes call it.
+        """Records what the run has just made and computes from, such as its own teacher; all processes call it.
 
         Raises:
             InputError: Another one is recorded.
         """
         record = check_inputs(self.path, inputs, self.is_main, made=True)
         if self.is_main:
-            self._record(record)
-
-    def _record(self, inputs: Inputs) -> None:
-        self.write_json(INPUTS_FILE, dump_inputs(inputs))
+            self.write_json(INPUTS_FILE, record)
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes one JSON file of the run, atomically."""
-        with atomic_path(self.path / name) as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        _write(self.path / name, json.dumps(content, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _require_plain_run(path: Path) -> None:
     """Refuses a run folder in which something that is read or written is a FIFO, a device or a link.
 
-    Work folders may be links, as to a larger disk, but only in a run that the user began: in a folder from elsewhere
-    they may lead to anything.
+    Work folders may be links, as to a larger disk, in a run that the user began; untrusted ones may lead to anything.
     """
     require_plain(path, [_CONFIG_FILE, *_FILES])
     linked = [name for name in _WORK_FOLDERS if (path / name).is_symlink() and (path / name).is_dir()]
@@ -202,30 +180,31 @@ def _require_plain_run(path: Path) -> None:
             f"{places}: links of work folders are followed only in a run that you began here: put the folder itself "
             "there, or choose another --output"
         )
+    require_plain(path, [name for name in (*_WORK_FOLDERS, *_RESULT_FOLDERS) if name not in linked])
     for name in (*_WORK_FOLDERS, *_RESULT_FOLDERS):
-        if name not in linked:
-            require_plain(path, [name])
         require_plain_tree(path / name)
 
 
 def _refuse_other_settings(path: Path, config: dict[str, Any], same_settings: bool, defaults: Any) -> None:
+    file = path / _CONFIG_FILE
     try:
-        if (path / _CONFIG_FILE).stat().st_size > LARGEST_CONFIG:
+        if file.stat().st_size > LARGEST_CONFIG:
             raise ValueError(f"it has more than {LARGEST_CONFIG} bytes")
-        stored = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+        stored = load_plain_yaml(file.read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
             raise ValueError("it holds no settings")
-        if not same_settings:
-            # Another recipe's settings have other names.
-            defaults = None
-            stored, config = dict.fromkeys(stored, "left out"), dict.fromkeys(config, "left out")
-        differences = [
-            f"{key}: {before!r} there, {now!r} now"
-            for key, before, now in _differences(stored, config, defaults)
-            if not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
-        ]
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path / 'config.yaml'} cannot be read ({error}): choose another --output") from error
+        _rename(stored, getattr(defaults, "RENAMED", {}))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({error}): choose another --output") from error
+    if not same_settings:
+        # Another recipe's settings have other names.
+        defaults = None
+        stored, config = dict.fromkeys(stored, "left out"), dict.fromkeys(config, "left out")
+    differences = [
+        f"{key}: {before!r} there, {now!r} now"
+        for key, before, now in _differences(stored, config, defaults)
+        if not f"{key}.".startswith(tuple(f"{free}." for free in FREE))
+    ]
     if differences:
         raise InputError(
             f"--output {path} holds a run with other settings ({'; '.join(differences)}): choose another --output, or "
@@ -233,10 +212,29 @@ def _refuse_other_settings(path: Path, config: dict[str, Any], same_settings: bo
         )
 
 
+def _rename(stored: dict[str, Any], renamed: Mapping[str, str]) -> None:
+    """Gives settings and sections that are stored under an old dotted name their present one."""
+    found = {}
+    # A setting comes before the section that it was in.
+    for old in sorted(renamed, key=len, reverse=True):
+        *sections, name = old.split(".")
+        holder = stored
+        for section in sections:
+            holder = holder.get(section) or {}
+        if name in holder:
+            found[renamed[old]] = holder.pop(name)
+    for new, value in found.items():
+        *sections, name = new.split(".")
+        holder = stored
+        for section in sections:
+            holder = holder.setdefault(section, {})
+        holder[name] = {**value, **(holder.get(name) or {})} if isinstance(value, dict) else value
+
+
 def _differences(before: Any, now: Any, default: Any = None, key: str = "") -> list[tuple[str, Any, Any]]:
     if isinstance(before, dict) and isinstance(now, dict):
         # Only sections have defaults for what is absent: a mapping that is one setting means what it says.
-        own = {entry.name: getattr(default, entry.name) for entry in _fields(default)}
+        own = vars(default) if dataclasses.is_dataclass(default) else {}
         before = {**{name: _plain(value) for name, value in own.items() if name in now}, **before}
         nested = [
             _differences(before.get(name), now.get(name), own.get(name), f"{key}.{name}".lstrip("."))
@@ -246,13 +244,9 @@ def _differences(before: Any, now: Any, default: Any = None, key: str = "") -> l
     return [] if before == now else [(key, before, now)]
 
 
-def _fields(settings: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
-
-
 def _plain(value: Any) -> Any:
     """Returns the default of a setting or of a section as a file holds it."""
-    return dataclasses.asdict(value) if _fields(value) and not isinstance(value, type) else value
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
 
 
 def folder_name(name: str) -> str:

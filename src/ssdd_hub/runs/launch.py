@@ -1,15 +1,13 @@
-"""The start and the end of a recipe: Accelerate, threads, the C library's allocator, errors.
-
-On the CPU, memory that large tensors leave is used again: fresh pages of the system cost more than some layers.
-
-The C library gives each large block back to the system and asks for it again, and the system clears every page anew.
-"""
+"""Start and end of a recipe: Accelerate, threads, the C library's allocator, error messages."""
 
 import ctypes
+import json
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -24,7 +22,7 @@ from ssdd_hub.runs.machine import count_cpus
 from ssdd_hub.text import printable
 
 # Other processes wait while one decodes, scores or saves, which takes hours on a large source.
-PATIENCE = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 * 1024, 65536
@@ -32,11 +30,7 @@ _NEVER = -1
 
 
 def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
-    """Starts Accelerate for a recipe, on the CPU with the threads that the settings ask for and memory used again.
-
-    Args:
-        settings: Precision, threads and trackers.
-        folder: The run folder; trackers write below it.
+    """Starts Accelerate for a recipe, whose trackers write below the run folder, with the threads of the settings.
 
     Raises:
         InputError: A tracker is unknown, or the processes were started with FSDP or DeepSpeed.
@@ -46,12 +40,11 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
             mixed_precision=settings.mixed_precision,
             log_with=settings.trackers or None,
             project_dir=folder / "trackers",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
         )
     except ValueError as error:
-        raise InputError(
-            f"--run.trackers {settings.trackers} or --run.mixed-precision cannot be used: {error}"
-        ) from error
+        given = f"--run.trackers {settings.trackers} or --run.mixed-precision"
+        raise InputError(f"{given} cannot be used: {error}") from error
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise InputError(
             f"the distilled set is a few megabytes and is not sharded: launch without {accelerator.distributed_type}"
@@ -67,7 +60,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
 
 
 def report_errors(main: Callable[[], None]) -> Callable[[], None]:
-    """Wraps a recipe's `main`: a mistake in the input ends it with a message instead of a traceback, and status 2."""
+    """Wraps a recipe's `main`: wrong input ends it with a message instead of a traceback, and status 2."""
 
     @wraps(main)
     def _wrapped() -> None:
@@ -84,19 +77,24 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def _stop(message: str, status: int) -> None:
-    # Messages quote names of files and records from elsewhere.
-    sys.stderr.write(f"error:{printable(message)}\n")
+    text = f"error:{printable(message)}"
+    # Both launchers write a traceback of their own below; torchrun ends its with the content of this file.
+    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if report:
+        content = {"message": {"message": text, "extraInfo": {"timestamp": int(time.time())}}}
+        with suppress(OSError):
+            Path(report).write_text(json.dumps(content), encoding="utf-8")
+    elif "ACCELERATE_DYNAMO_MODE" in os.environ:
+        text += "\n(accelerate launch adds a traceback of its own, which --quiet leaves out)"
+    sys.stderr.write(f"{text}\n")
     sys.exit(status)
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
-    """Lets this process keep what it frees, for the next tensors; it never shrinks then.
+    """Makes this process reuse freed memory for the next tensors, or no longer; returns whether the C library can.
 
-    Args:
-        keep: False for what the C library does by itself; what is free then goes back to the system.
-
-    Returns:
-        Whether the C library could be told; only glibc can.
+    By itself, glibc gives each large block back to the system, which then clears every page anew: on the CPU this
+    costs more than some layers.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -18,23 +18,22 @@ def count_cpus() -> int:
 
 
 def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
-    """Returns what the figures of a run depend on besides its settings, and the memory that this process needed."""
+    """Returns what the figures of a run depend on besides its settings, and this process's peak memory."""
+    cuda = device.type == "cuda"
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "cpus": count_cpus(),
         "processes": processes,
         "threads_per_process": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
-        "peak_device_memory_gib": (
-            round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if device.type == "cuda" else None
-        ),
+        "peak_device_memory_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if cuda else None,
     }
 
 
 def describe_versions() -> dict[str, str]:
-    """Returns the versions of this package and of those that its results depend on, as far as they are installed."""
+    """Returns the versions of this package and of the installed packages that its results depend on."""
     versions = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -43,7 +42,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def peak_memory() -> int:
-    """Returns the most memory, in bytes, that this process has held; 0 where the system does not tell."""
+    """Returns this process's peak memory in bytes; 0 on Windows."""
     if sys.platform == "win32":
         return 0
     import resource

@@ -1,0 +1,149 @@
+"""Old names of settings, and what a misspelt name may have meant; all else of `parse_config` is in recipes/."""
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import pytest
+
+from ssdd_hub.bounds import Count, Settings, one_of
+from ssdd_hub.errors import SettingsError
+from ssdd_hub.settings import parse_config, to_dict
+
+
+@dataclass(frozen=True)
+class PretrainingSettings(Settings, section="pretraining"):
+    """How students are pre-trained."""
+
+    epochs: Count = 100
+    max_steps: Count | None = None
+    augment: Annotated[str, one_of(("none", "crop-flip"))] = "none"
+    args: dict[str, Any] = field(default_factory=dict)
+    fast: bool = False
+
+
+@dataclass(frozen=True)
+class DistillerSettings(Settings, section="distiller"):
+    """The outer problem."""
+
+    steps: Count = 10
+    inner_steps: Count = 3
+
+
+@dataclass(frozen=True)
+class Config:
+    """A recipe."""
+
+    SHORT: ClassVar[dict[str, str]] = {"epochs": "pretraining.epochs", "method": "distiller.steps"}
+    RENAMED: ClassVar[dict[str, str]] = {
+        "use": "pretraining",
+        "use.num_epochs": "pretraining.epochs",
+        "targets": "datasets",
+        "target_args": "dataset_args",
+        "distiller.num_steps": "distiller.steps",
+    }
+
+    datasets: list[str] = field(default_factory=list)
+    dataset_args: dict[str, Any] = field(default_factory=dict)
+    pretraining: PretrainingSettings = field(default_factory=PretrainingSettings)
+    distiller: DistillerSettings = field(default_factory=DistillerSettings)
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Reads the text of a YAML file and a command line; returns the settings, or all mistakes, and all warnings."""
+
+    def parse(*argv, text=""):
+        (tmp_path / "a.yaml").write_text(text)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                found = to_dict(parse_config(Config, tmp_path / "a.yaml", argv))
+            except SettingsError as error:
+                found = error.problems
+        assert all(each.category is FutureWarning and each.filename == __file__ for each in told)
+        return found, [str(each.message) for each in told]
+
+    return parse
+
+
+def test_present_names_warn_of_nothing(parse):
+    config, told = parse("--epochs", "3", "--datasets", "a", text="pretraining: {augment: crop-flip}")
+    assert (config["pretraining"]["epochs"], config["datasets"], told) == (3, ["a"], [])
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--use.max-steps", "7", "--use.args.a-b.c=[1]", "--use.fast"], ""),
+        ([], "use: {max-steps: 7, args: {a-b: {c: [1]}}, fast: true}"),
+        (["--use.max_steps=7"], "use: {max_steps: 9, args: {a-b: {c: [1]}}, fast: true}"),
+    ],
+)
+def test_all_settings_of_a_renamed_section_have_their_old_names_with_one_warning(parse, argv, text):
+    config, told = parse(*argv, text=text)
+    expected = {"epochs": 100, "max_steps": 7, "augment": "none", "args": {"a-b": {"c": [1]}}, "fast": True}
+    assert config["pretraining"] == expected and told == ["use is now pretraining; the old name will go"]
+
+
+def test_renamed_lists_dictionaries_and_single_settings_are_read(parse):
+    text = "targets: [x]\ntarget_args: {x: {name: y}}\ndistiller: {num_steps: 5}"
+    config, told = parse("--targets", "a", "--targets", "b", "--target-args.b.name", "c", text=text)
+    assert config["datasets"] == ["a", "b"] and config["dataset_args"] == {"x": {"name": "y"}, "b": {"name": "c"}}
+    assert config["distiller"]["steps"] == 5
+    assert [message.split(";")[0] for message in told] == [
+        "distiller.num_steps is now distiller.steps",
+        "target_args is now dataset_args",
+        "targets is now datasets",
+    ]
+
+
+def test_a_setting_and_the_section_that_it_was_in_may_both_be_renamed(parse):
+    config, told = parse(text="use: {num_epochs: 3, max_steps: 7}")
+    assert (config["pretraining"]["epochs"], config["pretraining"]["max_steps"], len(told)) == (3, 7, 2)
+
+
+def test_of_two_sources_the_later_wins_whichever_name_it_uses(parse):
+    assert parse("--use.epochs", "3", text="pretraining: {epochs: 5}")[0]["pretraining"]["epochs"] == 3
+    assert parse("--pretraining.epochs", "3", text="use: {epochs: 5}")[0]["pretraining"]["epochs"] == 3
+
+
+def test_both_names_in_one_file_or_command_line_are_refused(parse):
+    message = "pretraining.epochs is also given by its old name, use.epochs: leave that one out"
+    for argv in (["--use.epochs=3", "--pretraining.epochs=4"], ["--epochs=3", "--use.epochs=4"]):
+        assert parse(*argv)[0] == [message]
+    assert parse(text="pretraining: {epochs: 3}\nuse: {epochs: 3}")[0] == [message]
+    assert parse("--targets=a", "--datasets=b")[0][0].startswith("datasets is also given by its old name, targ")
+    assert parse(text="pretraining: {epochs: 3}\nuse: {max_steps: 4}")[0]["pretraining"]["max_steps"] == 4
+
+
+def test_mistakes_below_an_old_name_are_reported_by_the_present_one(parse):
+    assert parse("--use.epochs", "0")[0] == ["pretraining.epochs must be at least 1, got 0"]
+    assert "nearest is pretraining.epochs (" in parse("--use.epoch", "1")[0][0]
+    assert parse("--use.epochs")[0] == ["--use.epochs needs a value"]
+    assert parse(text="use: 3")[0] == [
+        "pretraining is a section; give its settings one by one, such as pretraining.epochs"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("stepz", "distiller.steps"),
+        ("methd", "distiller.steps"),
+        ("epoch", "pretraining.epochs"),
+        ("inner", "distiller.inner_steps"),
+        ("inner_step", "distiller.inner_steps"),
+        ("pretraining.steps", "distiller.steps"),
+        ("pretraining.max_stepz", "pretraining.max_steps"),
+        ("dataset", "datasets or dataset_args"),
+    ],
+)
+def test_the_nearest_setting_is_one_whose_last_part_is_spelt_alike(parse, name, near):
+    assert parse(f"--{name}", "3")[0] == [f"{name} is not a setting; the nearest is {near} (--help lists all)"]
+
+
+def test_a_misspelt_choice_is_answered_by_the_nearest_one(parse):
+    required = "pretraining.augment must be one of none, crop-flip, got"
+    for given, hint in (("dsa", ""), ("cropflip", "; the nearest is crop-flip")):
+        assert parse("--pretraining.augment", given)[0] == [f"{required} {given!r}{hint}"]
