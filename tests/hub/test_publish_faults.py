@@ -193,7 +193,7 @@ def test_a_tag_that_another_publisher_took_meanwhile_is_not_mistaken(hub, folder
 
 
 def test_a_repository_that_the_token_may_not_see_is_not_written_to(hub, folder, monkeypatch):
-    monkeypatch.setattr(upload, "find_repo", lambda *_: None)
+    monkeypatch.setattr(upload, "find_repo", lambda repo: None)
     with pytest.raises(InputError, match="ann/tiny is there, and this token may not see it"):
         push(folder)
     assert_nothing(hub)

@@ -6,20 +6,10 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, errors, get_token
 from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined]  # either of its two HTTP libraries
 
 from ssdd_hub.errors import InputError
@@ -44,18 +34,16 @@ _DAMAGED = json.JSONDecodeError | UnicodeDecodeError
 _BROKEN = httpx.TransportError | ConnectionError | TimeoutError
 # `UnicodeError`: in a damaged answer, or in a token with a letter that no header can hold.
 _BUILTIN = (OSError, json.JSONDecodeError, UnicodeError)
-ERRORS = (httpx.HTTPError, httpx.InvalidURL, HFValidationError, ClientError, *_BUILTIN)
+ERRORS = (httpx.HTTPError, httpx.InvalidURL, errors.HFValidationError, ClientError, *_BUILTIN)
+_HIDDEN = "there is no such repository, or it is private and not open to this token: check spelling and login"
 # The first class that fits decides.
 _REASONS = (
-    (LocalTokenNotFoundError, "there is no token: log in by `hf auth login`, or set HF_TOKEN"),
-    (OfflineModeIsEnabled, "HF_HUB_OFFLINE is set: unset it to reach the Hub"),
-    (GatedRepoError, "access is granted on request: ask for it on the repository's page, and log in"),
-    (
-        RepositoryNotFoundError,
-        "there is no such repository, or it is private and not open to this token: check spelling and login",
-    ),
-    (RevisionNotFoundError, "there is no such branch, tag or commit in the repository"),
-    (RemoteEntryNotFoundError, "the repository lacks a file ({line})"),
+    (errors.LocalTokenNotFoundError, "there is no token: log in by `hf auth login`, or set HF_TOKEN"),
+    (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set: unset it to reach the Hub"),
+    (errors.GatedRepoError, "access is granted on request: ask for it on the repository's page, and log in"),
+    (errors.RepositoryNotFoundError, _HIDDEN),
+    (errors.RevisionNotFoundError, "there is no such branch, tag or commit in the repository"),
+    (errors.RemoteEntryNotFoundError, "the repository lacks a file ({line})"),
     (_UNSENT, "no request can be made of it ({line}): look at the token, and at HF_ENDPOINT"),
     (_DAMAGED, "what answers is not the Hub, or its answers come damaged: look at the connection, and try again"),
     (_BROKEN, "the Hub cannot be reached ({kind}: {line}): try again"),
@@ -94,6 +82,20 @@ def patiently(
     raise AssertionError("unreachable")
 
 
+@dataclass(frozen=True)
+class Repo:
+    """A repository on the Hub, and the token in use."""
+
+    repo_id: str
+    token: Token = None
+    kind: str = "dataset"
+
+    def call(self, method: Callable[..., Result], *args: Any, tries: int = TRIES, **how: Any) -> Result:
+        """Calls a method of `HfApi` for this repository, by `patiently`."""
+        api = HfApi(token=self.token)
+        return patiently(lambda: method(api, self.repo_id, *args, repo_type=self.kind, **how), tries)
+
+
 @contextmanager
 def _limited() -> Iterator[None]:
     """Sets `TIMEOUT` on requests for which the client sets no limit."""
@@ -112,9 +114,8 @@ def _limited() -> Iterator[None]:
 
 
 def _cause(error: Exception) -> Exception:
-    """Returns the error behind one of Python's own that the client raises."""
-    is_vague = isinstance(error, RuntimeError | ValueError | TypeError | LookupError | LocalEntryNotFoundError)
-    if not is_vague or isinstance(error, InputError | HfHubHTTPError):
+    """Returns the error behind one that the client raises in its place, such as one of Python's own."""
+    if isinstance(error, InputError | errors.HfHubHTTPError):
         return error
     if isinstance(error.__cause__, ERRORS):
         return error.__cause__
@@ -126,11 +127,12 @@ def _cause(error: Exception) -> Exception:
 
 def is_passing(error: BaseException) -> bool:
     """Whether the same request may succeed a little later: the connection broke, or the Hub was busy."""
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in _PASSING
+    if isinstance(error, errors.OfflineModeIsEnabled | _UNSENT):
+        return False
     # An `OSError` without a number is the client's own: a download was shorter than announced.
-    is_cut = type(error) is OSError and error.errno is None
-    return is_cut or (isinstance(error, _BROKEN | _DAMAGED) and not isinstance(error, OfflineModeIsEnabled | _UNSENT))
+    return isinstance(error, _BROKEN | _DAMAGED) or (type(error) is OSError and error.errno is None)
 
 
 def wait_after(error: BaseException, attempt: int) -> float:
@@ -169,7 +171,7 @@ def _reason(error: BaseException) -> str:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; nothing half-written was left behind: make room, or choose another place"
     status, line = 0, first_line(error)
-    if isinstance(error, HfHubHTTPError):
+    if isinstance(error, errors.HfHubHTTPError):
         status, line = error.response.status_code, "; ".join((error.server_message or line).splitlines())
     reasons = [text for kind, text in _REASONS if isinstance(error, kind)]
     # The client takes a token that the Hub does not know for a repository that is not there.

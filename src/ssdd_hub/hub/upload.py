@@ -13,10 +13,11 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub.client import Token, explained, patiently, saved_token
+from ssdd_hub.hub.client import Repo, Token, explained, patiently, saved_token
 from ssdd_hub.hub.download import snapshot
 
 _BEFOREHAND = {".gitattributes", "README.md"}  # what a repository may hold that was made on the Hub, and is empty
+_NOTHING = "Nothing of yours was written; look at theirs, and publish again to replace it"
 _SHORTEST_TOKEN = 8  # a shorter one could stand in any text
 
 
@@ -56,10 +57,9 @@ class Plan:
 
     parcel: Parcel
     repo_id: str  # `owner/name`
-    exists: bool
     private: bool  # whether the repository is, or will be
     branch: str
-    head: str | None  # the commit that the branch is at, or starts at
+    head: str | None  # the commit that the branch is at, or starts at; None where there is no repository yet
     new_branch: bool
     remove: tuple[str, ...]  # files of an earlier publication that are no longer part of it
     create_pr: bool  # whether the commit is offered as a pull request
@@ -71,7 +71,7 @@ class Plan:
         width = max(map(len, [*sizes, *self.remove]))
         place = f"{'private' if self.private else 'public'} {self.parcel.kind} {self.repo_id}"
         how = "a pull request" if self.create_pr else f"branch {self.branch}{' (new)' if self.new_branch else ''}"
-        lines = [f"to the {'' if self.exists else 'new '}{place}, {how}" + (f", tag {self.tag}" if self.tag else "")]
+        lines = [f"to the {'' if self.head else 'new '}{place}, {how}" + (f", tag {self.tag}" if self.tag else "")]
         lines += [f"  {path:<{width}}  {size:>13,} bytes" for path, size in sizes.items()]
         lines += [f"  {path:<{width}}  removed" for path in self.remove]
         return "\n".join([*lines, f"  {'in all':<{width}}  {sum(sizes.values()):>13,} bytes"])
@@ -112,15 +112,13 @@ def plan_upload(
         InputError: The repository holds something else or is public, the revision is no branch, the tag is taken, a
             file holds the token, or the Hub cannot be reached.
     """
-    api, branch = HfApi(token=token), revision or "main"
+    repo, branch = Repo(repo_id, token, parcel.kind), revision or "main"
     with explained(f"looking at {repo_id}", token):
-        info = find_repo(api, parcel.kind, repo_id)
-        refs = _list_refs(api, parcel.kind, repo_id) if info else {}
+        info = find_repo(repo)
+        refs = _list_refs(repo) if info else {}
         own_head = refs.get(f"refs/heads/{branch}")
         head = own_head or refs.get("refs/heads/main")
-        names = []
-        if head:
-            names = patiently(lambda: api.list_repo_files(repo_id, repo_type=parcel.kind, revision=head))
+        names = repo.call(HfApi.list_repo_files, revision=head) if head else []
     if re.fullmatch("[0-9a-f]{40}", branch):
         raise InputError(f"a set is published on a branch, and {revision} is the sha of a commit: give a branch")
     if f"refs/tags/{branch}" in refs:
@@ -131,26 +129,26 @@ def plan_upload(
     _refuse_token(parcel, token)
     remove = tuple(name for name in names if parcel.owns(name) and name not in parcel.files)
     is_new = branch != "main" and own_head is None
-    exists, private = info is not None, private if info is None else bool(info.private)
-    plan = Plan(parcel, repo_id, exists, private, branch, head, is_new, remove, create_pr, tag)
+    private = private if info is None else bool(info.private)
+    plan = Plan(parcel, repo_id, private, branch, head, is_new, remove, create_pr, tag)
     with explained(f"looking at {repo_id}", token):
         tagged = refs.get(f"refs/tags/{tag}")
-        if tagged and not _is_held(api, plan, tagged):
+        if tagged and not _is_held(repo, plan, tagged):
             raise InputError(f"{repo_id} has a tag {tag} already, of commit {tagged[:8]}: choose another one")
     return plan
 
 
-def find_repo(api: HfApi, kind: str, repo_id: str) -> Any:
-    """Returns what the Hub tells of a repository; None when there is none that the token may see."""
+def find_repo(repo: Repo) -> Any:
+    """Returns what the Hub states of a repository; None when there is none that the token may see."""
     try:
-        return patiently(lambda: api.repo_info(repo_id, repo_type=kind))
+        return repo.call(HfApi.repo_info)
     except RepositoryNotFoundError:
         return None
 
 
-def _list_refs(api: HfApi, kind: str, repo_id: str) -> dict[str, str]:
+def _list_refs(repo: Repo) -> dict[str, str]:
     """Returns the commits of branches, tags and pull requests by full names, such as `refs/heads/main`."""
-    refs = patiently(lambda: api.list_repo_refs(repo_id, repo_type=kind, include_pull_requests=True))
+    refs = repo.call(HfApi.list_repo_refs, include_pull_requests=True)
     return {ref.ref: ref.target_commit for ref in [*refs.branches, *refs.tags, *(refs.pull_requests or [])]}
 
 
@@ -186,110 +184,104 @@ def upload(plan: Plan, message: str, token: Token = None) -> Published:
         InputError: Somebody else published in the meantime, the Hub refuses or cannot be reached, or what it gives
             back is not what was sent.
     """
-    api, kind, repo_id = HfApi(token=token), plan.parcel.kind, plan.repo_id
     if not message.strip():
         raise InputError("a commit needs a title, and the message is empty: leave it out, or write one")
-    with explained(f"publishing {repo_id}", token):
-        if not plan.exists:
-            patiently(lambda: api.create_repo(repo_id, repo_type=kind, private=plan.private, exist_ok=True))
-            plan = replace(plan, head=_check_new(api, plan))
+    repo = Repo(plan.repo_id, token, plan.parcel.kind)
+    with explained(f"publishing {plan.repo_id}", token):
+        if plan.head is None:
+            repo.call(HfApi.create_repo, private=plan.private, exist_ok=True)
+            plan = replace(plan, head=_check_new(repo, plan))
         if plan.new_branch and not plan.create_pr:
-            patiently(lambda: api.create_branch(repo_id, branch=plan.branch, repo_type=kind, exist_ok=True))
-        commit, revision = _commit(api, plan, message)
-    _verify(plan, commit, token)
+            repo.call(HfApi.create_branch, branch=plan.branch, exist_ok=True)
+        commit, revision = _commit(repo, plan, message)
+    _verify(repo, plan, commit)
     if plan.tag is not None:
-        with explained(f"tagging {repo_id} (the commit {commit[:8]} itself is published and verified)", token):
-            _tag(api, plan, plan.tag, commit)
-    prefix = "datasets/" if kind == "dataset" else ""
-    return Published(repo_id, commit, plan.tag or revision, f"{api.endpoint}/{prefix}{repo_id}/commit/{commit}")
+        with explained(f"tagging {plan.repo_id} (the commit {commit[:8]} itself is published and verified)", token):
+            _tag(repo, plan, plan.tag, commit)
+    prefix = "datasets/" if repo.kind == "dataset" else ""
+    url = f"{HfApi().endpoint}/{prefix}{plan.repo_id}/commit/{commit}"
+    return Published(plan.repo_id, commit, plan.tag or revision, url)
 
 
-def _check_new(api: HfApi, plan: Plan) -> Any:
+def _check_new(repo: Repo, plan: Plan) -> Any:
     """Returns the first commit of a new repository, which the Hub makes; refuses one that somebody else made."""
-    info = find_repo(api, plan.parcel.kind, plan.repo_id)
+    info = find_repo(repo)
     if info is None:
-        raise InputError(
-            f"{plan.repo_id} is there, and this token may not see it: take a token that may, or choose another name"
-        )
+        text = f"{plan.repo_id} is there, and this token may not see it"
+        raise InputError(f"{text}: take a token that may, or choose another name")
     if {file.rfilename for file in info.siblings or ()} - _BEFOREHAND or (plan.private and not info.private):
-        raise InputError(
-            f"somebody else made {plan.repo_id} meanwhile. Nothing of yours was written; look at theirs, and publish "
-            "again to replace it"
-        )
+        raise InputError(f"somebody else made {plan.repo_id} meanwhile. {_NOTHING}")
     return info.sha
 
 
-def _commit(api: HfApi, plan: Plan, message: str) -> tuple[str, str]:
+def _commit(repo: Repo, plan: Plan, message: str) -> tuple[str, str]:
     """Returns the commit and the revision to load; sends again only what has surely not landed."""
-    where: dict[str, Any] = {"repo_type": plan.parcel.kind, "create_pr": plan.create_pr}
-    where["revision"] = None if plan.branch == "main" else plan.branch
     # The same copies each time: what has been uploaded is not uploaded again.
     files = [copy(file) for _, file in sorted(plan.parcel.files.items())]
     removals = [CommitOperationDelete(path) for path in plan.remove]
-    own_ref = f"refs/heads/{plan.branch}"
-    before = _list_refs(api, plan.parcel.kind, plan.repo_id) if plan.create_pr else {own_ref: plan.head}
+    where = {"create_pr": plan.create_pr, "revision": None if plan.branch == "main" else plan.branch}
+    before = _list_refs(repo) if plan.create_pr else {}
 
     def send() -> tuple[str, str]:
-        done = api.create_commit(
-            plan.repo_id, [*files, *removals], commit_message=message, parent_commit=plan.head, **where
-        )
+        how = {"commit_message": message, "parent_commit": plan.head, **where}
+        done = repo.call(HfApi.create_commit, [*files, *removals], tries=1, **how)
         return done.oid, (done.pr_revision if plan.create_pr else None) or done.oid
 
-    def find_landed() -> tuple[str, str] | None:
-        """Returns the commit when it landed although the client raised, which then does not try again either."""
-        for ref, commit in _list_refs(api, plan.parcel.kind, plan.repo_id).items():
-            is_candidate = ref.startswith("refs/pr/") if plan.create_pr else ref == own_ref
-            if not is_candidate or before.get(ref) == commit:
-                continue
-            if _is_held(api, plan, commit):
-                return commit, ref if plan.create_pr else commit
-            if not plan.create_pr:
-                raise InputError(
-                    f"somebody else wrote to {plan.repo_id} meanwhile: {plan.branch} was at {str(plan.head)[:8]} and "
-                    f"is at {commit[:8]}. Nothing of yours was written; look at theirs, and publish again to replace "
-                    "it"
-                )
-        return None
-
     # Twice at most, since within it the client tries six times.
-    patiently(lambda: api.preupload_lfs_files(plan.repo_id, files, free_memory=False, **where), tries=2)
-    return patiently(send, landed=find_landed)
+    repo.call(HfApi.preupload_lfs_files, files, free_memory=False, tries=2, **where)
+    return patiently(send, landed=lambda: _find_landed(repo, plan, before))
 
 
-def _tag(api: HfApi, plan: Plan, tag: str, commit: str) -> None:
-    kind, repo_id = plan.parcel.kind, plan.repo_id
-    patiently(lambda: api.create_tag(repo_id, tag=tag, revision=commit, repo_type=kind, exist_ok=True))
-    target = _list_refs(api, kind, repo_id).get(f"refs/tags/{tag}", commit)
-    if target != commit and not _is_held(api, plan, target):
+def _find_landed(repo: Repo, plan: Plan, before: Mapping[str, str]) -> tuple[str, str] | None:
+    """Returns the commit when it landed although the client raised, and its revision; None when nothing has changed.
+
+    Raises:
+        InputError: The branch has moved, and not to this commit.
+    """
+    refs = _list_refs(repo)
+    if plan.create_pr:
+        new = {ref: commit for ref, commit in refs.items() if ref.startswith("refs/pr/") and before.get(ref) != commit}
+        return next(((commit, ref) for ref, commit in new.items() if _is_held(repo, plan, commit)), None)
+    head = refs.get(f"refs/heads/{plan.branch}")
+    if head is None or head == plan.head:
+        return None
+    if _is_held(repo, plan, head):
+        return head, head
+    moved = f"{plan.branch} was at {str(plan.head)[:8]} and is at {head[:8]}"
+    raise InputError(f"somebody else wrote to {plan.repo_id} meanwhile: {moved}. {_NOTHING}")
+
+
+def _tag(repo: Repo, plan: Plan, tag: str, commit: str) -> None:
+    repo.call(HfApi.create_tag, tag=tag, revision=commit, exist_ok=True)
+    target = _list_refs(repo).get(f"refs/tags/{tag}", commit)
+    if target != commit and not _is_held(repo, plan, target):
         raise InputError(
-            f"somebody else put the tag {tag} of {repo_id} on commit {target[:8]} meanwhile; yours is published and "
-            f"verified as commit {commit[:8]}: publish again with another tag"
+            f"somebody else put the tag {tag} of {plan.repo_id} on commit {target[:8]} meanwhile; yours is published "
+            f"and verified as commit {commit[:8]}: publish again with another tag"
         )
 
 
-def _is_held(api: HfApi, plan: Plan, commit: str) -> bool:
+def _is_held(repo: Repo, plan: Plan, commit: str) -> bool:
     """Whether a commit has the files of a plan, to the byte, and none of those that it removes.
 
     Large files are compared by the sha256 that the Hub states; the others are downloaded.
     """
-    files, paths = plan.parcel.files, [*plan.parcel.files, *plan.remove]
-    found = patiently(lambda: api.get_paths_info(plan.repo_id, paths, repo_type=plan.parcel.kind, revision=commit))
-    there = {entry.path: entry.lfs for entry in found if isinstance(entry, RepoFile)}
-    if there.keys() != files.keys() or any(
-        lfs and lfs.sha256 != digest_of(files[path]) for path, lfs in there.items()
-    ):
+    files = plan.parcel.files
+    found = repo.call(HfApi.get_paths_info, [*files, *plan.remove], revision=commit)
+    there = {entry.path: entry for entry in found if isinstance(entry, RepoFile)}
+    large = {path: entry.lfs.sha256 for path, entry in there.items() if entry.lfs is not None}
+    if there.keys() != files.keys() or any(digest_of(files[path]) != sha256 for path, sha256 in large.items()):
         return False
     with tempfile.TemporaryDirectory(prefix="ssdd-hub-compare-") as scratch:
-        small = [path for path, lfs in there.items() if lfs is None]
-        return not _fetch_differing(plan, commit, small, Path(scratch), api.token)
+        return not _fetch_differing(repo, plan, commit, there.keys() - large.keys(), Path(scratch))
 
 
-def _verify(plan: Plan, commit: str, token: Token) -> None:
+def _verify(repo: Repo, plan: Plan, commit: str) -> None:
     """Downloads a commit and compares it with what was sent; twice, since a download may be damaged too."""
     for _ in range(2):
         with tempfile.TemporaryDirectory(prefix="ssdd-hub-verify-") as scratch:
-            with explained(f"fetching {plan.repo_id} again to verify commit {commit[:8]}", token):
-                wrong = _fetch_differing(plan, commit, plan.parcel.files, Path(scratch), token)
+            with explained(f"fetching {plan.repo_id} again to verify commit {commit[:8]}", repo.token):
+                wrong = _fetch_differing(repo, plan, commit, plan.parcel.files, Path(scratch))
             if not wrong:
                 return plan.parcel.check(Path(scratch))
     raise InputError(
@@ -298,11 +290,10 @@ def _verify(plan: Plan, commit: str, token: Token) -> None:
     )
 
 
-def _fetch_differing(plan: Plan, commit: str, names: Collection[str], folder: Path, token: Token) -> list[str]:
+def _fetch_differing(repo: Repo, plan: Plan, commit: str, names: Collection[str], folder: Path) -> list[str]:
     """Downloads files of a commit into a folder; returns those that are not what was packed."""
-    # With an empty cache, since the client would copy what it has in its own, damaged or not.
-    where = {"local_dir": folder, "cache_dir": folder / ".cache" / "empty"}
     if names:
-        patiently(lambda: snapshot(plan.repo_id, commit, list(names), token, plan.parcel.kind, **where))
+        # With an empty cache, since the client would copy what it has in its own, damaged or not.
+        snapshot(repo, commit, names, local_dir=folder, cache_dir=folder / ".cache" / "empty")
     came = pack({name: folder / name for name in names if (folder / name).is_file()})
     return [name for name in names if name not in came or digest_of(came[name]) != digest_of(plan.parcel.files[name])]
