@@ -91,7 +91,7 @@ class Repo:
     kind: str = "dataset"
 
     def call(self, method: Callable[..., Result], *args: Any, tries: int = TRIES, **how: Any) -> Result:
-        """Calls a method of `HfApi` for this repository, by `patiently`."""
+        """Calls a method of `HfApi` for this repository; twice at most where the client itself tries six times."""
         api = HfApi(token=self.token)
         return patiently(lambda: method(api, self.repo_id, *args, repo_type=self.kind, **how), tries)
 

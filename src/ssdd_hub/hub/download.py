@@ -96,7 +96,7 @@ def list_files(repo_id: str, revision: str, token: Token = None) -> list[str]:
     """Returns the paths of all files of a dataset repository, those of the set and others."""
     repo = Repo(repo_id, token)
     with explained(f"looking at {_name(repo, revision)}", token):
-        return repo.call(HfApi.list_repo_files, revision=revision)
+        return repo.call(HfApi.list_repo_files, revision=revision, tries=2)
 
 
 def snapshot(repo: Repo, revision: str | None, names: Iterable[str], **how: Any) -> Path:
@@ -198,7 +198,7 @@ def _fetch(repo: Repo, commit: str, files: Mapping[str, RepoSibling], local_dir:
 
 def _find_damaged(repo: Repo, commit: str, names: Collection[str], folder: Path) -> dict[str, str]:
     """Returns the digests of the files that differ from what the Hub states, by path; empty for what is missing."""
-    found = repo.call(HfApi.verify_repo_checksums, revision=commit, local_dir=folder)
+    found = repo.call(HfApi.verify_repo_checksums, revision=commit, local_dir=folder, tries=2)
     digests = dict.fromkeys(found.missing_paths, "") | {each["path"]: each["actual"] for each in found.mismatches}
     return {path: digests[path] for path in sorted(digests.keys() & names)}
 

@@ -118,7 +118,7 @@ def plan_upload(
         refs = _list_refs(repo) if info else {}
         own_head = refs.get(f"refs/heads/{branch}")
         head = own_head or refs.get("refs/heads/main")
-        names = repo.call(HfApi.list_repo_files, revision=head) if head else []
+        names = repo.call(HfApi.list_repo_files, revision=head, tries=2) if head else []
     if re.fullmatch("[0-9a-f]{40}", branch):
         raise InputError(f"a set is published on a branch, and {revision} is the sha of a commit: give a branch")
     if f"refs/tags/{branch}" in refs:
@@ -227,7 +227,6 @@ def _commit(repo: Repo, plan: Plan, message: str) -> tuple[str, str]:
         done = repo.call(HfApi.create_commit, [*files, *removals], tries=1, **how)
         return done.oid, (done.pr_revision if plan.create_pr else None) or done.oid
 
-    # Twice at most, since within it the client tries six times.
     repo.call(HfApi.preupload_lfs_files, files, free_memory=False, tries=2, **where)
     return patiently(send, landed=lambda: _find_landed(repo, plan, before))
 
