@@ -184,8 +184,7 @@ def full_id(repo_id: str, token: Token = None, reads_only: bool = False) -> str:
     """Returns `owner/name`; a name alone belongs to the user of the token, by default that of the login.
 
     Raises:
-        InputError: The name is invalid, no token is usable where one is needed, or it may only read, but not
-            `reads_only` is set.
+        InputError: The name is invalid, there is no usable token, or it may only read where something is written.
     """
     if not (HUB_ID.fullmatch(repo_id) or re.fullmatch(r"\w[\w.-]*", repo_id, re.ASCII)):
         raise InputError(f"a repository on the Hub is named owner/name or name, got {repo_id!r}")

@@ -69,17 +69,10 @@ def fetch_record(repo_id: str, revision: str | None = None, token: Token = None)
 def pull_set(
     repo_id: str, folder: str | Path, check: Callable[[Path], None], revision: str | None = None, token: Token = None
 ) -> str:
-    """Downloads a set into a folder, which appears complete and checked, or not at all; returns the sha of the commit.
-
-    Args:
-        repo_id: `owner/name`.
-        folder: The place, free or taken by a distilled set, which is replaced.
-        check: Called with the downloaded files; raises `InputError` when they are no sound set.
-        revision: Branch, tag or sha; `main` by default.
-        token: A Hub token; by default the one of the login.
+    """Downloads a set into a folder, which appears complete and passed by `check`, or not at all; returns the commit.
 
     Raises:
-        InputError: As for `fetch_set`, or the place is taken by something else; it is then what it was.
+        InputError: As for `fetch_set`, or the place is taken by something other than a set; it is then what it was.
     """
     repo, place = Repo(repo_id, token), Path(folder).resolve()
     _check_id(repo_id)

@@ -97,16 +97,7 @@ def plan_upload(
     tag: str | None = None,
     token: Token = None,
 ) -> Plan:
-    """Reads the state of the repository and returns what publishing would change there.
-
-    Args:
-        parcel: The files.
-        repo_id: `owner/name`.
-        private: Whether a new repository is private. One that is there must be so already.
-        revision: A branch, made if it is not there; `main` by default.
-        create_pr: Offer the commit as a pull request against that branch.
-        tag: A tag for the commit; one that is there already must be on these very files.
-        token: A Hub token; by default the one of the login.
+    """Returns what publishing would change in a repository, `owner/name`; `sets.publish.plan_set` has the arguments.
 
     Raises:
         InputError: The repository holds something else or is public, the revision is no branch, the tag is taken, a
@@ -126,7 +117,11 @@ def plan_upload(
     if info is not None and private and not info.private:
         raise InputError(f"{repo_id} is there and public: make it private in its settings first, or choose another")
     _refuse_foreign(parcel, repo_id, names)
-    _refuse_token(parcel, token)
+    secret = (token if isinstance(token, str) else saved_token()) or ""
+    for path, file in parcel.files.items():
+        content = file.path_or_fileobj
+        if len(secret) >= _SHORTEST_TOKEN and isinstance(content, bytes) and secret.encode() in content:
+            raise InputError(f"{path} holds your access token: remove it from the record, and revoke the token")
     remove = tuple(name for name in names if parcel.owns(name) and name not in parcel.files)
     is_new = branch != "main" and own_head is None
     private = private if info is None else bool(info.private)
@@ -155,30 +150,17 @@ def _list_refs(repo: Repo) -> dict[str, str]:
 def _refuse_foreign(parcel: Parcel, repo_id: str, names: list[str]) -> None:
     foreign = [name for name in names if name not in _BEFOREHAND]
     if foreign and parcel.mark not in names:
-        raise InputError(
-            f"{repo_id} holds something else ({', '.join(foreign[:3])}{', ...' if len(foreign) > 3 else ''}), and no "
-            f"{parcel.mark}: choose another name, or empty it on the Hub first"
-        )
-    clashing = [name for name in names if parcel.clashes(name)]
+        shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        advice = "choose another name, or empty it on the Hub first"
+        raise InputError(f"{repo_id} holds something else ({shown}), and no {parcel.mark}: {advice}")
+    clashing = ", ".join([name for name in names if parcel.clashes(name)][:3])
     if clashing:
-        raise InputError(
-            f"{repo_id} holds {', '.join(clashing[:3])}, which would be taken for a part of what is published, or "
-            "keep parts of it from being sent: remove it on the Hub first"
-        )
-
-
-def _refuse_token(parcel: Parcel, token: Token) -> None:
-    secret = (token if isinstance(token, str) else saved_token()) or ""
-    for path, file in parcel.files.items():
-        content = file.path_or_fileobj
-        if len(secret) >= _SHORTEST_TOKEN and isinstance(content, bytes) and secret.encode() in content:
-            raise InputError(f"{path} holds your access token: remove it from the record, and revoke the token")
+        danger = "which would be taken for a part of what is published, or keep parts of it from being sent"
+        raise InputError(f"{repo_id} holds {clashing}, {danger}: remove it on the Hub first")
 
 
 def upload(plan: Plan, message: str, token: Token = None) -> Published:
-    """Carries out a plan: one commit, downloaded again and compared, then tagged.
-
-    Until the commit lands, nobody sees anything; stopped before, the same call can be made again.
+    """Carries out a plan: one commit, until which nobody sees anything, downloaded again and compared, then tagged.
 
     Raises:
         InputError: Somebody else published in the meantime, the Hub refuses or cannot be reached, or what it gives
@@ -232,11 +214,7 @@ def _commit(repo: Repo, plan: Plan, message: str) -> tuple[str, str]:
 
 
 def _find_landed(repo: Repo, plan: Plan, before: Mapping[str, str]) -> tuple[str, str] | None:
-    """Returns the commit when it landed although the client raised, and its revision; None when nothing has changed.
-
-    Raises:
-        InputError: The branch has moved, and not to this commit.
-    """
+    """Returns the commit that landed although the client raised, and its revision; refuses another's commit."""
     refs = _list_refs(repo)
     if plan.create_pr:
         new = {ref: commit for ref, commit in refs.items() if ref.startswith("refs/pr/") and before.get(ref) != commit}
