@@ -5,8 +5,7 @@ import re
 import pytest
 import torch
 from hub_server import Fault
-from huggingface_hub import HfApi
-from test_distilled import PARQUET, RGB, bits, make_set
+from test_distilled import PARQUET, bits, make_set
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.upload import upload
@@ -266,13 +265,3 @@ def test_without_a_title_or_offline_nothing_is_sent(hub, folder, monkeypatch):
     assert_refused(hub, "a commit needs a title", push, folder, message=" ")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert_refused(hub, "HF_HUB_OFFLINE is set: unset it to reach the Hub", push, folder)
-
-
-def test_many_images_are_sent_in_several_files(hub, monkeypatch):
-    monkeypatch.setattr(parquet, "SHARD_BYTES", 4096)
-    made = DistilledSet(torch.randn(40, 3, 6, 7), torch.randn(40, 4), RGB)
-    made.push_to_hub(REPO, token="hf_ann")
-    assert len([name for name in hub.files(REPO) if name.endswith(".parquet")]) > 3
-    assert torch.equal(DistilledSet.from_pretrained(REPO).images, made.images)
-    infos = HfApi(token="hf_bob").list_datasets(filter="ssdd_hub")
-    assert [info.id for info in infos] == [REPO]

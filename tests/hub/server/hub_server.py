@@ -98,25 +98,18 @@ class HubServer:
         blobs = self.repos[repo_type, repo_id].find(revision).files
         return {path: self.place(blob.sha256).read_bytes() for path, blob in blobs.items()}
 
-    def commit(
-        self,
-        repo_id: str,
-        files: Mapping[str, bytes | None],
-        repo_type: str = "dataset",
-        revision: str = "main",
-        title: str = "by another publisher",
-    ) -> str:
-        """Commits to a branch past the API, None removes a file; makes the repository where there is none."""
+    def commit(self, repo_id: str, files: Mapping[str, bytes | None], repo_type: str = "dataset") -> str:
+        """Commits to `main` past the API, None removes a file; makes the repository where there is none."""
         with self._lock:
             repo = self.repos.get((repo_type, repo_id)) or self.create(repo_type, repo_id, private=False)
-            content = dict(repo.find(revision).files)
+            content = dict(repo.find("main").files)
             for path, data in files.items():
                 if data is None:
                     del content[path]
                 else:
                     content[path] = self.keep(repo, data, self.is_large(path, len(data)))
-            repo.branches[revision] = repo.add(content, repo.branches[revision], title)
-            return repo.branches[revision]
+            repo.branches["main"] = repo.add(content, repo.branches["main"], "by another publisher")
+            return repo.branches["main"]
 
     def asked(self, pattern: str) -> list[Recorded]:
         """Returns the requests in whose `METHOD /path?query` the pattern is found."""
