@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 
-import pytest
 import torch
 from hub_server import client_env
 
@@ -22,10 +21,6 @@ def run(code, env):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def raw(tensor):
-    return tensor.numpy().tobytes()
 
 
 def made_set(seed):
@@ -83,7 +78,10 @@ def test_a_set_goes_to_the_hub_and_comes_back_by_every_way_bit_for_bit(hub, tmp_
     """,
         env,
     )
-    pinned, newest = (hashlib.sha256(raw(made.images) + raw(made.targets)).hexdigest() for made in (first, second))
+    digests = (
+        hashlib.sha256(each.images.numpy().tobytes() + each.targets.numpy().tobytes()) for each in (first, second)
+    )
+    pinned, newest = (digest.hexdigest() for digest in digests)
     assert json.loads(online) == [pinned] * 5 + [newest] * 3
 
     hub.requests.clear()
@@ -100,17 +98,9 @@ def test_a_set_goes_to_the_hub_and_comes_back_by_every_way_bit_for_bit(hub, tmp_
     assert hub.requests == []
 
 
-@pytest.fixture
-def card(hub):
-    """The card of a set on the Hub."""
+def test_a_card_runs_as_it_stands_and_a_private_set_is_denied_to_others_by_every_way(hub, tmp_path):
     made_set(0).push_to_hub(REPO, token="hf_ann", tag="v1")
-    return hub.files(REPO)["README.md"].decode()
-
-
-def test_a_card_runs_as_it_stands_and_a_private_set_is_denied_to_others_by_every_way(hub, tmp_path, card):
-    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(blocks) == 3
-    ours, plain, use = blocks
+    ours, plain, use = re.findall(r"```python\n(.*?)```", hub.files(REPO)["README.md"].decode(), re.DOTALL)
     # What the last lines of the card leave behind is what a reader goes on with.
     shown = "print(tuple(outputs.shape), student.training)"
     same = "import torch\nassert torch.equal(images, kept[0]) and torch.equal(targets, kept[1])"

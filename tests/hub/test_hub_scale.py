@@ -19,10 +19,16 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the peak memory of a process is read from Linux's /proc"),
 ]
 GIB = 2**30
-
-PEAK = """
+# `measure` prints the bytes of memory at the peak above the start, and the seconds.
+START = """
     import json, sys, time
     from pathlib import Path
+    import datasets, torch
+    from ssdd_hub.hub.download import pull_set
+    from ssdd_hub.pixel_space import PixelSpace
+    from ssdd_hub.sets.check import verify_folder
+    from ssdd_hub.sets.distilled import DistilledSet
+    from ssdd_hub.sets.publish import push_set
 
     def status(name):
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -34,14 +40,6 @@ PEAK = """
         call()
         print(json.dumps([status("VmHWM") - before, time.monotonic() - began]))
 """
-
-
-def measure(code, env):
-    """Returns the bytes of memory at the peak above the start, and the seconds, of `measure(call)` in the code."""
-    script = textwrap.dedent(PEAK) + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_set_of_usual_size_is_published_and_verified_within_ten_seconds(hub, tmp_path):
@@ -60,19 +58,10 @@ def test_a_set_of_usual_size_is_published_and_verified_within_ten_seconds(hub, t
 
 def test_two_gigabytes_are_published_and_pulled_in_one_of_memory(hub, tmp_path):
     env = client_env(hub, tmp_path / "home") | {"HF_TOKEN": "hf_ann", "TMPDIR": str(tmp_path)}
-    folder = tmp_path / "set"
-    imports = """
-        import torch
-        from ssdd_hub.sets.distilled import DistilledSet
-        from ssdd_hub.pixel_space import PixelSpace
-        from ssdd_hub.sets.publish import push_set
-        from ssdd_hub.hub.download import pull_set
-        from ssdd_hub.sets.check import verify_folder
-        import datasets
-    """
     size = 4 * 42_000 * (3 * 64 * 64 + 512)
     assert size > 2e9
-    told = {
+    folder = tmp_path / "set"
+    steps = {
         "save": f"""
             torch.manual_seed(0)
             images, targets = torch.empty(42_000, 3, 64, 64), torch.empty(42_000, 512)
@@ -87,8 +76,11 @@ def test_two_gigabytes_are_published_and_pulled_in_one_of_memory(hub, tmp_path):
     }
     peaks = {}
     print(f"\n  {size / 1e9:.2f} GB of tensors")
-    for name, code in told.items():
-        peaks[name], seconds = measure(textwrap.dedent(imports) + textwrap.dedent(code), env)
+    for name, code in steps.items():
+        script = textwrap.dedent(START) + textwrap.dedent(code)
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        peaks[name], seconds = json.loads(done.stdout.splitlines()[-1])
         print(f"  {name}: {peaks[name] / GIB:.2f} GiB above the start, {seconds:.0f} s")
     files = hub.repos["dataset", "ann/large"].find("main").files
     assert len([name for name in files if name.endswith(".parquet")]) > 8

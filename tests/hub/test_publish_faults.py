@@ -1,4 +1,4 @@
-"""What goes wrong on the way to the Hub: each ends in a set that is published whole, or in one clear error."""
+"""Failures on the way to the Hub: each ends in a set that is published whole, or in one clear error."""
 
 import subprocess
 import sys
@@ -7,17 +7,21 @@ import threading
 import time
 
 import pytest
-import torch
 from hub_server import Fault, client_env
-from test_distilled import bits, make_set
-from test_publish import FILES, REPO, commits, heads, push
+from test_distilled import make_set
+from test_publish import FILES, REPO, commits, heads, is_loaded, push
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub import upload
-from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.publish import plan_set
 
 COMMIT, UPLOAD = "POST .*/commit/main", "PUT /upload/"
+STEPS = [
+    *("GET /api/whoami-v2", f"GET /api/datasets/{REPO}$", "POST /api/repos/create", f"GET /api/datasets/{REPO}/tree"),
+    *("POST .*/preupload/", "POST .*/info/lfs/objects/batch", UPLOAD, "POST .*/info/lfs/verify", COMMIT),
+    *("HEAD .*/resolve/", "GET /storage/", "POST .*/tag/"),
+]
+ALWAYS = 10**6
 
 
 @pytest.fixture
@@ -25,13 +29,12 @@ def folder(tmp_path):
     return make_set().save(tmp_path / "set")
 
 
-def assert_published(hub, made=None):
+def assert_published(hub):
     """The set is there once, whole, tagged and loadable."""
     assert commits(hub) == ["initial commit", "Publish the distilled set"]
     branches, tags = heads(hub)
     assert list(tags.values()) == [branches["main"]]
-    assert hub.files(REPO).keys() == FILES
-    assert torch.equal(bits(DistilledSet.from_pretrained(REPO).images), bits((made or make_set()).images))
+    assert hub.files(REPO).keys() == FILES and is_loaded()
 
 
 def assert_nothing(hub):
@@ -39,79 +42,48 @@ def assert_nothing(hub):
     assert hub.repos == {} or (hub.files(REPO).keys() == {".gitattributes"} and heads(hub)[1] == {})
 
 
-STEPS = [
-    "GET /api/whoami-v2",
-    f"GET /api/datasets/{REPO}$",
-    "POST /api/repos/create",
-    f"GET /api/datasets/{REPO}/tree",
-    "POST .*/preupload/",
-    "POST .*/info/lfs/objects/batch",
-    UPLOAD,
-    "POST .*/info/lfs/verify",
-    COMMIT,
-    "HEAD .*/resolve/",
-    "GET /storage/",
-    "POST .*/tag/",
-]
-
-
-@pytest.mark.parametrize(("status", "step"), [*((503, step) for step in STEPS), (429, STEPS[0]), (429, COMMIT)])
-def test_a_hub_that_is_busy_for_a_moment_is_asked_again(hub, folder, waits, status, step):
-    hub.faults.append(Fault(step, status=status, times=2, headers={"Retry-After": "7"}))
-    push(folder)
-    assert hub.faults[0].hits == 2
-    assert_published(hub)
-    if status == 429:
-        assert waits.count(7.0) == 2
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_a_connection_that_breaks_is_made_again(hub, folder, waits, step):
-    hub.faults.append(Fault(step, drop="before answer", times=2))
-    push(folder)
-    assert hub.faults[0].hits == 2
-    assert_published(hub)
-
-
-@pytest.mark.parametrize("step", [*STEPS[:3], *STEPS[4:9], STEPS[-1]])
-def test_an_answer_that_is_lost_does_not_do_the_work_twice(hub, folder, waits, step):
-    hub.faults.append(Fault(step, drop="before answer", after=True))
-    push(folder)
-    assert hub.faults[0].hits == 1
-    assert_published(hub)
-
-
-@pytest.mark.parametrize("fault", [{"drop": "before answer"}, {"drop": "body"}, {"status": 503}, {"status": 500}])
-def test_a_commit_that_landed_is_found_though_its_answer_is_lost(hub, folder, waits, fault):
-    hub.faults.append(Fault(COMMIT, after=True, **fault))
+@pytest.mark.parametrize(
+    ("step", "fault"),
+    [
+        *((step, {"status": 503, "times": 2}) for step in STEPS),
+        *((step, {"status": 429, "times": 2, "headers": {"Retry-After": "7"}}) for step in (STEPS[0], COMMIT)),
+        *((step, {"drop": "before answer", "times": 2}) for step in STEPS),
+        (UPLOAD, {"drop": "body", "times": 2}),
+        # The answer alone is lost.
+        *((step, {"drop": "before answer", "after": True}) for step in (*STEPS[:3], *STEPS[4:9], STEPS[-1])),
+        *((COMMIT, {"after": True, **fault}) for fault in ({"drop": "body"}, {"status": 503}, {"status": 500})),
+        # What comes back is damaged.
+        *((STEPS[-2], fault) for fault in ({"corrupt": True}, {"truncate": True}, {"drop": "body"})),
+        (f"GET /datasets/{REPO}/resolve/.*/ssdd_hub.json", {"corrupt": True}),
+    ],
+)
+def test_a_failure_that_passes_is_outlasted_and_nothing_is_done_twice(hub, folder, waits, step, fault):
+    hub.faults.append(Fault(step, **fault))
     published = push(folder)
-    assert published.commit == heads(hub)[0]["main"] and published.url.endswith(f"/commit/{published.commit}")
-    assert len(hub.asked("POST .*/commit/")) == 1
+    assert hub.faults[0].hits == fault.get("times", 1)
     assert_published(hub)
+    assert published.commit == heads(hub)[0]["main"] and published.url.endswith(f"/commit/{published.commit}")
+    if fault.get("after") and step == COMMIT:
+        assert len(hub.asked(COMMIT)) == 1
+    if fault.get("status") == 429:
+        assert waits.count(7.0) == 2
 
 
 def test_a_pull_request_that_was_made_is_found_though_its_answer_is_lost(hub, folder, waits):
     hub.commit(REPO, {})
-    hub.faults.append(Fault("POST .*/commit/", drop="before answer", after=True))
+    hub.faults.append(Fault(COMMIT, drop="before answer", after=True))
     published = push(folder, create_pr=True)
-    assert published.revision == "refs/pr/1" and len(hub.asked("POST .*/commit/")) == 1
+    assert published.revision == "refs/pr/1" and len(hub.asked(COMMIT)) == 1
     assert hub.files(REPO, "refs/pr/1").keys() == FILES
-
-
-def test_an_upload_that_breaks_off_is_sent_again(hub, folder, waits):
-    hub.faults.append(Fault(UPLOAD, drop="body", times=2))
-    push(folder)
-    assert hub.faults[0].hits == 2
-    assert_published(hub)
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (Fault("", drop="before answer", times=10**6), r"the Hub cannot be reached \(.*\): try again"),
-        (Fault(UPLOAD, drop="body", times=10**6), r"the Hub cannot be reached \(.*\): try again"),
-        (Fault(COMMIT, status=503, times=10**6), "the Hub is not well .status 503., also after 5 tries: try again"),
-        (Fault(COMMIT, status=429, times=10**6), "the Hub asks to wait, too much was asked of it"),
+        (Fault("", drop="before answer", times=ALWAYS), r"the Hub cannot be reached \(.*\): try again"),
+        (Fault(UPLOAD, drop="body", times=ALWAYS), r"the Hub cannot be reached \(.*\): try again"),
+        (Fault(COMMIT, status=503, times=ALWAYS), "the Hub is not well .status 503., also after 5 tries: try again"),
+        (Fault(COMMIT, status=429, times=ALWAYS), "the Hub asks to wait, too much was asked of it"),
         (Fault(COMMIT, status=403), r"the token does not allow it \(fault 403\)"),
         (Fault(COMMIT, status=400), r"the Hub refuses it \(fault 400\)"),
         (Fault("POST .*/repos/create", status=403), "the token does not allow it"),
@@ -135,20 +107,8 @@ def test_a_hub_that_falls_silent_is_given_up(hub, folder, waits, monkeypatch):
     assert_published(hub)
 
 
-# What comes back
-
-
-@pytest.mark.parametrize("step", ["GET /storage/", f"GET /datasets/{REPO}/resolve/.*/ssdd_hub.json"])
-@pytest.mark.parametrize("fault", [{"corrupt": True}, {"truncate": True}, {"drop": "body"}])
-def test_a_download_that_comes_damaged_is_fetched_again(hub, folder, waits, step, fault):
-    hub.faults.append(Fault(step, **fault))
-    push(folder)
-    assert hub.faults[0].hits == 1
-    assert_published(hub)
-
-
 def test_a_set_that_the_hub_gives_back_damaged_is_not_tagged(hub, folder):
-    hub.faults.append(Fault("GET /storage/", corrupt=True, times=10**6))
+    hub.faults.append(Fault("GET /storage/", corrupt=True, times=ALWAYS))
     with pytest.raises(InputError, match="came back otherwise than sent, twice. It was not tagged: publish again"):
         push(folder)
     assert heads(hub)[1] == {}
@@ -157,7 +117,7 @@ def test_a_set_that_the_hub_gives_back_damaged_is_not_tagged(hub, folder):
     assert_published(hub)
 
 
-# Others
+# Other publishers
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -169,14 +129,17 @@ def test_of_two_publishers_the_later_one_is_told(hub, folder, tmp_path, exists):
     with pytest.raises(InputError, match="somebody else (wrote to|made) ann/tiny meanwhile.*Nothing of yours"):
         upload.upload(mine, "Mine", "hf_ann")
     assert heads(hub)[0]["main"] == theirs.commit and "Mine" not in commits(hub)
-    assert torch.equal(bits(DistilledSet.from_pretrained(REPO).images), bits(make_set(seed=2).images))
+    assert is_loaded(seed=2)
 
 
-def test_a_repository_made_public_meanwhile_gets_nothing_private(hub, folder):
+def test_a_repository_made_public_or_hidden_meanwhile_is_not_written_to(hub, folder, monkeypatch):
     mine = plan_set(folder, REPO, private=True, token="hf_ann")
     hub.commit(REPO, {})
     with pytest.raises(InputError, match="somebody else made ann/tiny meanwhile"):
         upload.upload(mine, "Mine", "hf_ann")
+    monkeypatch.setattr(upload, "find_repo", lambda repo: None)
+    with pytest.raises(InputError, match="ann/tiny is there, and this token may not see it"):
+        push(folder)
     assert_nothing(hub)
 
 
@@ -192,24 +155,16 @@ def test_a_tag_that_another_publisher_took_meanwhile_is_not_mistaken(hub, folder
     assert heads(hub)[1] == {"v1": first.commit}
 
 
-def test_a_repository_that_the_token_may_not_see_is_not_written_to(hub, folder, monkeypatch):
-    monkeypatch.setattr(upload, "find_repo", lambda *_: None)
-    with pytest.raises(InputError, match="ann/tiny is there, and this token may not see it"):
-        push(folder)
-    assert_nothing(hub)
-
-
 def test_two_publishers_of_the_same_set_at_once_agree(hub, folder):
     hub.commit(REPO, {})
     plans = [plan_set(folder, REPO, token="hf_ann") for _ in range(2)]
     # Both are at the door of the commit before either goes in.
     hub.faults.append(Fault(COMMIT, delay=0.5, times=2))
     done = []
-
-    def run(plan):
-        done.append(upload.upload(plan, "Same", "hf_ann"))
-
-    threads = [threading.Thread(target=run, args=(plan,)) for plan in plans]
+    threads = [
+        threading.Thread(target=lambda plan: done.append(upload.upload(plan, "Same", "hf_ann")), args=(plan,))
+        for plan in plans
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -218,37 +173,32 @@ def test_two_publishers_of_the_same_set_at_once_agree(hub, folder):
     assert commits(hub).count("Same") == 1
 
 
-# The end of the process
-
-
-def publish_and_kill(hub, folder, home, step):
-    """Publishes in a process of its own, which is killed in the given step, before it is done."""
+@pytest.mark.parametrize(
+    ("step", "is_seen"),
+    [
+        pytest.param(UPLOAD, False, marks=pytest.mark.slow),
+        (COMMIT, False),
+        pytest.param("HEAD .*/resolve/", True, marks=pytest.mark.slow),
+        ("POST .*/tag/", True),
+    ],
+)
+def test_killed_nothing_is_seen_or_the_set_is_whole_and_again_it_is_published(hub, folder, tmp_path, step, is_seen):
     hub.faults.append(Fault(step, delay=60))
     script = f"""
         from ssdd_hub.sets.publish import push_set
         push_set({str(folder)!r}, {REPO!r}, token="hf_ann")
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=client_env(hub, home))
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=client_env(hub, tmp_path / "home"))
     deadline = time.monotonic() + 60
     while not hub.faults[0].hits and process.poll() is None and time.monotonic() < deadline:
-        threading.Event().wait(0.02)
+        time.sleep(0.02)
     assert hub.faults[0].hits == 1
     process.kill()
     process.wait()
     hub.faults.clear()
-
-
-@pytest.mark.parametrize("step", [pytest.param(UPLOAD, marks=pytest.mark.slow), COMMIT])
-def test_killed_before_the_commit_nothing_is_seen_and_again_it_is_published(hub, folder, tmp_path, step):
-    publish_and_kill(hub, folder, tmp_path / "home", step)
-    assert_nothing(hub)
-    push(folder)
-    assert_published(hub)
-
-
-@pytest.mark.parametrize("step", [pytest.param("HEAD .*/resolve/", marks=pytest.mark.slow), "POST .*/tag/"])
-def test_killed_after_the_commit_the_set_is_whole_and_again_it_is_tagged(hub, folder, tmp_path, step):
-    publish_and_kill(hub, folder, tmp_path / "home", step)
-    assert torch.equal(bits(DistilledSet.from_pretrained(REPO).images), bits(make_set().images))
+    if is_seen:
+        assert is_loaded()
+    else:
+        assert_nothing(hub)
     push(folder)
     assert_published(hub)

@@ -1,22 +1,20 @@
-"""Fetching a distilled set from the Hub: only its own files, compared with what the Hub states of them, never half."""
+"""Downloads distilled sets: only their own files, with the checksums that the Hub states, all of them or none."""
 
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils.sha import git_hash, sha_fileobj
+from huggingface_hub.hf_api import RepoSibling
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import replaced_folder
-from ssdd_hub.hub.client import ERRORS, TRIES, Token, explained, is_passing, patiently
+from ssdd_hub.hub.client import ERRORS, TRIES, Repo, Token, explained, is_passing
 from ssdd_hub.record import CARD_FILE, LARGEST_CARD, METADATA_FILE, MOST_BYTES, PREVIEW_FILE, TRANSFORM_FILE
 from ssdd_hub.text import HUB_ID
 
@@ -35,106 +33,72 @@ def is_set_file(path: str) -> bool:
 
 
 def clashes_with_set(path: str) -> bool:
-    """Whether a path of somebody else's spoils a set: it is loaded as a part of it, or keeps parts from being sent."""
+    """Whether a foreign path spoils a set: `datasets` loads it with the set, or the client leaves parts unsent."""
     return path == ".gitignore" or (path.startswith("data/train-") and not is_set_file(path))
 
 
 def fetch_set(
     repo_id: str, read: Callable[[Path], Result], revision: str | None = None, token: Token = None
 ) -> Result:
-    """Fetches a set into the client's cache and reads it; a file that is damaged there is fetched once more.
-
-    Args:
-        repo_id: `owner/name`.
-        read: Reads and checks a folder; raises `InputError` when it is no sound set.
-        revision: Branch, tag or sha; `main` by default.
-        token: A Hub token; by default the one of the login.
-
-    Returns:
-        What `read` returned.
+    """Downloads a set into the client's cache; returns what `read`, which checks a folder, makes of it.
 
     Raises:
         InputError: There is no such repository or revision, it holds no set, the Hub and the cache both lack it, the
             disk is full, the set comes damaged twice, or `read` refuses it.
     """
-    _check_id(repo_id)
-    doing = f"fetching {repo_id} (revision {revision or 'main'})"
-    found = _look(doing, repo_id, PATTERNS, revision, token)
-    if isinstance(found, Path):
-        return read(found)
-    commit, files = found
-    with explained(doing, token):
-        lacking = [path for path in files if not _is_cached(repo_id, commit, path)]
-        _check_room(repo_id, [files[path] for path in lacking], Path(constants.HF_HUB_CACHE))
-        folder = _fetch(repo_id, commit, files, token)
-    result = _read(read, folder, repo_id, commit)
+    repo = Repo(repo_id, token)
+    folder, commit = _to_cache(repo, revision, "fetching", PATTERNS)
+    if commit is None:
+        return read(folder)
+    result = _read(read, folder, repo, commit)
     with suppress(*ERRORS):
-        # Lets the client note which commit the revision is: last, so that until then it knows the one before.
-        patiently(lambda: snapshot(repo_id, revision, PATTERNS, token), tries=1)
+        # The client notes which commit the revision is: last, so that until then it knows the one before.
+        snapshot(repo, revision, PATTERNS, tries=1)
     return result
 
 
-def pull_set(
-    repo_id: str,
-    folder: str | Path,
-    check: Callable[[Path], None],
-    revision: str | None = None,
-    token: Token = None,
-) -> str:
-    """Fetches a set into a folder of its own, which appears whole and checked, or not at all.
-
-    Args:
-        repo_id: `owner/name`.
-        folder: The place, free or taken by a distilled set, which is replaced.
-        check: Called with the fetched files; raises `InputError` when they are no sound set.
-        revision: Branch, tag or sha; `main` by default.
-        token: A Hub token; by default the one of the login.
-
-    Returns:
-        The sha of the commit.
+def fetch_record(repo_id: str, revision: str | None = None, token: Token = None) -> Path:
+    """Downloads the record of a set, and nothing else, into the client's cache; returns its folder there.
 
     Raises:
-        InputError: As for `fetch_set`, or the place is taken by something else; it is then what it was.
+        InputError: As for `fetch_set`.
     """
+    return _to_cache(Repo(repo_id, token), revision, "looking at", [METADATA_FILE])[0]
+
+
+def pull_set(
+    repo_id: str, folder: str | Path, check: Callable[[Path], None], revision: str | None = None, token: Token = None
+) -> str:
+    """Downloads a set into a folder, which appears complete and passed by `check`, or not at all; returns the commit.
+
+    Raises:
+        InputError: As for `fetch_set`, or the place is taken by something other than a set; it is then what it was.
+    """
+    repo, place = Repo(repo_id, token), Path(folder).resolve()
     _check_id(repo_id)
-    place = Path(folder).resolve()
-    doing = f"pulling {repo_id} (revision {revision or 'main'}) to {folder}"
-    with explained(doing, token), replaced_folder(place) as new:
-        commit, files = _list(repo_id, revision, token)
+    with explained(f"pulling {_name(repo, revision)} to {folder}", token), replaced_folder(place) as new:
+        commit, files = _list(repo, revision)
         _check_room(repo_id, files.values(), place)
-        _fetch(repo_id, commit, files, token, local_dir=new)
+        _fetch(repo, commit, files, local_dir=new)
         shutil.rmtree(new / ".cache", ignore_errors=True)
-        _read(check, new, repo_id, commit)
+        _read(check, new, repo, commit)
     return commit
 
 
-def fetch_record(repo_id: str, revision: str | None = None, token: Token = None) -> Path:
-    """Fetches the record of a set into the client's cache, and nothing else.
-
-    Returns:
-        The folder that holds it.
-
-    Raises:
-        InputError: There is no such repository or revision, it holds no set, or the Hub and the cache both lack it.
-    """
-    _check_id(repo_id)
-    doing = f"looking at {repo_id} (revision {revision or 'main'})"
-    found = _look(doing, repo_id, [METADATA_FILE], revision, token)
-    if isinstance(found, Path):
-        return found
-    commit, files = found
-    with explained(doing, token):
-        return _fetch(repo_id, commit, {METADATA_FILE: files[METADATA_FILE]}, token)
-
-
 def list_files(repo_id: str, revision: str, token: Token = None) -> list[str]:
-    """Returns the paths of all files of a dataset repository, of the set or not.
+    """Returns the paths of all files of a dataset repository, those of the set and others."""
+    repo = Repo(repo_id, token)
+    with explained(f"looking at {_name(repo, revision)}", token):
+        return repo.call(HfApi.list_repo_files, revision=revision, tries=2)
 
-    Raises:
-        InputError: There is no such repository or revision, or the Hub cannot be reached.
-    """
-    with explained(f"looking at {repo_id} (revision {revision})", token):
-        return patiently(lambda: HfApi(token=token).list_repo_files(repo_id, repo_type="dataset", revision=revision))
+
+def snapshot(repo: Repo, revision: str | None, names: Iterable[str], **how: Any) -> Path:
+    """Downloads files of a revision into the client's cache or a `local_dir`; returns the folder."""
+    return Path(repo.call(HfApi.snapshot_download, revision=revision, allow_patterns=sorted(names), **how))
+
+
+def _name(repo: Repo, revision: str | None) -> str:
+    return f"{repo.repo_id} (revision {revision or 'main'})"
 
 
 def _check_id(repo_id: str) -> None:
@@ -142,135 +106,102 @@ def _check_id(repo_id: str) -> None:
         raise InputError(f"a set on the Hub is named owner/name, got {repo_id!r}; and there is no such folder here")
 
 
-def _list(repo_id: str, revision: str | None, token: Token, tries: int = TRIES) -> tuple[str, Mapping[str, RepoFile]]:
-    """Returns the commit of a revision and the files of the set in it, by path; refuses what is no set."""
-    api = HfApi(token=token)
-    info = patiently(lambda: api.dataset_info(repo_id, revision=revision), tries)
-    entries = patiently(
-        lambda: list(api.list_repo_tree(repo_id, repo_type="dataset", revision=info.sha, recursive=True)), tries
-    )
-    there = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-    files = {path: entry for path, entry in there.items() if is_set_file(path)}
-    if METADATA_FILE not in files:
-        raise InputError(f"{repo_id} is not a distilled set: it has no {METADATA_FILE}")
-    for path, most in ((METADATA_FILE, MOST_BYTES), (CARD_FILE, LARGEST_CARD)):
-        # Before it is fetched, since it would stay in the client's cache.
-        if path in files and files[path].size > most:
-            place = _so_on_the_hub(repo_id, str(info.sha))
-            raise InputError(f"{path} must be of at most {most} bytes, got {files[path].size}. {place}")
-    for path in there.keys() - files.keys():
-        if is_set_file(path.replace("\\", "/")):
-            raise InputError(
-                f"{repo_id} has a file {path!r}, which Windows takes for one of the set: tell its owner to remove it"
-            )
-    return str(info.sha), files
-
-
-def _look(
-    doing: str, repo_id: str, patterns: list[str], revision: str | None, token: Token
-) -> tuple[str, Mapping[str, RepoFile]] | Path:
-    """Returns what `_list` does; when the Hub cannot be asked, the copy in the cache."""
-    with explained(doing, token):
+def _to_cache(repo: Repo, revision: str | None, doing: str, patterns: list[str]) -> tuple[Path, str | None]:
+    """Downloads files of a set into the cache; returns their folder, and the commit if the Hub could be reached."""
+    _check_id(repo.repo_id)
+    doing = f"{doing} {_name(repo, revision)}"
+    with explained(doing, repo.token):
         try:
-            return _list(repo_id, revision, token, _FEW_TRIES)
+            commit, files = _list(repo, revision, _FEW_TRIES)
         except ERRORS as error:
             if not isinstance(error, OfflineModeIsEnabled) and not is_passing(error):
                 raise
             reason = error
-    with explained(f"{doing}, of which the cache has no whole copy,", token):
+        else:
+            if patterns != PATTERNS:
+                files = {path: files[path] for path in patterns}
+            where = {"repo_type": "dataset", "revision": commit}
+            found = {path: try_to_load_from_cache(repo.repo_id, path, **where) for path in files}
+            lacking = [file for path, file in files.items() if not isinstance(found[path], str)]
+            _check_room(repo.repo_id, lacking, Path(constants.HF_HUB_CACHE))
+            return _fetch(repo, commit, files), commit
+    with explained(f"{doing}, of which the cache has no whole copy,", repo.token):
         try:
-            folder = snapshot(repo_id, revision, patterns, token, local_files_only=True)
+            folder = snapshot(repo, revision, patterns, local_files_only=True)
         except LocalEntryNotFoundError:
             raise reason from None
     if not isinstance(reason, OfflineModeIsEnabled):
-        _LOG.warning(
-            "the Hub cannot be asked for %s (%s): taken is the copy in the cache, which may be older",
-            repo_id,
-            type(reason).__name__,
-        )
-    return folder
+        said = "the Hub cannot be asked for %s (%s): taken is the copy in the cache, which may be older"
+        _LOG.warning(said, repo.repo_id, type(reason).__name__)
+    return folder, None
 
 
-def _is_cached(repo_id: str, commit: str, path: str) -> bool:
-    return isinstance(try_to_load_from_cache(repo_id, path, revision=commit, repo_type="dataset"), str)
+def _list(repo: Repo, revision: str | None, tries: int = TRIES) -> tuple[str, Mapping[str, RepoSibling]]:
+    """Returns the commit of a revision and its files that belong to the set, by path; refuses what is no set."""
+    info: Any = repo.call(HfApi.repo_info, revision=revision, files_metadata=True, tries=tries)
+    there = {entry.rfilename: entry for entry in info.siblings or ()}
+    files = {path: entry for path, entry in there.items() if is_set_file(path)}
+    if METADATA_FILE not in files:
+        raise InputError(f"{repo.repo_id} is not a distilled set: it has no {METADATA_FILE}")
+    for path, most in ((METADATA_FILE, MOST_BYTES), (CARD_FILE, LARGEST_CARD)):
+        # Before it is downloaded, since it would stay in the client's cache.
+        if path in files and (size := files[path].size or 0) > most:
+            place = _so_on_the_hub(repo, str(info.sha))
+            raise InputError(f"{path} must be of at most {most} bytes, got {size}. {place}")
+    for path in there.keys() - files.keys():
+        if is_set_file(path.replace("\\", "/")):
+            text = f"has a file {path!r}, which Windows takes for one of the set: tell its owner to remove it"
+            raise InputError(f"{repo.repo_id} {text}")
+    return str(info.sha), files
 
 
-def _check_room(repo_id: str, files: Iterable[RepoFile], place: Path) -> None:
-    needed = sum(file.size for file in files)
+def _check_room(repo_id: str, files: Iterable[RepoSibling], place: Path) -> None:
+    needed = sum(file.size or 0 for file in files)
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if needed > free:
-        raise InputError(
-            f"{repo_id} takes {needed:,} bytes, and {place} has {free:,} left: make room, or choose another place"
-        )
+        text = f"{repo_id} takes {needed:,} bytes, and {place} has {free:,} left"
+        raise InputError(f"{text}: make room, or choose another place")
 
 
-def snapshot(
-    repo_id: str, revision: str | None, names: list[str], token: Token, kind: str = "dataset", **where: Any
-) -> Path:
-    """Fetches files of a revision, and nothing else, into the client's cache or a `local_dir`; returns the folder.
+def _fetch(repo: Repo, commit: str, files: Mapping[str, RepoSibling], local_dir: Path | None = None) -> Path:
+    """Downloads files; returns the folder that holds them, as the Hub states them.
 
-    Raises:
-        Exception: What the client raises.
+    The client does not notice damage of a download of the right length, or of a copy in its cache: such files are
+    downloaded once more, and refused when they are damaged again.
     """
-    return Path(
-        snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=names, token=token, **where)
-    )
-
-
-def _fetch(
-    repo_id: str, commit: str, files: Mapping[str, RepoFile], token: Token, local_dir: Path | None = None
-) -> Path:
-    """Fetches files; returns the folder that holds them, as the Hub states them.
-
-    The client does not notice a download of the right length that is damaged, nor a damaged copy in its cache: such
-    files are fetched once more.
-
-    Raises:
-        InputError: One is damaged again.
-    """
-    folder = patiently(lambda: snapshot(repo_id, commit, sorted(files), token, local_dir=local_dir))
-    first = _find_damaged(files, folder)
-    for path in first:
-        _LOG.warning("%s of %s is damaged; fetching it once more", path, repo_id)
+    folder = snapshot(repo, commit, files, local_dir=local_dir)
+    damaged = _find_damaged(repo, commit, files, folder)
+    if not damaged:
+        return folder
+    for path in damaged:
+        _LOG.warning("%s of %s is damaged; fetching it once more", path, repo.repo_id)
         # Without symbolic links the client would keep what is there.
         (folder / path).unlink(missing_ok=True)
-        again = partial(hf_hub_download, repo_id, path, repo_type="dataset", revision=commit, token=token)
-        patiently(partial(again, local_dir=local_dir, force_download=True))
-    still = _find_damaged(files, folder) if first else {}
-    # A Hub that names not one of its small files as git does has other names for them, and they tell nothing.
+    snapshot(repo, commit, damaged, local_dir=local_dir, force_download=True)
+    still = _find_damaged(repo, commit, files, folder)
+    # Where none of the small files has git's name, and all came alike twice, the Hub names files otherwise than git.
     small = {path for path, file in files.items() if file.lfs is None}
-    is_named_otherwise = still.keys() == small and all(found and found == first[path] for path, found in still.items())
-    if still and not is_named_otherwise:
-        raise InputError(
-            f"{', '.join(still)} of {repo_id} came damaged, twice: try again, over another connection if it stays so"
-        )
+    if still and not (still.keys() == small and still.items() <= damaged.items()):
+        text = f"{', '.join(still)} of {repo.repo_id} came damaged, twice"
+        raise InputError(f"{text}: try again, over another connection if it stays so")
     return folder
 
 
-def _find_damaged(files: Mapping[str, RepoFile], folder: Path) -> dict[str, str]:
-    """Returns the files that are not what the Hub states, and what they are: a digest, empty for what is missing."""
-    # Not `HfApi.verify_repo_checksums`, which would ask for all files again.
-    found = {path: _digest(folder / path, file.lfs is not None) for path, file in sorted(files.items())}
-    stated = {path: file.blob_id if file.lfs is None else file.lfs.sha256 for path, file in files.items()}
-    return {path: digest for path, digest in found.items() if digest != stated[path]}
+def _find_damaged(repo: Repo, commit: str, names: Collection[str], folder: Path) -> dict[str, str]:
+    """Returns the digests of the files that differ from what the Hub states, by path; empty for what is missing."""
+    found = repo.call(HfApi.verify_repo_checksums, revision=commit, local_dir=folder, tries=2)
+    digests = dict.fromkeys(found.missing_paths, "") | {each["path"]: each["actual"] for each in found.mismatches}
+    return {path: digests[path] for path in sorted(digests.keys() & names)}
 
 
-def _digest(path: Path, is_large: bool) -> str:
-    """Returns the sha256 of a large file, and of another what git names it by."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return sha_fileobj(file).hex() if is_large else git_hash(file.read())
-
-
-def _read(read: Callable[[Path], Result], folder: Path, repo_id: str, commit: str) -> Result:
+def _read(read: Callable[[Path], Result], folder: Path, repo: Repo, commit: str) -> Result:
     try:
         return read(folder)
     except InputError as error:
-        raise InputError(f"{error}. {_so_on_the_hub(repo_id, commit)}") from error
+        raise InputError(f"{error}. {_so_on_the_hub(repo, commit)}") from error
 
 
-def _so_on_the_hub(repo_id: str, commit: str) -> str:
-    return f"It is so on the Hub, in commit {commit[:8]} of {repo_id}: choose another revision, or tell its owner"
+def _so_on_the_hub(repo: Repo, commit: str) -> str:
+    return f"It is so on the Hub, in commit {commit[:8]} of {repo.repo_id}: choose another revision, or tell its owner"

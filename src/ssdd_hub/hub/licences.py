@@ -1,6 +1,6 @@
-"""Licences: their identifiers on the Hub, and which one a set may have that is derived from several parts.
+"""Licences: their identifiers on the Hub, and the one of what is derived from several parts.
 
-No legal advice: identifiers are compared, texts are not read. What cannot be told from identifiers is `unknown`.
+No legal advice: identifiers are compared, texts are not read; what an identifier does not tell is `unknown`.
 """
 
 import re
@@ -10,54 +10,41 @@ from typing import Any
 from ssdd_hub.errors import InputError
 
 UNKNOWN = "unknown"
-# They ask for no more than a notice: what is derived may have another licence beside them.
+# They require no more than a notice: what is derived may have another licence beside them.
 _PERMISSIVE = set(
-    """
-    apache-2.0 mit afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc0-1.0
+    """apache-2.0 mit afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc0-1.0
     cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 etalab-2.0 isc ms-pl
-    ncsa odc-by pddl postgresql unlicense zlib
-    """.split()
+    ncsa odc-by pddl postgresql unlicense zlib""".split()
 )
-# Licences for research alone whose names do not say "nc".
-_RESEARCH = {
-    "deepfloyd-if-license",
-    "fair-noncommercial-research-license",
-    "h-research",
-    "intel-research",
-    "apple-amlr",
-}
+# For research alone, though the name does not say "nc".
+_RESEARCH = set(
+    "apple-amlr deepfloyd-if-license fair-noncommercial-research-license h-research intel-research".split()
+)
 # That of Meta's SEER, in timm, is for "non-commercial research purposes" (facebookresearch/vissl, MODEL_LICENSE.md).
 _NON_COMMERCIAL = re.compile(
     r"(^|[-_ ])(nc|non[-_ ]?commercial|(research|academic)[-_ ]((use|purposes)[-_ ])?only|seer-license)([-_ ]|$)"
 )
 # The identifiers of the Hub's documentation of licences; it takes others as `other` with a name.
-_ON_HUB = {
-    *_PERMISSIVE,
-    *_RESEARCH,
-    *"""
-    openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m cc cc-by-sa-3.0
-    cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
-    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0
-    gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lppl-1.3c apple-ascl mpl-2.0 odbl ofl-1.1 openrail++ osl-3.0 lgpl-lr llama2 llama3
-    llama3.1 llama3.2 llama3.3 gemma unknown other
-    """.split(),
-}
+_ON_HUB = _PERMISSIVE | _RESEARCH
+_ON_HUB |= set(
+    """openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m openrail++ cc
+    cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0
+    cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl
+    gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr lppl-1.3c apple-ascl mpl-2.0 odbl ofl-1.1 osl-3.0 llama2 llama3
+    llama3.1 llama3.2 llama3.3 gemma unknown other""".split()
+)
 _LINKS = {"dinov3-license": "https://ai.meta.com/resources/models-and-libraries/dinov3-license"}
 
 
 def describe_licence(name: str) -> dict[str, Any]:
-    """Returns a licence as the Hub's YAML wants it: identifiers that it knows, or `other` with name and link.
-
-    Args:
-        name: One licence, or several joined by commas.
-    """
+    """Returns a licence, or several joined by commas, as the Hub's YAML: known identifiers, or `other` with a name."""
     identifiers = split_licences(name)
     if all(part in _ON_HUB for part in identifiers):
         return {"license": identifiers if len(identifiers) > 1 else identifiers[0]}
     identifier = ", ".join(identifiers)
     slug = re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-.") or "unnamed"
-    link = _LINKS.get(identifier)
-    return {"license": "other", "license_name": slug, **({"license_link": link} if link else {})}
+    link = {"license_link": _LINKS[identifier]} if identifier in _LINKS else {}
+    return {"license": "other", "license_name": slug, **link}
 
 
 def stated_licences(header: Mapping[str, Any]) -> str:
@@ -80,15 +67,11 @@ def is_non_commercial(name: str) -> bool:
 
 
 def derive_licence(*names: str) -> str:
-    """Returns the licence of what is derived from several parts.
+    """Returns the licence of what is derived from parts with these licences, each one or several joined by commas.
 
-    Args:
-        *names: The parts' licences, each one or several joined by commas.
-
-    Returns:
-        All of them, joined by commas, when none asks for more than a notice; the one that does, when it is the only
-        one, since the others are met by naming the parts; otherwise `unknown`, since two such licences may contradict
-        each other, and one that forbids what is derived (`nd`) has nothing to say of it.
+    All of them, if none requires more than a notice; the one that does, if it is the only one, since the others are
+    met by naming the parts; otherwise `unknown`, since two such licences may contradict each other. It is `unknown`
+    too if that one forbids derived works (`nd`).
     """
     parts = list(dict.fromkeys(part for name in names for part in split_licences(name)))
     demanding = [part for part in parts if part not in _PERMISSIVE]
@@ -101,10 +84,7 @@ def derive_licence(*names: str) -> str:
 def check_licence(chosen: str, parts: Mapping[str, str], reason: Any = None) -> None:
     """Refuses a licence that allows commercial use of what is derived from a part that forbids it.
 
-    Args:
-        chosen: Licence of what is derived.
-        parts: Licence of each part, by its name, such as `teacher`.
-        reason: Why it may be so nevertheless, such as a permission of the part's owner; anything but text is none.
+    `parts` has the licence of each part by its name; `reason`, if it is text, is a permission that you have.
 
     Raises:
         InputError: It is so, and no reason is given.

@@ -1,4 +1,4 @@
-"""Text of cards: facts from outside become Markdown in which nothing but the text is seen."""
+"""Markdown of cards, in which untrusted text is escaped."""
 
 import html
 import re
@@ -10,18 +10,15 @@ import yaml
 from ssdd_hub.errors import InputError
 from ssdd_hub.plain_yaml import load_plain_yaml
 
-_LONGEST_LIST = 8  # a longer one has no place in a cell; `ssdd_hub.json` has it
+_LONGEST_LIST = 8  # of a longer one a cell has the length
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?(?:\n|\Z)", re.DOTALL)
 _LONGEST_FRONT = 2**16  # characters, which take seconds
 
 
 def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Returns escaped names and values of the facts that are known."""
-    return [
-        (escape(name.replace("_", " ").capitalize()), describe(value))
-        for name, value in facts.items()
-        if value is not None
-    ]
+    known = {name: value for name, value in facts.items() if value is not None}
+    return [(escape(name.replace("_", " ").capitalize()), describe(value)) for name, value in known.items()]
 
 
 def describe(facts: Any) -> str:
@@ -51,11 +48,7 @@ def to_yaml(settings: Any) -> str:
 
 
 def read_header(card: str) -> dict[str, Any]:
-    """Reads the YAML block of a card, as plain values and nothing else.
-
-    Raises:
-        InputError: The card has no such block, or one that is not a mapping of plain values.
-    """
+    """Reads the YAML block of a card; refuses all but a mapping of plain values."""
     block = _FRONT.match(card)
     if block and len(block[1]) > _LONGEST_FRONT:
         raise InputError(f"its YAML must be of at most {_LONGEST_FRONT} characters, got {len(block[1])}")
@@ -78,30 +71,25 @@ def one_line(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Makes text from outside plain: one line in which Markdown and HTML see nothing but characters."""
+    """Returns untrusted text as one line, in which Markdown and HTML see nothing but characters."""
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(one_line(str(text)), quote=False))
 
 
 def fence(code: str, language: str) -> str:
-    """Wraps code in a fence longer than any run of backticks in it."""
-    longest = max(map(len, re.findall("`+", code)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{code}\n{fence}"
+    """Returns code in a fence longer than any run of backticks in it."""
+    marks = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", code))])
+    return f"{marks}{language}\n{code}\n{marks}"
 
 
 def list_scores(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns records of `scores.json` as a table of one row each; empty where there are none."""
+    """Returns records of `scores.json` as a table with one row each, mean ± std; empty where there are none."""
     if not records:
         return ""
-    head = ["Set", "Protocol", "Source", "Target", "Student", "Labels", "Metric", "Score", "n"]
-    lines = [head, ["---"] * len(head), *map(_score_cells, records)]
+    names = ["set", "protocol", "source", "target", "student", "labels", "metric"]
+    head = [*map(str.capitalize, names), "Score", "n"]
+    lines = [head, ["---"] * len(head)]
+    for record in records:
+        known = [value for value in (record.get("mean"), record.get("std")) if isinstance(value, int | float)]
+        score = " ± ".join(f"{number:.{digits}g}" for number, digits in zip(known, (4, 2), strict=False))
+        lines.append([*(describe(record.get(name)) for name in names), score, describe(record.get("n"))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _score_cells(score: Mapping[str, Any]) -> list[str]:
-    """Returns the escaped cells of one record: what was measured, mean ± std, and n."""
-    names = ("set", "protocol", "source", "target", "student", "labels", "metric")
-    mean, std = score.get("mean"), score.get("std")
-    known = [value for value in (mean, std) if isinstance(value, int | float)]
-    value = " ± ".join(f"{number:.{digits}g}" for number, digits in zip(known, (4, 2), strict=False))
-    return [*(describe(score.get(name)) for name in names), value, describe(score.get("n"))]

@@ -15,58 +15,56 @@ _BLOCK = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*$", re.DOTALL | re.MULTILIN
 
 
 @dataclass(frozen=True)
+class User:
+    """The owner of a token, with the namespaces that it is good for."""
+
+    name: str
+    role: str
+    orgs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Blob:
-    """A file in a commit: its size and sha256, its name in git, and whether git holds a pointer in place of it."""
+    """A file in a commit: its size and sha256, its name in git, and whether git holds a pointer in its place."""
 
     size: int
     sha256: str
     oid: str
     lfs: bool
 
-    @classmethod
-    def regular(cls, content: bytes) -> "Blob":
-        return cls(len(content), hashlib.sha256(content).hexdigest(), git_oid("blob", content), False)
-
-    @classmethod
-    def large(cls, sha256: str, size: int) -> "Blob":
-        return cls(size, sha256, git_oid("blob", _pointer(sha256, size)), True)
-
-    @property
-    def pointer_size(self) -> int:
-        return len(_pointer(self.sha256, self.size))
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """What a list of the files of a repository says."""
-        lfs = {"sha256": self.sha256, "size": self.size, "pointerSize": self.pointer_size}
-        return {"size": self.size, "blobId": self.oid, **({"lfs": lfs} if self.lfs else {})}
-
-    @property
-    def etag(self) -> str:
-        return self.sha256 if self.lfs else self.oid
+    def told(self, sha256: str) -> dict[str, Any]:
+        """Returns what the Hub states of a large file, whose sha256 it names one way or another."""
+        pointer = len(_pointer(self.sha256, self.size))
+        return {"lfs": {sha256: self.sha256, "size": self.size, "pointerSize": pointer}} if self.lfs else {}
 
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit: its sha, title, parent, files by path, date and author."""
+    """A commit, with all files by path."""
 
     sha: str
     title: str
-    parent: str | None
     files: dict[str, Blob]
     date: str
-    author: str
 
-    def under(self, path: str) -> dict[str, Blob]:
-        """Returns the file of that path, or the files in that folder."""
-        return {name: blob for name, blob in self.files.items() if name == path or name.startswith(f"{path}/")}
+    def entries(self, folder: str, recursive: bool) -> list[dict[str, Any]]:
+        """Returns what the Hub states of files and folders in a folder, the root by an empty path."""
+        found: dict[str, dict[str, Any]] = {}
+        for path, blob in self.files.items():
+            if not path.startswith(prefix := f"{folder}/" if folder else ""):
+                continue
+            parts = path.removeprefix(prefix).split("/")
+            for depth in range(1, len(parts) if recursive or len(parts) < 2 else 2):
+                inner = prefix + "/".join(parts[:depth])
+                tree = {"type": "directory", "oid": git_oid("tree", inner.encode()), "size": 0, "path": inner}
+                found.setdefault(inner, tree)
+            if recursive or len(parts) == 1:
+                found[path] = self.entry(path, blob)
+        return list(found.values())
 
-    def folder(self, path: str, recursive: bool = False) -> list[str]:
-        """Returns the paths of the files and folders in a folder, the root by an empty path."""
-        prefix = f"{path}/" if path else ""
-        inside = [name[len(prefix) :].split("/") for name in self.files if name.startswith(prefix)]
-        depths = [(parts, depth) for parts in inside for depth in range(1, len(parts) + 1 if recursive else 2)]
-        return sorted({prefix + "/".join(parts[:depth]) for parts, depth in depths})
+    @staticmethod
+    def entry(path: str, blob: Blob) -> dict[str, Any]:
+        return {"type": "file", "oid": blob.oid, "size": blob.size, "path": path, **blob.told("oid")}
 
 
 @dataclass
@@ -99,25 +97,18 @@ class Repo:
                 return commit
         raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
-    def add(self, files: Mapping[str, Blob], parent: str | None, title: str, author: str) -> str:
+    def add(self, files: Mapping[str, Blob], parent: str | None, title: str) -> str:
         """Adds a commit that nothing refers to yet; returns its sha."""
         facts = json.dumps([len(self.commits), parent, title, {path: blob.oid for path, blob in files.items()}])
         sha = hashlib.sha1(facts.encode()).hexdigest()
-        self.commits.append(Commit(sha, title, parent, dict(sorted(files.items())), now(), author))
+        self.commits.append(Commit(sha, title, dict(sorted(files.items())), now()))
         return sha
 
 
-@dataclass(frozen=True)
-class User:
-    """Whoever has a token."""
-
-    name: str
-    role: str
-    orgs: tuple[str, ...]
-
-    @property
-    def namespaces(self) -> tuple[str, ...]:
-        return (self.name, *self.orgs)
+def make_blob(size: int, sha256: str, content: bytes | None) -> Blob:
+    """Returns a small file, or, without its content, a large one."""
+    held = _pointer(sha256, size) if content is None else content
+    return Blob(size, sha256, git_oid("blob", held), content is None)
 
 
 def now() -> str:
@@ -133,24 +124,6 @@ def git_oid(kind: str, content: bytes) -> str:
 
 
 def front_matter(text: str) -> Any:
-    """Returns what the YAML block at the head of a card says; None where there is none.
-
-    Raises:
-        yaml.YAMLError: It is no YAML.
-    """
+    """Returns what the YAML block at the head of a card says, None where there is none, or raises a `YAMLError`."""
     block = _BLOCK.match(text)
     return yaml.safe_load(block[1]) if block else None
-
-
-def tags_of(card: Any) -> list[str]:
-    """Returns what a repository of this card is found by."""
-    if not isinstance(card, dict):
-        return ["region:us"]
-    bare = [*_listed(card.get("tags")), *_listed(card.get("library_name")), *_listed(card.get("pipeline_tag"))]
-    keys = ("license", "language", "task_categories", "size_categories", "base_model", "datasets")
-    named = [f"{key.replace('datasets', 'dataset')}:{value}" for key in keys for value in _listed(card.get(key))]
-    return [*bare, *named, "region:us"]
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
