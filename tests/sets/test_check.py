@@ -25,7 +25,6 @@ from ssdd_hub.sets.check import (
     check_card,
     check_folder,
     check_set,
-    licence_parts,
     read_card,
     verify_folder,
 )
@@ -275,12 +274,7 @@ def test_names_that_lead_elsewhere_are_not_taken_from_the_record(folder: Path, t
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [
-        ("images", [10**12, 3, 1000, 1000]),
-        ("targets", [6, 10**18]),
-        ("views", [6, 10**9, 3]),
-        ("labels", [10**4000]),
-    ],
+    [("images", [10**12, 3, 1000, 1000]), ("targets", [6, 10**18]), ("views", [6, 10**9, 3]), ("labels", [10**4000])],
 )
 def test_sizes_that_are_only_stated_are_refused_before_anything_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, shape: list[int]
@@ -321,7 +315,7 @@ def test_values_on_which_nothing_can_be_trained_are_an_error(
 ) -> None:
     made, measured = make_full_set(), {"pixel_range": [-0.25, 1.25], "clip_fraction": 0.35}
     getattr(made, part)[-1] = value
-    monkeypatch.setattr(distilled.parquet, "measure_range", lambda images, space: measured)
+    monkeypatch.setattr(distilled, "measure_range", lambda pixels: measured)
     folder = made.save(tmp_path / "set")
     assert f"data: the {part} hold NaN or infinite values" in the_error(folder)
     with pytest.raises(InputError, match=f"data: the {part} hold NaN"):
@@ -737,13 +731,6 @@ def test_a_card_that_states_another_licence_than_the_record_is_found(
     assert [finding.level for finding in found] == ([level] if level else [])
     for finding in found:
         assert finding.text.endswith(f", and ssdd_hub.json {recorded}: render it again") and len(finding.text) < 200
-
-
-def test_licences_of_the_parts_are_read_whatever_states_them() -> None:
-    assert licence_parts({}) == {"source": "unknown", "teacher": "unknown"}
-    assert licence_parts({"source": "digits", "teacher": None}) == {"source": "unknown", "teacher": "unknown"}
-    given = {"source": {"license": "mit"}, "teacher": {"license": ["gpl"]}, "student": {"license": "x"}}
-    assert licence_parts(given) == {"source": "mit", "teacher": "['gpl']"}
 
 
 # What a terminal is shown

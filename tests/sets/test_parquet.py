@@ -20,7 +20,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.record import read_metadata
 from ssdd_hub.sets import folder as set_folder, parquet
 from ssdd_hub.sets.distilled import DistilledSet
-from ssdd_hub.sets.folder import Stated, describe_tensor, measure_range
+from ssdd_hub.sets.folder import Stated, describe_tensor, measure_range, split_rows
 
 # Bytes of a row of `make_full_set`: id, preview, pixels, target, label, two views, two view targets.
 ROW = 8 + 126 + 4 * 126 + 4 * 4 + 8 + 8 * 2 * 3 + 4 * 2 * 4
@@ -170,7 +170,7 @@ def test_digests_do_not_depend_on_pieces_or_strides(
     tensor = make((torch.randn(7, 4, 5, generator=torch.Generator().manual_seed(0)) * 9).to(dtype))
     raw = np.array(tensor.tolist(), "<f4" if dtype == torch.float32 else "<i8").tobytes()
     monkeypatch.setattr("ssdd_hub.sets.folder._CHUNK_BYTES", 50)
-    stated = parquet.describe_tensors({"images": tensor})["images"]
+    stated = describe_tensor(tensor)
     name = str(dtype).removeprefix("torch.")
     assert stated == {"shape": list(tensor.shape), "dtype": name, "sha256": hashlib.sha256(raw).hexdigest()}
 
@@ -188,13 +188,17 @@ def test_ranges_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch) -> None
         "clip_fraction": outside.double().mean().item(),
     }
     assert 0 < whole["clip_fraction"] < 1
+
+    def measure(images: torch.Tensor) -> dict[str, Any]:
+        return measure_range(RGB.denormalise(part) for part in split_rows(images))
+
     for size in (50, 1100, 2**24):
         monkeypatch.setattr("ssdd_hub.sets.folder._CHUNK_BYTES", size)
-        assert parquet.measure_range(images, RGB) == whole
+        assert measure(images) == whole
     assert measure_range(pixels) == whole
     images[3, 0, 0, 0] = torch.nan
     monkeypatch.setattr("ssdd_hub.sets.folder._CHUNK_BYTES", 50)
-    assert np.isnan(parquet.measure_range(images, RGB)["pixel_range"]).all()
+    assert np.isnan(measure(images)["pixel_range"]).all()
 
 
 # Files of other writers

@@ -26,8 +26,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
 from ssdd_hub.record import MEND, PARQUET_FILE, PARQUET_GLOB, PREVIEW_FILE
-from ssdd_hub.sets import folder as set_folder
-from ssdd_hub.sets.folder import COLUMNS, Stated, describe_tensor, split_rows, to_raw
+from ssdd_hub.sets.folder import COLUMNS, Stated, to_raw
 from ssdd_hub.sets.preview import MOST_IMAGES, to_picture, to_png, write_preview
 
 # Most bytes of values, before compression, of a file and of a row group; one row at least, however large.
@@ -40,21 +39,6 @@ _SHARD = re.compile(r"train-(\d{5})-of-(\d{5})\.parquet", re.ASCII)
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
 
 Values = npt.NDArray[Any]
-
-
-def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Returns what `ssdd_hub.json` states of each tensor: `shape`, `dtype` and `sha256`."""
-    return {name: describe_tensor(tensor) for name, tensor in tensors.items()}
-
-
-def measure_range(images: Tensor, pixel_space: PixelSpace) -> dict[str, Any]:
-    """Returns the least and greatest pixel and the fraction that the 8-bit preview clips.
-
-    Args:
-        images: `(M, C, H, W)`, at least one.
-        pixel_space: Their space.
-    """
-    return set_folder.measure_range(pixel_space.denormalise(part) for part in split_rows(images))
 
 
 # Writing

@@ -1,4 +1,4 @@
-"""What is recorded of a run: everything that its distilled set, or its teacher, depends on."""
+"""The provenance of a run: everything that its distilled set, or its teacher, depends on."""
 
 import re
 import shlex
@@ -33,8 +33,8 @@ def describe_run(
         config: The resolved settings.
         source: `ImageBank.source`.
         teacher: The teacher.
-        transform: What makes targets of its features.
-        student_space: The space in which networks pre-trained on the set are to see real images.
+        transform: The map of its features to targets.
+        student_space: The space of real images for networks pre-trained on the set.
     """
     return {
         "method": "krr-st",
@@ -56,10 +56,10 @@ def describe_selection(
 
     Args:
         method: Its name in `methods.SELECTIONS`.
-        selection: Its settings and what it chose, with the `seed`.
+        selection: Its settings and the chosen indices, with the `seed`.
         source: `ImageBank.source`.
         teacher: The teacher.
-        transform: What makes targets of its features.
+        transform: The map of its features to targets.
         student_space: The space of the images, and of real images for networks pre-trained on them.
     """
     return {
@@ -73,23 +73,17 @@ def describe_selection(
 
 
 def describe_training(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the provenance of a teacher, but for what its training knows.
-
-    Args:
-        config: The resolved settings.
-        source: `ImageBank.source`.
-    """
+    """Returns the provenance of a teacher, but for what its training knows, from settings and `ImageBank.source`."""
     parts = {name: config[name] for name in ("data", "teacher", "pretrain", "run", "seed")}
     return {**_describe_origin(parts, source), "license": source["license"]}
 
 
 def describe_command() -> str:
-    """Returns the command that started the recipe, without what is somebody's own."""
+    """Returns the command that started the recipe, without absolute paths and Hub tokens."""
     return shlex.join(["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *map(_shareable, sys.argv[1:])])
 
 
 def _describe_origin(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what is recorded of every run: settings, seed, source, versions and the command."""
     settings = {name: values for name, values in config.items() if name not in ("output", "run", "evaluate")}
     settings["run"] = {"mixed_precision": config["run"]["mixed_precision"]}
     settings["data"] = {**settings["data"], "name": shareable_name(settings["data"]["name"])}
@@ -118,9 +112,9 @@ def _describe_targets(
 
 
 def _shareable(value: Any) -> Any:
-    """Returns JSON without what is somebody's own: absolute paths cut to their last part, Hub tokens blotted out."""
+    """Returns JSON with absolute paths cut to their last part and Hub tokens redacted."""
     if isinstance(value, dict):
         return {key: _shareable(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_shareable(entry) for entry in value]
+        return list(map(_shareable, value))
     return blot_tokens(_ABSOLUTE_FOLDER.sub(r"\1", value)) if isinstance(value, str) else value

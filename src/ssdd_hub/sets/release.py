@@ -1,9 +1,10 @@
-"""Models that belong to a set: saved students, and what is published beside a set."""
+"""Models that belong to a set: its teacher and pre-trained students, packed and published beside it."""
 
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,10 @@ def is_model_file(path: str) -> bool:
 
 
 def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Parcel:
-    """Packs the folder of a teacher, or of a pre-trained student, for a model repository.
+    """Packs the folder of a teacher, or of a pre-trained student, as `Teacher.save` writes it, for a model repository.
 
     Args:
-        folder: The folder, in timm's layout with our record, as `Teacher.save` writes it.
+        folder: The folder.
         repo_id: `owner/name`, which the card's code loads.
         sets: Repositories of the sets that were distilled with it.
 
@@ -89,13 +90,13 @@ def save_student(
     device: torch.device | str = "cpu",
     **model_args: Any,
 ) -> nn.Module:
-    """Pre-trains a student on a set by the set's own recipe, and writes it in timm's layout with a card.
+    """Pre-trains a student by the recipe of the set, and writes it in timm's layout with a card.
 
     Args:
         name: A timm model name.
         distilled: The set.
-        folder: Where to; what is there is kept.
-        source: What the card says of the set: its `name`, and its `revision` when it is on the Hub.
+        folder: Where to; an existing folder is kept.
+        source: `name` of the set for the card, and its `revision` when it is on the Hub.
         seed: Seed of the weights, of the order of the images and of their augmentation.
         device: Where it is trained; it comes back to the CPU.
         **model_args: Arguments of the model, such as `widths`.
@@ -124,19 +125,15 @@ def save_student(
         "versions": describe_versions(),
     }
     Teacher(student, distilled.student_pixel_space, side, title, licence).save(Path(folder), provenance)
-    # A teacher is frozen, and a student is there to be trained on.
+    # `Teacher` froze it.
     return student.requires_grad_(True)
 
 
 def check_teacher(folder: str | Path, teacher_folder: str | Path) -> None:
-    """Refuses a teacher that is not the set's own, as far as the set tells: both cards would name the wrong one.
-
-    Args:
-        folder: The set.
-        teacher_folder: The teacher.
+    """Checks that a teacher is the one of a set, so that no card names the wrong one.
 
     Raises:
-        InputError: The set records other weights, another structure, or that they were read otherwise.
+        InputError: The set records other weights, another structure, or another way of reading them.
     """
     provenance = section(read_metadata(Path(folder)), "provenance")
     found = compare_teacher(provenance, load_recorded(provenance, str(teacher_folder)))
@@ -174,7 +171,7 @@ class Student:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> Path:
-        """Pre-trains it by the set's own recipe; what was pre-trained alike before is taken as it is.
+        """Pre-trains it by the recipe of the set, or reuses what the same call has pre-trained before.
 
         Args:
             folder: The set.
@@ -188,10 +185,8 @@ class Student:
             Its folder.
         """
         source = {"name": published.repo_id, "revision": published.revision}
-        # One that was pre-trained on another set, or otherwise, is never taken for it. The set is named by its content
-        # too: a repository that was made anew may have the same tag on another set.
-        content = read_metadata(Path(folder))
-        digest = hash_json([self.name, self.args, source, seed, licence, content])
+        # The content of the set too: a repository that was made anew may have the same tag on another set.
+        digest = hash_json([self.name, self.args, source, seed, licence, read_metadata(Path(folder))])
         place = output / f"{self.name}-{digest[:8]}"
         if not place.exists():
             distilled = DistilledSet.load(folder)
@@ -202,24 +197,24 @@ class Student:
 
 
 def plan_students(
-    asked: Sequence[str], args: Mapping[str, dict[str, Any]], folder: str | Path, repo_id: str
+    words: Sequence[str], args: Mapping[str, dict[str, Any]], folder: str | Path, repo_id: str
 ) -> list[Student]:
     """Builds each student once, so that a mistake in one is known before anything is sent.
 
     Args:
-        asked: timm model names; `own` is the network that the set was distilled with.
-        args: Arguments of the models, by the names that are asked for.
+        words: timm model names; `own` is the network that the set was distilled with.
+        args: Arguments of the models, by these words.
         folder: The set.
         repo_id: Repository of the set.
 
     Raises:
-        InputError: A name is that of no model, the set does not record its own, or one is there twice.
+        InputError: There is no such model, the set does not record its own, or one is there twice.
     """
     metadata = read_metadata(Path(folder))
     own = stated_student(section(metadata, "provenance")) or {}
     (_, channels, _, side), (_, width) = (metadata["tensors"][name]["shape"] for name in ("images", "targets"))
     students: dict[str, Student] = {}
-    for word in asked:
+    for word in words:
         name = own.get("name") if word == "own" else word
         if name is None:
             raise InputError(
@@ -237,29 +232,21 @@ def plan_students(
 
 
 def collect(title: str, items: Mapping[str, str], namespace: str, private: bool = False) -> str:
-    """Puts repositories into a collection, made if it is not there.
+    """Puts repositories into a collection, made if it is not there, and returns its address.
 
     Args:
         title: Its title.
         items: Kind of each repository, `dataset` or `model`, by its id.
-        namespace: Whose collection it is.
+        namespace: The user or organisation of the collection.
         private: Whether one made here is private.
-
-    Returns:
-        Its address.
 
     Raises:
         InputError: The Hub refuses or cannot be reached.
     """
     api = HfApi()
-
-    def _add(slug: str, repo_id: str, kind: Any) -> None:
-        patiently(lambda: api.add_collection_item(slug, repo_id, kind, exists_ok=True))
-
+    make = partial(api.create_collection, title, namespace=namespace, private=private, exists_ok=True)
     with explained(f"collecting {', '.join(items)}"):
-        collection = patiently(
-            lambda: api.create_collection(title, namespace=namespace, private=private, exists_ok=True)
-        )
+        collection = patiently(make)
         for repo_id, kind in items.items():
-            _add(collection.slug, repo_id, kind)
+            patiently(partial(api.add_collection_item, collection.slug, repo_id, kind, exists_ok=True))  # type: ignore
     return str(collection.url)
