@@ -19,15 +19,7 @@ from ssdd_hub.hub.markdown import read_header
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import read_metadata
 from ssdd_hub.sets import distilled
-from ssdd_hub.sets.check import (
-    PICKLES,
-    Finding,
-    check_card,
-    check_folder,
-    check_set,
-    read_card,
-    verify_folder,
-)
+from ssdd_hub.sets.check import PICKLES, Finding, check_card, check_folder, check_set, read_card, verify_folder
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.publish import pack_set
 from ssdd_hub.targets.transform import TargetTransform

@@ -22,7 +22,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.pretrain import pretrain_student
 from ssdd_hub.sets.publish import Additions, push_set
-from ssdd_hub.sets.release import Student, check_teacher, is_model_file, pack_model, save_student
+from ssdd_hub.sets.release import Student, check_teacher, pack_model, save_student
 from ssdd_hub.teachers.teacher import Teacher, build_teacher
 
 FILES = {"README.md", "config.json", "model.safetensors", "ssdd_hub.json"}
@@ -243,7 +243,8 @@ def test_the_folder_stays_as_it_is_and_what_else_is_in_it_is_not_sent(hub, folde
     publish(folder, "ann/m", private=True)
     assert contents(folder) == before and hub.repos["model", "ann/m"].private
     assert hub.files("ann/m", repo_type="model").keys() == FILES | {".gitattributes"}
-    assert not is_model_file("optimizer.pt") and all(map(is_model_file, FILES))
+    owns = pack_model(folder, "ann/m").owns
+    assert not owns("optimizer.pt") and all(map(owns, FILES))
 
 
 def test_somebody_elses_model_is_not_replaced(hub, folder):

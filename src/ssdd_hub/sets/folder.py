@@ -54,7 +54,7 @@ class Stated:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "dict[str, Stated]":
-        """Returns the tensors stated: `images`, `targets` and, when the set has them, labels and views.
+        """Returns the stated tensors: `images`, `targets` and, when the set has them, labels and views.
 
         Raises:
             InputError: Something else is stated, a tensor is missing, or a shape or sha256 cannot be one.
@@ -81,12 +81,7 @@ class StatedSet(NamedTuple):
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "StatedSet":
-        """Reads a record.
-
-        Raises:
-            InputError: A value cannot be what it should.
-            Exception: One of `MISTAKES`: a value is missing, or of another type.
-        """
+        """Reads a record; raises an `InputError`, or one of `MISTAKES` for what is missing or of another type."""
         tensors, space = Stated.of(metadata), PixelSpace.from_dict(metadata["pixel_space"])
         if not all(map(math.isfinite, (*space.mean, *space.std))):
             raise InputError(f"the pixel space must be finite, got {space}")
@@ -98,11 +93,7 @@ class StatedSet(NamedTuple):
         return cls(tensors, space, names or None, sha256)
 
     def load_transform(self, folder: Path) -> TargetTransform | None:
-        """Loads the target transform of the set from its folder; None where none is stated.
-
-        Raises:
-            InputError: The file is missing, damaged, another one, or a link.
-        """
+        """Loads the target transform from the folder of the set; None where none is stated."""
         if self.transform_sha256 is None:
             return None
         require_plain(folder, [TRANSFORM_FILE])
@@ -130,11 +121,7 @@ def describe_tensor(tensor: Tensor) -> dict[str, Any]:
 
 
 def measure_range(pixels: Iterable[Tensor]) -> dict[str, Any]:
-    """Returns the least and greatest pixel and the fraction that the 8-bit preview clips.
-
-    Args:
-        pixels: Parts of the images `(M, C, H, W)`, at least one; a tensor counts as its images.
-    """
+    """Returns the least and greatest pixel of parts of the images, and the fraction that the 8-bit preview clips."""
     lowest, highest, clipped, count = [], [], 0, 0
     for part in pixels:
         # Real pixels that went through a pixel space and back may miss 0 or 1 by rounding alone.

@@ -44,7 +44,7 @@ class Layout:
         targets: Name of the file of targets.
         rate: Name of the file of the learning rate to pre-train with, or None.
         method: The method of such a set, for its provenance.
-        raw_images: Whether the code keeps its images as pixels in [0, 1], so that no other space needs to be stated.
+        raw_images: Whether images are pixels in [0, 1], so that no other space needs to be stated.
         real_spaces: The space in which the code feeds real images to the same networks, by their dataset.
         citation: The paper.
         url: The code.
@@ -126,14 +126,7 @@ LAYOUTS: dict[str, Layout] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of the two tensors of a set.
-
-    Attributes:
-        layout: One of `LAYOUTS`.
-        folder: The folder of the files.
-        files: The name of the file of `images` and of `targets`; in a file that holds both the same.
-        rate: Name of the file of the learning rate where there is one.
-    """
+    """The files of the two tensors of a set, the same name twice where one holds both, and of the learning rate."""
 
     layout: str
     folder: Path
@@ -157,22 +150,16 @@ class Pair:
 
 
 def get_layout(name: str) -> Layout:
-    """Returns an entry of `LAYOUTS`.
-
-    Raises:
-        InputError: There is none of this name.
-    """
+    """Returns an entry of `LAYOUTS`; raises an `InputError` where there is none of this name."""
     if name not in LAYOUTS:
         raise InputError(f"a layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
     return LAYOUTS[name]
 
 
 def find_pair(path: Path, layout: str) -> Pair:
-    """Finds the two files by their names; of several steps the highest.
+    """Finds the two files by their names, of several steps the highest, in a folder or beside one of them.
 
-    Args:
-        path: A folder with both files, one of them, or a file that holds both tensors.
-        layout: One of `LAYOUTS`, or `auto`, which a file that holds both tensors cannot have.
+    With a layout other than `auto`, a file of any name can hold both tensors.
 
     Raises:
         InputError: There is no such path, or not exactly one pair there.
@@ -198,12 +185,10 @@ def find_pair(path: Path, layout: str) -> Pair:
 
 
 def read_pair(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads the two tensors, on the CPU and without gradients.
+    """Reads `images` and `targets`, on the CPU and without gradients, and records what was read.
 
-    Returns:
-        `images`, float32, and `targets`, float32 too unless they are whole numbers in one dimension, which can only be
-        classes; and a record of what was read: `files` with their sha256, `conversions`, and `learning_rate` where the
-        pair has one.
+    Both are float32, unless the targets are whole numbers in one dimension, which can only be classes. The record has
+    `files` with their sha256, `conversions`, and `learning_rate` where the pair has one.
 
     Raises:
         InputError: A file is damaged, too large or holds code, or a tensor is missing, too large, not of

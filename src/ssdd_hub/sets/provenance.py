@@ -16,25 +16,18 @@ from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.teacher import Teacher
 from ssdd_hub.text import blot_tokens
 
+Facts = Mapping[str, Any]
 # At the start of a word of the command line, after `=` or `local-dir:`, or in quotes as in JSON.
 _ABSOLUTE_FOLDER = re.compile(r"""(^|[=:"'])~?/(?!/)(?:[^"']*/)?(?=[^/"'])""")
 
 
 def describe_run(
-    config: Mapping[str, Any],
-    source: Mapping[str, Any],
-    teacher: Teacher,
-    transform: TargetTransform,
-    student_space: PixelSpace,
+    config: Facts, source: Facts, teacher: Teacher, transform: TargetTransform, student_space: PixelSpace
 ) -> dict[str, Any]:
     """Returns the provenance of a distilled set, but for what only the end of the run knows.
 
-    Args:
-        config: The resolved settings.
-        source: `ImageBank.source`.
-        teacher: The teacher.
-        transform: The map of its features to targets.
-        student_space: The space of real images for networks pre-trained on the set.
+    `config` holds the resolved settings, `source` is `ImageBank.source`, `transform` maps the teacher's features to
+    targets, and networks pre-trained on the set take real images in `student_space`.
     """
     return {
         "method": "krr-st",
@@ -46,22 +39,13 @@ def describe_run(
 
 def describe_selection(
     method: str,
-    selection: Mapping[str, Any],
-    source: Mapping[str, Any],
+    selection: Facts,
+    source: Facts,
     teacher: Teacher,
     transform: TargetTransform,
     student_space: PixelSpace,
 ) -> dict[str, Any]:
-    """Returns the provenance of images that were chosen, not distilled.
-
-    Args:
-        method: Its name in `methods.SELECTIONS`.
-        selection: Its settings and the chosen indices, with the `seed`.
-        source: `ImageBank.source`.
-        teacher: The teacher.
-        transform: The map of its features to targets.
-        student_space: The space of the images, and of real images for networks pre-trained on them.
-    """
+    """Returns the provenance of images that `methods.SELECTIONS[method]` chose; `selection` has its settings too."""
     return {
         "method": f"selection/{method}",
         "selection": _shareable(dict(selection)),
@@ -72,7 +56,7 @@ def describe_selection(
     }
 
 
-def describe_training(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+def describe_training(config: Facts, source: Facts) -> dict[str, Any]:
     """Returns the provenance of a teacher, but for what its training knows, from settings and `ImageBank.source`."""
     parts = {name: config[name] for name in ("data", "teacher", "pretrain", "run", "seed")}
     return {**_describe_origin(parts, source), "license": source["license"]}
@@ -83,7 +67,7 @@ def describe_command() -> str:
     return shlex.join(["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *map(_shareable, sys.argv[1:])])
 
 
-def _describe_origin(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_origin(config: Facts, source: Facts) -> dict[str, Any]:
     settings = {name: values for name, values in config.items() if name not in ("output", "run", "evaluate")}
     settings["run"] = {"mixed_precision": config["run"]["mixed_precision"]}
     settings["data"] = {**settings["data"], "name": shareable_name(settings["data"]["name"])}
@@ -96,12 +80,12 @@ def _describe_origin(config: Mapping[str, Any], source: Mapping[str, Any]) -> di
     }
 
 
-def _describe_source(source: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_source(source: Facts) -> dict[str, Any]:
     return {**source, "name": shareable_name(str(source["name"]))}
 
 
 def _describe_targets(
-    source: Mapping[str, Any], teacher: Teacher, transform: TargetTransform, student_space: PixelSpace
+    source: Facts, teacher: Teacher, transform: TargetTransform, student_space: PixelSpace
 ) -> dict[str, Any]:
     return {
         "teacher": _shareable({**teacher.describe(), **teacher.origin()}),

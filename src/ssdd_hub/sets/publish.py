@@ -38,11 +38,7 @@ class Additions:
     scores: Sequence[Mapping[str, Any]] | None = None
 
     def add(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the record of a set with these additions.
-
-        Raises:
-            InputError: The licence allows commercial use that source or teacher forbids, and no reason is given.
-        """
+        """Returns the record of a set with these additions; raises an `InputError` for a licence too free."""
         provenance = dict(section(metadata, "provenance"))
         stated = {"license": self.license, "license_reason": self.license_reason, "scores": self.scores}
         provenance |= {name: value for name, value in stated.items() if value is not None}
@@ -59,17 +55,9 @@ def pack_set(
     additions: Additions | None = None,
     branch: str | None = None,
 ) -> tuple[Parcel, str]:
-    """Checks the folder of a set, which stays as it is, and packs it for a repository.
+    """Checks the folder of a set, which stays as it is, and returns what is sent, and the tag.
 
-    Args:
-        folder: The folder.
-        repo_id: `owner/name`, which the card's code loads.
-        tag: The tag, which the card's code loads; empty for none; by default one made of the contents.
-        additions: Facts added to the record.
-        branch: The branch, which the card's code loads when there is no tag; `main` by default.
-
-    Returns:
-        The files, and the tag.
+    The card's code loads `repo_id` at the tag; at the branch where `tag` is empty. None is a tag made of the contents.
 
     Raises:
         InputError: The folder is no set, or the linter finds errors in it, or the licence is refused.
@@ -108,10 +96,7 @@ def _tag_of(files: Mapping[str, CommitOperationAdd]) -> str:
 def restate_set(folder: str | Path, additions: Additions, location: str | None = None) -> None:
     """Renders the card of a folder again, from its record with additions; both are replaced.
 
-    Args:
-        folder: The folder of the set.
-        additions: Facts added to the record.
-        location: Where the card's code loads the set from; by default the name of the folder.
+    The card's code loads `location`, by default the name of the folder.
 
     Raises:
         InputError: As for `pack_set`; the folder is then what it was.

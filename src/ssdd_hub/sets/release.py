@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,24 +29,12 @@ from ssdd_hub.teachers.recorded_teacher import UNCOMPARED, compare_teacher, load
 from ssdd_hub.teachers.teacher import Teacher, build_teacher
 from ssdd_hub.text import blot_tokens
 
-_WEIGHTS = "model.safetensors"
-_FILES = ("config.json", _WEIGHTS)
-_OWN = {*_FILES, CARD_FILE, METADATA_FILE}
+_FILES = ("config.json", "model.safetensors")
 _LOG = logging.getLogger(__name__)
 
 
-def is_model_file(path: str) -> bool:
-    """Whether a path in a repository is that of a file of a published model."""
-    return path in _OWN
-
-
 def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Parcel:
-    """Packs the folder of a teacher, or of a pre-trained student, as `Teacher.save` writes it, for a model repository.
-
-    Args:
-        folder: The folder.
-        repo_id: `owner/name`, which the card's code loads.
-        sets: Repositories of the sets that were distilled with it.
+    """Packs a folder that `Teacher.save` wrote for a model repository, whose card names the sets distilled with it.
 
     Raises:
         InputError: The folder lacks a part, or does not load.
@@ -62,7 +50,7 @@ def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Pa
     texts = _write_texts(folder, repo_id, sets)
     sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
     sources |= {name: text.encode() for name, text in texts.items()}
-    return Parcel("model", pack(sources), is_model_file, METADATA_FILE)
+    return Parcel("model", pack(sources), {*_FILES, *texts}.__contains__, METADATA_FILE)
 
 
 def _write_texts(folder: Path, repo_id: str, sets: Sequence[str]) -> dict[str, str]:
@@ -98,11 +86,11 @@ def save_student(
         folder: Where to; an existing folder is kept.
         source: `name` of the set for the card, and its `revision` when it is on the Hub.
         seed: Seed of the weights, of the order of the images and of their augmentation.
-        device: Where it is trained; it comes back to the CPU.
+        device: Where it is trained.
         **model_args: Arguments of the model, such as `widths`.
 
     Returns:
-        The student, in eval mode.
+        The student, in eval mode, on the CPU.
 
     Raises:
         InputError: The student cannot be built, or does not fit the set.
@@ -171,18 +159,9 @@ class Student:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> Path:
-        """Pre-trains it by the recipe of the set, or reuses what the same call has pre-trained before.
+        """Pre-trains it by the recipe of the set, or takes what the same call pre-trained before; returns its folder.
 
-        Args:
-            folder: The set.
-            published: Where the set was published, for the card.
-            output: Holds a folder for each student.
-            licence: Licence of the set, where it is not the recorded one.
-            seed: Seed of the weights and of the training.
-            device: Where it is trained.
-
-        Returns:
-            Its folder.
+        `licence` is that of the set, where it is not the recorded one; `output` holds a folder for each student.
         """
         source = {"name": published.repo_id, "revision": published.revision}
         # The content of the set too: a repository that was made anew may have the same tag on another set.
@@ -201,11 +180,7 @@ def plan_students(
 ) -> list[Student]:
     """Builds each student once, so that a mistake in one is known before anything is sent.
 
-    Args:
-        words: timm model names; `own` is the network that the set was distilled with.
-        args: Arguments of the models, by these words.
-        folder: The set.
-        repo_id: Repository of the set.
+    `words` are timm model names, or `own` for the network that the set was distilled with; `args` are by these words.
 
     Raises:
         InputError: There is no such model, the set does not record its own, or one is there twice.
@@ -232,21 +207,16 @@ def plan_students(
 
 
 def collect(title: str, items: Mapping[str, str], namespace: str, private: bool = False) -> str:
-    """Puts repositories into a collection, made if it is not there, and returns its address.
-
-    Args:
-        title: Its title.
-        items: Kind of each repository, `dataset` or `model`, by its id.
-        namespace: The user or organisation of the collection.
-        private: Whether one made here is private.
+    """Puts repositories, `dataset` or `model` by id, into a collection, made if missing, and returns its address.
 
     Raises:
         InputError: The Hub refuses or cannot be reached.
     """
     api = HfApi()
+    add: Callable[..., Any] = api.add_collection_item
     make = partial(api.create_collection, title, namespace=namespace, private=private, exists_ok=True)
     with explained(f"collecting {', '.join(items)}"):
         collection = patiently(make)
         for repo_id, kind in items.items():
-            patiently(partial(api.add_collection_item, collection.slug, repo_id, kind, exists_ok=True))  # type: ignore
+            patiently(partial(add, collection.slug, repo_id, kind, exists_ok=True))
     return str(collection.url)
