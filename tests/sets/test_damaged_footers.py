@@ -56,7 +56,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
-def check(folder: Path, seed: int, count: int, beside: str = "alone") -> None:
+def check(folder, seed, count, beside="alone"):
     command = [sys.executable, "-c", READ, str(folder), str(seed), str(count), beside]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60 + count)
     assert done.returncode == 0, f"seed {seed} ended with {done.returncode}: {done.stderr[-2000:]}"
@@ -67,17 +67,17 @@ def check(folder: Path, seed: int, count: int, beside: str = "alone") -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     return Path(shutil.copytree(RELEASED, tmp_path / "set"))
 
 
 @pytest.mark.parametrize("beside", ["alone", "datasets"])
-def test_a_damaged_footer_is_an_error_or_does_not_matter(folder: Path, beside: str) -> None:
+def test_a_damaged_footer_is_an_error_or_does_not_matter(folder, beside):
     check(folder, 0, 300, beside)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("beside", ["alone", "datasets"])
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_many_damaged_footers_are_errors_or_do_not_matter(folder: Path, seed: int, beside: str) -> None:
+def test_many_damaged_footers_are_errors_or_do_not_matter(folder, seed, beside):
     check(folder, seed, 2000, beside)
