@@ -34,6 +34,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
     source, teacher = section(provenance, "source"), section(provenance, "teacher")
     title = _title(provenance, shapes["images"][0])
     place = json.dumps(location) + (f", revision={json.dumps(revision)}" if revision else "")
+    load_code, load_dataset_code = _load_codes(shapes, place, "" if "/" in location else "  # the path of this folder")
     licences = {"this set": provenance, "source": source, "teacher": teacher}
     seconds = provenance.get("seconds")
     record = {
@@ -47,8 +48,8 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         template_str=(files("ssdd_hub.sets") / "templates" / "dataset_card.md").read_text(encoding="utf-8"),
         title=escape(title),
         summary=_summary(provenance, shapes),
-        load_code=fence(_load_code(shapes, place, "" if "/" in location else "  # the path of this folder"), "python"),
-        load_dataset_code=fence(_load_dataset_code(place), "python"),
+        load_code=load_code,
+        load_dataset_code=load_dataset_code,
         pixel_space=describe(metadata["pixel_space"]),
         student_pixel_space=describe(section(provenance, "student_pixel_space")),
         clipped=f"{metadata['clip_fraction']:.2%}",
@@ -111,26 +112,25 @@ def _summary(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
     return f"{size} {kind} images ({sides}, float32), each with a target vector of width {width},{origin}."
 
 
-def _load_code(shapes: Mapping[str, Any], place: str, comment: str) -> str:
-    return (
+def _load_codes(shapes: Mapping[str, Any], place: str, comment: str) -> tuple[str, str]:
+    """Returns the code that loads the set by `ssdd_hub`, and by `datasets` alone."""
+    ours = (
         "from ssdd_hub import DistilledSet\n\n"
         f"distilled = DistilledSet.from_pretrained({place}){comment}\n"
         "images, targets = distilled.images, distilled.targets  "
         f"# {tuple(shapes['images'])} and {tuple(shapes['targets'])}"
     )
-
-
-def _load_dataset_code(place: str) -> str:
-    return (
+    theirs = (
         "from datasets import load_dataset\n\n"
         f'dataset = load_dataset({place}, split="train")\n'
         'columns = dataset.select_columns(["pixels", "target"]).with_format("torch")[:]\n'
         'images, targets = columns["pixels"], columns["target"]'
     )
+    return fence(ours, "python"), fence(theirs, "python")
 
 
 def _use_code(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
-    """Returns code that goes on where `_load_code` ends; empty where the set states no student or no recipe."""
+    """Returns code that goes on where `_load_codes` end; empty where the set states no student or no recipe."""
     student = section(provenance, "student")
     name, args = student.get("name"), student.get("model_args") or {}
     # A reader runs this code, so it holds no more than would be taken from a record.

@@ -206,9 +206,7 @@ def read_pair(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Any]]:
         elif isinstance(content, Mapping):
             usual = [key for key in NAMES[part] if key in content]
             content = content[usual[0]] if len(usual) == 1 else None
-        tensor = _check_plain(content, part, name)
-        is_classes = part == "targets" and tensor.ndim == 1 and tensor.dtype in _INTEGERS
-        tensors[part] = tensor if is_classes else _to_float32(tensor, part, name, record["conversions"])
+        tensors[part] = _to_plain(content, part, name, record["conversions"])
     if pair.rate is not None:
         rate = read[pair.rate][0]
         number = rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate
@@ -246,7 +244,8 @@ def check_size(path: Path, most: int | None = None) -> None:
         raise InputError(f"{path} is too large: it has {size} bytes, and at most {most} are read")
 
 
-def _check_plain(content: Any, part: str, name: str) -> Tensor:
+def _to_plain(content: Any, part: str, name: str, conversions: list[str]) -> Tensor:
+    """Returns plain float32 numbers, or classes, and notes a conversion."""
     if not isinstance(content, Tensor):
         raise InputError(f"{name} must hold the {part} as a tensor, or one tensor named {', '.join(NAMES[part])}")
     if content.is_nested or content.layout != torch.strided or content.device.type != "cpu" or content.is_quantized:
@@ -254,10 +253,9 @@ def _check_plain(content: Any, part: str, name: str) -> Tensor:
     # Before anything is done with it: a view can repeat one number without end.
     if content.numel() * max(4, content.element_size()) > MAX_BYTES:
         raise InputError(f"the {part} in {name} are too large: {tuple(content.shape)} is more than {MAX_BYTES} bytes")
-    return content.detach().resolve_neg()
-
-
-def _to_float32(tensor: Tensor, part: str, name: str, conversions: list[str]) -> Tensor:
+    tensor = content.detach().resolve_neg()
+    if part == "targets" and tensor.ndim == 1 and tensor.dtype in _INTEGERS:
+        return tensor
     if tensor.dtype not in _FLOATS:
         raise InputError(f"the {part} in {name} must be floating-point, got {tensor.dtype}: convert and save them")
     if not tensor.isfinite().all():

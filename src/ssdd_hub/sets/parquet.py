@@ -7,7 +7,7 @@ before anything is decoded, with the first piece before memory is taken for all,
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -47,8 +47,9 @@ def write_tensors(
     from datasets import Features
 
     features = Features(_describe_columns(tensors, label_names))
-    size, row = len(tensors["images"]), _row_bytes(tensors)
-    shards, group = _cuts(0, size, SHARD_BYTES // row), ROW_GROUP_BYTES // row
+    # The bytes of a row: id, preview and tensors; a preview counts as its pixels, which PNG seldom makes more of.
+    row = 8 + tensors["images"][0].numel() + sum(part[0].numel() * part.element_size() for part in tensors.values())
+    shards, group = _cuts(0, len(tensors["images"]), SHARD_BYTES // row), ROW_GROUP_BYTES // row
     (folder / "data").mkdir()
     for number, (first, last) in enumerate(shards):
         path = folder / PARQUET_FILE.format(number, len(shards))
@@ -76,12 +77,6 @@ def _describe_columns(tensors: Mapping[str, Tensor], label_names: Sequence[str] 
     return features
 
 
-def _row_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Returns the bytes of all columns in a row; a preview counts as its pixels, which PNG seldom makes more of."""
-    identity, preview = 8, tensors["images"][0].numel()
-    return identity + preview + sum(tensor[0].numel() * tensor.element_size() for tensor in tensors.values())
-
-
 def _cuts(first: int, last: int, step: int) -> list[tuple[int, int]]:
     """Cuts the rows `[first, last)` into pieces of `step` rows, at least one."""
     return list(pairwise([*range(first, last, max(1, step)), last]))
@@ -105,7 +100,25 @@ def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[st
     Raises:
         InputError: A file or column is missing or damaged, or a tensor is not the one stated.
     """
-    yield from _decode(folder, _check_shards(folder, stated), stated)
+    columns = {name: COLUMNS[name][0] for name in stated}
+    rows = max(1, ROW_GROUP_BYTES // sum(_bytes_of(name, entry.shape[1:]) for name, entry in stated.items()))
+    hashes = {name: hashlib.sha256() for name in stated}
+    left = {name: entry.shape[0] for name, entry in stated.items()}
+    for path in _check_shards(folder, stated):
+        # `ParquetFile` reads this very file, where `read_table` would take folders named `key=value` for columns.
+        with _reporting(folder, path), pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
+            for batch in file.iter_batches(rows, columns=list(columns.values())):
+                part = {}
+                for name, column in columns.items():
+                    left[name] -= batch.num_rows
+                    part[name] = _flatten(batch[column], name, stated[name], left[name])
+                    hashes[name].update(to_raw(part[name]))
+                yield part
+    for name, entry in stated.items():
+        if left[name]:
+            raise _misfit(name, entry)
+        if hashes[name].hexdigest() != entry.sha256:
+            raise InputError(f"the {name} are not those that were saved, their sha256 differs: {MEND}")
 
 
 def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
@@ -207,46 +220,21 @@ def _check_type(folder: Path, schema: pa.Schema, name: str, stated: Stated) -> N
         raise _misfit(name, stated)
 
 
-def _decode(folder: Path, paths: Iterable[Path], stated: Mapping[str, Stated]) -> Iterator[dict[str, Values]]:
-    columns = {name: COLUMNS[name][0] for name in stated}
-    rows = max(1, ROW_GROUP_BYTES // sum(_bytes_of(name, entry.shape[1:]) for name, entry in stated.items()))
-    hashes = {name: hashlib.sha256() for name in stated}
-    left = {name: entry.shape[0] for name, entry in stated.items()}
-    for path in paths:
-        # `ParquetFile` reads this very file, where `read_table` would take folders named `key=value` for columns.
-        with _reporting(folder, path), pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
-            for batch in file.iter_batches(rows, columns=list(columns.values())):
-                part = {}
-                for name, column in columns.items():
-                    left[name] -= batch.num_rows
-                    part[name] = _flatten(batch[column], name, stated[name], left[name])
-                    hashes[name].update(to_raw(part[name]))
-                yield part
-    for name, entry in stated.items():
-        if left[name]:
-            raise _misfit(name, entry)
-        if hashes[name].hexdigest() != entry.sha256:
-            raise InputError(f"the {name} are not those that were saved, their sha256 differs: {MEND}")
-
-
 def _flatten(lists: pa.Array, name: str, stated: Stated, left: int) -> Values:
     """Returns the rows of a column as one array, when they are of the stated sizes and `left` more at least 0."""
     # `datasets`, once imported, makes pyarrow wrap nested lists in its own extension type.
-    rows, values = len(lists), getattr(lists, "storage", lists)
-    fits = left >= 0
+    rows, values, fits = len(lists), getattr(lists, "storage", lists), left >= 0
     for size in stated.shape[1:]:
-        fits = fits and isinstance(values, _LISTS) and not values.null_count and _are_of_length(values, size)
+        fits = fits and isinstance(values, _LISTS) and not values.null_count
+        if fits and isinstance(values, pa.FixedSizeListArray):
+            fits = values.type.list_size == size
+        elif fits:
+            fits = bool((np.diff(values.offsets.to_numpy()) == size).all())
         values = values.flatten() if fits else values
     if not fits or values.null_count or values.type != pa.type_for_alias(COLUMNS[name][1]):
         raise _misfit(name, stated)
     # A copy, since arrays of pyarrow cannot be written to.
     return np.array(values.to_numpy(zero_copy_only=False)).reshape(rows, *stated.shape[1:])
-
-
-def _are_of_length(lists: pa.Array, size: int) -> bool:
-    if isinstance(lists, pa.FixedSizeListArray):
-        return bool(lists.type.list_size == size)
-    return bool((np.diff(lists.offsets.to_numpy()) == size).all())
 
 
 def _misfit(name: str, stated: Stated) -> InputError:

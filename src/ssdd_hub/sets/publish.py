@@ -128,16 +128,9 @@ def plan_set(
 ) -> Plan:
     """Checks a set and its place on the Hub, and plans what is sent; `upload` carries it out.
 
-    Args:
-        folder: The folder of the set.
-        repo_id: `owner/name`, or a name in the user's own namespace.
-        private: Whether a repository made here is private; an existing one must be so already.
-        revision: A branch, made if it is not there; `main` by default.
-        create_pr: Offer the set as a pull request.
-        tag: Name of the tag; by default one made of the contents, and none for a pull request.
-        token: A Hub token; by default the one of the login.
-        additions: Facts added to the record.
-        dry_run: Whether nothing will be written.
+    `repo_id` may lack the owner. A repository made here is `private`; an existing one must be so already. The commit
+    goes to the branch `revision`, made if missing, or into a pull request. `tag` is by default made of the contents,
+    and none for a pull request. With `dry_run` the token need not write.
 
     Raises:
         InputError: The set, its licence or the token is refused, or the repository holds something else.

@@ -1,6 +1,5 @@
 """Models that belong to a set: its teacher and pre-trained students, packed and published beside it."""
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,16 +46,7 @@ def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Pa
             "recipes/train_teacher.py, distill.py or publish.py wrote"
         )
     build_teacher(f"local-dir:{folder}")
-    texts = _write_texts(folder, repo_id, sets)
-    sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
-    sources |= {name: text.encode() for name, text in texts.items()}
-    return Parcel("model", pack(sources), {*_FILES, *texts}.__contains__, METADATA_FILE)
-
-
-def _write_texts(folder: Path, repo_id: str, sets: Sequence[str]) -> dict[str, str]:
-    """Returns the record of a model, which `build_teacher` has read, and its card."""
-    path = folder / METADATA_FILE
-    metadata = json.loads(path.read_text(encoding="utf-8"))
+    path, metadata = folder / METADATA_FILE, read_metadata(folder)
     if sets:
         metadata["provenance"] = {**metadata["provenance"], "sets": list(sets)}
     try:
@@ -66,7 +56,9 @@ def _write_texts(folder: Path, repo_id: str, sets: Sequence[str]) -> dict[str, s
     texts = {METADATA_FILE: dump_metadata(metadata), CARD_FILE: card}
     if any(blot_tokens(text) != text for text in texts.values()):
         raise InputError(f"{path} holds what looks like an access token: remove it, and revoke the token")
-    return texts
+    sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
+    sources |= {name: text.encode() for name, text in texts.items()}
+    return Parcel("model", pack(sources), lambda path: path in sources, METADATA_FILE)
 
 
 def save_student(
@@ -80,14 +72,8 @@ def save_student(
 ) -> nn.Module:
     """Pre-trains a student by the recipe of the set, and writes it in timm's layout with a card.
 
-    Args:
-        name: A timm model name.
-        distilled: The set.
-        folder: Where to; an existing folder is kept.
-        source: `name` of the set for the card, and its `revision` when it is on the Hub.
-        seed: Seed of the weights, of the order of the images and of their augmentation.
-        device: Where it is trained.
-        **model_args: Arguments of the model, such as `widths`.
+    The card names the `source`: `name` of the set and, when it is on the Hub, its `revision`. `seed` decides the
+    weights, the order of the images and their augmentation. An existing folder is kept.
 
     Returns:
         The student, in eval mode, on the CPU.
@@ -137,13 +123,7 @@ def check_teacher(folder: str | Path, teacher_folder: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Student:
-    """A network to be pre-trained on a set, and published beside it.
-
-    Attributes:
-        name: A timm model name.
-        args: Arguments of the model.
-        repo_id: Where it is published.
-    """
+    """A timm model with its arguments, to be pre-trained on a set, and the repository where it is published."""
 
     name: str
     args: dict[str, Any]
