@@ -98,11 +98,7 @@ def check_card(metadata: Mapping[str, Any], card: str) -> list[Finding]:
 
 
 def read_card(folder: Path) -> str:
-    """Reads the card of a set.
-
-    Raises:
-        InputError: It is missing, a link, larger than `LARGEST_CARD`, or no text.
-    """
+    """Reads the card of a set; raises an `InputError` if it is missing, a link, too large, or no text."""
     path = folder / CARD_FILE
     require_plain(folder, [CARD_FILE])
     if not path.is_file():
@@ -116,11 +112,7 @@ def read_card(folder: Path) -> str:
 
 
 def verify_folder(folder: Path) -> None:
-    """Checks that the tensors of a set are those that its record states.
-
-    Raises:
-        InputError: They are not, or it is no set.
-    """
+    """Raises an `InputError` unless the tensors of a set are those that its record states."""
     for finding in _check_data(folder, read_metadata(folder)):
         raise InputError(f"{finding.place}: {finding.text}")
 
@@ -215,11 +207,7 @@ def find_unusable(place: str, stated: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def check_set_licence(provenance: Mapping[str, Any]) -> None:
-    """Checks that the licence of a set is no freer than those of source and teacher, unless a reason is stated.
-
-    Raises:
-        InputError: It is.
-    """
+    """Raises an `InputError` for a licence freer than those of source and teacher for which no reason is stated."""
     parts = {name: str(section(provenance, name).get("license") or licences.UNKNOWN) for name in ("source", "teacher")}
     licences.check_licence(str(provenance.get("license") or licences.UNKNOWN), parts, provenance.get("license_reason"))
 

@@ -56,8 +56,7 @@ class Stated:
     def of(cls, metadata: Mapping[str, Any]) -> "dict[str, Stated]":
         """Returns the stated tensors: `images`, `targets` and, when the set has them, labels and views.
 
-        Raises:
-            InputError: Something else is stated, a tensor is missing, or a shape or sha256 cannot be one.
+        Raises an `InputError` for others, for a missing one, and for a shape or sha256 that cannot be one.
         """
         entries = metadata.get("tensors")
         if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):

@@ -159,10 +159,8 @@ def get_layout(name: str) -> Layout:
 def find_pair(path: Path, layout: str) -> Pair:
     """Finds the two files by their names, of several steps the highest, in a folder or beside one of them.
 
-    With a layout other than `auto`, a file of any name can hold both tensors.
-
-    Raises:
-        InputError: There is no such path, or not exactly one pair there.
+    With a layout other than `auto`, a file of any name can hold both tensors. Raises an `InputError` unless there is
+    exactly one pair.
     """
     known = LAYOUTS if layout == "auto" else {layout: get_layout(layout)}
     if not path.is_dir() and not path.is_file():
@@ -188,11 +186,8 @@ def read_pair(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads `images` and `targets`, on the CPU and without gradients, and records what was read.
 
     Both are float32, unless the targets are whole numbers in one dimension, which can only be classes. The record has
-    `files` with their sha256, `conversions`, and `learning_rate` where the pair has one.
-
-    Raises:
-        InputError: A file is damaged, too large or holds code, or a tensor is missing, too large, not of
-            floating-point numbers, not finite, or beyond float32.
+    `files` with their sha256, `conversions`, and `learning_rate` where the pair has one. Raises an `InputError` for a
+    file that is damaged, too large or holds code, and a tensor that is missing, too large or not of finite float32.
     """
     pair.require_plain()
     read = {name: _read_file(pair.folder / name) for name in pair.names}

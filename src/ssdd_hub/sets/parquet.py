@@ -95,10 +95,8 @@ def _make_table(tensors: Mapping[str, Tensor], rows: slice, pixel_space: PixelSp
 def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[str, Values]]:
     """Yields the next rows of each stated tensor, `(m, ...)`, writable, about 16 MiB at a time, files in their order.
 
-    The sha256 is compared last: what was yielded before can be trusted only when the iteration has ended.
-
-    Raises:
-        InputError: A file or column is missing or damaged, or a tensor is not the one stated.
+    The sha256 is compared last: what was yielded before can be trusted only when the iteration has ended. Raises an
+    `InputError` for a missing or damaged file or column, and a tensor that is not the one stated.
     """
     columns = {name: COLUMNS[name][0] for name in stated}
     rows = max(1, ROW_GROUP_BYTES // sum(_bytes_of(name, entry.shape[1:]) for name, entry in stated.items()))
@@ -122,11 +120,7 @@ def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[st
 
 
 def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
-    """Reads tensors from the parquet files and checks them; see `iter_tensors`.
-
-    Raises:
-        InputError: As for `iter_tensors`, or the tensors do not fit into memory.
-    """
+    """Reads tensors as `iter_tensors` does; what does not fit into memory is an `InputError` too."""
     parts = iter_tensors(folder, stated)
     # A piece before memory is taken for all, since the files state their rows, and of these the sizes not always.
     first = list(islice(parts, 1))

@@ -53,11 +53,7 @@ class SetPairs:
 
 
 def stated_use(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of `UseSettings` that the recipe of a set states.
-
-    Raises:
-        InputError: A value is out of range, or of another type.
-    """
+    """Returns the settings of `UseSettings` that a set's recipe states; raises an `InputError` for a bad value."""
     stated = section(provenance, "use")
     check_use(stated)
     names = ("epochs", "max_steps", "batch_size", "learning_rate", "momentum", "weight_decay")

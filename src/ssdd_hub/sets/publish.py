@@ -55,12 +55,9 @@ def pack_set(
     additions: Additions | None = None,
     branch: str | None = None,
 ) -> tuple[Parcel, str]:
-    """Checks the folder of a set, which stays as it is, and returns what is sent, and the tag.
+    """Returns what is sent of the folder of a set, and the tag; raises an `InputError` where the linter finds errors.
 
     The card's code loads `repo_id` at the tag; at the branch where `tag` is empty. None is a tag made of the contents.
-
-    Raises:
-        InputError: The folder is no set, or the linter finds errors in it, or the licence is refused.
     """
     folder = Path(folder)
     metadata = (additions or Additions()).add(read_metadata(folder))
@@ -94,12 +91,9 @@ def _tag_of(files: Mapping[str, CommitOperationAdd]) -> str:
 
 
 def restate_set(folder: str | Path, additions: Additions, location: str | None = None) -> None:
-    """Renders the card of a folder again, from its record with additions; both are replaced.
+    """Renders the card of a folder again, from its record with additions; both are replaced, or neither.
 
-    The card's code loads `location`, by default the name of the folder.
-
-    Raises:
-        InputError: As for `pack_set`; the folder is then what it was.
+    The card's code loads `location`, by default the name of the folder. Raises an `InputError` as `pack_set` does.
     """
     folder = Path(folder)
     metadata = additions.add(read_metadata(folder))
@@ -130,10 +124,8 @@ def plan_set(
 
     `repo_id` may lack the owner. A repository made here is `private`; an existing one must be so already. The commit
     goes to the branch `revision`, made if missing, or into a pull request. `tag` is by default made of the contents,
-    and none for a pull request. With `dry_run` the token need not write.
-
-    Raises:
-        InputError: The set, its licence or the token is refused, or the repository holds something else.
+    and none for a pull request. With `dry_run` the token need not write. Raises an `InputError` where the set, its
+    licence or the token is refused, or the repository holds something else.
     """
     tag = "" if create_pr and tag is None else tag
     repo_id = full_id(repo_id, token, dry_run)

@@ -35,8 +35,7 @@ _LOG = logging.getLogger(__name__)
 def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Parcel:
     """Packs a folder that `Teacher.save` wrote for a model repository, whose card names the sets distilled with it.
 
-    Raises:
-        InputError: The folder lacks a part, or does not load.
+    Raises an `InputError` for a folder that lacks a part or does not load.
     """
     folder = Path(folder)
     missing = [name for name in (*_FILES, METADATA_FILE) if not (folder / name).is_file()]
@@ -73,13 +72,8 @@ def save_student(
     """Pre-trains a student by the recipe of the set, and writes it in timm's layout with a card.
 
     The card names the `source`: `name` of the set and, when it is on the Hub, its `revision`. `seed` decides the
-    weights, the order of the images and their augmentation. An existing folder is kept.
-
-    Returns:
-        The student, in eval mode, on the CPU.
-
-    Raises:
-        InputError: The student cannot be built, or does not fit the set.
+    weights, the order of the images and their augmentation. An existing folder is kept. Returns the student in eval
+    mode, on the CPU. Raises an `InputError` for a student that cannot be built, or does not fit the set.
     """
     size, channels, _, side = distilled.images.shape
     with seeded(seed, "published student"):
@@ -104,11 +98,7 @@ def save_student(
 
 
 def check_teacher(folder: str | Path, teacher_folder: str | Path) -> None:
-    """Checks that a teacher is the one of a set, so that no card names the wrong one.
-
-    Raises:
-        InputError: The set records other weights, another structure, or another way of reading them.
-    """
+    """Raises an `InputError` for a teacher of other weights, structure or input than a set records."""
     provenance = section(read_metadata(Path(folder)), "provenance")
     found = compare_teacher(provenance, load_recorded(provenance, str(teacher_folder)))
     if found.differences:
@@ -158,12 +148,9 @@ class Student:
 def plan_students(
     words: Sequence[str], args: Mapping[str, dict[str, Any]], folder: str | Path, repo_id: str
 ) -> list[Student]:
-    """Builds each student once, so that a mistake in one is known before anything is sent.
+    """Builds each student once, so that a mistake in one is an `InputError` before anything is sent.
 
     `words` are timm model names, or `own` for the network that the set was distilled with; `args` are by these words.
-
-    Raises:
-        InputError: There is no such model, the set does not record its own, or one is there twice.
     """
     metadata = read_metadata(Path(folder))
     own = stated_student(section(metadata, "provenance")) or {}
@@ -187,11 +174,7 @@ def plan_students(
 
 
 def collect(title: str, items: Mapping[str, str], namespace: str, private: bool = False) -> str:
-    """Puts repositories, `dataset` or `model` by id, into a collection, made if missing, and returns its address.
-
-    Raises:
-        InputError: The Hub refuses or cannot be reached.
-    """
+    """Puts repositories, `dataset` or `model` by id, into a collection, made if missing, and returns its address."""
     api = HfApi()
     add: Callable[..., Any] = api.add_collection_item
     make = partial(api.create_collection, title, namespace=namespace, private=private, exists_ok=True)

@@ -15,8 +15,7 @@ from ssdd_hub.sets.folder import COLUMNS, MISTAKES, split_rows
 def check_tensors(tensors: Mapping[str, Tensor], pixel_space: PixelSpace, label_names: list[str] | None) -> None:
     """Checks the tensors of a set by name, as `DistilledSet` describes them, or the same rows of each.
 
-    Raises:
-        InputError: They do not fit together or into the space, or hold NaN or infinite values.
+    Raises an `InputError` if they do not fit together or into the space, or hold NaN or infinite values.
     """
     images, targets, views = tensors["images"], tensors["targets"], tensors.get("views")
     require(
@@ -84,11 +83,7 @@ def _check_views(views: Tensor, targets: Tensor, size: int, width: int) -> None:
 
 
 def check_student_space(stated: Any, channels: int) -> None:
-    """Checks the space of real images that a set states, `mean` and `std` of its `channels`, or None.
-
-    Raises:
-        InputError: It is no space, or of other channels.
-    """
+    """Raises an `InputError` unless `stated` is None, or `mean` and `std` of so many channels."""
     try:
         found = channels if stated is None else PixelSpace.from_dict(stated).channels
     except MISTAKES as error:
