@@ -232,17 +232,7 @@ def _check_header(metadata: Mapping[str, Any], card: str) -> Iterator[Finding]:
     missing = [name for name in _CARD_FIELDS if not header.get(name)]
     if missing:
         yield _error(CARD_FILE, f"its YAML lacks {', '.join(missing)}: render the card again")
-    yield from _check_configs(header.get("configs"))
-    recorded = str(section(metadata, "provenance").get("license") or licences.UNKNOWN)
-    stated, rendered = licences.stated_licences(header), licences.stated_licences(licences.describe_licence(recorded))
-    if set(licences.split_licences(stated)) != set(licences.split_licences(rendered)):
-        freer = licences.is_non_commercial(recorded) and not licences.is_non_commercial(stated)
-        text = f"its YAML says license {stated[:80]}, and {METADATA_FILE} {recorded[:80]}: render it again"
-        yield Finding("error" if freer else "warning", CARD_FILE, text)
-
-
-def _check_configs(configs: Any) -> Iterator[Finding]:
-    entries = configs if isinstance(configs, list) else []
+    entries = header["configs"] if isinstance(header.get("configs"), list) else []
     if not any(isinstance(entry, dict) and entry.get("config_name") == "default" for entry in entries):
         yield _error(CARD_FILE, "its YAML has no default config: render the card again")
     # All configs, since any of them can be made the one that is loaded by default. A pattern is compared and not
@@ -251,6 +241,12 @@ def _check_configs(configs: Any) -> Iterator[Finding]:
         if path != DATA_FILES:
             named = f"its YAML must name the data files {DATA_FILES} alone, got {repr(path)[:80]}"
             yield _error(CARD_FILE, f"{named}: render the card again")
+    recorded = str(section(metadata, "provenance").get("license") or licences.UNKNOWN)
+    stated, rendered = licences.stated_licences(header), licences.stated_licences(licences.describe_licence(recorded))
+    if set(licences.split_licences(stated)) != set(licences.split_licences(rendered)):
+        freer = licences.is_non_commercial(recorded) and not licences.is_non_commercial(stated)
+        text = f"its YAML says license {stated[:80]}, and {METADATA_FILE} {recorded[:80]}: render it again"
+        yield Finding("error" if freer else "warning", CARD_FILE, text)
 
 
 def _check_secrets(place: str, text: str) -> Iterator[Finding]:

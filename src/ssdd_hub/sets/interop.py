@@ -65,7 +65,7 @@ def export_tensors(
         "layout": layout,
         "tensors": {name: {"file": files[name], **describe_tensor(tensors[name])} for name in files},
         "pixel_space": space.to_dict(),
-        "value_range": _range(tensors["images"]),
+        "value_range": [bound.item() for bound in tensors["images"].aminmax()],
         **measure_range([space.denormalise(tensors["images"].double())]),
         "labels": None if distilled.labels is None else distilled.labels.tolist(),
         "label_names": distilled.label_names,
@@ -134,7 +134,7 @@ def import_tensors(
     parts |= {name: value for name, value in given.items() if value is not None}
     space, how = _choose_space(entry, stated.get("pixel_space"), pixel_space, tensors["images"].shape[1])
     record |= {"layout": pair.layout, "citation": entry.citation, "url": entry.url, "pixel_space": how}
-    record["value_range"] = _range(tensors["images"])
+    record["value_range"] = [bound.item() for bound in tensors["images"].aminmax()]
     parts["provenance"]["import"] = record
     if student_pixel_space is not None:
         parts["provenance"]["student_pixel_space"] = student_pixel_space.to_dict()
@@ -148,10 +148,6 @@ def is_foreign(path: str | Path) -> bool:
         is_pair = any(layout.find_steps(path, os.listdir(path)) for layout in LAYOUTS.values())
         return is_pair and not (path / set_record.METADATA_FILE).exists()
     return path.is_file() and path.suffix in (".pt", ".pth")
-
-
-def _range(values: Tensor) -> list[float]:
-    return [values.min().item(), values.max().item()]
 
 
 def _check_class_order(labels: Tensor) -> None:

@@ -42,22 +42,22 @@ class Layout:
     Attributes:
         images: Name of the file of images; `{step}` stands for a number or `best`.
         targets: Name of the file of targets.
-        rate: Name of the file of the learning rate to pre-train with, or None.
         method: The method of such a set, for its provenance.
-        raw_images: Whether images are pixels in [0, 1], so that no other space needs to be stated.
         real_spaces: The space in which the code feeds real images to the same networks, by their dataset.
         citation: The paper.
         url: The code.
+        rate: Name of the file of the learning rate to pre-train with, or None.
+        raw_images: Whether images are pixels in [0, 1], so that no other space needs to be stated.
     """
 
     images: str
     targets: str
-    rate: str | None
     method: str
-    raw_images: bool
     real_spaces: Mapping[str, PixelSpace]
     citation: str
     url: str
+    rate: str | None = None
+    raw_images: bool = False
 
     def files(self, step: str = "1000") -> dict[str, str]:
         """Returns the names of the two files, by default of the step that MKDT's evaluation reads by default."""
@@ -79,7 +79,6 @@ LAYOUTS: dict[str, Layout] = {
     "krr-st": Layout(
         images="x_syn.pt",
         targets="y_syn.pt",
-        rate=None,
         method="krr-st",
         raw_images=True,
         real_spaces={
@@ -97,7 +96,6 @@ LAYOUTS: dict[str, Layout] = {
         targets="labels_{step}.pt",
         rate="synlr_{step}.pt",
         method="mkdt",
-        raw_images=False,
         real_spaces={
             "cifar10": _NARROW_CIFAR10,
             "cifar100": PixelSpace((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
@@ -113,7 +111,6 @@ LAYOUTS: dict[str, Layout] = {
         targets="labels.pt",
         rate="lr.pt",
         method="unknown",
-        raw_images=False,
         real_spaces={
             **dict.fromkeys(("cifar10", "cifar100"), _NARROW_CIFAR10),
             **dict.fromkeys(("tinyimagenet", "imagenet"), _IMAGENET),

@@ -50,7 +50,7 @@ def describe_selection(
         "method": f"selection/{method}",
         "selection": _shareable(dict(selection)),
         "seed": selection["seed"],
-        "source": _describe_source(source),
+        "source": {**source, "name": shareable_name(str(source["name"]))},
         "versions": describe_versions(),
         **_describe_targets(source, teacher, transform, student_space),
     }
@@ -74,14 +74,10 @@ def _describe_origin(config: Facts, source: Facts) -> dict[str, Any]:
     return {
         "settings": _shareable(without_folders(settings)),
         "seed": config["seed"],
-        "source": _describe_source(source),
+        "source": {**source, "name": shareable_name(str(source["name"]))},
         "versions": describe_versions(),
         "command": describe_command(),
     }
-
-
-def _describe_source(source: Facts) -> dict[str, Any]:
-    return {**source, "name": shareable_name(str(source["name"]))}
 
 
 def _describe_targets(

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd
-
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import atomic_path
 from ssdd_hub.hub.client import Token, full_id
@@ -67,7 +65,10 @@ def pack_set(
     sources[METADATA_FILE] = dump_metadata(metadata).encode()
     sources[CARD_FILE] = render_dataset_card(metadata, repo_id).encode()
     files = pack(sources)
-    tag = _tag_of(files) if tag is None else tag
+    if tag is None:
+        # Made of the contents, the card being one that names no tag.
+        digests = "".join(f"{name} {digest_of(file)}\n" for name, file in sorted(files.items()))
+        tag = f"set-{hashlib.sha256(digests.encode()).hexdigest()[:8]}"
     files |= pack({CARD_FILE: _checked_card(folder, metadata, repo_id, tag or branch).encode()})
     return Parcel("dataset", files, is_set_file, METADATA_FILE, verify_folder, clashes_with_set), tag
 
@@ -84,16 +85,11 @@ def _refuse_errors(folder: Path, found: list[Finding]) -> None:
         raise InputError("\n  ".join([f"{folder} cannot be published as it is:", *errors]))
 
 
-def _tag_of(files: Mapping[str, CommitOperationAdd]) -> str:
-    """Returns a tag made of the contents, the card being one that names no tag."""
-    digests = "".join(f"{name} {digest_of(file)}\n" for name, file in sorted(files.items()))
-    return f"set-{hashlib.sha256(digests.encode()).hexdigest()[:8]}"
-
-
 def restate_set(folder: str | Path, additions: Additions, location: str | None = None) -> None:
-    """Renders the card of a folder again, from its record with additions; both are replaced, or neither.
+    """Renders the card of a folder again, from its record with additions, and replaces both.
 
-    The card's code loads `location`, by default the name of the folder. Raises an `InputError` as `pack_set` does.
+    The card's code loads `location`, by default the name of the folder. An `InputError`, as of `pack_set`, leaves the
+    folder as it was.
     """
     folder = Path(folder)
     metadata = additions.add(read_metadata(folder))
