@@ -438,45 +438,26 @@ def test_tensors_that_cannot_be_are_refused(tensors, message):
 MEASURE = """
 import resource, sys
 from pathlib import Path
-import torch
-from ssdd_hub.sets import distilled; from ssdd_hub.sets import parquet as shards
-from ssdd_hub.sets.folder import Stated; from ssdd_hub.record import read_metadata
-from ssdd_hub.pixel_space import PixelSpace
-what, folder = sys.argv[1], Path(sys.argv[2])
-if what == "save":
-    distilled.check_tensors = lambda *_: None  # whose own peak would hide that of saving
-    images, targets = torch.randn(10_000, 3, 64, 64), torch.randn(10_000, 512)
-    made = distilled.DistilledSet(images, targets, PixelSpace((0.5,) * 3, (0.2,) * 3))
-    import datasets
-    run = lambda: made.save(folder)
-else:
-    stated = Stated.of(read_metadata(folder))
-    verify = lambda *place: sum(1 for _ in shards.iter_tensors(*place))
-    run = lambda: {"read": shards.read_tensors, "verify": verify}[what](folder, stated)
+from ssdd_hub.sets.folder import Stated
+from ssdd_hub.sets.parquet import iter_tensors
+from ssdd_hub.record import read_metadata
+folder = Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-kept = run()
+for _ in iter_tensors(folder, Stated.of(read_metadata(folder))):
+    pass
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count the memory of a process in other units")
-def test_half_a_gigabyte_is_saved_verified_and_read_in_little_memory(tmp_path):
-    def measure(what):
-        command = [sys.executable, "-c", MEASURE, what, str(tmp_path / "set")]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    size = 4 * 10_000 * (3 * 64 * 64 + 512)
-    # By measurement 245, 230 and 200 MB.
-    assert measure("save") < 350e6
-    assert len(files(tmp_path / "set")) == 3
-    assert measure("verify") < 300e6
-    assert measure("read") - size < 300e6
-    # The layout of a single row group, which older code wrote.
-    table = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "set/data").iterdir()))
-    for path in (tmp_path / "set/data").iterdir():
-        path.unlink()
-    pq.write_table(table, tmp_path / "set" / PARQUET, compression="zstd", use_dictionary=False)
-    assert pq.read_metadata(tmp_path / "set" / PARQUET).num_row_groups == 1
-    del table
-    assert measure("verify") < 300e6
+def test_half_a_gigabyte_in_one_row_group_is_verified_in_little_memory(tmp_path):
+    """The layout that older code wrote; tests/hub/test_hub_scale.py measures ours."""
+    folder = DistilledSet(torch.randn(10_000, 3, 64, 64), torch.randn(10_000, 512), RGB).save(tmp_path / "set")
+    table = pa.concat_tables(pq.read_table(folder / "data" / name) for name in files(folder))
+    shutil.rmtree(folder / "data")
+    (folder / "data").mkdir()
+    pq.write_table(table, folder / PARQUET, compression="zstd", use_dictionary=False)
+    assert pq.read_metadata(folder / PARQUET).num_row_groups == 1
+    done = subprocess.run([sys.executable, "-c", MEASURE, folder], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300e6
