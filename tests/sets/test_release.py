@@ -172,13 +172,9 @@ def test_the_set_and_its_teacher_name_each_other(published):
 
 def test_the_card_of_a_student_says_what_it_is_and_of_which_set(published):
     card = published.cards[PUPIL]
-    assert header_of(card) == {
-        "datasets": [SET],
-        "library_name": "ssdd_hub",
-        "license": ["cc-by-4.0", "mit"],
-        "pipeline_tag": "image-feature-extraction",
-        "tags": ["self-supervised", "dataset-distillation", "ssdd_hub", "timm"],
-    }
+    header = header_of(card)
+    assert (header["datasets"], header["license"], header["library_name"]) == ([SET], ["cc-by-4.0", "mit"], "ssdd_hub")
+    assert header["tags"] == ["self-supervised", "dataset-distillation", "ssdd_hub", "timm"]
     for text in (
         "\n# ssdd\\_convnet3 pre-trained on digits\n",
         "A ssdd\\_convnet3 that was pre-trained on the 5 images of ann/digits, a distilled set, by regression on "
@@ -223,16 +219,16 @@ def test_somebody_elses_model_is_not_replaced(hub, folder):
     assert hub.files("ann/m", repo_type="model").items() >= theirs.items()
 
 
-@pytest.mark.parametrize("missing", sorted(FILES - {"README.md"}))
-def test_a_folder_that_lacks_a_part_is_refused(folder, missing):
-    (folder / missing).unlink()
-    with pytest.raises(InputError, match=f"no folder of a model that can be published, it has no {missing}: give one"):
-        pack_model(folder, "ann/m")
-
-
-def test_a_folder_needs_no_card_and_must_be_there(folder):
-    (folder / "README.md").unlink()
-    assert pack_model(folder, "ann/m").files.keys() == FILES
+def test_a_folder_that_lacks_a_part_is_refused_and_one_without_a_card_gets_one(folder):
+    for missing in sorted(FILES):
+        content = (folder / missing).read_bytes()
+        (folder / missing).unlink()
+        if missing == "README.md":
+            assert pack_model(folder, "ann/m").files.keys() == FILES
+        else:
+            with pytest.raises(InputError, match=f"no folder of a model .* it has no {missing}: give one that"):
+                pack_model(folder, "ann/m")
+        (folder / missing).write_bytes(content)
     with pytest.raises(InputError, match="it has no config.json, model.safetensors, ssdd_hub.json: give one that"):
         pack_model(folder / "gone", "ann/m")
 
@@ -258,13 +254,6 @@ def spoil_record(folder, change):
 def test_a_damaged_record_is_refused_with_a_message(folder, change, problem):
     spoil_record(folder, change)
     with pytest.raises(InputError, match=problem):
-        pack_model(folder, "ann/m")
-
-
-def test_damaged_weights_are_refused(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(InputError, match="cannot be built"):
         pack_model(folder, "ann/m")
 
 
@@ -343,14 +332,9 @@ def test_a_set_of_no_known_licence_gives_a_student_of_none(tmp_path):
     assert header_of(card)["license"] == "unknown" and "| This model | unknown |" in card
 
 
-@pytest.mark.parametrize(
-    ("name", "args", "problem"),
-    [
-        ("ssdd_convnet9", {}, "student 'ssdd_convnet9' is not a timm model"),
-        ("ssdd_convnet3", {"widths": [4] * 5}, "needs at least 32 pixels a side, got 16"),
-    ],
-)
-def test_a_student_that_cannot_be_built_is_refused_and_leaves_nothing(tmp_path, name, args, problem):
-    with pytest.raises(InputError, match=problem):
-        train(tmp_path / "student", name=name, **args)
+def test_a_student_that_cannot_be_built_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="student 'ssdd_convnet9' is not a timm model"):
+        train(tmp_path / "student", name="ssdd_convnet9")
+    with pytest.raises(InputError, match="needs at least 32 pixels a side, got 16"):
+        train(tmp_path / "student", widths=[4] * 5)
     assert not list(tmp_path.iterdir())
