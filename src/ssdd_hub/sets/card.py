@@ -34,7 +34,6 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
     source, teacher = section(provenance, "source"), section(provenance, "teacher")
     title = _title(provenance, shapes["images"][0])
     place = json.dumps(location) + (f", revision={json.dumps(revision)}" if revision else "")
-    load_code, load_dataset_code = _load_codes(shapes, place, "" if "/" in location else "  # the path of this folder")
     licences = {"this set": provenance, "source": source, "teacher": teacher}
     seconds = provenance.get("seconds")
     record = {
@@ -48,14 +47,17 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         template_str=(files("ssdd_hub.sets") / "templates" / "dataset_card.md").read_text(encoding="utf-8"),
         title=escape(title),
         summary=_summary(provenance, shapes),
-        load_code=load_code,
-        load_dataset_code=load_dataset_code,
+        fence=fence,
+        place=place,
+        is_folder="/" not in location,
+        images=tuple(shapes["images"]),
+        targets=tuple(shapes["targets"]),
         pixel_space=describe(metadata["pixel_space"]),
         student_pixel_space=describe(section(provenance, "student_pixel_space")),
         clipped=f"{metadata['clip_fraction']:.2%}",
         num_views=shapes["views"][1] if "views" in shapes else 0,
         use=rows(section(provenance, "use")),
-        use_code=_use_code(provenance, shapes),
+        student=_student(provenance, shapes),
         scores=_scores(provenance.get("scores") or []),
         record=rows(record),
         settings=fence(to_yaml(provenance["settings"]), "yaml") if provenance.get("settings") else "",
@@ -112,44 +114,17 @@ def _summary(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
     return f"{size} {kind} images ({sides}, float32), each with a target vector of width {width},{origin}."
 
 
-def _load_codes(shapes: Mapping[str, Any], place: str, comment: str) -> tuple[str, str]:
-    """Returns the code that loads the set by `ssdd_hub`, and by `datasets` alone."""
-    ours = (
-        "from ssdd_hub import DistilledSet\n\n"
-        f"distilled = DistilledSet.from_pretrained({place}){comment}\n"
-        "images, targets = distilled.images, distilled.targets  "
-        f"# {tuple(shapes['images'])} and {tuple(shapes['targets'])}"
-    )
-    theirs = (
-        "from datasets import load_dataset\n\n"
-        f'dataset = load_dataset({place}, split="train")\n'
-        'columns = dataset.select_columns(["pixels", "target"]).with_format("torch")[:]\n'
-        'images, targets = columns["pixels"], columns["target"]'
-    )
-    return fence(ours, "python"), fence(theirs, "python")
-
-
-def _use_code(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
-    """Returns code that goes on where `_load_codes` end; empty where the set states no student or no recipe."""
+def _student(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
+    """Returns the arguments of `build_student` for the set's own network; empty where it states none."""
     student = section(provenance, "student")
     name, args = student.get("name"), student.get("model_args") or {}
     # A reader runs this code, so it holds no more than would be taken from a record.
-    plain = isinstance(name, str) and ARCHITECTURE.fullmatch(name) and not find_problems(args)
-    if not (plain and provenance.get("use")):
+    if not isinstance(name, str) or not ARCHITECTURE.fullmatch(name) or find_problems(args):
         return ""
     _, channels, _, side = shapes["images"]
     shape = {"num_targets": shapes["targets"][1], "in_chans": channels, "image_size": side}
     literals = {key: json.dumps(value) if isinstance(value, str) else repr(value) for key, value in args.items()}
-    listed = ", ".join(f"{key}={literal}" for key, literal in {**shape, **literals}.items())
-    code = (
-        "from ssdd_hub import build_student, pretrain_student\n\n"
-        f"student = build_student({json.dumps(name)}, {listed})\n"
-        "pretrain_student(student, distilled)  # by the recipe below\n"
-        "student.reset_classifier(10)  # a head for 10 classes, to be trained on their images\n"
-        "pixels = distilled.pixel_space.denormalise(images)  # in place of real images, of values in [0, 1]\n"
-        "outputs = student(distilled.student_pixel_space.normalise(pixels))"
-    )
-    return fence(code, "python")
+    return ", ".join([json.dumps(name), *(f"{key}={literal}" for key, literal in {**shape, **literals}.items())])
 
 
 def _scores(records: list[Any]) -> str:
