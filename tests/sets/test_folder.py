@@ -19,15 +19,9 @@ def folder(tmp_path):
     return make_set(seed=1).save(tmp_path / "set")
 
 
-# Reading
-
-
 def test_a_folder_named_like_a_partition_is_read_as_a_folder(tmp_path):
     saved = make_set()
     assert torch.equal(DistilledSet.load(saved.save(tmp_path / "target=3" / "set")).targets, saved.targets)
-
-
-# Writing whole or not at all
 
 
 def test_saving_replaces_a_set_or_an_empty_folder_and_leaves_nothing_beside_it(tmp_path):
@@ -144,9 +138,6 @@ def test_an_end_before_the_tidying_leaves_the_new_set_in_the_place(folder, monke
     with pytest.raises(KeyboardInterrupt):
         make_set(seed=2).save(folder)
     assert torch.equal(DistilledSet.load(folder).images, make_set(seed=2).images)
-
-
-# Damage
 
 
 def test_metadata_may_be_nested_30_deep(tmp_path):

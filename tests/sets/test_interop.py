@@ -55,9 +55,6 @@ def same_bits(one, other):
     return one.shape == other.shape and torch.equal(one.contiguous().view(torch.int32), other.view(torch.int32))
 
 
-# Round trip
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_what_is_exported_comes_back_bit_for_bit(tmp_path, layout, channels):
@@ -136,9 +133,6 @@ def test_images_are_converted_to_another_space(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-# Places
-
-
 def test_nothing_is_overwritten(tmp_path):
     made = make_set()
     saved = stand_in_for_a_set(tmp_path / "set")
@@ -179,9 +173,6 @@ def test_a_pair_is_told_from_a_set_and_from_other_things(tmp_path):
     assert not is_foreign("me/tiny") and not is_foreign(tmp_path / "absent.pt") and not is_foreign(tmp_path)
     (pair / "y_syn.pt").mkdir()
     assert not is_foreign(pair)
-
-
-# Foreign pairs
 
 
 def test_the_released_krr_st_format_is_read_as_raw_pixels(tmp_path):
@@ -275,9 +266,6 @@ def test_several_layouts_in_a_folder_need_a_choice(tmp_path):
             call(folder, layout="mtt")
     with pytest.raises(InputError, match="there is neither a folder nor a file"):
         import_tensors(tmp_path / "absent")
-
-
-# What must not be believed
 
 
 class Bomb:

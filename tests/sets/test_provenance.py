@@ -70,9 +70,6 @@ def test_the_licence_is_derived_from_those_of_images_and_teacher(describe, small
     assert describe(teacher=teacher, license="mit")["license"] == "cc-by-nc-4.0"
 
 
-# Folders of somebody's machine
-
-
 @pytest.mark.parametrize("name", ["{here}/photos", "../{name}/photos", "~/photos"])
 def test_of_a_data_folder_only_its_name_is_told(describe, tmp_path, monkeypatch, name):
     (tmp_path / "photos").mkdir()
@@ -114,9 +111,6 @@ def test_the_command_is_what_was_typed_but_for_absolute_paths_and_tokens(monkeyp
         *("accelerate", "launch", "recipes/evaluate.py", "--set", "distilled", "--target-args.cars.name=cars"),
         *("--output=run 1", *more, "--student-args.x=<token>"),
     ]
-
-
-# Images that were chosen
 
 
 @pytest.fixture
@@ -167,9 +161,6 @@ def test_no_token_is_told_of_a_run(describe, small_teacher):
     data = described["settings"]["data"]
     assert (data["config"], data["revision"]) == ("x-<token>", "<token>")
     assert shlex.split(described["command"])[-1] == "--data.revision=<token>"
-
-
-# A teacher's own run
 
 
 @pytest.fixture

@@ -198,9 +198,6 @@ def test_a_published_model_is_a_teacher_again(published):
     assert again.provenance == {**MADE, "sets": [SET]} and again.license == "mit"
 
 
-# Publishing
-
-
 def test_the_folder_stays_as_it_is_and_what_else_is_in_it_is_not_sent(hub, folder):
     (folder / "optimizer.pt").write_bytes(b"\x80\x04.")
     before = contents(folder)
@@ -263,9 +260,6 @@ def test_a_token_in_the_record_is_not_sent_and_not_shown(folder):
     with pytest.raises(InputError, match="looks like an access token: remove it, and revoke the token") as caught:
         pack_model(folder, "ann/m")
     assert secret not in str(caught.value)
-
-
-# Students
 
 
 def train(folder, distilled=None, seed=0, name="ssdd_convnet3", **args):
