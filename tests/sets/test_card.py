@@ -15,7 +15,7 @@ from ssdd_hub.sets.distilled import DistilledSet
 GOLDEN = Path(__file__).parents[1] / "golden" / "dataset_card.md"
 
 
-def metadata(size: int = 100, **provenance: object) -> dict[str, object]:
+def metadata(size=100, **provenance):
     return {
         "format_version": 1,
         "tensors": {
@@ -30,22 +30,22 @@ def metadata(size: int = 100, **provenance: object) -> dict[str, object]:
     }
 
 
-def full_metadata() -> dict[str, object]:
+def full_metadata():
+    cifar = {
+        **{"name": "uoft-cs/cifar100", "config": None, "revision": "aadb3af77e9048adbea6b47c21a81e47dd092ae5"},
+        **{"split": "train", "num_images": 50000, "license": "unknown", "skipped": [], "fingerprint": "f0f0"},
+    }
+    error = {
+        **{"set": "distilled", "protocol": "teacher_error", "source": "cifar100", "target": "cifar100"},
+        **{"student": "ssdd_convnet3", "labels": None, "metric": "mse", "mean": 0.41712, "std": 0.0123, "n": 5},
+        "values": [0.4, 0.41, 0.42, 0.43, 0.44],
+    }
     return metadata(
         method="krr-st",
         license="cc-by-nc-4.0",
         settings={"steps": 1500, "learning_rates": {"images": 0.01, "targets": 0.01}, "pool": {"renewal": "age"}},
         seed=3,
-        source={
-            "name": "uoft-cs/cifar100",
-            "config": None,
-            "revision": "aadb3af77e9048adbea6b47c21a81e47dd092ae5",
-            "split": "train",
-            "num_images": 50000,
-            "license": "unknown",
-            "skipped": [],
-            "fingerprint": "f0f0",
-        },
+        source=cifar,
         teacher={"name": "ssdd_resnet18", "weights_sha256": "abab", "license": "apache-2.0", "feature_dim": 512},
         target_transform={"kind": "standardise", "scale": 2.5},
         use={"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "steps": 300, "batch_size": None, "loss": "mse"},
@@ -56,34 +56,22 @@ def full_metadata() -> dict[str, object]:
         hardware={"cpu": "2 cores"},
         versions={"torch": "2.15.0", "timm": "1.0.31"},
         scores=[
-            {
-                "set": "distilled",
-                "protocol": "teacher_error",
-                "source": "cifar100",
-                "target": "cifar100",
-                "student": "ssdd_convnet3",
-                "labels": None,
-                "metric": "mse",
-                "mean": 0.41712,
-                "std": 0.0123,
-                "n": 5,
-                "values": [0.4, 0.41, 0.42, 0.43, 0.44],
-            },
+            error,
             {"set": "none", "protocol": "probe", "labels": 0.01, "metric": "accuracy", "mean": 0.1, "n": 1},
             {"set": "distilled", "protocol": "cost", "metric": "seconds", "mean": 88.5, "n": 1},
         ],
     )
 
 
-def front_matter(card: str) -> dict[str, object]:
+def front_matter(card):
     return yaml.safe_load(card.split("---\n")[1])
 
 
-def test_the_whole_card_is_the_golden_file() -> None:
+def test_the_whole_card_is_the_golden_file():
     assert render_dataset_card(full_metadata(), location="someone/cifar100-100") == GOLDEN.read_text(encoding="utf-8")
 
 
-def test_a_set_that_records_nothing_still_gets_a_card_that_claims_nothing() -> None:
+def test_a_set_that_records_nothing_still_gets_a_card_that_claims_nothing():
     card = render_dataset_card(metadata(), "distilled")
     data = front_matter(card)
     assert data["license"] == "unknown"
@@ -96,11 +84,8 @@ def test_a_set_that_records_nothing_still_gets_a_card_that_claims_nothing() -> N
     assert not re.search(r"\bNone\b(?! were)|apache|\bmit\b", card, re.IGNORECASE)
 
 
-@pytest.mark.parametrize(
-    ("size", "category"),
-    [(1, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (10_000, "10K<n<100K"), (2_000_000, "1M<n<10M")],
-)
-def test_the_size_category_follows_the_number_of_images(size: int, category: str) -> None:
+@pytest.mark.parametrize(("size", "category"), [(999, "n<1K"), (1000, "1K<n<10K"), (2_000_000, "1M<n<10M")])
+def test_the_size_category_follows_the_number_of_images(size, category):
     assert front_matter(render_dataset_card(metadata(size), "distilled"))["size_categories"] == category
 
 
@@ -110,11 +95,10 @@ def test_the_size_category_follows_the_number_of_images(size: int, category: str
         ({"name": "uoft-cs/cifar100", "revision": "abc"}, "extended|uoft-cs/cifar100"),
         ({"name": "pictures/cats", "revision": None}, "original"),
         ({"name": "../shared/cats", "revision": "abc"}, "original"),
-        ({"name": "digits"}, "original"),
         ("digits", "original"),
     ],
 )
-def test_only_a_hub_dataset_is_named_as_the_extended_one(source: object, expected: str) -> None:
+def test_only_a_hub_dataset_is_named_as_the_extended_one(source, expected):
     assert front_matter(render_dataset_card(metadata(source=source), "distilled"))["source_datasets"] == [expected]
 
 
@@ -126,7 +110,7 @@ def test_only_a_hub_dataset_is_named_as_the_extended_one(source: object, expecte
         ("mit, dinov3-license", {"license": "other", "license_name": "mit-dinov3-license"}),
     ],
 )
-def test_licences_are_stated_as_the_hub_takes_them(licence: str, expected: dict[str, object]) -> None:
+def test_licences_are_stated_as_the_hub_takes_them(licence, expected):
     card = render_dataset_card(metadata(license=licence), "distilled")
     assert {name: front_matter(card).get(name) for name in expected} == expected
     assert f"| This set | {licence} |" in card
@@ -138,7 +122,7 @@ HOSTILE = (
 )
 
 
-def test_text_from_outside_stays_text() -> None:
+def test_text_from_outside_stays_text():
     hostile = metadata(
         method=HOSTILE,
         license=HOSTILE,
@@ -166,7 +150,7 @@ def test_text_from_outside_stays_text() -> None:
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3, 10}
 
 
-def test_the_code_of_the_card_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_the_card_runs_as_it_stands(tmp_path, monkeypatch):
     images, targets = torch.randn(4, 3, 8, 8), torch.randn(4, 5)
     folder = DistilledSet(images, targets, PixelSpace.raw(3)).save(tmp_path / "set")
     blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -181,7 +165,7 @@ def test_the_code_of_the_card_runs_as_it_stands(tmp_path: Path, monkeypatch: pyt
         assert torch.equal(names["targets"], targets)
 
 
-def test_a_long_vector_is_counted_not_printed() -> None:
+def test_a_long_vector_is_counted_not_printed():
     card = render_dataset_card(metadata(target_transform={"kind": "standardise", "mean": [0.25] * 128}), "owner/name")
     assert "mean: 128 values" in card
     assert "0.25, 0.25, 0.25, 0.25" not in card

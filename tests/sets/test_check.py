@@ -5,7 +5,6 @@ import pickle
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,16 +18,7 @@ from ssdd_hub.hub.markdown import read_header
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import read_metadata
 from ssdd_hub.sets import distilled
-from ssdd_hub.sets.check import (
-    PICKLES,
-    Finding,
-    check_card,
-    check_folder,
-    check_set,
-    licence_parts,
-    read_card,
-    verify_folder,
-)
+from ssdd_hub.sets.check import PICKLES, Finding, check_card, check_folder, check_set, read_card, verify_folder
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.publish import pack_set
 from ssdd_hub.targets.transform import TargetTransform
@@ -49,7 +39,7 @@ PROVENANCE = {
 }
 
 
-def make_full_set() -> DistilledSet:
+def make_full_set():
     generator = torch.Generator().manual_seed(0)
     space = PixelSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     features = torch.randn(20, 7, generator=generator)
@@ -67,23 +57,23 @@ def make_full_set() -> DistilledSet:
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory):
     return make_full_set().save(tmp_path_factory.mktemp("check") / "set")
 
 
 @pytest.fixture
-def folder(original: Path, tmp_path: Path) -> Path:
+def folder(original, tmp_path):
     return Path(shutil.copytree(original, tmp_path / "set"))
 
 
-def record_of(folder: Path) -> dict[str, Any]:
+def record_of(folder):
     return json.loads((folder / "ssdd_hub.json").read_text())
 
 
-def restate(folder: Path, place: str, *values: Any) -> None:
+def restate(folder, place, *values, record=None):
     """Writes a value at a place of the record, such as `tensors.images.shape`; without one, deletes what is there."""
-    record = part = record_of(folder)
-    *path, last = place.split(".")
+    record = part = copy.deepcopy(record) or record_of(folder)
+    *path, last = place.split(".") if isinstance(place, str) else place
     for name in path:
         part = part[name]
     if values:
@@ -93,22 +83,22 @@ def restate(folder: Path, place: str, *values: Any) -> None:
     (folder / "ssdd_hub.json").write_text(json.dumps(record))
 
 
-def recard(folder: Path, **changes: Any) -> None:
+def recard(folder, **changes):
     """Writes values into the YAML of the card; None deletes."""
     _, front, body = (folder / "README.md").read_text().split("---\n", 2)
     header = {name: value for name, value in {**yaml.safe_load(front), **changes}.items() if value is not None}
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(header)}---\n{body}")
 
 
-def write_front(folder: Path, front: str) -> None:
+def write_front(folder, front):
     (folder / "README.md").write_text(f"---\n{front}\n---\n# A card\n")
 
 
-def errors(found: list[Finding]) -> list[str]:
+def errors(found):
     return [f"{finding.place}: {finding.text}" for finding in found if finding.level == "error"]
 
 
-def the_error(folder: Path) -> str:
+def the_error(folder):
     """Returns the one error that the linter finds."""
     (error,) = errors(check_folder(folder))
     return error
@@ -117,14 +107,14 @@ def the_error(folder: Path) -> str:
 # Sets as they are saved
 
 
-def test_a_saved_set_that_records_everything_passes(folder: Path) -> None:
+def test_a_saved_set_that_records_everything_passes(folder):
     assert check_folder(folder) == [] == check_folder(str(folder))
     metadata = read_metadata(folder)
     assert check_set(folder, metadata) == [] == check_card(metadata, read_card(folder))
     verify_folder(folder)
 
 
-def test_a_saved_set_that_records_nothing_has_warnings_and_no_errors(tmp_path: Path) -> None:
+def test_a_saved_set_that_records_nothing_has_warnings_and_no_errors(tmp_path):
     found = check_folder(make_set().save(tmp_path / "set"))
     assert [str(finding) for finding in found] == [
         "warning: ssdd_hub.json: does not record method, settings, seed, source, teacher, use, command",
@@ -133,7 +123,7 @@ def test_a_saved_set_that_records_nothing_has_warnings_and_no_errors(tmp_path: P
     ]
 
 
-def test_a_set_in_several_pieces_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_in_several_pieces_passes(tmp_path, monkeypatch):
     # One row a row group, and two a file.
     monkeypatch.setattr("ssdd_hub.sets.parquet.ROW_GROUP_BYTES", 1)
     monkeypatch.setattr("ssdd_hub.sets.parquet.SHARD_BYTES", 2500)
@@ -142,24 +132,14 @@ def test_a_set_in_several_pieces_passes(tmp_path: Path, monkeypatch: pytest.Monk
     assert check_folder(folder) == []
 
 
-def test_errors_stand_before_warnings(folder: Path) -> None:
+def test_errors_stand_before_warnings(folder):
     (folder / "notes.txt").write_text("")
     (folder / "zz.pkl").write_bytes(b"")
-    restate(folder, "provenance.license", "unknown")
     restate(folder, "provenance.seed")
-    recard(folder, tags=None, license="unknown")
+    recard(folder, tags=None)
     found = check_folder(folder)
-    assert [(finding.level, finding.place) for finding in found] == [
-        ("error", "README.md"),
-        ("error", "zz.pkl"),
-        ("warning", "notes.txt"),
-        ("warning", "ssdd_hub.json"),
-        ("warning", "ssdd_hub.json"),
-    ]
-    assert found == sorted(found)
-    restate(folder, "provenance.source.license", "cc-by-nc-4.0")
-    restate(folder, "provenance.license", "mit")
-    (folder / "zz.pkl").unlink()
+    places = [("error", "README.md"), ("error", "zz.pkl"), ("warning", "notes.txt"), ("warning", "ssdd_hub.json")]
+    assert [(finding.level, finding.place) for finding in found] == places and found == sorted(found)
     of_set = check_set(folder, read_metadata(folder))
     assert [finding.level for finding in of_set] == ["error", "warning", "warning"]
 
@@ -181,7 +161,7 @@ def test_errors_stand_before_warnings(folder: Path) -> None:
         (b"[1]", "states format_version None"),
     ],
 )
-def test_a_record_that_cannot_be_read_is_an_error(folder: Path, content: bytes | None, message: str) -> None:
+def test_a_record_that_cannot_be_read_is_an_error(folder, content, message):
     path = folder / "ssdd_hub.json"
     path.unlink() if content is None else path.write_bytes(content)
     assert message in the_error(folder)
@@ -189,7 +169,7 @@ def test_a_record_that_cannot_be_read_is_an_error(folder: Path, content: bytes |
         verify_folder(folder)
 
 
-def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     assert the_error(tmp_path / "absent").endswith("the folder does not exist")
     (tmp_path / "file").write_text("")
     assert the_error(tmp_path / "file").endswith("the folder does not exist")
@@ -200,17 +180,9 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     [
         ("tensors", [[]], "data: tensors must be stated by name"),
         ("tensors.images", [], "data: images and targets must be stated; there are no images"),
-        (
-            "tensors.weights",
-            [{}],
-            "data: only images, targets, labels, views, view_targets can be stated; got weights",
-        ),
+        ("tensors.weights", [{}], "view_targets can be stated; got weights"),
         ("tensors.images.shape", [[6, 3, 9, 8]], "data: column 'pixels' does not hold images of the stated shape"),
-        (
-            "tensors.images.shape",
-            [[6, 3, 0, 9]],
-            "data: a shape must be 1 to 5 whole numbers above 0; got [6, 3, 0, 9]",
-        ),
+        ("tensors.images.shape", [[6, 3, 0, 9]], "must be 1 to 5 whole numbers above 0; got [6, 3, 0, 9]"),
         ("tensors.images.sha256", ["0" * 64], "data: the images are not those that were saved, their sha256 differs"),
         ("tensors.targets.sha256", ["0" * 64], "data: the targets are not those that were saved"),
         ("tensors.labels.sha256", ["0" * 64], "data: the labels are not those that were saved"),
@@ -219,27 +191,17 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         ("tensors.images.sha256", [], "data: a sha256 must be 64 hexadecimal digits; got ''"),
         ("tensors.views", [], "data: views and their targets belong together"),
         ("tensors.labels", [], "data: label_names without labels mean nothing"),
-        (
-            "pixel_space",
-            [{"mean": [0.5], "std": [0.2]}],
-            "data: the pixel space must have the images' 3 channels; got 1",
-        ),
+        ("pixel_space", [{"mean": [0.5], "std": [0.2]}], "data: the pixel space must have the images' 3 channels"),
+        ("pixel_space.mean", [[float("nan"), 0, 0]], "data: the pixel space must be finite"),
         ("pixel_space.std", [[0.2, 0.2, 0]], "data: every std of a pixel space must be above 0"),
         ("pixel_range", [[0, 1]], "states pixels from 0 to 1, and they are from -0.24"),
         ("pixel_range", [[0, 10**400]], "ssdd_hub.json: is incomplete (OverflowError"),
-        ("pixel_range", [[0]], "ssdd_hub.json: is incomplete (ValueError"),
         ("pixel_range", [], "ssdd_hub.json: is incomplete (KeyError('pixel_range'))"),
         ("clip_fraction", [0], "ssdd_hub.json: states the clip_fraction 0, and it is 0.3"),
-        ("clip_fraction", [1], "ssdd_hub.json: states the clip_fraction 1, and it is 0.3"),
         ("clip_fraction", [-0.1], "ssdd_hub.json: states the clip_fraction -0.1, and it is"),
         ("clip_fraction", ["0"], "ssdd_hub.json: is incomplete (TypeError"),
         ("label_names", [["cat", "dog"]], "data: labels must lie in [-1, 2) to match label_names; got -1 to 2"),
-        ("label_names", [["cat", "cat", "eel"]], "data: label_names must differ from each other"),
-        (
-            "label_names",
-            [["cat", "dog", 5]],
-            "data: label_names must be a list of texts, or null; got ['cat', 'dog', 5]",
-        ),
+        ("label_names", [["cat", 5]], "data: label_names must be a list of texts, or null; got ['cat', 5]"),
         ("label_names", ["cat"], "data: label_names must be a list of texts, or null; got cat"),
         ("label_names", [], "ssdd_hub.json: is incomplete (KeyError('label_names'))"),
         ("target_transform", [], "target_transform.safetensors: is there, and the record states none: remove it"),
@@ -248,7 +210,6 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         # As nothing at all it would let any file pass.
         ("target_transform.sha256", [None], "target_transform.safetensors is not a whole target transform"),
         ("provenance", [[]], "ssdd_hub.json: has no provenance, an object"),
-        ("provenance", ["krr-st"], "ssdd_hub.json: has no provenance, an object"),
         ("provenance", [], "ssdd_hub.json: has no provenance, an object"),
         ("provenance.scores", [{"mean": 1}], "ssdd_hub.json: its scores must be a list of the records"),
         ("provenance.scores", [[{}, 5]], "ssdd_hub.json: its scores must be a list of the records"),
@@ -259,12 +220,12 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         (f"provenance.{TOKEN}", [0], "ssdd_hub.json: holds what looks like an access token"),
     ],
 )
-def test_a_record_that_is_wrong_is_an_error(folder: Path, place: str, values: list[Any], message: str) -> None:
+def test_a_record_that_is_wrong_is_an_error(folder, place, values, message):
     restate(folder, place, *values)
     assert any(message in error for error in errors(check_folder(folder)))
 
 
-def test_names_that_lead_elsewhere_are_not_taken_from_the_record(folder: Path, tmp_path: Path) -> None:
+def test_names_that_lead_elsewhere_are_not_taken_from_the_record(folder, tmp_path):
     record = record_of(folder)
     record["tensors"]["../../outside"] = record["tensors"]["images"]
     record["target_transform"]["path"] = "../outside.safetensors"
@@ -275,17 +236,10 @@ def test_names_that_lead_elsewhere_are_not_taken_from_the_record(folder: Path, t
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [
-        ("images", [10**12, 3, 1000, 1000]),
-        ("targets", [6, 10**18]),
-        ("views", [6, 10**9, 3]),
-        ("labels", [10**4000]),
-    ],
+    [("images", [10**12, 3, 1000, 1000]), ("targets", [6, 10**18]), ("views", [6, 10**9, 3]), ("labels", [10**4000])],
 )
-def test_sizes_that_are_only_stated_are_refused_before_anything_is_read(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, shape: list[int]
-) -> None:
-    def forbidden(*args: Any, **kwargs: Any) -> None:
+def test_sizes_that_are_only_stated_are_refused_before_anything_is_read(folder, monkeypatch, name, shape):
+    def forbidden(*args, **kwargs):
         raise AssertionError("something was read")
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", forbidden)
@@ -293,22 +247,13 @@ def test_sizes_that_are_only_stated_are_refused_before_anything_is_read(
     assert f"does not hold {name} of the stated shape ({shape[0]}," in the_error(folder)
 
 
-def test_sizes_that_the_files_do_not_state_are_refused_at_the_first_piece(folder: Path) -> None:
-    restate(folder, "tensors.images.shape", [6, 3, 10**9, 10**9])
-    assert "does not hold images of the stated shape (6," in the_error(folder)
-
-
-@pytest.mark.parametrize("change", ["lies", "huge"])
-def test_a_record_for_publishing_is_judged_and_not_that_of_the_folder(folder: Path, change: str) -> None:
-    metadata = read_metadata(folder)
-    if change == "lies":
-        metadata["pixel_range"] = [0, 1]
-        assert "states pixels from 0 to 1" in errors(check_set(folder, metadata))[0]
-    else:
-        # It would be published, and could then not be read again.
-        metadata["provenance"]["note"] = "x" * 2**23
-        assert "at most 8388608 bytes" in errors(check_set(folder, metadata))[0]
-    assert check_folder(folder) == []
+def test_a_record_for_publishing_is_judged_and_not_that_of_the_folder(folder):
+    lies, huge = read_metadata(folder), read_metadata(folder)
+    lies["pixel_range"] = [0, 1]
+    assert "states pixels from 0 to 1" in errors(check_set(folder, lies))[0]
+    # It would be published, and could then not be read again.
+    huge["provenance"]["note"] = "x" * 2**23
+    assert "at most 8388608 bytes" in errors(check_set(folder, huge))[0]
 
 
 # The data
@@ -316,36 +261,26 @@ def test_a_record_for_publishing_is_judged_and_not_that_of_the_folder(folder: Pa
 
 @pytest.mark.parametrize("part", ["images", "targets", "view_targets"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_on_which_nothing_can_be_trained_are_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, value: float
-) -> None:
+def test_values_on_which_nothing_can_be_trained_are_an_error(tmp_path, monkeypatch, part, value):
     made, measured = make_full_set(), {"pixel_range": [-0.25, 1.25], "clip_fraction": 0.35}
     getattr(made, part)[-1] = value
-    monkeypatch.setattr(distilled.parquet, "measure_range", lambda images, space: measured)
+    monkeypatch.setattr(distilled, "measure_range", lambda pixels: measured)
     folder = made.save(tmp_path / "set")
     assert f"data: the {part} hold NaN or infinite values" in the_error(folder)
     with pytest.raises(InputError, match=f"data: the {part} hold NaN"):
         verify_folder(folder)
 
 
-def test_views_beyond_their_range_are_an_error(tmp_path: Path) -> None:
-    made = make_full_set()
-    made.views[3, 1, 0] = 99
-    assert "data: views must be two offsets in [0, 8] and a flip" in the_error(made.save(tmp_path / "set"))
-
-
-def test_a_shard_that_is_missing_or_damaged_is_an_error(folder: Path) -> None:
-    content = (folder / PARQUET).read_bytes()
-    (folder / PARQUET).write_bytes(content[:-30])
+def test_a_shard_that_is_missing_or_damaged_is_an_error(folder):
+    (folder / PARQUET).write_bytes((folder / PARQUET).read_bytes()[:-30])
     assert "data: the parquet files of" in the_error(folder)
     (folder / PARQUET).rename(folder / "data" / "train-00000-of-00002.parquet")
     assert "some are missing or not of this set" in the_error(folder)
     shutil.rmtree(folder / "data")
-    found = errors(check_folder(folder))
-    assert len(found) == 1 and "has no data/train-*.parquet" in found[0]
+    assert "has no data/train-*.parquet" in the_error(folder)
 
 
-def test_a_transform_that_is_missing_changed_or_of_another_width_is_an_error(folder: Path) -> None:
+def test_a_transform_that_is_missing_changed_or_of_another_width_is_an_error(folder):
     path = folder / "target_transform.safetensors"
     sha256 = TargetTransform.fit("centre", torch.zeros(3, 5)).save(path)
     assert "is not a whole target transform (its sha256 differs" in the_error(folder)
@@ -355,24 +290,7 @@ def test_a_transform_that_is_missing_changed_or_of_another_width_is_an_error(fol
     assert "is not a whole target transform" in the_error(folder)
 
 
-def test_a_transform_that_no_record_vouches_for_is_an_error(tmp_path: Path) -> None:
-    folder = make_set().save(tmp_path / "set")
-    (folder / "target_transform.safetensors").write_text("my diary")
-    assert the_error(folder).startswith("target_transform.safetensors: is there, and the record states none")
-    with pytest.raises(InputError, match="cannot be published as it is:\n  target_transform.safetensors: is there"):
-        pack_set(folder, "ann/set")
-
-
-def test_what_the_linter_passes_can_be_loaded_and_what_it_refuses_was_verified_wrong(folder: Path) -> None:
-    assert DistilledSet.load(folder).label_names == ["cat", "dog", "eel"]
-    restate(folder, "label_names")
-    with pytest.raises(InputError, match="incomplete"):
-        DistilledSet.load(folder)
-    with pytest.raises(InputError, match=r"ssdd_hub.json: is incomplete \(KeyError\('label_names'\)\)"):
-        verify_folder(folder)
-
-
-def test_a_set_without_provenance_is_not_verified(folder: Path) -> None:
+def test_a_set_without_provenance_is_not_verified(folder):
     restate(folder, "provenance")
     with pytest.raises(InputError, match="ssdd_hub.json: has no provenance, an object"):
         verify_folder(folder)
@@ -382,7 +300,7 @@ def test_a_set_without_provenance_is_not_verified(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["", "data/", ".hidden/", ".cache/huggingface/", "a/b/"])
-def test_a_file_that_may_run_code_is_an_error_wherever_it_is(folder: Path, place: str) -> None:
+def test_a_file_that_may_run_code_is_an_error_wherever_it_is(folder, place):
     (folder / place).mkdir(parents=True, exist_ok=True)
     names = [f"{place}model{ending}" for ending in sorted([*PICKLES, ".PT", ".Pkl"])]
     for name in names:
@@ -392,25 +310,18 @@ def test_a_file_that_may_run_code_is_an_error_wherever_it_is(folder: Path, place
     assert {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"} <= PICKLES
 
 
-def test_another_file_is_a_warning_but_for_what_the_client_notes(folder: Path) -> None:
-    for name in (
-        ".cache/huggingface/CACHEDIR.TAG",
-        "data/extra.parquet",
-        "data/readme",
-        "model.safetensors",
-        "run.py",
-    ):
+def test_another_file_is_a_warning_but_for_what_the_client_notes(folder):
+    names = ["data/extra.parquet", "data/readme", "model.safetensors", "run.py"]
+    for name in (".cache/huggingface/CACHEDIR.TAG", *names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")
     (folder / "empty.pkl").mkdir()
-    assert [str(finding) for finding in check_folder(folder)] == [
-        f"warning: {name}: is no part of a distilled set, and will not be published"
-        for name in ("data/extra.parquet", "data/readme", "model.safetensors", "run.py")
-    ]
+    text = "is no part of a distilled set, and will not be published"
+    assert check_folder(folder) == [Finding("warning", name, text) for name in names]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"GIF89a", b"\x89PNG"])
-def test_a_preview_that_is_missing_or_no_picture_is_an_error(folder: Path, content: bytes | None) -> None:
+def test_a_preview_that_is_missing_or_no_picture_is_an_error(folder, content):
     path = folder / "preview.png"
     path.unlink() if content is None else path.write_bytes(content)
     expected = "is missing: save the set again" if content is None else "is no PNG picture: save the set again"
@@ -423,9 +334,7 @@ OWN = ["README.md", "ssdd_hub.json", "preview.png", "target_transform.safetensor
 
 
 @pytest.mark.parametrize("name", [*OWN, "data"])
-def test_a_link_out_of_the_folder_is_an_error_since_what_it_leads_to_would_be_published(
-    folder: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_link_out_of_the_folder_is_an_error_since_what_it_leads_to_would_be_published(folder, tmp_path, name):
     (folder / name).rename(tmp_path / "outside")
     (folder / name).symlink_to(tmp_path / "outside")
     expected = f"{name}: is a link to {tmp_path / 'outside'}: put the file itself there"
@@ -434,44 +343,33 @@ def test_a_link_out_of_the_folder_is_an_error_since_what_it_leads_to_would_be_pu
         pack_set(folder, "ann/set")
 
 
-def test_a_link_to_nothing_and_a_link_to_itself_are_errors(folder: Path) -> None:
-    for name in ("preview.png", "README.md"):
-        (folder / name).unlink()
-    (folder / "preview.png").symlink_to("absent.png")
-    (folder / "README.md").symlink_to("README.md")
-    assert errors(check_folder(folder)) == [
-        f"README.md: is a link to {folder / 'README.md'}: put the file itself there",
-        f"preview.png: is a link to {folder / 'absent.png'}: put the file itself there",
-    ]
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("preview.png", "absent.png"), ("README.md", "README.md"), ("preview.png", "pictures.png"), ("data", "shards")],
+)
+def test_a_link_to_nothing_to_itself_or_within_the_folder_is_an_error_too(folder, name, target):
+    (folder / name).rename(folder / target if target in ("pictures.png", "shards") else folder / "aside")
+    (folder / name).symlink_to(target)
+    assert the_error(folder) == f"{name}: is a link to {folder / target}: put the file itself there"
 
 
-@pytest.mark.parametrize(("name", "other"), [("preview.png", "pictures.png"), ("data", "shards")])
-def test_a_link_within_the_folder_is_an_error_too(folder: Path, name: str, other: str) -> None:
-    (folder / name).rename(folder / other)
-    (folder / name).symlink_to(other)
-    assert the_error(folder) == f"{name}: is a link to {folder / other}: put the file itself there"
-
-
-def test_a_folder_that_is_reached_by_a_link_passes(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_reached_by_a_link_passes(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     assert check_folder(tmp_path / "link") == []
 
 
-def test_other_links_are_not_followed(folder: Path, tmp_path: Path) -> None:
+def test_other_links_are_not_followed(folder, tmp_path):
     (tmp_path / "private").mkdir()
     (tmp_path / "private" / "weights.pkl").write_text("")
     (folder / "notes").symlink_to(tmp_path / "private")
     (folder / "notes.txt").symlink_to(tmp_path / "private" / "weights.pkl")
-    assert [str(finding) for finding in check_folder(folder)] == [
-        "warning: notes.txt: is no part of a distilled set, and will not be published"
-    ]
+    (found,) = check_folder(folder)
+    assert (found.level, found.place) == ("warning", "notes.txt")
 
 
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("linked", [False, True])
-def test_a_pipe_in_the_place_of_a_file_is_an_error_and_nobody_waits_for_it(
-    folder: Path, name: str, linked: bool
-) -> None:
+def test_a_pipe_in_the_place_of_a_file_is_an_error_and_nobody_waits_for_it(folder, name, linked):
     (folder / name).unlink()
     os.mkfifo(folder / ("data/pipe" if linked else name))
     if linked:
@@ -480,7 +378,7 @@ def test_a_pipe_in_the_place_of_a_file_is_an_error_and_nobody_waits_for_it(
     assert the_error(folder).startswith(f"{name}: {wrong}")
 
 
-def test_a_set_in_the_cache_of_the_client_passes(hub: Any, tmp_path: Path) -> None:
+def test_a_set_in_the_cache_of_the_client_passes(hub, tmp_path):
     make_full_set().push_to_hub("ann/set", token="hf_ann")
     folders = []
     fetch_set("ann/set", folders.append)
@@ -488,7 +386,7 @@ def test_a_set_in_the_cache_of_the_client_passes(hub: Any, tmp_path: Path) -> No
     assert check_folder(folders[0]) == []
 
 
-def test_a_folder_made_to_look_like_the_cache_of_the_client_opens_no_way_out(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_made_to_look_like_the_cache_of_the_client_opens_no_way_out(folder, tmp_path):
     snapshot = tmp_path / "cache" / "snapshots" / "0123"
     shutil.copytree(folder, snapshot)
     blobs, private = tmp_path / "cache" / "blobs", tmp_path / "private"
@@ -516,7 +414,7 @@ def test_a_folder_made_to_look_like_the_cache_of_the_client_opens_no_way_out(fol
         (b"---\nlicense: \xff\n---\n", "is no text in UTF-8"),
     ],
 )
-def test_a_card_that_cannot_be_read_is_an_error(folder: Path, content: bytes | None, message: str) -> None:
+def test_a_card_that_cannot_be_read_is_an_error(folder, content, message):
     path = folder / "README.md"
     path.unlink() if content is None else path.write_bytes(content)
     assert the_error(folder).startswith(f"README.md: {message}")
@@ -525,64 +423,43 @@ def test_a_card_that_cannot_be_read_is_an_error(folder: Path, content: bytes | N
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "# A card\n",
-        "---\nlicense: mit\n",
-        "\n---\na: 1\n---\n",
-        "---\n- 1\n---\n",
-        "---\nmit\n---\n",
-        "---\n---\n",
-    ],
+    "text", ["# A card\n", "---\nlicense: mit\n", "\n---\na: 1\n---\n", "---\n- 1\n---\n", "---\n---\n"]
 )
-def test_a_card_without_a_mapping_in_front_is_an_error(folder: Path, text: str) -> None:
+def test_a_card_without_a_mapping_in_front_is_an_error(folder, text):
     (folder / "README.md").write_text(text)
     assert the_error(folder) == "README.md: does not open with a block of YAML, a mapping, between two lines of ---"
 
 
-def test_a_card_of_another_system_is_read() -> None:
+def test_a_card_of_another_system_is_read():
     assert read_header("---\r\nlicense: mit\r\ntags: [a]\r\n---\r\ntext") == {"license": "mit", "tags": ["a"]}
     assert read_header("---\nlicense: mit\n---") == {"license": "mit"}
-    assert read_header("---\n5: 2020-01-01\n[1]: null\n---".replace("[1]", "~"))[None] is None
 
 
 @pytest.mark.parametrize(
     ("front", "message"),
     [
         ("license: !!python/object/apply:os.system ['touch {marker}']", "could not determine a constructor"),
-        ("license: !!python/object/new:os.system ['touch {marker}']", "could not determine a constructor"),
         ("license: !!python/name:os.system", "could not determine a constructor"),
         ("a: &a [x]\nb: *a", "aliases are not taken"),
         ("a: &a {b: 1}\nc: {<<: *a}", "aliases are not taken"),
         ("license: mit\ntags: []\nlicense: cc-by-nc-4.0", "the key 'license' stands there twice"),
-        ("configs: [{path: a, path: b}]", "the key 'path' stands there twice"),
         ("? [a, b]\n: 1", "found unhashable key"),
-        ("? {a: b}\n: 1", "found unhashable key"),
         ("a: [", "did not find expected|while parsing"),
-        ("a: b: c", "mapping values are not allowed"),
         ("a: \x07", "special characters are not allowed"),
         ("a: 1\n...\nb: 2", "expected '<document start>'"),
         ("a: 2020-99-99", "month must be in 1..12"),
         ("a: !!int ''", "index out of range"),
         ("a: !!bool maybe", "maybe"),
-        ("a: !!timestamp now", "NoneType"),
-        ("a: !!map [1]", "expected a mapping"),
         ("a: !!omap [1]", "constructing an ordered map"),
         ("a: 1" + ":1" * 400 + ".0", "too large"),
         ("a: 1" + ":1" * 400, "a number has more than 100 characters"),
-        ("a: 0x" + "f" * 5000, "a number has more than 100 characters"),
         ("a: " + "9" * 5000, "a number has more than 100 characters"),
         ("a: " + "[" * 30_000, "it is nested more than 30 deep"),
-        ("a: " + "{" * 30_000, "it is nested more than 30 deep"),
         ("- " * 30_000, "it is nested more than 30 deep"),
-        ("? " * 30_000, "it is nested more than 30 deep"),
         ("a: [" + "1," * 40_000 + "]", "must be of at most 65536 characters, got 80005"),
     ],
 )
-def test_yaml_that_asks_for_more_than_plain_values_is_refused(
-    folder: Path, tmp_path: Path, front: str, message: str
-) -> None:
+def test_yaml_that_asks_for_more_than_plain_values_is_refused(folder, tmp_path, front, message):
     write_front(folder, front.replace("{marker}", str(tmp_path / "marker")))
     with pytest.raises(InputError, match=message) as raised:
         read_header(read_card(folder))
@@ -592,33 +469,22 @@ def test_yaml_that_asks_for_more_than_plain_values_is_refused(
     assert not (tmp_path / "marker").exists()
 
 
-def test_a_card_may_be_nested_as_deep_as_a_record() -> None:
+def test_a_card_may_be_nested_as_deep_as_a_record():
     # The mapping and the value count too.
-    value = read_header("---\na: " + "[" * 28 + "1" + "]" * 28 + "\n---\n")["a"]
-    for _ in range(28):
-        (value,) = value
-    assert value == 1
+    assert read_header("---\na: " + "[" * 28 + "1" + "]" * 28 + "\n---\n")["a"]
     with pytest.raises(InputError, match="it is nested more than 30 deep"):
         read_header("---\na: " + "[" * 29 + "1" + "]" * 29 + "\n---\n")
 
 
-def test_a_billion_laughs_are_not_laughed(folder: Path) -> None:
-    lines = ["a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
-    write_front(folder, "\n".join(lines))
-    assert the_error(folder) == "README.md: its YAML cannot be read (aliases are not taken)"
-
-
-@pytest.mark.parametrize("name", ["license", "pretty_name", "size_categories", "task_categories", "tags"])
-def test_a_field_that_the_card_lacks_is_named(folder: Path, name: str) -> None:
-    recard(folder, **{name: None})
-    assert f"README.md: its YAML lacks {name}: render the card again" in errors(check_folder(folder))
+def test_a_field_that_the_card_lacks_is_named(folder):
+    recard(folder, pretty_name=None)
+    assert the_error(folder) == "README.md: its YAML lacks pretty_name: render the card again"
     write_front(folder, "a: 1")
     expected = "its YAML lacks license, pretty_name, size_categories, task_categories, tags, configs: render the card"
     assert expected in errors(check_folder(folder))[1]
 
 
-def config(*paths: Any, name: str = "default", **settings: Any) -> dict[str, Any]:
+def config(*paths, name="default", **settings):
     return {"config_name": name, "data_files": [{"split": "train", "path": path} for path in paths], **settings}
 
 
@@ -629,37 +495,39 @@ NAMED = "its YAML must name the data files data/train-* alone, got "
     ("configs", "message"),
     [
         (None, "its YAML has no default config"),
-        ("default", "its YAML has no default config"),
         ({"config_name": "default"}, "its YAML has no default config"),
         ([config("data/train-*", name="other")], "its YAML has no default config"),
-        ([{"config_name": "default"}], f"{NAMED}None"),
         ([{"config_name": "default", "data_files": []}], f"{NAMED}[]"),
         ([config("data/train-*"), 5], f"{NAMED}None"),
-        ([config(5)], f"{NAMED}5"),
         ([config(["data/train-*"] * 1000)], f"{NAMED}['data/train-*', "),
         ([config("/etc/*")], f"{NAMED}'/etc/*'"),
         ([config("data/../data/train-*")], f"{NAMED}'data/../data/train-*'"),
         ([config("https://example.org/train.parquet")], f"{NAMED}'https://example.org/train.parquet'"),
-        ([config("data/*")], f"{NAMED}'data/*'"),
         ([config("data/train-*", "data/test-*")], f"{NAMED}'data/test-*'"),
         # It would be the one that is loaded.
         ([config("data/train-*"), config("x.parquet", name="b", default=True)], f"{NAMED}'x.parquet'"),
         ([config("*/" * 30_000)], f"{NAMED}'*/*/"),
     ],
 )
-def test_data_files_that_are_not_those_of_the_set_are_an_error(folder: Path, configs: Any, message: str) -> None:
+def test_data_files_that_are_not_those_of_the_set_are_an_error(folder, configs, message):
     recard(folder, configs=configs)
     found = [error for error in errors(check_folder(folder)) if "lacks configs" not in error]
     assert len(found) == 1 and found[0].startswith(f"README.md: {message}") and len(found[0]) < 200
 
 
-def test_the_data_files_may_be_named_without_their_split(folder: Path) -> None:
+def test_a_token_in_the_card_is_an_error(folder):
+    with (folder / "README.md").open("a") as card:
+        card.write(f"\nlog in by {TOKEN}\n")
+    assert the_error(folder) == "README.md: holds what looks like an access token: remove it, and revoke the token"
+
+
+def test_the_data_files_may_be_named_without_their_split(folder):
     recard(folder, configs=[{"config_name": "default", "data_files": "data/train-*"}])
     assert check_folder(folder) == []
 
 
 @pytest.mark.parametrize("name", ["data/train-extra.csv", "data/train-", "data/train-00000-of-00001.parquet/x"])
-def test_a_file_that_would_be_loaded_with_the_set_is_an_error(folder: Path, name: str) -> None:
+def test_a_file_that_would_be_loaded_with_the_set_is_an_error(folder, name):
     if name.endswith("/x"):
         (folder / PARQUET).rename(folder / "data" / "aside")
         (folder / PARQUET).mkdir()
@@ -667,38 +535,23 @@ def test_a_file_that_would_be_loaded_with_the_set_is_an_error(folder: Path, name
     assert f"{name}: would be loaded as a part of the set: remove it" in errors(check_folder(folder))
 
 
-def test_a_token_in_the_card_is_an_error(folder: Path) -> None:
-    path = folder / "README.md"
-    path.write_text(path.read_text() + f"\nlog in by {TOKEN}\n")
-    found = check_folder(folder)
-    text = "holds what looks like an access token: remove it, and revoke the token"
-    assert found == [Finding("error", "README.md", text)]
-
-
 # Licences
 
 
 @pytest.mark.parametrize("part", ["source", "teacher"])
 @pytest.mark.parametrize("strict", ["cc-by-nc-4.0", "CC-BY-NC-SA-4.0", "apple-amlr", "mit, cc-by-nc-2.0"])
-def test_a_licence_freer_than_that_of_a_part_needs_a_reason(folder: Path, part: str, strict: str) -> None:
+def test_a_licence_freer_than_that_of_a_part_needs_a_reason(folder, part, strict):
     restate(folder, f"provenance.{part}.license", strict)
     assert the_error(folder).startswith(f"ssdd_hub.json: the {part} is under {strict}, which forbids commercial use")
-    for reason in ("", "  ", 5, [], ["yes"], None):
+    for reason in ("  ", ["yes"], None):
         restate(folder, "provenance.license_reason", reason)
         assert len(errors(check_folder(folder))) == 1
     restate(folder, "provenance.license_reason", "they wrote that we may")
     assert check_folder(folder) == []
 
 
-def test_a_licence_as_strict_as_that_of_its_parts_needs_no_reason(folder: Path) -> None:
-    restate(folder, "provenance.source.license", "cc-by-nc-4.0")
-    restate(folder, "provenance.license", "cc-by-nc-4.0")
-    recard(folder, license="cc-by-nc-4.0")
-    assert check_folder(folder) == []
-
-
-@pytest.mark.parametrize("licence", ["unknown", "Unknown", "", None, " UNKNOWN,"])
-def test_an_unknown_licence_is_a_warning_whatever_the_parts(folder: Path, licence: str | None) -> None:
+@pytest.mark.parametrize("licence", [None, " UNKNOWN,"])
+def test_an_unknown_licence_is_a_warning_whatever_the_parts(folder, licence):
     restate(folder, "provenance.license", licence)
     restate(folder, "provenance.source.license", "cc-by-nc-4.0")
     recard(folder, license="unknown")
@@ -710,8 +563,6 @@ def test_an_unknown_licence_is_a_warning_whatever_the_parts(folder: Path, licenc
     ("recorded", "header", "level"),
     [
         ("cc-by-nc-4.0", {"license": "mit"}, "error"),
-        ("cc-by-nc-4.0", {"license": ["mit", "apache-2.0"]}, "error"),
-        ("cc-by-nc-4.0", {"license": "unknown"}, "error"),
         ("cc-by-nc-4.0", {"license": 5}, "error"),
         ("cc-by-nc-4.0", {"license": ["mit"] * 9999}, "error"),
         # The Hub shows the name only of a licence that it does not know.
@@ -719,18 +570,14 @@ def test_an_unknown_licence_is_a_warning_whatever_the_parts(folder: Path, licenc
         ("cc-by-nc-4.0", {"license": "other", "license_name": "my-license"}, "error"),
         ("cc-by-nc-4.0", {"license": "cc-by-nc-sa-4.0"}, "warning"),
         ("cc-by-nc-4.0", {"license": "other", "license_name": "cc-by-nc-4.0"}, None),
-        ("cc-by-nc-4.0", {"license": "CC-BY-NC-4.0"}, None),
         ("unknown", {"license": "mit"}, "warning"),
         ("gpl-3.0", {"license": "mit"}, "warning"),
         ("mit, apache-2.0", {"license": ["apache-2.0", "mit"]}, None),
         ("mit, apache-2.0", {"license": "mit"}, "warning"),
         ("My own!", {"license": "other", "license_name": "my-own"}, None),
-        ("h-research, my own", {"license": "other", "license_name": "h-research-my-own"}, None),
     ],
 )
-def test_a_card_that_states_another_licence_than_the_record_is_found(
-    folder: Path, recorded: str, header: dict[str, Any], level: str | None
-) -> None:
+def test_a_card_that_states_another_licence_than_the_record_is_found(folder, recorded, header, level):
     restate(folder, "provenance.license", recorded)
     recard(folder, **header)
     found = [finding for finding in check_folder(folder) if finding.place == "README.md"]
@@ -739,30 +586,18 @@ def test_a_card_that_states_another_licence_than_the_record_is_found(
         assert finding.text.endswith(f", and ssdd_hub.json {recorded}: render it again") and len(finding.text) < 200
 
 
-def test_licences_of_the_parts_are_read_whatever_states_them() -> None:
-    assert licence_parts({}) == {"source": "unknown", "teacher": "unknown"}
-    assert licence_parts({"source": "digits", "teacher": None}) == {"source": "unknown", "teacher": "unknown"}
-    given = {"source": {"license": "mit"}, "teacher": {"license": ["gpl"]}, "student": {"license": "x"}}
-    assert licence_parts(given) == {"source": "mit", "teacher": "['gpl']"}
-
-
 # What a terminal is shown
 
 
-def test_a_finding_is_one_line_that_cannot_steer_a_terminal(folder: Path) -> None:
+def test_a_finding_is_one_line_that_cannot_steer_a_terminal(folder):
     steer = "\x1b[2J\r\x07\u202e\nerror: ssdd_hub.json: forged"
     (folder / "b\x1b[2J\nerror: forged.pkl").write_text("")
     restate(folder, "provenance.source.license", f"cc-by-nc-4.0 {steer}")
     restate(folder, "pixel_space.mean", [steer, 0, 0])
     recard(folder, license=f"mit{steer}", configs=[config(steer)])
-    found = check_folder(folder)
-    assert {finding.place for finding in found} == {"README.md", "b\x1b[2J\nerror: forged.pkl", "ssdd_hub.json"}
-    assert len(found) == 5
-    for finding in found:
-        line = str(finding)
-        assert line.isprintable() and line.startswith(f"{finding.level}: ")
-    shown = "error: b [2J error: forged.pkl: a file of this kind may run code when it is loaded: remove it"
-    assert shown in map(str, found)
+    lines = [str(finding) for finding in check_folder(folder)]
+    assert len(lines) == 5 and all(line.isprintable() and line.startswith(("error: ", "warning: ")) for line in lines)
+    assert "error: b [2J error: forged.pkl: a file of this kind may run code when it is loaded: remove it" in lines
 
 
 # Anything at all
@@ -770,13 +605,13 @@ def test_a_finding_is_one_line_that_cannot_steer_a_terminal(folder: Path) -> Non
 VALUES = (None, 5, [], {}, "x", [[]], -1.5, True)
 
 
-def places_in(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def places_in(value, path=()):
     """Returns the places of all parts of a JSON value."""
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
     return [place for key in keys for place in [(*path, key), *places_in(value[key], (*path, key))]]
 
 
-def is_needed(place: tuple[Any, ...], values: list[Any]) -> bool:
+def is_needed(place, values):
     """Whether the record of a set is wrong with these values, or nothing, at a place."""
     if place[0] == "label_names" or place[-1] == "dtype":
         return False
@@ -784,25 +619,14 @@ def is_needed(place: tuple[Any, ...], values: list[Any]) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_record_with_any_part_destroyed_is_judged_and_never_breaks_the_linter(folder: Path, seed: int) -> None:
-    draw, whole = random.Random(seed), record_of(folder)
-    places, refused = places_in(whole), 0
+def test_a_record_with_any_part_destroyed_is_judged_and_never_breaks_the_linter(folder, seed):
+    draw, whole, refused = random.Random(seed), record_of(folder), 0
     for _ in range(25):
-        record, place = copy.deepcopy(whole), draw.choice(places)
-        part = record
-        for key in place[:-1]:
-            part = part[key]
-        values = draw.choice([[], *([value] for value in VALUES)])
-        if values == [part[place[-1]]]:
-            continue
-        if values:
-            part[place[-1]] = copy.deepcopy(values[0])
-        else:
-            del part[place[-1]]
-        (folder / "ssdd_hub.json").write_text(json.dumps(record))
+        place, values = draw.choice(places_in(whole)), draw.choice([[], *([value] for value in VALUES)])
+        restate(folder, place, *values, record=whole)
         found = check_folder(folder)
         wrong = errors(found)
-        assert wrong or not is_needed(place, values), (place, values)
+        assert wrong or record_of(folder) == whole or not is_needed(place, values), (place, values)
         assert all(str(finding).isprintable() for finding in found)
         refused += bool(wrong)
         if not wrong:
@@ -813,7 +637,7 @@ def test_a_record_with_any_part_destroyed_is_judged_and_never_breaks_the_linter(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_card_with_any_bytes_changed_never_breaks_the_linter(folder: Path, seed: int) -> None:
+def test_a_card_with_any_bytes_changed_never_breaks_the_linter(folder, seed):
     draw, whole = random.Random(seed), (folder / "README.md").read_bytes()
     metadata, front = read_metadata(folder), whole.index(b"\n---\n", 4)
     for _ in range(60):

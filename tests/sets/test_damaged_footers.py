@@ -56,28 +56,17 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
-def check(folder: Path, seed: int, count: int, beside: str = "alone") -> None:
-    command = [sys.executable, "-c", READ, str(folder), str(seed), str(count), beside]
+SLOW = [pytest.param(seed, 2000, marks=pytest.mark.slow) for seed in range(1, 6)]
+
+
+@pytest.mark.parametrize("beside", ["alone", "datasets"])
+@pytest.mark.parametrize(("seed", "count"), [(0, 300), *SLOW])
+def test_a_damaged_footer_is_an_error_or_does_not_matter(tmp_path, seed, count, beside):
+    folder = shutil.copytree(RELEASED, tmp_path / "set")
+    command = [sys.executable, "-c", READ, folder, str(seed), str(count), beside]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60 + count)
     assert done.returncode == 0, f"seed {seed} ended with {done.returncode}: {done.stderr[-2000:]}"
     same, refused, grown = map(int, done.stdout.split())
     assert same + refused == count and same > count // 20 and refused > count // 20
     # The set takes 1.3 MB, its file 1.5 MB, and what is read is let go of in pieces.
     assert grown < 100e6
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(RELEASED, tmp_path / "set"))
-
-
-@pytest.mark.parametrize("beside", ["alone", "datasets"])
-def test_a_damaged_footer_is_an_error_or_does_not_matter(folder: Path, beside: str) -> None:
-    check(folder, 0, 300, beside)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("beside", ["alone", "datasets"])
-@pytest.mark.parametrize("seed", range(1, 6))
-def test_many_damaged_footers_are_errors_or_do_not_matter(folder: Path, seed: int, beside: str) -> None:
-    check(folder, seed, 2000, beside)

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,47 +55,29 @@ def same_bits(one, other):
     return one.shape == other.shape and torch.equal(one.contiguous().view(torch.int32), other.view(torch.int32))
 
 
-# Round trip
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_what_is_exported_comes_back_bit_for_bit(tmp_path, layout, channels):
     transform = TargetTransform.fit("pca", numbers(30, 9, seed=2), 7)
-    labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    space = PixelSpace.raw(channels)
-    provenance = {"method": "krr-st", "student_pixel_space": space.to_dict(), "seed": 3}
-    made = make_set(
-        channels=channels,
-        labels=labels,
-        label_names=["cat", "über"],
-        provenance=provenance,
-        target_transform=transform,
-    )
+    labels, names = torch.tensor([0, 0, 0, 1, 1, 1]), ["cat", "über"]
+    provenance = {"method": "krr-st", "student_pixel_space": PixelSpace.raw(channels).to_dict(), "seed": 3}
+    parts = {"labels": labels, "label_names": names, "provenance": provenance, "target_transform": transform}
+    made = make_set(channels=channels, **parts)
     folder = export_tensors(made, tmp_path / "deep" / "pair", layout)
-    stored = sorted([*FILES[layout], METADATA_FILE, "target_transform.safetensors"])
-    assert sorted(entry.name for entry in folder.iterdir()) == stored
-    for path in (folder, folder / FILES[layout][0], folder / FILES[layout][1]):
+    assert {entry.name for entry in folder.iterdir()} == {
+        *(*FILES[layout], METADATA_FILE, "target_transform.safetensors")
+    }
+    for path in (folder, *(folder / name for name in FILES[layout])):
         got = import_tensors(path)
         assert same_bits(got.images, made.images) and same_bits(got.targets, made.targets)
         assert got.pixel_space == made.pixel_space
-        assert torch.equal(got.labels, labels) and got.label_names == ["cat", "über"]
+        assert torch.equal(got.labels, labels) and got.label_names == names
         assert torch.equal(got.target_transform.inverse(got.targets), transform.inverse(made.targets))
         record = got.provenance.pop("import")
         assert got.provenance == made.provenance
-        assert record["files"] == {
-            name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES[layout]
-        }
-        assert record["layout"] == layout and record["conversions"] == []
+        digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES[layout]}
+        assert (record["files"], record["layout"], record["conversions"]) == (digests, layout, [])
         assert record["pixel_space"] == f"stated in {METADATA_FILE}"
-
-
-def test_a_set_of_one_image_without_labels_and_method_comes_back(tmp_path):
-    made = DistilledSet(torch.full((1, 1, 1, 1), 0.25), torch.ones(1, 1), PixelSpace.raw(1))
-    got = import_tensors(export_tensors(made, tmp_path / "pair"))
-    assert got.images.item() == 0.25 and got.targets.item() == 1
-    assert got.labels is got.label_names is got.target_transform is None
-    assert set(got.provenance) == {"import"}
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
@@ -115,17 +98,15 @@ def test_the_loaders_of_the_other_codes_read_the_files(tmp_path, layout):
 
 def test_the_json_states_space_ranges_shapes_and_digests(tmp_path):
     images = torch.tensor([-0.5, 0.25, 1.0, 1.5]).reshape(1, 1, 2, 2)
-    made = DistilledSet(images, torch.ones(1, 2), PixelSpace((0.5,), (2.0,)))
-    stated = json.loads((export_tensors(made, tmp_path / "pair") / METADATA_FILE).read_text())
-    assert stated["pixel_space"] == {"mean": [0.5], "std": [2.0]}
+    folder = export_tensors(DistilledSet(images, torch.ones(1, 2), PixelSpace((0.5,), (2.0,))), tmp_path / "pair")
+    stated = json.loads((folder / METADATA_FILE).read_text())
+    assert stated["pixel_space"] == {"mean": [0.5], "std": [2.0]} and stated["clip_fraction"] == 0.75
     assert stated["value_range"] == [-0.5, 1.5] and stated["pixel_range"] == [-0.5, 3.5]
-    assert stated["clip_fraction"] == 0.75
-    assert stated["tensors"]["images"] == {
-        "file": "x_syn.pt",
-        "shape": [1, 1, 2, 2],
-        "dtype": "float32",
-        "sha256": hashlib.sha256(images.numpy().astype("<f4").tobytes()).hexdigest(),
-    }
+    sha256 = hashlib.sha256(images.numpy().astype("<f4").tobytes()).hexdigest()
+    described = {"file": "x_syn.pt", "shape": [1, 1, 2, 2], "dtype": "float32", "sha256": sha256}
+    assert stated["tensors"]["images"] == described
+    got = import_tensors(folder)
+    assert got.labels is got.label_names is got.target_transform is None and set(got.provenance) == {"import"}
 
 
 def test_views_are_left_out_and_the_json_says_so(tmp_path):
@@ -152,33 +133,18 @@ def test_images_are_converted_to_another_space(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-# Places
-
-
 def test_nothing_is_overwritten(tmp_path):
     made = make_set()
     saved = stand_in_for_a_set(tmp_path / "set")
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "todo.txt").write_text("mine")
+    (tmp_path / "todo.txt").write_text("mine")
     exported = export_tensors(made, tmp_path / "pair")
-    for taken in (saved, tmp_path / "notes", tmp_path / "notes" / "todo.txt", exported):
-        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for taken in (saved, tmp_path, tmp_path / "todo.txt", exported):
         with pytest.raises(InputError, match="is taken, and exporting overwrites nothing"):
             export_tensors(made, taken)
-        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     (tmp_path / "empty").mkdir()
     assert is_foreign(export_tensors(made, tmp_path / "empty"))
-
-
-def test_a_failed_export_leaves_nothing(tmp_path, monkeypatch):
-    def fail(tensor, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        export_tensors(make_set(), tmp_path / "pair")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_set_that_became_nan_is_not_exported(tmp_path):
@@ -195,15 +161,6 @@ def test_dd_ranking_gets_images_in_the_order_of_their_classes(tmp_path):
     export_tensors(make_set(labels=torch.tensor([0, 0, 1, 1, 2, 2])), tmp_path / "pair", "dd-ranking")
 
 
-def test_an_unknown_layout_is_refused(tmp_path):
-    for call in (
-        lambda: export_tensors(make_set(), tmp_path / "a", "mtt"),
-        lambda: import_tensors(tmp_path, layout="x"),
-    ):
-        with pytest.raises(InputError, match="must be one of krr-st, mkdt, dd-ranking, got"):
-            call()
-
-
 def test_a_pair_is_told_from_a_set_and_from_other_things(tmp_path):
     pair = write_pair(tmp_path / "pair")
     assert is_foreign(pair) and is_foreign(str(pair)) and is_foreign(pair / "x_syn.pt")
@@ -216,9 +173,6 @@ def test_a_pair_is_told_from_a_set_and_from_other_things(tmp_path):
     assert not is_foreign("me/tiny") and not is_foreign(tmp_path / "absent.pt") and not is_foreign(tmp_path)
     (pair / "y_syn.pt").mkdir()
     assert not is_foreign(pair)
-
-
-# Foreign pairs
 
 
 def test_the_released_krr_st_format_is_read_as_raw_pixels(tmp_path):
@@ -269,30 +223,20 @@ def test_other_types_become_float32_and_it_is_recorded(tmp_path, dtype):
     assert got.provenance["import"]["conversions"] == [f"images from {str(dtype)[6:]} to float32"]
 
 
-def test_float64_beyond_float32_is_refused(tmp_path):
-    folder = write_pair(tmp_path / "pair", targets=torch.full((4, 7), 1e39, dtype=torch.float64))
-    with pytest.raises(InputError, match=r"the targets in y_syn.pt hold values beyond float32"):
-        import_tensors(folder)
-
-
 def test_tensors_are_taken_out_of_lists_and_dictionaries(tmp_path):
     images, targets = torch.rand(4, 3, 5, 5), numbers(4, 7)
     wrapped = write_pair(tmp_path / "a", {"x_syn": images, "step": 3}, [targets])
-    old = tmp_path / "old"
-    old.mkdir()
+    old, lone = write_pair(tmp_path / "old"), tmp_path / "set.pt"
     for name, tensor in (("x_syn.pt", images), ("y_syn.pt", targets)):
         torch.save(tensor, old / name, _use_new_zipfile_serialization=False)
-    lone = tmp_path / "set.pt"
     for content in ({"images": images, "labels": targets}, [images, targets], (images, targets)):
         torch.save(content, lone)
-        got = import_tensors(lone, layout="krr-st")
-        assert torch.equal(got.images, images) and torch.equal(got.targets, targets)
-        assert list(got.provenance["import"]["files"]) == ["set.pt"]
+        for path, layout in ((lone, "krr-st"), (wrapped, "auto"), (old, "auto")):
+            got = import_tensors(path, layout=layout)
+            assert torch.equal(got.images, images) and torch.equal(got.targets, targets)
         with pytest.raises(InputError, match="a file of both tensors needs its layout too"):
             import_tensors(lone)
-    for folder in (wrapped, old):
-        got = import_tensors(folder)
-        assert torch.equal(got.images, images) and torch.equal(got.targets, targets)
+    assert list(import_tensors(lone, layout="krr-st").provenance["import"]["files"]) == ["set.pt"]
 
 
 def test_class_labels_become_labels_once_there_are_targets(tmp_path):
@@ -317,11 +261,11 @@ def test_several_layouts_in_a_folder_need_a_choice(tmp_path):
     assert import_tensors(folder / "y_syn.pt").targets.shape == (4, 7)
     with pytest.raises(InputError, match="found 0"):
         import_tensors(folder, layout="mkdt")
+    for call in (import_tensors, partial(export_tensors, make_set())):
+        with pytest.raises(InputError, match="must be one of krr-st, mkdt, dd-ranking, got 'mtt'"):
+            call(folder, layout="mtt")
     with pytest.raises(InputError, match="there is neither a folder nor a file"):
         import_tensors(tmp_path / "absent")
-
-
-# What must not be believed
 
 
 class Bomb:
@@ -334,13 +278,9 @@ class Bomb:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_file_is_not_run(tmp_path, zipped):
-    folder = write_pair(tmp_path / "pair")
-    trap = tmp_path / "trap"
-    torch.save(
-        {"x_syn": torch.rand(4, 3, 5, 5), "y": Bomb(str(trap))},
-        folder / "x_syn.pt",
-        _use_new_zipfile_serialization=zipped,
-    )
+    folder, trap = write_pair(tmp_path / "pair"), tmp_path / "trap"
+    content = {"x_syn": torch.rand(4, 3, 5, 5), "y": Bomb(str(trap))}
+    torch.save(content, folder / "x_syn.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError, match="x_syn.pt is damaged, or holds Python objects, which could run code"):
         import_tensors(folder)
     assert not trap.exists()
@@ -348,30 +288,21 @@ def test_code_in_a_file_is_not_run(tmp_path, zipped):
     assert trap.exists()  # the trap was armed
 
 
-NAN = torch.full((4, 7), float("nan"))
-
-
 @pytest.mark.parametrize(
     ("images", "targets", "message"),
     [
         (torch.rand(3, 3, 5, 5), None, r"must hold images \(M, C, H, W\).*got \(3, 3, 5, 5\) and \(4, 7\)"),
-        (torch.rand(4, 5, 5), None, r"must hold images \(M, C, H, W\).*got \(4, 5, 5\)"),
         (torch.rand(4, 5, 5, 3), None, r"C 1 or 3.*got \(4, 5, 5, 3\)"),
         (torch.rand(0, 3, 5, 5), torch.rand(0, 7), r"got \(0, 3, 5, 5\) and \(0, 7\)"),
         (None, torch.rand(4), r"targets \(M, D\).*and \(4,\)"),
-        (None, torch.rand(4, 7, 1), r"and \(4, 7, 1\)"),
-        (None, NAN, "the targets in y_syn.pt hold NaN or infinite values"),
+        (None, torch.full((4, 7), 1e39, dtype=torch.float64), "the targets in y_syn.pt hold values beyond float32"),
+        (None, torch.full((4, 7), torch.nan), "the targets in y_syn.pt hold NaN or infinite values"),
         (torch.full((4, 3, 5, 5), float("inf")), None, "the images in x_syn.pt hold NaN or infinite values"),
         (torch.zeros(4, 3, 5, 5, dtype=torch.uint8), None, r"must be floating-point, got torch\.uint8"),
-        (None, torch.zeros(4, 7, dtype=torch.complex64), r"must be floating-point, got torch\.complex64"),
         (None, torch.zeros(4, 7, dtype=torch.int64), r"must be floating-point, got torch\.int64"),
         (torch.rand(4, 3, 5, 5, device="meta"), None, "as plain numbers, got torch.strided on meta"),
         (torch.zeros(1).expand(2**40, 3, 5, 5), None, r"the images in x_syn.pt are too large: \(1099511627776, 3"),
-        (
-            {"pixels": torch.rand(4, 3, 5, 5)},
-            None,
-            "x_syn.pt must hold the images as a tensor, or one tensor named x_syn",
-        ),
+        ({"pixels": torch.rand(1)}, None, "x_syn.pt must hold the images as a tensor, or one tensor named x_syn"),
         ({"x_syn": torch.rand(1), "images": torch.rand(1)}, None, "x_syn.pt must hold the images as a tensor"),
         ([torch.rand(1), torch.rand(1)], None, "x_syn.pt must hold the images as a tensor"),
         ("text", None, "x_syn.pt must hold the images as a tensor"),
@@ -440,12 +371,10 @@ def test_a_damaged_json_or_transform_is_refused(tmp_path):
     (folder / METADATA_FILE).write_text(json.dumps({**stated, "target_transform": {"sha256": "0"}}))
     with pytest.raises(InputError, match="target_transform.safetensors is not a whole target transform"):
         import_tensors(folder)
-    (folder / METADATA_FILE).write_bytes(b"\xff{")
-    with pytest.raises(InputError, match="does not state the tensors beside it"):
-        import_tensors(folder)
-    (folder / METADATA_FILE).write_bytes(b"[" * 100_000)
-    with pytest.raises(InputError, match="does not state the tensors beside it"):
-        import_tensors(folder)
+    for content in (b"\xff{", b"[" * 100_000):
+        (folder / METADATA_FILE).write_bytes(content)
+        with pytest.raises(InputError, match="does not state the tensors beside it"):
+            import_tensors(folder)
 
 
 def test_paths_are_taken_as_they_are_given(tmp_path, monkeypatch):

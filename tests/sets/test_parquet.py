@@ -1,12 +1,9 @@
 import hashlib
-import json
 import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -20,70 +17,65 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.record import read_metadata
 from ssdd_hub.sets import folder as set_folder, parquet
 from ssdd_hub.sets.distilled import DistilledSet
-from ssdd_hub.sets.folder import Stated, describe_tensor, measure_range
+from ssdd_hub.sets.folder import Stated, describe_tensor, measure_range, split_rows
 
 # Bytes of a row of `make_full_set`: id, preview, pixels, target, label, two views, two view targets.
 ROW = 8 + 126 + 4 * 126 + 4 * 4 + 8 + 8 * 2 * 3 + 4 * 2 * 4
 COLUMNS = ["id", "image", "pixels", "target", "label", "view", "view_target"]
 
 
-def verify(folder: Path, stated: dict[str, Stated]) -> None:
+def verify(folder, stated):
     for _ in parquet.iter_tensors(folder, stated):
         pass
 
 
-def make_full_set(size: int = 17, seed: int = 0) -> DistilledSet:
+def make_full_set(size=17, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return make_set(
-        size,
-        seed=seed,
-        labels=torch.arange(size) % 3 - 1,
-        label_names=["a", "b"],
-        views=torch.randint(0, 2, (size, 2, 3), generator=generator),
-        view_targets=torch.randn(size, 2, 4, generator=generator),
-    )
+    views = torch.randint(0, 2, (size, 2, 3), generator=generator)
+    parts = {"views": views, "view_targets": torch.randn(size, 2, 4, generator=generator)}
+    return make_set(size, seed=seed, labels=torch.arange(size) % 3 - 1, label_names=["a", "b"], **parts)
 
 
-def limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def limit(monkeypatch):
     """Limits files to 5 rows, and row groups to 2."""
     monkeypatch.setattr(parquet, "SHARD_BYTES", 6 * ROW - 1)
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 3 * ROW - 1)
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch):
     limit(monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         limit(monkeypatch)
         return make_full_set().save(tmp_path_factory.mktemp("original") / "set")
 
 
 @pytest.fixture
-def folder(original: Path, tmp_path: Path, small: None) -> Path:
+def folder(original, tmp_path, small):
     """A set of 17 rows in four files."""
     return Path(shutil.copytree(original, tmp_path / "set"))
 
 
-def stated_of(folder: Path) -> dict[str, Stated]:
+def stated_of(folder):
     return Stated.of(read_metadata(folder))
 
 
-def tensors_of(distilled: DistilledSet) -> dict[str, torch.Tensor]:
+def tensors_of(distilled):
     return {name: getattr(distilled, name) for name in set_folder.COLUMNS}
 
 
-def files(folder: Path) -> list[str]:
+def files(folder):
     return sorted(path.name for path in (folder / "data").iterdir())
 
 
 # Writing and reading
 
 
-def test_a_set_in_several_files_and_row_groups_comes_back(tmp_path: Path, small: None) -> None:
+def test_a_set_in_several_files_and_row_groups_comes_back(tmp_path, small):
     saved = make_full_set()
     folder = saved.save(tmp_path / "set")
     assert files(folder) == [f"train-{number:05d}-of-00004.parquet" for number in range(4)]
@@ -98,16 +90,15 @@ def test_a_set_in_several_files_and_row_groups_comes_back(tmp_path: Path, small:
     verify(folder, stated_of(folder))
 
 
-def test_a_row_larger_than_the_limits_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_larger_than_the_limits_has_a_file_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "SHARD_BYTES", 1)
     monkeypatch.setattr(parquet, "ROW_GROUP_BYTES", 1)
     saved = make_set(size=3)
-    folder = saved.save(tmp_path / "set")
-    assert files(folder) == [f"train-{number:05d}-of-00003.parquet" for number in range(3)]
-    assert torch.equal(bits(DistilledSet.load(folder).images), bits(saved.images))
+    assert len(files(saved.save(tmp_path / "set"))) == 3
+    assert torch.equal(bits(DistilledSet.load(tmp_path / "set").images), bits(saved.images))
 
 
-def test_datasets_sees_the_same_in_one_file_and_in_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_sees_the_same_in_one_file_and_in_several(tmp_path, monkeypatch):
     saved = make_full_set()
     folders = [saved.save(tmp_path / "one")]
     limit(monkeypatch)
@@ -116,6 +107,7 @@ def test_datasets_sees_the_same_in_one_file_and_in_several(tmp_path: Path, monke
     cache = str(tmp_path / "cache")
     whole, pieces = (datasets.load_dataset(str(folder), split="train", cache_dir=cache) for folder in folders)
     assert whole.column_names == COLUMNS and whole.features == pieces.features
+    assert whole.features["view"] == datasets.List(datasets.List(datasets.Value("int64"), length=3), length=2)
     tables = [dataset.data.table.combine_chunks() for dataset in (whole, pieces)]
     assert tables[0].equals(tables[1]) and len(tables[0]) == 17
     streamed = datasets.load_dataset(str(folders[1]), split="train", streaming=True)
@@ -131,7 +123,7 @@ def test_datasets_sees_the_same_in_one_file_and_in_several(tmp_path: Path, monke
     assert (folders[0] / "ssdd_hub.json").read_bytes() == (folders[1] / "ssdd_hub.json").read_bytes()
 
 
-def test_pieces_are_small_in_order_and_may_be_written_to(tmp_path: Path, small: None) -> None:
+def test_pieces_are_small_in_order_and_may_be_written_to(tmp_path, small):
     saved = make_full_set()
     folder = saved.save(tmp_path / "set")
     parts = list(parquet.iter_tensors(folder, stated_of(folder)))
@@ -142,21 +134,6 @@ def test_pieces_are_small_in_order_and_may_be_written_to(tmp_path: Path, small: 
     parts[0]["images"][:] = 0
 
 
-def test_only_the_stated_tensors_are_read(tmp_path: Path, small: None) -> None:
-    folder = make_full_set().save(tmp_path / "set")
-    stated = {name: entry for name, entry in stated_of(folder).items() if name in ("images", "targets")}
-    assert parquet.read_tensors(folder, stated).keys() == {"images", "targets"}
-
-
-def test_nan_is_kept_by_the_files_and_refused_by_the_set(tmp_path: Path, small: None) -> None:
-    saved = make_set(size=7)
-    saved.targets[3, 1] = torch.nan
-    folder = saved.save(tmp_path / "set")
-    assert torch.equal(bits(parquet.read_tensors(folder, stated_of(folder))["targets"]), bits(saved.targets))
-    with pytest.raises(InputError, match="targets hold NaN"):
-        DistilledSet.load(folder)
-
-
 # What is stated
 
 
@@ -164,61 +141,48 @@ def test_nan_is_kept_by_the_files_and_refused_by_the_set(tmp_path: Path, small: 
     "make", [lambda t: t, lambda t: t.permute(2, 0, 1), lambda t: t[::2, :, 1:], lambda t: t[0, 0, 0]]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
-def test_digests_do_not_depend_on_pieces_or_strides(
-    monkeypatch: pytest.MonkeyPatch, make: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype
-) -> None:
+def test_digests_do_not_depend_on_pieces_or_strides(monkeypatch, make, dtype):
     tensor = make((torch.randn(7, 4, 5, generator=torch.Generator().manual_seed(0)) * 9).to(dtype))
     raw = np.array(tensor.tolist(), "<f4" if dtype == torch.float32 else "<i8").tobytes()
     monkeypatch.setattr("ssdd_hub.sets.folder._CHUNK_BYTES", 50)
-    stated = parquet.describe_tensors({"images": tensor})["images"]
+    stated = describe_tensor(tensor)
     name = str(dtype).removeprefix("torch.")
     assert stated == {"shape": list(tensor.shape), "dtype": name, "sha256": hashlib.sha256(raw).hexdigest()}
 
 
-def test_the_digest_of_no_values_is_that_of_no_bytes() -> None:
-    assert describe_tensor(torch.zeros(0, 3))["sha256"] == hashlib.sha256().hexdigest()
-
-
-def test_ranges_do_not_depend_on_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranges_do_not_depend_on_pieces(monkeypatch):
     images = make_set(size=7).images.clamp(-3, 3)
     pixels = RGB.denormalise(images)
-    outside = (pixels < -1e-6) | (pixels > 1 + 1e-6)
-    whole = {
-        "pixel_range": [pixels.min().item(), pixels.max().item()],
-        "clip_fraction": outside.double().mean().item(),
-    }
-    assert 0 < whole["clip_fraction"] < 1
+    outside = ((pixels < -1e-6) | (pixels > 1 + 1e-6)).double().mean().item()
+    assert 0 < outside < 1
     for size in (50, 1100, 2**24):
         monkeypatch.setattr("ssdd_hub.sets.folder._CHUNK_BYTES", size)
-        assert parquet.measure_range(images, RGB) == whole
-    assert measure_range(pixels) == whole
-    images[3, 0, 0, 0] = torch.nan
-    monkeypatch.setattr("ssdd_hub.sets.folder._CHUNK_BYTES", 50)
-    assert np.isnan(parquet.measure_range(images, RGB)["pixel_range"]).all()
+        found = measure_range(RGB.denormalise(part) for part in split_rows(images))
+        assert found == {"pixel_range": [pixels.min().item(), pixels.max().item()], "clip_fraction": outside}
+    pixels[3, 0, 0, 0] = torch.nan
+    assert np.isnan(measure_range(pixels)["pixel_range"]).all()
 
 
 # Files of other writers
 
 
-def as_large_lists(table: pa.Table) -> pa.Table:
+def as_large_lists(table):
     inner = pa.large_list(pa.large_list(pa.large_list(pa.float32())))
     pixels = pa.array(table["pixels"].to_pylist(), inner)
     return pa.table({"pixels": pixels, "target": pa.array(table["target"].to_pylist(), pa.large_list(pa.float32()))})
 
 
-def as_plain_lists(table: pa.Table) -> pa.Table:
+def as_plain_lists(table):
     lists = pa.list_(pa.list_(pa.list_(pa.float32(), 7), 6), 3)
-    pixels = pa.array(table["pixels"].to_pylist(), lists)
-    return pa.table({"target": pa.array(table["target"].to_pylist(), pa.list_(pa.float32())), "pixels": pixels})
+    target = pa.array(table["target"].to_pylist(), pa.list_(pa.float32()))
+    return pa.table({"target": target, "pixels": pa.array(table["pixels"].to_pylist(), lists)})
 
 
 @pytest.mark.parametrize("convert", [lambda table: table, as_large_lists, as_plain_lists])
 @pytest.mark.parametrize(
     "how", [{}, {"row_group_size": 2}, {"compression": "snappy", "data_page_size": 64, "data_page_version": "2.0"}]
 )
-def test_files_of_other_writers_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, convert: Callable[[pa.Table], pa.Table], how: dict[str, Any]
-) -> None:
+def test_files_of_other_writers_are_read(tmp_path, monkeypatch, convert, how):
     saved = make_set(size=7)
     folder = saved.save(tmp_path / "set")
     pq.write_table(convert(pq.read_table(folder / PARQUET)), folder / PARQUET, **how)
@@ -227,7 +191,7 @@ def test_files_of_other_writers_are_read(
         assert torch.equal(bits(DistilledSet.load(folder).images), bits(saved.images))
 
 
-def test_files_that_datasets_wrote_again_are_read(tmp_path: Path) -> None:
+def test_files_that_datasets_wrote_again_are_read(tmp_path):
     saved = make_full_set()
     folder = saved.save(tmp_path / "set")
     dataset = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
@@ -242,7 +206,7 @@ def test_files_that_datasets_wrote_again_are_read(tmp_path: Path) -> None:
 # Footers; tests/sets/test_damaged_footers.py damages them at random
 
 
-def test_a_footer_that_is_too_large_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_footer_that_is_too_large_is_refused(folder, monkeypatch):
     monkeypatch.setattr(parquet, "_LARGEST_FOOTER", 1000)
     refused(folder, stated_of(folder), "its footer must be of at most 1000 bytes, got")
 
@@ -252,16 +216,12 @@ def test_a_footer_that_is_too_large_is_refused(folder: Path, monkeypatch: pytest
     [
         b"\0",
         b"\x0c" * 5000,  # structures in structures, deeper than Python goes
-        b"\x1c" * 5000,
         b"\x49\xfc" + b"\xff" * 8 + b"\x7f" + b"\0" * 5000,  # a list of 2**62 row groups
         b"\x18" + b"\xff" * 9 + b"\x01",  # 2**64 bytes
-        b"\x15" + b"\xff" * 20,
-        b"\x1e",
         b"\x45\x02\0",  # row groups that are a number
-        b"\x49\x1c\x19\x18\x01a\x26\x02\0\0",
     ],
 )
-def test_a_footer_of_something_else_is_refused(folder: Path, footer: bytes) -> None:
+def test_a_footer_of_something_else_is_refused(folder, footer):
     first(folder).write_bytes(b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1")
     refused(folder, stated_of(folder), "are damaged|lack the column|stated shape")
 
@@ -269,29 +229,27 @@ def test_a_footer_of_something_else_is_refused(folder: Path, footer: bytes) -> N
 # Files from outside
 
 
-def forbid_decoding(monkeypatch: pytest.MonkeyPatch, first_piece: bool = False) -> None:
-    def fail(*_: Any) -> None:
+def forbid_decoding(monkeypatch, first_piece=False):
+    def fail(*_, **__):
         raise AssertionError("something was allocated or decoded before it was compared with what is stated")
 
     monkeypatch.setattr(parquet, "_allocate", fail)
     if not first_piece:
-        monkeypatch.setattr(parquet, "_decode", fail)
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
 
 
-def refused(folder: Path, stated: dict[str, Stated], message: str) -> None:
+def refused(folder, stated, message):
     for read in (verify, parquet.read_tensors):
         with pytest.raises(InputError, match=message):
             read(folder, stated)
 
 
-def first(folder: Path) -> Path:
+def first(folder):
     return folder / "data" / files(folder)[0]
 
 
 @pytest.mark.parametrize("rows", [10**12, 2**63, 16, 18, 1])
-def test_a_number_of_rows_that_is_only_stated_is_refused_unread(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: int
-) -> None:
+def test_a_number_of_rows_that_is_only_stated_is_refused_unread(folder, monkeypatch, rows):
     forbid_decoding(monkeypatch)
     for name in set_folder.COLUMNS:
         stated = stated_of(folder)
@@ -300,9 +258,7 @@ def test_a_number_of_rows_that_is_only_stated_is_refused_unread(
 
 
 @pytest.mark.parametrize("sizes", [(3, 6, 8), (10**9, 10**9), (125,)])
-def test_a_size_that_is_only_stated_is_refused_and_takes_no_memory(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
-) -> None:
+def test_a_size_that_is_only_stated_is_refused_and_takes_no_memory(folder, monkeypatch, sizes):
     # Where the schema states a size, it is read there; else in the first piece.
     forbid_decoding(monkeypatch, first_piece=len(sizes) == 3)
     stated = stated_of(folder)
@@ -310,23 +266,19 @@ def test_a_size_that_is_only_stated_is_refused_and_takes_no_memory(
 
 
 @pytest.mark.parametrize("sizes", [(6, 7, 3), (126,), (3, 42), (3, 6, 7, 1), (2, 9, 7)])
-def test_sizes_of_the_same_product_are_refused(folder: Path, sizes: tuple[int, ...]) -> None:
-    stated = stated_of(folder)
-    stated["images"] = Stated((17, *sizes), stated["images"].sha256)
-    refused(folder, stated, r"column 'pixels' does not hold images of the stated shape")
+def test_sizes_of_the_same_product_are_refused(folder, sizes):
+    images = Stated((17, *sizes), stated_of(folder)["images"].sha256)
+    refused(folder, stated_of(folder) | {"images": images}, "column 'pixels' does not hold images of the stated shape")
 
 
-@pytest.mark.parametrize("rows", [slice(0, 4), [0, 1, 2, 3, 4, 4]])
-def test_a_file_of_fewer_or_more_rows_is_refused_unread(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, rows: slice | list[int]
-) -> None:
-    table = pq.read_table(first(folder))
-    pq.write_table(table[rows] if isinstance(rows, slice) else table.take(rows), first(folder))
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [0, 1, 2, 3, 4, 4]])
+def test_a_file_of_fewer_or_more_rows_is_refused_unread(folder, monkeypatch, rows):
+    pq.write_table(pq.read_table(first(folder)).take(rows), first(folder))
     forbid_decoding(monkeypatch)
     refused(folder, stated_of(folder), "column 'pixels' does not hold images of the stated shape")
 
 
-def rename(folder: Path, old: int, new: str) -> None:
+def rename(folder, old, new):
     (folder / f"data/train-{old:05d}-of-00004.parquet").rename(folder / "data" / new)
 
 
@@ -343,86 +295,69 @@ def rename(folder: Path, old: int, new: str) -> None:
         lambda folder: rename(folder, 3, "train-0000٣-of-00004.parquet"),
     ],
 )
-def test_a_file_missing_or_too_many_is_refused_unread(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], Any]
-) -> None:
+def test_a_file_missing_or_too_many_is_refused_unread(folder, monkeypatch, change):
     change(folder)
     forbid_decoding(monkeypatch)
     refused(folder, stated_of(folder), r"must hold each of the files .* once; of the \d in data, .* missing or not of")
 
 
-def test_a_file_of_another_set_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_set_or_files_in_another_order_are_refused(folder, tmp_path):
     other = make_full_set(seed=1).save(tmp_path / "other")
+    whole = first(folder).read_bytes()
     shutil.copy(first(other), first(folder))
     refused(folder, stated_of(folder), "the images are not those that were saved, their sha256 differs")
-
-
-def test_files_in_another_order_are_refused(folder: Path) -> None:
-    rename(folder, 0, "aside")
     rename(folder, 1, "train-00000-of-00004.parquet")
-    (folder / "data/aside").rename(folder / "data/train-00001-of-00004.parquet")
+    (folder / "data/train-00001-of-00004.parquet").write_bytes(whole)
     refused(folder, stated_of(folder), "sha256 differs")
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" * 3, np.random.default_rng(0).bytes(5000)])
-def test_a_file_of_other_bytes_is_refused(folder: Path, content: bytes) -> None:
-    first(folder).write_bytes(content)
+@pytest.mark.parametrize("content", [None, b"", b"PAR1", np.random.default_rng(0).bytes(5000)])
+def test_a_file_of_other_bytes_or_a_folder_in_its_place_is_refused(folder, content):
+    first(folder).unlink() if content is None else first(folder).write_bytes(content)
+    if content is None:
+        (folder / "data/train-00000-of-00004.parquet").mkdir()
     refused(folder, stated_of(folder), r"parquet files of .* are damaged \(train-00000-of-00004\.parquet: ")
 
 
-def test_a_folder_in_the_place_of_a_file_is_refused(folder: Path) -> None:
-    name = first(folder)
-    name.unlink()
-    name.mkdir()
-    refused(folder, stated_of(folder), r"parquet files of .* are damaged")
-
-
-def replace_column(folder: Path, column: str, values: pa.Array, name: str | None = None) -> None:
+def replace_column(folder, column, values, name=None, **how):
     table = pq.read_table(first(folder))
-    pq.write_table(table.set_column(table.column_names.index(column), name or column, values), first(folder))
+    table = table.set_column(table.column_names.index(column), name or column, values)
+    pq.write_table(table, first(folder), **how)
 
 
 MISFIT = "does not hold targets of the stated shape"
+NOT_FLOATS = "does not hold plain numbers of type float32"
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (pa.array([[0.0] * 4] * 5, pa.list_(pa.float64())), "does not hold plain numbers of type float32"),
-        (pa.array([[0] * 4] * 5, pa.list_(pa.int32())), "does not hold plain numbers of type float32"),
-        (pa.array([["a"] * 4] * 5), "does not hold plain numbers of type float32"),
-        (pa.array([[0] * 4] * 5, pa.list_(pa.float16())), "does not hold plain numbers of type float32"),
-        (pa.array([[{"a": 0.0, "b": 0.0}] * 4] * 5), "does not hold plain numbers of type float32"),
+        (pa.array([[0.0] * 4] * 5, pa.list_(pa.float64())), NOT_FLOATS),
+        (pa.array([["a"] * 4] * 5), NOT_FLOATS),
+        (pa.array([[{"a": 0.0, "b": 0.0}] * 4] * 5), NOT_FLOATS),
         (pa.array([0.0] * 5, pa.float32()), MISFIT),
-        (pa.array([[None] * 4] * 5, pa.list_(pa.float32())), MISFIT),
         (pa.array([[0, 0, 0, None]] + [[0] * 4] * 4, pa.list_(pa.float32())), MISFIT),
         (pa.array([None] + [[0] * 4] * 4, pa.list_(pa.float32())), MISFIT),
         (pa.array([None, [0] * 7] + [[0] * 4] * 3, pa.list_(pa.float32())), MISFIT),
         (pa.array([[], [0] * 7] + [[0] * 4] * 3 + [], pa.list_(pa.float32())), MISFIT),
         (pa.array([[0] * 3, [0] * 5] + [[0] * 4] * 3, pa.list_(pa.float32())), MISFIT),
-        (pa.array([[0] * 2, [0] * 6] + [[0] * 4] * 3, pa.large_list(pa.float32())), MISFIT),
         (pa.array([[[0] * 2] * 2] * 5, pa.list_(pa.list_(pa.float32()))), MISFIT),
     ],
 )
 @pytest.mark.parametrize("statistics", [True, False])
-def test_a_column_of_something_else_is_refused(folder: Path, values: pa.Array, message: str, statistics: bool) -> None:
-    table = pq.read_table(first(folder))
-    table = table.set_column(table.column_names.index("target"), "target", values)
-    pq.write_table(table, first(folder), write_statistics=statistics)
+def test_a_column_of_something_else_is_refused(folder, values, message, statistics):
+    replace_column(folder, "target", values, write_statistics=statistics)
     refused(folder, stated_of(folder), f"column 'target' .*{message}")
 
 
-def test_labels_that_are_times_are_refused(folder: Path) -> None:
+def test_a_column_of_times_or_that_one_file_lacks_is_named(folder):
     replace_column(folder, "label", pa.array([0] * 5, pa.timestamp("us")))
     refused(folder, stated_of(folder), "column 'label' .*does not hold plain numbers of type int64")
-
-
-def test_a_column_that_one_file_lacks_is_named(folder: Path) -> None:
     replace_column(folder, "target", pq.read_table(first(folder))["target"], name="other")
     refused(folder, stated_of(folder), "lack the column 'target'")
 
 
-def varint(number: int) -> bytes:
+def varint(number):
     """A whole number as parquet footers have it (Thrift's compact protocol): zigzag, 7 bits a byte."""
     number, out = number << 1, []
     while number > 127:
@@ -431,7 +366,7 @@ def varint(number: int) -> bytes:
     return bytes([*out, number])
 
 
-def forge_rows(path: Path, old: int, new: int) -> None:
+def forge_rows(path, old, new):
     """Makes the footer of a file claim `new` rows and values."""
     raw = path.read_bytes()
     (length,) = struct.unpack("<I", raw[-8:-4])
@@ -441,16 +376,13 @@ def forge_rows(path: Path, old: int, new: int) -> None:
 
 @pytest.mark.parametrize("claim", [10**12, 70_002, 2**62])
 @pytest.mark.parametrize("agreed", [False, True])
-def test_rows_that_only_a_footer_claims_are_refused(tmp_path: Path, claim: int, agreed: bool) -> None:
+def test_rows_that_only_a_footer_claims_are_refused(tmp_path, claim, agreed):
     rows, path = 70_001, tmp_path / PARQUET
     path.parent.mkdir()
-    numbers = pa.array(np.arange(rows, dtype="f4"))
-    columns = {
-        "pixels": pa.FixedSizeListArray.from_arrays(numbers, 1),
-        "target": pa.FixedSizeListArray.from_arrays(numbers, 1),
-    }
-    pq.write_table(pa.table(columns), path, use_dictionary=False, write_statistics=False)
-    sha256 = hashlib.sha256(np.arange(rows, dtype="<f4").tobytes()).hexdigest()
+    numbers = np.arange(rows, dtype="<f4")
+    column = pa.FixedSizeListArray.from_arrays(pa.array(numbers), 1)
+    pq.write_table(pa.table({"pixels": column, "target": column}), path, use_dictionary=False, write_statistics=False)
+    sha256 = hashlib.sha256(numbers.tobytes()).hexdigest()
     true = dict.fromkeys(("images", "targets"), Stated((rows, 1), sha256))
     verify(tmp_path, true)
     forge_rows(path, rows, claim)
@@ -459,54 +391,39 @@ def test_rows_that_only_a_footer_claims_are_refused(tmp_path: Path, claim: int, 
     stated = dict.fromkeys(true, Stated((claim, 1), sha256)) if agreed else true
     with pytest.raises(InputError, match="stated shape|are damaged|sha256 differs"):
         verify(tmp_path, stated)
-    message = (
-        "need .* GiB of memory, more than can be had: "
-        if claim > 10**11 and agreed
-        else "stated shape|damaged|differs"
-    )
-    with pytest.raises(InputError, match=message):
+    huge = claim > 10**11 and agreed
+    with pytest.raises(InputError, match="GiB of memory, more than" if huge else "stated shape|damaged|differs"):
         parquet.read_tensors(tmp_path, stated)
 
 
 # The record
 
 
-def restate(folder: Path, **entry: Any) -> dict[str, Any]:
-    metadata = json.loads((folder / "ssdd_hub.json").read_text())
-    metadata["tensors"]["images"] |= entry
-    return metadata
-
-
-@pytest.mark.parametrize(
-    "shape", [5, None, "17", [], [0, 3], [-1, 3], [1.0, 2], [True, 2], ["1"], [[1]], [1] * 6, {"1": 2}]
-)
-def test_a_shape_that_is_none_is_refused(folder: Path, shape: Any) -> None:
+@pytest.mark.parametrize("shape", [5, None, "17", [], [0, 3], [1.0, 2], [True, 2], ["1"], [[1]], [1] * 6, {"1": 2}])
+def test_a_shape_that_is_none_is_refused(shape):
     with pytest.raises(InputError, match="a shape must be 1 to 5 whole numbers above 0; got"):
-        Stated.of(restate(folder, shape=shape))
+        Stated(shape, "0" * 64)
 
 
-@pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 65, "g" * 64, "A" * 64, "0" * 64 + "\n", 0, None, ["0" * 64]])
-def test_a_digest_that_is_none_is_refused(folder: Path, sha256: Any) -> None:
+@pytest.mark.parametrize("sha256", ["", "0" * 65, "g" * 64, "A" * 64, "0" * 64 + "\n", 0, None, ["0" * 64]])
+def test_a_digest_that_is_none_is_refused(sha256):
     with pytest.raises(InputError, match="a sha256 must be 64 hexadecimal digits; got"):
-        Stated.of(restate(folder, sha256=sha256))
+        Stated((1,), sha256)
 
 
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
         (None, "must be stated by name"),
-        ([1], "must be stated by name"),
         ({"images": 3, "targets": 4}, "must be stated by name"),
         ({"images": {}}, "there are no targets"),
         ({"images": {}, "targets": {}, "weights": {}}, "only images, .* can be stated; got weights"),
         ({"images": {}, "targets": {}}, "a shape must be"),
     ],
 )
-def test_tensors_that_cannot_be_are_refused(tensors: Any, message: str) -> None:
+def test_tensors_that_cannot_be_are_refused(tensors, message):
     with pytest.raises(InputError, match=message):
         Stated.of({"tensors": tensors})
-    with pytest.raises(InputError, match="must be stated by name"):
-        Stated.of({})
 
 
 # Memory
@@ -514,45 +431,26 @@ def test_tensors_that_cannot_be_are_refused(tensors: Any, message: str) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-import torch
-from ssdd_hub.sets import distilled; from ssdd_hub.sets import parquet as shards
-from ssdd_hub.sets.folder import Stated; from ssdd_hub.record import read_metadata
-from ssdd_hub.pixel_space import PixelSpace
-what, folder = sys.argv[1], Path(sys.argv[2])
-if what == "save":
-    distilled.check_tensors = lambda *_: None  # whose own peak would hide that of saving
-    images, targets = torch.randn(10_000, 3, 64, 64), torch.randn(10_000, 512)
-    made = distilled.DistilledSet(images, targets, PixelSpace((0.5,) * 3, (0.2,) * 3))
-    import datasets
-    run = lambda: made.save(folder)
-else:
-    stated = Stated.of(read_metadata(folder))
-    verify = lambda *place: sum(1 for _ in shards.iter_tensors(*place))
-    run = lambda: {"read": shards.read_tensors, "verify": verify}[what](folder, stated)
+from ssdd_hub.sets.folder import Stated
+from ssdd_hub.sets.parquet import iter_tensors
+from ssdd_hub.record import read_metadata
+folder = Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-kept = run()
+for _ in iter_tensors(folder, Stated.of(read_metadata(folder))):
+    pass
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems count the memory of a process in other units")
-def test_half_a_gigabyte_is_saved_verified_and_read_in_little_memory(tmp_path: Path) -> None:
-    def measure(what: str) -> int:
-        command = [sys.executable, "-c", MEASURE, what, str(tmp_path / "set")]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-
-    size = 4 * 10_000 * (3 * 64 * 64 + 512)
-    # By measurement 245, 230 and 200 MB.
-    assert measure("save") < 350e6
-    assert len(files(tmp_path / "set")) == 3
-    assert measure("verify") < 300e6
-    assert measure("read") - size < 300e6
-    # The layout of a single row group, which older code wrote.
-    table = pa.concat_tables(pq.read_table(path) for path in sorted((tmp_path / "set/data").iterdir()))
-    for path in (tmp_path / "set/data").iterdir():
-        path.unlink()
-    pq.write_table(table, tmp_path / "set" / PARQUET, compression="zstd", use_dictionary=False)
-    assert pq.read_metadata(tmp_path / "set" / PARQUET).num_row_groups == 1
-    del table
-    assert measure("verify") < 300e6
+def test_half_a_gigabyte_in_one_row_group_is_verified_in_little_memory(tmp_path):
+    """The layout that older code wrote; tests/hub/test_hub_scale.py measures ours."""
+    folder = DistilledSet(torch.randn(10_000, 3, 64, 64), torch.randn(10_000, 512), RGB).save(tmp_path / "set")
+    table = pa.concat_tables(pq.read_table(folder / "data" / name) for name in files(folder))
+    shutil.rmtree(folder / "data")
+    (folder / "data").mkdir()
+    pq.write_table(table, folder / PARQUET, compression="zstd", use_dictionary=False)
+    assert pq.read_metadata(folder / PARQUET).num_row_groups == 1
+    done = subprocess.run([sys.executable, "-c", MEASURE, folder], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300e6

@@ -47,12 +47,7 @@ def test_a_run_is_described_by_all_that_its_set_depends_on(describe, small_teach
     assert teacher["weights_sha256"] == small_teacher().weights_sha256() and teacher["name"] == "small-0"
     assert described["student_pixel_space"] == {"mean": [0.3], "std": [0.4]}
     assert described["target_transform"]["kind"] == "standardise" and len(described["target_transform"]["mean"]) == 24
-    assert described["versions"] == describe_versions()
-
-
-def test_a_description_is_json(describe):
-    described = describe("--teacher.model-args", "{channels: [4, 8]}")
-    assert json.loads(json.dumps(described)) == described
+    assert described["versions"] == describe_versions() and json.loads(json.dumps(described)) == described
 
 
 def test_the_making_of_a_teacher_is_told_where_it_is_known(describe, small_teacher):
@@ -67,36 +62,20 @@ def test_the_making_of_a_teacher_is_told_where_it_is_known(describe, small_teach
     assert "hardware" not in described and "objective" not in describe()["teacher"]
 
 
-@pytest.mark.parametrize(
-    ("source", "teacher", "expected"),
-    [
-        ("mit", "mit", "mit"),
-        ("mit", "cc-by-nc-4.0", "cc-by-nc-4.0"),
-        ("unknown", "mit", "unknown"),
-        ("unknown", "unknown", "unknown"),
-    ],
-)
-def test_the_licence_is_derived_from_those_of_images_and_teacher(describe, small_teacher, source, teacher, expected):
-    teacher_of = small_teacher()
-    teacher_of.license = teacher
-    assert describe(teacher=teacher_of, license=source)["license"] == expected
+def test_the_licence_is_derived_from_those_of_images_and_teacher(describe, small_teacher):
+    teacher = small_teacher()
+    assert describe(teacher=teacher, license="mit")["license"] == "mit"
+    assert describe(teacher=teacher, license="unknown")["license"] == "unknown"
+    teacher.license = "cc-by-nc-4.0"
+    assert describe(teacher=teacher, license="mit")["license"] == "cc-by-nc-4.0"
 
 
-# Folders of somebody's machine
-
-
-@pytest.mark.parametrize("relative", [False, True])
-def test_of_a_data_folder_only_its_name_is_told(describe, tmp_path, monkeypatch, relative):
+@pytest.mark.parametrize("name", ["{here}/photos", "../{name}/photos", "~/photos"])
+def test_of_a_data_folder_only_its_name_is_told(describe, tmp_path, monkeypatch, name):
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
-    described = describe("--data.name", "../" + tmp_path.name + "/photos" if relative else str(tmp_path / "photos"))
-    assert described["source"]["name"] == described["settings"]["data"]["name"] == "photos"
-
-
-def test_a_folder_of_the_home_directory_is_no_exception(describe, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "pictures" / "photos").mkdir(parents=True)
-    described = describe("--data.name", "~/pictures/photos")
+    described = describe("--data.name", name.format(here=tmp_path, name=tmp_path.name))
     assert described["source"]["name"] == described["settings"]["data"]["name"] == "photos"
 
 
@@ -124,29 +103,14 @@ def test_no_absolute_path_is_told(describe, tmp_path, small_teacher):
     assert described["settings"]["data"]["config"] == "x"
 
 
-def test_the_command_is_what_was_typed_but_for_absolute_paths(describe, tmp_path):
-    described = describe(
-        *("--config", str(tmp_path / "default.yaml"), "--data.name", "../shared/data/cifar100"),
-        *("--data.split=train", "--output=/somewhere/else/run 1", "--distiller.lr-images", "1e-2"),
-        *("--student.model-args", "{widths: [4]}"),
-    )
-    assert shlex.split(described["command"]) == [
-        *("accelerate", "launch", "recipes/distill.py", "--config", "default.yaml"),
-        *("--data.name", "../shared/data/cifar100", "--data.split=train", "--output=run 1"),
-        *("--distiller.lr-images", "1e-2", "--student.model-args", "{widths: [4]}"),
-    ]
-
-
-def test_the_command_of_any_recipe_is_told(monkeypatch):
-    argv = ["--set", "/home/me/runs/a/distilled", "--target-args.cars.name=~/cars", "--references", "none,random"]
-    monkeypatch.setattr(sys, "argv", ["/home/me/clone/recipes/evaluate.py", *argv, f"--student-args.x={TOKEN}", "a b"])
+def test_the_command_is_what_was_typed_but_for_absolute_paths_and_tokens(monkeypatch):
+    argv = ["--set", "/home/me/runs/a/distilled", "--target-args.cars.name=~/cars", "--output=/somewhere/run 1"]
+    more = ["--data.name", "../shared/data/cifar100", "--references", "none,random", "--args", "{widths: [4]}"]
+    monkeypatch.setattr(sys, "argv", ["/home/me/clone/recipes/evaluate.py", *argv, *more, f"--student-args.x={TOKEN}"])
     assert shlex.split(describe_command()) == [
         *("accelerate", "launch", "recipes/evaluate.py", "--set", "distilled", "--target-args.cars.name=cars"),
-        *("--references", "none,random", "--student-args.x=<token>", "a b"),
+        *("--output=run 1", *more, "--student-args.x=<token>"),
     ]
-
-
-# Images that were chosen
 
 
 @pytest.fixture
@@ -199,32 +163,31 @@ def test_no_token_is_told_of_a_run(describe, small_teacher):
     assert shlex.split(described["command"])[-1] == "--data.revision=<token>"
 
 
-def test_no_token_is_told_of_a_training(tmp_path, monkeypatch):
+@pytest.fixture
+def describe_teacher(tmp_path, monkeypatch):
+    """Describes the training of a teacher by a recipe that was started with some arguments."""
     (tmp_path / "default.yaml").write_text("")
-    monkeypatch.setattr(sys, "argv", ["recipes/train_teacher.py", "--data.name", "a/b", "--data.revision", TOKEN])
-    described = describe_training(to_dict(parse_config(TrainTeacherConfig, tmp_path / "default.yaml")), SOURCE)
+
+    def describe(config, recipe, *argv):
+        monkeypatch.setattr(sys, "argv", [f"/home/me/clone/recipes/{recipe}", *argv])
+        return describe_training(to_dict(parse_config(config, tmp_path / "default.yaml")), SOURCE)
+
+    return describe
+
+
+def test_no_token_is_told_of_a_training(describe_teacher):
+    argv = ("--data.name", "a/b", "--data.revision", TOKEN)
+    described = describe_teacher(TrainTeacherConfig, "train_teacher.py", *argv)
     assert TOKEN not in json.dumps(described) and shlex.split(described["command"])[-1] == "<token>"
 
 
-# A teacher's own run
-
-
-def test_a_training_is_described_by_all_that_its_teacher_depends_on(tmp_path, monkeypatch):
-    (tmp_path / "default.yaml").write_text("")
-    argv = ["--objective", "vicreg", "--output", str(tmp_path / "out"), "--seed", "4"]
-    monkeypatch.setattr(sys, "argv", ["/home/me/clone/recipes/train_teacher.py", *argv])
-    config = to_dict(parse_config(TrainTeacherConfig, tmp_path / "default.yaml"))
-    described = describe_training(config, SOURCE)
-    assert (
-        described["command"] == "accelerate launch recipes/train_teacher.py --objective vicreg --output out --seed 4"
-    )
-    assert described["settings"].keys() == {"data", "teacher", "pretrain", "run", "seed"}
+def test_a_training_is_described_by_all_that_its_teacher_depends_on(describe_teacher, tmp_path):
+    argv = ("--objective", "vicreg", "--output", str(tmp_path / "out"), "--seed", "4")
+    described = describe_teacher(TrainTeacherConfig, "train_teacher.py", *argv)
+    command = "accelerate launch recipes/train_teacher.py --objective vicreg --output out --seed 4"
+    assert described["command"] == command
+    # That of a distillation, without what comes after it.
+    for settings in (described["settings"], describe_teacher(DistillConfig, "distill.py")["settings"]):
+        assert settings.keys() == {"data", "teacher", "pretrain", "run", "seed"}
     assert described["settings"]["pretrain"]["objective"] == "vicreg"
     assert (described["seed"], described["source"], described["license"]) == (4, SOURCE, "cc-by-4.0")
-
-
-def test_the_teacher_of_a_distillation_is_described_without_what_comes_after_it(tmp_path, monkeypatch):
-    (tmp_path / "default.yaml").write_text("")
-    monkeypatch.setattr(sys, "argv", ["recipes/distill.py"])
-    described = describe_training(to_dict(parse_config(DistillConfig, tmp_path / "default.yaml")), SOURCE)
-    assert described["settings"].keys() == {"data", "teacher", "pretrain", "run", "seed"}

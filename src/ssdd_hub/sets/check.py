@@ -1,4 +1,4 @@
-"""The linter of a distilled set: all that a folder can be asked without the network, and without trusting it."""
+"""The linter of a distilled set: offline checks of an untrusted folder."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,17 +12,9 @@ import torch
 from torch import Tensor
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.hub import licences
 from ssdd_hub.hub.download import is_set_file
-from ssdd_hub.hub.licences import (
-    UNKNOWN,
-    check_licence,
-    describe_licence,
-    is_non_commercial,
-    split_licences,
-    stated_licences,
-)
 from ssdd_hub.hub.markdown import one_line, paths_of_config, read_header
-from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import find_irregular, require_plain
 from ssdd_hub.record import (
     CARD_FILE,
@@ -36,11 +28,10 @@ from ssdd_hub.record import (
     write_metadata,
 )
 from ssdd_hub.sets.card import DATA_FILES, render_dataset_card
-from ssdd_hub.sets.folder import Stated, measure_range
+from ssdd_hub.sets.folder import MISTAKES, StatedSet, measure_range
 from ssdd_hub.sets.parquet import iter_tensors
 from ssdd_hub.sets.tensor_checks import check_student_space, check_tensors
 from ssdd_hub.statements import find_problems
-from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.text import blot_tokens, printable
 
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
@@ -50,12 +41,10 @@ _RECORDED = ("method", "settings", "seed", "source", "teacher", "use", "versions
 _RANGE_TOLERANCE = 1e-5  # of a pixel in [0, 1]; sums in another order differ by less
 _CLIP_TOLERANCE = 1e-3  # pixels at the very edge may fall to either side
 _PNG = b"\x89PNG\r\n\x1a\n"
-# What values of the wrong kind or size bring about where they are computed with.
-_MISTAKES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Finding(NamedTuple):
-    """Something that the linter found.
+    """A problem that the linter found.
 
     Attributes:
         level: `error`: the set cannot be published or trusted; `warning`: a reader will miss something.
@@ -75,18 +64,12 @@ _error, _warning = partial(Finding, "error"), partial(Finding, "warning")
 
 
 def check_folder(folder: str | Path) -> list[Finding]:
-    """Checks the folder of a distilled set: files, record, data, card and licence.
+    """Checks the untrusted folder of a distilled set: files, record, data, card and licence; errors come first.
 
     Tensors are read piece by piece, so that a set need not fit into memory. No code of the folder is run.
-
-    Args:
-        folder: The folder, of our making or of somebody else's.
-
-    Returns:
-        What was found, errors first; empty when all is well.
     """
     folder = Path(folder)
-    # Asked first, since a link or a device may give anything, and without end.
+    # Before anything is read, since a link may lead to a private file, and a device may give bytes without end.
     if links := list(_check_links(folder)):
         return links
     try:
@@ -115,11 +98,7 @@ def check_card(metadata: Mapping[str, Any], card: str) -> list[Finding]:
 
 
 def read_card(folder: Path) -> str:
-    """Reads the card of a set.
-
-    Raises:
-        InputError: There is none, it is larger than a card has reason to be, or no text.
-    """
+    """Reads the card of a set; raises an `InputError` if it is missing, a link, too large, or no text."""
     path = folder / CARD_FILE
     require_plain(folder, [CARD_FILE])
     if not path.is_file():
@@ -133,19 +112,13 @@ def read_card(folder: Path) -> str:
 
 
 def verify_folder(folder: Path) -> None:
-    """Checks that the tensors of a set are those that its record states.
-
-    Raises:
-        InputError: They are not, or it is no set.
-    """
-    metadata = read_metadata(folder)
-    errors = [*_check_data(folder, metadata), *_check_provenance(metadata)]
-    if errors:
-        raise InputError(f"{errors[0].place}: {errors[0].text}")
+    """Raises an `InputError` unless the tensors of a set are those that its record states."""
+    for finding in _check_data(folder, read_metadata(folder)):
+        raise InputError(f"{finding.place}: {finding.text}")
 
 
 def _check_links(folder: Path) -> Iterator[Finding]:
-    """Finds files of the set that are none, or lie elsewhere: what a link leads to would be published."""
+    """Finds links and devices among the files of the set: what a link leads to would be published."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if (name == "data" or is_set_file(name)) and (problem := find_irregular(folder, name)):
@@ -171,40 +144,36 @@ def _check_files(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]
 
 
 def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
-    """Reads all values once: shapes, checksums, pixel space, labels, views, range."""
+    """Reads all values once: shapes, checksums, pixel space, labels, views, range, target transform."""
     try:
-        stated = Stated.of(metadata)
-        yield from _check_range(metadata, measure_range(_iter_pixels(folder, metadata, stated)))
-        if "target_transform" in metadata:
-            # As text, since None would mean that any file will do.
-            require_plain(folder, [TRANSFORM_FILE])
-            sha256, width = str(metadata["target_transform"]["sha256"]), stated["targets"].shape[1]
-            given = TargetTransform.load(folder / TRANSFORM_FILE, sha256).width
-            if given != width:
-                raise InputError(f"{TRANSFORM_FILE} gives targets of width {given}, the set's have {width}")
+        stated = StatedSet.of(metadata)
+        space = section(metadata, "provenance").get("student_pixel_space")
+        check_student_space(space, stated.pixel_space.channels)
+        yield from _check_range(metadata, measure_range(_iter_pixels(folder, stated)))
+        transform, width = stated.load_transform(folder), stated.tensors["targets"].shape[1]
+        if transform is not None and transform.width != width:
+            raise InputError(f"{TRANSFORM_FILE} gives targets of width {transform.width}, the set's have {width}")
     except InputError as error:
         yield _error("data", str(error))
-    except _MISTAKES as error:
+    except MISTAKES as error:
         yield _error(METADATA_FILE, f"is incomplete ({error!r}): fetch or make the set again")
+    if not isinstance(metadata.get("provenance"), dict):
+        yield _error(METADATA_FILE, "has no provenance, an object: fetch or make the set again")
 
 
-def _iter_pixels(folder: Path, metadata: Mapping[str, Any], stated: Mapping[str, Stated]) -> Iterator[Tensor]:
-    """Yields the pixels of a set, of one piece after the other that `DistilledSet` takes."""
-    space, names = PixelSpace.from_dict(metadata["pixel_space"]), metadata["label_names"]
-    check_student_space(section(metadata, "provenance").get("student_pixel_space"), space.channels)
-    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise InputError(f"label_names must be a list of texts, or null; got {str(names)[:80]}")
-    for part in iter_tensors(folder, stated):
+def _iter_pixels(folder: Path, stated: StatedSet) -> Iterator[Tensor]:
+    """Yields the pixels of a set piece by piece, each of which `DistilledSet` would take."""
+    for part in iter_tensors(folder, stated.tensors):
         tensors = {name: torch.from_numpy(values) for name, values in part.items()}
-        check_tensors(tensors, space, names)
-        yield space.denormalise(tensors["images"])
+        check_tensors(tensors, stated.pixel_space, stated.label_names)
+        yield stated.pixel_space.denormalise(tensors["images"])
 
 
 def _check_range(metadata: Mapping[str, Any], measured: Mapping[str, Any]) -> Iterator[Finding]:
     least, greatest = metadata["pixel_range"]
     low, high = measured["pixel_range"]
     clipped, share = metadata["clip_fraction"], measured["clip_fraction"]
-    # Not the other way round, since NaN is neither more nor less than anything.
+    # `not <=` instead of `>`, since NaN compares as false.
     if not max(abs(least - low), abs(greatest - high)) <= _RANGE_TOLERANCE * max(1.0, abs(low), abs(high)):
         found = f"they are from {low:g} to {high:g} in its pixel space: the space or the range is wrong"
         yield _error(METADATA_FILE, f"states pixels from {least:g} to {greatest:g}, and {found}")
@@ -212,16 +181,9 @@ def _check_range(metadata: Mapping[str, Any], measured: Mapping[str, Any]) -> It
         yield _error(METADATA_FILE, f"states the clip_fraction {clipped:g}, and it is {share:g}")
 
 
-def _check_provenance(metadata: Mapping[str, Any]) -> Iterator[Finding]:
-    if not isinstance(metadata.get("provenance"), dict):
-        yield _error(METADATA_FILE, "has no provenance, an object: fetch or make the set again")
-
-
 def _check_record(metadata: Mapping[str, Any]) -> Iterator[Finding]:
-    yield from _check_provenance(metadata)
     provenance = section(metadata, "provenance")
-    for problem in find_problems(provenance):
-        yield _error(METADATA_FILE, f"states what nobody should use: {problem}")
+    yield from find_unusable(METADATA_FILE, provenance)
     scores = provenance.get("scores") or []
     if not isinstance(scores, list) or not all(isinstance(record, dict) for record in scores):
         yield _error(METADATA_FILE, "its scores must be a list of the records of a scores.json")
@@ -230,13 +192,24 @@ def _check_record(metadata: Mapping[str, Any]) -> Iterator[Finding]:
         yield _warning(METADATA_FILE, f"does not record {', '.join(missing)}")
     if not scores:
         yield _warning(METADATA_FILE, "records no scores: evaluate the set, or pass their file")
-    licence = str(provenance.get("license") or UNKNOWN)
-    if split_licences(licence) == [UNKNOWN]:
+    if licences.split_licences(str(provenance.get("license") or licences.UNKNOWN)) == [licences.UNKNOWN]:
         yield _warning(METADATA_FILE, "the licence is unknown: state one if you may")
     try:
-        check_licence(licence, licence_parts(provenance), provenance.get("license_reason"))
+        check_set_licence(provenance)
     except InputError as error:
         yield _error(METADATA_FILE, str(error))
+
+
+def find_unusable(place: str, stated: Mapping[str, Any]) -> Iterator[Finding]:
+    """Finds what a record states and must not be used, such as arguments that make timm load something else."""
+    for problem in find_problems(stated):
+        yield _error(place, f"states what nobody should use: {problem}")
+
+
+def check_set_licence(provenance: Mapping[str, Any]) -> None:
+    """Raises an `InputError` for a licence freer than those of source and teacher for which no reason is stated."""
+    parts = {name: str(section(provenance, name).get("license") or licences.UNKNOWN) for name in ("source", "teacher")}
+    licences.check_licence(str(provenance.get("license") or licences.UNKNOWN), parts, provenance.get("license_reason"))
 
 
 def _check_text(metadata: Mapping[str, Any]) -> Iterator[Finding]:
@@ -246,14 +219,8 @@ def _check_text(metadata: Mapping[str, Any]) -> Iterator[Finding]:
             write_metadata(Path(scratch), metadata)
         render_dataset_card(metadata, "owner/name")
         yield from _check_secrets(METADATA_FILE, dump_metadata(metadata))
-    except _MISTAKES as error:
+    except MISTAKES as error:
         yield _error(METADATA_FILE, f"cannot be published ({error!r}): fetch or make the set again")
-
-
-def licence_parts(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the licences of what a set is derived from, by the name of the part."""
-    parts = {name: section(provenance, name).get("license") for name in ("source", "teacher")}
-    return {name: str(licence or UNKNOWN) for name, licence in parts.items()}
 
 
 def _check_header(metadata: Mapping[str, Any], card: str) -> Iterator[Finding]:
@@ -265,27 +232,21 @@ def _check_header(metadata: Mapping[str, Any], card: str) -> Iterator[Finding]:
     missing = [name for name in _CARD_FIELDS if not header.get(name)]
     if missing:
         yield _error(CARD_FILE, f"its YAML lacks {', '.join(missing)}: render the card again")
-    yield from _check_configs(header.get("configs"))
-    recorded = str(section(metadata, "provenance").get("license") or UNKNOWN)
-    stated, rendered = stated_licences(header), stated_licences(describe_licence(recorded))
-    if set(split_licences(stated)) != set(split_licences(rendered)):
-        freer = is_non_commercial(recorded) and not is_non_commercial(stated)
-        text = f"its YAML says license {stated[:80]}, and {METADATA_FILE} {recorded[:80]}: render it again"
-        yield Finding("error" if freer else "warning", CARD_FILE, text)
-
-
-def _check_configs(configs: Any) -> Iterator[Finding]:
-    entries = configs if isinstance(configs, list) else []
+    entries = header["configs"] if isinstance(header.get("configs"), list) else []
     if not any(isinstance(entry, dict) and entry.get("config_name") == "default" for entry in entries):
         yield _error(CARD_FILE, "its YAML has no default config: render the card again")
     # All configs, since any of them can be made the one that is loaded by default. A pattern is compared and not
-    # tried: what somebody else wrote there may name anything, and take for ever.
+    # tried: an untrusted pattern may match anything, and take for ever.
     for path in (path for entry in entries for path in paths_of_config(entry)):
         if path != DATA_FILES:
-            text = (
-                f"its YAML must name the data files {DATA_FILES} alone, got {repr(path)[:80]}: render the card again"
-            )
-            yield _error(CARD_FILE, text)
+            named = f"its YAML must name the data files {DATA_FILES} alone, got {repr(path)[:80]}"
+            yield _error(CARD_FILE, f"{named}: render the card again")
+    recorded = str(section(metadata, "provenance").get("license") or licences.UNKNOWN)
+    stated, rendered = licences.stated_licences(header), licences.stated_licences(licences.describe_licence(recorded))
+    if set(licences.split_licences(stated)) != set(licences.split_licences(rendered)):
+        freer = licences.is_non_commercial(recorded) and not licences.is_non_commercial(stated)
+        text = f"its YAML says license {stated[:80]}, and {METADATA_FILE} {recorded[:80]}: render it again"
+        yield Finding("error" if freer else "warning", CARD_FILE, text)
 
 
 def _check_secrets(place: str, text: str) -> Iterator[Finding]:

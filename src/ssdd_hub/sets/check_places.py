@@ -10,20 +10,18 @@ from ssdd_hub.plain_files import find_irregular
 from ssdd_hub.plain_yaml import load_plain_yaml
 from ssdd_hub.record import METADATA_FILE, read_metadata, section
 from ssdd_hub.runs.own_runs import LARGEST_CONFIG, is_own_run
-from ssdd_hub.sets.check import PICKLES, Finding, check_folder
-from ssdd_hub.statements import find_problems
+from ssdd_hub.sets.check import PICKLES, Finding, check_folder, find_unusable
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "config.json"
 
 
 def check_place(folder: str | Path) -> list[Finding]:
-    """Checks a folder by what it holds: a set, a teacher or student in timm's layout, or a run.
+    """Checks an untrusted folder by what it holds: a set, a teacher or student in timm's layout, or a run.
 
-    Args:
-        folder: The folder, of our making or of somebody else's. Nothing of it is run, and no link in it is followed.
+    Nothing of it is run, and no link in it is followed.
 
     Returns:
-        What was found, errors first; empty when all is well. Of a run, places are seen from its folder.
+        What was found, errors first; of a run, places are relative to its folder.
     """
     folder = Path(folder)
     # By the data first, so that a file more does not make a set something else.
@@ -55,13 +53,12 @@ def _check_model(folder: Path) -> Iterator[Finding]:
     names = sorted(path.name for path in folder.iterdir())
     irregular = {name: problem for name in names if (problem := find_irregular(folder, name))}
     yield from (Finding("error", name, problem) for name, problem in irregular.items())
-    for name in names:
-        if Path(name).suffix.lower() in PICKLES:
-            yield Finding("warning", name, "a file of this kind may run code when it is loaded: use safetensors")
+    pickles = [name for name in names if Path(name).suffix.lower() in PICKLES]
+    text = "a file of this kind may run code when it is loaded: use safetensors"
+    yield from (Finding("warning", name, text) for name in pickles)
     if irregular:
         return
-    for problem in find_config_problems(folder / MODEL_FILE):
-        yield Finding("error", MODEL_FILE, problem)
+    yield from (Finding("error", MODEL_FILE, problem) for problem in find_config_problems(folder / MODEL_FILE))
     if not (folder / METADATA_FILE).is_file():
         yield Finding("warning", METADATA_FILE, "is missing: nothing tells how the model was made")
         return
@@ -71,8 +68,7 @@ def _check_model(folder: Path) -> Iterator[Finding]:
         yield Finding("error", METADATA_FILE, str(error))
         return
     stated = {**section(record, "provenance"), "teacher": section(record, "teacher")}
-    for problem in find_problems(stated):
-        yield Finding("error", METADATA_FILE, f"states what nobody should use: {problem}")
+    yield from find_unusable(METADATA_FILE, stated)
 
 
 def _check_run(folder: Path) -> Iterator[Finding]:
@@ -100,5 +96,4 @@ def _check_config(path: Path) -> Iterator[Finding]:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         yield Finding("error", path.name, f"is not that of a run ({str(error)[:200]})")
         return
-    for problem in find_problems({"settings": config, "seed": config.get("seed", 0)}):
-        yield Finding("error", path.name, f"states what nobody should use: {problem}")
+    yield from find_unusable(path.name, {"settings": config, "seed": config.get("seed", 0)})

@@ -1,9 +1,10 @@
-"""The distilled set: images, targets, the pixel space that gives the images a meaning, and where they come from."""
+"""The distilled set: images, targets, their pixel space and their provenance."""
 
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,11 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.files import replaced_folder
 from ssdd_hub.hub.download import fetch_set
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.plain_files import require_plain
 from ssdd_hub.record import CARD_FILE, FORMAT_VERSION, METADATA_FILE, TRANSFORM_FILE, read_metadata, write_metadata
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets import parquet
 from ssdd_hub.sets.card import render_dataset_card
-from ssdd_hub.sets.folder import COLUMNS, Stated
+from ssdd_hub.sets.folder import COLUMNS, MISTAKES, StatedSet, describe_tensor, measure_range, split_rows
 from ssdd_hub.sets.publish import MESSAGE, push_set
 from ssdd_hub.sets.tensor_checks import check_student_space, check_tensors
 from ssdd_hub.targets.transform import TargetTransform
@@ -31,18 +31,18 @@ class DistilledSet:
     """M images with a target vector each, on which a network is pre-trained by regression.
 
     Attributes:
-        images: `(M, C, H, W)`, float32, finite, in `pixel_space`; `C` is 1 or 3. Their pixels may lie outside [0, 1].
+        images: `(M, C, H, W)`, float32, finite, in `pixel_space`; `C` is 1 or 3. Pixels may lie outside [0, 1].
         targets: `(M, D)`, float32, finite.
         pixel_space: The space of the images.
         labels: `(M,)`, int64, or None. With `label_names`, -1 stands for an unknown class.
         provenance: How the set was made, as JSON: tuples become lists, paths and arrays of one value become plain
-            values, numbers that are not finite become None, and Hub tokens are blotted out.
+            values, numbers that are not finite become None, and Hub tokens are redacted.
         label_names: Names of the classes, or None.
-        target_transform: What made the targets of the teacher's features: its `inverse` maps what a student gives back
+        target_transform: The map from the teacher's features to the targets, whose `inverse` maps a student's outputs
             to features. None when the targets are features.
         views: `(M, K, 3)`, int64, or None: crop offsets and flip of `K` views of each image, as from
-            `augment.draw_views`. Black fills up what a crop lacks.
-        view_targets: `(M, K, D)`, float32, finite: the targets of the views. Views have targets, and only they.
+            `augment.draw_views`; what a crop lacks is black.
+        view_targets: `(M, K, D)`, float32, finite: the targets of the views, given with them or not at all.
 
     Raises:
         InputError: The parts do not fit together, or hold NaN or infinite values.
@@ -73,7 +73,6 @@ class DistilledSet:
         return f"DistilledSet(images={images}, targets={targets}, method={self.provenance.get('method')!r})"
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Returns the tensors that there are, by name."""
         tensors = {name: getattr(self, name) for name in COLUMNS}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
@@ -82,37 +81,32 @@ class DistilledSet:
         return TensorDataset(self.images, self.targets)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes a folder that `datasets.load_dataset(folder, split="train")` reads.
+        """Writes a folder that `datasets.load_dataset(folder, split="train")` reads; it appears whole or not at all.
 
-        The folder appears whole or not at all; a distilled set that was there is replaced. Package versions join the
-        provenance on disk when it states none.
+        Package versions join the provenance on disk when it states none.
 
         Args:
-            folder: The place, free or taken by a distilled set; its parents are created.
+            folder: The place, free or taken by a distilled set, which is replaced; its parents are created.
 
         Raises:
             InputError: The place is taken by something other than a distilled set.
         """
-        # `datasets` cannot load ".", so the card names the folder as seen from its parent.
-        return self._save(Path(folder), location=Path(folder).resolve().name)
-
-    def _save(self, folder: Path, location: str) -> Path:
-        tensors = self._tensors()
+        folder, tensors = Path(folder), self._tensors()
         metadata = {
             "format_version": FORMAT_VERSION,
-            "tensors": parquet.describe_tensors(tensors),
+            "tensors": {name: describe_tensor(tensor) for name, tensor in tensors.items()},
             "pixel_space": self.pixel_space.to_dict(),
-            **parquet.measure_range(self.images, self.pixel_space),
+            **measure_range(self.pixel_space.denormalise(part) for part in split_rows(self.images)),
             "label_names": self.label_names,
             "provenance": {"versions": describe_versions(), **_to_json(self.provenance, "provenance")},
         }
         with replaced_folder(folder) as new:
             parquet.write_tensors(new, tensors, self.pixel_space, self.label_names)
             if self.target_transform is not None:
-                path = new / TRANSFORM_FILE
-                metadata["target_transform"] = {"sha256": self.target_transform.save(path)}
+                metadata["target_transform"] = {"sha256": self.target_transform.save(new / TRANSFORM_FILE)}
             write_metadata(new, metadata)
-            (new / CARD_FILE).write_text(render_dataset_card(metadata, location), encoding="utf-8")
+            # `datasets` cannot load ".", so the card names the folder as seen from its parent.
+            (new / CARD_FILE).write_text(render_dataset_card(metadata, folder.resolve().name), encoding="utf-8")
         return folder
 
     @classmethod
@@ -125,32 +119,17 @@ class DistilledSet:
         folder = Path(folder)
         metadata = read_metadata(folder)
         try:
-            pixel_space = PixelSpace.from_dict(metadata["pixel_space"])
-            names, provenance = list(metadata["label_names"] or ()), dict(metadata["provenance"])
-            if not all(isinstance(name, str) for name in names):
-                raise TypeError(f"label_names must be texts, got {str(names)[:80]}")
-            stated = Stated.of(metadata)
-            # As text, since None would mean that there is none.
-            transform_sha256 = str(metadata["target_transform"]["sha256"]) if "target_transform" in metadata else None
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            stated, provenance = StatedSet.of(metadata), dict(metadata["provenance"])
+        except MISTAKES as error:
             raise InputError(
                 f"{folder / METADATA_FILE} is incomplete ({error!r}): fetch or make the set again"
             ) from error
-        tensors = parquet.read_tensors(folder, stated)
-        transform = None
-        if transform_sha256 is not None:
-            require_plain(folder, [TRANSFORM_FILE])
-            transform = TargetTransform.load(folder / TRANSFORM_FILE, transform_sha256)
         return cls(
-            tensors["images"],
-            tensors["targets"],
-            pixel_space,
-            labels=tensors.get("labels"),
+            **parquet.read_tensors(folder, stated.tensors),
+            pixel_space=stated.pixel_space,
             provenance=provenance,
-            label_names=names or None,
-            target_transform=transform,
-            views=tensors.get("views"),
-            view_targets=tensors.get("view_targets"),
+            label_names=stated.label_names,
+            target_transform=stated.load_transform(folder),
         )
 
     @property
@@ -174,7 +153,7 @@ class DistilledSet:
 
         Args:
             repo_id: `owner/name`, or a name in your own namespace; created when there is none.
-            private: Whether a repository created here is private; one that is there must be so already.
+            private: Whether a repository created here is private; an existing one must be so already.
             revision: A branch, created when there is none; the main one by default.
             create_pr: Whether to offer the set as a pull request instead.
             tag: Name of the tag; by default `set-` and eight digits made of the contents, none for a pull request.
@@ -185,26 +164,22 @@ class DistilledSet:
             The sha of the commit, which `from_pretrained(repo_id, revision=...)` takes.
 
         Raises:
-            InputError: The licence will not do, there is no token that may write, the repository holds something else,
-                somebody else published meanwhile, or the Hub cannot be reached or gives back what was not sent.
+            InputError: The licence is refused, no token may write, the repository holds something else or changed
+                meanwhile, or the Hub cannot be reached or gives back other bytes than were sent.
         """
         how = {"private": private, "revision": revision, "create_pr": create_pr, "tag": tag}
         with tempfile.TemporaryDirectory(prefix="ssdd-hub-push-") as scratch:
-            folder = self._save(Path(scratch, "set"), location=repo_id)
+            folder = self.save(Path(scratch, "set"))
             return push_set(folder, repo_id, token=token, message=commit_message, **how).commit
 
     @classmethod
     def from_pretrained(
-        cls,
-        repo_id_or_folder: str | Path,
-        revision: str | None = None,
-        token: str | bool | None = None,
+        cls, repo_id_or_folder: str | Path, revision: str | None = None, token: str | bool | None = None
     ) -> "DistilledSet":
-        """Loads a set from a folder, or else from a dataset repository of the Hub.
+        """Loads a set from a folder, or else from a dataset repository of the Hub through the client's cache.
 
-        What was fetched before is taken from the client's cache, also when the Hub cannot be reached. Nothing but the
-        set's own files is fetched, none of them holds code, and the tensors are checked against their sha256; a
-        damaged download is fetched once more.
+        Only the set's own files are fetched, none of which holds code; the tensors are checked against their sha256,
+        and a damaged download is fetched once more.
 
         Args:
             repo_id_or_folder: A folder that exists, or `owner/name`.
@@ -222,11 +197,11 @@ class DistilledSet:
 
 
 def _to_json(value: Any, path: str) -> Any:
-    """Returns the value as JSON holds it; `path` says where in the provenance it stands."""
+    """Returns a value as JSON holds it; `path` is its place in the provenance, for errors."""
     if isinstance(value, Mapping):
-        strangers = [key for key in value if not isinstance(key, str)]
-        if strangers:
-            raise InputError(f"keys of {path} must be strings to be stored as JSON; got {strangers[0]!r}")
+        for key in value:
+            if not isinstance(key, str):
+                raise InputError(f"keys of {path} must be strings to be stored as JSON; got {key!r}")
         return {key: _to_json(part, f"{path}.{key}") for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_to_json(part, f"{path}[{index}]") for index, part in enumerate(value)]
@@ -237,7 +212,7 @@ def _to_json(value: Any, path: str) -> Any:
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        return float(value) if value - value == 0 else None
+        return float(value) if isfinite(value) else None
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         return _to_json(value.item(), path)
     raise InputError(

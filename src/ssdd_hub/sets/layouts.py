@@ -4,15 +4,16 @@ A file is never trusted with code, size or shape: `torch.load` with `weights_onl
 with what it gives.
 """
 
-import hashlib
+import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils.sha import sha_fileobj
 from torch import Tensor
 
 from ssdd_hub.errors import InputError
@@ -27,7 +28,7 @@ NAMES = {
     "images": ("x_syn", "images", "image_syn", "syn_images", "image_tensor", "x"),
     "targets": ("y_syn", "targets", "labels", "label_syn", "soft_labels", "y"),
 }
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _IMAGENET = PixelSpace((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # The std of both codes, narrower than that of all pixels (0.2470, 0.2435, 0.2616).
@@ -36,45 +37,48 @@ _NARROW_CIFAR10 = PixelSpace((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 
 @dataclass(frozen=True)
 class Layout:
-    """What some code calls the files of a distilled set, and what it takes their values for.
+    """The file names of another code's distilled sets, and how it reads their values.
 
     Attributes:
         images: Name of the file of images; `{step}` stands for a number or `best`.
         targets: Name of the file of targets.
-        rate: Name of the file of the learning rate to pre-train with, or None.
-        method: What made such a set, for its provenance.
-        raw_images: Whether the code keeps its images as pixels in [0, 1], so that no other space needs to be stated.
+        method: The method of such a set, for its provenance.
         real_spaces: The space in which the code feeds real images to the same networks, by their dataset.
         citation: The paper.
         url: The code.
+        rate: Name of the file of the learning rate to pre-train with, or None.
+        raw_images: Whether images are pixels in [0, 1], so that no other space needs to be stated.
     """
 
     images: str
     targets: str
-    rate: str | None
     method: str
-    raw_images: bool
     real_spaces: Mapping[str, PixelSpace]
     citation: str
     url: str
+    rate: str | None = None
+    raw_images: bool = False
 
     def files(self, step: str = "1000") -> dict[str, str]:
         """Returns the names of the two files, by default of the step that MKDT's evaluation reads by default."""
         return {"images": self.images.format(step=step), "targets": self.targets.format(step=step)}
 
-    def find_step(self, name: str) -> str | None:
-        """Returns the step in the name of a file of this layout, and None for any other name."""
-        for pattern in (self.images, self.targets):
-            if match := re.fullmatch(re.escape(pattern).replace(r"\{step\}", r"([0-9]{1,12}|best)"), name):
-                return (match.groups() or ("",))[0]
-        return None
+    def find_steps(self, folder: Path, names: Iterable[str]) -> list[str]:
+        """Returns the steps that file names state and of which the folder has both files, the highest last."""
+        step = "([0-9]{1,12}|best)"
+        patterns = [re.escape(name).replace(r"\{step\}", step) for name in (self.images, self.targets)]
+        matches = [re.fullmatch(pattern, name) for name in names for pattern in patterns]
+        steps = {(match.groups() or ("",))[0] for match in matches if match}
+        whole = [step for step in steps if all((folder / name).is_file() for name in self.files(step).values())]
+        return sorted(whole, key=lambda step: int(step) if step.isdigit() else -1)
 
 
 LAYOUTS: dict[str, Layout] = {
+    # The images start as raw pixels and are fed to networks as they are, also to the pre-trained ones. The real images
+    # of the transfer are normalised: pre-training and fine-tuning then see different spaces.
     "krr-st": Layout(
         images="x_syn.pt",
         targets="y_syn.pt",
-        rate=None,
         method="krr-st",
         raw_images=True,
         real_spaces={
@@ -86,12 +90,12 @@ LAYOUTS: dict[str, Layout] = {
         citation="Lee et al., Self-Supervised Dataset Distillation for Transfer Learning, ICLR 2024, arXiv 2310.06511",
         url="https://github.com/db-Lee/selfsup_dd",
     ),
+    # Images, and the real ones, are normalised by mean and std of their dataset; the learning rate is learned.
     "mkdt": Layout(
         images="images_{step}.pt",
         targets="labels_{step}.pt",
         rate="synlr_{step}.pt",
         method="mkdt",
-        raw_images=False,
         real_spaces={
             "cifar10": _NARROW_CIFAR10,
             "cifar100": PixelSpace((0.5071, 0.4865, 0.4409), (0.2009, 0.1984, 0.2023)),
@@ -100,17 +104,16 @@ LAYOUTS: dict[str, Layout] = {
         citation="Joshi et al., Dataset Distillation via Knowledge Distillation, ICLR 2025, arXiv 2410.02116",
         url="https://github.com/BigML-CS-UCLA/MKDT",
     ),
+    # Images are used as they are, sorted by class, the same number of each; real ones are normalised, or whitened
+    # with `use_zca`, which no pixel space describes. Targets are scores of classes, never features of a teacher.
     "dd-ranking": Layout(
         images="images.pt",
         targets="labels.pt",
         rate="lr.pt",
         method="unknown",
-        raw_images=False,
         real_spaces={
-            "cifar10": _NARROW_CIFAR10,
-            "cifar100": _NARROW_CIFAR10,
-            "tinyimagenet": _IMAGENET,
-            "imagenet": _IMAGENET,
+            **dict.fromkeys(("cifar10", "cifar100"), _NARROW_CIFAR10),
+            **dict.fromkeys(("tinyimagenet", "imagenet"), _IMAGENET),
         },
         citation="Li et al., DD-Ranking: Rethinking the Evaluation of Dataset Distillation, arXiv 2505.13300",
         url="https://github.com/NUS-HPC-AI-Lab/DD-Ranking",
@@ -120,58 +123,53 @@ LAYOUTS: dict[str, Layout] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Where the two tensors of a set are.
-
-    Attributes:
-        layout: One of `LAYOUTS`.
-        folder: The folder of the files.
-        files: The name of the file of `images` and of `targets`; in a file that holds both the same.
-        rate: Name of the file of the learning rate where there is one.
-    """
+    """The files of the two tensors of a set, the same name twice where one holds both, and of the learning rate."""
 
     layout: str
     folder: Path
     files: Mapping[str, str]
     rate: str | None = None
 
+    @property
+    def is_one_file(self) -> bool:
+        """Whether one file holds both tensors."""
+        return len(set(self.files.values())) == 1
+
+    @property
+    def names(self) -> list[str]:
+        """All files, each once, in alphabetical order."""
+        return sorted({*self.files.values(), *filter(None, [self.rate])})
+
+    def require_plain(self, *others: str) -> None:
+        """Raises an `InputError` for links, FIFOs and devices among the files and others beside them."""
+        # A single file of both tensors was named by the caller, who may reach it by a link.
+        require_plain(self.folder, [*({} if self.is_one_file else self.names), *others])
+
 
 def get_layout(name: str) -> Layout:
-    """Returns an entry of `LAYOUTS`.
-
-    Raises:
-        InputError: There is none of this name.
-    """
+    """Returns an entry of `LAYOUTS`; raises an `InputError` where there is none of this name."""
     if name not in LAYOUTS:
         raise InputError(f"a layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
     return LAYOUTS[name]
 
 
-def holds_pair(folder: Path) -> bool:
-    """Whether a folder holds both files of some layout; none is opened."""
-    return any(_steps(folder, layout) for layout in LAYOUTS.values())
-
-
 def find_pair(path: Path, layout: str) -> Pair:
-    """Finds the two files by their names; of several steps the highest.
+    """Finds the two files by their names, of several steps the highest, in a folder or beside one of them.
 
-    Args:
-        path: A folder with both files, one of them, or a file that holds both tensors.
-        layout: One of `LAYOUTS`, or `auto`, which a file that holds both tensors cannot have.
-
-    Raises:
-        InputError: There is no such path, or not exactly one pair there.
+    With a layout other than `auto`, a file of any name can hold both tensors. Raises an `InputError` unless there is
+    exactly one pair.
     """
     known = LAYOUTS if layout == "auto" else {layout: get_layout(layout)}
-    if path.is_dir():
-        pairs = [_pair(name, path, step) for name, entry in known.items() for step in _steps(path, entry)[-1:]]
-    elif path.is_file():
-        named = [(name, entry.find_step(path.name)) for name, entry in known.items()]
-        pairs = [_pair(name, path.parent, step) for name, step in named if step is not None]
-        pairs = [pair for pair in pairs if _are_files(path.parent, pair.files)]
-        if not pairs and layout != "auto":
-            pairs = [Pair(layout, path.parent, dict.fromkeys(NAMES, path.name))]
-    else:
+    if not path.is_dir() and not path.is_file():
         raise InputError(f"there is neither a folder nor a file {path}")
+    folder, names = (path, os.listdir(path)) if path.is_dir() else (path.parent, [path.name])
+    pairs = []
+    for name, entry in known.items():
+        for step in entry.find_steps(folder, names)[-1:]:
+            rate = entry.rate and entry.rate.format(step=step)
+            pairs.append(Pair(name, folder, entry.files(step), rate if rate and (folder / rate).is_file() else None))
+    if not pairs and path.is_file() and layout != "auto":
+        pairs = [Pair(layout, folder, dict.fromkeys(NAMES, path.name))]
     if len(pairs) != 1:
         wanted = "; ".join(" and ".join(entry.files("STEP").values()) for entry in known.values())
         raise InputError(
@@ -181,63 +179,33 @@ def find_pair(path: Path, layout: str) -> Pair:
     return pairs[0]
 
 
-def _pair(name: str, folder: Path, step: str) -> Pair:
-    layout = LAYOUTS[name]
-    rate = None if layout.rate is None else layout.rate.format(step=step)
-    return Pair(name, folder, layout.files(step), rate if rate and (folder / rate).is_file() else None)
-
-
-def _steps(folder: Path, layout: Layout) -> list[str]:
-    """Returns the steps of which both files are there, the highest last."""
-    steps = {layout.find_step(entry.name) for entry in folder.iterdir()}
-    whole = [step for step in steps if step is not None and _are_files(folder, layout.files(step))]
-    return sorted(whole, key=lambda step: int(step) if step.isdigit() else -1)
-
-
-def _are_files(folder: Path, files: Mapping[str, str]) -> bool:
-    return all((folder / name).is_file() for name in files.values())
-
-
 def read_pair(pair: Pair) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads the two tensors, on the CPU and without gradients.
+    """Reads `images` and `targets`, on the CPU and without gradients, and records what was read.
 
-    Returns:
-        `images`, float32, and `targets`, float32 too unless they are whole numbers in one dimension, which can only be
-        classes; and a record of what was read: `files` with their sha256, `conversions`, and `learning_rate` where the
-        pair has one.
-
-    Raises:
-        InputError: A file is damaged, too large or holds code, or a tensor is missing, too large, not of
-            floating-point numbers, not finite, or beyond float32.
+    Both are float32, unless the targets are whole numbers in one dimension, which can only be classes. The record has
+    `files` with their sha256, `conversions`, and `learning_rate` where the pair has one. Raises an `InputError` for a
+    file that is damaged, too large or holds code, and a tensor that is missing, too large or not of finite float32.
     """
-    require_plain_pair(pair)
-    record: dict[str, Any] = {"files": {}, "conversions": []}
-    contents = {}
-    for name in sorted({*pair.files.values(), *filter(None, [pair.rate])}):
-        contents[name], record["files"][name] = _read_file(pair.folder / name)
+    pair.require_plain()
+    read = {name: _read_file(pair.folder / name) for name in pair.names}
+    record: dict[str, Any] = {"files": {name: sha256 for name, (_, sha256) in read.items()}, "conversions": []}
     tensors = {}
     for index, (part, name) in enumerate(pair.files.items()):
-        content = contents[name]
+        content = read[name][0]
         if isinstance(content, list | tuple):
             # One entry; or both, in this order, in a file that holds both.
-            both = len(set(pair.files.values())) == 1
-            content = content[index if both else 0] if len(content) == 1 + both else None
+            content = content[index if pair.is_one_file else 0] if len(content) == 1 + pair.is_one_file else None
         elif isinstance(content, Mapping):
             usual = [key for key in NAMES[part] if key in content]
             content = content[usual[0]] if len(usual) == 1 else None
-        tensor = _check_plain(content, part, name)
-        is_classes = part == "targets" and tensor.ndim == 1 and tensor.dtype in INTEGERS
-        tensors[part] = tensor if is_classes else _to_float32(tensor, part, name, record["conversions"])
+        tensors[part] = _to_plain(content, part, name, record["conversions"])
     if pair.rate is not None:
-        record["learning_rate"] = _read_rate(contents[pair.rate], pair.rate)
+        rate = read[pair.rate][0]
+        number = rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate
+        if not isinstance(number, int | float) or not 0 < number < float("inf"):
+            raise InputError(f"{pair.rate} must hold one learning rate above 0: correct or remove it")
+        record["learning_rate"] = float(number)
     return tensors, record
-
-
-def require_plain_pair(pair: Pair, *others: str) -> None:
-    """Raises an `InputError` for links, FIFOs and devices among the files of a pair and others beside it."""
-    # A single file of both tensors was named by the caller, who may reach it by a link.
-    names = pair.files.values() if len(set(pair.files.values())) > 1 else ()
-    require_plain(pair.folder, [*names, *filter(None, [pair.rate]), *others])
 
 
 def _read_file(path: Path) -> tuple[Any, str]:
@@ -245,11 +213,9 @@ def _read_file(path: Path) -> tuple[Any, str]:
     try:
         check_size(path)
         with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while part := file.read(2**20):
-                digest.update(part)
+            digest = sha_fileobj(file).hex()
             file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True), digest.hexdigest()
+            return torch.load(file, map_location="cpu", weights_only=True), digest
     except InputError:
         raise
     except Exception as error:  # the unpickler raises its own kind, and on garbage whatever the garbage leads to
@@ -270,7 +236,8 @@ def check_size(path: Path, most: int | None = None) -> None:
         raise InputError(f"{path} is too large: it has {size} bytes, and at most {most} are read")
 
 
-def _check_plain(content: Any, part: str, name: str) -> Tensor:
+def _to_plain(content: Any, part: str, name: str, conversions: list[str]) -> Tensor:
+    """Returns plain float32 numbers, or classes, and notes a conversion."""
     if not isinstance(content, Tensor):
         raise InputError(f"{name} must hold the {part} as a tensor, or one tensor named {', '.join(NAMES[part])}")
     if content.is_nested or content.layout != torch.strided or content.device.type != "cpu" or content.is_quantized:
@@ -278,10 +245,9 @@ def _check_plain(content: Any, part: str, name: str) -> Tensor:
     # Before anything is done with it: a view can repeat one number without end.
     if content.numel() * max(4, content.element_size()) > MAX_BYTES:
         raise InputError(f"the {part} in {name} are too large: {tuple(content.shape)} is more than {MAX_BYTES} bytes")
-    return content.detach().resolve_neg()
-
-
-def _to_float32(tensor: Tensor, part: str, name: str, conversions: list[str]) -> Tensor:
+    tensor = content.detach().resolve_neg()
+    if part == "targets" and tensor.ndim == 1 and tensor.dtype in _INTEGERS:
+        return tensor
     if tensor.dtype not in _FLOATS:
         raise InputError(f"the {part} in {name} must be floating-point, got {tensor.dtype}: convert and save them")
     if not tensor.isfinite().all():
@@ -292,10 +258,3 @@ def _to_float32(tensor: Tensor, part: str, name: str, conversions: list[str]) ->
     if tensor.dtype != torch.float32:
         conversions.append(f"{part} from {str(tensor.dtype).removeprefix('torch.')} to float32")
     return values
-
-
-def _read_rate(content: Any, name: str) -> float:
-    number = content.item() if isinstance(content, Tensor) and content.numel() == 1 else content
-    if not isinstance(number, int | float) or not 0 < number < float("inf"):
-        raise InputError(f"{name} must hold one learning rate above 0: mend or remove it")
-    return float(number)

@@ -1,15 +1,13 @@
 """The tensors of a distilled set as parquet files, written, checked and read a few MiB at a time.
 
-A set from outside is not trusted with sizes: what its record states must agree with the rows and types that its files
-state before anything is decoded, with the first piece before memory is taken for all, and with each piece before it is
-believed.
+A set from outside is not trusted with sizes: what its record states must agree with the rows and types of its files
+before anything is decoded, with the first piece before memory is taken for all, and then with each piece.
 """
 
 import hashlib
 import math
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -26,8 +24,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
 from ssdd_hub.record import MEND, PARQUET_FILE, PARQUET_GLOB, PREVIEW_FILE
-from ssdd_hub.sets import folder as set_folder
-from ssdd_hub.sets.folder import COLUMNS, Stated, describe_tensor, split_rows, to_raw
+from ssdd_hub.sets.folder import COLUMNS, Stated, to_raw
 from ssdd_hub.sets.preview import MOST_IMAGES, to_picture, to_png, write_preview
 
 # Most bytes of values, before compression, of a file and of a row group; one row at least, however large.
@@ -36,48 +33,23 @@ ROW_GROUP_BYTES = 16 * 2**20
 
 _LARGEST_FOOTER = 8 * 2**20  # bytes, which become many more in memory; ours have some KiB, and the class names
 _READ_BYTES = 2**20  # read ahead in each column; by default pyarrow holds whole row groups
-_SHARD = re.compile(r"train-(\d{5})-of-(\d{5})\.parquet", re.ASCII)
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
+_LIST_TYPES = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 
 Values = npt.NDArray[Any]
-
-
-def describe_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Returns what `ssdd_hub.json` states of each tensor: `shape`, `dtype` and `sha256`."""
-    return {name: describe_tensor(tensor) for name, tensor in tensors.items()}
-
-
-def measure_range(images: Tensor, pixel_space: PixelSpace) -> dict[str, Any]:
-    """Returns the least and greatest pixel and the fraction that the 8-bit preview clips.
-
-    Args:
-        images: `(M, C, H, W)`, at least one.
-        pixel_space: Their space.
-    """
-    return set_folder.measure_range(pixel_space.denormalise(part) for part in split_rows(images))
-
-
-# Writing
 
 
 def write_tensors(
     folder: Path, tensors: Mapping[str, Tensor], pixel_space: PixelSpace, label_names: Sequence[str] | None = None
 ) -> None:
-    """Writes the parquet files and the preview picture.
-
-    Args:
-        folder: The folder of the set.
-        tensors: `images` `(M, C, H, W)` and `targets` `(M, D)`, float32; when there are any, `labels` `(M,)`, int64,
-            and `views` `(M, K, 3)`, int64, with `view_targets` `(M, K, D)`, float32.
-        pixel_space: The space of the images, which gives the previews; pixels outside `[0, 1]` are clipped there.
-        label_names: Names of the classes; without them the labels stay plain numbers.
-    """
+    """Writes the parquet files, and the preview pictures, in which pixels outside `[0, 1]` are clipped."""
     # Imported here, since reading needs none of it and it takes seconds.
     from datasets import Features
 
     features = Features(_describe_columns(tensors, label_names))
-    size, row = len(tensors["images"]), _row_bytes(tensors)
-    shards, group = _cuts(0, size, SHARD_BYTES // row), ROW_GROUP_BYTES // row
+    # The bytes of a row: id, preview and tensors; a preview counts as its pixels, which PNG seldom makes more of.
+    row = 8 + tensors["images"][0].numel() + sum(part[0].numel() * part.element_size() for part in tensors.values())
+    shards, group = _cuts(0, len(tensors["images"]), SHARD_BYTES // row), ROW_GROUP_BYTES // row
     (folder / "data").mkdir()
     for number, (first, last) in enumerate(shards):
         path = folder / PARQUET_FILE.format(number, len(shards))
@@ -92,25 +64,17 @@ def write_tensors(
 def _describe_columns(tensors: Mapping[str, Tensor], label_names: Sequence[str] | None) -> dict[str, Any]:
     from datasets import Array3D, ClassLabel, Image, List, Value
 
-    features = {
-        "id": Value("int64"),
-        "image": Image(),
-        "pixels": Array3D(shape=tuple(tensors["images"].shape[1:]), dtype="float32"),
-        "target": List(Value("float32"), length=tensors["targets"].shape[1]),
-    }
-    if "labels" in tensors:
-        features["label"] = ClassLabel(names=list(label_names)) if label_names else Value("int64")
-    for name in ("views", "view_targets"):
-        if name in tensors:
-            (column, dtype), (_, count, width) = COLUMNS[name], tensors[name].shape
-            features[column] = List(List(Value(dtype), length=width), length=count)
+    pixels = Array3D(shape=tuple(tensors["images"].shape[1:]), dtype="float32")
+    features = {"id": Value("int64"), "image": Image(), "pixels": pixels}
+    for name, tensor in tensors.items():
+        if name != "images":
+            column, dtype = COLUMNS[name]
+            features[column] = Value(dtype)
+            for length in reversed(tensor.shape[1:]):
+                features[column] = List(features[column], length=length)
+    if label_names:
+        features["label"] = ClassLabel(names=list(label_names))
     return features
-
-
-def _row_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Returns the bytes of all columns in a row; a preview counts as its pixels, which PNG seldom makes more of."""
-    identity, preview = 8, tensors["images"][0].numel()
-    return identity + preview + sum(tensor[0].numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _cuts(first: int, last: int, step: int) -> list[tuple[int, int]]:
@@ -128,34 +92,35 @@ def _make_table(tensors: Mapping[str, Tensor], rows: slice, pixel_space: PixelSp
     return Dataset.from_dict({name: columns[name] for name in features}, features=features).data.table
 
 
-# Reading
-
-
 def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[str, Values]]:
-    """Reads tensors piece by piece: all files in the order of their names, about 16 MiB of values at a time.
+    """Yields the next rows of each stated tensor, `(m, ...)`, writable, about 16 MiB at a time, files in their order.
 
-    Before the first piece is decoded, rows and types of all files must agree with what is stated. The sha256 is
-    compared after the last: what was given out before is believed only when the iteration has ended.
-
-    Args:
-        folder: The folder of the set.
-        stated: The names of the tensors and what is to be found.
-
-    Yields:
-        The next rows of each tensor, `(m, ...)`, the same number `m` of each, in arrays that may be written to.
-
-    Raises:
-        InputError: A file or column is missing or damaged, or a tensor is not the one stated.
+    The sha256 is compared last: what was yielded before can be trusted only when the iteration has ended. Raises an
+    `InputError` for a missing or damaged file or column, and a tensor that is not the one stated.
     """
-    yield from _decode(folder, _check_shards(folder, stated), stated)
+    columns = {name: COLUMNS[name][0] for name in stated}
+    rows = max(1, ROW_GROUP_BYTES // sum(_bytes_of(name, entry.shape[1:]) for name, entry in stated.items()))
+    hashes = {name: hashlib.sha256() for name in stated}
+    left = {name: entry.shape[0] for name, entry in stated.items()}
+    for path in _check_shards(folder, stated):
+        # `ParquetFile` reads this very file, where `read_table` would take folders named `key=value` for columns.
+        with _reporting(folder, path), pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
+            for batch in file.iter_batches(rows, columns=list(columns.values())):
+                part = {}
+                for name, column in columns.items():
+                    left[name] -= batch.num_rows
+                    part[name] = _flatten(batch[column], name, stated[name], left[name])
+                    hashes[name].update(to_raw(part[name]))
+                yield part
+    for name, entry in stated.items():
+        if left[name]:
+            raise _misfit(name, entry)
+        if hashes[name].hexdigest() != entry.sha256:
+            raise InputError(f"the {name} are not those that were saved, their sha256 differs: {MEND}")
 
 
 def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
-    """Reads tensors from the parquet files and checks them; see `iter_tensors`.
-
-    Raises:
-        InputError: As for `iter_tensors`, or the tensors do not fit into memory.
-    """
+    """Reads tensors as `iter_tensors` does; what does not fit into memory is an `InputError` too."""
     parts = iter_tensors(folder, stated)
     # A piece before memory is taken for all, since the files state their rows, and of these the sizes not always.
     first = list(islice(parts, 1))
@@ -170,28 +135,27 @@ def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor
 
 def _allocate(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
     try:
-        return {name: torch.empty(entry.shape, dtype=_torch_type(name)) for name, entry in stated.items()}
+        dtypes = {name: getattr(torch, COLUMNS[name][1]) for name in stated}
+        return {name: torch.empty(entry.shape, dtype=dtypes[name]) for name, entry in stated.items()}
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
-        needed = sum(math.prod(entry.shape) * _torch_type(name).itemsize for name, entry in stated.items())
+        needed = sum(_bytes_of(name, entry.shape) for name, entry in stated.items()) / 2**30
         raise InputError(
-            f"the tensors of {folder} need {needed / 2**30:.1f} GiB of memory, more than can be had: take a machine "
-            "with more"
+            f"the tensors of {folder} need {needed:.1f} GiB of memory, more than can be had: take a machine with more"
         ) from error
 
 
-def _torch_type(name: str) -> torch.dtype:
-    return torch.float32 if COLUMNS[name][1] == "float32" else torch.int64
+def _bytes_of(name: str, shape: Sequence[int]) -> int:
+    return math.prod(shape) * np.dtype(COLUMNS[name][1]).itemsize
 
 
 def _find_shards(folder: Path) -> list[Path]:
     require_plain(folder, ["data"])
     paths = sorted(folder.glob(PARQUET_GLOB))
-    require_plain(folder, [path.relative_to(folder).as_posix() for path in paths])
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    require_plain(folder, names)
     if not paths:
         raise InputError(f"{folder} has no {PARQUET_GLOB}: {MEND}")
-    numbers = [match.groups() if (match := _SHARD.fullmatch(path.name)) else ("", "") for path in paths]
-    count = f"{len(paths):05d}"
-    if numbers != [(f"{number:05d}", count) for number in range(len(paths))]:
+    if names != [PARQUET_FILE.format(number, len(paths)) for number in range(len(paths))]:
         raise InputError(
             f"{folder} must hold each of the files train-XXXXX-of-NNNNN.parquet of one set once; of the {len(paths)} "
             f"in data, from {paths[0].name} to {paths[-1].name}, some are missing or not of this set: {MEND}"
@@ -200,8 +164,8 @@ def _find_shards(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _blaming(folder: Path, path: Path) -> Iterator[None]:
-    """Reports whatever goes wrong as the fault of the file."""
+def _reporting(folder: Path, path: Path) -> Iterator[None]:
+    """Reports whatever goes wrong as damage of the file."""
     try:
         yield
     except InputError:
@@ -215,8 +179,12 @@ def _check_shards(folder: Path, stated: Mapping[str, Stated]) -> list[Path]:
     """Returns the files in their order, when they state the rows and types that are stated; nothing is decoded."""
     paths, rows = _find_shards(folder), 0
     for path in paths:
-        with _blaming(folder, path):
-            _check_footer_size(path)
+        with _reporting(folder, path):
+            with path.open("rb") as raw:
+                raw.seek(-8, os.SEEK_END)
+                size = int.from_bytes(raw.read(4), "little")
+            if size > _LARGEST_FOOTER:
+                raise ValueError(f"its footer must be of at most {_LARGEST_FOOTER} bytes, got {size}")
             with pq.ParquetFile(path) as file:
                 # Neither `.column()` nor `.statistics` of the metadata, which end the process where it is damaged
                 # (pyarrow 26.0); tests/sets/test_damaged_footers.py shows that these calls do not.
@@ -229,71 +197,38 @@ def _check_shards(folder: Path, stated: Mapping[str, Stated]) -> list[Path]:
     return paths
 
 
-def _check_footer_size(path: Path) -> None:
-    with path.open("rb") as file:
-        file.seek(-8, os.SEEK_END)
-        size = int.from_bytes(file.read(4), "little")
-    if size > _LARGEST_FOOTER:
-        raise ValueError(f"its footer must be of at most {_LARGEST_FOOTER} bytes, got {size}")
-
-
 def _check_type(folder: Path, schema: pa.Schema, name: str, stated: Stated) -> None:
     column, dtype = COLUMNS[name]
     if schema.names.count(column) != 1:
         raise InputError(f"the parquet files of {folder} lack the column {column!r}, or have it twice: {MEND}")
     kind = schema.field(column).type
     # `datasets`, once imported, makes pyarrow wrap nested lists in its own extension type.
-    kind, depth = getattr(kind, "storage_type", kind), 0
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        if pa.types.is_fixed_size_list(kind) and [kind.list_size] != list(stated.shape[1 + depth : 2 + depth]):
-            raise _misfit(name, stated)
-        kind, depth = kind.value_type, depth + 1
+    kind, sizes = getattr(kind, "storage_type", kind), []
+    while isinstance(kind, _LIST_TYPES):
+        sizes.append(kind.list_size if isinstance(kind, pa.FixedSizeListType) else None)
+        kind = kind.value_type
     if kind != pa.type_for_alias(dtype):
         raise InputError(f"column {column!r} of {folder} does not hold plain numbers of type {dtype}: {MEND}")
-    if depth != len(stated.shape) - 1:
+    wanted = stated.shape[1:]
+    if len(sizes) != len(wanted) or any(size not in (None, want) for size, want in zip(sizes, wanted, strict=True)):
         raise _misfit(name, stated)
-
-
-def _decode(folder: Path, paths: Iterable[Path], stated: Mapping[str, Stated]) -> Iterator[dict[str, Values]]:
-    columns = {name: COLUMNS[name][0] for name in stated}
-    row = sum(math.prod(entry.shape[1:]) * _torch_type(name).itemsize for name, entry in stated.items())
-    hashes = {name: hashlib.sha256() for name in stated}
-    left = {name: entry.shape[0] for name, entry in stated.items()}
-    for path in paths:
-        # `ParquetFile` reads this very file, where `read_table` would take folders named `key=value` for columns.
-        with _blaming(folder, path), pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
-            for batch in file.iter_batches(max(1, ROW_GROUP_BYTES // row), columns=list(columns.values())):
-                part = {}
-                for name, column in columns.items():
-                    left[name] -= batch.num_rows
-                    part[name] = _flatten(batch[column], name, stated[name], left[name])
-                    hashes[name].update(to_raw(part[name]))
-                yield part
-    for name, entry in stated.items():
-        if left[name]:
-            raise _misfit(name, entry)
-        if hashes[name].hexdigest() != entry.sha256:
-            raise InputError(f"the {name} are not those that were saved, their sha256 differs: {MEND}")
 
 
 def _flatten(lists: pa.Array, name: str, stated: Stated, left: int) -> Values:
     """Returns the rows of a column as one array, when they are of the stated sizes and `left` more at least 0."""
     # `datasets`, once imported, makes pyarrow wrap nested lists in its own extension type.
-    rows, values = len(lists), getattr(lists, "storage", lists)
-    fits = left >= 0
+    rows, values, fits = len(lists), getattr(lists, "storage", lists), left >= 0
     for size in stated.shape[1:]:
-        fits = fits and isinstance(values, _LISTS) and not values.null_count and _are_of_length(values, size)
+        fits = fits and isinstance(values, _LISTS) and not values.null_count
+        if fits and isinstance(values, pa.FixedSizeListArray):
+            fits = values.type.list_size == size
+        elif fits:
+            fits = bool((np.diff(values.offsets.to_numpy()) == size).all())
         values = values.flatten() if fits else values
     if not fits or values.null_count or values.type != pa.type_for_alias(COLUMNS[name][1]):
         raise _misfit(name, stated)
     # A copy, since arrays of pyarrow cannot be written to.
     return np.array(values.to_numpy(zero_copy_only=False)).reshape(rows, *stated.shape[1:])
-
-
-def _are_of_length(lists: pa.Array, size: int) -> bool:
-    if isinstance(lists, pa.FixedSizeListArray):
-        return bool(lists.type.list_size == size)
-    return bool((np.diff(lists.offsets.to_numpy()) == size).all())
 
 
 def _misfit(name: str, stated: Stated) -> InputError:

@@ -1,7 +1,6 @@
 """Pre-training of a student on a distilled set, by the recipe that the set states."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,62 +15,45 @@ from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.statements import check_use
 
 
-@dataclass(frozen=True, eq=False)
 class SetPairs:
-    """The pairs of a distilled set, all on the students' device.
+    """The pairs of a distilled set, all on the students' device."""
 
-    Attributes:
-        distilled: The set.
-        device: Where the students are.
-    """
-
-    distilled: DistilledSet
-    device: torch.device | str = "cpu"
-
-    def __post_init__(self) -> None:
-        names = ("images", "targets", "views", "view_targets")
-        moved = {name: getattr(self.distilled, name) for name in names}
-        object.__setattr__(self, "_on_device", {n: t if t is None else t.to(self.device) for n, t in moved.items()})
+    def __init__(self, distilled: DistilledSet, device: torch.device | str = "cpu") -> None:
+        self.distilled, self.device = distilled, device
+        tensors = {name: getattr(distilled, name) for name in ("images", "targets", "views", "view_targets")}
+        self._tensors = {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
 
     def __len__(self) -> int:
         return len(self.distilled.images)
 
     @property
     def black(self) -> Tensor:
-        """What a black pixel is in the set's space, `(C, 1, 1)`."""
+        """A black pixel in the set's space, `(C, 1, 1)`."""
         return black_pixel(self.distilled.pixel_space, self.device)
 
     @property
     def num_views(self) -> int:
-        """Views `K` that the set holds of each image."""
+        """Stored views `K` of each image."""
         return 0 if self.distilled.views is None else self.distilled.views.shape[1]
 
     def batch(self, indices: Tensor) -> Pair:
         """Returns images `(n, C, H, W)` and targets `(n, D)`."""
         indices = indices.to(self.device)
-        return self._tensor("images")[indices], self._tensor("targets")[indices]
+        return self._tensors["images"][indices], self._tensors["targets"][indices]
 
     def view(self, indices: Tensor, views: Tensor) -> Pair:
         """Returns images cropped and flipped as stored, and the targets stored for them; view 0 is the image."""
         indices, views = indices.to(self.device), views.to(self.device)
         images, targets = self.batch(indices)
         stored, rows = (views - 1).clamp_min(0), views > 0
-        crops = self._tensor("views")[indices, stored]
+        crops = self._tensors["views"][indices, stored]
         seen = crop_flip(images - self.black, crops) + self.black
         mixed = torch.where(rows[:, None, None, None], seen, images)
-        return mixed, torch.where(rows[:, None], self._tensor("view_targets")[indices, stored], targets)
-
-    def _tensor(self, name: str) -> Tensor:
-        tensors: dict[str, Tensor] = getattr(self, "_on_device")  # noqa: B009
-        return tensors[name]
+        return mixed, torch.where(rows[:, None], self._tensors["view_targets"][indices, stored], targets)
 
 
 def stated_use(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the recipe that a set states, as settings of `UseSettings`; what it leaves out is not in it.
-
-    Raises:
-        InputError: What is stated is no recipe.
-    """
+    """Returns the settings of `UseSettings` that a set's recipe states; raises an `InputError` for a bad value."""
     stated = section(provenance, "use")
     check_use(stated)
     names = ("epochs", "max_steps", "batch_size", "learning_rate", "momentum", "weight_decay")
@@ -83,11 +65,11 @@ def pretrain_student(student: nn.Module, distilled: DistilledSet, seed: int = 0,
     """Pre-trains a student on a set, by the recipe that the set states.
 
     Args:
-        student: Freshly built, with a head as wide as the set's targets, such as from `build_student`; trained in
-            place, on the device where it is.
+        student: Freshly built by `build_student`, with a head as wide as the set's targets; trained in place, on the
+            device where it is.
         distilled: The set.
         seed: Seed of the order of the images and of their augmentation.
-        **changes: Settings of `UseSettings` that are to differ from the recipe, such as `epochs`.
+        **changes: Settings of `UseSettings` that differ from the recipe, such as `epochs`.
 
     Returns:
         The student, in eval mode. Real images are fed to it in `distilled.student_pixel_space`.

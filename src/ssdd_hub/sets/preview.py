@@ -1,4 +1,4 @@
-"""Pictures of distilled images for people to look at: 8 bits a value, what lies outside [0, 1] clipped."""
+"""Preview pictures of distilled images: 8 bits a value, clipped to [0, 1]."""
 
 import io
 import math
@@ -41,11 +41,6 @@ def to_grid(pictures: Sequence[Image.Image], cell: int = 96, gap: int = 2) -> Im
 
 
 def write_preview(path: Path, pixels: Tensor) -> None:
-    """Writes the picture of a set.
-
-    Args:
-        path: The file; its folder is made when missing.
-        pixels: `(m, C, H, W)`, the first images of the set, of which at most `MOST_IMAGES` are shown.
-    """
+    """Writes the picture of a set's first images `(m, C, H, W)`, of which at most `MOST_IMAGES` are shown."""
     path.parent.mkdir(parents=True, exist_ok=True)
     to_grid([to_picture(image) for image in pixels[:MOST_IMAGES]]).save(path)

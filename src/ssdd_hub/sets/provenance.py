@@ -1,4 +1,4 @@
-"""What is recorded of a run: everything that its distilled set, or its teacher, depends on."""
+"""The provenance of a run: everything that its distilled set, or its teacher, depends on."""
 
 import re
 import shlex
@@ -16,25 +16,18 @@ from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.teacher import Teacher
 from ssdd_hub.text import blot_tokens
 
+Facts = Mapping[str, Any]
 # At the start of a word of the command line, after `=` or `local-dir:`, or in quotes as in JSON.
 _ABSOLUTE_FOLDER = re.compile(r"""(^|[=:"'])~?/(?!/)(?:[^"']*/)?(?=[^/"'])""")
 
 
 def describe_run(
-    config: Mapping[str, Any],
-    source: Mapping[str, Any],
-    teacher: Teacher,
-    transform: TargetTransform,
-    student_space: PixelSpace,
+    config: Facts, source: Facts, teacher: Teacher, transform: TargetTransform, student_space: PixelSpace
 ) -> dict[str, Any]:
     """Returns the provenance of a distilled set, but for what only the end of the run knows.
 
-    Args:
-        config: The resolved settings.
-        source: `ImageBank.source`.
-        teacher: The teacher.
-        transform: What makes targets of its features.
-        student_space: The space in which networks pre-trained on the set are to see real images.
+    `config` holds the resolved settings, `source` is `ImageBank.source`, `transform` maps the teacher's features to
+    targets, and networks pre-trained on the set take real images in `student_space`.
     """
     return {
         "method": "krr-st",
@@ -46,68 +39,49 @@ def describe_run(
 
 def describe_selection(
     method: str,
-    selection: Mapping[str, Any],
-    source: Mapping[str, Any],
+    selection: Facts,
+    source: Facts,
     teacher: Teacher,
     transform: TargetTransform,
     student_space: PixelSpace,
 ) -> dict[str, Any]:
-    """Returns the provenance of images that were chosen, not distilled.
-
-    Args:
-        method: Its name in `methods.SELECTIONS`.
-        selection: Its settings and what it chose, with the `seed`.
-        source: `ImageBank.source`.
-        teacher: The teacher.
-        transform: What makes targets of its features.
-        student_space: The space of the images, and of real images for networks pre-trained on them.
-    """
+    """Returns the provenance of images that `methods.SELECTIONS[method]` chose; `selection` has its settings too."""
     return {
         "method": f"selection/{method}",
         "selection": _shareable(dict(selection)),
         "seed": selection["seed"],
-        "source": _describe_source(source),
+        "source": {**source, "name": shareable_name(str(source["name"]))},
         "versions": describe_versions(),
         **_describe_targets(source, teacher, transform, student_space),
     }
 
 
-def describe_training(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the provenance of a teacher, but for what its training knows.
-
-    Args:
-        config: The resolved settings.
-        source: `ImageBank.source`.
-    """
+def describe_training(config: Facts, source: Facts) -> dict[str, Any]:
+    """Returns the provenance of a teacher, but for what its training knows, from settings and `ImageBank.source`."""
     parts = {name: config[name] for name in ("data", "teacher", "pretrain", "run", "seed")}
     return {**_describe_origin(parts, source), "license": source["license"]}
 
 
 def describe_command() -> str:
-    """Returns the command that started the recipe, without what is somebody's own."""
+    """Returns the command that started the recipe, without absolute paths and Hub tokens."""
     return shlex.join(["accelerate", "launch", f"recipes/{Path(sys.argv[0]).name}", *map(_shareable, sys.argv[1:])])
 
 
-def _describe_origin(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what is recorded of every run: settings, seed, source, versions and the command."""
+def _describe_origin(config: Facts, source: Facts) -> dict[str, Any]:
     settings = {name: values for name, values in config.items() if name not in ("output", "run", "evaluate")}
     settings["run"] = {"mixed_precision": config["run"]["mixed_precision"]}
     settings["data"] = {**settings["data"], "name": shareable_name(settings["data"]["name"])}
     return {
         "settings": _shareable(without_folders(settings)),
         "seed": config["seed"],
-        "source": _describe_source(source),
+        "source": {**source, "name": shareable_name(str(source["name"]))},
         "versions": describe_versions(),
         "command": describe_command(),
     }
 
 
-def _describe_source(source: Mapping[str, Any]) -> dict[str, Any]:
-    return {**source, "name": shareable_name(str(source["name"]))}
-
-
 def _describe_targets(
-    source: Mapping[str, Any], teacher: Teacher, transform: TargetTransform, student_space: PixelSpace
+    source: Facts, teacher: Teacher, transform: TargetTransform, student_space: PixelSpace
 ) -> dict[str, Any]:
     return {
         "teacher": _shareable({**teacher.describe(), **teacher.origin()}),
@@ -118,9 +92,9 @@ def _describe_targets(
 
 
 def _shareable(value: Any) -> Any:
-    """Returns JSON without what is somebody's own: absolute paths cut to their last part, Hub tokens blotted out."""
+    """Returns JSON with absolute paths cut to their last part and Hub tokens redacted."""
     if isinstance(value, dict):
         return {key: _shareable(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [_shareable(entry) for entry in value]
+        return list(map(_shareable, value))
     return blot_tokens(_ABSOLUTE_FOLDER.sub(r"\1", value)) if isinstance(value, str) else value

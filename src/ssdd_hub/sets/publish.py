@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd
-
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import atomic_path
 from ssdd_hub.hub.client import Token, full_id
 from ssdd_hub.hub.download import clashes_with_set, is_set_file
-from ssdd_hub.hub.licences import check_licence
 from ssdd_hub.hub.upload import Parcel, Plan, Published, digest_of, pack, plan_upload, upload
 from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, read_metadata, section
 from ssdd_hub.sets.card import render_dataset_card
-from ssdd_hub.sets.check import Finding, check_card, check_set, licence_parts, verify_folder
+from ssdd_hub.sets.check import Finding, check_card, check_set, check_set_licence, verify_folder
 from ssdd_hub.statements import without_folders
 
 MESSAGE = "Publish the distilled set"
@@ -24,7 +21,7 @@ MESSAGE = "Publish the distilled set"
 
 @dataclass(frozen=True)
 class Additions:
-    """What is stated of a set when it is published, besides what its folder records.
+    """Facts that are added to the record of a set when it is published.
 
     Attributes:
         license: Licence of the set; by default the recorded one, which is derived from those of source and teacher.
@@ -39,19 +36,13 @@ class Additions:
     scores: Sequence[Mapping[str, Any]] | None = None
 
     def add(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the record of a set with these additions.
-
-        Raises:
-            InputError: The licence allows commercial use that source or teacher forbids, and no reason is given.
-        """
+        """Returns the record of a set with these additions; raises an `InputError` for a licence too free."""
         provenance = dict(section(metadata, "provenance"))
         stated = {"license": self.license, "license_reason": self.license_reason, "scores": self.scores}
         provenance |= {name: value for name, value in stated.items() if value is not None}
         if self.teacher is not None:
             provenance["teacher"] = {**section(provenance, "teacher"), "hub": self.teacher}
-        check_licence(
-            str(provenance.get("license") or "unknown"), licence_parts(provenance), provenance.get("license_reason")
-        )
+        check_set_licence(provenance)
         return {**metadata, "provenance": provenance}
 
 
@@ -62,20 +53,9 @@ def pack_set(
     additions: Additions | None = None,
     branch: str | None = None,
 ) -> tuple[Parcel, str]:
-    """Checks the folder of a set and packs it for a repository.
+    """Returns what is sent of the folder of a set, and the tag; raises an `InputError` where the linter finds errors.
 
-    Args:
-        folder: The folder, which stays as it is.
-        repo_id: `owner/name`, which the card's code loads.
-        tag: The tag, which the card's code loads; empty for none; by default one made of the contents.
-        additions: What is stated besides.
-        branch: The branch, which the card's code loads when there is no tag; `main` by default.
-
-    Returns:
-        The files, and the tag.
-
-    Raises:
-        InputError: The folder is no set, or the linter finds errors in it, or the licence will not do.
+    The card's code loads `repo_id` at the tag; at the branch where `tag` is empty. None is a tag made of the contents.
     """
     folder = Path(folder)
     metadata = (additions or Additions()).add(read_metadata(folder))
@@ -85,11 +65,18 @@ def pack_set(
     sources[METADATA_FILE] = dump_metadata(metadata).encode()
     sources[CARD_FILE] = render_dataset_card(metadata, repo_id).encode()
     files = pack(sources)
-    tag = _tag_of(files) if tag is None else tag
-    card = render_dataset_card(metadata, repo_id, tag or branch)
-    _refuse_errors(folder, check_card(metadata, card))
-    files |= pack({CARD_FILE: card.encode()})
+    if tag is None:
+        # Made of the contents, the card being one that names no tag.
+        digests = "".join(f"{name} {digest_of(file)}\n" for name, file in sorted(files.items()))
+        tag = f"set-{hashlib.sha256(digests.encode()).hexdigest()[:8]}"
+    files |= pack({CARD_FILE: _checked_card(folder, metadata, repo_id, tag or branch).encode()})
     return Parcel("dataset", files, is_set_file, METADATA_FILE, verify_folder, clashes_with_set), tag
+
+
+def _checked_card(folder: Path, metadata: Mapping[str, Any], location: str, revision: str | None = None) -> str:
+    card = render_dataset_card(metadata, location, revision)
+    _refuse_errors(folder, check_card(metadata, card))
+    return card
 
 
 def _refuse_errors(folder: Path, found: list[Finding]) -> None:
@@ -98,22 +85,11 @@ def _refuse_errors(folder: Path, found: list[Finding]) -> None:
         raise InputError("\n  ".join([f"{folder} cannot be published as it is:", *errors]))
 
 
-def _tag_of(files: Mapping[str, CommitOperationAdd]) -> str:
-    """Returns a tag made of the contents, the card being one that names no tag."""
-    digests = "".join(f"{name} {digest_of(file)}\n" for name, file in sorted(files.items()))
-    return f"set-{hashlib.sha256(digests.encode()).hexdigest()[:8]}"
-
-
 def restate_set(folder: str | Path, additions: Additions, location: str | None = None) -> None:
-    """Renders the card of a folder again, after what is stated besides has joined its record.
+    """Renders the card of a folder again, from its record with additions, and replaces both.
 
-    Args:
-        folder: The folder of the set; its record and its card are replaced.
-        additions: What is stated besides.
-        location: Where the card's code loads the set from; by default the name of the folder.
-
-    Raises:
-        InputError: As for `pack_set`; the folder is then what it was.
+    The card's code loads `location`, by default the name of the folder. An `InputError`, as of `pack_set`, leaves the
+    folder as it was.
     """
     folder = Path(folder)
     metadata = additions.add(read_metadata(folder))
@@ -122,8 +98,7 @@ def restate_set(folder: str | Path, additions: Additions, location: str | None =
         # Runs of earlier versions recorded more of a path than its last part.
         provenance["settings"] = without_folders(section(provenance, "settings"))
     _refuse_errors(folder, check_set(folder, metadata))
-    card = render_dataset_card(metadata, location or folder.resolve().name)
-    _refuse_errors(folder, check_card(metadata, card))
+    card = _checked_card(folder, metadata, location or folder.resolve().name)
     for name, text in ((METADATA_FILE, dump_metadata(metadata)), (CARD_FILE, card)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -141,50 +116,23 @@ def plan_set(
     additions: Additions | None = None,
     dry_run: bool = False,
 ) -> Plan:
-    """Checks a set and its place on the Hub, and says what publishing would send; `upload` carries it out.
+    """Checks a set and its place on the Hub, and plans what is sent; `upload` carries it out.
 
-    Args:
-        folder: The folder of the set.
-        repo_id: `owner/name`, or a name in the user's own namespace.
-        private: Whether a repository made here is private; one that is there must be so already.
-        revision: A branch, made if it is not there; `main` by default.
-        create_pr: Offer the set as a pull request.
-        tag: Name of the tag; by default one made of the contents, and none for a pull request.
-        token: A Hub token; by default the one of the login.
-        additions: What is stated besides.
-        dry_run: Whether nothing will be written.
-
-    Raises:
-        InputError: The set or its licence will not do, the token will not, or the repository holds something else.
+    `repo_id` may lack the owner. A repository made here is `private`; an existing one must be so already. The commit
+    goes to the branch `revision`, made if missing, or into a pull request. `tag` is by default made of the contents,
+    and none for a pull request. With `dry_run` the token need not write. Raises an `InputError` where the set, its
+    licence or the token is refused, or the repository holds something else.
     """
-    if create_pr and tag is None:
-        tag = ""
+    tag = "" if create_pr and tag is None else tag
     repo_id = full_id(repo_id, token, dry_run)
     parcel, chosen = pack_set(folder, repo_id, tag, additions, None if create_pr else revision)
     return plan_upload(
-        parcel,
-        repo_id,
-        private=private,
-        revision=revision,
-        create_pr=create_pr,
-        tag=chosen or None,
-        token=token,
+        parcel, repo_id, private=private, revision=revision, create_pr=create_pr, tag=chosen or None, token=token
     )
 
 
 def push_set(
     folder: str | Path, repo_id: str, *, token: Token = None, message: str = MESSAGE, **how: Any
 ) -> Published:
-    """Publishes the folder of a set: `plan_set`, then `upload`.
-
-    Args:
-        folder: The folder of the set.
-        repo_id: `owner/name`, or a name in the user's own namespace.
-        token: A Hub token; by default the one of the login.
-        message: The commit's title.
-        **how: As for `plan_set`.
-
-    Raises:
-        InputError: As for `plan_set` and `upload`.
-    """
+    """Publishes the folder of a set: `plan_set`, whose options it takes, then `upload` under the title `message`."""
     return upload(plan_set(folder, repo_id, token=token, **how), message, token)

@@ -1,9 +1,9 @@
-"""Models that belong to a set: saved students, and what is published beside a set."""
+"""Models that belong to a set: its teacher and pre-trained students, packed and published beside it."""
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +28,14 @@ from ssdd_hub.teachers.recorded_teacher import UNCOMPARED, compare_teacher, load
 from ssdd_hub.teachers.teacher import Teacher, build_teacher
 from ssdd_hub.text import blot_tokens
 
-_WEIGHTS = "model.safetensors"
-_FILES = ("config.json", _WEIGHTS)
-_OWN = {*_FILES, CARD_FILE, METADATA_FILE}
+_FILES = ("config.json", "model.safetensors")
 _LOG = logging.getLogger(__name__)
 
 
-def is_model_file(path: str) -> bool:
-    """Whether a path in a repository is that of a file of a published model."""
-    return path in _OWN
-
-
 def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Parcel:
-    """Packs the folder of a teacher, or of a pre-trained student, for a model repository.
+    """Packs a folder that `Teacher.save` wrote for a model repository, whose card names the sets distilled with it.
 
-    Args:
-        folder: The folder, in timm's layout with our record, as `Teacher.save` writes it.
-        repo_id: `owner/name`, which the card's code loads.
-        sets: Repositories of the sets that were distilled with it.
-
-    Raises:
-        InputError: The folder lacks a part, or does not load.
+    Raises an `InputError` for a folder that lacks a part or does not load.
     """
     folder = Path(folder)
     missing = [name for name in (*_FILES, METADATA_FILE) if not (folder / name).is_file()]
@@ -58,16 +45,7 @@ def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Pa
             "recipes/train_teacher.py, distill.py or publish.py wrote"
         )
     build_teacher(f"local-dir:{folder}")
-    texts = _write_texts(folder, repo_id, sets)
-    sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
-    sources |= {name: text.encode() for name, text in texts.items()}
-    return Parcel("model", pack(sources), is_model_file, METADATA_FILE)
-
-
-def _write_texts(folder: Path, repo_id: str, sets: Sequence[str]) -> dict[str, str]:
-    """Returns the record of a model, which `build_teacher` has read, and its card."""
-    path = folder / METADATA_FILE
-    metadata = json.loads(path.read_text(encoding="utf-8"))
+    path, metadata = folder / METADATA_FILE, read_metadata(folder)
     if sets:
         metadata["provenance"] = {**metadata["provenance"], "sets": list(sets)}
     try:
@@ -77,7 +55,9 @@ def _write_texts(folder: Path, repo_id: str, sets: Sequence[str]) -> dict[str, s
     texts = {METADATA_FILE: dump_metadata(metadata), CARD_FILE: card}
     if any(blot_tokens(text) != text for text in texts.values()):
         raise InputError(f"{path} holds what looks like an access token: remove it, and revoke the token")
-    return texts
+    sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
+    sources |= {name: text.encode() for name, text in texts.items()}
+    return Parcel("model", pack(sources), lambda path: path in sources, METADATA_FILE)
 
 
 def save_student(
@@ -89,22 +69,11 @@ def save_student(
     device: torch.device | str = "cpu",
     **model_args: Any,
 ) -> nn.Module:
-    """Pre-trains a student on a set by the set's own recipe, and writes it in timm's layout with a card.
+    """Pre-trains a student by the recipe of the set, and writes it in timm's layout with a card.
 
-    Args:
-        name: A timm model name.
-        distilled: The set.
-        folder: Where to; what is there is kept.
-        source: What the card says of the set: its `name`, and its `revision` when it is on the Hub.
-        seed: Seed of the weights, of the order of the images and of their augmentation.
-        device: Where it is trained; it comes back to the CPU.
-        **model_args: Arguments of the model, such as `widths`.
-
-    Returns:
-        The student, in eval mode.
-
-    Raises:
-        InputError: The student cannot be built, or does not fit the set.
+    The card names the `source`: `name` of the set and, when it is on the Hub, its `revision`. `seed` decides the
+    weights, the order of the images and their augmentation. An existing folder is kept. Returns the student in eval
+    mode, on the CPU. Raises an `InputError` for a student that cannot be built, or does not fit the set.
     """
     size, channels, _, side = distilled.images.shape
     with seeded(seed, "published student"):
@@ -124,20 +93,12 @@ def save_student(
         "versions": describe_versions(),
     }
     Teacher(student, distilled.student_pixel_space, side, title, licence).save(Path(folder), provenance)
-    # A teacher is frozen, and a student is there to be trained on.
+    # `Teacher` froze it.
     return student.requires_grad_(True)
 
 
 def check_teacher(folder: str | Path, teacher_folder: str | Path) -> None:
-    """Refuses a teacher that is not the set's own, as far as the set tells: both cards would name the wrong one.
-
-    Args:
-        folder: The set.
-        teacher_folder: The teacher.
-
-    Raises:
-        InputError: The set records other weights, another structure, or that they were read otherwise.
-    """
+    """Raises an `InputError` for a teacher of other weights, structure or input than a set records."""
     provenance = section(read_metadata(Path(folder)), "provenance")
     found = compare_teacher(provenance, load_recorded(provenance, str(teacher_folder)))
     if found.differences:
@@ -152,13 +113,7 @@ def check_teacher(folder: str | Path, teacher_folder: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Student:
-    """A network to be pre-trained on a set, and published beside it.
-
-    Attributes:
-        name: A timm model name.
-        args: Arguments of the model.
-        repo_id: Where it is published.
-    """
+    """A timm model with its arguments, to be pre-trained on a set, and the repository where it is published."""
 
     name: str
     args: dict[str, Any]
@@ -174,24 +129,13 @@ class Student:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> Path:
-        """Pre-trains it by the set's own recipe; what was pre-trained alike before is taken as it is.
+        """Pre-trains it by the recipe of the set, or takes what the same call pre-trained before; returns its folder.
 
-        Args:
-            folder: The set.
-            published: Where the set was published, for the card.
-            output: Holds a folder for each student.
-            licence: Licence of the set, where it is not the recorded one.
-            seed: Seed of the weights and of the training.
-            device: Where it is trained.
-
-        Returns:
-            Its folder.
+        `licence` is that of the set, where it is not the recorded one; `output` holds a folder for each student.
         """
         source = {"name": published.repo_id, "revision": published.revision}
-        # One that was pre-trained on another set, or otherwise, is never taken for it. The set is named by its content
-        # too: a repository that was made anew may have the same tag on another set.
-        content = read_metadata(Path(folder))
-        digest = hash_json([self.name, self.args, source, seed, licence, content])
+        # The content of the set too: a repository that was made anew may have the same tag on another set.
+        digest = hash_json([self.name, self.args, source, seed, licence, read_metadata(Path(folder))])
         place = output / f"{self.name}-{digest[:8]}"
         if not place.exists():
             distilled = DistilledSet.load(folder)
@@ -202,24 +146,17 @@ class Student:
 
 
 def plan_students(
-    asked: Sequence[str], args: Mapping[str, dict[str, Any]], folder: str | Path, repo_id: str
+    words: Sequence[str], args: Mapping[str, dict[str, Any]], folder: str | Path, repo_id: str
 ) -> list[Student]:
-    """Builds each student once, so that a mistake in one is known before anything is sent.
+    """Builds each student once, so that a mistake in one is an `InputError` before anything is sent.
 
-    Args:
-        asked: timm model names; `own` is the network that the set was distilled with.
-        args: Arguments of the models, by the names that are asked for.
-        folder: The set.
-        repo_id: Repository of the set.
-
-    Raises:
-        InputError: A name is that of no model, the set does not record its own, or one is there twice.
+    `words` are timm model names, or `own` for the network that the set was distilled with; `args` are by these words.
     """
     metadata = read_metadata(Path(folder))
     own = stated_student(section(metadata, "provenance")) or {}
     (_, channels, _, side), (_, width) = (metadata["tensors"][name]["shape"] for name in ("images", "targets"))
     students: dict[str, Student] = {}
-    for word in asked:
+    for word in words:
         name = own.get("name") if word == "own" else word
         if name is None:
             raise InputError(
@@ -237,29 +174,12 @@ def plan_students(
 
 
 def collect(title: str, items: Mapping[str, str], namespace: str, private: bool = False) -> str:
-    """Puts repositories into a collection, made if it is not there.
-
-    Args:
-        title: Its title.
-        items: Kind of each repository, `dataset` or `model`, by its id.
-        namespace: Whose collection it is.
-        private: Whether one made here is private.
-
-    Returns:
-        Its address.
-
-    Raises:
-        InputError: The Hub refuses or cannot be reached.
-    """
+    """Puts repositories, `dataset` or `model` by id, into a collection, made if missing, and returns its address."""
     api = HfApi()
-
-    def _add(slug: str, repo_id: str, kind: Any) -> None:
-        patiently(lambda: api.add_collection_item(slug, repo_id, kind, exists_ok=True))
-
+    add: Callable[..., Any] = api.add_collection_item
+    make = partial(api.create_collection, title, namespace=namespace, private=private, exists_ok=True)
     with explained(f"collecting {', '.join(items)}"):
-        collection = patiently(
-            lambda: api.create_collection(title, namespace=namespace, private=private, exists_ok=True)
-        )
+        collection = patiently(make)
         for repo_id, kind in items.items():
-            _add(collection.slug, repo_id, kind)
+            patiently(partial(add, collection.slug, repo_id, kind, exists_ok=True))
     return str(collection.url)

@@ -14,8 +14,7 @@ from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.recorded_teacher import compare_teacher
 from ssdd_hub.teachers.teacher import Teacher
 
-# Views per forward pass of the teacher.
-_BATCH = 256
+_BATCH = 256  # views per forward pass of the teacher
 
 
 @torch.no_grad()
@@ -24,38 +23,42 @@ def add_views(
 ) -> DistilledSet:
     """Returns the set with `count` fixed views of each image, and a target for each view.
 
-    A view's target is `target + T(view) - T(image)`, where `T` is what the teacher's features of pixels clamped to
-    `[0, 1]` become. For a real image with its teacher's target that is the teacher's target of the view; a learned
-    target is shifted by what the view changes for the teacher. That a set may hold a shift of the representation for
-    each predefined augmentation is from Yu et al. (ICLR 2025, arXiv 2507.21455), who let a network predict it; ours
-    asks the teacher.
+    A view's target is `target + T(view) - T(image)`, where `T` maps pixels clamped to `[0, 1]` to the teacher's
+    targets. For a real image with its teacher's target that is the teacher's target of the view; a learned target is
+    shifted by what the view changes for the teacher. Storing a shift of the representation for each predefined
+    augmentation is from Yu et al. (ICLR 2025, arXiv 2507.21455), who let a network predict it.
 
     Args:
         distilled: The set; views that it has are replaced.
-        teacher: What its targets are of.
-        transform: What made them of the teacher's features.
+        teacher: The teacher of its targets.
+        transform: The map of the teacher's features to its targets.
         count: Views `K` of each image, at least 1. Fewer of the same seed are the first of these.
-        seed: Decides the views.
+        seed: Seed of the views.
 
     Raises:
-        InputError: There is no view to make, or teacher and transform are not those of the set.
+        InputError: `count` is below 1, or teacher and transform are not those of the set.
     """
+    width = distilled.targets.shape[1]
     require(
         (count >= 1, f"a set gets at least 1 view of each image, got {count}"),
         (
-            transform.width == distilled.targets.shape[1],
-            f"the transform must give targets of the set's width {distilled.targets.shape[1]}, got {transform.width}",
+            transform.width == width,
+            f"the transform must give targets of the set's width {width}, got {transform.width}",
         ),
     )
-    _check_teacher(distilled, teacher)
+    if differences := compare_teacher(distilled.provenance, teacher).differences:
+        raise InputError(
+            f"the targets of the set are of another teacher than {teacher.name} ({'; '.join(differences.values())}): "
+            "give the teacher that the set was made with"
+        )
     size = len(distilled.images)
     drawn = [fixed_views(range(size), view, derive_seed(seed, "views of a set")) for view in range(count)]
     views = torch.stack(drawn, 1)
     pixels = distilled.pixel_space.denormalise(distilled.images.cpu()).clamp(0, 1)
-    before = _ask(teacher, transform, pixels)
+    before = _targets(teacher, transform, pixels)
     # In float64, so that what cancels does so without a trace.
     shifted = [
-        distilled.targets.cpu().double() + (_ask(teacher, transform, crop_flip(pixels, v)) - before) for v in drawn
+        distilled.targets.cpu().double() + (_targets(teacher, transform, crop_flip(pixels, v)) - before) for v in drawn
     ]
     made = {"count": count, "seed": seed, "teacher": teacher.weights_sha256()}
     return replace(
@@ -66,16 +69,7 @@ def add_views(
     )
 
 
-def _check_teacher(distilled: DistilledSet, teacher: Teacher) -> None:
-    differences = compare_teacher(distilled.provenance, teacher).differences
-    if differences:
-        raise InputError(
-            f"the targets of the set are of another teacher than {teacher.name} ({'; '.join(differences.values())}): "
-            "give the teacher that the set was made with"
-        )
-
-
-def _ask(teacher: Teacher, transform: TargetTransform, pixels: Tensor) -> Tensor:
+def _targets(teacher: Teacher, transform: TargetTransform, pixels: Tensor) -> Tensor:
     """Returns the teacher's targets of pixels in `[0, 1]`, `(M, D)`, float64, on the CPU."""
     weights = next(teacher.parameters())
     features = [teacher(part.to(weights)).cpu().float() for part in torch.split(pixels, _BATCH)]
