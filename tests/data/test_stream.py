@@ -117,7 +117,7 @@ def test_max_images_takes_the_first(tmp_path):
 
 def test_nothing_is_decoded_before_it_is_asked_for(tmp_path, monkeypatch):
     images = stream(save_parquet(tmp_path / "set", COLOURS))
-    monkeypatch.setattr("ssdd_hub.data.stream.decode_image", None)
+    monkeypatch.setattr("ssdd_hub.data.bank.decode_image", None)
     assert sum(1 for _ in images.rows()) == 150
 
 

@@ -19,21 +19,20 @@ CHANNELS = {"grey": 1, "rgb": 3}
 PILLOW_MODES = {"grey": "L", "rgb": "RGB"}
 
 SMALLEST_SIZE = 8
-LARGEST_NATIVE_SIZE = 64
+LARGEST_NATIVE_SIZE = 64  # larger images cost too much to keep their size without a setting
 LARGEST_SIZE = 4096  # an image then takes 48 MiB, and the networks' features of it gigabytes
-"""Images of up to this many pixels a side may keep their size unasked; larger ones cost too much for that."""
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 """The Pillow modes that store no colour. A palette stores colours, even when all of them are grey."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
-"""The formats that are decoded, by Pillow's names; `JPEG` includes MPO, `PNG` includes APNG, `PPM` its whole family.
+"""Formats that are decoded, by Pillow's names; `JPEG` includes MPO, `PNG` APNG, `PPM` its whole family.
 
-Pillow tries all formats that it knows, whatever the file is called, and some of them start a program (EPS) or have no
-magic number. These run inside the process, and each begins with bytes of its own.
+Pillow tries all formats that it knows, whatever the file's name, and some of them start a program (EPS) or have no
+magic number. These are decoded inside the process, and each begins with bytes of its own.
 """
 
-# How files begin that are met among images and are not decoded, with what they are.
+# First bytes of files that occur among images and are not decoded.
 _REFUSED = (
     (b"%!PS", "PostScript (EPS)"),
     (b"\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
@@ -61,16 +60,12 @@ class CorruptImageError(ValueError):
 
 
 def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
-    """Decodes one image file to mode `L` when it is stored without colour, to `RGB` otherwise.
+    """Decodes the bytes of an image file to mode `L` when it is stored without colour, to `RGB` otherwise.
 
-    The EXIF orientation is applied and transparent pixels are laid over white. Grey images of 16 bits are scaled from
-    `[0, 65535]`; so are those of 32 bits, and floating-point ones from `[0, 1]`, or from `[0, 255]` when a value
-    exceeds 1. Only the first frame of an animation is read.
-
-    Args:
-        data: The content of the file, in one of `FORMATS`, whatever its name says.
-        shorter_side: The size that the image will be resized to; lets a much larger JPEG be decoded at a fraction of
-            its size, never below twice this one.
+    Applies the EXIF orientation, lays transparent pixels over white, and reads the first frame of an animation. Grey
+    images of 16 and 32 bits are scaled from `[0, 65535]`, floating-point ones from `[0, 1]`, or from `[0, 255]` when a
+    value exceeds 1. A JPEG much larger than `shorter_side`, the size that it will be resized to, is decoded at a
+    fraction of its size, never below twice that one.
 
     Raises:
         CorruptImageError: The content is in none of `FORMATS`, is cut short, decodes to more pixels than Pillow holds
@@ -104,6 +99,12 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
     return resized.crop((left, top, left + size, top + size))
 
 
+def to_pixels(image: Image.Image, mode: str, size: int) -> Any:
+    """Returns an image as an array `(C, size, size)`, uint8; `mode` is `grey` or `rgb`."""
+    square = fit_square(image.convert(PILLOW_MODES[mode]), size)
+    return np.array(square).reshape(size, size, -1).transpose(2, 0, 1)
+
+
 class PixelStore:
     """Images of one size and mode, collected in one array that is allocated once.
 
@@ -124,11 +125,7 @@ class PixelStore:
         self._count = 0
 
     def add(self, image: Image.Image, where: str) -> None:
-        """Resizes and stores one image that `decode_image` returned.
-
-        Args:
-            image: Mode `L` or `RGB`.
-            where: What a message calls this image.
+        """Resizes and stores an image of `decode_image`, which messages call `where`.
 
         Raises:
             InputError: No size is given and this image has another size than the others, is not square, or is small or
@@ -140,8 +137,7 @@ class PixelStore:
             self._widen()
         if self._array is None:
             self._array = self._allocate()
-        square = fit_square(image.convert(PILLOW_MODES[self.mode]), self.image_size)
-        self._array[self._count] = np.asarray(square).reshape(self.image_size, self.image_size, -1).transpose(2, 0, 1)
+        self._array[self._count] = to_pixels(image, self.mode, self.image_size)
         self._count += 1
 
     def pixels(self) -> Tensor:
@@ -192,7 +188,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _what_arrived(data: bytes) -> str:
-    """Returns what content is that `Image.open` does not take, told by its first bytes alone."""
+    """Returns the format of content that `Image.open` refuses, by its first bytes."""
     known = next((name for start, name in _REFUSED if data.startswith(start)), None)
     return f"{known}, which is not accepted" if known else "empty, damaged at its start, or in no accepted format"
 

@@ -20,14 +20,10 @@ _BROKEN_ARCHIVE = (BadZipFile, EOFError, LZMAError, TarError, zlib.error)
 
 
 def read_row(home: Home, where: str, content: bytes | None, path: str | None) -> bytes:
-    """Reads the file of one row.
+    """Reads the file of the row that messages call `where`.
 
-    Args:
-        home: Where the dataset lives.
-        where: What a message calls the row.
-        content: The file's content, when the row holds it.
-        path: Where it stands otherwise: a path, the address of a member of an archive or of a file on the Hub, or a
-            `data:` URL, which is the content itself.
+    Its content is in the row, or at `path`: a path, the address of a member of an archive or of a file on the Hub, or
+    a `data:` URL, which is the content itself.
 
     Raises:
         CorruptImageError: There is no such file, or its archive is damaged.
@@ -40,11 +36,11 @@ def read_row(home: Home, where: str, content: bytes | None, path: str | None) ->
         return _inline(path)
     place = home.find(path)
     if place is None:
-        raise home.refuse(where, path)
+        raise InputError(f"the image at {where} has the path {path!r}: {home.required}")
     home.check_link(f"the image at {where}", place.file)
     try:
         if os.path.isabs(place.file) and not stat.S_ISREG(os.stat(place.file).st_mode):
-            # A pipe would be waited for, and a device may never end.
+            # Opening a pipe would wait, and a device may never end.
             raise InputError(f"the image at {where} must be a regular file, and {path!r} is none: mend or remove it")
         return _fetch(home, place)
     except InputError:
