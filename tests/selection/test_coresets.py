@@ -1,15 +1,13 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.selection import coresets
-from ssdd_hub.selection.coresets import KMeansEffort, Points, choose_by_mean, choose_central, choose_far
+from ssdd_hub.selection.coresets import Points, choose_by_mean, choose_central, choose_far
 
-EXACT = KMeansEffort(exact=1000, iterations=50, batch_size=16)
-BATCHES = replace(EXACT, exact=0)
+EXACT = {"exact": 1000, "iterations": 50, "batch_size": 16}
+BATCHES = {**EXACT, "exact": 0}
 
 
 def randn(*shape, seed=0):
@@ -64,7 +62,7 @@ def test_points_that_are_not_finite_are_refused(wrong):
 @pytest.mark.parametrize("effort", [EXACT, BATCHES])
 def test_kmeans_chooses_the_middle_of_each_blob(effort):
     matrix, numbers = blobs()
-    chosen = choose_central(points(matrix), 5, 0, effort)
+    chosen = choose_central(points(matrix), 5, 0, **effort)
     assert sorted(numbers[chosen].tolist()) == [0, 1, 2, 3, 4]
     if effort is EXACT:
         for number in range(5):
@@ -93,7 +91,7 @@ def test_centres_that_share_their_nearest_point_take_the_next(monkeypatch, neare
 def test_kmeans_of_a_sample_looks_at_all_points(monkeypatch):
     matrix, numbers = blobs(count=3, size=20)
     monkeypatch.setattr(coresets, "MOST_HELD", 4 * 6 * 30)
-    chosen = choose_central(points(matrix), 3, 0, EXACT)
+    chosen = choose_central(points(matrix), 3, 0, **EXACT)
     assert sorted(numbers[chosen].tolist()) == [0, 1, 2]
 
 
@@ -156,8 +154,8 @@ def test_herding_is_the_greedy_choice_and_nearer_to_the_mean_than_chance(monkeyp
 @pytest.mark.parametrize(
     "choose",
     [
-        lambda given, count: choose_central(given, count, 0, EXACT),
-        lambda given, count: choose_central(given, count, 0, BATCHES),
+        lambda given, count: choose_central(given, count, 0, **EXACT),
+        lambda given, count: choose_central(given, count, 0, **BATCHES),
         lambda given, count: choose_far(given, count, 0),
         choose_by_mean,
     ],

@@ -13,7 +13,7 @@ from ssdd_hub.selection import coresets
 from ssdd_hub.selection.methods import SELECTIONS, SelectionSettings
 from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.distilled import DistilledSet
-from ssdd_hub.targets.bank import FeatureBank, Index, shard_path, write_shard
+from ssdd_hub.targets.bank import FeatureBank, Index, Shard, shard_path, write_shard
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
 
@@ -177,11 +177,9 @@ def test_a_source_without_labels_and_with_plain_features_has_none_in_the_set(sou
 @pytest.mark.parametrize("method", ["kmeans", "kcenter", "herding"])
 def test_targets_on_the_disk_are_read_in_parts(tmp_path, monkeypatch, source, method):
     given = source()
-    shards = [
-        write_shard(shard_path(tmp_path, n), given.targets.features[n * 8 : n * 8 + 8], torch.float32)
-        for n in range(3)
-    ]
-    Index.of({}, shards, 8).write(tmp_path)
+    for number, part in enumerate(given.targets.features.split(8)):
+        write_shard(shard_path(tmp_path, number), part, torch.float32)
+    Index.of({}, [Shard.read(shard_path(tmp_path, number)) for number in range(3)], 8).write(tmp_path)
     monkeypatch.setattr("ssdd_hub.targets.targets.MOST_IN_MEMORY", 0)
     stored = replace(given, targets=Targets(FeatureBank(tmp_path), given.transform))
     expected = select(method, given, 6, 0, SMALL)

@@ -9,7 +9,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import generator
 from ssdd_hub.selection.methods import SelectionSettings, choose_rows
 from ssdd_hub.selection.source import Source
-from ssdd_hub.selection.start import INITS, choose_start, start_from
+from ssdd_hub.selection.start import INITS, start_from
 from ssdd_hub.targets.transform import TargetTransform
 
 SMALL = SelectionSettings(
@@ -28,8 +28,10 @@ def source(small_teacher):
 
 
 def test_a_random_start_is_that_of_the_first_runs(source):
-    rows = choose_start("random", source, 6, 3, SMALL)
-    assert torch.equal(rows, torch.randperm(20, generator=generator(3, "first images"))[:6])
+    images, _ = start_from("random", source, 6, 3, SMALL)
+    assert torch.equal(
+        images, source.bank.pixels[torch.randperm(20, generator=generator(3, "first images"))[:6]] / 255
+    )
 
 
 @pytest.mark.parametrize("init", INITS)

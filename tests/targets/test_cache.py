@@ -238,7 +238,7 @@ def test_an_interrupted_pass_goes_on_and_gives_the_same_bytes(cache, bank, tmp_p
     (folder,) = (tmp_path / "features").iterdir()
     assert sorted(os.listdir(folder)) == ["shard-00000.safetensors", "shard-00001.safetensors"]
     # What a kill during a write leaves.
-    (folder / f".shard-00002.safetensors.{dead_process()}.tmp").write_bytes(b"half")
+    (folder / f".shard-00002.safetensors.{dead_process()}-7.tmp").write_bytes(b"half")
     resumed = Listed(bank.pixels)
     cache().features(resumed)
     assert resumed.decoded == list(range(16, 23))
@@ -340,8 +340,13 @@ def test_an_interrupted_refresh_has_no_index(cache, bank):
 def test_only_temporary_files_of_dead_processes_and_old_ones_are_removed(cache, bank):
     folder = cache().features(bank).folder
     alive, dead = os.getppid(), dead_process()
-    names = [f".shard-00001.safetensors.{alive}.tmp", f".shard-00002.safetensors.{alive}.tmp"]
-    names += [f".shard-00001.safetensors.{dead}.tmp", f".index.json.{dead}.tmp", ".shard-00001.safetensors.none.tmp"]
+    # Process and thread, as `atomic_path` names them.
+    names = [f".shard-00001.safetensors.{alive}-7.tmp", f".shard-00002.safetensors.{alive}-7.tmp"]
+    names += [
+        f".shard-00001.safetensors.{dead}-7.tmp",
+        f".index.json.{dead}-7.tmp",
+        ".shard-00001.safetensors.x-7.tmp",
+    ]
     for name in names:
         (folder / name).write_bytes(b"half")
     os.utime(folder / names[1], (time.time() - 90000,) * 2)

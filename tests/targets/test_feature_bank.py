@@ -17,7 +17,8 @@ def make_bank(folder, dtype=torch.float32, skipped=None, sizes=SIZES):
     skipped, shards, first = skipped or {}, [], 0
     for number, part in enumerate(features.split(list(sizes))):
         missing = {row: why for row, why in skipped.items() if first <= row < first + 8}
-        shards.append(write_shard(shard_path(folder, number), part, dtype, missing))
+        write_shard(shard_path(folder, number), part, dtype, missing)
+        shards.append(Shard.read(shard_path(folder, number)))
         first += 8
     Index.of({"images": "abc"}, shards, 8).write(folder)
     return features
@@ -135,8 +136,8 @@ def test_rounding_is_measured(tmp_path, dtype, digits):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nothing_is_rounded_unasked(tmp_path, dtype):
     features = torch.rand(9, 2, dtype=dtype)
-    shard = write_shard(shard_path(tmp_path, 0), features, dtype)
-    Index.of({}, [shard], 9).write(tmp_path)
+    write_shard(shard_path(tmp_path, 0), features, dtype)
+    Index.of({}, [Shard.read(shard_path(tmp_path, 0))], 9).write(tmp_path)
     bank = FeatureBank(tmp_path)
     assert torch.equal(bank[:], features) and bank.index.rounding_error == 0
     assert bank.describe() == {
@@ -149,7 +150,8 @@ def test_nothing_is_rounded_unasked(tmp_path, dtype):
 
 
 def test_features_of_nothing_but_zeros_have_no_error(tmp_path):
-    assert Index.of({}, [write_shard(tmp_path / "a", torch.zeros(4, 2), torch.float16)], 4).rounding_error == 0
+    write_shard(tmp_path / "a", torch.zeros(4, 2), torch.float16)
+    assert Index.of({}, [Shard.read(tmp_path / "a")], 4).rounding_error == 0
 
 
 def test_features_beyond_half_precision_are_refused(tmp_path):

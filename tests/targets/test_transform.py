@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.targets.bank import FeatureBank, Index, shard_path, write_shard
+from ssdd_hub.targets.bank import FeatureBank, Index, Shard, shard_path, write_shard
 from ssdd_hub.targets.transform import PROJECTIONS, TRANSFORMS, TargetTransform
 
 PLAIN = [kind for kind in TRANSFORMS if kind not in PROJECTIONS]
@@ -188,7 +188,8 @@ def test_rounding_to_half_precision_is_not_whitened(dtype, mean):
 @DTYPES
 def test_the_rounding_that_a_bank_states_is_not_whitened(dtype, tmp_path):
     exact = draw_low_rank()
-    Index.of({}, [write_shard(shard_path(tmp_path, 0), exact, dtype)], 2000).write(tmp_path)
+    write_shard(shard_path(tmp_path, 0), exact, dtype)
+    Index.of({}, [Shard.read(shard_path(tmp_path, 0))], 2000).write(tmp_path)
     bank = FeatureBank(tmp_path)
     assert TargetTransform.fit("whiten", bank).width == 8
 
