@@ -1,82 +1,24 @@
-"""Nothing outside of a dataset is opened or asked for, whatever its card, its tables and its indexes name."""
+"""Nothing outside of a dataset is opened or fetched, whatever its card, its tables and its indexes name."""
 
 import base64
 import gc
-import http.server
-import io
 import json
 import os
-import threading
 import zipfile
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_folders import IMAGE_CARD, STRUCTURE, load, picture, stream, write, write_card
 from datasets import Dataset, DatasetDict
-from huggingface_hub import HfApi, constants
-from PIL import Image
 
-from ssdd_hub.data.bank import DataSettings, load_images
 from ssdd_hub.data.dataset_home import HubHome, Place
 from ssdd_hub.data.local_home import LocalHome
-from ssdd_hub.data.stream import ImageStream
 from ssdd_hub.errors import InputError
 
 # `datasets` leaves the files of metadata open.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file")
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-@pytest.fixture
-def server():
-    """A server on loopback that keeps what it was asked for."""
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(picture(9) if self.command == "GET" else b"")
-
-        do_HEAD = do_GET
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}", asked
-        running.shutdown()
-
-
-def picture(value):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (value, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
-
-def write(file, content):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return file
-
-
-def load(folder, **settings):
-    banks = load_images(DataSettings(name=str(folder), **settings), progress=False)
-    return sorted(sum((bank.pixels[:, 0, 0, 0].tolist() for bank in banks), []))
-
-
-def stream(folder, **settings):
-    images = ImageStream(DataSettings(name=str(folder), streaming=True, **settings), progress=False)
-    return sorted(row()[0, 0, 0].item() for row in images.rows())
 
 
 def save_rows(folder, *paths, layout="parquet"):
@@ -85,10 +27,7 @@ def save_rows(folder, *paths, layout="parquet"):
         rows = [{"bytes": picture(value), "path": None} for value in (1, 2)]
         rows += [{"bytes": None, "path": path} for path in paths]
         folder.mkdir(parents=True, exist_ok=True)
-        pq.write_table(
-            pa.table({"image": pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()}))}),
-            folder / "train.parquet",
-        )
+        pq.write_table(pa.table({"image": pa.array(rows, STRUCTURE)}), folder / "train.parquet")
         return folder
     files = [str(write(folder / "files" / f"{value}.bin", picture(value))) for value in (1, 2)]
     if layout == "jsonl":
@@ -96,7 +35,7 @@ def save_rows(folder, *paths, layout="parquet"):
     else:
         text = "image\n" + "".join(f'"{path}"\n' for path in [*files, *paths])
     write(folder / f"train.{layout}", text)
-    write(folder / "README.md", "---\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n---\n")
+    write(folder / "README.md", IMAGE_CARD)
     return folder
 
 
@@ -176,13 +115,11 @@ def test_pipes_and_devices_are_not_opened(tmp_path):
     folder.mkdir()
     os.mkfifo(folder / "pipe.bin")
     (folder / "zero.bin").symlink_to("/dev/zero")
-    for name in ("pipe.bin", "zero.bin", "zip"):
-        path = f"zip://x::{folder}/pipe.bin" if name == "zip" else str(folder / name)
+    message = r"the image at row 2 \(.*\) must be a regular file, and '.*' is none"
+    for path in (f"{folder}/pipe.bin", f"{folder}/zero.bin", f"zip://x::{folder}/pipe.bin"):
         save_rows(folder, path)
         for read in (load, stream):
-            with pytest.raises(
-                InputError, match=r"the image at row 2 \(.*\) must be a regular file, and '.*' is none"
-            ):
+            with pytest.raises(InputError, match=message):
                 read(folder, on_corrupt="skip", follow_links=True)
 
 
@@ -223,19 +160,15 @@ def test_a_card_that_names_data_elsewhere_is_refused_before_it_is_looked_for(tmp
     for value in range(3):
         write(tmp_path / "other" / f"{value}.png", picture(value))
         write(tmp_path / "set" / f"{value}.png", picture(value))
-    entry = {"config_name": "default", "data_files": pattern}
-    if form == "list":
-        entry["data_files"] = ["*.png", pattern]
-    elif form in ("splits", "yaml"):
-        entry["data_files"] = [{"split": "train", "path": ["*.png", pattern]}]
-    elif form == "mapping":
-        entry["data_files"] = {"train": pattern}
-    configs = [{"config_name": "other", "data_files": "*.png"}] * (form == "second") + [entry]
-    text = json.dumps({"configs": configs})
-    if form == "yaml":
-        write(tmp_path / "set" / ".huggingface.yaml", text)
-    else:
-        write(tmp_path / "set" / "README.md", f"---\n{text}\n---\n")
+    files = {
+        "text": pattern,
+        "list": ["*.png", pattern],
+        "splits": [{"split": "train", "path": ["*.png", pattern]}],
+        "mapping": {"train": pattern},
+    }
+    configs = [{"config_name": "other", "data_files": "*.png"}] * (form == "second")
+    configs.append({"config_name": "default", "data_files": files.get(form, pattern)})
+    write_card(tmp_path / "set", configs, ".huggingface.yaml" if form == "yaml" else "README.md")
     message = r"the card of '.*set' names '.*' as data: all its files must lie in the folder '.*set'; move them"
     for read in (load, stream):
         with pytest.raises(InputError, match=message):
@@ -243,20 +176,18 @@ def test_a_card_that_names_data_elsewhere_is_refused_before_it_is_looked_for(tmp
     assert asked == []
 
 
-@pytest.mark.parametrize("place", ["../other", "/etc", "https://example.com", ".."])
-def test_a_card_that_names_a_folder_elsewhere_is_refused(tmp_path, place):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        *(({"data_dir": place}, "names '.*' as data") for place in ("../other", "/etc", "https://example.com", "..")),
+        ({"config_name": "..", "data_files": "*.png"}, "calls a configuration '..': give it another name"),
+    ],
+)
+def test_a_card_that_names_a_folder_elsewhere_is_refused(tmp_path, config, message):
     write(tmp_path / "other" / "a.png", picture(1))
     write(tmp_path / "set" / "a.png", picture(1))
-    card = json.dumps({"configs": [{"config_name": "default", "data_dir": place}]})
-    write(tmp_path / "set" / "README.md", f"---\n{card}\n---\n")
-    with pytest.raises(InputError, match="the card of '.*' names '.*' as data"):
-        load(tmp_path / "set")
-
-
-def test_a_configuration_with_the_name_of_a_folder_above_is_refused(tmp_path):
-    write(tmp_path / "set" / "a.png", picture(1))
-    write(tmp_path / "set" / "README.md", '---\n{"configs": [{"config_name": "..", "data_files": "*.png"}]}\n---\n')
-    with pytest.raises(InputError, match="calls a configuration '..': give it another name"):
+    write_card(tmp_path / "set", [{"config_name": "default", **config}])
+    with pytest.raises(InputError, match=f"the card of '.*' {message}"):
         load(tmp_path / "set")
 
 
@@ -265,15 +196,12 @@ def test_a_card_may_name_what_lies_in_the_folder(tmp_path):
     for value in range(3):
         write(folder / "some" / f"{value}.png", picture(value))
         write(folder / f"{value + 10}.png", picture(value + 10))
-    for pattern in ("some/*.png", f"{folder}/some/*", "./some/../some/*.png"):
-        card = json.dumps({"configs": [{"config_name": "default", "data_files": pattern}]})
-        write(folder / "README.md", f"---\n{card}\n---\n")
+    patterns = [{"data_files": pattern} for pattern in ("some/*.png", f"{folder}/some/*", "./some/../some/*.png")]
+    for named in (*patterns, {"data_dir": "some"}):
+        write_card(folder, [{"config_name": "default", **named}])
         assert load(folder) == stream(folder) == [0, 1, 2]
-    write(folder / "README.md", '---\n{"configs": [{"config_name": "default", "data_dir": "some"}]}\n---\n')
-    assert load(folder) == stream(folder) == [0, 1, 2]
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("name", ["../x.png", "/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:9/x.png"])
 @pytest.mark.parametrize("layout", ["metadata.csv", "metadata.jsonl"])
 def test_an_index_of_images_that_names_files_elsewhere_is_refused(tmp_path, layout, name):
@@ -376,36 +304,19 @@ def test_messages_show_no_folders_and_no_line_breaks(tmp_path):
     assert home.shown("b/x\n# y\u202e.png") == "x\N{REPLACEMENT CHARACTER}# y\N{REPLACEMENT CHARACTER}.png"
 
 
-@pytest.fixture
-def hub_set(hub, tmp_path, monkeypatch):
-    """Uploads a folder as `ann/set`, which can be loaded."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", constants.ENDPOINT)
-    api = HfApi(token="hf_ann")
-    api.create_repo("ann/set", repo_type="dataset")
-    return lambda folder: api.upload_folder(folder_path=folder, repo_id="ann/set", repo_type="dataset")
-
-
 def test_a_hub_dataset_may_name_its_own_files_and_no_others(hub_set, tmp_path, server):
     url, asked = server
     write(tmp_path / "set" / "files" / "a.bin", picture(3))
     hub_set(save_rows(tmp_path / "set", "files/a.bin"))
     assert load("ann/set") == stream("ann/set") == [1, 2, 3]
-    for path in (
-        "/etc/passwd",
-        "../x.png",
-        f"{url}/x.png",
-        f"{tmp_path}/set/files/a.bin",
-        "hf://datasets/bob/x/a.png",
-    ):
+    outside = ["/etc/passwd", "../x.png", f"{url}/x.png", f"{tmp_path}/set/files/a.bin", "hf://datasets/bob/x/a.png"]
+    for path in outside:
         hub_set(save_rows(tmp_path / "set", path))
         for read in (load, stream):
             with pytest.raises(InputError, match="row 2 .* must lie in the repository 'ann/set' of the Hub"):
                 read("ann/set", on_corrupt="skip")
     for pattern in ("/etc/*.conf", f"{url}/x.png", "../../bob/x/*.png", "hf://datasets/bob/x/*.png"):
-        card = json.dumps({"configs": [{"config_name": "default", "data_files": pattern}]})
-        write(tmp_path / "set" / "README.md", f"---\n{card}\n---\n")
+        write_card(tmp_path / "set", [{"config_name": "default", "data_files": pattern}])
         hub_set(tmp_path / "set")
         with pytest.raises(InputError, match="the card of 'ann/set' names '.*' as data: all its files must lie in"):
             load("ann/set")
@@ -417,9 +328,7 @@ def test_what_was_prepared_of_a_folder_is_no_hub_dataset(tmp_path, monkeypatch):
     assert load(folder) == [1, 2]
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    with pytest.raises(
-        InputError, match="'photos' is no folder here, and what the cache holds under this name is not"
-    ):
+    with pytest.raises(InputError, match="'photos' is no folder here, and what the cache holds under this name"):
         load("photos")
 
 

@@ -1,4 +1,4 @@
-"""Folders and repositories that strangers made: their links, cards and indexes neither lead out, hang nor crash."""
+"""Links, cards and indexes of untrusted folders and repositories neither lead out, hang nor crash."""
 
 import json
 import time
@@ -7,14 +7,14 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_folders import STRUCTURE, load, picture, stream, write, write_card
 from datasets import Dataset, DatasetDict
-from test_local_home import hub_set, load, picture, private_cache, save_rows, stream, write
+from test_local_home import save_rows
 
 from ssdd_hub.data.bank import DataSettings
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder
 
-__all__ = ["hub_set", "private_cache"]
 # `datasets` leaves the files of metadata open.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file")
 
@@ -29,6 +29,7 @@ def refused(folder, message, **settings):
 
 
 def pictures(folder, count=3):
+    folder.mkdir(exist_ok=True)
     for value in range(count):
         write(folder / f"{value}.png", picture(value))
     return folder
@@ -75,30 +76,22 @@ def test_a_row_in_an_archive_that_is_a_link_out_is_refused(tmp_path, elsewhere):
     assert load(folder, follow_links=True) == stream(folder, follow_links=True) == [1, 2, 9]
 
 
-@pytest.mark.parametrize("name", ["set", "set[1]"])
-def test_an_image_of_a_folder_that_is_a_link_out_is_refused(tmp_path, elsewhere, name):
-    folder = pictures(tmp_path / name)
-    (folder / "9.png").symlink_to(elsewhere / "secret.png")
-    refused(folder, link_out("9.png", elsewhere / "secret.png"))
-    assert load(folder, follow_links=True) == stream(folder, follow_links=True) == [0, 1, 2, 9]
-
-
-@pytest.mark.parametrize("kind", ["parquet", "zip", "metadata.csv"])
-def test_a_data_file_that_is_a_link_out_is_refused(tmp_path, elsewhere, kind):
-    folder, expected = tmp_path / "set", [0, 1, 2]
-    folder.mkdir()
-    if kind == "parquet":
-        target, expected = elsewhere / "set" / "train.parquet", [1, 2]
-    elif kind == "zip":
-        target, expected = elsewhere / "x.zip", [0, 1, 2, 9]
-    else:
-        target = write(elsewhere / "m.csv", "file_name,kind\n0.png,a\n1.png,b\n2.png,c\n")
-    if kind != "parquet":
-        pictures(folder)
-    name = kind if "." in kind else f"x.{kind}"
-    (folder / name).symlink_to(target)
-    refused(folder, link_out(name, target))
-    assert load(folder, follow_links=True) == expected
+@pytest.mark.parametrize("brackets", ["set", "set[1]"])
+@pytest.mark.parametrize(
+    ("name", "target", "expected"),
+    [
+        ("9.png", "secret.png", [0, 1, 2, 9]),
+        ("x.parquet", "set/train.parquet", [1, 2]),
+        ("x.zip", "x.zip", [0, 1, 2, 9]),
+        ("metadata.csv", "m.csv", [0, 1, 2]),
+    ],
+)
+def test_a_data_file_that_is_a_link_out_is_refused(tmp_path, elsewhere, name, target, expected, brackets):
+    write(elsewhere / "m.csv", "file_name,kind\n0.png,a\n1.png,b\n2.png,c\n")
+    folder = pictures(tmp_path / brackets, 0 if name == "x.parquet" else 3)
+    (folder / name).symlink_to(elsewhere / target)
+    refused(folder, link_out(name, elsewhere / target))
+    assert load(folder, follow_links=True) == stream(folder, follow_links=True) == expected
 
 
 @pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml", "dataset_infos.json"])
@@ -178,7 +171,7 @@ def test_a_card_of_the_hub_that_is_no_plain_yaml_is_refused(tmp_path, hub_set, n
 
 def test_a_yaml_file_of_the_hub_that_names_data_elsewhere_is_refused(tmp_path, hub_set):
     folder = pictures(tmp_path / "set")
-    write(folder / ".huggingface.yaml", json.dumps({"configs": [{"config_name": "default", "data_files": "/etc/*"}]}))
+    write_card(folder, [{"config_name": "default", "data_files": "/etc/*"}], ".huggingface.yaml")
     hub_set(folder)
     refused("ann/set", "the card of 'ann/set' names '/etc/\\*' as data: all its files must lie in the repository")
 
@@ -223,7 +216,7 @@ def deep_feature():
 
 @pytest.mark.parametrize("info", ['{"info": {"features": [1]}}', '{"info": null}', deep_feature()])
 def test_metadata_of_a_table_that_datasets_believes_is_no_traceback(tmp_path, info):
-    rows = pa.array([{"bytes": picture(1), "path": None}] * 3, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    rows = pa.array([{"bytes": picture(1), "path": None}] * 3, STRUCTURE)
     (tmp_path / "set").mkdir()
     table = pa.table({"image": rows}).replace_schema_metadata({"huggingface": info})
     pq.write_table(table, tmp_path / "set" / "train.parquet")

@@ -1,68 +1,40 @@
-import io
 import os
-import zipfile
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
+from data_folders import (
+    IMAGES,
+    banks_of,
+    encode,
+    flat,
+    picture,
+    read,
+    reds,
+    save_as,
+    save_folder,
+    stream_of as stream,
+)
 from datasets import Dataset
 from PIL import Image
 
-from ssdd_hub.data.bank import DataSettings, load_images
+from ssdd_hub.data.bank import DataSettings
 from ssdd_hub.data.decode import CorruptImageError
-from ssdd_hub.data.stream import ImageStream
 from ssdd_hub.errors import InputError, SettingsError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-def picture(value, size=8):
-    """An image whose red channel, or grey, tells which one it is."""
-    if isinstance(value, bytes):
-        return value
-    file = io.BytesIO()
-    Image.new("RGB" if isinstance(value, tuple) else "L", (size, size), value).save(file, "PNG")
-    return file.getvalue()
+COLOURS = [(index, 0, 9) for index in range(150)]
 
 
 def save_parquet(folder, values, size=8, files=1, split="train"):
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(np.array_split(np.arange(len(values)), files)):
-        rows = [{"bytes": picture(values[index], size), "path": None} for index in part]
-        table = Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
+        images = [values[index] for index in part]
+        images = [image if isinstance(image, bytes) else encode(flat(image, size)) for image in images]
+        table = Dataset.from_dict({"image": [{"bytes": image, "path": None} for image in images]}, IMAGES)
         table.to_parquet(folder / "data" / f"{split}-{number}.parquet")
     return folder
-
-
-def save_folder(folder, values, size=8):
-    folder.mkdir(parents=True)
-    for index, value in enumerate(values):
-        (folder / f"{index:03}.png").write_bytes(picture(value, size))
-    return folder
-
-
-def stream(folder, **settings):
-    return ImageStream(DataSettings(name=str(folder), streaming=True, **settings), progress=False)
-
-
-def read(images):
-    return torch.stack([row() for row in images.rows()])
-
-
-def reds(images):
-    return read(images)[:, 0, 0, 0].tolist()
-
-
-COLOURS = [(index, 0, 9) for index in range(150)]
 
 
 # What is read
@@ -80,21 +52,8 @@ def test_all_rows_come_in_their_order_with_their_pixels(tmp_path):
 
 @pytest.mark.parametrize("layout", ["parquet", "folder", "zip", "saved"])
 def test_every_layout_gives_what_load_images_gives(tmp_path, layout):
-    values, folder = COLOURS[:12], tmp_path / "set"
-    if layout == "parquet":
-        save_parquet(folder, values, files=2)
-    elif layout == "folder":
-        save_folder(folder, values)
-    elif layout == "zip":
-        folder.mkdir()
-        with zipfile.ZipFile(folder / "images.zip", "w") as archive:
-            for index, value in enumerate(values):
-                archive.writestr(f"{index:03}.png", picture(value))
-    else:
-        images = [Image.open(io.BytesIO(picture(value))) for value in values]
-        Dataset.from_dict({"image": images}).save_to_disk(folder)
-    whole = load_images(DataSettings(name=str(folder), image_size=16), progress=False)
-    loaded = sorted(torch.cat([bank.pixels for bank in whole])[:, 0, 0, 0].tolist())
+    folder = save_as(tmp_path / "set", layout, {f"{index:03}.png": picture(index) for index in range(12)})
+    loaded = sorted(sum(map(reds, banks_of(folder, image_size=16)), []))
     images = stream(folder, image_size=16)
     assert read(images).shape == (12, 3, 16, 16) and reds(images) == loaded == list(range(12))
 
@@ -102,10 +61,8 @@ def test_every_layout_gives_what_load_images_gives(tmp_path, layout):
 def test_real_images_are_those_of_load_images():
     if not (SHARED / "cifar100-mini").exists():
         pytest.skip("the images of cifar100-mini are not beside this clone")
-    settings = {"name": str(SHARED / "cifar100-mini"), "split": "test"}
-    bank, _ = load_images(DataSettings(**settings, heldout_split="train"), progress=False)
-    images = ImageStream(DataSettings(**settings, streaming=True, max_images=100), progress=False)
-    assert torch.equal(read(images), bank.pixels[:100])
+    bank, _ = banks_of(SHARED / "cifar100-mini", split="test", heldout_split="train")
+    assert torch.equal(read(stream(SHARED / "cifar100-mini", split="test", max_images=100)), bank.pixels[:100])
 
 
 def test_max_images_takes_the_first(tmp_path):
@@ -212,9 +169,8 @@ def test_an_image_that_cannot_be_decoded_can_be_skipped(tmp_path):
 
 def test_a_stream_of_nothing_that_can_be_decoded_is_refused(tmp_path):
     folder = save_parquet(tmp_path / "set", [b"no image"] * 3)
-    with pytest.raises(
-        InputError, match="none of the 3 images of the split 'train' .* can be decoded; .*row 0: empty"
-    ):
+    message = "none of the 3 images of the split 'train' .* can be decoded; .*row 0: empty"
+    with pytest.raises(InputError, match=message):
         stream(folder, on_corrupt="skip")
     with pytest.raises(InputError, match="row 0 of the split 'train' .*cannot be decoded"):
         stream(folder)
@@ -226,14 +182,7 @@ def test_a_stream_of_nothing_that_can_be_decoded_is_refused(tmp_path):
 def test_whatever_the_pixels_depend_on_changes_the_fingerprint(tmp_path):
     folder = save_parquet(tmp_path / "set", COLOURS[:9], files=2)
     save_parquet(folder, COLOURS[:9], split="test")
-    requests = [
-        {},
-        {"split": "test"},
-        {"image_size": 16},
-        {"mode": "grey"},
-        {"max_images": 5},
-        {"on_corrupt": "skip"},
-    ]
+    requests = [{}, {"split": "test"}, {"image_size": 16}, {"mode": "grey"}, {"max_images": 5}, {"on_corrupt": "skip"}]
     assert len({stream(folder, **settings).fingerprint for settings in requests}) == len(requests)
     assert stream(folder, mode="rgb").fingerprint == stream(folder).fingerprint == stream(folder).fingerprint
 
@@ -289,7 +238,7 @@ def test_digits_and_distillation_take_no_stream(tmp_path):
     with pytest.raises(SettingsError, match="digits are in memory: leave out --data.streaming"):
         DataSettings(streaming=True)
     with pytest.raises(InputError, match="--data.streaming reads images once .*leave it out"):
-        load_images(DataSettings(name=str(tmp_path), streaming=True), progress=False)
+        banks_of(tmp_path, streaming=True)
 
 
 def test_other_files_beside_the_images_do_not_count(tmp_path):
