@@ -40,28 +40,12 @@ def save_rows(folder, *paths, layout="parquet"):
 
 
 OUTSIDE = [
-    "/etc/passwd",
-    "../private.png",
-    "files/../../private.png",
-    "{tmp}/private.png",
-    "{tmp}/set/../private.png",
-    "{tmp}/set2/private.png",
-    "{tmp}/set",
-    "http://{host}/x.png",
-    "file://{tmp}/private.png",
-    "file://{tmp}/set/files/1.bin",
-    "local://{tmp}/private.png",
-    "zip://x.png::http://{host}/x.zip",
-    "zip://x.png::{tmp}/private.zip",
-    "zip://x.png::../private.zip",
-    "zip://x.png::file://{tmp}/set/x.zip",
-    "zip://x.png",
-    "simplecache::http://{host}/x.png",
-    "filecache::{tmp}/private.png",
-    "hf://datasets/a/b/x.png",
-    "memory://x.png",
-    "/dev/zero",
-    "/proc/self/environ",
+    *("/etc/passwd", "../private.png", "files/../../private.png", "/dev/zero", "/proc/self/environ"),
+    *("{tmp}/private.png", "{tmp}/set/../private.png", "{tmp}/set2/private.png", "{tmp}/set"),
+    *("http://{host}/x.png", "hf://datasets/a/b/x.png", "memory://x.png", "simplecache::http://{host}/x.png"),
+    *("file://{tmp}/private.png", "file://{tmp}/set/files/1.bin", "local://{tmp}/private.png"),
+    *("zip://x.png::http://{host}/x.zip", "zip://x.png::{tmp}/private.zip", "zip://x.png::../private.zip"),
+    *("zip://x.png::file://{tmp}/set/x.zip", "zip://x.png", "filecache::{tmp}/private.png"),
 ]
 
 
@@ -140,15 +124,8 @@ def test_a_pipe_that_would_be_read_is_refused(tmp_path):
 
 
 PATTERNS = [
-    "../other/*.png",
-    "data/../../other/*.png",
-    "/etc/*",
-    "{tmp}/other/0.png",
-    "{url}/x.png",
-    "https://example.com/x.zip",
-    "zip://*.png::{url}/x.zip",
-    "hf://datasets/a/b/*.png",
-    "file://{tmp}/other/*.png",
+    *("../other/*.png", "data/../../other/*.png", "/etc/*", "{tmp}/other/0.png", "file://{tmp}/other/*.png"),
+    *("{url}/x.png", "https://example.com/x.zip", "zip://*.png::{url}/x.zip", "hf://datasets/a/b/*.png"),
 ]
 
 
@@ -267,27 +244,18 @@ def test_rows_of_a_hub_dataset_may_name_its_files_and_what_the_client_keeps_of_i
     assert home.find(f"zip://a.png::{kept}/x.zip") == Place(f"{kept}/x.zip", "zip", "a.png")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/etc/passwd",
-        "../x.png",
-        "hf://datasets/ann/set2@c0ffee/x.png",
-        "hf://datasets/ann/settings/x.png",
-        "hf://datasets/bob/set@c0ffee/x.png",
-        "hf://datasets/ann/set@c0ffee/../../bob/x.png",
-        "hf://datasets/ann/set@c0ffee/x.png::http://127.0.0.1/",
-        "hf://ann/set/x.png",
-        "http://127.0.0.1/x.png",
-        "file:///etc/passwd",
-        "{hub}/datasets--bob--set/snapshots/c0ffee/x.png",
-        "{hub}/datasets--ann--set/snapshots/../../datasets--bob--set/x.png",
-        "{hub}/token",
-        "zip://a.png::/etc/x.zip",
-        "zip://a.png::http://127.0.0.1/x.zip",
-        "zip://a.png::x.zip",
-    ],
-)
+ELSEWHERE = [
+    *("/etc/passwd", "../x.png", "file:///etc/passwd", "http://127.0.0.1/x.png", "hf://ann/set/x.png"),
+    *("hf://datasets/ann/set2@c0ffee/x.png", "hf://datasets/ann/settings/x.png"),
+    *("hf://datasets/bob/set@c0ffee/x.png", "hf://datasets/ann/set@c0ffee/../../bob/x.png"),
+    *("hf://datasets/ann/set@c0ffee/x.png::http://127.0.0.1/", "{hub}/token"),
+    "{hub}/datasets--bob--set/snapshots/c0ffee/x.png",
+    "{hub}/datasets--ann--set/snapshots/../../datasets--bob--set/x.png",
+    *("zip://a.png::/etc/x.zip", "zip://a.png::http://127.0.0.1/x.zip", "zip://a.png::x.zip"),
+]
+
+
+@pytest.mark.parametrize("path", ELSEWHERE)
 def test_rows_of_a_hub_dataset_may_name_nothing_else(repository, path):
     home, kept = repository
     path = path.format(hub=kept.parents[2])
