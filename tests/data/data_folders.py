@@ -4,16 +4,19 @@ import base64
 import io
 import json
 import tarfile
+import time
 import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from datasets import Dataset, Features, Image as ImageFeature
 from PIL import Image
 
 from ssdd_hub.data.bank import DataSettings, load_images
 from ssdd_hub.data.stream import ImageStream
+from ssdd_hub.errors import InputError
 
 IMAGES = Features({"image": ImageFeature()})
 STRUCTURE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -113,3 +116,16 @@ def load(folder, **settings):
 def stream(folder, **settings):
     """The same, read as a stream."""
     return sorted(reds(stream_of(folder, **settings)))
+
+
+def refuses(read, message, *args, **settings):
+    with pytest.raises(InputError, match=message):
+        read(*args, **settings)
+
+
+def refused(folder, message, **settings):
+    """Both ways to read a folder refuse it, at once."""
+    for read in (load, stream):
+        start = time.monotonic()
+        refuses(read, message, folder, **settings)
+        assert time.monotonic() - start < 20

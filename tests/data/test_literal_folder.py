@@ -8,7 +8,7 @@ import zipfile
 
 import datasets
 import pytest
-from data_folders import IMAGES, banks_of, picture, reds, stream_of, write
+from data_folders import IMAGES, banks_of, picture, reds, refuses, stream_of, write
 from datasets import Dataset, DatasetDict
 
 from ssdd_hub.data.literal_folder import listed, literal, plain, plain_tree
@@ -116,8 +116,7 @@ def test_names_inside_are_literal(tmp_path, layout, odd):
 def test_messages_show_the_names_themselves(tmp_path):
     folder = build(tmp_path / "run[12]", "classes", "::")
     write(folder / "b::" / "::05.png", b"nothing")
-    with pytest.raises(InputError, match=r"image at row \d+ \(b::/::05.png\) of the split 'train' of '.*run\[12\]'"):
-        banks_of(folder)
+    refuses(banks_of, r"image at row \d+ \(b::/::05.png\) of the split 'train' of '.*run\[12\]'", folder)
 
 
 def test_relative_names_parents_and_links_lead_to_their_folder(tmp_path, monkeypatch):
@@ -137,8 +136,7 @@ def test_relative_names_parents_and_links_lead_to_their_folder(tmp_path, monkeyp
 def test_a_format_is_a_name_like_others_and_never_the_working_directory(tmp_path, monkeypatch, name):
     build(tmp_path / "here", "classes", start=100)
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(InputError, match=f"'{name}' is a format and no dataset, and there is no folder of that name"):
-        banks_of(name)
+    refuses(banks_of, f"'{name}' is a format and no dataset, and there is no folder of that name", name)
     build(tmp_path / "here" / name, "classes")
     assert sorted(outcome(name)[0]) == list(range(20))
 
@@ -148,8 +146,7 @@ def test_a_format_is_a_name_like_others_and_never_the_working_directory(tmp_path
 )
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"is neither a folder that exists nor a Hub id|is a bucket"):
-        banks_of(name)
+    refuses(banks_of, r"is neither a folder that exists nor a Hub id|is a bucket", name)
 
 
 def test_ordinary_folders_are_read_where_they_are(tmp_path):
@@ -194,5 +191,4 @@ def test_names_in_archives_that_would_be_left_out_are_refused(tmp_path, member):
     folder = build(tmp_path / "set", "zip")
     with zipfile.ZipFile(folder / "more.zip", "w") as archive:
         archive.writestr(member, picture(1))
-    with pytest.raises(InputError, match=r"the archive 'more.zip' of .* names in archives must hold no '::'"):
-        banks_of(folder)
+    refuses(banks_of, r"the archive 'more.zip' of .* names in archives must hold no '::'", folder)

@@ -1,13 +1,12 @@
 """Links, cards and indexes of untrusted folders and repositories neither lead out, hang nor crash."""
 
 import json
-import time
 import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_folders import STRUCTURE, load, picture, stream, write, write_card
+from data_folders import STRUCTURE, load, picture, refused, stream, write, write_card
 from datasets import Dataset, DatasetDict
 from test_local_home import save_rows
 
@@ -17,15 +16,6 @@ from ssdd_hub.runs.folder import RunFolder
 
 # `datasets` leaves the files of metadata open.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file")
-
-
-def refused(folder, message, **settings):
-    """Both ways to read a folder refuse it, at once."""
-    for read in (load, stream):
-        start = time.monotonic()
-        with pytest.raises(InputError, match=message):
-            read(folder, **settings)
-        assert time.monotonic() - start < 20
 
 
 def pictures(folder, count=3):
