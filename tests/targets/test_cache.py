@@ -52,6 +52,10 @@ def expected(teacher, pixels):
     return teacher(pixels.to(next(teacher.parameters()).dtype) / 255)
 
 
+def index_of(folder):
+    return json.loads((folder / "index.json").read_text())
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -78,11 +82,8 @@ def test_features_have_the_precision_of_the_teacher(cache, bank, small_teacher):
 @pytest.mark.parametrize(("dtype", "error"), [("float16", 2**-11), ("bfloat16", 2**-8)])
 def test_half_precision_is_the_rounded_features_with_their_error_stated(cache, bank, dtype, error):
     exact, rounded = cache().features(bank), cache(dtype=dtype).features(bank)
-    assert rounded.dtype == getattr(torch, dtype)
-    assert torch.equal(rounded[:], exact[:].to(rounded.dtype))
+    assert rounded.dtype == getattr(torch, dtype) and torch.equal(rounded[:], exact[:].to(rounded.dtype))
     assert error / 8 < rounded.index.rounding_error < error
-    relative = (rounded[:].double() - exact[:].double()).norm() / exact[:].double().norm()
-    assert rounded.index.rounding_error == pytest.approx(relative.item(), rel=1e-9)
 
 
 def test_features_too_large_for_half_precision_are_refused_and_nothing_is_kept(cache, bank, small_teacher, tmp_path):
@@ -192,13 +193,11 @@ def test_whatever_features_depend_on_gives_another_folder(cache, bank, digits, s
     assert len(os.listdir(tmp_path / "features")) == len(requests)
 
 
-def test_neither_the_batch_size_nor_the_teachers_name_changes_the_folder(cache, bank, small_teacher, tmp_path):
+def test_neither_the_batch_size_nor_the_teachers_name_changes_the_folder(cache, bank, small_teacher):
     renamed = small_teacher()
     renamed.name, renamed.license = "another", "unknown"
-    folders = {cache().features(bank).folder, cache(renamed, batch_size=4).features(bank).folder}
-    assert len(folders) == 1
-    (folder,) = folders
-    assert folder.name.startswith("features-") and json.loads((folder / "index.json").read_text())["key"]["images"]
+    folder = cache().features(bank).folder
+    assert cache(renamed, batch_size=4).features(bank).folder == folder and folder.name.startswith("features-")
 
 
 def test_a_type_that_is_the_teachers_own_shares_its_folder(cache, bank, small_teacher):
@@ -215,26 +214,32 @@ def dead_process():
     return process.pid
 
 
+class Meddling(Listed):
+    """A stream during which another run does something, at each row or at one."""
+
+    def __init__(self, pixels, meddle, at=None):
+        super().__init__(pixels)
+        self.meddle, self.at = meddle, at
+
+    def read(self, row):
+        if self.at in (None, row):
+            self.meddle()
+        return super().read(row)
+
+
 class Killed(BaseException):
     pass
 
 
-class Breaking(Listed):
-    """A stream during whose row `at` the process dies."""
-
-    at = 17
-
-    def read(self, row):
-        if row == self.at:
-            raise Killed
-        return super().read(row)
+def die():
+    raise Killed
 
 
 def test_an_interrupted_pass_goes_on_and_gives_the_same_bytes(cache, bank, tmp_path):
     whole = contents(cache().features(Listed(bank.pixels)).folder)
     shutil.rmtree(tmp_path / "features")
     with pytest.raises(Killed):
-        cache().features(Breaking(bank.pixels))
+        cache().features(Meddling(bank.pixels, die, at=17))
     (folder,) = (tmp_path / "features").iterdir()
     assert sorted(os.listdir(folder)) == ["shard-00000.safetensors", "shard-00001.safetensors"]
     # What a kill during a write leaves.
@@ -264,8 +269,7 @@ def test_damaged_shards_are_computed_again_and_no_others(cache, bank, damage):
     elif damage == "missing":
         path.unlink()
     elif damage == "index":
-        stated = json.loads((folder / "index.json").read_text())
-        (folder / "index.json").write_text(json.dumps({**stated, "num_images": 24}))
+        (folder / "index.json").write_text(json.dumps({**index_of(folder), "num_images": 24}))
     else:
         wrong = torch.zeros(8, 23) if damage == "width" else torch.zeros(8, 24, dtype=torch.float64)
         write_shard(path, wrong, wrong.dtype)
@@ -281,9 +285,7 @@ def test_an_index_of_other_features_is_not_believed(cache, bank, digits):
     other = cache().features(digits[0].subset(range(23, 46))).folder
     shutil.copy(folder / "index.json", other / "index.json")
     cache().features(digits[0].subset(range(23, 46)))
-    assert (
-        json.loads((other / "index.json").read_text())["key"] != json.loads((folder / "index.json").read_text())["key"]
-    )
+    assert index_of(other)["key"] != index_of(folder)["key"]
 
 
 def test_shards_of_more_rows_than_there_are_images_are_refused(cache, bank, monkeypatch):
@@ -300,12 +302,10 @@ def test_a_refresh_computes_everything_again(cache, bank):
     stream = Listed(bank.pixels)
     folder = cache().features(stream).folder
     whole = contents(folder)
-    sizes = [8, 8, 7]
-    for number, size in enumerate(sizes):
+    for number, size in enumerate([8, 8, 7]):
         write_shard(shard_path(folder, number), torch.zeros(size, 24), torch.float32)
     shards = [Shard.read(shard_path(folder, number)) for number in range(3)]
-    key = json.loads((folder / "index.json").read_text())["key"]
-    Index.of(key, shards, 8).write(folder)
+    Index.of(index_of(folder)["key"], shards, 8).write(folder)
     assert torch.equal(cache().features(stream)[:], torch.zeros(23, 24))
     cache(refresh=True).features(stream)
     assert contents(folder) == whole and len(stream.decoded) == 46
@@ -317,13 +317,7 @@ def test_a_refresh_computes_everything_again(cache, bank):
 def test_a_refresh_lets_those_that_are_reading_read_on(cache, bank):
     reader = cache().features(bank)
     whole, seen = reader[:], []
-
-    class Watched(Listed):
-        def read(self, row):
-            seen.append(torch.equal(reader[:], whole))
-            return super().read(row)
-
-    watched = Watched(bank.pixels)
+    watched = Meddling(bank.pixels, lambda: seen.append(torch.equal(reader[:], whole)))
     watched.fingerprint = bank.fingerprint
     assert cache(refresh=True).features(watched).folder == reader.folder
     assert seen == [True] * 23 and torch.equal(reader[:], whole)
@@ -332,7 +326,7 @@ def test_a_refresh_lets_those_that_are_reading_read_on(cache, bank):
 def test_an_interrupted_refresh_has_no_index(cache, bank):
     folder = cache().features(Listed(bank.pixels)).folder
     with pytest.raises(Killed):
-        cache(refresh=True).features(Breaking(bank.pixels))
+        cache(refresh=True).features(Meddling(bank.pixels, die, at=17))
     assert not (folder / "index.json").exists()
     assert len(cache().features(Listed(bank.pixels))) == 23
 
@@ -355,25 +349,12 @@ def test_only_temporary_files_of_dead_processes_and_old_ones_are_removed(cache, 
     assert left == sorted([names[0], names[4]])
 
 
-class Meddling(Listed):
-    """A stream during whose last row another run does something to the folder."""
-
-    def __init__(self, pixels, meddle):
-        super().__init__(pixels)
-        self.meddle = meddle
-
-    def read(self, row):
-        if row == 22:
-            self.meddle()
-        return super().read(row)
-
-
 def test_shards_that_vanish_before_the_index_are_reported(cache, bank, tmp_path):
     def meddle():
         next((tmp_path / "features").rglob("shard-00001*")).unlink()
 
     with pytest.raises(InputError, match="another run has changed .*shard-00001.* is missing .*start again"):
-        cache().features(Meddling(bank.pixels, meddle))
+        cache().features(Meddling(bank.pixels, meddle, at=22))
 
 
 def test_a_temporary_file_that_vanishes_is_reported(cache, bank, monkeypatch):
@@ -392,25 +373,18 @@ def test_a_temporary_file_that_vanishes_is_reported(cache, bank, monkeypatch):
 
 
 def test_the_index_says_whose_features_of_what_they_are(cache, bank, small_teacher, tmp_path):
-    teacher = small_teacher()
+    teacher, stored = small_teacher(), tmp_path / "stored"
     (tmp_path / "photos").mkdir()
-    stored = tmp_path / "stored"
     stored.mkdir()
     teacher.name, teacher.license = f"local-dir:{stored}", "cc-by-4.0"
     teacher.provenance = {"objective": {"name": "vicreg"}, "seed": 7, "elsewhere": 1}
     images = Listed(bank.pixels)
     images.source = {"name": str(tmp_path / "photos"), "license": "cc0-1.0", "split": "train"}
     folder = cache(teacher).features(images).folder
-    text = (folder / "index.json").read_text()
-    about = json.loads(text)["about"]
+    about = index_of(folder)["about"]
     assert about["source"] == {"name": "photos", "license": "cc0-1.0", "split": "train"}
     expected = {**teacher.describe(), "name": "local-dir:stored", "objective": {"name": "vicreg"}, "seed": 7}
     assert about["teacher"] == json.loads(json.dumps(expected)) and about["teacher"]["license"] == "cc-by-4.0"
-    assert str(tmp_path) not in text
+    assert str(tmp_path) not in (folder / "index.json").read_text()
     assert FeatureBank(folder).index.about == about
-
-
-def test_the_index_names_the_source_of_a_bank(cache, bank):
-    about = cache().features(bank).index.about
-    assert (about["source"]["name"], about["source"]["license"]) == ("digits", "cc-by-4.0")
-    assert (about["teacher"]["name"], about["teacher"]["license"]) == ("small-0", "mit")
+    assert cache().features(bank).index.about["source"]["license"] == "cc-by-4.0"
