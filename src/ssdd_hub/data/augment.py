@@ -26,11 +26,7 @@ ROTATION = 15.0
 
 
 def draw_views(count: int, generator: torch.Generator) -> Tensor:
-    """Draws a crop offset and a flip for each image, from a CPU generator.
-
-    Returns:
-        `(count, 3)`, int64: vertical and horizontal offset in `[0, 2 * PADDING]`, and flip in `{0, 1}`.
-    """
+    """Draws views `(count, 3)`, int64: vertical and horizontal offset in `[0, 2 * PADDING]`, and flip in `{0, 1}`."""
     offsets = torch.randint(0, 2 * PADDING + 1, (count, 2), generator=generator)
     flips = torch.randint(0, 2, (count, 1), generator=generator)
     return torch.cat([offsets, flips], 1)
@@ -39,12 +35,7 @@ def draw_views(count: int, generator: torch.Generator) -> Tensor:
 def crop_flip(pixels: Tensor, views: Tensor) -> Tensor:
     """Pads images with black, crops them back to their size, and flips some, as in KRR-ST's released code.
 
-    Args:
-        pixels: `(n, C, H, W)`, any dtype, in `[0, 1]` or uint8, hence before normalisation.
-        views: `(n, 3)`, from `draw_views`.
-
-    Returns:
-        `(n, C, H, W)`, same dtype.
+    `pixels (n, C, H, W)` are of any dtype, before normalisation, and `views (n, 3)` are from `draw_views`.
     """
     height, width = pixels.shape[-2:]
     views = views.to(pixels.device)
@@ -62,13 +53,6 @@ def augment_dsa(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Gradients pass through. The operations act on normalised images, as in the released codes: brightness is in units
     of the pixels' std, and what comes from outside an image or is cut out is 0, the mean colour and not black.
-
-    Args:
-        images: `(n, C, H, W)`, floating point, normalised; `C` is 1 or 3.
-        generator: A CPU generator.
-
-    Returns:
-        `(n, C, H, W)`, same dtype.
     """
     names = list(OPERATIONS)
     return OPERATIONS[names[int(torch.randint(len(names), (), generator=generator))]](images, generator)

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
@@ -20,7 +20,7 @@ from ssdd_hub.errors import Check, InputError
 from ssdd_hub.seeds import generator
 
 HELDOUT_SPLITS = ("test", "validation", "valid", "val", "dev")
-"""The splits that `heldout_split="auto"` looks for; the first that exists is taken."""
+"""Splits for `heldout_split="auto"`; the first that exists is taken."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,13 @@ class DataSettings(Settings, section="data"):
 class ImageBank:
     """Decoded images of one size.
 
-    Attributes:
-        pixels: `(N, C, H, W)`, uint8, on the CPU; a memory map when above the budget.
-        labels: `(N,)`, int64, for evaluation only; None when the data has none. -1 marks an unknown one.
-        label_names: One name per class, or None.
-        source: Where the images come from, for provenance: `name`, `config`, `revision`, `split`, `selection`,
-            `num_images`, `num_skipped`, `skipped` (the first five), `image_column`, `image_size`, `mode`, `license`,
-            `fingerprint`.
+    Their provenance `source` has `name`, `config`, `revision`, `split`, `selection`, `num_images`, `num_skipped`,
+    `skipped` (the first five), `image_column`, `image_size`, `mode`, `license` and `fingerprint`.
     """
 
-    pixels: Tensor
-    labels: Tensor | None
-    label_names: list[str] | None
+    pixels: Tensor  # (N, C, H, W), uint8, on the CPU; a memory map when above the budget
+    labels: Tensor | None  # (N,), int64, for evaluation only; -1 marks an unknown one
+    label_names: list[str] | None  # one per class
     source: dict[str, Any]
 
     def __len__(self) -> int:
@@ -158,13 +153,7 @@ def fingerprint_pixels(pixels: Tensor, chunk: int = 4096) -> str:
 def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) -> tuple[ImageBank, ImageBank]:
     """Decodes the images of `settings.split` and the held-out images, which take size and mode of the former.
 
-    Args:
-        settings: Which images, and how.
-        seed: Decides which images are drawn for `max_images` and for a held-out part; no image is in both.
-        progress: Shows a progress bar when decoding takes more than two seconds.
-
-    Raises:
-        InputError: The data cannot be found or used.
+    `seed` decides which images are drawn for `max_images` and for a held-out part; no image is in both.
     """
     if settings.streaming:
         raise InputError(
@@ -184,12 +173,8 @@ def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) ->
     return images, _load(source, heldout_chosen, settings, progress)
 
 
-class _Choice(NamedTuple):
-    """Rows of a split, and their description in provenance."""
-
-    split: str
-    indices: list[int]
-    selection: str
+# A split, some of its rows, and their description in provenance.
+_Choice = tuple[str, list[int], str]
 
 
 def _choose(source: DigitsSource | DatasetSource, settings: DataSettings, seed: int) -> tuple[_Choice, _Choice]:
@@ -225,7 +210,7 @@ def _draw(split: str, indices: Tensor, selection: str, most: int | None, seed: i
         purpose = f"images/subset of {split}, {selection}"
         indices = indices[torch.randperm(len(indices), generator=generator(seed, purpose))[:most]]
         selection = f"{most} drawn by seed {seed} of {selection}"
-    return _Choice(split, sorted(indices.tolist()), selection)
+    return split, sorted(indices.tolist()), selection
 
 
 def _load(source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataSettings, progress: bool) -> ImageBank:
@@ -264,12 +249,7 @@ def _load(source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataS
 def decode_row(
     settings: DataSettings, split: str, where: str, read: Callable[[], bytes], size: int | None
 ) -> Image.Image:
-    """Decodes the image of one row, which messages call `where`.
-
-    Raises:
-        CorruptImageError: It cannot be decoded and `on_corrupt` is `skip`.
-        InputError: It cannot be decoded and `on_corrupt` is `refuse`.
-    """
+    """Decodes the image of the row that messages call `where`; a `CorruptImageError` tells to skip it."""
     try:
         return decode_image(read(), size)
     except CorruptImageError as error:

@@ -24,11 +24,7 @@ def require_split(dataset: str, splits: Iterable[str], name: str, option: str) -
 
 
 def find_image_column(features: Mapping[str, Any], wanted: str) -> str:
-    """Returns the column of the images: the `wanted` one of a dataset's features, or for `auto` the only one.
-
-    Raises:
-        InputError: There is no such column, it holds no images, or `auto` has several to choose from.
-    """
+    """Returns the column of the images: the `wanted` one of a dataset's features, or for `auto` the only one."""
     candidates = [name for name, feature in features.items() if _holds_images(feature)]
     columns = f"its columns are {', '.join(features)}"
     if wanted != "auto":
@@ -52,11 +48,7 @@ def _holds_images(feature: Any) -> bool:
 
 
 def find_label_column(features: Mapping[str, Any], wanted: str) -> str | None:
-    """Returns the column of the classes: the `wanted` one, for `auto` the class-label column, None for `none`.
-
-    Raises:
-        InputError: There is no such column, it holds no classes, or `auto` has several to choose from.
-    """
+    """Returns the column of the classes: the `wanted` one, for `auto` the class-label column, None for `none`."""
     import datasets
 
     if wanted == "none":

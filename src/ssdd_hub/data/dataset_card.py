@@ -18,10 +18,7 @@ _LONGEST_YAML = 2**22  # characters; the longest cards describe thousands of con
 def read_card(file: Path, name: str) -> dict[str, Any]:
     """Returns the metadata of a `README.md`, or the content of a YAML file; empty for what is no regular file.
 
-    `datasets` reads all of YAML, where a few lines of aliases stand for gigabytes or for themselves.
-
-    Raises:
-        InputError: It is too large, or no plain YAML.
+    Refuses what is no plain YAML, which `datasets` must not see: a few lines of aliases stand for gigabytes.
     """
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 

@@ -20,29 +20,18 @@ _ARCHIVES = ("zip", "gzip", "bz2", "xz", "lz4", "zstd")
 
 
 class Place(NamedTuple):
-    """A file that may be opened.
+    """A file that may be opened, or a member of it."""
 
-    Attributes:
-        file: Its absolute path, or its address on the Hub.
-        protocol: How to read inside it, `zip` for example; empty for the file itself.
-        member: What to read there.
-    """
-
-    file: str
-    protocol: str = ""
+    file: str  # absolute path, or address on the Hub
+    protocol: str = ""  # how to read inside it, such as `zip`
     member: str = ""
 
 
 class Home:
-    """The location of a dataset, which the user called `name`.
+    """The location of a dataset, which the user called `name`."""
 
-    Attributes:
-        place: The location in messages.
-        opened: What `datasets` opens.
-    """
-
-    place: str
-    opened: str
+    place: str  # in messages
+    opened: str  # by `datasets`
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -125,11 +114,7 @@ class Home:
 
 
 class HubHome(Home):
-    """A repository of the Hub, with the client's cache of it.
-
-    Attributes:
-        commit: The commit that is read, once it is known.
-    """
+    """A repository of the Hub, with the client's cache of it."""
 
     def __init__(self, name: str, revision: str | None = None) -> None:
         from huggingface_hub import constants
@@ -138,7 +123,7 @@ class HubHome(Home):
         self._revision = revision
         self.opened = name
         self.place = f"the repository '{name}' of the Hub"
-        self.commit: str | None = None
+        self.commit: str | None = None  # once it is known
         cached = Path(constants.HF_HUB_CACHE).absolute() / f"datasets--{name.replace('/', '--')}"
         self._snapshots = cached / "snapshots"
 

@@ -65,11 +65,8 @@ def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
     Applies the EXIF orientation, lays transparent pixels over white, and reads the first frame of an animation. Grey
     images of 16 and 32 bits are scaled from `[0, 65535]`, floating-point ones from `[0, 1]`, or from `[0, 255]` when a
     value exceeds 1. A JPEG much larger than `shorter_side`, the size that it will be resized to, is decoded at a
-    fraction of its size, never below twice that one.
-
-    Raises:
-        CorruptImageError: The content is in none of `FORMATS`, is cut short, decodes to more pixels than Pillow holds
-            safe, or has values outside the ranges above.
+    fraction of its size, never below twice that one. A `CorruptImageError` says why it is in none of `FORMATS`, cut
+    short, of more pixels than Pillow holds safe, or of values outside these ranges.
     """
     try:
         with warnings.catch_warnings():
@@ -106,14 +103,11 @@ def to_pixels(image: Image.Image, mode: str, size: int) -> Any:
 
 
 class PixelStore:
-    """Images of one size and mode, collected in one array that is allocated once.
+    """At most `capacity` images of one size and mode, in one array.
 
-    Args:
-        capacity: The number of images that will be added at most.
-        image_size: Pixels a side; None for the size of the first image, which all others must then have.
-        mode: `grey`, `rgb`, or `auto`: grey until an image with colour arrives.
-        budget: Bytes above which the array is a memory-mapped file, in the folder for temporary files. The file has no
-            name where the system allows that and is gone when the process is, however it ends.
+    The size None is that of the first image, which all others must then have; the mode `auto` is grey until an image
+    with colour arrives. Above `budget` bytes the array is a memory-mapped temporary file, which has no name where the
+    system allows that and disappears with the process, however it ends.
     """
 
     def __init__(self, capacity: int, image_size: int | None, mode: str, budget: int) -> None:
@@ -125,12 +119,7 @@ class PixelStore:
         self._count = 0
 
     def add(self, image: Image.Image, where: str) -> None:
-        """Resizes and stores an image of `decode_image`, which messages call `where`.
-
-        Raises:
-            InputError: No size is given and this image has another size than the others, is not square, or is small or
-                large; or the memory map does not fit on the disk.
-        """
+        """Resizes and stores an image of `decode_image`, which messages call `where`."""
         if self._native:
             self._take_native_size(image, where)
         if self._auto and image.mode == "RGB" and self.mode == "grey":

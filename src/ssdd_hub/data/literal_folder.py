@@ -36,15 +36,8 @@ def listed(folder: Path) -> list[str]:
 def plain_tree(folder: Path, names: list[str]) -> Path:
     """Returns the folder itself where its names are harmless, otherwise a tree of links to its files.
 
-    The tree lies in the cache of `datasets`, named by a hash of the folder's path and all names in it. It never
-    changes, so that processes can share it and `datasets` finds what it has prepared from it.
-
-    Args:
-        folder: An absolute path.
-        names: Its `listed` paths.
-
-    Raises:
-        InputError: A tree is needed and cannot be made.
+    The tree lies in the cache of `datasets`, named by a hash of the folder's absolute path and its `listed` names. It
+    never changes, so that processes can share it and `datasets` finds what it has prepared from it.
     """
     # `datasets` follows the links in the folder's own path.
     if not any(map(_SPECIAL_PATH.search, map(str, (folder, folder.resolve())))):

@@ -22,16 +22,7 @@ _READ_BESIDE = (*CARDS, *_SAVED, "dataset_info.json", "dataset_infos.json")
 
 
 class LocalHome(Home):
-    """A folder.
-
-    Args:
-        name: What the user called it.
-        follow_links: Also read files outside of it to which links inside it lead.
-
-    Attributes:
-        folder: Its absolute path.
-        saved: Whether `save_to_disk` wrote it.
-    """
+    """A folder; `follow_links` also reads files outside of it to which links inside it lead."""
 
     def __init__(self, name: str, follow_links: bool = False) -> None:
         super().__init__(name)
@@ -39,6 +30,7 @@ class LocalHome(Home):
         path = Path(name).expanduser()
         self.folder = path.resolve() if ".." in path.parts else path.absolute()
         self.place = f"the folder '{self.folder}'"
+        # Whether `save_to_disk` wrote it.
         self.saved = any((self.folder / name).is_file() for name in _SAVED)
         if (self.folder / _YAML).exists() and not (self.folder / _YAML).is_file():
             # `datasets` opens it whatever it is.

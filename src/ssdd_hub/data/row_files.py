@@ -23,12 +23,8 @@ def read_row(home: Home, where: str, content: bytes | None, path: str | None) ->
     """Reads the file of the row that messages call `where`.
 
     Its content is in the row, or at `path`: a path, the address of a member of an archive or of a file on the Hub, or
-    a `data:` URL, which is the content itself.
-
-    Raises:
-        CorruptImageError: There is no such file, or its archive is damaged.
-        InputError: The path leads out of the dataset, also by a link, or to what is no regular file, or the file
-            cannot be reached.
+    a `data:` URL, which is the content itself. A `CorruptImageError` means that there is no such file, or that its
+    archive is damaged; other paths and what cannot be reached are an `InputError`.
     """
     if content is not None or not path:
         return content or b""

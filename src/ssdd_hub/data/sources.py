@@ -29,20 +29,8 @@ _FORMATS = "arrow audiofolder cache csv imagefolder json parquet text videofolde
 class DatasetSource:
     """A dataset of the Hub or a local folder, read with `datasets`.
 
-    Configuration and columns are checked before anything large is downloaded, as far as the card states them.
-
-    Args:
-        name: Hub id or folder, taken literally; a folder written by `save_to_disk` is one too.
-        config: One of the dataset's configurations; None for its default.
-        revision: Branch, tag or commit of a Hub dataset; None for its newest.
-        image_column: A column, or `auto` for the only image column.
-        label_column: A column, `auto` for the class-label column if there is one, or `none`.
-        progress: Lets `datasets` show its progress bars.
-        follow_links: Also read files outside of a folder to which links inside it lead.
-
-    Raises:
-        InputError: There is no such dataset, configuration, revision or column, `auto` has several to choose from,
-            or the card names files outside of the dataset, or a link leads out of it.
+    The arguments are the settings of `DataSettings`. Configuration and columns are checked before anything large is
+    downloaded, as far as the card states them.
     """
 
     default_size = None

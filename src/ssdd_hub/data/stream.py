@@ -23,22 +23,9 @@ from ssdd_hub.record import hash_json, shareable_name
 class ImageStream:
     """The images of one split, decoded on the way to one size and mode.
 
-    Size and mode are those of the settings, or of the first image that can be decoded. A folder written by
-    `save_to_disk` is read from its memory map.
-
-    Args:
-        settings: Which images; `max_images` are the first ones.
-        progress: Lets `datasets` show its progress bars.
-
-    Attributes:
-        image_size: Pixels a side, `H = W`.
-        mode: `grey` or `rgb`.
-        num_rows: Number of rows where the dataset states it; only for showing progress.
-        fingerprint: Hash of all that the pixels depend on: the name, commit, ETag, or size and time of each file, the
-            split, the column, and how images are decoded.
-
-    Raises:
-        InputError: The data cannot be found or used, or holds no image.
+    Size and mode are those of the settings, or of the first image that can be decoded. The fingerprint is a hash of
+    all that the pixels depend on: the name, commit, ETag, or size and time of each file, the split, the column, and
+    how images are decoded. `num_rows` is None where the dataset does not state it.
     """
 
     def __init__(self, settings: DataSettings, progress: bool = True) -> None:
@@ -78,11 +65,7 @@ class ImageStream:
         }
 
     def rows(self) -> Iterator[Callable[[], Tensor]]:
-        """Yields for each row a function that decodes its image to `(C, H, W)`, uint8.
-
-        The function raises `CorruptImageError` for an image that is to be skipped, and `InputError` for one that
-        cannot be decoded, or that the size or mode of the first image does not fit.
-        """
+        """Yields for each row a function that decodes its image to `(C, H, W)`, uint8; see `decode_row`."""
         return (partial(self._pixels, where, read) for where, read in self._encoded())
 
     def _encoded(self) -> Iterator[tuple[str, Callable[[], bytes]]]:

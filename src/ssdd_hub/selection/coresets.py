@@ -78,10 +78,7 @@ def choose_central(points: Points, count: int, seed: int, exact: int, iterations
     """Chooses the point nearest to each centre of k-means, centre by centre, without replacement.
 
     Up to `exact` points, all count in each of at most `iterations` passes; of more, batches. Where the points do not
-    fit into memory, the centres are those of a sample that does.
-
-    Returns:
-        Indices `(count,)`, none twice.
+    fit into memory, the centres are those of a sample that does. Returns indices `(count,)`, none twice.
     """
     sample = points.sample(count, seed)
     # In place, since a copy may take too much memory.
@@ -132,10 +129,7 @@ def _nearest(points: Points, centres: Tensor, free: Tensor) -> Tensor:
 def choose_far(points: Points, count: int, seed: int) -> Tensor:
     """Chooses one point by seed, then repeatedly the one farthest from all chosen: greedy k-center.
 
-    Sener and Savarese, ICLR 2018, arXiv 1708.00489, algorithm 1.
-
-    Returns:
-        Indices `(count,)`, none twice, in the order of the choice.
+    Sener and Savarese, ICLR 2018, arXiv 1708.00489, algorithm 1. Returns indices `(count,)`, in order of choice.
     """
     chosen = [int(torch.randint(len(points), (1,), generator=generator(seed, "coreset/first centre")))]
     farness = torch.full((len(points),), math.inf)
@@ -151,10 +145,8 @@ def choose_by_mean(points: Points, count: int) -> Tensor:
     """Chooses repeatedly the point that brings the mean of the chosen nearest to the mean of all: herding.
 
     Welling (ICML 2009) takes the greatest inner product, which is the same for points of one length. This takes the
-    least distance, without replacement, as Rebuffi et al. (CVPR 2017, arXiv 1611.07725, algorithm 4).
-
-    Returns:
-        Indices `(count,)`, none twice, in the order of the choice.
+    least distance, without replacement, as Rebuffi et al. (CVPR 2017, arXiv 1611.07725, algorithm 4). Returns indices
+    `(count,)`, in order of choice.
     """
     mean = torch.stack([part.double().sum(0) for _, part in points.parts()]).sum(0) / len(points)
     wanted, chosen = mean.clone(), list[int]()

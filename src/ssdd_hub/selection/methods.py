@@ -72,11 +72,7 @@ GAUSSIAN = "gaussian"
 
 
 def choose_rows(method: str, source: Source, count: int, seed: int, settings: SelectionSettings) -> Tensor:
-    """Chooses `count` source images by a method of `CHOICES`; returns their indices in order of choice, none twice.
-
-    Raises:
-        InputError: There is no such method, there are fewer images, targets are not finite, or an expert diverges.
-    """
+    """Chooses `count` source images by a method of `CHOICES`; returns their indices in order of choice, none twice."""
     if method not in CHOICES:
         raise InputError(f"there is no selection {method!r} of real images: use one of {', '.join(CHOICES)}")
     size, most = len(source.bank), settings.max_images
@@ -151,10 +147,9 @@ def _errors(student: nn.Module, pairs: SourcePairs, rows: Tensor) -> Tensor:
 
 
 def draw_noise(source: Source, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draws normalised pixels from N(0, 1) and computes their targets, of exactly these pixels, also outside `[0, 1]`.
+    """Draws images `(count, C, H, W)` from N(0, 1) in the students' pixel space; computes their targets `(count, D)`.
 
-    Returns:
-        Images `(count, C, H, W)` in the students' pixel space and targets `(count, D)`, float32.
+    The teacher's input is exactly these pixels, also those outside `[0, 1]`.
     """
     shape = (count, *source.bank.pixels.shape[1:])
     images = torch.randn(shape, generator=generator(seed, "selection/gaussian"))

@@ -15,23 +15,14 @@ from ssdd_hub.teachers.teacher import Teacher
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The input of a selection.
-
-    Attributes:
-        bank: The source images.
-        targets: Their targets, `(N, D)`.
-        teacher: The network whose features became the targets.
-        transform: The map from its features to targets.
-        pixel_space: The space in which students see real images, and that of the selected images.
-        device: Where experts are trained.
-    """
+    """The input of a selection: images, their targets, and how these were made."""
 
     bank: ImageBank
-    targets: Targets | Tensor
+    targets: Targets | Tensor  # (N, D)
     teacher: Teacher
     transform: TargetTransform
-    pixel_space: PixelSpace
-    device: torch.device | str = "cpu"
+    pixel_space: PixelSpace  # that of real images for students, and of the selected images
+    device: torch.device | str = "cpu"  # where experts are trained
 
     def images(self, rows: Tensor) -> Tensor:
         """Returns source images `(n, C, H, W)`, float32, in the students' pixel space."""

@@ -24,11 +24,7 @@ def start_from(
 ) -> tuple[Tensor, Tensor]:
     """Returns the first `count` images and their targets, by one of `INITS` and the seed of a run.
 
-    Returns:
-        Images `(M, C, H, W)` of type `dtype` in `[0, 1]`, which noise leaves, and targets `(M, D)` of the source's.
-
-    Raises:
-        InputError: As `choose_rows` does.
+    Images are `(M, C, H, W)`, of type `dtype`, in `[0, 1]` but for noise; targets are `(M, D)`.
     """
     first_images = derive_seed(seed, "first images")
     if init == NOISE:

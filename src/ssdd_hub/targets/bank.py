@@ -23,23 +23,14 @@ _TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F
 
 
 class Shard(NamedTuple):
-    """The header of a shard.
-
-    Attributes:
-        num_features: Rows of its matrix.
-        width: `D`.
-        dtype: Type of the numbers.
-        skipped: Why images of the dataset are missing, by row.
-        squares: Sum of the squares of the features before they were rounded.
-        squared_errors: Sum of the squares of the rounding errors.
-    """
+    """The header of a shard."""
 
     num_features: int
     width: int
     dtype: torch.dtype
-    skipped: dict[int, str]
-    squares: float
-    squared_errors: float
+    skipped: dict[int, str]  # why images of the dataset are missing, by row
+    squares: float  # sum over the features, before they were rounded
+    squared_errors: float  # sum over the rounding errors
 
     @property
     def num_rows(self) -> int:
@@ -69,11 +60,7 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def write_shard(path: Path, features: Tensor, dtype: torch.dtype, skipped: Mapping[int, str] | None = None) -> None:
-    """Writes features `(n, D)`, on the CPU, rounded to `dtype`; atomically, the same bytes for the same features.
-
-    Raises:
-        InputError: A feature is not finite, or too large for the type.
-    """
+    """Writes features `(n, D)`, on the CPU, rounded to `dtype`; atomically, the same bytes for the same features."""
     stored, squares, errors = features.to(dtype).contiguous(), 0.0, 0.0
     # In parts, since these copies in float64 would otherwise be most of the memory needed.
     for given, rounded in zip(torch.split(features, 1024), torch.split(stored, 1024), strict=True):
@@ -100,32 +87,18 @@ def _check_finite(exact: Tensor, rounded: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Index:
-    """The content of `index.json`: all shards together.
+    """The content of `index.json`: all shards together."""
 
-    Attributes:
-        key: What the features depend on.
-        about: `teacher` and `source`: name, licence and origin of both, on which no number depends.
-        num_images: Features `N`.
-        num_rows: Rows of the dataset, the skipped ones included.
-        num_shards: Number of shards.
-        shard_size: Rows of every shard but the last.
-        width: `D`.
-        dtype: Type of the stored numbers, such as `float16`.
-        rounding_error: Root mean square of the rounding errors, relative to that of the features.
-        skipped: Why images are missing, by row.
-        format_version: Of this layout.
-    """
-
-    key: dict[str, Any]
-    about: dict[str, Any]
-    num_images: int
-    num_rows: int
+    key: dict[str, Any]  # what the features depend on
+    about: dict[str, Any]  # `teacher` and `source`: name, licence and origin of both, on which no number depends
+    num_images: int  # features `N`
+    num_rows: int  # of the dataset, the skipped ones included
     num_shards: int
-    shard_size: int
+    shard_size: int  # rows of every shard but the last
     width: int
-    dtype: str
-    rounding_error: float
-    skipped: dict[int, str]
+    dtype: str  # such as `float16`
+    rounding_error: float  # root mean square of the rounding errors, relative to that of the features
+    skipped: dict[int, str]  # why images are missing, by row
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -159,9 +132,6 @@ class FeatureBank:
 
     Consecutive rows are read at once, and nothing stays open or mapped: mapped pages count as memory of the process,
     and a dataset may have more shards than a process may open files. A shard may be computed again meanwhile.
-
-    Raises:
-        InputError: The index is missing, a shard is damaged or not as the index says, or there are FIFOs among them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -181,7 +151,7 @@ class FeatureBank:
             raise InputError(
                 f"{folder} does not hold a teacher's features, whole: {error}; compute them again"
             ) from error
-        self.width, self.dtype, self.rounding_error = self.index.width, shards[0].dtype, self.index.rounding_error
+        self.width, self.dtype = self.index.width, shards[0].dtype
         self._starts = torch.tensor([0, *(shard.num_features for shard in shards)]).cumsum(0)
         self._held: Tensor | None = None
 
@@ -203,12 +173,7 @@ class FeatureBank:
             self._held = self[:]
 
     def __getitem__(self, rows: Tensor | Sequence[int] | slice) -> Tensor:
-        """Returns a copy `(n, D)`, on the CPU, of the rows of a slice, or at indices in `[0, N)`, which may repeat.
-
-        Raises:
-            IndexError: An index lies outside `[0, N)`.
-            InputError: A shard has been removed or damaged meanwhile.
-        """
+        """Returns a copy `(n, D)`, on the CPU, of the rows of a slice, or at indices in `[0, N)`, which may repeat."""
         wanted = torch.arange(len(self))[rows] if isinstance(rows, slice) else torch.as_tensor(rows).cpu()
         if len(wanted) and not 0 <= int(wanted.min()) <= int(wanted.max()) < len(self):
             raise IndexError(f"rows {int(wanted.min())} to {int(wanted.max())} of {len(self)} features are asked for")

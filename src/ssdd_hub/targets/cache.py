@@ -56,14 +56,7 @@ class FeatureCache:
     continues with the next one. Several machines must share the folder, and several runs of a machine may: shards that
     another run may be reading or writing are not removed, only replaced as a whole.
 
-    Args:
-        teacher: On `accelerator.device`.
-        accelerator: States the device and the processes.
-        folder: Parent of the folders.
-        batch_size: Images per forward pass.
-        shard_size: Rows of a shard.
-        dtype: `teacher` keeps the numbers as the teacher computes them, `float16` and `bfloat16` round them.
-        refresh: Compute again although features are there.
+    The teacher is on `accelerator.device`; the other arguments are explained by `TargetSettings`.
     """
 
     def __init__(
@@ -89,14 +82,7 @@ class FeatureCache:
     def features(self, images: "ImageBank | ImageStream", view: int | None = None, seed: int = 0) -> FeatureBank:
         """Returns the features of all images that are not skipped, and computes missing ones.
 
-        Args:
-            images: The images.
-            view: Number of a fixed augmented view, or None for the images as they are.
-            seed: Seed of the fixed views.
-
-        Raises:
-            InputError: There is no image, one is refused, a feature is not finite or too large for the type, or
-                another run has removed a file.
+        `view` is the number of a fixed augmented view drawn by `seed`, or None for the images as they are.
         """
         key = {**self._key, "images": images.fingerprint}
         if view is not None:

@@ -62,16 +62,11 @@ class Targets:
     Features on the disk of at most `MOST_IN_MEMORY` bytes are read into memory once for all their targets; of larger
     ones only the indexed rows are read. Both give the same bits. A transform of all rows at once would not: a product
     rounds differently with other numbers of rows.
-
-    Attributes:
-        features: `(N, D)`, on the disk or in memory.
-        transform: The map from features to targets.
-        dtype: Type of the targets, in which they are computed too.
     """
 
-    features: FeatureBank | Tensor
+    features: FeatureBank | Tensor  # (N, D)
     transform: TargetTransform
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32  # in which targets are computed too
     _ready: TargetTransform = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

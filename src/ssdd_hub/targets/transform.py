@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.files import atomic_path
+from ssdd_hub.targets.bank import FeatureBank
 
 PROJECTIONS = ("pca", "pca-standardise", "whiten")
 TRANSFORMS = ("none", "centre", "standardise", "standardise-each", *PROJECTIONS)
@@ -30,34 +31,19 @@ _MOST_BYTES = 2**31  # of a file: a projection of 16,384 dimensions on as many
 _PART = 4096
 
 
-class Rows(Protocol):
-    """A matrix read in parts: a tensor `(n, D)`, or a bank of features on the disk."""
-
-    def __len__(self) -> int:
-        """Returns `n`."""
-
-    def __getitem__(self, rows: slice, /) -> Tensor:
-        """Returns some rows, in memory."""
-
-
 @dataclass(frozen=True, eq=False)
 class TargetTransform:
-    """An affine map of teacher features to targets, `components (features - mean) / scale`.
+    """An affine map of teacher features to targets, `components (features - mean) / scale`, in float64.
 
-    Attributes:
-        kind: One of `TRANSFORMS`.
-        mean: `(D,)`, float64.
-        scale: `(D',)`, float64, above 0.
-        components: `(D', D)`, float64, orthonormal rows: the principal directions, the greatest variance first. None
-            for the kinds that do not project, which have `D' = D`.
-        explained_variance: The part of the features' variance that the targets keep, in `[0, 1]`.
+    The rows of `components` are orthonormal: the principal directions, the greatest variance first. None for the kinds
+    of `TRANSFORMS` that do not project, which have `D' = D`.
     """
 
     kind: str
-    mean: Tensor
-    scale: Tensor
-    components: Tensor | None = None
-    explained_variance: float = 1.0
+    mean: Tensor  # (D,)
+    scale: Tensor  # (D',), above 0
+    components: Tensor | None = None  # (D', D)
+    explained_variance: float = 1.0  # part of the features' variance that the targets keep, in [0, 1]
 
     @property
     def width(self) -> int:
@@ -65,17 +51,10 @@ class TargetTransform:
         return len(self.scale)
 
     @classmethod
-    def fit(cls, kind: str, features: Rows, dim: int | None = None) -> "TargetTransform":
-        """Measures the transform in one pass, in float64; variances are divided by `n`.
+    def fit(cls, kind: str, features: FeatureBank | Tensor, dim: int | None = None) -> "TargetTransform":
+        """Measures the transform of features `(n, D)` in one pass, in float64; variances are divided by `n`.
 
-        Args:
-            kind: One of `TRANSFORMS`.
-            features: `(n, D)`.
-            dim: `D'` for the kinds that project. None for all `D`, or for whitening all that have variance.
-
-        Raises:
-            InputError: There is no such kind, there are no features, `dim` is not in `[1, D]`, or there are fewer
-                directions with variance to be whitened.
+        `dim` is `D'` for the kinds that project; None for all `D`, or for whitening all that have variance.
         """
         if kind not in TRANSFORMS:
             raise InputError(f"targets.transform must be one of {', '.join(TRANSFORMS)}, got {kind!r}")
@@ -88,7 +67,8 @@ class TargetTransform:
         mean, covariance = _mean_and_covariance(features, full=kind in PROJECTIONS)
         if kind in PROJECTIONS:
             # A bank knows its rounding error; the type of a tensor bounds it.
-            rounding = getattr(features, "rounding_error", 0.0) or torch.finfo(dtype).eps / 2
+            stated = features.index.rounding_error if isinstance(features, FeatureBank) else 0.0
+            rounding = stated or torch.finfo(dtype).eps / 2
             return cls._project(kind, mean, covariance, dim, rounding)
         scale = ones
         if kind == "standardise":
@@ -164,11 +144,7 @@ class TargetTransform:
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> "TargetTransform":
-        """Reads a file of `save`, and compares its sha256 if one is stated.
-
-        Raises:
-            InputError: The file is missing, damaged, another one, or was not written by `save`.
-        """
+        """Reads a file of `save`, and compares its sha256 if one is stated."""
         try:
             if path.stat().st_size > _MOST_BYTES:
                 raise ValueError(f"it has more than {_MOST_BYTES} bytes")
@@ -232,7 +208,7 @@ def _dim_checks(kind: str, dim: int | None, rank: int, width: int) -> Iterator[C
         )
 
 
-def _mean_and_covariance(features: Rows, full: bool) -> tuple[Tensor, Tensor]:
+def _mean_and_covariance(features: FeatureBank | Tensor, full: bool) -> tuple[Tensor, Tensor]:
     """Returns the mean `(D,)` and the covariance `(D, D)`, or only its diagonal `(D,)`.
 
     The parts are merged by the pairwise update of Chan, Golub and LeVeque (1979), which loses no digits where the mean
