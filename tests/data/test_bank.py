@@ -52,9 +52,6 @@ def write_splits(folder, *splits):
     write_card(folder, [{"config_name": "default", "data_files": files}])
 
 
-# The embedded digits
-
-
 def test_digits_are_grey_enlarged_and_split_the_same_way_every_time():
     images, heldout = load_images(DataSettings(), progress=False)
     assert images.pixels.shape == (1397, 1, 16, 16)
@@ -84,9 +81,6 @@ def test_digits_can_be_loaded_in_colour_swapped_and_without_labels():
     assert images.pixels.shape == heldout.pixels.shape == (5, 3, 16, 16)
     assert torch.equal(images.pixels[:, 0], images.pixels[:, 2])
     assert images.labels is images.label_names is None
-
-
-# Splits and selection
 
 
 def test_a_part_of_the_split_is_held_out_when_there_is_no_other(tmp_path):
@@ -139,9 +133,6 @@ def test_held_out_images_take_the_size_and_mode_of_the_others(tmp_path):
     assert images.pixels.shape == (2, 1, 16, 16)
     assert heldout.pixels.shape == (1, 1, 16, 16)
     assert reds(heldout) == [76]
-
-
-# Columns
 
 
 def test_an_imagefolder_gives_labels_by_folder_name(tmp_path):
@@ -226,18 +217,6 @@ def test_a_zipped_imagefolder_is_read(tmp_path):
     assert [entry for bank in banks for entry in bank.source["skipped"]][0].endswith("(bad.png): " + UNKNOWN_FORMAT)
 
 
-def test_a_dataset_saved_with_its_splits_is_read(tmp_path):
-    one, two = labelled(label=[0, 1]), labelled(label=[1, 1])
-    DatasetDict({"train": one, "test": two}).save_to_disk(tmp_path / "saved")
-    images, heldout = load(tmp_path / "saved")
-    assert images.labels.tolist() == [0, 1]
-    assert heldout.labels.tolist() == [1, 1]
-    assert images.source["license"] == "unknown"
-
-
-# Size and mode
-
-
 def test_colour_anywhere_makes_all_images_rgb(tmp_path):
     folder = save_folder(tmp_path / "set" / "train", [10, 20, (1, 2, 3), 30]).parent
     save_folder(folder / "test", [9])
@@ -270,9 +249,6 @@ def test_the_memory_budget_changes_where_pixels_live_and_nothing_else(tmp_path):
     assert torch.equal(images.pixels, mapped.pixels)
     assert torch.equal(heldout.pixels, mapped_heldout.pixels)
     assert images.source == mapped.source
-
-
-# Corrupt images
 
 
 def http_error(status):
@@ -402,9 +378,6 @@ def test_nothing_but_corrupt_images_is_an_error_even_when_skipping(tmp_path):
         load(folder, on_corrupt="skip")
 
 
-# What cannot be found
-
-
 def test_places_without_a_dataset_are_named(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "set").mkdir()
@@ -486,9 +459,6 @@ def test_digits_refuse_what_they_would_ignore(option):
         DataSettings(**option)
 
 
-# Provenance
-
-
 @pytest.mark.parametrize(
     ("card", "licence"),
     [("license: mit", "mit"), ("license:\n- mit\n- cc0-1.0", "mit, cc0-1.0"), ("pretty_name: x", "unknown")]
@@ -553,9 +523,6 @@ def test_a_subset_keeps_the_order_of_its_indices_and_its_own_fingerprint():
     assert part.labels.tolist() == [1, 0]
     assert part.source == {"num_images": 2, "fingerprint": fingerprint_pixels(pixels[[3, 0]])}
     assert part.fingerprint != bank.fingerprint == "x"
-
-
-# Real data
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,6 @@ def test_parameters_that_change_nothing_change_nothing(channels):
     torch.testing.assert_close(rotate(images, zeros), images)
 
 
-# Colours
-
-
 def test_colours_are_those_of_a_plain_loop():
     images = make_images(dtype=torch.float64)
     drawn = torch.rand(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -54,9 +51,6 @@ def test_saturation_0_makes_grey_and_contrast_0_one_colour():
     images = make_images(channels=1)
     result = change_colours(images, torch.zeros(4), torch.tensor([0.0, 0.5, 1.5, 2.0]), ones())
     torch.testing.assert_close(result, images, rtol=0, atol=1e-6)
-
-
-# Places
 
 
 def test_a_shift_is_a_crop_of_the_padded_image():
@@ -107,9 +101,6 @@ def test_scaling_is_scipy_s():
     )
     result = rescale(image, torch.tensor(factors)[None])
     np.testing.assert_allclose(result[0, 0], expected, rtol=0, atol=1e-12)
-
-
-# Draws
 
 
 def drawn_by(monkeypatch, operation, function, count=4000, size=16):

@@ -211,9 +211,6 @@ def test_a_data_url_is_the_image_itself(tmp_path):
     refuses(stream, message, folder)
 
 
-# The Hub
-
-
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

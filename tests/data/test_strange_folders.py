@@ -25,9 +25,6 @@ def pictures(folder, count=3):
     return folder
 
 
-# Links
-
-
 @pytest.fixture
 def elsewhere(tmp_path):
     """A folder with an image, a table and an archive that no dataset owns."""
@@ -116,9 +113,6 @@ def test_a_run_goes_on_when_links_are_followed_or_not(tmp_path):
     RunFolder(tmp_path / "run", {**settings, "data": {"name": "x", "follow_links": True}}).start()
 
 
-# Cards
-
-
 def bomb():
     lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"]
     lines += [f"a{level}: &a{level} [{','.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 10)]
@@ -171,9 +165,6 @@ def test_a_long_honest_card_is_read(tmp_path):
     configs = [{"config_name": f"c{number}", "data_files": "*.png"} for number in range(500)]
     write(folder / "README.md", f"---\nlicense: mit\n{json.dumps({'configs': configs})[1:-1]}\n---\n")
     assert load(folder, config="c499") == [0, 1, 2]
-
-
-# Indexes
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,6 @@ def save_parquet(folder, values, size=8, files=1, split="train"):
     return folder
 
 
-# What is read
-
-
 def test_all_rows_come_in_their_order_with_their_pixels(tmp_path):
     images = stream(save_parquet(tmp_path / "set", COLOURS, files=3))
     pixels = read(images)
@@ -107,9 +104,6 @@ def test_provenance_says_where_the_images_come_from(tmp_path):
     }
 
 
-# Size and mode
-
-
 def test_size_and_mode_are_those_of_the_first_image(tmp_path):
     images = stream(save_parquet(tmp_path / "grey", [3, 4, 5], size=12))
     assert (images.image_size, images.mode) == (12, "grey") and read(images).shape == (3, 1, 12, 12)
@@ -147,9 +141,6 @@ def test_a_first_image_too_large_to_keep_its_size_is_refused(tmp_path):
     refuses(stream, "the image at row 0 is 100x100 pixels; .*pass --data.image-size", folder)
 
 
-# Images that cannot be decoded
-
-
 def test_an_image_that_cannot_be_decoded_can_be_skipped(tmp_path):
     images = stream(save_parquet(tmp_path / "set", [b"no image", (1, 0, 0), b"", (3, 0, 0)]), on_corrupt="skip")
     assert images.image_size == 8
@@ -166,9 +157,6 @@ def test_a_stream_of_nothing_that_can_be_decoded_is_refused(tmp_path):
     message = "none of the 3 images of the split 'train' .* can be decoded; .*row 0: empty"
     refuses(stream, message, folder, on_corrupt="skip")
     refuses(stream, "row 0 of the split 'train' .*cannot be decoded", folder)
-
-
-# The fingerprint
 
 
 def test_whatever_the_pixels_depend_on_changes_the_fingerprint(tmp_path):
@@ -200,9 +188,6 @@ def test_a_saved_dataset_has_a_fingerprint_of_its_files(tmp_path):
         Dataset.from_dict({"image": [Image.new("L", (8, 8))] * (3 + len(name))}).save_to_disk(tmp_path / name)
     prints = [stream(tmp_path / name).fingerprint for name in ("a", "b", "a")]
     assert prints[0] == prints[2] != prints[1]
-
-
-# What cannot be streamed
 
 
 def test_mistakes_are_named(tmp_path):

@@ -29,9 +29,6 @@ def no_copies(chosen, count, size):
     return chosen.shape == (count,) and len(set(chosen.tolist())) == count and 0 <= chosen.min() <= chosen.max() < size
 
 
-# Points
-
-
 @pytest.mark.parametrize("held", [True, False])
 def test_points_are_those_of_the_rows_held_or_not(monkeypatch, held):
     monkeypatch.setattr(coresets, "_MOST_IN_PART", 4)
@@ -54,9 +51,6 @@ def test_points_that_are_not_finite_are_refused(wrong):
     matrix[11, 1] = wrong
     with pytest.raises(InputError, match="targets hold NaN or infinite values"):
         points(matrix)
-
-
-# K-means
 
 
 @pytest.mark.parametrize("effort", [EXACT, BATCHES])
@@ -95,9 +89,6 @@ def test_kmeans_of_a_sample_looks_at_all_points(monkeypatch):
     assert sorted(numbers[chosen].tolist()) == [0, 1, 2]
 
 
-# Greedy k-center
-
-
 def slow_far(matrix, first, count):
     matrix, chosen = matrix.double().numpy(), [first]
     while len(chosen) < count:
@@ -117,9 +108,6 @@ def test_kcenter_is_the_greedy_choice(monkeypatch):
 def test_kcenter_chooses_one_of_each_blob():
     matrix, numbers = blobs()
     assert sorted(numbers[choose_far(points(matrix), 5, 0)].tolist()) == [0, 1, 2, 3, 4]
-
-
-# Herding
 
 
 def slow_herding(matrix, count):
@@ -145,9 +133,6 @@ def test_herding_is_the_greedy_choice_and_nearer_to_the_mean_than_chance(monkeyp
 
     drawn = [torch.randperm(40, generator=torch.Generator().manual_seed(seed))[:15] for seed in range(50)]
     assert error(chosen) < min(error(rows) for rows in drawn)
-
-
-# All of them
 
 
 @pytest.mark.parametrize("kind", ["alike", "pairs", "one"])

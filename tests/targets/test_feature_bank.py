@@ -169,9 +169,6 @@ def test_a_shard_without_a_single_image_is_passed_over(tmp_path):
     assert torch.equal(FeatureBank(tmp_path)[torch.tensor([7, 8, 12])], features[[7, 8, 12]])
 
 
-# Damage
-
-
 def change(number, function):
     """Replaces the bytes of a shard."""
 

@@ -62,13 +62,6 @@ def test_targets_from_memory_are_those_from_the_disk_bit_for_bit(bank, kind, mon
         Targets(bank, transform, torch.float64)[:]
 
 
-def test_targets_are_mapped_back_to_features(bank):
-    transform = TargetTransform.fit("whiten", bank)
-    features = transform.inverse(Targets(bank, transform, torch.float64)[:])
-    # Directions without variance hold nothing but rounding.
-    torch.testing.assert_close(features, bank[:].double(), rtol=1e-3, atol=1e-3)
-
-
 def test_settings_out_of_range_are_all_named():
     with pytest.raises(SettingsError) as caught:
         TargetSettings(transform="zca", dim=0, views=-1, batch_size=0, shard_size=0, dtype="int8")
@@ -82,9 +75,3 @@ def test_settings_out_of_range_are_all_named():
         "targets.dtype must be one of teacher, float16, bfloat16, got 'int8'",
         "targets.dim is for --targets.transform pca, pca-standardise, whiten, got 'zca'",
     ]
-
-
-def test_the_settings_of_a_cache_are_those_that_it_takes(small_teacher, accelerator, tmp_path):
-    settings = TargetSettings(batch_size=7, shard_size=9, dtype="bfloat16", refresh=True)
-    cache = FeatureCache(small_teacher(), accelerator, tmp_path, **settings.computing())
-    assert (cache.batch_size, cache.shard_size, cache.refresh) == (7, 9, True)
