@@ -11,6 +11,7 @@ import torch
 from ssdd_hub.data.augment import crop_flip
 from ssdd_hub.data.decode import CorruptImageError
 from ssdd_hub.errors import InputError
+from ssdd_hub.files import atomic_path
 from ssdd_hub.targets.bank import FeatureBank, Index, Shard, shard_path, write_shard
 from ssdd_hub.targets.cache import FeatureCache, fixed_views
 
@@ -108,20 +109,15 @@ def test_fixed_views_are_a_function_of_seed_number_and_row(monkeypatch):
         assert torch.equal(fixed_views(rows, 1, seed=5), whole[rows.start : rows.stop])
 
 
-def test_skipped_images_are_recorded_and_the_others_keep_their_features(cache, bank, small_teacher):
+@pytest.mark.parametrize("view", [None, 1])
+def test_skipped_images_are_recorded_and_the_others_keep_their_features_and_views(cache, bank, small_teacher, view):
     corrupt = (0, 9, 10, 22)
-    features = cache().features(Listed(bank.pixels, corrupt))
+    features = cache().features(Listed(bank.pixels, corrupt), view)
     kept = [row for row in range(23) if row not in corrupt]
-    torch.testing.assert_close(features[:], expected(small_teacher(), bank.pixels[kept]), rtol=1e-5, atol=1e-6)
+    pixels = bank.pixels if view is None else crop_flip(bank.pixels, fixed_views(range(23), view, seed=0))
+    torch.testing.assert_close(features[:], expected(small_teacher(), pixels[kept]), rtol=1e-5, atol=1e-6)
     assert features.index.skipped == {row: f"row {row}: cut short" for row in corrupt}
     assert (features.index.num_images, features.index.num_rows) == (19, 23)
-
-
-def test_the_views_of_images_after_a_skipped_one_stay_theirs(cache, bank, small_teacher):
-    features = cache().features(Listed(bank.pixels, (4, 9)), view=1)
-    kept = [row for row in range(23) if row not in (4, 9)]
-    pixels = crop_flip(bank.pixels, fixed_views(range(23), 1, seed=0))[kept]
-    torch.testing.assert_close(features[:], expected(small_teacher(), pixels), rtol=1e-5, atol=1e-6)
 
 
 def test_a_shard_of_skipped_images_only_is_empty(cache, bank):
@@ -190,6 +186,16 @@ def dead_process():
     return process.pid
 
 
+def leave(path, process):
+    """Makes the temporary file of a process that is killed while it writes a file."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        left = temporary.with_name(temporary.name.replace(str(os.getpid()), str(process)))
+        shutil.copy(temporary, left)
+    path.unlink()
+    return left
+
+
 class Meddling(Listed):
     """A stream during which another run does something, at each row or at one."""
 
@@ -218,25 +224,14 @@ def test_an_interrupted_pass_goes_on_and_gives_the_same_bytes(cache, bank, tmp_p
         cache().features(Meddling(bank.pixels, die, at=17))
     (folder,) = (tmp_path / "features").iterdir()
     assert sorted(os.listdir(folder)) == ["shard-00000.safetensors", "shard-00001.safetensors"]
-    # What a kill during a write leaves.
-    (folder / f".shard-00002.safetensors.{dead_process()}-7.tmp").write_bytes(b"half")
+    leave(shard_path(folder, 2), dead_process())
     resumed = Listed(bank.pixels)
     cache().features(resumed)
     assert resumed.decoded == list(range(16, 23))
     assert contents(folder) == whole
 
 
-def test_a_pass_interrupted_before_its_index_computes_no_whole_shard_again(cache, bank):
-    folder = cache().features(Listed(bank.pixels)).folder
-    whole = contents(folder)
-    (folder / "index.json").unlink()
-    resumed = Listed(bank.pixels)
-    cache().features(resumed)
-    # Whether a short shard is the last one only the end of the stream tells.
-    assert resumed.decoded == list(range(16, 23)) and contents(folder) == whole
-
-
-@pytest.mark.parametrize("damage", ["cut short", "missing", "index", "width", "type"])
+@pytest.mark.parametrize("damage", ["cut short", "missing", "index", "no index", "width", "type"])
 def test_damaged_shards_are_computed_again_and_no_others(cache, bank, damage):
     folder = cache().features(Listed(bank.pixels)).folder
     whole, path = contents(folder), shard_path(folder, 1)
@@ -246,12 +241,15 @@ def test_damaged_shards_are_computed_again_and_no_others(cache, bank, damage):
         path.unlink()
     elif damage == "index":
         (folder / "index.json").write_text(json.dumps({**index_of(folder), "num_images": 24}))
+    elif damage == "no index":
+        (folder / "index.json").unlink()
     else:
         wrong = torch.zeros(8, 23) if damage == "width" else torch.zeros(8, 24, dtype=torch.float64)
         write_shard(path, wrong, wrong.dtype)
     mended = Listed(bank.pixels)
     features = cache().features(mended)
-    damaged = [] if damage == "index" else list(range(8, 16))
+    damaged = [] if "index" in damage else list(range(8, 16))
+    # Whether a short shard is the last one only the end of the stream tells.
     assert mended.decoded == [*damaged, *range(16, 23)]
     assert contents(folder) == whole and len(features) == 23
 
@@ -306,20 +304,13 @@ def test_an_interrupted_refresh_has_no_index(cache, bank):
 
 def test_only_temporary_files_of_dead_processes_and_old_ones_are_removed(cache, bank):
     folder = cache().features(bank).folder
-    alive, dead = os.getppid(), dead_process()
-    # Process and thread, as `atomic_path` names them.
-    names = [f".shard-00001.safetensors.{alive}-7.tmp", f".shard-00002.safetensors.{alive}-7.tmp"]
-    names += [
-        f".shard-00001.safetensors.{dead}-7.tmp",
-        f".index.json.{dead}-7.tmp",
-        ".shard-00001.safetensors.x-7.tmp",
-    ]
-    for name in names:
-        (folder / name).write_bytes(b"half")
-    os.utime(folder / names[1], (time.time() - 90000,) * 2)
+    processes = [os.getppid(), os.getppid(), dead_process(), dead_process()]
+    left = [leave(folder / f"shard-0000{number}.safetensors", process) for number, process in enumerate(processes, 3)]
+    os.utime(left[1], (time.time() - 90000,) * 2)
+    foreign = folder / ".shard-00001.safetensors.x.tmp"
+    foreign.write_bytes(b"half")
     cache(refresh=True).features(bank)
-    left = [name for name in sorted(os.listdir(folder)) if name.endswith(".tmp")]
-    assert left == sorted([names[0], names[4]])
+    assert set(folder.glob(".*.tmp")) == {left[0], foreign}
 
 
 def test_shards_that_vanish_before_the_index_are_reported(cache, bank, tmp_path):
