@@ -147,8 +147,7 @@ def test_the_block_of_a_card_ends_where_datasets_ends_it(tmp_path):
 @pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
 def test_a_card_of_the_hub_that_is_no_plain_yaml_is_refused(tmp_path, hub_set, name):
     folder = pictures(tmp_path / "set")
-    text = CARDS["aliases"]
-    write(folder / name, f"---\n{text}---\n" if name == "README.md" else text)
+    write(folder / name, f"---\n{CARDS['aliases']}---\n" if name == "README.md" else CARDS["aliases"])
     hub_set(folder)
     refused("ann/set", f"'{name}' of the dataset 'ann/set' must be a text with plain YAML, without aliases")
 

@@ -14,16 +14,19 @@ from ssdd_hub.targets.bank import FeatureBank, Index, Shard, shard_path, write_s
 SIZES, WIDTH = (8, 8, 5), 3
 
 
+def write_bank(folder, parts, dtype=torch.float32, skipped=None, size=8):
+    """Writes shards of `size` rows, of which `skipped` have no features."""
+    paths = [shard_path(folder, number) for number in range(len(parts))]
+    for number, part in enumerate(parts):
+        missing = {row: why for row, why in (skipped or {}).items() if row // size == number}
+        write_shard(paths[number], part, dtype, missing)
+    Index.of({"images": "abc"}, [Shard.read(path) for path in paths], size).write(folder)
+    return FeatureBank(folder)
+
+
 def make_bank(folder, dtype=torch.float32, skipped=None, sizes=SIZES):
-    """Writes shards of 8 rows, of which `skipped` have no features."""
     features = torch.randn(sum(sizes), WIDTH, generator=torch.Generator().manual_seed(0))
-    skipped, shards, first = skipped or {}, [], 0
-    for number, part in enumerate(features.split(list(sizes))):
-        missing = {row: why for row, why in skipped.items() if first <= row < first + 8}
-        write_shard(shard_path(folder, number), part, dtype, missing)
-        shards.append(Shard.read(shard_path(folder, number)))
-        first += 8
-    Index.of({"images": "abc"}, shards, 8).write(folder)
+    write_bank(folder, features.split(list(sizes)), dtype, skipped)
     return features
 
 
@@ -120,17 +123,14 @@ def test_rounding_is_measured(tmp_path, dtype, digits):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nothing_is_rounded_unasked(tmp_path, dtype):
     features = torch.rand(9, 2, dtype=dtype)
-    write_shard(shard_path(tmp_path, 0), features, dtype)
-    Index.of({}, [Shard.read(shard_path(tmp_path, 0))], 9).write(tmp_path)
-    bank = FeatureBank(tmp_path)
+    bank = write_bank(tmp_path, [features], dtype, size=9)
     assert torch.equal(bank[:], features) and bank.index.rounding_error == 0
     facts = {"num_images": 9, "width": 2, "dtype": str(dtype)[6:], "rounding_error": 0.0, "num_skipped": 0}
     assert bank.describe() == facts
 
 
 def test_features_of_nothing_but_zeros_have_no_error(tmp_path):
-    write_shard(tmp_path / "a", torch.zeros(4, 2), torch.float16)
-    assert Index.of({}, [Shard.read(tmp_path / "a")], 4).rounding_error == 0
+    assert write_bank(tmp_path, [torch.zeros(4, 2)], torch.float16).index.rounding_error == 0
 
 
 def test_features_beyond_half_precision_are_refused(tmp_path):

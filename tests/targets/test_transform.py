@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
+from test_feature_bank import write_bank
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.targets.bank import FeatureBank, Index, Shard, shard_path, write_shard
 from ssdd_hub.targets.transform import PROJECTIONS, TRANSFORMS, TargetTransform
 
 PLAIN = [kind for kind in TRANSFORMS if kind not in PROJECTIONS]
@@ -162,11 +162,7 @@ def test_rounding_to_half_precision_is_not_whitened(dtype, mean):
 
 @DTYPES
 def test_the_rounding_that_a_bank_states_is_not_whitened(dtype, tmp_path):
-    exact = draw_low_rank()
-    write_shard(shard_path(tmp_path, 0), exact, dtype)
-    Index.of({}, [Shard.read(shard_path(tmp_path, 0))], 2000).write(tmp_path)
-    bank = FeatureBank(tmp_path)
-    assert TargetTransform.fit("whiten", bank).width == 8
+    assert TargetTransform.fit("whiten", write_bank(tmp_path, [draw_low_rank()], dtype, size=2000)).width == 8
 
 
 @DTYPES
