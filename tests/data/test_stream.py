@@ -113,14 +113,8 @@ def test_size_and_mode_can_be_stated(tmp_path):
     ("values", "message"),
     [
         ([7, 8, (9, 0, 0)], "first image is grey and the one at row 2 .* has colours: pass --data.mode rgb"),
-        (
-            [(0, 0, 0), picture(1, 9)],
-            r"has 8x8 pixels and the one at row 1 \(001.png\) 9x9: pass --data.image-size",
-        ),
-        (
-            [7, 8, b"no image"],
-            r"row 2 \(002.png\) of the split 'train' .*cannot be decoded .*--data.on-corrupt skip",
-        ),
+        ([(0, 0, 0), picture(1, 9)], r"has 8x8 pixels and the one at row 1 \(001.png\) 9x9: pass --data.image-size"),
+        ([7, 8, b"no image"], r"row 2 \(002.png\) of the split 'train' .*cannot be decoded .*--data.on-corrupt skip"),
     ],
 )
 def test_a_later_image_that_cannot_be_taken_is_refused_by_name(tmp_path, values, message):
