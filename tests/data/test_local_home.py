@@ -67,7 +67,7 @@ def test_a_row_that_names_something_else_is_refused_unread(tmp_path, server, lay
                 read(folder, on_corrupt="skip")
             assert str(caught.value).startswith("the image at row 2 (") and repr(path) in str(caught.value)
             assert str(caught.value).endswith(
-                f"all its files must lie in the folder '{folder}'; move them there, or mend what names them"
+                f"all its files must lie in the folder '{folder}'; move them there, or correct what names them"
             )
     assert asked == []
 

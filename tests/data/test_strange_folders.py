@@ -135,7 +135,7 @@ CARDS = {
 def test_a_card_that_is_no_plain_yaml_is_refused(tmp_path, card, name):
     folder = pictures(tmp_path / "set")
     write(folder / name, f"---\n{CARDS[card]}---\n" if name == "README.md" else CARDS[card])
-    refused(folder, f"'{name}' of the dataset '.*set' must be a text with plain YAML, without aliases, .*: mend it")
+    refused(folder, f"'{name}' of the dataset '.*set' must be a text with plain YAML, without aliases, .*: repair it")
 
 
 def test_the_block_of_a_card_ends_where_datasets_ends_it(tmp_path):

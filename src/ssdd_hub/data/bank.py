@@ -249,14 +249,14 @@ def _load(source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataS
 def decode_row(
     settings: DataSettings, split: str, where: str, read: Callable[[], bytes], size: int | None
 ) -> Image.Image:
-    """Decodes the image of the row that messages call `where`; a `CorruptImageError` tells to skip it."""
+    """Decodes the image of the row that messages call `where`; raises `CorruptImageError` to skip it."""
     try:
         return decode_image(read(), size)
     except CorruptImageError as error:
         if settings.on_corrupt == "refuse":
             raise InputError(
-                f"the image at {where} of the split '{split}' of '{settings.name}' cannot be decoded ({error}); mend "
-                "or remove it, or pass --data.on-corrupt skip"
+                f"the image at {where} of the split '{split}' of '{settings.name}' cannot be decoded ({error}); "
+                "repair or remove it, or pass --data.on-corrupt skip"
             ) from error
         raise CorruptImageError(f"{where}: {error}") from error
 

@@ -38,7 +38,7 @@ def read_card(file: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"'{file.name}' of the dataset '{name}' must be a text with plain YAML, without aliases, and cannot be "
-            f"read ({' '.join(str(error).split())[:200]}): mend it"
+            f"read ({' '.join(str(error).split())[:200]}): repair it"
         ) from error
     return content if isinstance(content, dict) else {}
 

@@ -105,7 +105,7 @@ class Home:
     @property
     def required(self) -> str:
         """The end of messages about files outside of this dataset."""
-        return f"all its files must lie in {self.place}; move them there, or mend what names them"
+        return f"all its files must lie in {self.place}; move them there, or correct what names them"
 
     def _is_pattern_inside(self, pattern: str) -> bool:
         if is_address(pattern) or os.path.isabs(pattern):

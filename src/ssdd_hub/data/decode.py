@@ -138,7 +138,7 @@ class PixelStore:
         if width != height or not SMALLEST_SIZE <= width <= LARGEST_NATIVE_SIZE:
             raise InputError(
                 f"the image at {where} is {width}x{height} pixels; only square images of {SMALLEST_SIZE} to "
-                f"{LARGEST_NATIVE_SIZE} pixels keep their size unasked: pass --data.image-size"
+                f"{LARGEST_NATIVE_SIZE} pixels keep their size by default: pass --data.image-size"
             )
         if self.image_size not in (0, width):
             raise InputError(

@@ -34,7 +34,7 @@ class LocalHome(Home):
         self.saved = any((self.folder / name).is_file() for name in _SAVED)
         if (self.folder / _YAML).exists() and not (self.folder / _YAML).is_file():
             # `datasets` opens it whatever it is.
-            raise InputError(f"'{_YAML}' of '{name}' must be a regular file: mend or remove it")
+            raise InputError(f"'{_YAML}' of '{name}' must be a regular file: repair or remove it")
         names = listed(self.folder)
         self.opened = str(plain_tree(self.folder, names))
         self._roots = (self.folder, self.folder.resolve())
@@ -127,14 +127,14 @@ class LocalHome(Home):
                 parts = [str(split) for split in content.get("splits") or []]
                 tables = [str(table["filename"]) for table in content.get("_data_files") or []]
             except RecursionError as error:
-                raise InputError(f"{stated} is nested too deep to be read: mend it") from error
+                raise InputError(f"{stated} is nested too deep to be read: repair it") from error
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
                 continue  # `datasets` reports what is wrong with it
             for name in parts + tables:
                 if name in ("", ".", "..") or set(name) & set("/\\\0") or "::" in name:
                     raise InputError(f"{stated} names {name!r} as a part: {self.required}")
             if len({*parts}) < len(parts):
-                raise InputError(f"{stated} must name each split once, and names one twice: mend it")
+                raise InputError(f"{stated} must name each split once, and names one twice: repair it")
             for table in tables:
                 self.check_link(f"the table {table!r} of '{self.name}'", str(folder / table))
             splits += parts

@@ -37,7 +37,7 @@ def read_row(home: Home, where: str, content: bytes | None, path: str | None) ->
     try:
         if os.path.isabs(place.file) and not stat.S_ISREG(os.stat(place.file).st_mode):
             # Opening a pipe would wait, and a device may never end.
-            raise InputError(f"the image at {where} must be a regular file, and {path!r} is none: mend or remove it")
+            raise InputError(f"the image at {where} must be a regular file, and {path!r} is none: repair or remove it")
         return _fetch(home, place)
     except InputError:
         raise
