@@ -113,7 +113,7 @@ def test_size_and_mode_can_be_stated(tmp_path):
     ("values", "message"),
     [
         ([7, 8, (9, 0, 0)], "first image is grey and the one at row 2 .* has colours: pass --data.mode rgb"),
-        ([(0, 0, 0), picture(1, 9)], r"has 8x8 pixels and the one at row 1 \(001.png\) 9x9: pass --data.image-size"),
+        ([(0, 0, 0), picture(1, 9)], r"8x8 pixels at first, 9x9 at row 1 \(001.png\); pass --data.image-size"),
         ([7, 8, b"no image"], r"row 2 \(002.png\) of the split 'train' .*cannot be decoded .*--data.on-corrupt skip"),
     ],
 )

@@ -120,8 +120,7 @@ class PixelStore:
 
     def add(self, image: Image.Image, where: str) -> None:
         """Resizes and stores an image of `decode_image`, which messages call `where`."""
-        if self._native:
-            self._take_native_size(image, where)
+        self.check_size(image, where)
         if self._auto and image.mode == "RGB" and self.mode == "grey":
             self._widen()
         if self._array is None:
@@ -133,8 +132,11 @@ class PixelStore:
         """Returns the images added so far, `(N, C, H, W)`, uint8."""
         return torch.from_numpy(self._array[: self._count])
 
-    def _take_native_size(self, image: Image.Image, where: str) -> None:
+    def check_size(self, image: Image.Image, where: str) -> None:
+        """Refuses an image that cannot keep its size, or has not that of the first one, where none is given."""
         width, height = image.size
+        if not self._native:
+            return
         if width != height or not SMALLEST_SIZE <= width <= LARGEST_NATIVE_SIZE:
             raise InputError(
                 f"the image at {where} is {width}x{height} pixels; only square images of {SMALLEST_SIZE} to "

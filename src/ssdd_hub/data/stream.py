@@ -31,10 +31,11 @@ class ImageStream:
     def __init__(self, settings: DataSettings, progress: bool = True) -> None:
         self._settings = settings
         self._source = _StreamedSource(settings, progress)
-        store = PixelStore(1, settings.image_size, settings.mode, budget=1 << 40)
+        # Decides the size and the mode.
+        self._store = PixelStore(1, settings.image_size, settings.mode, budget=1 << 40)
         where, image = self._first_image()
-        store.add(image, where)
-        self.image_size, self.mode = store.image_size, store.mode
+        self._store.add(image, where)
+        self.image_size, self.mode = self._store.image_size, self._store.mode
         known = [count for count in (self._source.length, settings.max_images) if count]
         self.num_rows = min(known) if self._source.length else None
         decided_by = {
@@ -87,11 +88,7 @@ class ImageStream:
 
     def _pixels(self, where: str, read: Callable[[], bytes]) -> Tensor:
         image = self._decode(where, read)
-        if self._settings.image_size is None and image.size != (self.image_size, self.image_size):
-            raise InputError(
-                f"the first image has {self.image_size}x{self.image_size} pixels and the one at {where} "
-                f"{image.width}x{image.height}: pass --data.image-size"
-            )
+        self._store.check_size(image, where)
         if self._settings.mode == "auto" and self.mode == "grey" and image.mode == "RGB":
             raise InputError(f"the first image is grey and the one at {where} has colours: pass --data.mode rgb")
         return torch.from_numpy(np.ascontiguousarray(to_pixels(image, self.mode, self.image_size)))
