@@ -8,7 +8,7 @@ import zipfile
 
 import datasets
 import pytest
-from data_folders import IMAGES, banks_of, picture, reds, refuses, stream_of, write
+from data_folders import IMAGES, banks_of, picture, reds, refuses, save_as, stream_of, write
 from datasets import Dataset, DatasetDict
 
 from ssdd_hub.data.literal_folder import listed, literal, plain, plain_tree
@@ -27,23 +27,16 @@ LAYOUTS = ["folder", "classes", "splits", "metadata.csv", "metadata.jsonl", "par
 
 def build(folder, layout, odd="plain", start=0):
     """Writes twenty images from `start` on, the folders, files and archives inside with odd names."""
-    numbers, names = range(start, start + 20), [f"{odd}{index:02}.png" for index in range(20)]
-    if layout in ("folder", "metadata.csv", "metadata.jsonl"):
-        for number, name in zip(numbers, names, strict=True):
-            write(folder / name, picture(number))
-    elif layout == "classes":
-        for index, (number, name) in enumerate(zip(numbers, names, strict=True)):
-            write(folder / ("b" + odd if index % 3 else "a" + odd) / name, picture(number))
+    files = [picture(number) for number in range(start, start + 20)]
+    names = [f"{odd}{index:02}.png" for index in range(20)]
+    if layout == "classes":
+        names = [f"{'b' if index % 3 else 'a'}{odd}/{name}" for index, name in enumerate(names)]
     elif layout == "splits":
-        for index, (number, name) in enumerate(zip(numbers, names, strict=True)):
-            write(folder / ("train" if index < 14 else "test") / f"{index % 2}{odd}" / name, picture(number))
+        names = [f"{'train' if index < 14 else 'test'}/{index % 2}{odd}/{name}" for index, name in enumerate(names)]
     elif layout == "zip":
-        folder.mkdir(parents=True)
-        with zipfile.ZipFile(folder / f"{odd}.zip", "w") as archive:
-            for number, name in zip(numbers, names, strict=True):
-                archive.writestr(f"in/{name.replace('::', ':')}", picture(number))
-    else:
-        table = Dataset.from_dict({"image": [{"bytes": picture(number), "path": None} for number in numbers]}, IMAGES)
+        names = [f"in/{name.replace('::', ':')}" for name in names]
+    if layout in ("saved", "parquet", "card"):
+        table = Dataset.from_dict({"image": [{"bytes": file, "path": None} for file in files]}, IMAGES)
         if layout == "saved":
             DatasetDict({"train": table, "test": table.select(range(3))}).save_to_disk(folder)
         else:
@@ -51,14 +44,18 @@ def build(folder, layout, odd="plain", start=0):
             table.to_parquet(folder / "data" / "new")
             (folder / "data" / "new").rename(folder / "data" / f"train-{odd}.parquet")
             table.select(range(3)).to_parquet(folder / "data" / "test-0.parquet")
+    else:
+        save_as(folder, "zip" if layout == "zip" else "folder", dict(zip(names, files, strict=True)))
+    if layout == "zip":
+        (folder / "images.zip").rename(folder / f"{odd}.zip")
     if layout.startswith("metadata"):
-        rows = [(name, index) for index, name in enumerate(names)]
-        csv = "file_name,number\n" + "".join(f'"{name}",{index}\n' for name, index in rows)
-        lines = "".join(json.dumps({"file_name": n, "number": i}) + "\n" for n, i in rows)
+        rows = list(enumerate(names))
+        csv = "file_name,number\n" + "".join(f'"{name}",{index}\n' for index, name in rows)
+        lines = "".join(json.dumps({"file_name": name, "number": index}) + "\n" for index, name in rows)
         write(folder / layout, csv if layout.endswith("csv") else lines)
-    configs = "configs:\n- config_name: default\n  data_files:\n"
-    configs += "".join(f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "test"))
-    write(folder / "README.md", f"---\nlicense: mit\n{configs if layout == 'card' else ''}---\n")
+    files = [{"split": split, "path": f"data/{split}-*"} for split in ("train", "test")]
+    configs = {"configs": [{"config_name": "default", "data_files": files}]} if layout == "card" else {}
+    write(folder / "README.md", f"---\n{json.dumps({'license': 'mit', **configs})}\n---\n")
     return folder
 
 
