@@ -25,7 +25,11 @@ def require_split(dataset: str, splits: Iterable[str], name: str, option: str) -
 
 def find_image_column(features: Mapping[str, Any], wanted: str) -> str:
     """Returns the column of the images: the `wanted` one of a dataset's features, or for `auto` the only one."""
-    candidates = [name for name, feature in features.items() if _holds_images(feature)]
+    import datasets
+
+    # Parquet files that were not written by `datasets` hold images as a plain structure.
+    plain = [name for name, kind in features.items() if isinstance(kind, dict) and set(kind) == {"bytes", "path"}]
+    candidates = [name for name, kind in features.items() if name in plain or isinstance(kind, datasets.Image)]
     columns = f"its columns are {', '.join(features)}"
     if wanted != "auto":
         _require_column(features, wanted, "image-column")
@@ -38,13 +42,6 @@ def find_image_column(features: Mapping[str, Any], wanted: str) -> str:
         several = ", ".join(candidates)
         raise InputError(f"the dataset has several image columns ({several}); choose one with --data.image-column")
     return candidates[0]
-
-
-def _holds_images(feature: Any) -> bool:
-    import datasets
-
-    # Parquet files that were not written by `datasets` hold images as a plain structure.
-    return isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"})
 
 
 def find_label_column(features: Mapping[str, Any], wanted: str) -> str | None:

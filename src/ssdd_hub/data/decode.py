@@ -78,7 +78,9 @@ def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
             image.load()
             return _to_grey_or_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        raise CorruptImageError(f"{_what_arrived(data)}; convert it to one of {', '.join(_formats())}") from error
+        known = next((f"{name}, which is not accepted" for start, name in _REFUSED if data.startswith(start)), None)
+        kind = known or "empty, damaged at its start, or in no accepted format"
+        raise CorruptImageError(f"{kind}; convert it to one of {', '.join(_formats())}") from error
     # Damaged files make Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
     except Exception as error:
         raise CorruptImageError(f"{type(error).__name__}: {error}") from error
@@ -121,10 +123,13 @@ class PixelStore:
     def add(self, image: Image.Image, where: str) -> None:
         """Resizes and stores an image of `decode_image`, which messages call `where`."""
         self.check_size(image, where)
+        grey = self._array
         if self._auto and image.mode == "RGB" and self.mode == "grey":
-            self._widen()
+            self.mode, self._array = "rgb", None
         if self._array is None:
             self._array = self._allocate()
+            if grey is not None:
+                self._array[: self._count] = grey[: self._count]
         self._array[self._count] = to_pixels(image, self.mode, self.image_size)
         self._count += 1
 
@@ -149,12 +154,6 @@ class PixelStore:
             )
         self.image_size = width
 
-    def _widen(self) -> None:
-        grey, self.mode = self._array, "rgb"
-        if grey is not None:
-            self._array = self._allocate()
-            self._array[: self._count] = grey[: self._count]
-
     def _allocate(self) -> Any:
         shape = (self._capacity, CHANNELS[self.mode], self.image_size, self.image_size)
         size = math.prod(shape)
@@ -176,12 +175,6 @@ def _formats() -> tuple[str, ...]:
     Image.init()
     # Pillow raises a KeyError for a name that it was built without.
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _what_arrived(data: bytes) -> str:
-    """Returns the format of content that `Image.open` refuses, by its first bytes."""
-    known = next((name for start, name in _REFUSED if data.startswith(start)), None)
-    return f"{known}, which is not accepted" if known else "empty, damaged at its start, or in no accepted format"
 
 
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:

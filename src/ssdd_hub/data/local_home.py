@@ -39,14 +39,18 @@ class LocalHome(Home):
         self.opened = str(plain_tree(self.folder, names))
         self._roots = (self.folder, self.folder.resolve())
         self._check_beside(self.folder)
-        if self.saved:
-            for split in self._check_saved(self.folder):
-                self._check_split(split)
-        for name in names:
-            file = self.folder / name
+        for split in self._check_saved(self.folder) if self.saved else ():
+            folder = self.folder / split
+            if folder.is_symlink() and not follow_links:
+                raise _refuse_link(f"the split {split!r} of '{name}' must be a folder, and is a link", folder)
+            self._check_beside(folder)
+            # `save_to_disk` nests no deeper.
+            self._check_saved(folder)
+        for archive in (name for name in names if name.lower().endswith(".zip")):
+            file = self.folder / archive
             # Opening a pipe would wait; a link out is refused where its file would be read.
-            if name.lower().endswith(".zip") and file.is_file() and (follow_links or not self._leads_out(file)):
-                self._check_archive(name)
+            if file.is_file() and (follow_links or not self._leads_out(file)):
+                self._check_archive(archive)
 
     def _find_file(self, path: str) -> str | None:
         if "://" in path or "\0" in path:
@@ -139,14 +143,6 @@ class LocalHome(Home):
                 self.check_link(f"the table {table!r} of '{self.name}'", str(folder / table))
             splits += parts
         return splits
-
-    def _check_split(self, split: str) -> None:
-        """Checks the folder of one split; `save_to_disk` nests no deeper."""
-        folder = self.folder / split
-        if folder.is_symlink() and not self._follow_links:
-            raise _refuse_link(f"the split {split!r} of '{self.name}' must be a folder, and is a link", folder)
-        self._check_beside(folder)
-        self._check_saved(folder)
 
 
 def _refuse_link(problem: str, link: Path) -> InputError:

@@ -65,24 +65,20 @@ def write_shard(path: Path, features: Tensor, dtype: torch.dtype, skipped: Mappi
     # In parts, since these copies in float64 would otherwise be most of the memory needed.
     for given, rounded in zip(torch.split(features, 1024), torch.split(stored, 1024), strict=True):
         exact = given.to(torch.float64)
-        _check_finite(exact, rounded)
+        if not exact.isfinite().all():
+            raise InputError("the teacher gives NaN or infinite features: use another teacher, or look at its input")
+        if not rounded.isfinite().all():
+            name, most = str(dtype).removeprefix("torch."), torch.finfo(dtype).max
+            raise InputError(
+                f"the features reach {exact.abs().max().item():.4g}, and {name} holds at most {most:.4g}: pass "
+                "--targets.dtype bfloat16 or teacher"
+            )
         squares += exact.square().sum().item()
         errors += (rounded.to(torch.float64) - exact).square().sum().item()
     facts = {"skipped": dict(skipped or {}), "squares": squares, "squared_errors": errors}
     with atomic_path(path) as temporary:
         # One entry only: safetensors writes several in any order.
         save_file({"features": stored}, temporary, metadata={"shard": json.dumps(facts, sort_keys=True)})
-
-
-def _check_finite(exact: Tensor, rounded: Tensor) -> None:
-    if not exact.isfinite().all():
-        raise InputError("the teacher gives NaN or infinite features: use another teacher, or look at its input")
-    if not rounded.isfinite().all():
-        name, most = str(rounded.dtype).removeprefix("torch."), torch.finfo(rounded.dtype).max
-        raise InputError(
-            f"the features reach {exact.abs().max().item():.4g}, and {name} holds at most {most:.4g}: pass "
-            "--targets.dtype bfloat16 or teacher"
-        )
 
 
 @dataclass(frozen=True)
