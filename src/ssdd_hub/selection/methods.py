@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssdd_hub.arguments import argument_checks
 from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight
@@ -133,17 +133,13 @@ def _high_loss(source: Source, candidates: Tensor, count: int, seed: int, settin
             student = build_student(settings.expert, num_targets=width, **shape, **settings.expert_args)
         steps = derive_seed(seed, "selection/steps of an expert", expert)
         student = fit_student(student.to(source.device), pairs, settings.training(len(pairs)), steps)
-        losses += _errors(student, pairs, candidates)
+        with torch.no_grad():
+            batches = (pairs.batch(rows) for rows in torch.split(candidates, 512))
+            errors = [(student(images) - targets).square().mean(1).double().cpu() for images, targets in batches]
+        losses += torch.cat(errors)
     if not losses.isfinite().all():
         raise InputError("an expert of high_loss diverges: lower --selection.expert-learning-rate")
     return losses.argsort(descending=True, stable=True)[:count]
-
-
-@torch.no_grad()
-def _errors(student: nn.Module, pairs: SourcePairs, rows: Tensor) -> Tensor:
-    """Returns the mean squared error of each image over `D`, `(n,)`, float64."""
-    batches = (pairs.batch(part) for part in torch.split(rows, 512))
-    return torch.cat([(student(images) - targets).square().mean(1).double().cpu() for images, targets in batches])
 
 
 def draw_noise(source: Source, count: int, seed: int) -> tuple[Tensor, Tensor]:
