@@ -47,6 +47,14 @@ def write(file, content):
     return file
 
 
+def pictures(folder, count=3):
+    """A folder of images with the values from 0 on."""
+    folder.mkdir(exist_ok=True)
+    for value in range(count):
+        write(folder / f"{value}.png", picture(value))
+    return folder
+
+
 def save_folder(folder, values, size=8):
     for index, value in enumerate(values):
         write(folder / f"{index:03}.png", value if isinstance(value, bytes) else encode(flat(value, size)))

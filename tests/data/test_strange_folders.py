@@ -6,7 +6,7 @@ import zipfile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_folders import STRUCTURE, load, picture, refused, stream, write, write_card
+from data_folders import STRUCTURE, load, picture, pictures, refused, stream, write, write_card
 from datasets import Dataset, DatasetDict
 from test_local_home import save_rows
 
@@ -16,13 +16,6 @@ from ssdd_hub.runs.folder import RunFolder
 
 # `datasets` leaves the files of metadata open.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file")
-
-
-def pictures(folder, count=3):
-    folder.mkdir(exist_ok=True)
-    for value in range(count):
-        write(folder / f"{value}.png", picture(value))
-    return folder
 
 
 @pytest.fixture
