@@ -11,9 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from data_folders import (
+    STRUCTURE,
+    banks_of as load,
+    encode,
+    flat,
+    reds,
+    refuses,
+    save_as,
+    save_folder,
+    write,
+    write_card,
+)
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
-from PIL import Image
 
 from ssdd_hub.data import bank as images_module
 from ssdd_hub.data.bank import DataSettings, ImageBank, fingerprint_pixels, load_images
@@ -26,52 +37,25 @@ UNKNOWN_FORMAT = (
 )
 
 
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    # A name that is no folder must not make a test wait for a network.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-def flat(value, size=8):
-    """An image whose red channel, or grey, tells which one it is."""
-    return Image.new("RGB" if isinstance(value, tuple) else "L", (size, size), value)
-
-
-def save_folder(folder, values, size=8):
-    for index, value in enumerate(values):
-        path = folder / f"{index:03}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flat(value, size).save(path)
-    return folder
-
-
 def save_parquet(folder, split="train", rows=4, card=None, **columns):
     (folder / "data").mkdir(parents=True, exist_ok=True)
     columns = columns or {"image": [flat((i, 0, 0)) for i in range(rows)]}
     Dataset.from_dict(columns).to_parquet(folder / "data" / f"{split}-0.parquet")
     if card:
-        (folder / "README.md").write_text(f"---\n{card}\n---\n")
+        write(folder / "README.md", f"---\n{card}\n---\n")
     return folder
 
 
-def load(folder, seed=0, **settings):
-    return load_images(DataSettings(name=str(folder), **settings), seed, progress=False)
-
-
-def reds(bank):
-    return bank.pixels[:, 0, 0, 0].tolist()
-
-
-# The embedded digits
+def write_splits(folder, *splits):
+    """A card that names the splits of `save_parquet`."""
+    files = [{"split": split, "path": f"data/{split}-*"} for split in splits]
+    write_card(folder, [{"config_name": "default", "data_files": files}])
 
 
 def test_digits_are_grey_enlarged_and_split_the_same_way_every_time():
     images, heldout = load_images(DataSettings(), progress=False)
-    assert images.pixels.shape == (1397, 1, 16, 16)
+    assert images.pixels.shape == (1397, 1, 16, 16) and images.pixels.dtype == torch.uint8
     assert heldout.pixels.shape == (400, 1, 16, 16)
-    assert images.pixels.dtype == torch.uint8
     assert (images.num_channels, images.image_size, len(images)) == (1, 16, 1397)
     assert images.label_names == [str(digit) for digit in range(10)]
     assert heldout.labels[:8].tolist() == [2, 7, 4, 0, 4, 2, 7, 7]
@@ -96,9 +80,6 @@ def test_digits_can_be_loaded_in_colour_swapped_and_without_labels():
     assert images.pixels.shape == heldout.pixels.shape == (5, 3, 16, 16)
     assert torch.equal(images.pixels[:, 0], images.pixels[:, 2])
     assert images.labels is images.label_names is None
-
-
-# Splits and selection
 
 
 def test_a_part_of_the_split_is_held_out_when_there_is_no_other(tmp_path):
@@ -135,15 +116,11 @@ def test_the_held_out_split_is_found_or_named(tmp_path):
     folder = tmp_path / "set"
     for value, split in enumerate(("train", "validation", "test", "extra")):
         save_parquet(folder, split, image=[flat((value, 0, 0))])
-    card = "configs:\n- config_name: default\n  data_files:\n" + "".join(
-        f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "validation", "test", "extra")
-    )
-    (folder / "README.md").write_text(f"---\n{card}---\n")
+    write_splits(folder, "train", "validation", "test", "extra")
     assert [reds(bank) for bank in load(folder)] == [[0], [2]]
     assert [reds(bank) for bank in load(folder, split="test")] == [[2], [1]]
     assert [reds(bank) for bank in load(folder, split="validation", heldout_split="extra")] == [[1], [3]]
-    with pytest.raises(InputError, match=r"no split 'tran' \(--data.split\); available: .*; did you mean 'train'\?"):
-        load(folder, split="tran")
+    refuses(load, r"no split 'tran' \(--data.split\); available: .*; did you mean 'train'\?", folder, split="tran")
     with pytest.raises(InputError, match=r"no split 'valid' \(--data.heldout-split\); .*did you mean 'validation'"):
         load(folder, heldout_split="valid")
 
@@ -155,9 +132,6 @@ def test_held_out_images_take_the_size_and_mode_of_the_others(tmp_path):
     assert images.pixels.shape == (2, 1, 16, 16)
     assert heldout.pixels.shape == (1, 1, 16, 16)
     assert reds(heldout) == [76]
-
-
-# Columns
 
 
 def test_an_imagefolder_gives_labels_by_folder_name(tmp_path):
@@ -184,10 +158,7 @@ def test_the_label_column_is_found_named_or_left_out(tmp_path):
     assert load(tmp_path / "two", label_column="coarse_label")[0].labels.tolist() == [0]
     assert load(tmp_path / "two", label_column="none")[0].labels is None
     assert load(tmp_path / "one")[0].labels.tolist() == [1]
-    with pytest.raises(
-        InputError, match=r"several label columns \(kind, shape\); choose one with --data.label-column"
-    ):
-        load(tmp_path / "unclear")
+    refuses(load, r"several label columns \(kind, shape\); choose one with --data.label", tmp_path / "unclear")
     with pytest.raises(InputError, match=r"no column 'shap' \(--data.label-column\).*did you mean 'shape'"):
         load(tmp_path / "unclear", label_column="shap")
 
@@ -208,8 +179,7 @@ def test_integer_labels_are_taken_when_named_and_text_is_refused(tmp_path):
     images, _ = load(tmp_path / "set", label_column="kind")
     assert images.labels.tolist() == [5, 5]
     assert images.label_names is None
-    with pytest.raises(InputError, match=r"'text' \(--data.label-column\) holds no classes"):
-        load(tmp_path / "set", label_column="text")
+    refuses(load, r"'text' \(--data.label-column\) holds no classes", tmp_path / "set", label_column="text")
 
 
 def test_the_image_column_is_found_or_named(tmp_path):
@@ -218,56 +188,32 @@ def test_the_image_column_is_found_or_named(tmp_path):
     images, _ = load(folder, image_column="right")
     assert reds(images) == [2]
     assert images.source["image_column"] == "right"
-    with pytest.raises(
-        InputError, match=r"several image columns \(left, right\); choose one with --data.image-column"
-    ):
-        load(folder)
+    refuses(load, r"several image columns \(left, right\); choose one with --data.image", folder)
     with pytest.raises(InputError, match=r"no column 'rigth' .*available: left, right, text; did you mean 'right'\?"):
         load(folder, image_column="rigth")
-    with pytest.raises(InputError, match=r"the column 'text' \(--data.image-column\) holds no images"):
-        load(folder, image_column="text")
-    with pytest.raises(InputError, match="has no image column; its columns are text"):
-        load(save_parquet(tmp_path / "texts", text=["a"]))
+    refuses(load, r"the column 'text' \(--data.image-column\) holds no images", folder, image_column="text")
+    refuses(load, "has no image column; its columns are text", save_parquet(tmp_path / "texts", text=["a"]))
 
 
 def save_plain_parquet(folder, rows, split="train"):
     """Writes a parquet file as programs other than `datasets` do, without any word on its features."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    structure = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    pq.write_table(pa.table({"picture": pa.array(rows, structure)}), folder / "data" / f"{split}-0.parquet")
+    pq.write_table(pa.table({"picture": pa.array(rows, STRUCTURE)}), folder / "data" / f"{split}-0.parquet")
     return folder
 
 
 def test_parquet_files_that_hold_images_as_plain_bytes_are_read(tmp_path):
-    files = [path.read_bytes() for path in sorted(save_folder(tmp_path / "f", [(3, 0, 0), (4, 0, 0)]).iterdir())]
-    folder = save_plain_parquet(tmp_path / "plain", [{"bytes": content, "path": None} for content in files])
-    images, heldout = load(folder)
+    rows = [{"bytes": encode(flat((value, 0, 0))), "path": None} for value in (3, 4)]
+    images, heldout = load(save_plain_parquet(tmp_path / "plain", rows))
     assert sorted(reds(images) + reds(heldout)) == [3, 4]
     assert images.source["image_column"] == "picture"
 
 
 def test_a_zipped_imagefolder_is_read(tmp_path):
-    pictures = save_folder(tmp_path / "cats", [(value, 0, 0) for value in range(3, 9)])
-    (pictures / "bad.png").write_bytes(b"bad")
-    (tmp_path / "set").mkdir()
-    with zipfile.ZipFile(tmp_path / "set" / "cats.zip", "w") as archive:
-        for path in pictures.iterdir():
-            archive.write(path, f"cats/{path.name}")
-    banks = load(tmp_path / "set", on_corrupt="skip", heldout_fraction=0.5)
+    contents = {f"cats/{value}.png": encode(flat((value, 0, 0))) for value in range(3, 9)} | {"cats/bad.png": b"bad"}
+    banks = load(save_as(tmp_path / "set", "zip", contents), on_corrupt="skip", heldout_fraction=0.5)
     assert sorted(sum(map(reds, banks), [])) == [3, 4, 5, 6, 7, 8]
     assert [entry for bank in banks for entry in bank.source["skipped"]][0].endswith("(bad.png): " + UNKNOWN_FORMAT)
-
-
-def test_a_dataset_saved_with_its_splits_is_read(tmp_path):
-    one, two = labelled(label=[0, 1]), labelled(label=[1, 1])
-    DatasetDict({"train": one, "test": two}).save_to_disk(tmp_path / "saved")
-    images, heldout = load(tmp_path / "saved")
-    assert images.labels.tolist() == [0, 1]
-    assert heldout.labels.tolist() == [1, 1]
-    assert images.source["license"] == "unknown"
-
-
-# Size and mode
 
 
 def test_colour_anywhere_makes_all_images_rgb(tmp_path):
@@ -280,23 +226,18 @@ def test_colour_anywhere_makes_all_images_rgb(tmp_path):
 
 
 def test_images_of_several_sizes_need_an_image_size(tmp_path):
-    folder = tmp_path / "set"
-    for index, size in enumerate([(16, 16), (16, 16), (20, 16)]):
-        (folder / "train").mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size, (index, 0, 0)).save(folder / "train" / f"{index}.png")
-    save_folder(folder / "test", [(9, 0, 0)])
-    with pytest.raises(InputError, match=r"row 2 \(train/2.png\) is 20x16 pixels; .* pass --data.image-size"):
-        load(folder)
+    train = save_folder(tmp_path / "set" / "train", [(0, 0, 0), (1, 0, 0)], size=16)
+    flat((2, 0, 0)).resize((20, 16)).save(train / "002.png")
+    folder = save_folder(tmp_path / "set" / "test", [(9, 0, 0)]).parent
+    refuses(load, r"row 2 \(train/002.png\) is 20x16 pixels; .* pass --data.image-size", folder)
     assert load(folder, image_size=8)[0].pixels.shape == (3, 3, 8, 8)
-    Image.new("RGB", (24, 24)).save(folder / "train" / "1.png")
-    with pytest.raises(InputError, match=r"differ in size: 16x16 pixels at first, 24x24 at row 1 \(train/1.png\)"):
-        load(folder)
+    flat((1, 0, 0), 24).save(train / "001.png")
+    refuses(load, r"differ in size: 16x16 pixels at first, 24x24 at row 1 \(train/001.png\)", folder)
 
 
 def test_large_images_need_an_image_size(tmp_path):
     folder = save_folder(tmp_path / "set", [(1, 0, 0), (2, 0, 0)], size=65)
-    with pytest.raises(InputError, match="is 65x65 pixels; only square images of 8 to 64 pixels keep their size"):
-        load(folder)
+    refuses(load, "is 65x65 pixels; only square images of 8 to 64 pixels keep their size", folder)
     assert load(folder, image_size=65)[0].image_size == 65
     assert load(save_folder(tmp_path / "small", [1, 2], size=64))[0].image_size == 64
 
@@ -307,9 +248,6 @@ def test_the_memory_budget_changes_where_pixels_live_and_nothing_else(tmp_path):
     assert torch.equal(images.pixels, mapped.pixels)
     assert torch.equal(heldout.pixels, mapped_heldout.pixels)
     assert images.source == mapped.source
-
-
-# Corrupt images
 
 
 def http_error(status):
@@ -326,11 +264,8 @@ def test_a_corrupt_image_is_refused_by_name(tmp_path):
     folder = save_folder(tmp_path / "set" / "train", [(i, 0, 0) for i in range(4)]).parent
     save_folder(folder / "test", [(9, 0, 0)])
     spoil(folder / "train" / "002.png")
-    message = (
-        r"image at row 2 \(train/002.png\) of the split 'train' .* cannot be decoded \(.*\); .*--data.on-corrupt skip"
-    )
-    with pytest.raises(InputError, match=message):
-        load(folder)
+    message = r"image at row 2 \(train/002.png\) of the split 'train' .* cannot be decoded \(.*\); .*on-corrupt skip"
+    refuses(load, message, folder)
 
 
 def test_corrupt_images_are_skipped_counted_and_listed_and_labels_stay_aligned(tmp_path):
@@ -345,33 +280,28 @@ def test_corrupt_images_are_skipped_counted_and_listed_and_labels_stay_aligned(t
     assert len(images) == 14
     assert images.labels.tolist() == reds(images) == [0] * 7 + [1] * 7
     assert (images.source["num_images"], images.source["num_skipped"]) == (14, 6)
-    assert [entry.split(":")[0] for entry in images.source["skipped"]] == [
-        "row 0 (train/cat/000.png)",
-        "row 2 (train/cat/002.png)",
-        "row 4 (train/cat/004.png)",
-        "row 10 (train/dog/000.png)",
-        "row 11 (train/dog/001.png)",
-    ]
+    named = [f"row {row} (train/cat/00{row}.png)" for row in (0, 2, 4)]
+    named += ["row 10 (train/dog/000.png)", "row 11 (train/dog/001.png)"]
+    assert [entry.split(":")[0] for entry in images.source["skipped"]] == named
     assert heldout.source["num_skipped"] == 0
 
 
+GOOD = {"bytes": encode(flat((1, 0, 0))), "path": None}
+
+
+def save_references(folder, *rows):
+    """A dataset of one good image and of others, some of which name files."""
+    rows = [{"bytes": None, "path": row} if isinstance(row, str) else row for row in rows]
+    save_plain_parquet(folder / "set", [GOOD, *rows])
+    return save_plain_parquet(folder / "set", [GOOD], "test")
+
+
 def test_a_missing_file_and_an_empty_row_are_corrupt(tmp_path):
-    good = {"bytes": (save_folder(tmp_path / "good", [(1, 0, 0)]) / "000.png").read_bytes(), "path": None}
-    missing = {"bytes": None, "path": str(tmp_path / "set" / "gone.png")}
-    folder = save_plain_parquet(tmp_path / "set", [None, missing, good])
-    save_plain_parquet(folder, [good], "test")
-    images, _ = load(folder, on_corrupt="skip")
+    images, _ = load(save_references(tmp_path, None, str(tmp_path / "set" / "gone.png")), on_corrupt="skip")
     assert reds(images) == [1]
     empty, gone = images.source["skipped"]
-    assert empty == "row 0: " + UNKNOWN_FORMAT
-    assert gone == "row 1 (gone.png): FileNotFoundError: No such file or directory"
-
-
-def save_references(folder, *paths):
-    """A dataset of one good image and of others that are read from where they stand."""
-    good = {"bytes": (save_folder(folder / "good", [(1, 0, 0)]) / "000.png").read_bytes(), "path": None}
-    save_plain_parquet(folder / "set", [good, *({"bytes": None, "path": path} for path in paths)])
-    return save_plain_parquet(folder / "set", [good], "test")
+    assert empty == "row 1: " + UNKNOWN_FORMAT
+    assert gone == "row 2 (gone.png): FileNotFoundError: No such file or directory"
 
 
 def test_broken_archives_and_what_they_lack_are_corrupt(tmp_path):
@@ -398,6 +328,22 @@ def missing(cause=None, kind=FileNotFoundError):
     return error
 
 
+@pytest.fixture
+def load_failing(tmp_path, monkeypatch):
+    """Loads a dataset of a good image and one whose reading raises an error."""
+    # Hidden files are none of the data.
+    file = save_folder(tmp_path / "set" / ".files", [0]) / "000.png"
+
+    def load_failing(error):
+        def fail(home, place):
+            raise error
+
+        monkeypatch.setattr("ssdd_hub.data.row_files._fetch", fail)
+        return load(save_references(tmp_path, str(file)), on_corrupt="skip")
+
+    return load_failing
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -411,25 +357,14 @@ def missing(cause=None, kind=FileNotFoundError):
         missing(kind=LocalEntryNotFoundError),
     ],
 )
-def test_a_file_that_cannot_be_reached_is_never_skipped(tmp_path, monkeypatch, error):
-    def fail(home, place):
-        raise error
-
-    monkeypatch.setattr("ssdd_hub.data.row_files._fetch", fail)
-    # Hidden files are none of the data.
-    file = save_folder(tmp_path / "set" / ".files", [0]) / "000.png"
+def test_a_file_that_cannot_be_reached_is_never_skipped(load_failing, error):
     message = rf"the image at row 1 \(.files/000.png\) cannot be read \({type(error).__name__}: .*\): the same command"
-    with pytest.raises(InputError, match=message):
-        load(save_references(tmp_path, str(file)), on_corrupt="skip")
+    refuses(load_failing, message, error)
 
 
 @pytest.mark.parametrize("error", [missing(missing(KeyError("a"))), http_error(404), missing(http_error(404))])
-def test_a_file_that_its_source_does_not_have_is_corrupt(tmp_path, monkeypatch, error):
-    def fail(home, place):
-        raise error
-
-    monkeypatch.setattr("ssdd_hub.data.row_files._fetch", fail)
-    images, _ = load(save_references(tmp_path, "a.png"), on_corrupt="skip")
+def test_a_file_that_its_source_does_not_have_is_corrupt(load_failing, error):
+    images, _ = load_failing(error)
     assert images.source["num_skipped"] == 1
 
 
@@ -437,32 +372,20 @@ def test_nothing_but_corrupt_images_is_an_error_even_when_skipping(tmp_path):
     folder = save_folder(tmp_path / "set", [(1, 0, 0)] * 3)
     for path in folder.iterdir():
         spoil(path)
-    with pytest.raises(
-        InputError, match="none of the 2 images of the split 'train' of .* can be decoded; the first is"
-    ):
-        load(folder, on_corrupt="skip")
+    message = "none of the 2 images of the split 'train' of .* can be decoded; the first"
+    refuses(load, message, folder, on_corrupt="skip")
 
 
-# What cannot be found
-
-
-def test_a_folder_that_does_not_exist_or_is_a_file(tmp_path):
-    with pytest.raises(InputError, match="the folder '.*none' does not exist; --data.name takes"):
-        load(tmp_path / "none")
+def test_places_without_a_dataset_are_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file' is a file; --data.name takes a Hub id or the folder"):
-        load(tmp_path / "file")
-
-
-def test_a_folder_without_data(tmp_path):
     (tmp_path / "set").mkdir()
-    with pytest.raises(InputError, match="no images found under --data.name '.*set'"):
-        load(tmp_path / "set")
-
-
-def test_an_unreachable_hub():
-    with pytest.raises(InputError, match="'nobody/nothing' is no local folder, and the Hub cannot be reached"):
-        load("nobody/nothing")
+    for name, message in {
+        tmp_path / "none": "the folder '.*none' does not exist; --data.name takes",
+        tmp_path / "file": "file' is a file; --data.name takes a Hub id or the folder",
+        tmp_path / "set": "no images found under --data.name '.*set'",
+        "nobody/nothing": "'nobody/nothing' is no local folder, and the Hub cannot be reached",
+    }.items():
+        refuses(load, message, name)
 
 
 def test_a_dataset_that_the_hub_does_not_have(monkeypatch):
@@ -470,89 +393,60 @@ def test_a_dataset_that_the_hub_does_not_have(monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub or cannot be accessed.")
 
     monkeypatch.setattr(datasets, "load_dataset_builder", missing)
-    with pytest.raises(InputError, match="no images found under --data.name 'a/b': Dataset 'a/b' doesn't exist"):
-        load("a/b")
+    refuses(load, "no images found under --data.name 'a/b': Dataset 'a/b' doesn't exist", "a/b")
 
 
 def test_a_dataset_that_needs_a_script_or_has_a_broken_card(tmp_path):
-    (tmp_path / "scripted").mkdir()
-    (tmp_path / "scripted" / "scripted.py").write_text("")
-    with pytest.raises(InputError, match="'.*scripted' cannot be opened: Dataset scripts are no longer supported"):
-        load(tmp_path / "scripted")
+    write(tmp_path / "scripted" / "scripted.py", "")
+    refuses(load, "'.*scripted' cannot be opened: Dataset scripts are no longer supported", tmp_path / "scripted")
     broken = {"configs: nonsense": "--data.name '.*' cannot be opened: ", "license: [": "'README.md' of .* plain YAML"}
     for index, (card, message) in enumerate(broken.items()):
-        with pytest.raises(InputError, match=message):
-            load(save_parquet(tmp_path / f"broken{index}", card=card))
+        refuses(load, message, save_parquet(tmp_path / f"broken{index}", card=card))
 
 
 def test_a_folder_has_no_revisions(tmp_path):
-    with pytest.raises(InputError, match="is a folder, which has no revisions; leave out --data.revision 'v1'"):
-        load(save_parquet(tmp_path / "set"), revision="v1")
+    message = "is a folder, which has no revisions; leave out --data.revision 'v1'"
+    refuses(load, message, save_parquet(tmp_path / "set"), revision="v1")
 
 
 def test_wrong_columns_are_named_before_a_download(tmp_path, monkeypatch):
     folder = save_parquet(tmp_path / "set", card="dataset_info:\n  features:\n  - name: image\n    dtype: image")
     monkeypatch.setattr(datasets.DatasetBuilder, "download_and_prepare", lambda self: pytest.fail("downloaded"))
-    with pytest.raises(InputError, match="no column 'img'"):
-        load(folder, image_column="img")
-    with pytest.raises(InputError, match="no split 'test'"):
-        load(folder, heldout_split="test")
+    refuses(load, "no column 'img'", folder, image_column="img")
+    refuses(load, "no split 'test'", folder, heldout_split="test")
 
 
 def test_a_configuration_that_does_not_exist_or_is_not_chosen(tmp_path):
-    entries = "".join(f"- config_name: {name}\n  data_files: data/{name}-*\n" for name in ("small", "large"))
-    folder = save_parquet(tmp_path / "set", "small", card=f"configs:\n{entries}")
-    save_parquet(folder, "large", rows=8)
+    folder = save_parquet(save_parquet(tmp_path / "set", "small"), "large", rows=8)
+    write_card(folder, [{"config_name": name, "data_files": f"data/{name}-*"} for name in ("small", "large")])
     assert len(load(folder, config="large", heldout_fraction=0.5)[0]) == 4
-    with pytest.raises(InputError, match="no configuration 'smal'; available: small, large; did you mean 'small'?"):
-        load(folder, config="smal")
-    with pytest.raises(InputError, match="several configurations; pass --data.config; available: small, large"):
-        load(folder)
+    refuses(load, "no configuration 'smal'; available: small, large; did you mean 'small'?", folder, config="smal")
+    refuses(load, "several configurations; pass --data.config; available: small, large", folder)
 
 
 def test_an_empty_split(tmp_path):
     none = Dataset.from_dict({"image": []}, Features({"image": datasets.Image()}))
-    splits = [f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "test", "extra")]
-    card = "configs:\n- config_name: default\n  data_files:\n" + "".join(splits)
-    folder = save_parquet(save_parquet(tmp_path / "set"), "extra", card=card)
+    folder = save_parquet(save_parquet(tmp_path / "set"), "extra")
+    write_splits(folder, "train", "test", "extra")
     none.to_parquet(folder / "data" / "test-0.parquet")
     assert len(load(folder, heldout_split="extra")[0]) == 4
-    with pytest.raises(InputError, match=r"the split 'test' \(--data.heldout-split\) of the dataset '.*' holds no im"):
-        load(folder)
+    refuses(load, r"the split 'test' \(--data.heldout-split\) of the dataset '.*' holds no im", folder)
     none.save_to_disk(tmp_path / "saved")
-    with pytest.raises(InputError, match="the dataset '.*saved' holds no images in one of its splits"):
-        load(tmp_path / "saved")
+    refuses(load, "the dataset '.*saved' holds no images in one of its splits", tmp_path / "saved")
 
 
 def test_a_broken_file(tmp_path):
     folder = save_parquet(tmp_path / "broken")
     (folder / "data" / "train-0.parquet").write_bytes(b"PAR1 and nothing else")
-    with pytest.raises(InputError, match="the dataset '.*broken' cannot be read: "):
-        load(folder)
+    refuses(load, "the dataset '.*broken' cannot be read: ", folder)
 
 
 def test_all_wrong_settings_are_reported_together():
+    wrong = {"name": "", "heldout_fraction": 1.0, "image_size": 7, "mode": "gray", "max_images": 0}
+    wrong |= {"on_corrupt": "ignore", "memory_budget_gb": float("nan"), "heldout_split": "train"}
     with pytest.raises(SettingsError) as caught:
-        DataSettings(
-            name="",
-            heldout_split="train",
-            heldout_fraction=1.0,
-            image_size=7,
-            mode="gray",
-            max_images=0,
-            on_corrupt="ignore",
-            memory_budget_gb=float("nan"),
-        )
-    assert [problem.split()[0] for problem in caught.value.problems] == [
-        "--data.name",
-        "--data.heldout-fraction",
-        "--data.image-size",
-        "--data.mode",
-        "--data.max-images",
-        "--data.on-corrupt",
-        "--data.memory-budget-gb",
-        "--data.heldout-split",
-    ]
+        DataSettings(**wrong)
+    assert [problem.split()[0] for problem in caught.value.problems] == [DataSettings.option(name) for name in wrong]
 
 
 @pytest.mark.parametrize(
@@ -561,9 +455,6 @@ def test_all_wrong_settings_are_reported_together():
 def test_digits_refuse_what_they_would_ignore(option):
     with pytest.raises(SettingsError, match="digits take none of --data.config"):
         DataSettings(**option)
-
-
-# Provenance
 
 
 @pytest.mark.parametrize(
@@ -581,20 +472,9 @@ def test_the_source_says_where_the_images_come_from(tmp_path):
     images, _ = load(folder)
     fingerprint = images.source.pop("fingerprint")
     assert fingerprint == fingerprint_pixels(images.pixels, chunk=2)
-    assert images.source == {
-        "name": str(folder),
-        "config": "default",
-        "revision": None,
-        "image_column": "image",
-        "license": "unknown",
-        "split": "train",
-        "selection": "all but 0.1 held out by seed 0",
-        "num_images": 9,
-        "num_skipped": 0,
-        "skipped": [],
-        "image_size": 8,
-        "mode": "rgb",
-    }
+    facts = {"name": str(folder), "config": "default", "revision": None, "image_column": "image", "split": "train"}
+    facts |= {"license": "unknown", "selection": "all but 0.1 held out by seed 0", "image_size": 8, "mode": "rgb"}
+    assert images.source == facts | {"num_images": 9, "num_skipped": 0, "skipped": []}
 
 
 def test_the_commit_of_a_hub_dataset_is_its_revision(tmp_path, monkeypatch):
@@ -632,15 +512,9 @@ def test_a_subset_keeps_the_order_of_its_indices_and_its_own_fingerprint():
     assert part.fingerprint != bank.fingerprint == "x"
 
 
-# Real data
-
-
 @pytest.mark.parametrize(
     ("name", "shapes", "num_classes", "first"),
-    [
-        ("cifar100-mini", (2000, 500), 100, "img"),
-        ("caltech101-32", (2773, 1949), 101, "image"),
-    ],
+    [("cifar100-mini", (2000, 500), 100, "img"), ("caltech101-32", (2773, 1949), 101, "image")],
 )
 def test_real_datasets_load_as_pillow_decodes_them(name, shapes, num_classes, first):
     if not (SHARED / name).is_dir():

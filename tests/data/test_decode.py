@@ -1,4 +1,3 @@
-import io
 import struct
 import tempfile
 import zlib
@@ -6,6 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from data_folders import encode, flat
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -16,105 +16,61 @@ RAMP = np.arange(0, 240, 240 // (12 * 10), dtype=np.uint8).reshape(12, 10)
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
 
 
-def encode(image, kind="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def decoded(image, kind="PNG", **options):
     result = decode_image(encode(image, kind, **options))
     return result.mode, np.asarray(result)
 
 
-def test_an_rgb_png_comes_back_bit_for_bit():
-    mode, values = decoded(Image.fromarray(COLOURS))
-    assert mode == "RGB"
-    np.testing.assert_array_equal(values, COLOURS)
+def array(values, dtype=np.uint8):
+    return Image.fromarray(np.array(values, dtype=dtype))
 
 
-def test_a_grey_image_stays_grey():
-    mode, values = decoded(Image.fromarray(RAMP))
-    assert mode == "L"
-    np.testing.assert_array_equal(values, RAMP)
+PALETTE = array(RAMP // 120)
+PALETTE.putpalette([250, 10, 20, 0, 128, 255])
+OF_PALETTE, OVER_WHITE = (np.where((RAMP < 120)[..., None], first, [0, 128, 255]) for first in ([250, 10, 20], 255))
+WIDE = array([[0, 257, 300], [25700, 65278, 65535]], np.uint16)
+FLAT = np.full((16, 16, 3), (200, 60, 30), dtype=np.uint8)
+
+# Image, format, options, expected mode and values, tolerance.
+DECODED = {
+    "colours": (array(COLOURS), "PNG", {}, "RGB", COLOURS, 0),
+    "grey": (array(RAMP), "PNG", {}, "L", RAMP, 0),
+    "one bit": (array(RAMP > 100, bool), "PNG", {}, "L", (RAMP > 100) * 255, 0),
+    **{f"16 bits {kind}": (WIDE, kind, {}, "L", [[0, 1, 1], [100, 254, 255]], 0) for kind in ("PNG", "TIFF", "PPM")},
+    "32 bits": (array([[0, 25700, 65535]], np.int32), "TIFF", {}, "L", [[0, 100, 255]], 0),
+    "fractions": (array([[0, 0.2, 1]], np.float32), "TIFF", {}, "L", [[0, 51, 255]], 0),
+    "floating 8 bits": (array([[0, 51.4, 255]], np.float32), "TIFF", {}, "L", [[0, 51, 255]], 0),
+    "palette": (PALETTE, "PNG", {}, "RGB", OF_PALETTE, 0),
+    "transparent PNG": (PALETTE, "PNG", {"transparency": 0}, "RGB", OVER_WHITE, 0),
+    "transparent GIF": (PALETTE, "GIF", {"transparency": 0}, "RGB", OVER_WHITE, 0),
+    "RGBA": (
+        array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 100, 200, 51]]]),
+        *("PNG", {}, "RGB", [[[255, 255, 255], [10, 20, 30], [204, 224, 244]]], 1),  # 0.2 * colour + 0.8 * 255
+    ),
+    "LA": (array([[[10, 0], [10, 255], [100, 51]]]), "PNG", {}, "L", [[255, 10, 224]], 1),
+    "CMYK": (array(FLAT).convert("CMYK"), "JPEG", {"quality": 95}, "RGB", FLAT, 4),
+    "YCbCr": (array(COLOURS).convert("YCbCr"), "TIFF", {}, "RGB", COLOURS, 3),
+}
 
 
-def test_a_one_bit_image_becomes_black_and_white():
-    bits = RAMP > 100
-    mode, values = decoded(Image.fromarray(bits))
-    assert mode == "L"
-    np.testing.assert_array_equal(values, bits * 255)
+@pytest.mark.parametrize("case", DECODED)
+def test_images_are_decoded_to_8_bits_in_grey_or_colour_over_white(case):
+    image, kind, options, mode, expected, tolerance = DECODED[case]
+    found, values = decoded(image, kind, **options)
+    assert found == mode
+    np.testing.assert_allclose(values, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_grey_of_16_bits_is_scaled_not_clipped(kind):
-    wide = np.array([[0, 257, 300], [25700, 65278, 65535]], dtype=np.uint16)
-    mode, values = decoded(Image.fromarray(wide), kind)
-    assert mode == "L"
-    np.testing.assert_array_equal(values, [[0, 1, 1], [100, 254, 255]])
-
-
-def test_grey_of_32_bits_is_read_as_16_bits_and_refused_beyond():
-    _, values = decoded(Image.fromarray(np.array([[0, 25700, 65535]], dtype=np.int32)), "TIFF")
-    np.testing.assert_array_equal(values, [[0, 100, 255]])
-    with pytest.raises(CorruptImageError, match=r"mode I must lie in \[0, 65535\]; they span \[0, 70000\]"):
-        decoded(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)), "TIFF")
-
-
-def test_floating_point_grey_is_read_as_fractions_or_as_8_bit_values():
-    _, fractions = decoded(Image.fromarray(np.array([[0, 0.2, 1]], dtype=np.float32)), "TIFF")
-    np.testing.assert_array_equal(fractions, [[0, 51, 255]])
-    _, values = decoded(Image.fromarray(np.array([[0, 51.4, 255]], dtype=np.float32)), "TIFF")
-    np.testing.assert_array_equal(values, [[0, 51, 255]])
-
-
-@pytest.mark.parametrize("wrong", [-0.5, 256, np.nan])
-def test_floating_point_grey_without_a_known_range_is_refused(wrong):
-    with pytest.raises(CorruptImageError, match="values of mode F must lie in"):
-        decoded(Image.fromarray(np.array([[0, wrong]], dtype=np.float32)), "TIFF")
-
-
-def test_palette_indices_become_their_colours():
-    image = Image.fromarray(RAMP // 120)
-    image.putpalette([250, 10, 20, 0, 128, 255])
-    mode, values = decoded(image)
-    assert mode == "RGB"
-    np.testing.assert_array_equal(values, np.where((RAMP < 120)[..., None], [250, 10, 20], [0, 128, 255]))
-
-
-def test_a_transparent_palette_colour_becomes_white():
-    image = Image.fromarray(RAMP // 120)
-    image.putpalette([250, 10, 20, 0, 128, 255])
-    for kind in ("PNG", "GIF"):
-        _, values = decoded(image, kind, transparency=0)
-        np.testing.assert_array_equal(values, np.where((RAMP < 120)[..., None], 255, [0, 128, 255]))
-
-
-def test_transparency_is_laid_over_white():
-    rgba = np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 100, 200, 51]]], dtype=np.uint8)
-    mode, values = decoded(Image.fromarray(rgba))
-    assert mode == "RGB"
-    expected = [[[255, 255, 255], [10, 20, 30], [204, 224, 244]]]  # 0.2 * colour + 0.8 * 255
-    np.testing.assert_allclose(values, expected, atol=1)
-
-
-def test_grey_with_transparency_is_laid_over_white_and_stays_grey():
-    mode, values = decoded(Image.fromarray(np.array([[[10, 0], [10, 255], [100, 51]]], dtype=np.uint8)))
-    assert mode == "L"
-    np.testing.assert_allclose(values, [[255, 10, 224]], atol=1)
-
-
-def test_a_cmyk_jpeg_has_the_colours_of_its_rgb_original():
-    flat = np.full((16, 16, 3), (200, 60, 30), dtype=np.uint8)
-    mode, values = decoded(Image.fromarray(flat).convert("CMYK"), "JPEG", quality=95)
-    assert mode == "RGB"
-    np.testing.assert_allclose(values, flat, atol=4)
-
-
-def test_a_ycbcr_tiff_has_the_colours_of_its_rgb_original():
-    mode, values = decoded(Image.fromarray(COLOURS).convert("YCbCr"), "TIFF")
-    assert mode == "RGB"
-    np.testing.assert_allclose(values, COLOURS, atol=3)
+@pytest.mark.parametrize(
+    ("values", "dtype", "message"),
+    [
+        ([[0, 70000]], np.int32, r"mode I must lie in \[0, 65535\]; they span \[0, 70000\]"),
+        *(([[0, wrong]], np.float32, "values of mode F must lie in") for wrong in (-0.5, 256, np.nan)),
+    ],
+)
+def test_values_outside_the_known_ranges_are_refused(values, dtype, message):
+    with pytest.raises(CorruptImageError, match=message):
+        decoded(array(values, dtype), "TIFF")
 
 
 @pytest.mark.parametrize(
@@ -183,25 +139,21 @@ def test_an_image_of_the_right_size_is_not_touched():
     assert fit_square(image, 10) is image
 
 
-def grey(value, size=8):
-    return Image.new("L", (size, size), value)
-
-
 def test_a_store_turns_to_colour_when_the_first_colour_arrives_and_keeps_what_it_has():
     store = PixelStore(4, None, "auto", 10**6)
-    store.add(grey(7), "row 0")
+    store.add(flat(7), "row 0")
     assert store.pixels().shape == (1, 1, 8, 8)
-    store.add(Image.new("RGB", (8, 8), (1, 2, 3)), "row 1")
-    store.add(grey(9), "row 2")
+    store.add(flat((1, 2, 3)), "row 1")
+    store.add(flat(9), "row 2")
     assert store.mode == "rgb"
     assert store.pixels()[:, :, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3], [9, 9, 9]]
 
 
 def test_a_store_obeys_the_mode_that_is_asked_for():
-    colour = Image.new("RGB", (8, 8), (255, 0, 0))
+    colour = flat((255, 0, 0))
     as_grey, as_rgb = PixelStore(1, None, "grey", 10**6), PixelStore(1, None, "rgb", 10**6)
     as_grey.add(colour, "row 0")
-    as_rgb.add(grey(5), "row 0")
+    as_rgb.add(flat(5), "row 0")
     assert as_grey.pixels()[0, :, 0, 0].tolist() == [76]  # 0.299 * 255
     assert as_rgb.pixels()[0, :, 0, 0].tolist() == [5, 5, 5]
 
@@ -216,16 +168,16 @@ def test_above_the_budget_pixels_live_in_a_file_that_has_no_name(tmp_path, monke
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     stores = [PixelStore(3, 8, "auto", budget) for budget in (3 * 64, 3 * 64 - 1)]
     for store in stores:
-        for image in (grey(1), Image.new("RGB", (8, 8), (1, 2, 3)), grey(3)):
+        for image in (flat(1), flat((1, 2, 3)), flat(3)):
             store.add(image, "row")
     assert [isinstance(store._array, np.memmap) for store in stores] == [True, True]
     torch.testing.assert_close(*(store.pixels() for store in stores), rtol=0, atol=0)
     in_memory = PixelStore(3, 8, "grey", 3 * 64)
-    in_memory.add(grey(1), "row 0")
+    in_memory.add(flat(1), "row 0")
     assert not isinstance(in_memory._array, np.memmap)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_map_that_the_disk_cannot_hold_is_refused():
     with pytest.raises(InputError, match=r"the pixels need 4096000.0 GB in .* has .* GB left; choose a smaller"):
-        PixelStore(10**12, 64, "grey", 0).add(grey(1), "row 0")
+        PixelStore(10**12, 64, "grey", 0).add(flat(1), "row 0")

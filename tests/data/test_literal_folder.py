@@ -1,7 +1,6 @@
 """Names of folders and files are literal, whatever characters they hold."""
 
 import concurrent.futures
-import io
 import json
 import os
 import shutil
@@ -9,88 +8,35 @@ import zipfile
 
 import datasets
 import pytest
-import torch
+from data_folders import IMAGES, banks_of, picture, reds, refuses, save_as, stream_of, write
 from datasets import Dataset, DatasetDict
-from PIL import Image
 
-from ssdd_hub.data.bank import DataSettings, load_images
 from ssdd_hub.data.literal_folder import listed, literal, plain, plain_tree
-from ssdd_hub.data.stream import ImageStream
 from ssdd_hub.errors import InputError
 
 # `datasets` leaves the files of metadata open.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file")
 
 NAMES = [
-    "[12]",
-    "run[12]",
-    "run[!a]",
-    "a*b",
-    "**",
-    "a?b",
-    "[",
-    "]",
-    "{a,b}",
-    "!x",
-    "with some spaces ",
-    "a::b",
-    "zip:::x",
-    "a#b",
-    "%41",
-    "Zoë 画像",
-    "-leading",
-    "trailing...",
-    "~",
-    "two\nlines",
-    "a:b",
-    "back\\slash",
-    "$HOME",
-    "images.py",
-    "imagefolder",
+    *("[12]", "run[12]", "run[!a]", "a*b", "**", "a?b", "[", "]", "{a,b}", "!x", "with some spaces ", "a::b"),
+    *("zip:::x", "a#b", "%41", "Zoë 画像", "-leading", "trailing...", "~", "two\nlines", "a:b", "back\\slash"),
+    *("$HOME", "images.py", "imagefolder"),
 ]
 LAYOUTS = ["folder", "classes", "splits", "metadata.csv", "metadata.jsonl", "parquet", "saved", "card", "zip"]
 
 
-@pytest.fixture(autouse=True)
-def private_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
-def picture(value):
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (value, 0, 0)).save(file, "PNG")
-    return file.getvalue()
-
-
-def write(file, content):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
 def build(folder, layout, odd="plain", start=0):
     """Writes twenty images from `start` on, the folders, files and archives inside with odd names."""
-    numbers, names = range(start, start + 20), [f"{odd}{index:02}.png" for index in range(20)]
-    if layout in ("folder", "metadata.csv", "metadata.jsonl"):
-        for number, name in zip(numbers, names, strict=True):
-            write(folder / name, picture(number))
-    elif layout == "classes":
-        for index, (number, name) in enumerate(zip(numbers, names, strict=True)):
-            write(folder / ("b" + odd if index % 3 else "a" + odd) / name, picture(number))
+    files = [picture(number) for number in range(start, start + 20)]
+    names = [f"{odd}{index:02}.png" for index in range(20)]
+    if layout == "classes":
+        names = [f"{'b' if index % 3 else 'a'}{odd}/{name}" for index, name in enumerate(names)]
     elif layout == "splits":
-        for index, (number, name) in enumerate(zip(numbers, names, strict=True)):
-            write(folder / ("train" if index < 14 else "test") / f"{index % 2}{odd}" / name, picture(number))
+        names = [f"{'train' if index < 14 else 'test'}/{index % 2}{odd}/{name}" for index, name in enumerate(names)]
     elif layout == "zip":
-        folder.mkdir(parents=True)
-        with zipfile.ZipFile(folder / f"{odd}.zip", "w") as archive:
-            for number, name in zip(numbers, names, strict=True):
-                archive.writestr(f"in/{name.replace('::', ':')}", picture(number))
-    else:
-        table = Dataset.from_dict(
-            {"image": [{"bytes": picture(number), "path": None} for number in numbers]},
-            features=datasets.Features({"image": datasets.Image()}),
-        )
+        names = [f"in/{name.replace('::', ':')}" for name in names]
+    if layout in ("saved", "parquet", "card"):
+        table = Dataset.from_dict({"image": [{"bytes": file, "path": None} for file in files]}, IMAGES)
         if layout == "saved":
             DatasetDict({"train": table, "test": table.select(range(3))}).save_to_disk(folder)
         else:
@@ -98,14 +44,18 @@ def build(folder, layout, odd="plain", start=0):
             table.to_parquet(folder / "data" / "new")
             (folder / "data" / "new").rename(folder / "data" / f"train-{odd}.parquet")
             table.select(range(3)).to_parquet(folder / "data" / "test-0.parquet")
+    else:
+        save_as(folder, "zip" if layout == "zip" else "folder", dict(zip(names, files, strict=True)))
+    if layout == "zip":
+        (folder / "images.zip").rename(folder / f"{odd}.zip")
     if layout.startswith("metadata"):
-        rows = [(name, index) for index, name in enumerate(names)]
-        csv = "file_name,number\n" + "".join(f'"{name}",{index}\n' for name, index in rows)
-        lines = "".join(json.dumps({"file_name": n, "number": i}) + "\n" for n, i in rows)
+        rows = list(enumerate(names))
+        csv = "file_name,number\n" + "".join(f'"{name}",{index}\n' for index, name in rows)
+        lines = "".join(json.dumps({"file_name": name, "number": index}) + "\n" for index, name in rows)
         write(folder / layout, csv if layout.endswith("csv") else lines)
-    configs = "configs:\n- config_name: default\n  data_files:\n"
-    configs += "".join(f"  - split: {split}\n    path: data/{split}-*\n" for split in ("train", "test"))
-    write(folder / "README.md", f"---\nlicense: mit\n{configs if layout == 'card' else ''}---\n")
+    files = [{"split": split, "path": f"data/{split}-*"} for split in ("train", "test")]
+    configs = {"configs": [{"config_name": "default", "data_files": files}]} if layout == "card" else {}
+    write(folder / "README.md", f"---\n{json.dumps({'license': 'mit', **configs})}\n---\n")
     return folder
 
 
@@ -114,15 +64,14 @@ def tree_of(folder):
 
 
 def outcome(folder, **settings):
-    """All that loading gives: both sides, and the stream."""
-    banks = load_images(DataSettings(name=str(folder), **settings), progress=False)
-    stream = ImageStream(DataSettings(name=str(folder), streaming=True, **settings), progress=False)
-    pixels = torch.stack([row() for row in stream.rows()])
-    result = [pixels[:, 0, 0, 0].tolist(), stream.source["license"], stream.num_rows]
+    """All that loading gives: the stream, and both banks."""
+    # First, since the stream then knows the number of rows.
+    banks = banks_of(folder, **settings)
+    stream = stream_of(folder, **settings)
+    result = [reds(stream), stream.source["license"], stream.num_rows]
     for bank in banks:
         source = {key: value for key, value in bank.source.items() if key != "name"}
-        labels = None if bank.labels is None else bank.labels.tolist()
-        result += [bank.pixels[:, 0, 0, 0].tolist(), labels, bank.label_names, source]
+        result += [reds(bank), None if bank.labels is None else bank.labels.tolist(), bank.label_names, source]
     return result
 
 
@@ -164,8 +113,7 @@ def test_names_inside_are_literal(tmp_path, layout, odd):
 def test_messages_show_the_names_themselves(tmp_path):
     folder = build(tmp_path / "run[12]", "classes", "::")
     write(folder / "b::" / "::05.png", b"nothing")
-    with pytest.raises(InputError, match=r"image at row \d+ \(b::/::05.png\) of the split 'train' of '.*run\[12\]'"):
-        load_images(DataSettings(name=str(folder)), progress=False)
+    refuses(banks_of, r"image at row \d+ \(b::/::05.png\) of the split 'train' of '.*run\[12\]'", folder)
 
 
 def test_relative_names_parents_and_links_lead_to_their_folder(tmp_path, monkeypatch):
@@ -185,8 +133,7 @@ def test_relative_names_parents_and_links_lead_to_their_folder(tmp_path, monkeyp
 def test_a_format_is_a_name_like_others_and_never_the_working_directory(tmp_path, monkeypatch, name):
     build(tmp_path / "here", "classes", start=100)
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(InputError, match=f"'{name}' is a format and no dataset, and there is no folder of that name"):
-        load_images(DataSettings(name=name), progress=False)
+    refuses(banks_of, f"'{name}' is a format and no dataset, and there is no folder of that name", name)
     build(tmp_path / "here" / name, "classes")
     assert sorted(outcome(name)[0]) == list(range(20))
 
@@ -196,8 +143,7 @@ def test_a_format_is_a_name_like_others_and_never_the_working_directory(tmp_path
 )
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"is neither a folder that exists nor a Hub id|is a bucket"):
-        load_images(DataSettings(name=name), progress=False)
+    refuses(banks_of, r"is neither a folder that exists nor a Hub id|is a bucket", name)
 
 
 def test_ordinary_folders_are_read_where_they_are(tmp_path):
@@ -242,5 +188,4 @@ def test_names_in_archives_that_would_be_left_out_are_refused(tmp_path, member):
     folder = build(tmp_path / "set", "zip")
     with zipfile.ZipFile(folder / "more.zip", "w") as archive:
         archive.writestr(member, picture(1))
-    with pytest.raises(InputError, match=r"the archive 'more.zip' of .* names in archives must hold no '::'"):
-        load_images(DataSettings(name=str(folder)), progress=False)
+    refuses(banks_of, r"the archive 'more.zip' of .* names in archives must hold no '::'", folder)

@@ -1,40 +1,21 @@
-"""Folders and repositories that strangers made: their links, cards and indexes neither lead out, hang nor crash."""
+"""Links, cards and indexes of untrusted folders and repositories neither lead out, hang nor crash."""
 
 import json
-import time
 import zipfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_folders import STRUCTURE, load, picture, pictures, refused, stream, write, write_card
 from datasets import Dataset, DatasetDict
-from test_local_home import hub_set, load, picture, private_cache, save_rows, stream, write
+from test_local_home import save_rows
 
 from ssdd_hub.data.bank import DataSettings
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder
 
-__all__ = ["hub_set", "private_cache"]
 # `datasets` leaves the files of metadata open.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file")
-
-
-def refused(folder, message, **settings):
-    """Both ways to read a folder refuse it, at once."""
-    for read in (load, stream):
-        start = time.monotonic()
-        with pytest.raises(InputError, match=message):
-            read(folder, **settings)
-        assert time.monotonic() - start < 20
-
-
-def pictures(folder, count=3):
-    for value in range(count):
-        write(folder / f"{value}.png", picture(value))
-    return folder
-
-
-# Links
 
 
 @pytest.fixture
@@ -75,30 +56,22 @@ def test_a_row_in_an_archive_that_is_a_link_out_is_refused(tmp_path, elsewhere):
     assert load(folder, follow_links=True) == stream(folder, follow_links=True) == [1, 2, 9]
 
 
-@pytest.mark.parametrize("name", ["set", "set[1]"])
-def test_an_image_of_a_folder_that_is_a_link_out_is_refused(tmp_path, elsewhere, name):
-    folder = pictures(tmp_path / name)
-    (folder / "9.png").symlink_to(elsewhere / "secret.png")
-    refused(folder, link_out("9.png", elsewhere / "secret.png"))
-    assert load(folder, follow_links=True) == stream(folder, follow_links=True) == [0, 1, 2, 9]
-
-
-@pytest.mark.parametrize("kind", ["parquet", "zip", "metadata.csv"])
-def test_a_data_file_that_is_a_link_out_is_refused(tmp_path, elsewhere, kind):
-    folder, expected = tmp_path / "set", [0, 1, 2]
-    folder.mkdir()
-    if kind == "parquet":
-        target, expected = elsewhere / "set" / "train.parquet", [1, 2]
-    elif kind == "zip":
-        target, expected = elsewhere / "x.zip", [0, 1, 2, 9]
-    else:
-        target = write(elsewhere / "m.csv", "file_name,kind\n0.png,a\n1.png,b\n2.png,c\n")
-    if kind != "parquet":
-        pictures(folder)
-    name = kind if "." in kind else f"x.{kind}"
-    (folder / name).symlink_to(target)
-    refused(folder, link_out(name, target))
-    assert load(folder, follow_links=True) == expected
+@pytest.mark.parametrize("brackets", ["set", "set[1]"])
+@pytest.mark.parametrize(
+    ("name", "target", "expected"),
+    [
+        ("9.png", "secret.png", [0, 1, 2, 9]),
+        ("x.parquet", "set/train.parquet", [1, 2]),
+        ("x.zip", "x.zip", [0, 1, 2, 9]),
+        ("metadata.csv", "m.csv", [0, 1, 2]),
+    ],
+)
+def test_a_data_file_that_is_a_link_out_is_refused(tmp_path, elsewhere, name, target, expected, brackets):
+    write(elsewhere / "m.csv", "file_name,kind\n0.png,a\n1.png,b\n2.png,c\n")
+    folder = pictures(tmp_path / brackets, 0 if name == "x.parquet" else 3)
+    (folder / name).symlink_to(elsewhere / target)
+    refused(folder, link_out(name, elsewhere / target))
+    assert load(folder, follow_links=True) == stream(folder, follow_links=True) == expected
 
 
 @pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml", "dataset_infos.json"])
@@ -133,9 +106,6 @@ def test_a_run_goes_on_when_links_are_followed_or_not(tmp_path):
     RunFolder(tmp_path / "run", {**settings, "data": {"name": "x", "follow_links": True}}).start()
 
 
-# Cards
-
-
 def bomb():
     lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"]
     lines += [f"a{level}: &a{level} [{','.join([f'*a{level - 1}'] * 10)}]" for level in range(1, 10)]
@@ -158,7 +128,7 @@ CARDS = {
 def test_a_card_that_is_no_plain_yaml_is_refused(tmp_path, card, name):
     folder = pictures(tmp_path / "set")
     write(folder / name, f"---\n{CARDS[card]}---\n" if name == "README.md" else CARDS[card])
-    refused(folder, f"'{name}' of the dataset '.*set' must be a text with plain YAML, without aliases, .*: mend it")
+    refused(folder, f"'{name}' of the dataset '.*set' must be a text with plain YAML, without aliases, .*: repair it")
 
 
 def test_the_block_of_a_card_ends_where_datasets_ends_it(tmp_path):
@@ -170,15 +140,14 @@ def test_the_block_of_a_card_ends_where_datasets_ends_it(tmp_path):
 @pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
 def test_a_card_of_the_hub_that_is_no_plain_yaml_is_refused(tmp_path, hub_set, name):
     folder = pictures(tmp_path / "set")
-    text = CARDS["aliases"]
-    write(folder / name, f"---\n{text}---\n" if name == "README.md" else text)
+    write(folder / name, f"---\n{CARDS['aliases']}---\n" if name == "README.md" else CARDS["aliases"])
     hub_set(folder)
     refused("ann/set", f"'{name}' of the dataset 'ann/set' must be a text with plain YAML, without aliases")
 
 
 def test_a_yaml_file_of_the_hub_that_names_data_elsewhere_is_refused(tmp_path, hub_set):
     folder = pictures(tmp_path / "set")
-    write(folder / ".huggingface.yaml", json.dumps({"configs": [{"config_name": "default", "data_files": "/etc/*"}]}))
+    write_card(folder, [{"config_name": "default", "data_files": "/etc/*"}], ".huggingface.yaml")
     hub_set(folder)
     refused("ann/set", "the card of 'ann/set' names '/etc/\\*' as data: all its files must lie in the repository")
 
@@ -188,9 +157,6 @@ def test_a_long_honest_card_is_read(tmp_path):
     configs = [{"config_name": f"c{number}", "data_files": "*.png"} for number in range(500)]
     write(folder / "README.md", f"---\nlicense: mit\n{json.dumps({'configs': configs})[1:-1]}\n---\n")
     assert load(folder, config="c499") == [0, 1, 2]
-
-
-# Indexes
 
 
 @pytest.mark.parametrize(
@@ -223,7 +189,7 @@ def deep_feature():
 
 @pytest.mark.parametrize("info", ['{"info": {"features": [1]}}', '{"info": null}', deep_feature()])
 def test_metadata_of_a_table_that_datasets_believes_is_no_traceback(tmp_path, info):
-    rows = pa.array([{"bytes": picture(1), "path": None}] * 3, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    rows = pa.array([{"bytes": picture(1), "path": None}] * 3, STRUCTURE)
     (tmp_path / "set").mkdir()
     table = pa.table({"image": rows}).replace_schema_metadata({"huggingface": info})
     pq.write_table(table, tmp_path / "set" / "train.parquet")

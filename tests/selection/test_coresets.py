@@ -1,15 +1,13 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.selection import coresets
-from ssdd_hub.selection.coresets import KMeansEffort, Points, choose_by_mean, choose_central, choose_far
+from ssdd_hub.selection.coresets import Points, choose_by_mean, choose_central, choose_far
 
-EXACT = KMeansEffort(exact=1000, iterations=50, batch_size=16)
-BATCHES = replace(EXACT, exact=0)
+EXACT = {"exact": 1000, "iterations": 50, "batch_size": 16}
+BATCHES = {**EXACT, "exact": 0}
 
 
 def randn(*shape, seed=0):
@@ -29,9 +27,6 @@ def blobs(count=5, size=12, width=6):
 
 def no_copies(chosen, count, size):
     return chosen.shape == (count,) and len(set(chosen.tolist())) == count and 0 <= chosen.min() <= chosen.max() < size
-
-
-# Points
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -58,13 +53,10 @@ def test_points_that_are_not_finite_are_refused(wrong):
         points(matrix)
 
 
-# K-means
-
-
 @pytest.mark.parametrize("effort", [EXACT, BATCHES])
 def test_kmeans_chooses_the_middle_of_each_blob(effort):
     matrix, numbers = blobs()
-    chosen = choose_central(points(matrix), 5, 0, effort)
+    chosen = choose_central(points(matrix), 5, 0, **effort)
     assert sorted(numbers[chosen].tolist()) == [0, 1, 2, 3, 4]
     if effort is EXACT:
         for number in range(5):
@@ -93,11 +85,8 @@ def test_centres_that_share_their_nearest_point_take_the_next(monkeypatch, neare
 def test_kmeans_of_a_sample_looks_at_all_points(monkeypatch):
     matrix, numbers = blobs(count=3, size=20)
     monkeypatch.setattr(coresets, "MOST_HELD", 4 * 6 * 30)
-    chosen = choose_central(points(matrix), 3, 0, EXACT)
+    chosen = choose_central(points(matrix), 3, 0, **EXACT)
     assert sorted(numbers[chosen].tolist()) == [0, 1, 2]
-
-
-# Greedy k-center
 
 
 def slow_far(matrix, first, count):
@@ -119,9 +108,6 @@ def test_kcenter_is_the_greedy_choice(monkeypatch):
 def test_kcenter_chooses_one_of_each_blob():
     matrix, numbers = blobs()
     assert sorted(numbers[choose_far(points(matrix), 5, 0)].tolist()) == [0, 1, 2, 3, 4]
-
-
-# Herding
 
 
 def slow_herding(matrix, count):
@@ -149,15 +135,12 @@ def test_herding_is_the_greedy_choice_and_nearer_to_the_mean_than_chance(monkeyp
     assert error(chosen) < min(error(rows) for rows in drawn)
 
 
-# All of them
-
-
 @pytest.mark.parametrize("kind", ["alike", "pairs", "one"])
 @pytest.mark.parametrize(
     "choose",
     [
-        lambda given, count: choose_central(given, count, 0, EXACT),
-        lambda given, count: choose_central(given, count, 0, BATCHES),
+        lambda given, count: choose_central(given, count, 0, **EXACT),
+        lambda given, count: choose_central(given, count, 0, **BATCHES),
         lambda given, count: choose_far(given, count, 0),
         choose_by_mean,
     ],

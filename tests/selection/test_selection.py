@@ -4,47 +4,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_coresets import no_copies
 
-from ssdd_hub.data.bank import ImageBank, fingerprint_pixels
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.evaluation.entries import select
-from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.selection import coresets
-from ssdd_hub.selection.methods import SELECTIONS, SelectionSettings
-from ssdd_hub.selection.source import Source
+from ssdd_hub.selection.methods import CHOICES, SelectionSettings, choose_rows
 from ssdd_hub.sets.distilled import DistilledSet
-from ssdd_hub.targets.bank import FeatureBank, Index, shard_path, write_shard
+from ssdd_hub.targets.bank import FeatureBank, Index, Shard, shard_path, write_shard
 from ssdd_hub.targets.targets import Targets
-from ssdd_hub.targets.transform import TargetTransform
 
 SMALL = SelectionSettings(
     expert_args={"widths": [4, 4], "norm": "instance"}, experts=2, expert_steps=3, expert_batch_size=8
 )
-REAL = [name for name in SELECTIONS if name != "gaussian"]
-
-
-def no_copies(chosen, count, size):
-    return chosen.shape == (count,) and len(set(chosen.tolist())) == count and 0 <= chosen.min() <= chosen.max() < size
-
-
-@pytest.fixture
-def source(small_teacher):
-    """Builds a source of random images, of which the first three can have any targets."""
-
-    def build(size=20, labels=True, channels=1, planted=0.0, transform="standardise"):
-        pixels = torch.randint(0, 256, (size, channels, 16, 16), generator=torch.Generator().manual_seed(4))
-        pixels = pixels.to(torch.uint8)
-        teacher = small_teacher(channels=channels)
-        features = teacher(pixels / 255)
-        features[:3] += planted
-        fitted = TargetTransform.fit(transform, features)
-        about = {"name": "noise", "license": "mit", "fingerprint": fingerprint_pixels(pixels), "num_images": size}
-        names = ["a", "b"] if labels else None
-        bank = ImageBank(pixels, torch.arange(size) % 3 - 1 if labels else None, names, about)
-        space = PixelSpace((0.5,) * channels, (0.25,) * channels)
-        return Source(bank, Targets(features, fitted), teacher, fitted, space)
-
-    return build
+REAL = list(CHOICES)
 
 
 def rows_of(made, source):
@@ -58,18 +31,15 @@ def test_a_selection_is_a_set_of_real_images_with_their_targets(tmp_path, source
     given = source()
     made = select(method, given, 6, 3, SMALL)
     rows = rows_of(made, given)
-    assert no_copies(rows, 6, 20)
-    assert torch.equal(made.targets, given.targets[rows])
+    assert no_copies(rows, 6, 20) and torch.equal(made.targets, given.targets[rows])
     assert torch.equal(made.labels, given.bank.labels[rows]) and made.label_names == ["a", "b"]
     again = DistilledSet.load(select(method, given, 6, 3, SMALL).save(tmp_path / "set"))
     for name in ("images", "targets", "labels"):
         assert torch.equal(getattr(again, name), getattr(made, name))
-    assert again.pixel_space == given.pixel_space and again.provenance == made.provenance | {
-        "versions": again.provenance["versions"]
-    }
-    assert "6 real images (1x16x16, float32), each with a target vector of width 24, chosen from" in (
-        tmp_path / "set" / "README.md"
-    ).read_text("utf-8")
+    versions = {"versions": again.provenance["versions"]}
+    assert again.pixel_space == given.pixel_space and again.provenance == made.provenance | versions
+    card = (tmp_path / "set" / "README.md").read_text("utf-8")
+    assert "6 real images (1x16x16, float32), each with a target vector of width 24, chosen from" in card
 
 
 def test_a_selection_tells_how_it_was_made(source):
@@ -169,19 +139,16 @@ def test_noise_has_the_targets_that_the_teacher_gives_it(source):
 
 
 def test_a_source_without_labels_and_with_plain_features_has_none_in_the_set(source):
-    given = source(labels=False, transform="none")
-    made = select("random", given, 3, 0, SMALL)
+    made = select("random", source(labels=False, transform="none"), 3, 0, SMALL)
     assert made.labels is None and made.label_names is None and made.target_transform is None
 
 
 @pytest.mark.parametrize("method", ["kmeans", "kcenter", "herding"])
 def test_targets_on_the_disk_are_read_in_parts(tmp_path, monkeypatch, source, method):
     given = source()
-    shards = [
-        write_shard(shard_path(tmp_path, n), given.targets.features[n * 8 : n * 8 + 8], torch.float32)
-        for n in range(3)
-    ]
-    Index.of({}, shards, 8).write(tmp_path)
+    for number, part in enumerate(given.targets.features.split(8)):
+        write_shard(shard_path(tmp_path, number), part, torch.float32)
+    Index.of({}, [Shard.read(shard_path(tmp_path, number)) for number in range(3)], 8).write(tmp_path)
     monkeypatch.setattr("ssdd_hub.targets.targets.MOST_IN_MEMORY", 0)
     stored = replace(given, targets=Targets(FeatureBank(tmp_path), given.transform))
     expected = select(method, given, 6, 0, SMALL)
@@ -197,6 +164,8 @@ def test_targets_on_the_disk_are_read_in_parts(tmp_path, monkeypatch, source, me
 def test_what_does_not_exist_is_named(source):
     with pytest.raises(InputError, match="no selection 'kmean': use one of random, kmeans, kmeans-pixels, kcenter"):
         select("kmean", source(), 3, 0, SMALL)
+    with pytest.raises(InputError, match="there is no selection 'gaussian' of real images: use one of random, kmeans"):
+        choose_rows("gaussian", source(), 3, 0, SMALL)
     with pytest.raises(InputError, match="at least 1 image, got 0"):
         select("gaussian", source(), 0, 0, SMALL)
 

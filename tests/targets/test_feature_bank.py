@@ -1,4 +1,7 @@
 import json
+import shutil
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,110 +14,95 @@ from ssdd_hub.targets.bank import FeatureBank, Index, Shard, shard_path, write_s
 SIZES, WIDTH = (8, 8, 5), 3
 
 
+def write_bank(folder, parts, dtype=torch.float32, skipped=None, size=8):
+    """Writes shards of `size` rows, of which `skipped` have no features."""
+    paths = [shard_path(folder, number) for number in range(len(parts))]
+    for number, part in enumerate(parts):
+        missing = {row: why for row, why in (skipped or {}).items() if row // size == number}
+        write_shard(paths[number], part, dtype, missing)
+    Index.of({"images": "abc"}, [Shard.read(path) for path in paths], size).write(folder)
+    return FeatureBank(folder)
+
+
 def make_bank(folder, dtype=torch.float32, skipped=None, sizes=SIZES):
-    """Writes shards of 8 rows, of which `skipped` have no features."""
     features = torch.randn(sum(sizes), WIDTH, generator=torch.Generator().manual_seed(0))
-    skipped, shards, first = skipped or {}, [], 0
-    for number, part in enumerate(features.split(list(sizes))):
-        missing = {row: why for row, why in skipped.items() if first <= row < first + 8}
-        shards.append(write_shard(shard_path(folder, number), part, dtype, missing))
-        first += 8
-    Index.of({"images": "abc"}, shards, 8).write(folder)
+    write_bank(folder, features.split(list(sizes)), dtype, skipped)
     return features
 
 
-def test_rows_are_gathered_in_the_order_asked_for(tmp_path):
-    features, bank = make_bank(tmp_path), FeatureBank(tmp_path)
+@pytest.fixture
+def stored(tmp_path):
+    """21 features in three shards, and the bank of them."""
+    return make_bank(tmp_path), FeatureBank(tmp_path)
+
+
+def test_rows_are_gathered_in_the_order_asked_for(stored):
+    features, bank = stored
     assert (len(bank), bank.width, bank.dtype) == (21, 3, torch.float32)
-    rows = torch.tensor([20, 0, 7, 8, 15, 16, 7, 0])
-    assert torch.equal(bank[rows], features[rows])
-    assert torch.equal(bank[[3, 17]], features[[3, 17]])
+    for rows in (torch.tensor([20, 0, 7, 8, 15, 16, 7, 0]), [3, 17]):
+        assert torch.equal(bank[rows], features[rows])
 
 
 @pytest.mark.parametrize(
     "rows", [slice(None), slice(5, 18), slice(8, 16), slice(0, 0), slice(19, 99), slice(0, 21, 4)]
 )
-def test_slices_are_those_of_a_tensor(tmp_path, rows):
-    features, bank = make_bank(tmp_path), FeatureBank(tmp_path)
+def test_slices_are_those_of_a_tensor(stored, rows):
+    features, bank = stored
     assert torch.equal(bank[rows], features[rows])
     assert torch.equal(bank[torch.arange(21)[rows]], features[rows])
 
 
 @pytest.mark.parametrize("rows", [[21], [-1], [0, 99]])
-def test_rows_outside_are_refused(tmp_path, rows):
-    make_bank(tmp_path)
+def test_rows_outside_are_refused(stored, rows):
     with pytest.raises(IndexError, match="of 21 features are asked for"):
-        FeatureBank(tmp_path)[rows]
+        stored[1][rows]
 
 
-def test_what_is_read_is_a_copy(tmp_path):
-    features = make_bank(tmp_path)
-    FeatureBank(tmp_path)[:].zero_()
-    assert torch.equal(FeatureBank(tmp_path)[:], features)
+def test_what_is_read_is_a_copy(stored):
+    features, bank = stored
+    bank[:].zero_()
+    assert torch.equal(bank[:], features)
 
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_features_held_in_memory_are_those_on_the_disk(tmp_path, dtype):
-    features = make_bank(tmp_path, dtype)
+    features, requests = make_bank(tmp_path, dtype), (slice(None), slice(3, 19, 5), torch.tensor([20, 0, 7, 8, 7]))
     on_disk, held = FeatureBank(tmp_path), FeatureBank(tmp_path)
+    expected = [on_disk[rows] for rows in requests]
     held.hold()
     assert held.num_bytes == 21 * 3 * dtype.itemsize
-    for number in range(3):
-        # From memory, then, not from the disk.
-        shard_path(tmp_path, number).rename(tmp_path / f"aside-{number}")
-    taken = [held[rows] for rows in (slice(None), slice(3, 19, 5), torch.tensor([20, 0, 7, 8, 7]))]
+    # From memory, then, not from the disk.
+    shutil.rmtree(tmp_path)
+    for rows, found in zip(requests, expected, strict=True):
+        assert torch.equal(held[rows], found)
     with pytest.raises(IndexError, match="of 21 features are asked for"):
         held[[-1]]
     held[:].zero_()
-    assert torch.equal(held[:], taken[0])
-    for number in range(3):
-        (tmp_path / f"aside-{number}").rename(shard_path(tmp_path, number))
-    assert torch.equal(taken[0], features.to(dtype)) and torch.equal(on_disk[:], taken[0])
-    assert torch.equal(on_disk[3:19:5], taken[1]) and torch.equal(on_disk[torch.tensor([20, 0, 7, 8, 7])], taken[2])
+    assert torch.equal(held[:], features.to(dtype))
 
 
-def test_rows_that_follow_one_another_are_read_at_once(tmp_path, monkeypatch):
-    features, bank, opened = make_bank(tmp_path), FeatureBank(tmp_path), []
-
-    class Counted:
-        def __init__(self, file):
-            self.file, self.seeks = file, []
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            self.file.close()
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def seek(self, place):
-            self.seeks.append(place)
-            return self.file.seek(place)
+def test_rows_that_follow_one_another_are_read_at_once(stored, monkeypatch):
+    (features, bank), opened, plain_open = stored, [], Path.open
 
     def counted_open(path, mode):
-        opened.append(Counted(open(path, mode)))
+        file = plain_open(path, mode, buffering=0)
+        opened.append(Mock(wraps=file, __enter__=lambda mock: mock, __exit__=lambda *error: file.close()))
         return opened[-1]
 
-    monkeypatch.setattr(type(tmp_path), "open", counted_open)
+    monkeypatch.setattr(Path, "open", counted_open)
     assert torch.equal(bank[[4, 3, 20, 2, 7, 6]], features[[4, 3, 20, 2, 7, 6]])
-    assert [len(file.seeks) for file in opened] == [2, 1]
+    assert [file.seek.call_count for file in opened] == [2, 1]
 
 
-def test_a_shard_that_is_replaced_by_one_with_another_header_is_read_right(tmp_path):
-    features, bank = make_bank(tmp_path), FeatureBank(tmp_path)
+def test_a_shard_that_is_replaced_by_one_with_another_header_is_read_right(stored, tmp_path):
+    features, bank = stored
     write_shard(shard_path(tmp_path, 1), features[8:16], torch.float32, {99: "a reason that makes the header longer"})
     assert torch.equal(bank[:], features)
 
 
 @pytest.mark.parametrize("damage", ["remove", "cut"])
-def test_a_shard_that_is_lost_after_the_bank_was_opened_is_reported(tmp_path, damage):
-    make_bank(tmp_path)
-    bank, path = FeatureBank(tmp_path), shard_path(tmp_path, 1)
+def test_a_shard_that_is_lost_after_the_bank_was_opened_is_reported(stored, tmp_path, damage):
+    bank, path = stored[1], shard_path(tmp_path, 1)
     path.unlink() if damage == "remove" else path.write_bytes(path.read_bytes()[:-4])
     assert len(bank[:8]) == 8
     with pytest.raises(InputError, match="shard-00001.safetensors is missing or damaged .*compute the features again"):
@@ -135,21 +123,14 @@ def test_rounding_is_measured(tmp_path, dtype, digits):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nothing_is_rounded_unasked(tmp_path, dtype):
     features = torch.rand(9, 2, dtype=dtype)
-    shard = write_shard(shard_path(tmp_path, 0), features, dtype)
-    Index.of({}, [shard], 9).write(tmp_path)
-    bank = FeatureBank(tmp_path)
+    bank = write_bank(tmp_path, [features], dtype, size=9)
     assert torch.equal(bank[:], features) and bank.index.rounding_error == 0
-    assert bank.describe() == {
-        "num_images": 9,
-        "width": 2,
-        "dtype": str(dtype)[6:],
-        "rounding_error": 0.0,
-        "num_skipped": 0,
-    }
+    facts = {"num_images": 9, "width": 2, "dtype": str(dtype)[6:], "rounding_error": 0.0, "num_skipped": 0}
+    assert bank.describe() == facts
 
 
 def test_features_of_nothing_but_zeros_have_no_error(tmp_path):
-    assert Index.of({}, [write_shard(tmp_path / "a", torch.zeros(4, 2), torch.float16)], 4).rounding_error == 0
+    assert write_bank(tmp_path, [torch.zeros(4, 2)], torch.float16).index.rounding_error == 0
 
 
 def test_features_beyond_half_precision_are_refused(tmp_path):
@@ -188,26 +169,22 @@ def test_a_shard_without_a_single_image_is_passed_over(tmp_path):
     assert torch.equal(FeatureBank(tmp_path)[torch.tensor([7, 8, 12])], features[[7, 8, 12]])
 
 
-# Damage
+def change(number, function):
+    """Replaces the bytes of a shard."""
+
+    def damage(folder):
+        path = shard_path(folder, number)
+        path.write_bytes(function(path.read_bytes()))
+
+    return damage
 
 
-def truncate(folder):
-    path = shard_path(folder, 1)
-    path.write_bytes(path.read_bytes()[:-4])
-
-
-def lengthen(folder):
-    path = shard_path(folder, 1)
-    path.write_bytes(path.read_bytes() + b"0000")
-
-
-def scramble(folder):
-    shard_path(folder, 1).write_bytes(b"\xff" * 200)
+def replace(*shape, dtype=torch.float32):
+    return lambda folder: write_shard(shard_path(folder, 1), torch.zeros(shape), dtype)
 
 
 def forget(folder):
-    path = shard_path(folder, 1)
-    save_file(load_file(path), path)
+    save_file(load_file(shard_path(folder, 1)), shard_path(folder, 1))
 
 
 def add_tensor(folder):
@@ -217,27 +194,11 @@ def add_tensor(folder):
     save_file({"another": torch.zeros(2), **load_file(path)}, path, metadata=metadata)
 
 
-def narrow(folder):
-    write_shard(shard_path(folder, 1), torch.zeros(8, 2), torch.float32)
-
-
-def retype(folder):
-    write_shard(shard_path(folder, 1), torch.zeros(8, 3), torch.float16)
-
-
-def shorten(folder):
-    write_shard(shard_path(folder, 1), torch.zeros(7, 3), torch.float32)
-
-
 def swap(folder):
     first, last = shard_path(folder, 0), shard_path(folder, 2)
     first.rename(folder / "aside")
     last.rename(first)
     (folder / "aside").rename(last)
-
-
-def remove(folder):
-    shard_path(folder, 2).unlink()
 
 
 def cut_index(folder):
@@ -252,26 +213,34 @@ def state(**facts):
     return lie
 
 
+DAMAGED, UNLIKE = "shard-00001.safetensors is missing or damaged", "index.json does not describe the shards"
 DAMAGE = {
-    "cut short": (truncate, r"shard-00001.safetensors is missing or damaged"),
-    "too long": (lengthen, r"shard-00001.safetensors is missing or damaged"),
-    "no safetensors": (scramble, r"shard-00001.safetensors is missing or damaged"),
-    "no metadata": (forget, r"shard-00001.safetensors is missing or damaged \('shard'\)"),
-    "another tensor": (add_tensor, r"shard-00001.safetensors is missing or damaged \(it holds .*another"),
-    "missing": (remove, r"shard-00002.safetensors is missing or damaged .*No such file"),
-    "other width": (narrow, "index.json does not describe the shards"),
-    "other type": (retype, "index.json does not describe the shards"),
-    "other count": (shorten, "index.json does not describe the shards"),
-    "other order": (swap, "index.json does not describe the shards"),
+    "cut short": (change(1, lambda content: content[:-4]), DAMAGED),
+    "too long": (change(1, lambda content: content + b"0000"), DAMAGED),
+    "no safetensors": (change(1, lambda content: b"\xff" * 200), DAMAGED),
+    "no metadata": (forget, rf"{DAMAGED} \('shard'\)"),
+    "another tensor": (add_tensor, rf"{DAMAGED} \(it holds .*another"),
+    "missing": (
+        lambda folder: shard_path(folder, 2).unlink(),
+        "shard-00002.safetensors is missing or damaged .*No such",
+    ),
+    "other width": (replace(8, 2), UNLIKE),
+    "other type": (replace(8, 3, dtype=torch.float16), UNLIKE),
+    "other count": (replace(7, 3), UNLIKE),
+    "other order": (swap, UNLIKE),
     "index cut short": (cut_index, "does not hold a teacher's features, whole: "),
-    "index of another count": (state(num_images=20), "index.json does not describe the shards"),
-    "index of fewer shards": (state(num_shards=2), "index.json does not describe the shards"),
+    "no index": (
+        lambda folder: (folder / "index.json").unlink(),
+        "does not hold a teacher's features, whole: .*No such",
+    ),
+    "index of another count": (state(num_images=20), UNLIKE),
+    "index of fewer shards": (state(num_shards=2), UNLIKE),
     "index of more shards": (state(num_shards=4), "shard-00003.safetensors is missing"),
     "index of no shards": (state(num_shards=0), "does not hold a teacher's features, whole"),
-    "index of another type": (state(dtype="float64"), "index.json does not describe the shards"),
-    "index of another error": (state(rounding_error=0.5), "index.json does not describe the shards"),
-    "index of another shard size": (state(shard_size=7), "index.json does not describe the shards"),
-    "index of a later format": (state(format_version=2), "index.json does not describe the shards"),
+    "index of another type": (state(dtype="float64"), UNLIKE),
+    "index of another error": (state(rounding_error=0.5), UNLIKE),
+    "index of another shard size": (state(shard_size=7), UNLIKE),
+    "index of a later format": (state(format_version=2), UNLIKE),
 }
 
 
@@ -283,8 +252,3 @@ def test_damaged_folders_are_refused(tmp_path, case):
     with pytest.raises(InputError, match=message) as caught:
         FeatureBank(tmp_path)
     assert str(caught.value).endswith("; compute them again")
-
-
-def test_a_folder_without_an_index_is_refused(tmp_path):
-    with pytest.raises(InputError, match="does not hold a teacher's features, whole: .*No such file"):
-        FeatureBank(tmp_path)

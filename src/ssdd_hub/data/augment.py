@@ -1,19 +1,7 @@
-"""Augmentations of batches.
+"""Augmentations of batches: random crop and flip, and differentiable siamese augmentation.
 
-Random crop and flip of a batch, as pure functions of drawn parameters.
-
-The parameters are drawn apart from their use, so that the same view can be made again: the teacher's cached features
-of a fixed view belong to exactly the pixels that the student will see.
-
-Differentiable siamese augmentation: one of six random operations on a batch, all of which gradients pass through.
-
-From Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation" (ICML 2021, arXiv 2102.08259); the
-ranges are those of their released code for the strategy `color_crop_cutout_flip_scale_rotate`, which KRR-ST's
-comparisons use too.
-
-The operations act on images as networks see them, hence normalised ones, as in the released codes: brightness is added
-in units of the pixels' std, and what comes from outside an image or is cut out is 0, the mean colour and not black.
-What is drawn is drawn apart from its use. All draws are on the CPU, so that they are the same on every device.
+Parameters are drawn on the CPU and separately from their use, so that they are the same on every device and the same
+view can be made again: the teacher's cached features of a fixed view belong to exactly the pixels of the student.
 """
 
 import math
@@ -24,6 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 PADDING = 4
+
+# The ranges of DSA (Zhao and Bilen, ICML 2021, arXiv 2102.08259): those of its released code for the strategy
+# `color_crop_cutout_flip_scale_rotate`, which KRR-ST's comparisons use too.
 BRIGHTNESS = 0.5
 SATURATION = (0.0, 2.0)
 CONTRAST = (0.5, 1.5)
@@ -35,15 +26,7 @@ ROTATION = 15.0
 
 
 def draw_views(count: int, generator: torch.Generator) -> Tensor:
-    """Draws a crop offset and a flip for each image.
-
-    Args:
-        count: Number of images `n`.
-        generator: A CPU generator.
-
-    Returns:
-        `(n, 3)`, int64: vertical and horizontal offset in `[0, 2 * PADDING]`, and flip in `{0, 1}`.
-    """
+    """Draws views `(count, 3)`, int64: vertical and horizontal offset in `[0, 2 * PADDING]`, and flip in `{0, 1}`."""
     offsets = torch.randint(0, 2 * PADDING + 1, (count, 2), generator=generator)
     flips = torch.randint(0, 2, (count, 1), generator=generator)
     return torch.cat([offsets, flips], 1)
@@ -52,12 +35,7 @@ def draw_views(count: int, generator: torch.Generator) -> Tensor:
 def crop_flip(pixels: Tensor, views: Tensor) -> Tensor:
     """Pads images with black, crops them back to their size, and flips some, as in KRR-ST's released code.
 
-    Args:
-        pixels: `(n, C, H, W)`, any dtype, in `[0, 1]` or uint8, hence before normalisation.
-        views: `(n, 3)`, from `draw_views`.
-
-    Returns:
-        `(n, C, H, W)`, same dtype.
+    `pixels (n, C, H, W)` are of any dtype, before normalisation, and `views (n, 3)` are from `draw_views`.
     """
     height, width = pixels.shape[-2:]
     views = views.to(pixels.device)
@@ -71,27 +49,19 @@ def crop_flip(pixels: Tensor, views: Tensor) -> Tensor:
 
 
 def augment_dsa(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Applies one of the six operations, all as likely, to a batch; each image draws its own parameters.
+    """Applies DSA: one of the six `OPERATIONS`, all as likely, to a batch; each image draws its own parameters.
 
-    Args:
-        images: `(n, C, H, W)`, floating point, normalised; `C` is 1 or 3.
-        generator: A CPU generator.
-
-    Returns:
-        `(n, C, H, W)`, same dtype.
+    Gradients pass through. The operations act on normalised images, as in the released codes: brightness is in units
+    of the pixels' std, and what comes from outside an image or is cut out is 0, the mean colour and not black.
     """
     names = list(OPERATIONS)
     return OPERATIONS[names[int(torch.randint(len(names), (), generator=generator))]](images, generator)
 
 
 def change_colours(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Adds brightness, then scales the distance to each pixel's grey, then that to the image's mean.
+    """Adds brightness `(n,)`, then scales the distance to each pixel's grey, then that to the image's mean.
 
-    Args:
-        images: `(n, C, H, W)`. Saturation leaves grey ones as they are.
-        brightness: `(n,)`, added to all values; 0 changes nothing.
-        saturation: `(n,)`, factors; 0 makes grey, 1 changes nothing.
-        contrast: `(n,)`, factors; 0 leaves the mean alone, 1 changes nothing.
+    Saturation and contrast `(n,)` are factors: 1 changes nothing, 0 leaves grey, or the mean.
     """
     images = images + _column(brightness, images)
     grey = images.mean(1, keepdim=True)
@@ -101,19 +71,14 @@ def change_colours(images: Tensor, brightness: Tensor, saturation: Tensor, contr
 
 
 def shift(images: Tensor, offsets: Tensor) -> Tensor:
-    """Moves the window over each image by whole pixels; outside it there is 0.
-
-    Args:
-        images: `(n, C, H, W)`.
-        offsets: `(n, 2)`, int64, down and right: the result at `(i, j)` is the image at `(i, j)` plus the offset.
-    """
+    """Moves the window over each image by `offsets (n, 2)`, int64, pixels down and right; outside it there is 0."""
     height, width = images.shape[-2:]
     offsets = offsets.to(images.device)
     rows = torch.arange(height, device=images.device) + offsets[:, :1]  # (n, H)
     columns = torch.arange(width, device=images.device) + offsets[:, 1:]  # (n, W)
     image = torch.arange(len(images), device=images.device)[:, None, None]
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
-    # The border takes the place of what is outside, and is then blotted out.
+    # Indices outside are clamped to the border, and masked afterwards.
     seen = images.movedim(1, -1)[image, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]]
     return seen.movedim(-1, 1) * inside[:, None].to(images.dtype)
 
@@ -121,22 +86,15 @@ def shift(images: Tensor, offsets: Tensor) -> Tensor:
 def cut_out(images: Tensor, centres: Tensor) -> Tensor:
     """Sets a rectangle of half the height and width in each image to 0, as far as it lies inside.
 
-    Args:
-        images: `(n, C, H, W)`.
-        centres: `(n, 2)`, int64, row and column of each rectangle's centre; of an even length the pixel after it.
+    `centres (n, 2)`, int64, are rows and columns; the centre of an even length is the pixel after it.
     """
-    rows, columns = (
-        _covered(size, centre) for size, centre in zip(images.shape[-2:], centres.to(images.device).T, strict=True)
-    )
-    kept = ~(rows[:, :, None] & columns[:, None])
+    covered = list[Tensor]()
+    for size, centre in zip(images.shape[-2:], centres.to(images.device).T, strict=True):
+        length = _share(size, CUTOUT)
+        places = torch.arange(size, device=images.device) - (centre - length // 2)[:, None]
+        covered.append((places >= 0) & (places < length))  # (n, H), (n, W)
+    kept = ~(covered[0][:, :, None] & covered[1][:, None])
     return images * kept[:, None].to(images.dtype)
-
-
-def _covered(size: int, centres: Tensor) -> Tensor:
-    """Returns which of `size` pixels in a line the rectangle covers, `(n, size)`."""
-    length = _share(size, CUTOUT)
-    places = torch.arange(size, device=centres.device) - (centres - length // 2)[:, None]
-    return (places >= 0) & (places < length)
 
 
 def mirror(images: Tensor, flips: Tensor) -> Tensor:
@@ -147,9 +105,7 @@ def mirror(images: Tensor, flips: Tensor) -> Tensor:
 def rescale(images: Tensor, factors: Tensor) -> Tensor:
     """Scales each image about its centre, bilinearly; outside it there is 0.
 
-    Args:
-        images: `(n, C, H, W)`.
-        factors: `(n, 2)`, for height and width: 2 shows the image at half its size, 1/2 its middle at twice its size.
+    `factors (n, 2)` are for height and width: 2 shows the image at half its size, 1/2 its middle at twice its size.
     """
     zeros = torch.zeros(len(images), dtype=factors.dtype)
     return _resample(images, [[factors[:, 1], zeros], [zeros, factors[:, 0]]])
@@ -162,10 +118,10 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def _resample(images: Tensor, matrix: list[list[Tensor]]) -> Tensor:
-    """Looks the result at `(x, y)`, from the centre in half sizes, up in the image at `matrix (x, y)`."""
+    """Samples the result at `(x, y)`, from the centre in half sizes, from the image at `matrix (x, y)`."""
     turned = torch.stack([torch.stack(row, 1) for row in matrix], 1)  # (n, 2, 2)
     affine = functional.pad(turned, (0, 1)).to(images)
-    # Where a corner counts makes no difference without a translation.
+    # `align_corners` makes no difference without a translation.
     grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 

@@ -4,14 +4,15 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ssdd_hub.bounds import Count, Rule, Settings, Weight, either
-from ssdd_hub.data.columns import suggest
+from ssdd_hub.data.columns import require_split
 from ssdd_hub.data.decode import LARGEST_SIZE, SMALLEST_SIZE, CorruptImageError, PixelStore, decode_image
 from ssdd_hub.data.digits import DigitsSource
 from ssdd_hub.data.sources import DatasetSource
@@ -19,7 +20,7 @@ from ssdd_hub.errors import Check, InputError
 from ssdd_hub.seeds import generator
 
 HELDOUT_SPLITS = ("test", "validation", "valid", "val", "dev")
-"""The splits that `heldout_split="auto"` looks for; the first that exists is taken."""
+"""Splits for `heldout_split="auto"`; the first that exists is taken."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ class DataSettings(Settings, section="data"):
 
     @classmethod
     def option(cls, name: str) -> str:
-        """Returns a setting's name as it is written on a command line."""
+        """Returns a setting's name on the command line."""
         return f"--data.{name.replace('_', '-')}"
 
     def conflicts(self) -> Iterator[Check]:
-        """Yields what settings must be to each other."""
+        """Yields the rules between settings."""
         plain = self.config is None and self.revision is None and self.image_column == "auto"
         yield (
             self.name != "digits" or plain and self.label_column in ("auto", "none"),
@@ -96,18 +97,13 @@ class DataSettings(Settings, section="data"):
 class ImageBank:
     """Decoded images of one size.
 
-    Attributes:
-        pixels: `(N, C, H, W)`, uint8, on the CPU; a memory map when above the budget.
-        labels: `(N,)`, int64, for evaluation only; None when the data has none. -1 marks an unknown one.
-        label_names: One name per class, or None.
-        source: Where the images come from, for provenance: `name`, `config`, `revision`, `split`, `selection`,
-            `num_images`, `num_skipped`, `skipped` (the first five), `image_column`, `image_size`, `mode`, `license`,
-            `fingerprint`.
+    Their provenance `source` has `name`, `config`, `revision`, `split`, `selection`, `num_images`, `num_skipped`,
+    `skipped` (the first five), `image_column`, `image_size`, `mode`, `license` and `fingerprint`.
     """
 
-    pixels: Tensor
-    labels: Tensor | None
-    label_names: list[str] | None
+    pixels: Tensor  # (N, C, H, W), uint8, on the CPU; a memory map when above the budget
+    labels: Tensor | None  # (N,), int64, for evaluation only; -1 marks an unknown one
+    label_names: list[str] | None  # one per class
     source: dict[str, Any]
 
     def __len__(self) -> int:
@@ -125,11 +121,11 @@ class ImageBank:
 
     @property
     def num_rows(self) -> int:
-        """Number of images `N`, as streams name it."""
+        """Number of images `N`; `ImageStream` has it too."""
         return len(self.pixels)
 
     def rows(self) -> Iterator[Callable[[], Tensor]]:
-        """Yields for each image what returns its pixels `(C, H, W)`, uint8."""
+        """Yields for each image a function that returns its pixels `(C, H, W)`, uint8."""
         return (partial(self.pixels.__getitem__, index) for index in range(len(self.pixels)))
 
     @property
@@ -155,20 +151,9 @@ def fingerprint_pixels(pixels: Tensor, chunk: int = 4096) -> str:
 
 
 def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) -> tuple[ImageBank, ImageBank]:
-    """Decodes the images to distil and the held-out images.
+    """Decodes the images of `settings.split` and the held-out images, which take size and mode of the former.
 
-    Held-out images take the size and the mode of the others.
-
-    Args:
-        settings: Which images, and how.
-        seed: Decides which images are drawn for `max_images` and for a held-out part.
-        progress: Shows a progress bar when decoding takes more than two seconds.
-
-    Returns:
-        The images of `settings.split`, and the held-out ones; no image is in both.
-
-    Raises:
-        InputError: The data cannot be found or used; the message says how to mend it.
+    `seed` decides which images are drawn for `max_images` and for a held-out part; no image is in both.
     """
     if settings.streaming:
         raise InputError(
@@ -184,17 +169,12 @@ def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) ->
         source = DatasetSource(*place, *columns, progress, settings.follow_links)
     chosen, heldout_chosen = _choose(source, settings, seed)
     images = _load(source, chosen, settings, progress)
-    # The held-out images are scored by networks made for the others.
     settings = replace(settings, image_size=images.image_size, mode=images.source["mode"])
     return images, _load(source, heldout_chosen, settings, progress)
 
 
-class _Choice(NamedTuple):
-    """Some images of a split, and the words that provenance has for them."""
-
-    split: str
-    indices: list[int]
-    selection: str
+# A split, some of its rows, and their description in provenance.
+_Choice = tuple[str, list[int], str]
 
 
 def _choose(source: DigitsSource | DatasetSource, settings: DataSettings, seed: int) -> tuple[_Choice, _Choice]:
@@ -203,9 +183,7 @@ def _choose(source: DigitsSource | DatasetSource, settings: DataSettings, seed: 
         heldout_split = next((name for name in HELDOUT_SPLITS if name in source.splits and name != split), split)
     wanted = (("split", split), ("heldout-split", heldout_split))
     for option, name in wanted:
-        if name not in source.splits:
-            known = suggest(name, source.splits)
-            raise InputError(f"the dataset '{settings.name}' has no split '{name}' (--data.{option}); {known}")
+        require_split(settings.name, source.splits, name, option)
     # From here on the data is downloaded.
     for option, name in wanted:
         if source.num_rows(name) == 0:
@@ -232,20 +210,32 @@ def _draw(split: str, indices: Tensor, selection: str, most: int | None, seed: i
         purpose = f"images/subset of {split}, {selection}"
         indices = indices[torch.randperm(len(indices), generator=generator(seed, purpose))[:most]]
         selection = f"{most} drawn by seed {seed} of {selection}"
-    return _Choice(split, sorted(indices.tolist()), selection)
+    return split, sorted(indices.tolist()), selection
 
 
 def _load(source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataSettings, progress: bool) -> ImageBank:
-    store, kept, skipped = _decode(source, chosen, settings, progress)
-    pixels, labels, label_names = store.pixels(), None, None
-    if settings.label_column != "none":
-        labels = source.labels(chosen.split, [chosen.indices[position] for position in kept])
-        label_names = None if labels is None else source.label_names
+    split, indices, selection = chosen
+    size = settings.image_size or source.default_size
+    store = PixelStore(len(indices), size, settings.mode, round(settings.memory_budget_gb * 1e9))
+    kept, skipped = [], []
+    rows = tqdm(source.rows(split, indices), f"decode {split}", len(indices), disable=not progress, delay=2)
+    for (where, read), index in zip(rows, indices, strict=True):
+        try:
+            image = decode_row(settings, split, where, read, size)
+        except CorruptImageError as error:
+            skipped.append(str(error))
+            continue
+        store.add(image, where)
+        kept.append(index)
+    if not kept:
+        raise none_decoded(settings, split, skipped)
+    pixels = store.pixels()
+    labels = None if settings.label_column == "none" else source.labels(split, kept)
     provenance = {
         "name": settings.name,
         **source.describe(),
-        "split": chosen.split,
-        "selection": chosen.selection,
+        "split": split,
+        "selection": selection,
         "num_images": len(kept),
         "num_skipped": len(skipped),
         "skipped": skipped[:5],
@@ -253,45 +243,33 @@ def _load(source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataS
         "mode": store.mode,
         "fingerprint": fingerprint_pixels(pixels),
     }
-    return ImageBank(pixels, labels, label_names, provenance)
+    return ImageBank(pixels, labels, None if labels is None else source.label_names, provenance)
 
 
-def refuse_corrupt(where: str, split: str, name: str, error: CorruptImageError) -> InputError:
-    """Returns the error that stops at an image that cannot be decoded."""
+def decode_row(
+    settings: DataSettings, split: str, where: str, read: Callable[[], bytes], size: int | None
+) -> Image.Image:
+    """Decodes the image of the row that messages call `where`; raises `CorruptImageError` to skip it."""
+    try:
+        return decode_image(read(), size)
+    except CorruptImageError as error:
+        if settings.on_corrupt == "refuse":
+            raise InputError(
+                f"the image at {where} of the split '{split}' of '{settings.name}' cannot be decoded ({error}); "
+                "repair or remove it, or pass --data.on-corrupt skip"
+            ) from error
+        raise CorruptImageError(f"{where}: {error}") from error
+
+
+def none_decoded(settings: DataSettings, split: str, reasons: Sequence[str]) -> InputError:
+    """Returns the error for a split without a single image that can be decoded."""
     return InputError(
-        f"the image at {where} of the split '{split}' of '{name}' cannot be decoded ({error}); mend or "
-        "remove it, or pass --data.on-corrupt skip"
+        f"none of the {len(reasons)} images of the split '{split}' of '{settings.name}' can be decoded; the first is "
+        f"{reasons[0]}"
     )
 
 
-def _decode(
-    source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataSettings, progress: bool
-) -> tuple[PixelStore, list[int], list[str]]:
-    """Returns the pixels, the positions in `chosen.indices` that they stand for, and what was wrong with the rest."""
-    split, indices, _ = chosen
-    size = settings.image_size or source.default_size
-    store = PixelStore(len(indices), size, settings.mode, round(settings.memory_budget_gb * 1e9))
-    kept, skipped = [], []
-    rows = tqdm(source.rows(split, indices), f"decode {split}", len(indices), disable=not progress, delay=2)
-    for position, (where, read) in enumerate(rows):
-        try:
-            image = decode_image(read(), size)
-        except CorruptImageError as error:
-            skipped.append(f"{where}: {error}")
-            if settings.on_corrupt == "refuse":
-                raise refuse_corrupt(where, split, settings.name, error) from error
-            continue
-        store.add(image, where)
-        kept.append(position)
-    if not kept:
-        raise InputError(
-            f"none of the {len(indices)} images of the split '{split}' of '{settings.name}' can be decoded; "
-            f"the first is {skipped[0]}"
-        )
-    return store, kept, skipped
-
-
 def draw_heldout(bank: ImageBank, most: int, seed: int) -> ImageBank:
-    """Returns at most so many images of a bank, drawn by seed and in their order, to measure on."""
+    """Returns at most so many images of a bank for measurements, drawn by seed, in their order."""
     order = torch.randperm(len(bank), generator=generator(seed, "held-out images"))
     return bank.subset(order[:most].sort().values)

@@ -9,27 +9,21 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.plain_yaml import load_plain_yaml
 
 CARDS = ("README.md", ".huggingface.yaml")
-"""The card of a dataset, and what adds to it."""
+"""The card of a dataset, and the file that adds to it."""
 
 _LARGEST_FILE = 2**24  # bytes; texts of cards may hold pictures
 _LONGEST_YAML = 2**22  # characters; the longest cards describe thousands of configurations
 
 
 def read_card(file: Path, name: str) -> dict[str, Any]:
-    """Returns the metadata of a `README.md`, or the content of a YAML file beside it; nothing of what is no such file.
+    """Returns the metadata of a `README.md`, or the content of a YAML file; empty for what is no regular file.
 
-    Args:
-        file: Where it is.
-        name: What a message calls the dataset.
-
-    Raises:
-        InputError: It is too large, or no plain YAML. `datasets` reads all of YAML, where a few lines of aliases stand
-            for gigabytes or for themselves, and so must not see it.
+    Refuses what is no plain YAML, which `datasets` must not see: a few lines of aliases stand for gigabytes.
     """
     from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
     try:
-        if not file.is_file():  # a pipe would be read for ever
+        if not file.is_file():  # reading a pipe would never end
             return {}
         if (size := file.stat().st_size) > _LARGEST_FILE:
             raise InputError(f"it must be of at most {_LARGEST_FILE} bytes, got {size}")
@@ -44,37 +38,31 @@ def read_card(file: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"'{file.name}' of the dataset '{name}' must be a text with plain YAML, without aliases, and cannot be "
-            f"read ({' '.join(str(error).split())[:200]}): mend it"
+            f"read ({' '.join(str(error).split())[:200]}): repair it"
         ) from error
     return content if isinstance(content, dict) else {}
 
 
 def licence_text(licence: Any) -> str | None:
-    """Returns a licence or a list of licences as text, and None for what is neither."""
+    """Returns a licence or a list of licences as text, and None for anything else."""
     names = licence if isinstance(licence, list) else [licence]
     return ", ".join(names) if all(isinstance(name, str) for name in names) else None
 
 
-def data_patterns(card: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the patterns and folders that the configurations of a card name as data."""
-    for config in _configs(card):
-        yield from _texts(config.get("data_files"))
-        yield from _texts(config.get("data_dir"))
+def list_configs(card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Returns the configurations of a card."""
+    configs = card.get("configs")
+    return [config for config in configs if isinstance(config, Mapping)] if isinstance(configs, list) else []
 
 
-def config_names(card: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the configurations of a card."""
-    return [str(config.get("config_name")) for config in _configs(card)]
+def list_patterns(config: Mapping[str, Any]) -> list[str]:
+    """Returns the patterns and folders that a configuration names as data."""
+    return [*_texts(config.get("data_files")), *_texts(config.get("data_dir"))]
 
 
 def is_address(pattern: str) -> bool:
     """Whether `datasets` takes a pattern for an address of some protocol, such as `https://` or `data:`."""
     return "::" in pattern or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", pattern) is not None
-
-
-def _configs(card: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    configs = card.get("configs")
-    return [config for config in configs if isinstance(config, Mapping)] if isinstance(configs, list) else []
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,54 +1,40 @@
 """The location of a dataset, a local folder or a Hub repository; files outside of it are refused.
 
-A dataset is somebody else's data: its card, its tables and its index of images name further files, which `datasets`
-would take from anywhere.
+A dataset is untrusted: its card, its tables and its index of images name further files, which `datasets` would take
+from anywhere.
 """
 
 import os
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssdd_hub.data.dataset_card import CARDS, config_names, data_patterns, is_address, licence_text, read_card
+from ssdd_hub.data.dataset_card import CARDS, is_address, licence_text, list_configs, list_patterns, read_card
 from ssdd_hub.errors import InputError
 from ssdd_hub.text import first_line
 
+# Beginnings of addresses by which `datasets` reads inside files: `zip://cat/1.png::/folder/cats.zip`.
 _ARCHIVES = ("zip", "gzip", "bz2", "xz", "lz4", "zstd")
-"""How addresses begin by which `datasets` reads inside files: `zip://cat/1.png::/folder/cats.zip`."""
 
 
 class Place(NamedTuple):
-    """A file that may be opened.
+    """A file that may be opened, or a member of it."""
 
-    Attributes:
-        file: Its absolute path, or its address on the Hub.
-        protocol: How to read inside it, `zip` for example; empty for the file itself.
-        member: What to read there.
-    """
-
-    file: str
-    protocol: str = ""
+    file: str  # absolute path, or address on the Hub
+    protocol: str = ""  # how to read inside it, such as `zip`
     member: str = ""
 
 
 class Home:
-    """Where a dataset lives.
+    """The location of a dataset, which the user called `name`."""
 
-    Args:
-        name: What the user called it.
-
-    Attributes:
-        place: What a message calls it.
-        opened: What `datasets` is asked to open.
-    """
-
-    place: str
-    opened: str
+    place: str  # in messages
+    opened: str  # by `datasets`
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._cards: dict[str | None, list[dict[str, Any]]] = {}
 
     def find(self, path: str) -> Place | None:
         """Returns what may be opened for a path or address in the data, and None if it lies elsewhere."""
@@ -72,78 +58,54 @@ class Home:
         return file
 
     def shown(self, path: str) -> str:
-        """Returns what a message calls a file of the data; published cards should not show somebody's folders."""
+        """Returns the name of a data file for messages; published cards must not show a user's folders."""
         if path.startswith("data:"):
             return "data: URL"
         name = path.partition("::")[0] if path.partition("://")[0] in _ARCHIVES else path
         return printable(Path(name).name)
 
     def reason(self, error: BaseException) -> str:
-        """Returns what an error of `datasets` says, in one line."""
+        """Returns the message of an error of `datasets`, in one line."""
         return first_line(error)
 
-    def cards(self, revision: str | None) -> list[dict[str, Any]]:
-        """Returns the metadata of the card, and of what adds to it; they are read once.
+    @cached_property
+    def cards(self) -> list[dict[str, Any]]:
+        """The metadata of each of `CARDS`; an `InputError` where one cannot be read."""
+        found = map(self._find_card, CARDS)
+        return [read_card(card, self.name) if card else {} for card in found]
 
-        Raises:
-            InputError: One cannot be read.
-        """
-        if revision not in self._cards:
-            found = [self._find_card(file, revision) for file in CARDS]
-            self._cards[revision] = [read_card(card, self.name) if card else {} for card in found]
-        return self._cards[revision]
+    def _find_card(self, file: str) -> Path | None:
+        raise NotImplementedError(f"{type(self).__name__} must implement _find_card(file)")
 
-    def _find_card(self, file: str, revision: str | None) -> Path | None:
-        raise NotImplementedError(f"{type(self).__name__} must implement _find_card(file, revision)")
+    @property
+    def licence(self) -> str | None:
+        """The licence that the card states."""
+        return licence_text(self.cards[0].get("license"))
 
     def check_link(self, subject: str, file: str) -> None:
-        """Refuses a file that is reached by a link out of the dataset.
+        """Refuses a file of `find`, called `subject` in the message, that a link out of the dataset leads to."""
 
-        Args:
-            subject: What a message calls the file, as a part of a sentence.
-            file: Its path, of what `find` returns.
-
-        Raises:
-            InputError: The link leads elsewhere, and links are not to be followed.
-        """
-
-    def licence(self, revision: str | None) -> str | None:
-        """Returns what the card states."""
-        return licence_text(self.cards(revision)[0].get("license"))
-
-    def check_cards(self, revision: str | None) -> None:
-        """Refuses a card that sends `datasets` elsewhere, before it goes there.
-
-        Raises:
-            InputError: A configuration names files outside of this dataset, or would be prepared outside of the cache.
-        """
-        for card in self.cards(revision):
-            for pattern in data_patterns(card):
+    def check_cards(self) -> None:
+        """Refuses cards that name files outside of this dataset, or a configuration prepared outside of the cache."""
+        for config in (config for card in self.cards for config in list_configs(card)):
+            for pattern in list_patterns(config):
                 if not self._is_pattern_inside(pattern):
-                    raise InputError(f"the card of '{self.name}' names {pattern!r} as data: {self._required}")
-            for name in config_names(card):
-                if name in (".", ".."):
-                    raise InputError(f"the card of '{self.name}' calls a configuration '{name}': give it another name")
+                    raise InputError(f"the card of '{self.name}' names {pattern!r} as data: {self.required}")
+            if (name := config.get("config_name")) in (".", ".."):
+                raise InputError(f"the card of '{self.name}' calls a configuration '{name}': give it another name")
 
     def check_files(self, files: Iterable[str]) -> None:
-        """Refuses data files outside of this dataset.
-
-        Raises:
-            InputError: There is one, or one is reached by a link that leads there.
-        """
+        """Refuses data files outside of this dataset, also by a link."""
         for file in files:
             place = self.find(file)
             if place is None:
-                raise InputError(f"the dataset '{self.name}' names {file!r} as data: {self._required}")
+                raise InputError(f"the dataset '{self.name}' names {file!r} as data: {self.required}")
             self.check_link(f"the data file {self.shown(file)!r} of '{self.name}'", place.file)
 
-    def refuse(self, where: str, path: str) -> InputError:
-        """Returns the error about an image that lies elsewhere."""
-        return InputError(f"the image at {where} has the path {path!r}: {self._required}")
-
     @property
-    def _required(self) -> str:
-        return f"all its files must lie in {self.place}; move them there, or mend what names them"
+    def required(self) -> str:
+        """The end of messages about files outside of this dataset."""
+        return f"all its files must lie in {self.place}; move them there, or correct what names them"
 
     def _is_pattern_inside(self, pattern: str) -> bool:
         if is_address(pattern) or os.path.isabs(pattern):
@@ -152,25 +114,18 @@ class Home:
 
 
 class HubHome(Home):
-    """A repository of the Hub, with what the client keeps of it.
+    """A repository of the Hub, with the client's cache of it."""
 
-    Args:
-        name: Its id.
-
-    Attributes:
-        commit: The commit that is read, once it is known.
-    """
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, revision: str | None = None) -> None:
         from huggingface_hub import constants
 
         super().__init__(name)
+        self._revision = revision
         self.opened = name
         self.place = f"the repository '{name}' of the Hub"
-        self.commit: str | None = None
-        self._snapshots = (
-            Path(constants.HF_HUB_CACHE).absolute() / f"datasets--{name.replace('/', '--')}" / "snapshots"
-        )
+        self.commit: str | None = None  # once it is known
+        cached = Path(constants.HF_HUB_CACHE).absolute() / f"datasets--{name.replace('/', '--')}"
+        self._snapshots = cached / "snapshots"
 
     def _find_file(self, path: str) -> str | None:
         root = f"hf://datasets/{self.name}"
@@ -182,11 +137,11 @@ class HubHome(Home):
         outside = within == address or within[:1] not in ("@", "/") or "::" in within or ".." in within.split("/")
         return None if outside else address
 
-    def _find_card(self, file: str, revision: str | None) -> Path | None:
+    def _find_card(self, file: str) -> Path | None:
         from huggingface_hub import hf_hub_download
 
         try:
-            return Path(hf_hub_download(self.name, file, repo_type="dataset", revision=revision))
+            return Path(hf_hub_download(self.name, file, repo_type="dataset", revision=self._revision))
         except (OSError, ValueError):  # it has none, or cannot be reached
             return None
 

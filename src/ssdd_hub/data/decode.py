@@ -19,21 +19,20 @@ CHANNELS = {"grey": 1, "rgb": 3}
 PILLOW_MODES = {"grey": "L", "rgb": "RGB"}
 
 SMALLEST_SIZE = 8
-LARGEST_NATIVE_SIZE = 64
+LARGEST_NATIVE_SIZE = 64  # larger images cost too much to keep their size without a setting
 LARGEST_SIZE = 4096  # an image then takes 48 MiB, and the networks' features of it gigabytes
-"""Images of up to this many pixels a side may keep their size unasked; larger ones cost too much for that."""
 
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 """The Pillow modes that store no colour. A palette stores colours, even when all of them are grey."""
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TIFF", "WEBP")
-"""The formats that are decoded, by Pillow's names; `JPEG` includes MPO, `PNG` includes APNG, `PPM` its whole family.
+"""Formats that are decoded, by Pillow's names; `JPEG` includes MPO, `PNG` APNG, `PPM` its whole family.
 
-Pillow tries all formats that it knows, whatever the file is called, and some of them start a program (EPS) or have no
-magic number. These run inside the process, and each begins with bytes of its own.
+Pillow tries all formats that it knows, whatever the file's name, and some of them start a program (EPS) or have no
+magic number. These are decoded inside the process, and each begins with bytes of its own.
 """
 
-# How files begin that are met among images and are not decoded, with what they are.
+# First bytes of files that occur among images and are not decoded.
 _REFUSED = (
     (b"%!PS", "PostScript (EPS)"),
     (b"\xc5\xd0\xd3\xc6", "PostScript (EPS)"),
@@ -61,20 +60,13 @@ class CorruptImageError(ValueError):
 
 
 def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
-    """Decodes one image file to mode `L` when it is stored without colour, to `RGB` otherwise.
+    """Decodes the bytes of an image file to mode `L` when it is stored without colour, to `RGB` otherwise.
 
-    The EXIF orientation is applied and transparent pixels are laid over white. Grey images of 16 bits are scaled from
-    `[0, 65535]`; so are those of 32 bits, and floating-point ones from `[0, 1]`, or from `[0, 255]` when a value
-    exceeds 1. Only the first frame of an animation is read.
-
-    Args:
-        data: The content of the file, in one of `FORMATS`, whatever its name says.
-        shorter_side: The size that the image will be resized to; lets a much larger JPEG be decoded at a fraction of
-            its size, never below twice this one.
-
-    Raises:
-        CorruptImageError: The content is in none of `FORMATS`, is cut short, decodes to more pixels than Pillow holds
-            safe, or has values outside the ranges above.
+    Applies the EXIF orientation, lays transparent pixels over white, and reads the first frame of an animation. Grey
+    images of 16 and 32 bits are scaled from `[0, 65535]`, floating-point ones from `[0, 1]`, or from `[0, 255]` when a
+    value exceeds 1. A JPEG much larger than `shorter_side`, the size that it will be resized to, is decoded at a
+    fraction of its size, never below twice that one. A `CorruptImageError` says why it is in none of `FORMATS`, cut
+    short, of more pixels than Pillow holds safe, or of values outside these ranges.
     """
     try:
         with warnings.catch_warnings():
@@ -86,7 +78,9 @@ def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
             image.load()
             return _to_grey_or_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        raise CorruptImageError(f"{_what_arrived(data)}; convert it to one of {', '.join(_formats())}") from error
+        known = next((f"{name}, which is not accepted" for start, name in _REFUSED if data.startswith(start)), None)
+        kind = known or "empty, damaged at its start, or in no accepted format"
+        raise CorruptImageError(f"{kind}; convert it to one of {', '.join(_formats())}") from error
     # Damaged files make Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
     except Exception as error:
         raise CorruptImageError(f"{type(error).__name__}: {error}") from error
@@ -104,15 +98,18 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
     return resized.crop((left, top, left + size, top + size))
 
 
-class PixelStore:
-    """Images of one size and mode, collected in one array that is allocated once.
+def to_pixels(image: Image.Image, mode: str, size: int) -> Any:
+    """Returns an image as an array `(C, size, size)`, uint8; `mode` is `grey` or `rgb`."""
+    square = fit_square(image.convert(PILLOW_MODES[mode]), size)
+    return np.array(square).reshape(size, size, -1).transpose(2, 0, 1)
 
-    Args:
-        capacity: The number of images that will be added at most.
-        image_size: Pixels a side; None for the size of the first image, which all others must then have.
-        mode: `grey`, `rgb`, or `auto`: grey until an image with colour arrives.
-        budget: Bytes above which the array is a memory-mapped file, in the folder for temporary files. The file has no
-            name where the system allows that and is gone when the process is, however it ends.
+
+class PixelStore:
+    """At most `capacity` images of one size and mode, in one array.
+
+    The size None is that of the first image, which all others must then have; the mode `auto` is grey until an image
+    with colour arrives. Above `budget` bytes the array is a memory-mapped temporary file, which has no name where the
+    system allows that and disappears with the process, however it ends.
     """
 
     def __init__(self, capacity: int, image_size: int | None, mode: str, budget: int) -> None:
@@ -124,36 +121,31 @@ class PixelStore:
         self._count = 0
 
     def add(self, image: Image.Image, where: str) -> None:
-        """Resizes and stores one image that `decode_image` returned.
-
-        Args:
-            image: Mode `L` or `RGB`.
-            where: What a message calls this image.
-
-        Raises:
-            InputError: No size is given and this image has another size than the others, is not square, or is small or
-                large; or the memory map does not fit on the disk.
-        """
-        if self._native:
-            self._take_native_size(image, where)
+        """Resizes and stores an image of `decode_image`, which messages call `where`."""
+        self.check_size(image, where)
+        grey = self._array
         if self._auto and image.mode == "RGB" and self.mode == "grey":
-            self._widen()
+            self.mode, self._array = "rgb", None
         if self._array is None:
             self._array = self._allocate()
-        square = fit_square(image.convert(PILLOW_MODES[self.mode]), self.image_size)
-        self._array[self._count] = np.asarray(square).reshape(self.image_size, self.image_size, -1).transpose(2, 0, 1)
+            if grey is not None:
+                self._array[: self._count] = grey[: self._count]
+        self._array[self._count] = to_pixels(image, self.mode, self.image_size)
         self._count += 1
 
     def pixels(self) -> Tensor:
         """Returns the images added so far, `(N, C, H, W)`, uint8."""
         return torch.from_numpy(self._array[: self._count])
 
-    def _take_native_size(self, image: Image.Image, where: str) -> None:
+    def check_size(self, image: Image.Image, where: str) -> None:
+        """Refuses an image that cannot keep its size, or has not that of the first one, where none is given."""
         width, height = image.size
+        if not self._native:
+            return
         if width != height or not SMALLEST_SIZE <= width <= LARGEST_NATIVE_SIZE:
             raise InputError(
                 f"the image at {where} is {width}x{height} pixels; only square images of {SMALLEST_SIZE} to "
-                f"{LARGEST_NATIVE_SIZE} pixels keep their size unasked: pass --data.image-size"
+                f"{LARGEST_NATIVE_SIZE} pixels keep their size by default: pass --data.image-size"
             )
         if self.image_size not in (0, width):
             raise InputError(
@@ -161,12 +153,6 @@ class PixelStore:
                 f"{where}; pass --data.image-size"
             )
         self.image_size = width
-
-    def _widen(self) -> None:
-        grey, self.mode = self._array, "rgb"
-        if grey is not None:
-            self._array = self._allocate()
-            self._array[: self._count] = grey[: self._count]
 
     def _allocate(self) -> Any:
         shape = (self._capacity, CHANNELS[self.mode], self.image_size, self.image_size)
@@ -189,12 +175,6 @@ def _formats() -> tuple[str, ...]:
     Image.init()
     # Pillow raises a KeyError for a name that it was built without.
     return tuple(name for name in FORMATS if name in Image.OPEN)
-
-
-def _what_arrived(data: bytes) -> str:
-    """Returns what content is that `Image.open` does not take, told by its first bytes alone."""
-    known = next((name for start, name in _REFUSED if data.startswith(start)), None)
-    return f"{known}, which is not accepted" if known else "empty, damaged at its start, or in no accepted format"
 
 
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:

@@ -12,11 +12,10 @@ from torch import Tensor
 
 
 class DigitsSource:
-    """scikit-learn's 1,797 handwritten digits, 8x8, grey; 400 of them, always the same, are the split `test`."""
+    """scikit-learn's 1,797 handwritten digits, 8x8, grey, as a `DatasetSource`; the split `test` is a fixed 400."""
 
     splits = ["train", "test"]
     default_size = 16
-
     label_names = [str(digit) for digit in range(10)]
 
     @cached_property
@@ -33,7 +32,7 @@ class DigitsSource:
         return len(self._parts[split][1])
 
     def rows(self, split: str, indices: Sequence[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """Yields where each image stands and what gives its PNG file, with the values 0 to 16 scaled to 0 to 255."""
+        """Yields for each image its row and a function that returns its PNG file; 0 to 16 become 0 to 255."""
         for index in indices:
             file = io.BytesIO()
             Image.fromarray(np.rint(self._parts[split][0][index] * (255 / 16)).astype(np.uint8)).save(file, "PNG")

@@ -1,7 +1,7 @@
 """Folders with any name, under a path that `datasets` reads literally.
 
-`datasets` takes the path of a folder for a pattern (`run[12]` matches `run1`) and `::` anywhere in a path for the way
-into an archive. A folder in which that would matter is read through a tree of symbolic links with plain names.
+`datasets` takes the path of a folder for a pattern (`run[12]` matches `run1`) and `::` in a path for the way into an
+archive. Such a folder is read through a tree of symbolic links with plain names.
 """
 
 import os
@@ -20,12 +20,12 @@ _SPECIAL_PATH = re.compile(r"[*?\[\]\r\n\ud800-\udfff]|::|\$[\w{]|\.py$")
 # Inside a folder, names come from a listing, which takes all but these literally.
 _SPECIAL_NAME = re.compile(r":(?=:)|\$(?=[\w{])|[\r\n]")
 
-# Stands before the hexadecimal code of a character; a private-use one, which no alphabet has.
+# Precedes the hexadecimal code of a character; a private-use one, which no alphabet has.
 _ESCAPE = "\uf8fe"
 
 
 def listed(folder: Path) -> list[str]:
-    """Returns the paths in a folder of its files, and of linked folders, which `datasets` does not enter either."""
+    """Returns the relative paths of all files, and of linked folders, which `datasets` does not enter either."""
     names = []
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
@@ -36,15 +36,8 @@ def listed(folder: Path) -> list[str]:
 def plain_tree(folder: Path, names: list[str]) -> Path:
     """Returns the folder itself where its names are harmless, otherwise a tree of links to its files.
 
-    The tree lies in the cache of `datasets`, under a name made of the folder's path and of all names in it, and never
-    changes, so that processes can share it and what `datasets` has prepared from it is found again.
-
-    Args:
-        folder: An absolute path.
-        names: What is `listed` there.
-
-    Raises:
-        InputError: A tree is needed and cannot be made.
+    The tree lies in the cache of `datasets`, named by a hash of the folder's absolute path and its `listed` names. It
+    never changes, so that processes can share it and `datasets` finds what it has prepared from it.
     """
     # `datasets` follows the links in the folder's own path.
     if not any(map(_SPECIAL_PATH.search, map(str, (folder, folder.resolve())))):
@@ -68,12 +61,12 @@ def plain_tree(folder: Path, names: list[str]) -> Path:
 
 
 def literal(name: str) -> str:
-    """Returns what a name or path in a tree of links stands for."""
+    """Returns the original of a name or path in a tree of links."""
     return re.sub(_ESCAPE + "([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), name)
 
 
 def plain(name: str) -> str:
-    """Returns what stands for a name or path in a tree of links."""
+    """Returns a name or path as it is in a tree of links."""
     return _SPECIAL_NAME.sub(lambda match: f"{_ESCAPE}{ord(match[0]):02x}", name)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 from ssdd_hub.data.dataset_card import CARDS
@@ -12,7 +11,7 @@ from ssdd_hub.data.literal_folder import listed, literal, plain, plain_tree
 from ssdd_hub.errors import InputError
 
 _SAVED = ("dataset_dict.json", "state.json")
-"""What `save_to_disk` leaves in its folders."""
+"""Indexes that `save_to_disk` writes."""
 
 _LARGEST_INDEX = 2**24  # bytes, for a hundred thousand parts
 
@@ -23,16 +22,7 @@ _READ_BESIDE = (*CARDS, *_SAVED, "dataset_info.json", "dataset_infos.json")
 
 
 class LocalHome(Home):
-    """A folder.
-
-    Args:
-        name: What the user called it.
-        follow_links: Also read files outside of it to which links inside it lead.
-
-    Attributes:
-        folder: Its absolute path.
-        saved: Whether `save_to_disk` wrote it.
-    """
+    """A folder; `follow_links` also reads files outside of it to which links inside it lead."""
 
     def __init__(self, name: str, follow_links: bool = False) -> None:
         super().__init__(name)
@@ -40,22 +30,27 @@ class LocalHome(Home):
         path = Path(name).expanduser()
         self.folder = path.resolve() if ".." in path.parts else path.absolute()
         self.place = f"the folder '{self.folder}'"
+        # Whether `save_to_disk` wrote it.
         self.saved = any((self.folder / name).is_file() for name in _SAVED)
         if (self.folder / _YAML).exists() and not (self.folder / _YAML).is_file():
             # `datasets` opens it whatever it is.
-            raise InputError(f"'{_YAML}' of '{name}' must be a regular file: mend or remove it")
+            raise InputError(f"'{_YAML}' of '{name}' must be a regular file: repair or remove it")
         names = listed(self.folder)
         self.opened = str(plain_tree(self.folder, names))
         self._roots = (self.folder, self.folder.resolve())
         self._check_beside(self.folder)
-        if self.saved:
-            for split in self._check_saved(self.folder):
-                self._check_split(split)
-        for name in names:
-            file = self.folder / name
-            # A pipe would be waited for; a link out is refused where its file would be read.
-            if name.lower().endswith(".zip") and file.is_file() and (follow_links or not self._leads_out(file)):
-                self._check_archive(name)
+        for split in self._check_saved(self.folder) if self.saved else ():
+            folder = self.folder / split
+            if folder.is_symlink() and not follow_links:
+                raise _refuse_link(f"the split {split!r} of '{name}' must be a folder, and is a link", folder)
+            self._check_beside(folder)
+            # `save_to_disk` nests no deeper.
+            self._check_saved(folder)
+        for archive in (name for name in names if name.lower().endswith(".zip")):
+            file = self.folder / archive
+            # Opening a pipe would wait; a link out is refused where its file would be read.
+            if file.is_file() and (follow_links or not self._leads_out(file)):
+                self._check_archive(archive)
 
     def _find_file(self, path: str) -> str | None:
         if "://" in path or "\0" in path:
@@ -75,7 +70,7 @@ class LocalHome(Home):
         return place if place not in self._roots and any(map(place.is_relative_to, self._roots)) else None
 
     def plain(self, file: str) -> str:
-        """Returns its path in the tree of links, if there is one."""
+        """Returns the file's path in the tree of links, if there is one."""
         place, tree = Path(file), Path(self.opened)
         linked = tree != self.folder and place.is_relative_to(self.folder)
         return str(tree / plain(str(place.relative_to(self.folder)))) if linked else file
@@ -87,25 +82,20 @@ class LocalHome(Home):
         return printable(str(inside.relative_to(root))) if inside and root else super().shown(literal(path))
 
     def reason(self, error: BaseException) -> str:
-        """Returns what an error of `datasets` says, in one line, with the names as they are."""
+        """Returns the message of an error of `datasets`, in one line, with the original names."""
         return literal(super().reason(error).replace(self.opened, str(self.folder)))
 
-    def _find_card(self, file: str, revision: str | None) -> Path:
-        return self.folder / file  # a folder has no revisions
+    def _find_card(self, file: str) -> Path | None:
+        return self.folder / file
 
     def check_link(self, subject: str, file: str) -> None:
-        """Refuses a file that is reached by a link out of the folder, unless links are followed."""
-        if self._follow_links or not self._leads_out(Path(file)):
+        """Refuses a file that a link out of the folder leads to, unless links are followed."""
+        path = Path(file)
+        if self._follow_links or not self._leads_out(path):
             return
-        root = next((root for root in self._roots if Path(file).is_relative_to(root)), self.folder)
-        inside = Path(file).relative_to(root).parts if Path(file).is_relative_to(root) else ()
-        steps = [root.joinpath(*inside[: count + 1]) for count in range(len(inside))]
-        link = next((step for step in steps if step.is_symlink() and self._leads_out(step)), Path(file))
-        raise InputError(
-            f"{subject} must lie in {self.place}, and the link '{self.shown(str(link))}' leads to "
-            f"'{printable(os.path.realpath(link))}': pass --data.follow-links true if the links are yours, or put the "
-            "file in the link's place"
-        )
+        steps = [step for step in (*reversed(path.parents), path) if step.is_symlink() and self._inside(str(step))]
+        link = next(filter(self._leads_out, steps), path)
+        raise _refuse_link(f"{subject} must lie in {self.place}, and the link '{self.shown(str(link))}' leads", link)
 
     def _leads_out(self, file: Path) -> bool:
         return not Path(os.path.realpath(file)).is_relative_to(self._roots[1])
@@ -121,7 +111,7 @@ class LocalHome(Home):
             with ZipFile(self.folder / name) as archive:
                 members = archive.namelist()
         except (OSError, ValueError, BadZipFile):
-            return  # who reads it says what is wrong with it
+            return  # reading it reports what is wrong
         for member in members:
             if "::" in member or set(member.split("/")[0]) & set("[]"):
                 raise InputError(
@@ -130,43 +120,33 @@ class LocalHome(Home):
                 )
 
     def _check_saved(self, folder: Path) -> list[str]:
-        """Refuses what `save_to_disk` never writes: parts of the dataset that lie elsewhere; returns its splits."""
+        """Refuses indexes with parts that lie elsewhere, which `save_to_disk` never writes; returns the splits."""
         splits: list[str] = []
-        for index in _SAVED:
+        for index in (name for name in _SAVED if (folder / name).is_file()):
+            stated = f"'{index}' of '{self.name}'"
+            if (size := (folder / index).stat().st_size) > _LARGEST_INDEX:
+                raise InputError(f"{stated} must be of at most {_LARGEST_INDEX} bytes, got {size}")
             try:
-                content = self._read_index(folder / index) if (folder / index).is_file() else {}
+                content = json.loads((folder / index).read_text("utf-8"))
                 parts = [str(split) for split in content.get("splits") or []]
                 tables = [str(table["filename"]) for table in content.get("_data_files") or []]
-            except InputError:
-                raise
+            except RecursionError as error:
+                raise InputError(f"{stated} is nested too deep to be read: repair it") from error
             except (OSError, ValueError, KeyError, TypeError, AttributeError):
-                continue  # `datasets` says what is wrong with it
+                continue  # `datasets` reports what is wrong with it
             for name in parts + tables:
                 if name in ("", ".", "..") or set(name) & set("/\\\0") or "::" in name:
-                    raise InputError(f"'{index}' of '{self.name}' names {name!r} as a part: {self._required}")
+                    raise InputError(f"{stated} names {name!r} as a part: {self.required}")
             if len({*parts}) < len(parts):
-                raise InputError(f"'{index}' of '{self.name}' must name each split once, and names one twice: mend it")
+                raise InputError(f"{stated} must name each split once, and names one twice: repair it")
             for table in tables:
                 self.check_link(f"the table {table!r} of '{self.name}'", str(folder / table))
             splits += parts
         return splits
 
-    def _check_split(self, split: str) -> None:
-        """Checks the folder of one split; `save_to_disk` nests no deeper."""
-        folder = self.folder / split
-        if folder.is_symlink() and not self._follow_links:
-            raise InputError(
-                f"the split {split!r} of '{self.name}' must be a folder, and is a link to "
-                f"'{printable(os.path.realpath(folder))}': pass --data.follow-links true if the links are yours, or "
-                "put the folder in the link's place"
-            )
-        self._check_beside(folder)
-        self._check_saved(folder)
 
-    def _read_index(self, file: Path) -> Any:
-        if (size := file.stat().st_size) > _LARGEST_INDEX:
-            raise InputError(f"'{file.name}' of '{self.name}' must be of at most {_LARGEST_INDEX} bytes, got {size}")
-        try:
-            return json.loads(file.read_text("utf-8"))
-        except RecursionError as error:
-            raise InputError(f"'{file.name}' of '{self.name}' is nested too deep to be read: mend it") from error
+def _refuse_link(problem: str, link: Path) -> InputError:
+    return InputError(
+        f"{problem} to '{printable(os.path.realpath(link))}': pass --data.follow-links true if the links are yours, "
+        "or put what it leads to in the link's place"
+    )

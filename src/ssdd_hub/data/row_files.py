@@ -20,19 +20,11 @@ _BROKEN_ARCHIVE = (BadZipFile, EOFError, LZMAError, TarError, zlib.error)
 
 
 def read_row(home: Home, where: str, content: bytes | None, path: str | None) -> bytes:
-    """Reads the file of one row.
+    """Reads the file of the row that messages call `where`.
 
-    Args:
-        home: Where the dataset lives.
-        where: What a message calls the row.
-        content: The file's content, when the row holds it.
-        path: Where it stands otherwise: a path, the address of a member of an archive or of a file on the Hub, or a
-            `data:` URL, which is the content itself.
-
-    Raises:
-        CorruptImageError: There is no such file, or its archive is damaged.
-        InputError: The path leads out of the dataset, also by a link, or to what is no regular file, or the file
-            cannot be reached.
+    Its content is in the row, or at `path`: a path, the address of a member of an archive or of a file on the Hub, or
+    a `data:` URL, which is the content itself. A `CorruptImageError` means that there is no such file, or that its
+    archive is damaged; other paths and what cannot be reached are an `InputError`.
     """
     if content is not None or not path:
         return content or b""
@@ -40,12 +32,12 @@ def read_row(home: Home, where: str, content: bytes | None, path: str | None) ->
         return _inline(path)
     place = home.find(path)
     if place is None:
-        raise home.refuse(where, path)
+        raise InputError(f"the image at {where} has the path {path!r}: {home.required}")
     home.check_link(f"the image at {where}", place.file)
     try:
         if os.path.isabs(place.file) and not stat.S_ISREG(os.stat(place.file).st_mode):
-            # A pipe would be waited for, and a device may never end.
-            raise InputError(f"the image at {where} must be a regular file, and {path!r} is none: mend or remove it")
+            # Opening a pipe would wait, and a device may never end.
+            raise InputError(f"the image at {where} must be a regular file, and {path!r} is none: repair or remove it")
         return _fetch(home, place)
     except InputError:
         raise

@@ -19,34 +19,18 @@ from ssdd_hub.data.row_files import read_row
 from ssdd_hub.errors import InputError
 
 MISTAKES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
-"""What `datasets` raises, beside errors of its own, for tables whose metadata is not what it believes."""
+"""What `datasets` raises, beside its own errors, for tables with unexpected metadata."""
 
-_FORMATS = (
-    *("arrow", "audiofolder", "cache", "csv", "imagefolder", "json", "parquet", "text", "videofolder", "webdataset"),
-)
-"""The formats whose files are all that is read, and `cache`, what `datasets` has prepared of these before.
-
-HDF5 files hold links to other files and data that lies in them, and a Lance dataset states where its files are.
-"""
+# Formats that read nothing but their files, and `cache`, what `datasets` has prepared of these before. HDF5 files hold
+# links to other files, and a Lance dataset states where its files are.
+_FORMATS = "arrow audiofolder cache csv imagefolder json parquet text videofolder webdataset".split()
 
 
 class DatasetSource:
     """A dataset of the Hub or a local folder, read with `datasets`.
 
-    Configuration and columns are checked before anything large is downloaded, as far as the card states them.
-
-    Args:
-        name: Hub id or folder, taken literally; a folder written by `save_to_disk` is one too.
-        config: One of the dataset's configurations; None for its default.
-        revision: Branch, tag or commit of a Hub dataset; None for its newest.
-        image_column: A column, or `auto` for the only image column.
-        label_column: A column, `auto` for the class-label column if there is one, or `none`.
-        progress: Lets `datasets` show its progress bars.
-        follow_links: Also read files outside of a folder to which links inside it lead.
-
-    Raises:
-        InputError: There is no such dataset, configuration, revision or column, `auto` has several to choose from,
-            or the card names files outside of the dataset, or a link leads out of it.
+    The arguments are the settings of `DataSettings`. Configuration and columns are checked before anything large is
+    downloaded, as far as the card states them.
     """
 
     default_size = None
@@ -63,7 +47,7 @@ class DatasetSource:
     ) -> None:
         self._name, self._revision, self._progress = name, revision, progress
         self._wanted = (image_column, label_column)
-        self._home = _find_home(name, follow_links)
+        self._home = _find_home(name, revision, follow_links)
         if isinstance(self._home, LocalHome) and revision:
             raise InputError(f"'{name}' is a folder, which has no revisions; leave out --data.revision '{revision}'")
         saved = isinstance(self._home, LocalHome) and self._home.saved
@@ -118,7 +102,7 @@ class DatasetSource:
         return len(self._tables.get(split, ()))
 
     def rows(self, split: str, indices: Sequence[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """Yields where each image stands, and what reads its file or raises `CorruptImageError` if that is in vain."""
+        """Yields for each image its place, for messages, and a function that reads its file; see `read_row`."""
         return self._encoded(self._tables[split].select(indices), indices)
 
     def _encoded(self, table: Any, numbers: Iterable[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -144,18 +128,22 @@ class DatasetSource:
 
     def describe(self) -> dict[str, Any]:
         """Returns what provenance records; the revision is the commit where it is known."""
-        licence = self._home.licence(self._revision)
+        licence = self._home.licence
         values = {"config": None, "revision": self._revision, "image_column": self._columns[0]}
         if self._builder is not None:
-            info, data_files = self._builder.info, self._builder.config.data_files or {}
-            files = [*(info.download_checksums or ()), *(str(file) for part in data_files.values() for file in part)]
+            info = self._builder.info
+            files = [*(info.download_checksums or ()), *_data_files(self._builder)]
             commit = re.search(r"^hf://[^@]+@([0-9a-f]{40})/", "\n".join(files), re.MULTILINE)
             values |= {"config": self._builder.config.name, "revision": commit.group(1) if commit else self._revision}
             licence = licence or licence_text(info.license)
         return {**values, "license": licence or "unknown"}
 
 
-def _find_home(name: str, follow_links: bool) -> LocalHome | HubHome:
+def _data_files(builder: Any) -> list[str]:
+    return [str(file) for part in (builder.config.data_files or {}).values() for file in part]
+
+
+def _find_home(name: str, revision: str | None, follow_links: bool) -> LocalHome | HubHome:
     """Returns the folder of this name, if there is one, and otherwise the repository of the Hub."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
     from huggingface_hub.errors import HFValidationError
@@ -169,34 +157,34 @@ def _find_home(name: str, follow_links: bool) -> LocalHome | HubHome:
     if is_folder:
         return LocalHome(name, follow_links)
     if exists:
-        raise InputError(f"'{name}' is a file; --data.name takes a Hub id or the folder that holds the images")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
-        raise InputError(f"the folder '{name}' does not exist; --data.name takes a Hub id or an existing folder")
-    if name in _PACKAGED_DATASETS_MODULES:
-        # `datasets` would read the working directory.
-        raise InputError(
-            f"'{name}' is a format and no dataset, and there is no folder of that name here; --data.name takes a Hub "
-            "id or an existing folder, whatever the format of its files"
-        )
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise InputError(
-            f"'{name}' is neither a folder that exists nor a Hub id, which is a name or owner/name of letters, "
-            "digits, '-', '_' and '.'; --data.name takes one of these, or 'digits'"
-        ) from error
-    if name.startswith("buckets/"):
-        raise InputError(
-            f"'{name}' is a bucket; --data.name takes the id of a dataset on the Hub or an existing folder"
-        )
-    return HubHome(name)
+        problem = f"'{name}' is a file"
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name:
+        problem = f"the folder '{name}' does not exist"
+    elif name in _PACKAGED_DATASETS_MODULES:  # `datasets` would read the working directory
+        problem = f"'{name}' is a format and no dataset, and there is no folder of that name here"
+    elif name.startswith("buckets/"):
+        problem = f"'{name}' is a bucket"
+    else:
+        try:
+            validate_repo_id(name)
+            return HubHome(name, revision)
+        except HFValidationError:
+            problem = (
+                f"'{name}' is neither a folder that exists nor a Hub id, which is a name or owner/name of letters, "
+                "digits, '-', '_' and '.'"
+            )
+    raise InputError(f"{problem}; --data.name takes a Hub id or the folder that holds the images, or 'digits'")
 
 
 def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
-    home.check_cards(revision)
+    home.check_cards()
     builder = _open_builder(home, config, revision)
-    _check_format(home, builder)
-    files = [str(file) for part in (builder.config.data_files or {}).values() for file in part]
+    kind, files = builder.__module__.split(".")[-1], _data_files(builder)
+    if kind not in _FORMATS:
+        raise InputError(
+            f"'{home.name}' must hold image files, or tables in Parquet, Arrow, CSV, JSON or WebDataset, and its "
+            f"files are of the format '{kind}', which may lead to files elsewhere: convert them to Parquet"
+        )
     if isinstance(home, HubHome):
         commits = [match[1] for file in files if (match := re.match(r"hf://[^@]+@([^/]+)/", file))]
         if not files and re.fullmatch("[0-9a-f]{40}", str(builder.hash)):
@@ -213,15 +201,6 @@ def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str |
     return builder
 
 
-def _check_format(home: LocalHome | HubHome, builder: Any) -> None:
-    name = builder.__module__.split(".")[-1]
-    if name not in _FORMATS:
-        raise InputError(
-            f"'{home.name}' must hold image files, or tables in Parquet, Arrow, CSV, JSON or WebDataset, and its "
-            f"files are of the format '{name}', which may lead to files elsewhere: convert them to Parquet"
-        )
-
-
 def _open_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
     import datasets
     import yaml
@@ -236,14 +215,12 @@ def _open_builder(home: LocalHome | HubHome, config: str | None, revision: str |
         ) from error
     except FileNotFoundError as error:
         raise InputError(f"no images found under --data.name '{name}': {home.reason(error)}") from error
-    except ValueError as error:
-        if not re.search("BuilderConfig|Config name", str(error)):
+    except (*MISTAKES, datasets.exceptions.DatasetsError, yaml.YAMLError) as error:
+        if not isinstance(error, ValueError) or not re.search("BuilderConfig|Config name", str(error)):
             raise InputError(f"--data.name '{name}' cannot be opened: {home.reason(error)}") from error
         known = datasets.get_dataset_config_names(home.opened, revision=revision)
         problem = f"has no configuration '{config}'" if config else "has several configurations; pass --data.config"
         raise InputError(f"the dataset '{name}' {problem}; {suggest(config or '', known)}") from error
-    except (*MISTAKES, datasets.exceptions.DatasetsError, yaml.YAMLError) as error:
-        raise InputError(f"--data.name '{name}' cannot be opened: {home.reason(error)}") from error
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssdd_hub.data.bank import DataSettings, refuse_corrupt
-from ssdd_hub.data.columns import suggest
-from ssdd_hub.data.decode import CHANNELS, PILLOW_MODES, CorruptImageError, PixelStore, decode_image, fit_square
+from ssdd_hub.data.bank import DataSettings, decode_row, none_decoded
+from ssdd_hub.data.columns import require_split
+from ssdd_hub.data.decode import CHANNELS, CorruptImageError, PixelStore, to_pixels
 from ssdd_hub.data.sources import MISTAKES, DatasetSource
 from ssdd_hub.errors import InputError
 from ssdd_hub.record import hash_json, shareable_name
@@ -23,31 +23,19 @@ from ssdd_hub.record import hash_json, shareable_name
 class ImageStream:
     """The images of one split, decoded on the way to one size and mode.
 
-    Size and mode are those of the settings, or else of the first image that can be decoded; nothing else is read
-    before it is asked for. A folder written by `save_to_disk` is read from its memory map.
-
-    Args:
-        settings: Which images; `max_images` are the first ones.
-        progress: Lets `datasets` show its progress bars.
-
-    Attributes:
-        image_size: Pixels a side, `H = W`.
-        mode: `grey` or `rgb`.
-        num_rows: Number of rows where the dataset states it; only for showing progress.
-        fingerprint: Hash of all that the pixels depend on, since they cannot be hashed before they are read: the name,
-            commit, ETag, or size and time of each file, the split, the column, and how images are decoded.
-
-    Raises:
-        InputError: The data cannot be found or used, or holds no image; the message says how to mend it.
+    Size and mode are those of the settings, or of the first image that can be decoded. The fingerprint is a hash of
+    all that the pixels depend on: the name, commit, ETag, or size and time of each file, the split, the column, and
+    how images are decoded. `num_rows` is None where the dataset does not state it.
     """
 
     def __init__(self, settings: DataSettings, progress: bool = True) -> None:
         self._settings = settings
         self._source = _StreamedSource(settings, progress)
+        # Decides the size and the mode.
+        self._store = PixelStore(1, settings.image_size, settings.mode, budget=1 << 40)
         where, image = self._first_image()
-        store = PixelStore(1, settings.image_size, settings.mode, budget=1 << 40)
-        store.add(image, where)
-        self.image_size, self.mode = store.image_size, store.mode
+        self._store.add(image, where)
+        self.image_size, self.mode = self._store.image_size, self._store.mode
         known = [count for count in (self._source.length, settings.max_images) if count]
         self.num_rows = min(known) if self._source.length else None
         decided_by = {
@@ -65,7 +53,7 @@ class ImageStream:
 
     @property
     def source(self) -> dict[str, Any]:
-        """Where the images come from, for provenance: as in `ImageBank.source`, but for what only reading tells."""
+        """Where the images come from: `ImageBank.source` without the counts of images, known only after a pass."""
         count = self._settings.max_images
         return {
             "name": shareable_name(self._settings.name),
@@ -78,63 +66,42 @@ class ImageStream:
         }
 
     def rows(self) -> Iterator[Callable[[], Tensor]]:
-        """Yields for each row what decodes its image to `(C, H, W)`, uint8, when it is called.
+        """Yields for each row a function that decodes its image to `(C, H, W)`, uint8; see `decode_row`."""
+        return (partial(self._pixels, where, read) for where, read in self._encoded())
 
-        What is yielded raises `CorruptImageError` for an image that is to be skipped, and `InputError` for one that is
-        refused: one that cannot be decoded, or that the size or mode of the first image does not fit.
-        """
-        rows = itertools.islice(self._source.stream(), self._settings.max_images)
-        return (partial(self._pixels, where, read) for where, read in rows)
+    def _encoded(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        return itertools.islice(self._source.stream(), self._settings.max_images)
 
     def _first_image(self) -> tuple[str, Image.Image]:
         reasons = []
-        for where, read in itertools.islice(self._source.stream(), self._settings.max_images):
+        for where, read in self._encoded():
             try:
                 return where, self._decode(where, read)
             except CorruptImageError as error:
                 reasons.append(str(error))
-        name = f"the split '{self._settings.split}' of '{self._settings.name}'"
         if reasons:
-            raise InputError(f"none of the {len(reasons)} images of {name} can be decoded; the first is {reasons[0]}")
-        raise InputError(f"{name} holds no images")
+            raise none_decoded(self._settings, self._settings.split, reasons)
+        raise InputError(f"the split '{self._settings.split}' of '{self._settings.name}' holds no images")
 
     def _decode(self, where: str, read: Callable[[], bytes]) -> Image.Image:
-        try:
-            return decode_image(read(), self._settings.image_size)
-        except CorruptImageError as error:
-            if self._settings.on_corrupt == "refuse":
-                raise refuse_corrupt(where, self._settings.split, self._settings.name, error) from error
-            raise CorruptImageError(f"{where}: {error}") from error
+        return decode_row(self._settings, self._settings.split, where, read, self._settings.image_size)
 
     def _pixels(self, where: str, read: Callable[[], bytes]) -> Tensor:
         image = self._decode(where, read)
-        if self._settings.image_size is None and image.size != (self.image_size, self.image_size):
-            raise InputError(
-                f"the first image has {self.image_size}x{self.image_size} pixels and the one at {where} "
-                f"{image.width}x{image.height}: pass --data.image-size"
-            )
+        self._store.check_size(image, where)
         if self._settings.mode == "auto" and self.mode == "grey" and image.mode == "RGB":
             raise InputError(f"the first image is grey and the one at {where} has colours: pass --data.mode rgb")
-        square = fit_square(image.convert(PILLOW_MODES[self.mode]), self.image_size)
-        pixels = np.array(square).reshape(self.image_size, self.image_size, -1).transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(pixels))
+        return torch.from_numpy(np.ascontiguousarray(to_pixels(image, self.mode, self.image_size)))
 
 
 class _StreamedSource(DatasetSource):
     """One split of a dataset, of which no more is downloaded than what is read."""
 
     def __init__(self, settings: DataSettings, progress: bool) -> None:
-        super().__init__(
-            *(settings.name, settings.config, settings.revision, settings.image_column, "none"),
-            progress=progress,
-            follow_links=settings.follow_links,
-        )
+        place = (settings.name, settings.config, settings.revision)
+        super().__init__(*place, settings.image_column, "none", progress, settings.follow_links)
         self._split = settings.split
-        if self._split not in self.splits:
-            raise InputError(
-                f"the dataset '{self._name}' has no split '{self._split}' (--data.split); "
-                f"{suggest(self._split, self.splits)}"
-            )
+        require_split(self._name, self.splits, self._split, "split")
 
     @cached_property
     def _table(self) -> Any:
@@ -150,7 +117,7 @@ class _StreamedSource(DatasetSource):
         return self._check_columns(self._table.features or {})
 
     def stream(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """Yields what `rows` does, for all rows in their order."""
+        """Yields as `rows` does, for all rows in their order."""
         import datasets
 
         try:
@@ -170,18 +137,16 @@ class _StreamedSource(DatasetSource):
 
     @property
     def versions(self) -> list[list[str]]:
-        """The files of the split, each with what changes when it does: its commit, its ETag, or its size and time."""
+        """The files of the split, each with its commit, its ETag, or its size and time."""
         if self._builder is None:
             return [self._version(str(path), ()) for path in sorted(Path(self._home.opened).rglob("*.arrow"))]
         by_split = self._builder.config.data_files or {}
-        # Where the files of a split are not told apart, any of them may be its.
+        # Without files by split, any of them may belong to it.
         parts = [by_split[self._split]] if self._split in by_split else by_split.values()
-        # `datasets` leaves files out, but not what it knows of them, which it has of files on the Hub alone: a commit.
-        return [
-            self._version(file, origin)
-            for files in parts
-            for file, origin in zip(files, files.origin_metadata, strict=False)
-        ]
+        # `datasets` does not drop the metadata of files that it leaves out, but it has metadata of files on the Hub
+        # only, all of which have the same commit.
+        files = [pair for part in parts for pair in zip(part, part.origin_metadata, strict=False)]
+        return [self._version(file, origin) for file, origin in files]
 
     def _version(self, file: str, origin: Sequence[str]) -> list[str]:
         path = Path(file)

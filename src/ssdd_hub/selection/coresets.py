@@ -1,9 +1,8 @@
-"""Core sets: few of many points that stand for all, by k-means, greedy k-center or herding."""
+"""Core sets: few points that represent many, by k-means, greedy k-center or herding."""
 
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,36 +14,26 @@ from torch import Tensor
 from ssdd_hub.errors import InputError
 from ssdd_hub.seeds import derive_seed, generator
 
-# Bytes of points that are kept in memory; of more points, parts are read again and again.
-MOST_HELD = 3 * 2**28
+MOST_HELD = 3 * 2**28  # bytes of points that are kept in memory; larger matrices are read in parts, repeatedly
 # Bytes of a part, and points at most: their distances to all centres are in memory too.
 _PART, _MOST_IN_PART = 2**25, 4096
-# Nearest points that are looked up at once for each centre, in case other centres have taken some.
-_NEAREST = 16
+_NEAREST = 16  # candidates for each centre, since other centres may have taken some
 
 
 class Points:
     """A matrix `(N, D)`, float32, that is read in parts, and held in memory where it fits.
 
-    Args:
-        rows: What to read, `(N,)`: indices into the matrix that `read` reads.
-        read: Returns some rows of it, `(n, ...)`, which are flattened.
-
-    Attributes:
-        width: `D`.
-        capacity: Points that may be in memory.
-
-    Raises:
-        InputError: A point has NaN or infinite values; raised by whatever reads it.
+    `read` returns `(n, ...)`, flattened here, for some of the indices `rows (N,)`. A point with NaN or infinite values
+    raises an `InputError` when it is read.
     """
 
     def __init__(self, rows: Tensor, read: Callable[[Tensor], Tensor]) -> None:
         self._rows, self._read = rows, read
         self._held: Tensor | None = None
-        self.width = self[:1].shape[1]
-        self.capacity = max(1, MOST_HELD // (4 * self.width))
-        self._size = min(_MOST_IN_PART, max(1, _PART // (4 * self.width)))
-        if len(rows) <= self.capacity:
+        self._width = self[:1].shape[1]
+        self._capacity = max(1, MOST_HELD // (4 * self._width))  # points
+        self._size = min(_MOST_IN_PART, max(1, _PART // (4 * self._width)))
+        if len(rows) <= self._capacity:
             self._held = self._gather(torch.arange(len(rows)))
 
     def __len__(self) -> int:
@@ -60,21 +49,21 @@ class Points:
         return points
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yields all points, some at a time, and where they stand."""
+        """Yields all points in parts, each with its slice."""
         for start in range(0, len(self), self._size):
             part = slice(start, min(start + self._size, len(self)))
             yield part, self[part]
 
     def sample(self, count: int, seed: int) -> Tensor:
-        """Returns as many points as may be in memory, `count` at least, drawn by seed; all where they are held."""
+        """Returns all points if they are held, otherwise as many as fit into memory, at least `count`, by seed."""
         if self._held is not None:
             return self._held
         order = torch.randperm(len(self), generator=generator(seed, "coreset/sample"))
-        return self._gather(order[: max(count, self.capacity)].sort().values)
+        return self._gather(order[: max(count, self._capacity)].sort().values)
 
     def _gather(self, chosen: Tensor) -> Tensor:
         # In parts, since reading and transforming makes copies.
-        gathered = torch.empty(len(chosen), self.width)
+        gathered = torch.empty(len(chosen), self._width)
         for part, found in zip(torch.split(chosen, self._size), torch.split(gathered, self._size), strict=True):
             found.copy_(self[part])
         return gathered
@@ -85,40 +74,22 @@ class Points:
         return torch.cat([torch.cdist(part, centre[None], compute_mode=exact)[:, 0] for _, part in self.parts()])
 
 
-@dataclass(frozen=True)
-class KMeansEffort:
-    """How long k-means searches.
+def choose_central(points: Points, count: int, seed: int, exact: int, iterations: int, batch_size: int) -> Tensor:
+    """Chooses the point nearest to each centre of k-means, centre by centre, without replacement.
 
-    Attributes:
-        exact: Up to this many points, every point counts in every iteration; of more, a batch.
-        iterations: Passes over the points at most.
-        batch_size: Points of a batch.
-    """
-
-    exact: int
-    iterations: int
-    batch_size: int
-
-
-def choose_central(points: Points, count: int, seed: int, effort: KMeansEffort) -> Tensor:
-    """Chooses the point nearest to each centre of k-means, centre by centre.
-
-    A point that an earlier centre has is passed over for the nearest that is free. Where the points do not fit into
-    memory, the centres are those of a part that does.
-
-    Returns:
-        Indices `(count,)`, none twice.
+    Up to `exact` points, all count in each of at most `iterations` passes; of more, batches. Where the points do not
+    fit into memory, the centres are those of a sample that does. Returns indices `(count,)`, none twice.
     """
     sample = points.sample(count, seed)
     # In place, since a copy may take too much memory.
-    shared: dict[str, Any] = {"n_clusters": count, "n_init": 1, "max_iter": effort.iterations}
+    shared: dict[str, Any] = {"n_clusters": count, "n_init": 1, "max_iter": iterations}
     shared["random_state"] = derive_seed(seed, "coreset/k-means") % 2**32
-    if len(sample) <= effort.exact:
+    if len(sample) <= exact:
         clusters = KMeans(copy_x=False, **shared)
     else:
-        start = min(len(sample), 3 * max(effort.batch_size, count))
-        clusters = MiniBatchKMeans(batch_size=effort.batch_size, init_size=start, compute_labels=False, **shared)
-    # Threads add up in any order. Fewer clusters than asked for are found where points are alike.
+        start = min(len(sample), 3 * max(batch_size, count))
+        clusters = MiniBatchKMeans(batch_size=batch_size, init_size=start, compute_labels=False, **shared)
+    # One thread, since several add up in any order. Equal points give fewer clusters, of which a warning tells.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         clusters.fit(sample.numpy())
@@ -127,7 +98,7 @@ def choose_central(points: Points, count: int, seed: int, effort: KMeansEffort) 
 
 
 def _nearest_free(points: Points, centres: Tensor) -> Tensor:
-    """Returns for one centre after the other the nearest point that no earlier one has, `(M,)`."""
+    """Returns for each centre, in order, the nearest point that no earlier one has, `(M,)`."""
     chosen: list[int] = []
     free = torch.ones(len(points), dtype=torch.bool)
     while len(chosen) < len(centres):
@@ -145,7 +116,7 @@ def _nearest(points: Points, centres: Tensor, free: Tensor) -> Tensor:
     number, offset = min(_NEAREST, int(free.sum())), centres.mean(0)
     least, nearest = torch.empty(len(centres), 0), torch.empty(len(centres), 0, dtype=torch.int64)
     for part, some in points.parts():
-        # What all have in common would cost the matrix product its last digits.
+        # A large common offset would cost the matrix product its last digits.
         distances = torch.cdist(centres - offset, some - offset)
         distances[:, ~free[part]] = math.inf
         found, columns = distances.topk(min(number, len(some)), largest=False)
@@ -156,32 +127,26 @@ def _nearest(points: Points, centres: Tensor, free: Tensor) -> Tensor:
 
 
 def choose_far(points: Points, count: int, seed: int) -> Tensor:
-    """Chooses one point by seed, then again and again the one that is farthest from all chosen.
+    """Chooses one point by seed, then repeatedly the one farthest from all chosen: greedy k-center.
 
-    Greedy k-center (Sener and Savarese, ICLR 2018, arXiv 1708.00489, algorithm 1).
-
-    Returns:
-        Indices `(count,)`, none twice, in the order of the choice.
+    Sener and Savarese, ICLR 2018, arXiv 1708.00489, algorithm 1. Returns indices `(count,)`, in order of choice.
     """
     chosen = [int(torch.randint(len(points), (1,), generator=generator(seed, "coreset/first centre")))]
     farness = torch.full((len(points),), math.inf)
     while len(chosen) < count:
         farness = farness.minimum(points.distances(points[chosen[-1] : chosen[-1] + 1][0]))
-        # Among equal points all are at 0.
+        # Below the 0 of points equal to a chosen one.
         farness[chosen[-1]] = -1
         chosen.append(int(farness.argmax()))
     return torch.tensor(chosen)
 
 
 def choose_by_mean(points: Points, count: int) -> Tensor:
-    """Chooses again and again the point that brings the mean of the chosen nearest to the mean of all.
+    """Chooses repeatedly the point that brings the mean of the chosen nearest to the mean of all: herding.
 
-    Herding (Welling, ICML 2009) without replacement. Welling's step takes the greatest inner product, which is the
-    same where all points have one length; ours takes the least distance, as the exemplars of Rebuffi et al. (CVPR
-    2017, arXiv 1611.07725, algorithm 4) do.
-
-    Returns:
-        Indices `(count,)`, none twice, in the order of the choice.
+    Welling (ICML 2009) takes the greatest inner product, which is the same for points of one length. This takes the
+    least distance, without replacement, as Rebuffi et al. (CVPR 2017, arXiv 1611.07725, algorithm 4). Returns indices
+    `(count,)`, in order of choice.
     """
     mean = torch.stack([part.double().sum(0) for _, part in points.parts()]).sum(0) / len(points)
     wanted, chosen = mean.clone(), list[int]()

@@ -1,4 +1,4 @@
-"""Methods that choose rows of a source of real images, and noise in their place."""
+"""Selection of real images by one of several methods, and noise as an alternative."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssdd_hub.arguments import argument_checks
 from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight
@@ -14,17 +14,16 @@ from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.build import DECIDED, build_student
 from ssdd_hub.models.pretraining import UseSettings, fit_student
 from ssdd_hub.seeds import derive_seed, generator, seeded
-from ssdd_hub.selection.coresets import KMeansEffort, Points, choose_by_mean, choose_central, choose_far
+from ssdd_hub.selection.coresets import Points, choose_by_mean, choose_central, choose_far
 from ssdd_hub.selection.source import Source, SourcePairs
 
 
 @dataclass(frozen=True)
 class SelectionSettings(Settings, section="selection"):
-    """How images are selected; numbers of k-means are scikit-learn's, of experts MKDT's, where nothing else is said.
+    """How images are selected; defaults of k-means are scikit-learn's, those of experts MKDT's unless stated.
 
     Attributes:
-        max_images: At most this many images, drawn by seed, that a method looks at; `random` and the training of
-            experts have all. None for all.
+        max_images: Candidates, drawn by seed; `random` and the training of experts use all images. None for all.
         kmeans_exact: Up to this many images, k-means takes all of them in every iteration; of more, a batch.
         kmeans_iterations: Passes of k-means over the images at most.
         kmeans_batch_size: Images of a batch.
@@ -52,14 +51,9 @@ class SelectionSettings(Settings, section="selection"):
     expert_weight_decay: Weight = 1e-4
 
     def conflicts(self) -> Iterator[Check]:
-        """Yields what arguments of the expert must be."""
+        """Yields the rules for arguments of the expert."""
         by = "the data and other settings decide"
         yield from argument_checks("selection.expert_args", self.expert_args, DECIDED, by)
-
-    @property
-    def effort(self) -> KMeansEffort:
-        """How long k-means searches."""
-        return KMeansEffort(self.kmeans_exact, self.kmeans_iterations, self.kmeans_batch_size)
 
     def training(self, size: int) -> UseSettings:
         """Returns how an expert is trained on `size` images: for `expert_steps` steps."""
@@ -78,18 +72,7 @@ GAUSSIAN = "gaussian"
 
 
 def choose_rows(method: str, source: Source, count: int, seed: int, settings: SelectionSettings) -> Tensor:
-    """Chooses source images; returns their indices `(count,)` in the order of the choice, none twice.
-
-    Args:
-        method: One of `CHOICES`.
-        source: What is chosen from.
-        count: Images `M`.
-        seed: Decides whatever is drawn.
-        settings: See `SelectionSettings`.
-
-    Raises:
-        InputError: There is no such method, there are fewer images, targets are not finite, or an expert diverges.
-    """
+    """Chooses `count` source images by a method of `CHOICES`; returns their indices in order of choice, none twice."""
     if method not in CHOICES:
         raise InputError(f"there is no selection {method!r} of real images: use one of {', '.join(CHOICES)}")
     size, most = len(source.bank), settings.max_images
@@ -115,11 +98,16 @@ def _random(source: Source, candidates: Tensor, count: int, seed: int, settings:
 
 
 def _kmeans(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
-    return choose_central(_targets(source, candidates), count, seed, settings.effort)
+    return _kmeans_of(_targets(source, candidates), count, seed, settings)
 
 
 def _kmeans_pixels(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
-    return choose_central(Points(candidates, source.images), count, seed, settings.effort)
+    return _kmeans_of(Points(candidates, source.images), count, seed, settings)
+
+
+def _kmeans_of(points: Points, count: int, seed: int, settings: SelectionSettings) -> Tensor:
+    effort = (settings.kmeans_exact, settings.kmeans_iterations, settings.kmeans_batch_size)
+    return choose_central(points, count, seed, *effort)
 
 
 def _kcenter(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
@@ -131,44 +119,33 @@ def _herding(source: Source, candidates: Tensor, count: int, seed: int, settings
 
 
 def _high_loss(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
-    """Chooses the images whose targets experts trained on all images miss most, the greatest error first.
+    """Chooses the images with the greatest errors of experts trained on all images, the greatest first.
 
-    Where MKDT starts (Joshi et al., ICLR 2025, arXiv 2410.02116, as in their released code): an image's error is the
-    mean square over `D` at the end of the training, averaged over the experts.
+    The initialisation of MKDT (Joshi et al., ICLR 2025, arXiv 2410.02116, as in their released code): an image's error
+    is the mean square over `D` at the end of the training, averaged over the experts.
     """
     pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
     losses = torch.zeros(len(candidates), dtype=torch.float64)
+    shape = {"in_chans": source.bank.num_channels, "image_size": source.bank.image_size}
     for expert in range(settings.experts):
         with seeded(seed, "selection/expert", expert):
-            student = build_student(
-                settings.expert,
-                num_targets=source.targets[:1].shape[1],
-                in_chans=source.bank.num_channels,
-                image_size=source.bank.image_size,
-                **settings.expert_args,
-            )
+            width = source.targets[:1].shape[1]
+            student = build_student(settings.expert, num_targets=width, **shape, **settings.expert_args)
         steps = derive_seed(seed, "selection/steps of an expert", expert)
         student = fit_student(student.to(source.device), pairs, settings.training(len(pairs)), steps)
-        losses += _errors(student, pairs, candidates)
+        with torch.no_grad():
+            batches = (pairs.batch(rows) for rows in torch.split(candidates, 512))
+            errors = [(student(images) - targets).square().mean(1).double().cpu() for images, targets in batches]
+        losses += torch.cat(errors)
     if not losses.isfinite().all():
         raise InputError("an expert of high_loss diverges: lower --selection.expert-learning-rate")
     return losses.argsort(descending=True, stable=True)[:count]
 
 
-@torch.no_grad()
-def _errors(student: nn.Module, pairs: SourcePairs, rows: Tensor) -> Tensor:
-    """Returns the mean squared error of each image over `D`, `(n,)`, float64."""
-    batches = (pairs.batch(part) for part in torch.split(rows, 512))
-    return torch.cat([(student(images) - targets).square().mean(1).double().cpu() for images, targets in batches])
-
-
 def draw_noise(source: Source, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draws normalised pixels from N(0, 1), and asks the teacher for their targets.
+    """Draws images `(count, C, H, W)` from N(0, 1) in the students' pixel space; computes their targets `(count, D)`.
 
-    The teacher sees exactly these pixels, those outside `[0, 1]` too.
-
-    Returns:
-        Images `(count, C, H, W)` in the students' pixel space and targets `(count, D)`, float32.
+    The teacher's input is exactly these pixels, also those outside `[0, 1]`.
     """
     shape = (count, *source.bank.pixels.shape[1:])
     images = torch.randn(shape, generator=generator(seed, "selection/gaussian"))
@@ -186,7 +163,6 @@ CHOICES: dict[str, Choice] = {
     "herding": _herding,
     "high_loss": _high_loss,
 }
-"""At random; the image nearest to each centre of k-means on targets, or on normalised pixels; greedy k-center and
-herding on targets; the images that trained students err on most."""
+"""Selections of real images: at random, core sets of targets or of normalised pixels, the greatest errors."""
 SELECTIONS = (*CHOICES, GAUSSIAN)
-"""All of these and, in place of real images, noise."""
+"""All selections: those of real images, and noise instead."""

@@ -1,4 +1,4 @@
-"""What real images are selected from, and the pairs that they make with their targets."""
+"""Real images with their targets, for selections and as training pairs."""
 
 from dataclasses import dataclass
 
@@ -15,23 +15,14 @@ from ssdd_hub.teachers.teacher import Teacher
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a selection chooses from.
-
-    Attributes:
-        bank: The source images.
-        targets: Their targets, `(N, D)`.
-        teacher: What the targets are of.
-        transform: What makes targets of its features.
-        pixel_space: The space in which students see real images, and that of the selected images.
-        device: Where experts are trained.
-    """
+    """The input of a selection: images, their targets, and how these were made."""
 
     bank: ImageBank
-    targets: Targets | Tensor
+    targets: Targets | Tensor  # (N, D)
     teacher: Teacher
     transform: TargetTransform
-    pixel_space: PixelSpace
-    device: torch.device | str = "cpu"
+    pixel_space: PixelSpace  # that of real images for students, and of the selected images
+    device: torch.device | str = "cpu"  # where experts are trained
 
     def images(self, rows: Tensor) -> Tensor:
         """Returns source images `(n, C, H, W)`, float32, in the students' pixel space."""
@@ -40,14 +31,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class SourcePairs:
-    """All source images with their teacher's targets: what no set made of them should beat.
-
-    Attributes:
-        source: The source images.
-        targets: Their targets, `(N, D)`.
-        pixel_space: The space in which students see real images.
-        device: Where the students are.
-    """
+    """All source images with their targets `(N, D)`, for students on `device`: the upper bound of all sets."""
 
     source: ImageBank
     targets: Targets | Tensor
@@ -60,7 +44,7 @@ class SourcePairs:
 
     @property
     def black(self) -> Tensor:
-        """What a black pixel is in the students' space, `(C, 1, 1)`."""
+        """A black pixel in the students' space, `(C, 1, 1)`."""
         return black_pixel(self.pixel_space, self.device)
 
     def batch(self, indices: Tensor) -> Pair:

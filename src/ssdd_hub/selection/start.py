@@ -1,4 +1,4 @@
-"""What a distilled set starts from: which real images, or noise."""
+"""The first images of a distilled set: real ones, or noise."""
 
 import difflib
 
@@ -19,43 +19,20 @@ def explain_start(init: str) -> str:
     return f"init must be one of {', '.join(INITS)}, got {init!r}; the nearest is {near[0]}"
 
 
-def choose_start(init: str, source: Source, count: int, seed: int, settings: SelectionSettings) -> Tensor:
-    """Chooses the images that a set starts from; returns their indices `(count,)`.
-
-    Args:
-        init: One of `INITS` but `noise`.
-        source: The real images.
-        count: Images `M`.
-        seed: Seed of the run.
-        settings: See `SelectionSettings`.
-
-    Raises:
-        InputError: As `choose_rows` does.
-    """
-    if init == "random":
-        # The purpose that runs have had from the first: a run of old settings starts from the same images.
-        return torch.randperm(len(source.bank), generator=generator(seed, "first images"))[:count]
-    return choose_rows(init, source, count, derive_seed(seed, "first images"), settings)
-
-
 def start_from(
     init: str, source: Source, count: int, seed: int, settings: SelectionSettings, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Returns the first images, `(M, C, H, W)` pixels of which those of noise leave `[0, 1]`, and targets `(M, D)`.
+    """Returns the first `count` images and their targets, by one of `INITS` and the seed of a run.
 
-    Args:
-        init: One of `INITS`.
-        source: The real images.
-        count: Images `M`.
-        seed: Seed of the run.
-        settings: See `SelectionSettings`.
-        dtype: Type of the images; the targets have that of the source's.
-
-    Raises:
-        InputError: As `choose_rows` does.
+    Images are `(M, C, H, W)`, of type `dtype`, in `[0, 1]` but for noise; targets are `(M, D)`.
     """
+    first_images = derive_seed(seed, "first images")
     if init == NOISE:
-        images, targets = draw_noise(source, count, derive_seed(seed, "first images"))
+        images, targets = draw_noise(source, count, first_images)
         return source.pixel_space.denormalise(images).to(dtype), targets
-    rows = choose_start(init, source, count, seed, settings)
+    if init == "random":
+        # Not by `choose_rows`, so that earlier settings still start from the same images.
+        rows = torch.randperm(len(source.bank), generator=generator(seed, "first images"))[:count]
+    else:
+        rows = choose_rows(init, source, count, first_images, settings)
     return source.bank.pixels[rows].to(dtype) / 255, source.targets[rows]

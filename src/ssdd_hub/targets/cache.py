@@ -1,13 +1,13 @@
-"""Teacher features of whole datasets: computed once, in shards shared out over the processes, and kept on the disk."""
+"""Teacher features of whole datasets, computed once, in shards distributed over the processes, and kept on disk."""
 
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -24,34 +24,18 @@ from ssdd_hub.seeds import generator
 from ssdd_hub.targets.bank import INDEX_FILE, FeatureBank, Index, Shard, shard_path, write_shard
 from ssdd_hub.teachers.teacher import Teacher
 
+if TYPE_CHECKING:
+    from ssdd_hub.data.bank import ImageBank
+    from ssdd_hub.data.stream import ImageStream
+
 DTYPES = ("teacher", "float16", "bfloat16")
 
 # Rows whose views come from one generator, so that those of a row do not depend on how many rows there are.
 _VIEW_BLOCK = 4096
 
-# Seconds after which a temporary file is no longer being written, whoever began it.
-_STALE = 86400
+_STALE = 86400  # seconds after which no process still writes a temporary file
 
-Row = Callable[[], Tensor]
-
-
-class Images(Protocol):
-    """Images of one size that can be read in their order: an `ImageBank`, or an `ImageStream`."""
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of all that the pixels depend on."""
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """Where they come from, as JSON: a `name`, a `license`, and what else is known."""
-
-    @property
-    def num_rows(self) -> int | None:
-        """Number of rows where it is known before all have been read."""
-
-    def rows(self) -> Iterator[Row]:
-        """Yields for each row what returns its pixels `(C, H, W)`, uint8, or raises `CorruptImageError`."""
+_Row = Callable[[], Tensor]
 
 
 def fixed_views(rows: range, view: int, seed: int) -> Tensor:
@@ -68,18 +52,11 @@ class FeatureCache:
     Features of one dataset are a folder `features-HASH`, after the hash of all that they depend on: the images, the
     teacher, the type, the views, the size of a shard. Shard `i` is computed by process `i` modulo their number, in
     batches that are always the same, so the bytes do not depend on the number of processes, given the same number of
-    CPU threads each. A shard appears whole or not at all and is not computed again: an interrupted pass goes on where
-    it stopped. Several machines must share the folder. Several runs of a machine may too: no shard that another one
-    may be reading or writing is removed, and one that is computed again takes the old place at once and whole.
+    CPU threads each. A shard appears whole or not at all and is not computed again, so that an interrupted pass
+    continues with the next one. Several machines must share the folder, and several runs of a machine may: shards that
+    another run may be reading or writing are not removed, only replaced as a whole.
 
-    Args:
-        teacher: On `accelerator.device`.
-        accelerator: Names the device and the processes.
-        folder: Where the folders are.
-        batch_size: Images per forward pass.
-        shard_size: Rows of a shard.
-        dtype: `teacher` keeps the numbers as the teacher computes them, `float16` and `bfloat16` round them.
-        refresh: Compute again although features are there.
+    The teacher is on `accelerator.device`; the other arguments are explained by `TargetSettings`.
     """
 
     def __init__(
@@ -93,12 +70,8 @@ class FeatureCache:
         dtype: str = "teacher",
         refresh: bool = False,
     ) -> None:
-        self.teacher = teacher
-        self.accelerator = accelerator
-        self.folder = folder
-        self.batch_size = batch_size
-        self.shard_size = shard_size
-        self.refresh = refresh
+        self.teacher, self.accelerator, self.folder = teacher, accelerator, folder
+        self.batch_size, self.shard_size, self.refresh = batch_size, shard_size, refresh
         self._computed: torch.dtype = next(teacher.parameters()).dtype
         self._stored: torch.dtype = self._computed if dtype == "teacher" else getattr(torch, dtype)
         described = teacher.describe()
@@ -106,17 +79,10 @@ class FeatureCache:
         types = {"dtype": str(self._computed), "stored": str(self._stored)}
         self._key = {"teacher": deciding_facts(described), **types, "shard_size": shard_size}
 
-    def features(self, images: Images, view: int | None = None, seed: int = 0) -> FeatureBank:
-        """Returns the features of all images that are not skipped, computing what is not there yet.
+    def features(self, images: "ImageBank | ImageStream", view: int | None = None, seed: int = 0) -> FeatureBank:
+        """Returns the features of all images that are not skipped, and computes missing ones.
 
-        Args:
-            images: The images.
-            view: Number of a fixed augmented view, or None for the images as they are.
-            seed: Seed of the fixed views.
-
-        Raises:
-            InputError: There is no image, one is refused, a feature is not finite or too large for the type, or
-                another run has removed a file.
+        `view` is the number of a fixed augmented view drawn by `seed`, or None for the images as they are.
         """
         key = {**self._key, "images": images.fingerprint}
         if view is not None:
@@ -141,7 +107,7 @@ class FeatureCache:
         self.accelerator.wait_for_everyone()
         return FeatureBank(folder)
 
-    def _compute(self, images: Images, folder: Path, view: int | None, seed: int) -> int:
+    def _compute(self, images: "ImageBank | ImageStream", folder: Path, view: int | None, seed: int) -> int:
         """Writes this process's missing shards and returns the number of rows; those of the others are not decoded."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         bar = tqdm(images.rows(), "targets", images.num_rows, unit="row", delay=2, disable=rank > 0)
@@ -164,7 +130,7 @@ class FeatureCache:
         return (shard.num_rows, shard.width, shard.dtype) == (self.shard_size, self.teacher.feature_dim, self._stored)
 
     @torch.no_grad()
-    def _compute_shard(self, rows: Iterator[Row], path: Path, first: int, view: int | None, seed: int) -> int:
+    def _compute_shard(self, rows: Iterator[_Row], path: Path, first: int, view: int | None, seed: int) -> int:
         """Writes one shard, unless there are no rows for it, and returns how many rows there were."""
         parts, skipped, start = [], dict[int, str](), first
         while batch := list(itertools.islice(rows, self.batch_size)):
@@ -201,14 +167,13 @@ class FeatureCache:
                 f"{folder} holds features of {index.num_rows} rows, and there are {num_rows}: pass --targets.refresh"
             )
         if not index.num_images:
-            raise InputError(
-                f"none of the {num_rows} images can be decoded; the first is {next(iter(index.skipped.values()))}"
-            )
+            reason = next(iter(index.skipped.values()))
+            raise InputError(f"none of the {num_rows} images can be decoded; the first is {reason}")
         index.write(folder)
 
 
 def _open(folder: Path, key: dict[str, Any]) -> FeatureBank | None:
-    # What nobody's interruption leaves there is not quietly computed again.
+    # A FIFO is no trace of an interruption, and must not lead to a silent second computation.
     require_readable_entries(folder)
     try:
         bank = FeatureBank(folder)
@@ -222,20 +187,11 @@ def _disturbed(folder: Path, error: Exception) -> InputError:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes what killed processes were writing, but nothing that a living one may still write."""
+    """Removes temporary files of `atomic_path` whose process, whose number is in their name, is dead."""
     for path in folder.glob(".*.tmp"):
         try:
-            if time.time() - path.stat().st_mtime > _STALE or not _is_alive(int(path.name.split(".")[-2])):
+            process = int(path.name.split(".")[-2].split("-")[0])
+            if time.time() - path.stat().st_mtime > _STALE or not psutil.pid_exists(process):
                 path.unlink()
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, OverflowError, ValueError):
             continue
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True

@@ -10,13 +10,10 @@ from torch import Tensor
 from ssdd_hub.bounds import Count, Natural, Settings, one_of
 from ssdd_hub.errors import Check
 from ssdd_hub.targets.bank import FeatureBank
-from ssdd_hub.targets.cache import DTYPES, FeatureCache, fixed_views
+from ssdd_hub.targets.cache import DTYPES
 from ssdd_hub.targets.transform import PROJECTIONS, TRANSFORMS, TargetTransform
 
-# Bytes of the features that are read into memory whole: those of each view, in each process.
-MOST_IN_MEMORY = 2**30
-
-__all__ = ["FeatureCache", "TargetSettings", "TargetTransform", "Targets", "fixed_views"]
+MOST_IN_MEMORY = 2**30  # bytes of the features of each view, in each process
 
 
 @dataclass(frozen=True)
@@ -54,28 +51,22 @@ class TargetSettings(Settings, section="targets"):
         )
 
     def computing(self) -> dict[str, Any]:
-        """Returns the settings that a `FeatureCache` takes."""
-        names = ("batch_size", "shard_size", "dtype", "refresh")
-        return {name: getattr(self, name) for name in names}
+        """Returns the settings of a `FeatureCache`."""
+        return {name: getattr(self, name) for name in ("batch_size", "shard_size", "dtype", "refresh")}
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Targets `(N, D')` of all images, of which only those asked for are transformed.
+    """Targets `(N, D')` of all images, of which only the rows that are indexed are transformed.
 
-    Features on the disk that take at most `MOST_IN_MEMORY` bytes are read into memory first, once for all targets that
-    are made of them; of larger ones only the rows asked for are read. The targets are the same bit for bit, which they
-    would not be if all were transformed at once, as on a GPU: a product rounds differently with other numbers of rows.
-
-    Attributes:
-        features: `(N, D)`, on the disk or in memory.
-        transform: Makes targets of them.
-        dtype: Type of the targets, in which they are computed too.
+    Features on the disk of at most `MOST_IN_MEMORY` bytes are read into memory once for all their targets; of larger
+    ones only the indexed rows are read. Both give the same bits. A transform of all rows at once would not: a product
+    rounds differently with other numbers of rows.
     """
 
-    features: FeatureBank | Tensor
+    features: FeatureBank | Tensor  # (N, D)
     transform: TargetTransform
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = torch.float32  # in which targets are computed too
     _ready: TargetTransform = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -92,9 +83,5 @@ class Targets:
         return self.transform.width
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        """Returns the targets of some images, `(n, D')`, on the CPU.
-
-        Args:
-            rows: Indices `(n,)` in `[0, N)`, which may repeat, or a slice.
-        """
+        """Returns targets `(n, D')`, on the CPU, of a slice, or at indices `(n,)` in `[0, N)`, which may repeat."""
         return self._ready(self.features[rows].to("cpu", self.dtype))

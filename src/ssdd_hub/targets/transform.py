@@ -5,24 +5,25 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.files import atomic_path
+from ssdd_hub.targets.bank import FeatureBank
 
 PROJECTIONS = ("pca", "pca-standardise", "whiten")
 TRANSFORMS = ("none", "centre", "standardise", "standardise-each", *PROJECTIONS)
 
-# Least part of the largest variance that a direction needs for being whitened: below it there is only the rounding of
-# what computed the features. That of their type comes on top.
+# Least variance, relative to the largest, of a direction that is whitened: below it is only the rounding of what
+# computed the features, to which that of their type is added.
 LEAST_VARIANCE = 1e-10
 
-# What sums in float64 are off by, relative to their terms.
+# Relative error of sums in float64.
 _ROUNDING_OF_SUMS = 1e-14
 
 _MOST_BYTES = 2**31  # of a file: a projection of 16,384 dimensions on as many
@@ -30,34 +31,19 @@ _MOST_BYTES = 2**31  # of a file: a projection of 16,384 dimensions on as many
 _PART = 4096
 
 
-class Rows(Protocol):
-    """A matrix read in parts: a tensor `(n, D)`, or a bank of features on the disk."""
-
-    def __len__(self) -> int:
-        """Returns `n`."""
-
-    def __getitem__(self, rows: slice, /) -> Tensor:
-        """Returns some rows, in memory."""
-
-
 @dataclass(frozen=True, eq=False)
 class TargetTransform:
-    """An affine map of teacher features to targets, `components (features - mean) / scale`.
+    """An affine map of teacher features to targets, `components (features - mean) / scale`, in float64.
 
-    Attributes:
-        kind: One of `TRANSFORMS`.
-        mean: `(D,)`, float64.
-        scale: `(D',)`, float64, above 0.
-        components: `(D', D)`, float64, orthonormal rows: the principal directions, the greatest variance first. None
-            for the kinds that project on none, which have `D' = D`.
-        explained_variance: The part of the features' variance that the targets keep, in `[0, 1]`.
+    The rows of `components` are orthonormal: the principal directions, the greatest variance first. None for the kinds
+    of `TRANSFORMS` that do not project, which have `D' = D`.
     """
 
     kind: str
-    mean: Tensor
-    scale: Tensor
-    components: Tensor | None = None
-    explained_variance: float = 1.0
+    mean: Tensor  # (D,)
+    scale: Tensor  # (D',), above 0
+    components: Tensor | None = None  # (D', D)
+    explained_variance: float = 1.0  # part of the features' variance that the targets keep, in [0, 1]
 
     @property
     def width(self) -> int:
@@ -65,17 +51,10 @@ class TargetTransform:
         return len(self.scale)
 
     @classmethod
-    def fit(cls, kind: str, features: Rows, dim: int | None = None) -> "TargetTransform":
-        """Measures the transform in one pass, in float64; variances are divided by `n`.
+    def fit(cls, kind: str, features: FeatureBank | Tensor, dim: int | None = None) -> "TargetTransform":
+        """Measures the transform of features `(n, D)` in one pass, in float64; variances are divided by `n`.
 
-        Args:
-            kind: One of `TRANSFORMS`.
-            features: `(n, D)`.
-            dim: `D'` for the kinds that project. None for all `D`, or for whitening all that have variance.
-
-        Raises:
-            InputError: There is no such kind, there are no features, `dim` is not in `[1, D]`, or there are fewer
-                directions with variance to be whitened.
+        `dim` is `D'` for the kinds that project; None for all `D`, or for whitening all that have variance.
         """
         if kind not in TRANSFORMS:
             raise InputError(f"targets.transform must be one of {', '.join(TRANSFORMS)}, got {kind!r}")
@@ -87,8 +66,9 @@ class TargetTransform:
             return cls(kind, zeros, ones)
         mean, covariance = _mean_and_covariance(features, full=kind in PROJECTIONS)
         if kind in PROJECTIONS:
-            # A bank knows what rounding took, and of a tensor its type tells what it took at most.
-            rounding = getattr(features, "rounding_error", 0.0) or torch.finfo(dtype).eps / 2
+            # A bank knows its rounding error; the type of a tensor bounds it.
+            stated = features.index.rounding_error if isinstance(features, FeatureBank) else 0.0
+            rounding = stated or torch.finfo(dtype).eps / 2
             return cls._project(kind, mean, covariance, dim, rounding)
         scale = ones
         if kind == "standardise":
@@ -111,7 +91,7 @@ class TargetTransform:
         noise = max(rounding, _ROUNDING_OF_SUMS) ** 2 * (variances.sum() + mean.square().sum())
         rank = int((variances > torch.maximum(LEAST_VARIANCE * variances[0], noise)).sum())
         wanted = (rank if kind == "whiten" else len(mean)) if dim is None else dim
-        _check_dim(kind, dim, rank, len(mean))
+        require(*_dim_checks(kind, dim, rank, len(mean)))
         kept, total = variances[:wanted], variances.sum()
         explained = min((kept.sum() / total).item(), 1.0) if total > 0 else 1.0
         scale = kept.sqrt() if kind == "whiten" else torch.ones_like(kept)
@@ -120,11 +100,13 @@ class TargetTransform:
         return cls(kind, mean, scale, components[:wanted].contiguous(), explained)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "TargetTransform":
-        """Returns the same map with its numbers on a device and in a type, so that no call has to bring them there."""
-        components = None if self.components is None else self.components.to(device, dtype)
-        return replace(
-            self, mean=self.mean.to(device, dtype), scale=self.scale.to(device, dtype), components=components
-        )
+        """Returns the same map with its numbers on a device and in a type, where calls then need not convert them."""
+        moved: dict[str, Any] = {name: tensor.to(device, dtype) for name, tensor in self._tensors().items()}
+        return replace(self, **moved)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {"mean": self.mean, "scale": self.scale}
+        return tensors if self.components is None else {**tensors, "components": self.components}
 
     def __call__(self, features: Tensor) -> Tensor:
         """Maps teacher features `(..., D)` to targets `(..., D')` of the same type."""
@@ -134,7 +116,7 @@ class TargetTransform:
         return centred / self.scale.to(features)
 
     def inverse(self, targets: Tensor) -> Tensor:
-        """Maps targets `(..., D')`, or what a student gives for them, back to features `(..., D)`.
+        """Maps targets `(..., D')`, or a student's output, back to features `(..., D)`.
 
         Where `D' < D`, these are the features nearest to the mean among all that have these targets.
         """
@@ -144,7 +126,7 @@ class TargetTransform:
         return centred + self.mean.to(targets)
 
     def describe(self) -> dict[str, Any]:
-        """Returns the JSON form; of a projection only what it keeps, since `save` has the matrix."""
+        """Returns the JSON form; a projection's matrix is only in the file of `save`."""
         if self.kind == "none":
             return {"kind": self.kind}
         if self.components is not None:
@@ -153,10 +135,7 @@ class TargetTransform:
 
     def save(self, path: Path) -> str:
         """Writes all numbers to one safetensors file, the same bytes for the same map, and returns its sha256."""
-        tensors = {"mean": self.mean, "scale": self.scale}
-        if self.components is not None:
-            tensors["components"] = self.components
-        tensors = {name: tensor.to("cpu", torch.float64).contiguous() for name, tensor in tensors.items()}
+        tensors = {name: tensor.to("cpu", torch.float64).contiguous() for name, tensor in self._tensors().items()}
         facts = json.dumps({"kind": self.kind, "explained_variance": self.explained_variance}, sort_keys=True)
         with atomic_path(path) as temporary:
             # A second entry of the metadata would come in any order.
@@ -165,15 +144,7 @@ class TargetTransform:
 
     @classmethod
     def load(cls, path: Path, sha256: str | None = None) -> "TargetTransform":
-        """Reads what `save` wrote.
-
-        Args:
-            path: The file.
-            sha256: What `save` returned, to check that this is the file that was written.
-
-        Raises:
-            InputError: The file is missing, damaged, another one, or was not written by `save`.
-        """
+        """Reads a file of `save`, and compares its sha256 if one is stated."""
         try:
             if path.stat().st_size > _MOST_BYTES:
                 raise ValueError(f"it has more than {_MOST_BYTES} bytes")
@@ -184,71 +155,68 @@ class TargetTransform:
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
             mean, scale, components = tensors["mean"], tensors["scale"], tensors.get("components")
             loaded = cls(facts["kind"], mean, scale, components, facts["explained_variance"])
-            loaded._check()
+            problem = next((problem for holds, problem in loaded._checks() if not holds), None)
+            if problem:
+                raise ValueError(problem)
             return loaded
         except (SafetensorError, OSError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} is not a whole target transform ({error}): fetch or make the set again"
             ) from error
 
-    def _check(self) -> None:
-        """Raises a `ValueError` unless the numbers are such as `fit` measures."""
-        kind, explained = self.kind, self.explained_variance
-        if kind not in TRANSFORMS:
-            raise ValueError(f"its kind is {kind!r}, not one of {', '.join(TRANSFORMS)}")
-        if type(explained) not in (int, float) or not 0 <= explained <= 1:
-            raise ValueError(f"its explained variance is {explained!r}, not a number in [0, 1]")
-        given = {"mean": self.mean, "scale": self.scale}
-        if self.components is not None:
-            given["components"] = self.components
-        for name, tensor in given.items():
-            if tensor.dtype != torch.float64 or not tensor.isfinite().all():
-                raise ValueError(f"its {name} is not of finite numbers in float64")
-        if self.mean.ndim != 1 or self.scale.ndim != 1 or not 0 < self.width <= len(self.mean):
-            raise ValueError(f"its mean {tuple(self.mean.shape)} and scale {tuple(self.scale.shape)} do not fit")
-        if (self.scale <= 0).any():
-            raise ValueError("its scale is not above 0")
-        if (kind in ("none", "centre", "pca") and (self.scale != 1).any()) or (kind == "none" and self.mean.any()):
-            raise ValueError(f"its numbers are not those of the kind {kind}")
-        self._check_components()
-
-    def _check_components(self) -> None:
-        if (self.components is not None) != (self.kind in PROJECTIONS):
-            raise ValueError(f"its components do not fit its kind {self.kind}")
+    def _checks(self) -> Iterator[Check]:
+        """Yields what a result of `fit` satisfies; each check relies on those before it."""
+        kind, explained, mean, scale = self.kind, self.explained_variance, self.mean, self.scale
+        yield kind in TRANSFORMS, f"its kind is {kind!r}, not one of {', '.join(TRANSFORMS)}"
+        is_share = type(explained) in (int, float) and 0 <= explained <= 1
+        yield is_share, f"its explained variance is {explained!r}, not a number in [0, 1]"
+        for name, tensor in self._tensors().items():
+            finite = tensor.dtype == torch.float64 and bool(tensor.isfinite().all())
+            yield finite, f"its {name} is not of finite numbers in float64"
+        fits = mean.ndim == scale.ndim == 1 and 0 < len(scale) <= len(mean)
+        mismatch = f"its mean {tuple(mean.shape)} and scale {tuple(scale.shape)} do not fit"
+        yield fits, mismatch
+        yield bool((scale > 0).all()), "its scale is not above 0"
+        unscaled = kind not in ("none", "centre", "pca") or bool((scale == 1).all())
+        uncentred = kind != "none" or not mean.any()
+        yield unscaled and uncentred, f"its numbers are not those of the kind {kind}"
+        yield (self.components is not None) == (kind in PROJECTIONS), f"its components do not fit its kind {kind}"
         if self.components is None:
-            if self.width != len(self.mean):
-                raise ValueError(f"its mean {tuple(self.mean.shape)} and scale {tuple(self.scale.shape)} do not fit")
-        elif tuple(self.components.shape) != (self.width, len(self.mean)):
-            raise ValueError(f"its components {tuple(self.components.shape)}, mean and scale do not fit")
-        elif (self.components @ self.components.T - torch.eye(self.width)).abs().max() > 1e-4:
-            raise ValueError("its components are not orthonormal")
+            yield len(scale) == len(mean), mismatch
+            return
+        shape = tuple(self.components.shape)
+        yield shape == (len(scale), len(mean)), f"its components {shape}, mean and scale do not fit"
+        error = (self.components @ self.components.T - torch.eye(len(scale))).abs().max()
+        yield bool(error <= 1e-4), "its components are not orthonormal"
 
 
-def _check_dim(kind: str, dim: int | None, rank: int, width: int) -> None:
-    if dim is not None and dim < 1:
-        raise InputError(f"targets.dim must be at least 1, got {dim}")
-    if dim is not None and dim > width:
-        raise InputError(f"targets.dim {dim} exceeds the {width} dimensions of the features: lower it")
+def _dim_checks(kind: str, dim: int | None, rank: int, width: int) -> Iterator[Check]:
+    if dim is not None:
+        yield dim >= 1, f"targets.dim must be at least 1, got {dim}"
+        yield dim <= width, f"targets.dim {dim} exceeds the {width} dimensions of the features: lower it"
     if kind == "whiten" and not rank:
-        raise InputError(
+        yield (
+            False,
             "whitening divides by the std of the features, which are the same for all images: use more images, "
-            "another teacher, or another --targets.transform"
+            "another teacher, or another --targets.transform",
         )
-    if kind == "whiten" and dim is not None and dim > rank:
-        raise InputError(
+    elif kind == "whiten" and dim is not None:
+        yield (
+            dim <= min(rank, width),
             f"whitening to {dim} dimensions divides by their std, and only {rank} of the features' {width} directions "
-            "have variance beyond rounding: lower --targets.dim, use more images, or --targets.transform pca"
+            "have variance beyond rounding: lower --targets.dim, use more images, or --targets.transform pca",
         )
 
 
-def _mean_and_covariance(features: Rows, full: bool) -> tuple[Tensor, Tensor]:
+def _mean_and_covariance(features: FeatureBank | Tensor, full: bool) -> tuple[Tensor, Tensor]:
     """Returns the mean `(D,)` and the covariance `(D, D)`, or only its diagonal `(D,)`.
 
     The parts are merged by the pairwise update of Chan, Golub and LeVeque (1979), which loses no digits where the mean
     is much larger than the std.
     """
     count, mean, scatter = 0, torch.zeros(0), torch.zeros(0)
-    for part in _parts(features):
+    for start in range(0, len(features), _PART):
+        part = features[start : start + _PART].to("cpu", torch.float64)
         part_mean = part.mean(0)
         centred = part - part_mean
         part_scatter = centred.T @ centred if full else centred.square().sum(0)
@@ -260,8 +228,3 @@ def _mean_and_covariance(features: Rows, full: bool) -> tuple[Tensor, Tensor]:
         scatter = scatter + part_scatter + weight * (torch.outer(shift, shift) if full else shift.square())
         count, mean = total, mean + shift * (len(part) / total)
     return mean, scatter / count
-
-
-def _parts(features: Rows) -> Iterator[Tensor]:
-    for start in range(0, len(features), _PART):
-        yield features[start : start + _PART].to("cpu", torch.float64)
