@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
-from ssdd_hub.distill.engine.compiled import Compiled, SharedForward, maybe_compiled
+from ssdd_hub.distill.engine.compiled import Compiled, SharedForward
 from ssdd_hub.distill.engine.folded import FoldedFeatures
 from ssdd_hub.models.convnet import ConvNet
 
@@ -48,11 +48,6 @@ def test_an_error_of_the_function_is_not_hidden(monkeypatch):
         Compiled(fail)()
 
 
-def test_what_is_not_asked_for_is_not_compiled(no_compiler):
-    assert maybe_compiled(abs, False) is abs
-    assert isinstance(maybe_compiled(abs, True), Compiled)
-
-
 def check_compiled(function):
     """What was compared was compiled code, where there is a compiler."""
     assert isinstance(function, Compiled)
@@ -90,4 +85,4 @@ def test_compiled_features_are_features():
         frozen(frozen.weights(student), ours).square().sum().backward()
         student.eval().features(theirs).square().sum().backward()
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-11)
-    check_compiled(frozen._read)
+    check_compiled(frozen._call)

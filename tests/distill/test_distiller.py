@@ -98,14 +98,14 @@ def test_micro_batches_change_nothing_but_rounding(micro_batch, recompute):
 
 def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(caplog):
     whole, short = build_distiller(), build_distiller()
-    features = short.engine.krr.features
+    features = short.engine._read
 
     def fit_three(folded, weights, images):
         if len(images) > 3:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         return features(folded, weights, images)
 
-    short.engine.krr.features = fit_three
+    short.engine._read = fit_three
     torch.testing.assert_close(run(whole, 4), run(short, 4), rtol=1e-9, atol=0)
     assert short.parts == Parts(2, recompute=True)
     assert "the memory is full: from here on" in caplog.text
@@ -119,7 +119,7 @@ def test_what_smaller_parts_do_not_mend_is_raised(message):
     def fail(folded, weights, images):
         raise RuntimeError(message)
 
-    distiller.engine.krr.features = fail
+    distiller.engine._read = fail
     with pytest.raises(RuntimeError, match=message):
         distiller.step()
     assert torch.equal(before, distiller.images) and distiller.outer_step == 0

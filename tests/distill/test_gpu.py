@@ -140,14 +140,14 @@ def test_a_kernel_that_cannot_be_factorised_gives_nan_and_not_a_wrong_solution()
 
 def test_a_full_memory_is_answered_by_smaller_parts(accelerator):
     distiller, whole = build(accelerator), build(accelerator)
-    by_parts = copy.copy(distiller.engine.krr._by_parts)
+    by_parts = copy.copy(distiller.engine._by_parts)
 
     def fit_ten(*given):
         if given[-1].size > 10:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         return by_parts(*given)
 
-    distiller.engine.krr._by_parts = fit_ten
+    distiller.engine._by_parts = fit_ten
     for first, second in zip(run(distiller, 3), run(whole, 3), strict=True):
         assert first == pytest.approx(second, rel=1e-2)
     assert distiller.parts.size <= 10 and distiller.parts.recompute

@@ -67,7 +67,7 @@ def test_a_package_that_cannot_be_used_is_named(offer):
     offer(broken="no_such_package:Broken", text=f"{__name__}:NO_CLASS", layer="torch.nn:Linear")
     assert "broken" in list_methods()
     with pytest.raises(
-        InputError, match=r"'broken' of the package no_such_package.* cannot be imported .*mend or rem"
+        InputError, match=r"'broken' of the package no_such_package.* cannot be imported: .*fix or rem"
     ):
         METHODS.find("broken")
     for name in ("text", "layer"):

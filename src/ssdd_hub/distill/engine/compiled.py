@@ -1,4 +1,4 @@
-"""Functions compiled by torch where that is possible, and as they are where it is not."""
+"""Functions compiled by torch.compile where that is possible, and uncompiled where it is not."""
 
 import copy
 import logging
@@ -15,31 +15,27 @@ from ssdd_hub.distill.engine.winograd import train_by_winograd
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 _LOG = logging.getLogger(__name__)
-# What is cheap to compute from maps that are there anyway is computed again where it is needed, not written and read.
-# By default that ends at a few reads or some dozen operations, which the gradient of a batch norm exceeds. On the CPU,
-# where arithmetic is what takes the time, it is the other way round.
+# On a GPU, cheap results are recomputed from maps that are in memory anyway rather than written and read. By default
+# that ends at a few reads or some dozen operations, which the gradient of a batch norm exceeds. On the CPU, where
+# arithmetic takes the time, the defaults are better.
 GPU_OPTIONS = {"realize_reads_threshold": 16, "realize_opcount_threshold": 200}
 
 
 class Compiled(Generic[Arguments, Result]):
-    """Calls a function compiled for the shapes that it meets; uncompiled from the first failure to compile on.
+    """A function of tensors, compiled for each shape it meets; uncompiled from the first failure to compile on.
 
-    The first call of each shape takes seconds to a minute; torch keeps what it compiled on the disk for other runs.
-
-    Args:
-        function: Takes tensors, and dicts of them, and gives tensors.
-        gpu: Whether they are on a GPU.
+    The first call of each shape takes seconds to a minute; torch caches the result on disk for other runs.
     """
 
     def __init__(self, function: Callable[Arguments, Result], gpu: bool = False) -> None:
         self._plain = function
         options: Any = GPU_OPTIONS if gpu else None
-        # A shape met once is met always here: sizes that stay symbols would only cost speed.
+        # Shapes recur in every step, so sizes that stay symbols would only cost speed.
         self._call: Callable[Arguments, Result] = torch.compile(function, dynamic=False, options=options)
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         """Calls the function."""
-        # Here, since it takes a second to import, and torch.compile has imported it by now.
+        # Imported here because it takes a second; torch.compile has imported it by now.
         from torch._dynamo.exc import TorchDynamoException
 
         try:
@@ -55,12 +51,12 @@ class Compiled(Generic[Arguments, Result]):
 
 
 class SharedForward:
-    """The forward pass of any module of one architecture and mode, compiled once for all of them.
+    """The forward pass of all modules of one architecture and mode, compiled once, with weights as arguments.
 
     Args:
         module: One of them; it is copied.
         compiled: Whether to compile the forward and the backward pass.
-        winograd: Whether to compute 3x3 convolutions of many channels by Winograd's algorithm.
+        winograd: Whether to compute wide 3x3 convolutions by Winograd's algorithm.
     """
 
     def __init__(self, module: nn.Module, compiled: bool, winograd: bool = False) -> None:
@@ -70,7 +66,7 @@ class SharedForward:
         gpu = any(parameter.is_cuda for parameter in module.parameters())
         if compiled and gpu:
             quicken(self._template)
-        self._call = maybe_compiled(self._forward, compiled, gpu)
+        self._call = Compiled(self._forward, gpu) if compiled else self._forward
 
     def __call__(self, module: nn.Module, images: Tensor) -> Tensor:
         """Returns `module(images)`, with its gradients and its changes of buffers."""
@@ -79,10 +75,3 @@ class SharedForward:
     def _forward(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
         outputs: Tensor = functional_call(self._template, state, (images,))
         return outputs
-
-
-def maybe_compiled(
-    function: Callable[Arguments, Result], compiled: bool, gpu: bool = False
-) -> Callable[Arguments, Result]:
-    """Returns the function, compiled when asked, for tensors of a GPU or of the CPU."""
-    return Compiled(function, gpu) if compiled else function

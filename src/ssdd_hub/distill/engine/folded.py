@@ -1,6 +1,6 @@
 """Student features with batch norm folded into the convolutions; weights are fixed during the outer step.
 
-One function serves all students of a pool, which takes their weights as arguments: it is compiled once.
+One function serves all students of a pool and takes their weights as arguments, so it is compiled once.
 """
 
 import copy
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ssdd_hub.distill.engine.compiled import maybe_compiled
+from ssdd_hub.distill.engine.compiled import Compiled
 from ssdd_hub.distill.engine.gpu_layers import quicken
 from ssdd_hub.distill.engine.winograd import FrozenConvolution, suits, transform
 from ssdd_hub.models.features import pre_logits
@@ -26,7 +26,7 @@ class FoldedFeatures:
     Args:
         student: One of them; it is copied.
         compiled: Whether to compile the forward and the backward pass.
-        winograd: Whether to compute 3x3 convolutions of many channels by Winograd's algorithm.
+        winograd: Whether to compute wide 3x3 convolutions by Winograd's algorithm.
     """
 
     def __init__(self, student: nn.Module, compiled: bool = False, winograd: bool = False) -> None:
@@ -42,28 +42,24 @@ class FoldedFeatures:
         gpu = any(parameter.is_cuda for parameter in model.parameters())
         self._reader = FeatureReader(quicken(model) if compiled and gpu else model)
         self._names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-        self._read = maybe_compiled(self.plain, compiled, gpu)
+        self._call = Compiled(self.plain, gpu) if compiled else self.plain
 
     @torch.no_grad()
     def weights(self, student: nn.Module) -> Weights:
-        """Returns what the features of a student depend on now, without a graph."""
+        """Returns the present weights of a student in the form that the call takes, without a graph."""
         own = {**dict(student.named_parameters()), **dict(student.named_buffers())}
         for convolution, norm in self._folds:
             own[f"{convolution}.weight"], own[f"{convolution}.bias"] = fold_batch_norm(
                 cast(nn.Conv2d, student.get_submodule(convolution)), cast(nn.BatchNorm2d, student.get_submodule(norm))
             )
+        # Folded first: the filters that are transformed contain the scale of the norm.
         for name in self._transformed:
             own[f"{name}.weight"], own[f"{name}.adjoint"] = transform(own[f"{name}.weight"])
         return {f"model.{name}": own[name].detach() for name in self._names}
 
     def __call__(self, weights: Weights, images: Tensor) -> Tensor:
-        """Maps images `(n, C, H, W)` to features `(n, F)`; differentiable in the images alone.
-
-        Args:
-            weights: Of `weights`.
-            images: In the student's pixel space.
-        """
-        return self._read(weights, images)
+        """Maps images `(n, C, H, W)` to features `(n, F)`; differentiable in the images alone."""
+        return self._call(weights, images)
 
     def plain(self, weights: Weights, images: Tensor) -> Tensor:
         """Does the same uncompiled."""
@@ -72,11 +68,7 @@ class FoldedFeatures:
 
 
 class FeatureReader(nn.Module):
-    """A network whose output are the features of another.
-
-    Args:
-        model: With timm's `forward_features` and `forward_head`.
-    """
+    """A network whose outputs are the features of another, which has timm's `forward_features` and `forward_head`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -88,13 +80,9 @@ class FeatureReader(nn.Module):
 
 
 def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Returns weight and bias of the convolution that does what a convolution and a norm in eval mode do together.
+    """Returns weight and bias of one convolution that equals a convolution and a norm in eval mode.
 
     `s (w * x + b - mean) + shift` with `s = weight / sqrt(var + eps)` is a convolution of weight `s w`.
-
-    Args:
-        convolution: With or without a bias.
-        norm: What follows it, with running statistics, with or without weight and bias.
     """
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = torch.rsqrt(variance + norm.eps)
@@ -107,6 +95,7 @@ def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tenso
 def _foldable(student: nn.Module) -> Iterator[tuple[str, str]]:
     """Yields the names of convolutions and of the batch norms that alone read them: neighbours in a sequence."""
     for name, module in student.named_modules():
+        # Not of a subclass, whose forward may read the convolution a second time.
         if type(module) is nn.Sequential:
             prefix = f"{name}." if name else ""
             for (first, before), (second, after) in pairwise(module.named_children()):

@@ -1,4 +1,4 @@
-"""The linear kernel of half-precision features on a GPU: factors in their narrow type, sums in a wide one."""
+"""The linear kernel of bfloat16 features on a GPU: narrow factors, wide sums."""
 
 from typing import Any
 
@@ -10,14 +10,9 @@ from ssdd_hub.distill.krr import linear_kernel
 
 
 def narrow_kernel(left: Tensor, right: Tensor, exact_in: torch.dtype) -> Tensor:
-    """Returns `krr.linear_kernel` of features that a narrower type holds exactly; differentiable once on a GPU.
+    """Returns `krr.linear_kernel` of features `(n, F)` and `(m, F)`, in the type of `right`; differentiable once.
 
-    A GPU multiplies them at the rate of the narrow type; the result has the type of `right`.
-
-    Args:
-        left: `(n, F)`.
-        right: `(m, F)`.
-        exact_in: A type that holds both without rounding: bfloat16 where a network computed in it.
+    A GPU multiplies at the rate of `exact_in`, a narrower type that holds both without rounding.
     """
     if not left.is_cuda:
         return linear_kernel(left, right)
@@ -26,7 +21,7 @@ def narrow_kernel(left: Tensor, right: Tensor, exact_in: torch.dtype) -> Tensor:
 
 
 class _NarrowProducts(torch.autograd.Function):
-    """`left @ right.T` of factors that a narrower type holds exactly, added up in a wider one; no `right`: `left`."""
+    """`left @ right.T` of narrow factors, added up in a wide type; without `right`, `left @ left.T`."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor | None, narrow: torch.dtype, wide: torch.dtype) -> Tensor:
@@ -48,8 +43,8 @@ class _NarrowProducts(torch.autograd.Function):
 
 
 def _wide_product(wide: Tensor, narrow: Tensor) -> Tensor:
-    """Returns the product of a matrix in full precision, as the sum of two narrow ones, with a narrow matrix."""
-    # Two narrow numbers hold one to 16 bits; the large terms of a gradient cancel each other, so 8 would not do.
+    """Returns the product of a wide matrix, split into a sum of two narrow ones, with a narrow matrix."""
+    # Two bfloat16 hold a number to 16 bits; the large terms of a gradient cancel each other, so 8 would not do.
     most = wide.to(narrow.dtype)
     rest = (wide - most).to(narrow.dtype)
     return torch.mm(torch.cat([most, rest], 1), torch.cat([narrow, narrow]), out_dtype=wide.dtype)

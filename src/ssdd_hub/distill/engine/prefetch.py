@@ -1,4 +1,4 @@
-"""The next batch, prepared on a GPU while the present step is computed."""
+"""Batches prepared ahead, on a second stream of the GPU."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from ssdd_hub.distill.batches import Batches
 
 
 class Ahead:
-    """Prepares the batch of the next step on a GPU while the present step is computed.
+    """Batches of which the next one is prepared on a GPU while the present step is computed.
 
     Args:
-        batches: Gives them; a batch is a function of its step alone.
+        batches: The batches; each is a function of its step alone.
         steps: Steps of the run; no batch after the last is prepared.
     """
 
@@ -20,12 +20,12 @@ class Ahead:
         self._ready: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Returns one process's slice: images `(b, C, H, W)` and targets `(b, D)`."""
+        """See `Batches.__call__`."""
         now = torch.cuda.current_stream()
         batch = self._ready.pop((step, rank, world), None) or self._prepare(step, rank, world)
         now.wait_stream(self._stream)
         for tensor in batch:
-            # Its memory must not serve the next batch before this step is done with it.
+            # Else the allocator could give its memory to the next batch while this step still reads it.
             tensor.record_stream(now)
         if step + 1 < self._steps:
             self._ready = {(step + 1, rank, world): self._prepare(step + 1, rank, world)}

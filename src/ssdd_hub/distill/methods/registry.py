@@ -1,8 +1,4 @@
-"""Every method by name: ours, and those that other packages offer.
-
-Another package offers one by an entry point of the group `ssdd_hub.methods`, which maps a name to a subclass of
-`ssdd_hub.distill.method.Method`.
-"""
+"""Every method by name: ours, and subclasses of `Method` that packages offer as entry points of `ssdd_hub.methods`."""
 
 from collections.abc import Mapping
 from typing import Any

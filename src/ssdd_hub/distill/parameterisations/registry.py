@@ -1,7 +1,6 @@
-"""Every parameterisation by name: ours, and those that other packages offer.
+"""Every parameterisation by name: ours, and those that packages offer as entry points.
 
-Another package offers one by an entry point of the group `ssdd_hub.parameterisations`, which maps a name to a subclass
-of `ssdd_hub.distill.parameterisations.Parameterisation`.
+They offer subclasses of `Parameterisation` in the group `ssdd_hub.parameterisations`.
 """
 
 from collections.abc import Mapping
@@ -25,16 +24,9 @@ def list_parameterisations() -> list[str]:
 def build_parameterisation(
     name: str, pairs: Pairs, args: Mapping[str, Any] | None = None, shared: Mapping[str, Any] | None = None
 ) -> Parameterisation:
-    """Returns a parameterisation of first images and targets, ready for `Distiller`.
+    """Returns a parameterisation that starts from some pairs, on the device and in the type of what is learned.
 
-    Args:
-        name: One of `list_parameterisations()`.
-        pairs: The first set, on the device and in the type of what is learned; see `Pairs.to`.
-        args: Settings of the parameterisation.
-        shared: Settings that several have, `lr_images` and `lr_targets`; a parameterisation takes those that it knows.
-
-    Raises:
-        InputError: The name or a setting is unknown, or a value is out of range.
+    `args` are settings of the parameterisation; of `shared`, which has `lr_images` and `lr_targets`, it takes those
+    that it knows. Errors are those of `build_method`.
     """
-    settings = PARAMETERISATIONS.settings(name, args or {}, shared or {})
-    return PARAMETERISATIONS.find(name).start(pairs, settings)
+    return PARAMETERISATIONS.find(name).start(pairs, PARAMETERISATIONS.settings(name, args or {}, shared or {}))
