@@ -7,15 +7,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from test_step_counts import cached_distiller
 
-from ssdd_hub.distill.batches import CachedBatches
-from ssdd_hub.distill.distiller import Distiller, DistillerSettings
+from ssdd_hub.distill.distiller import DistillerSettings
 from ssdd_hub.distill.engine.narrow_kernel import narrow_kernel
 from ssdd_hub.distill.engine.ridge_solve import solve_ridge
 from ssdd_hub.distill.krr import Regression, linear_kernel
-from ssdd_hub.distill.pool import PoolSettings, StudentPool
-from ssdd_hub.models.convnet import ConvNet
-from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.distill.pool import PoolSettings
 from ssdd_hub.runs.checkpoints import load_tree, save_tree
 
 pytestmark = [
@@ -23,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),
 ]
-M, B, D, SIDE = 24, 40, 16, 16
+M, B, D = 24, 40, 16
 
 
 @pytest.fixture(params=["no", "bf16"])
@@ -38,25 +36,9 @@ def accelerator(request):
 
 
 def build(accelerator, recorded=True, compiled=True, max_age=4, **settings):
-    source = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (200, 3, SIDE, SIDE), dtype=torch.uint8, generator=source)
     settings = DistillerSettings(num_images=M, batch_size=B, steps=50, lr_images=1e-2, compile=compiled, **settings)
-    pool = StudentPool(
-        lambda: ConvNet((8, 16), "batch", 3, SIDE, D),
-        PoolSettings(size=3, max_age=max_age, learning_rate=0.01),
-        0,
-        device=accelerator.device,
-    )
-    batches = CachedBatches(
-        pixels=pixels,
-        pixel_space=PixelSpace((0.5,) * 3, (0.25,) * 3),
-        batch_size=B,
-        seed=0,
-        device=accelerator.device,
-        targets=torch.randn(200, D, generator=source),
-    )
-    images, targets = (torch.randn(M, *shape, generator=source) for shape in ((3, SIDE, SIDE), (D,)))
-    distiller = Distiller(images, targets, pool, batches, settings, accelerator)
+    pool = PoolSettings(size=3, max_age=max_age, learning_rate=0.01)
+    distiller = cached_distiller(accelerator, settings, pool, (8, 16), 200, D)
     if not recorded:
         distiller.record_nothing()
     for _ in distiller.warm_up():

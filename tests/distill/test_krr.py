@@ -72,30 +72,10 @@ def test_the_gradients_of_the_witness_are_those_of_finite_differences():
             assert relative_error(measured, grads[name]) <= 1e-7, name
 
 
-def test_the_trace_is_a_constant_of_the_gradient():
-    arrays = make_arrays((4, 6, 5, 2))
-    tensors = to_tensors(arrays)
-    ours = torch.autograd.grad(outer_loss(*tensors, 0.3), tensors)
-    detached, whole = (witness.outer_problem(*arrays, 0.3, trace_detached=flag)[1] for flag in (True, False))
-    assert relative_error(ours[0], detached["distilled_features"]) <= 1e-9
-    assert relative_error(ours[0], whole["distilled_features"]) > 1e-2
-
-
 def test_the_ridge_is_relative_to_the_trace_of_the_kernel_with_its_constant():
     """One image with features of norm 2 and the constant 1: the kernel is 5, and the ridge 0.2 adds 1."""
     features = torch.tensor([[0.0, 2.0]])
     assert predict(features, torch.tensor([[6.0]]), features, ridge=0.2).item() == pytest.approx(5.0)
-
-
-def test_orthogonal_features_are_fitted_as_by_hand():
-    """Features e1, e2 and the constant: K = [[2, 1], [1, 2]], and the dual of (3, 0) is (2, -1)."""
-    features, targets = torch.eye(2, dtype=torch.float64), torch.tensor([[3.0], [0.0]], dtype=torch.float64)
-    torch.testing.assert_close(predict(features, targets, features, ridge=0.0), targets)
-    # The image without features is seen through the constant alone: 2 - 1; e1 + e2 adds 2 - 1.
-    real = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
-    torch.testing.assert_close(predict(features, targets, real, ridge=0.0), torch.tensor([[1.0], [2.0]]).double())
-    loss = outer_loss(features, targets, real, torch.zeros(2, 1, dtype=torch.float64), ridge=0.0)
-    assert loss.item() == pytest.approx((1 + 4) / 2)
 
 
 @pytest.mark.parametrize("size", [1, 5, 32, 33, 64, 100, 130])

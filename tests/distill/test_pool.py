@@ -154,12 +154,6 @@ def test_warm_up_trains_each_student_to_its_first_age():
     assert all(torch.equal(weights(pool, slot), weights(alone, slot)) for slot in range(5))
 
 
-def test_without_warm_up_all_students_start_at_age_0():
-    pool = make_pool(warm_up=False)
-    assert list(pool.warm_up(IMAGES, TARGETS)) == []
-    assert pool.ages == [0] * 5
-
-
 # Randomness
 
 
@@ -177,24 +171,6 @@ def test_a_fresh_student_is_a_function_of_seed_slot_and_generation():
     assert not any(torch.equal(first, second) for first, second in itertools.combinations(drawn, 2))
     with seeded(3, "student", 2, 1):
         assert torch.equal(build().weight.double(), again.students[2].module.weight)
-
-
-def test_renewal_in_another_order_gives_the_same_students():
-    pools = [make_pool(size=2, max_age=2, warm_up=False) for _ in range(2)]
-    for pool, slots in zip(pools, ([0, 0, 1, 1, 0], [1, 0, 1, 0, 0]), strict=True):
-        for slot in slots:
-            pool.advance(slot, IMAGES, TARGETS)
-    assert all(torch.equal(weights(pools[0], slot), weights(pools[1], slot)) for slot in range(2))
-
-
-def test_building_and_renewing_leave_the_global_generator_alone():
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    pool = make_pool(size=2, max_age=2)
-    warmed_up(pool)
-    run(pool, 6)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_draws_are_a_function_of_seed_and_step():

@@ -13,7 +13,7 @@ import ssdd_hub
 from ssdd_hub.distill import registry
 from ssdd_hub.distill.methods.krr_st import KrrSt, KrrStSettings
 from ssdd_hub.distill.methods.registry import METHODS, build_method, list_methods
-from ssdd_hub.distill.parameterisations.registry import build_parameterisation, list_parameterisations
+from ssdd_hub.distill.parameterisations.registry import build_parameterisation
 from ssdd_hub.distill.pool import PoolSettings
 from ssdd_hub.errors import InputError
 
@@ -41,8 +41,7 @@ def problem(accelerator):
 
 
 def test_the_root_lists_both():
-    assert ssdd_hub.list_methods() == list_methods() and "krr_st" in list_methods()
-    assert ssdd_hub.list_parameterisations() == list_parameterisations() and "pixels" in list_parameterisations()
+    assert "krr_st" in ssdd_hub.list_methods() and "pixels" in ssdd_hub.list_parameterisations()
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest(offer, problem):

@@ -218,15 +218,6 @@ def test_poolings_stop_at_one_pixel(size, pools):
     assert net.eval()(make_images(1, size=size)).shape == (1, 3)
 
 
-def test_batch_norm_of_one_pixel_needs_two_images():
-    images = make_images(2, size=32)
-    assert torch.isfinite(PlainNet(VGG11, [2] * 8).train()(images[:1])).all()
-    small = PlainNet(VGG11, [2] * 8, image_size=16).train()
-    assert torch.isfinite(small(images[:, :, :16, :16])).all()
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        small(images[:1, :, :16, :16])
-
-
 def test_every_wrong_argument_is_reported():
     with pytest.raises(SettingsError) as raised:
         create("ssdd_alexnet", 0, widths=[4, 0, 4], norm="layer")
@@ -328,15 +319,3 @@ def test_a_stem_padded_by_two_enlarges_the_maps(name, blocks):
         stage = (net.layer1, net.layer2, net.layer3, net.layer4)[number]
         maps = stage(maps)
         assert len(stage) == blocks and maps.shape == (1, 64 << number, side, side)
-
-
-@pytest.mark.parametrize("name", ["ssdd_resnet10", "ssdd_resnet18"])
-def test_the_last_norm_of_a_block_starts_at_zero_unless_told_otherwise(name):
-    images = make_images().relu()
-    for args, weight in (({}, 0), ({"zero_init_last": True}, 0), ({"zero_init_last": False}, 1)):
-        net = create(name, targets=0, channels=(4, 4, 4, 4), stem_padding=2, **args)
-        blocks = [block for stage in (net.layer1, net.layer2, net.layer3, net.layer4) for block in stage]
-        assert all((block.bn2.weight == weight).all() for block in blocks)
-        maps = images[:, :1].expand(-1, 4, -1, -1)
-        # So the block is the identity, to begin with, on maps that are not negative.
-        assert torch.equal(net.layer1(maps), maps) is (weight == 0)

@@ -73,12 +73,6 @@ def test_odd_sizes_are_rounded_down():
     assert ConvNet((4, 5), image_size=15, num_targets=2)(make_images(size=15)).shape == (3, 2)
 
 
-def test_without_targets_the_head_is_left_out():
-    net, images = ConvNet((4,), "none", 3, 8, 0), make_images(size=8)
-    assert torch.equal(net(images), net.features(images))
-    assert count_parameters(net.head) == 0
-
-
 def test_every_wrong_argument_is_reported():
     with pytest.raises(SettingsError) as raised:
         ConvNet((8, 0, 4), "layer", image_size=7)

@@ -198,22 +198,9 @@ def inner_step(network, optimizer, images, targets):
 
 
 def distil(network, images, targets, batches, *, steps, lr_images, lr_targets, final_lr, ridge, inner_steps=1):
-    """Runs the first outer steps with one student of no renewal; yields what each leaves.
+    """Runs an outer step per batch with one student, changed in place and never renewed, of `steps` of a linear decay.
 
-    Args:
-        network: Changed in place.
-        images: `(M, C, H, W)`.
-        targets: `(M, D)`.
-        batches: The real images and targets of each step that is run.
-        steps: The steps over which the learning rates decay.
-        lr_images: First learning rate.
-        lr_targets: First learning rate.
-        final_lr: Share of it that the decay ends at.
-        ridge: Relative to the trace.
-        inner_steps: Inner steps after each outer step.
-
-    Yields:
-        Loss, inner loss, images, targets.
+    Yields loss, inner loss, images and targets of each.
     """
     of_images, of_targets, of_student = AdamW(images.shape), AdamW(targets.shape), SGD()
     for step, (real_images, real_targets) in enumerate(batches):
