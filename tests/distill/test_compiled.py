@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
-from ssdd_hub.distill.engine.compiled import Compiled, SharedForward
+from ssdd_hub.distill.engine.compiled import Compiled, SharedForward, weights_of
 from ssdd_hub.distill.engine.folded import FoldedFeatures
 from ssdd_hub.models.convnet import ConvNet
 
@@ -64,10 +64,10 @@ def students():
 def test_compiled_training_is_training():
     """Outputs, gradients and batch statistics, of students that the function was not compiled with."""
     (first, second), images = students()
-    forward = SharedForward(first.train(), compiled=True)
+    forward = SharedForward(copy.deepcopy(first).train(), compiled=True)
     for student in (first, second):
         twin = copy.deepcopy(student)
-        forward(student, images).square().sum().backward()
+        forward(weights_of(student), images).square().sum().backward()
         twin(images).square().sum().backward()
         for ours, theirs in zip(student.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-11)

@@ -116,7 +116,7 @@ def test_features_of_frozen_students_are_the_same(narrow):
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     student, other = (ConvNet((4, 6), "batch", 3, 16, 5).double() for _ in range(2))
     frozen = FoldedFeatures(student, winograd=True)
-    assert [type(layer) for layer in frozen._reader.modules()].count(FrozenConvolution) == 2
+    assert [type(layer) for layer in frozen.template.modules()].count(FrozenConvolution) == 2
     for module in (student, other):
         module.train()(images)
         torch.testing.assert_close(frozen(frozen.weights(module), images), module.eval().features(images))

@@ -74,11 +74,7 @@ class CachedBatches(RealBatches):
 
 @dataclass(kw_only=True)
 class ViewBatches(RealBatches):
-    """One of `K` fixed augmented views of each image, drawn anew for every batch, with stored targets.
-
-    Attributes:
-        targets: `(N, D)` for each of the views that `fixed_views` gives for `seed`.
-    """
+    """One of the `K` views of each image that `fixed_views` gives, drawn for every batch; targets `(N, D)` of each."""
 
     targets: Sequence[Targets | Tensor]
 
@@ -104,12 +100,7 @@ class ViewBatches(RealBatches):
 
 @dataclass(kw_only=True)
 class AugmentedBatches(RealBatches):
-    """Freshly cropped and flipped images, and the teacher run on just these, as in KRR-ST's released code.
-
-    Attributes:
-        teacher: On `device`.
-        transform: Makes targets of its features.
-    """
+    """Freshly cropped and flipped images, and the teacher, on `device`, run on just these, as in KRR-ST's code."""
 
     teacher: Teacher
     transform: TargetTransform
@@ -152,8 +143,8 @@ def build_batches(
         source: The source images.
         cache: The teacher and its features.
         targets: Targets of the unaugmented images, `(N, D)`; their transform serves for views too.
-        pixel_space: The space in which students see real images.
-        batch_size: Images `B` of a batch, over all processes.
+        pixel_space: Like the next two, of `RealBatches`.
+        batch_size: `B`.
         seed: Seed of the run.
         augment: Crop and flip.
         views: `K` fixed crops and flips of each image; 0 for fresh ones in every batch, with the teacher run on them.

@@ -97,9 +97,6 @@ class Distiller:
         accelerator: Device, processes and mixed precision.
 
     Attributes:
-        parameterisation: Likewise.
-        method: Likewise.
-        engine: That of the method.
         optimizer: AdamW.
         outer_step: Outer steps done.
     """

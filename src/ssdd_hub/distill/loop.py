@@ -13,18 +13,9 @@ from ssdd_hub.runs.folder import RunFolder, RunSettings
 
 
 def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress: bool = True) -> float:
-    """Runs a distillation to its last outer step, from the newest checkpoint on.
+    """Runs a fresh distiller to its last outer step, from the newest checkpoint on; returns the seconds of all starts.
 
     On the CPU, images, targets and log are byte for byte those of an unbroken run.
-
-    Args:
-        distiller: Freshly built.
-        run: Log and checkpoints.
-        settings: How often to log and to keep state.
-        progress: Show progress bars.
-
-    Returns:
-        Seconds that the distillation has taken, those before an interruption included.
 
     Raises:
         InputError: The distillation diverges.

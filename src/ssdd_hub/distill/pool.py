@@ -45,14 +45,7 @@ class PoolSettings(Settings, section="pool"):
 
 @dataclass
 class PooledStudent:
-    """One slot of the pool.
-
-    Attributes:
-        module: The student.
-        optimizer: Its SGD.
-        age: Inner steps that the algorithm counts for this slot.
-        generation: How many students the slot has had before this one.
-    """
+    """One slot of the pool: a student, its SGD, its age in inner steps, and the number of students before it."""
 
     module: nn.Module
     optimizer: torch.optim.SGD
@@ -118,15 +111,9 @@ class StudentPool:
         return self.students[slot].module
 
     def advance(self, slot: int, images: Tensor, targets: Tensor) -> Tensor | None:
-        """Ages a slot by one: an inner step on the new set, and renewal at `max_age`.
+        """Ages a slot by one: an inner step on the new set, without a graph, and renewal at `max_age`.
 
-        Args:
-            slot: The drawn slot.
-            images: `(M, C, H, W)`, without a graph.
-            targets: `(M, D)`, without a graph.
-
-        Returns:
-            The inner loss before the step, a scalar; None when `never-train` replaced the student instead.
+        Returns the inner loss before the step, a scalar; None when `never-train` replaced the student instead.
         """
         student, settings = self.students[slot], self.settings
         if settings.renewal == "never-train" and student.age >= settings.max_age:
@@ -183,13 +170,9 @@ def regression_step(
     pairs: Pairs,
     forward: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__,
 ) -> Tensor:
-    """Takes one step of a student on the mean squared error of its head; returns the loss before it, a scalar.
+    """Takes one step, in train mode, on the mean squared error of a student's head; returns the loss before it.
 
-    Args:
-        student: It is put in train mode.
-        optimizer: Of its parameters.
-        pairs: Images and targets, in one batch.
-        forward: Maps a student and images to its outputs `(n, D)`; an engine has one that is quicker.
+    `forward` maps a student and images to its outputs `(n, D)`; an engine has one that is quicker.
     """
     student.train()
     outputs = forward(student, pairs.images)

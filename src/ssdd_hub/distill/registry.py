@@ -58,13 +58,7 @@ Kind = TypeVar("Kind", bound=Named)
 
 
 class Registry(Generic[Kind]):
-    """Subclasses of one class by name, also those that other packages offer by entry points (name to class).
-
-    Args:
-        noun: What they are, for messages.
-        base: Their base class.
-        group: The group of entry points.
-        ours: Those of this package.
+    """Subclasses of `base` by name, called `noun` in messages; packages offer more as entry points of `group`.
 
     Attributes:
         known: Those of this package by name; a script may add its own.
@@ -91,12 +85,7 @@ class Registry(Generic[Kind]):
         raise InputError(f"{self.noun} {name!r} is unknown: {_nearest(name, self.names())}")
 
     def settings(self, name: str, args: Mapping[str, Any], shared: Mapping[str, Any]) -> Any:
-        """Returns the settings of a class.
-
-        Args:
-            name: One of `names()`.
-            args: Its own settings; those that are dataclasses as mappings.
-            shared: Settings that several classes may have, such as `ridge`; used where it has a field of the name.
+        """Returns the settings of a class, of `args` and, where it has a field of the name, of `shared`.
 
         Raises:
             InputError: The name or a setting is unknown, or a value is out of range.

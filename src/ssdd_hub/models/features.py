@@ -136,14 +136,9 @@ def read_pixel_space(
     std: Sequence[float] | None,
     channels: int | None,
 ) -> PixelSpace:
-    """Returns the space of a model's images: the given one, else the stated one.
+    """Returns the pixel space of a model: of mean and std per channel where given, else of timm's data config.
 
-    Args:
-        name: The teacher's, for messages.
-        config: Of timm's `resolve_model_data_config`, which states three channels even of a model built for one.
-        mean: Given mean per channel.
-        std: Given standard deviation per channel.
-        channels: The channels for which the model was built, where they were given.
+    That states three channels even of a model built for another number, `channels`, where this was given.
 
     Raises:
         InputError: Mean and std do not fit each other, or what is stated does not fit the channels.
@@ -169,17 +164,13 @@ def input_args(name: str, in_chans: int, image_size: int) -> dict[str, int]:
 
 
 def create_backbone(name: str, *, pretrained: bool, input_size: int | None = None, **model_args: Any) -> nn.Module:
-    """Calls `timm.create_model` without a classifier, with one clear error for all that can go wrong.
+    """Calls `stored_models.create_model` without a classifier, with one clear error for all that can go wrong.
 
-    Args:
-        name: A timm name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
-        pretrained: Load the weights that the name stands for.
-        input_size: Height and width for a model that is built for one size; others take any.
-        **model_args: Further arguments of `timm.create_model`, except `OTHER_WEIGHTS`.
+    `input_size` is the height and width for a model that is built for one size.
 
     Raises:
-        InputError: timm does not know the name, an argument does not fit, the weights cannot be loaded, or what is
-            stored under the name does not pass `stored_models`.
+        InputError: timm does not know the name, an argument does not fit or is one of `OTHER_WEIGHTS`, the weights
+            cannot be loaded, or what is stored under the name does not pass `stored_models`.
     """
     others = ", ".join(argument for argument in OTHER_WEIGHTS if argument in model_args)
     if others:

@@ -80,12 +80,7 @@ def fit_student(
 ) -> nn.Module:
     """Pre-trains a student by SGD on the mean squared error of its head to the targets; returns it in eval mode.
 
-    Args:
-        student: Freshly built, on the device of the pairs.
-        pairs: Images, in the student's pixel space, and targets.
-        settings: See `UseSettings`.
-        seed: Seed of the order of the images and of their augmentation.
-        progress: Show a progress bar.
+    The student is fresh and on the device of the pairs; the seed decides the order and the augmentation of images.
 
     Raises:
         InputError: `augment` is `views`, and the pairs hold none.

@@ -90,9 +90,9 @@ def create_model(
 
     Args:
         name: A timm name, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME` with an optional `@REVISION`.
-        pretrained: Load the weights that the name stands for.
+        pretrained: Load the stored weights.
         args: Arguments of the network.
-        num_classes: Outputs of its classifier; None for what the name stands for.
+        num_classes: Outputs of its classifier; None for the stored number.
         most_parameters: Limit of its parameters; a stored model may also not have more than its weights have bytes.
 
     Raises:

@@ -25,13 +25,10 @@ class PlainNet(StudentNetwork):
     Args:
         layout: Of each convolution, its kernel (odd; the size is kept) and whether pooling follows it.
         widths: Output channels of each convolution.
-        norm: As for `ConvNet`, like the following; `"batch"` in the released code.
+        norm: As for `ConvNet`, like the other arguments; `"batch"` in the released code.
         in_chans: Input channels.
-        image_size: Height and width of the images, at least 1; pooling an odd size drops the last row and column.
+        image_size: At least 1; pooling an odd size drops the last row and column.
         num_targets: Outputs `D` of the head.
-
-    Raises:
-        SettingsError: An argument is out of range; all of them are named.
     """
 
     def __init__(

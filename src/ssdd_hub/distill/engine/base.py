@@ -68,22 +68,15 @@ class Engine(Protocol):
         """Returns features `(n, F)` in eval mode, differentiable in the images `(n, C, H, W)`; weights are fixed."""
 
     def krr_gradients(self, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float) -> tuple[Tensor, ...]:
-        """Returns the loss of `krr.Regression` on a student's features, and its gradients in images and targets.
+        """Returns the loss of `krr.Regression` on the features of a set and of real images, and its gradients.
 
-        Args:
-            student: As above.
-            pairs: The set.
-            real: Real images and their targets.
-            ridge: Regularisation relative to the trace of the kernel.
+        The gradients are those in images and targets of the set; `ridge` is relative to the trace of the kernel.
         """
 
     def regression_step(self, student: nn.Module, optimizer: torch.optim.Optimizer, pairs: Pairs) -> Tensor:
         """Takes one step of a student on the mean squared error of its head; returns the loss before it.
 
-        Args:
-            student: As above.
-            optimizer: Of its parameters, always the same one, with constant settings.
-            pairs: What it learns, in one batch.
+        The pairs are one batch; a student always has the same optimiser, with constant settings.
         """
 
     def forget(self) -> None:

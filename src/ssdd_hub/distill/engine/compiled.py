@@ -1,8 +1,7 @@
 """Functions compiled by torch.compile where that is possible, and uncompiled where it is not."""
 
-import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -10,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ssdd_hub.distill.engine.gpu_layers import quicken
-from ssdd_hub.distill.engine.winograd import train_by_winograd
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+Weights = Mapping[str, Tensor]
 _LOG = logging.getLogger(__name__)
 # On a GPU, cheap results are recomputed from maps that are in memory anyway rather than written and read. By default
 # that ends at a few reads or some dozen operations, which the gradient of a batch norm exceeds. On the CPU, where
@@ -51,27 +50,28 @@ class Compiled(Generic[Arguments, Result]):
 
 
 class SharedForward:
-    """The forward pass of all modules of one architecture and mode, compiled once, with weights as arguments.
+    """The forward pass of all modules of one architecture and mode as a function of their weights, compiled once.
 
     Args:
-        module: One of them; it is copied.
+        template: A copy of one of them, which may be changed.
         compiled: Whether to compile the forward and the backward pass.
-        winograd: Whether to compute wide 3x3 convolutions by Winograd's algorithm.
     """
 
-    def __init__(self, module: nn.Module, compiled: bool, winograd: bool = False) -> None:
-        self._template = copy.deepcopy(module)
-        if winograd:
-            train_by_winograd(self._template)
-        gpu = any(parameter.is_cuda for parameter in module.parameters())
-        if compiled and gpu:
-            quicken(self._template)
-        self._call = Compiled(self._forward, gpu) if compiled else self._forward
+    def __init__(self, template: nn.Module, compiled: bool) -> None:
+        gpu = any(parameter.is_cuda for parameter in template.parameters())
+        self.template = quicken(template) if compiled and gpu else template
+        self._call = Compiled(self.plain, gpu) if compiled else self.plain
 
-    def __call__(self, module: nn.Module, images: Tensor) -> Tensor:
-        """Returns `module(images)`, with its gradients and its changes of buffers."""
-        return self._call({**dict(module.named_parameters()), **dict(module.named_buffers())}, images)
+    def __call__(self, weights: Weights, images: Tensor) -> Tensor:
+        """Returns the outputs, with gradients in weights and images, and changes of buffers."""
+        return self._call(weights, images)
 
-    def _forward(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(self._template, state, (images,))
+    def plain(self, weights: Weights, images: Tensor) -> Tensor:
+        """Does the same uncompiled."""
+        outputs: Tensor = functional_call(self.template, dict(weights), (images,))
         return outputs
+
+
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Returns parameters and buffers by name, not detached."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

@@ -23,9 +23,6 @@ class CannotRecord(RuntimeError):
 class Recorded(Generic[Results]):
     """A recorded function, which reads and writes the same tensors each time: what is to be kept must be copied.
 
-    Args:
-        function: Takes nothing; reads and writes tensors at fixed addresses. It is called a few times.
-
     Raises:
         CannotRecord: It waits for the GPU, or does something else that cannot be recorded.
         RuntimeError: The memory is full.

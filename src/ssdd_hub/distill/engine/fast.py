@@ -1,5 +1,6 @@
 """The engine of ordinary runs: folded batch norm, Winograd, torch.compile, CUDA graphs, micro-batches."""
 
+import copy
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,15 +15,15 @@ from torch import Tensor, nn
 
 from ssdd_hub.distill.batches import Batches
 from ssdd_hub.distill.engine.base import Engine, EngineSettings
-from ssdd_hub.distill.engine.compiled import SharedForward
+from ssdd_hub.distill.engine.compiled import SharedForward, Weights, weights_of
 from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, SideStream, copy_all
-from ssdd_hub.distill.engine.folded import FoldedFeatures, Weights
+from ssdd_hub.distill.engine.folded import FoldedFeatures
 from ssdd_hub.distill.engine.krr_gradients import gradients_by_parts
 from ssdd_hub.distill.engine.memory import CPU_PART, Parts, plan_parts
 from ssdd_hub.distill.engine.prefetch import Ahead
 from ssdd_hub.distill.engine.stage import Stage, Step
 from ssdd_hub.distill.engine.timing import Stopwatch
-from ssdd_hub.distill.engine.winograd import pays
+from ssdd_hub.distill.engine.winograd import pays, train_by_winograd
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.pool import regression_step
 
@@ -36,8 +37,13 @@ class _Architecture:
         self.folded = FoldedFeatures(student, compiled, winograd)
         self.forward: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__
         if compiled or winograd:
-            self.forward = SharedForward(student.train(), compiled, winograd)
+            template = copy.deepcopy(student).train()
+            self._shared = SharedForward(train_by_winograd(template) if winograd else template, compiled)
+            self.forward = self._train
         self.stage = None if step is None else Stage(student, step)
+
+    def _train(self, student: nn.Module, images: Tensor) -> Tensor:
+        return self._shared(weights_of(student), images)
 
 
 class FastEngine(Engine):

@@ -4,30 +4,20 @@ One function serves all students of a pool and takes their weights as arguments,
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ssdd_hub.distill.engine.compiled import Compiled
-from ssdd_hub.distill.engine.gpu_layers import quicken
+from ssdd_hub.distill.engine.compiled import SharedForward, Weights, weights_of
 from ssdd_hub.distill.engine.winograd import FrozenConvolution, suits, transform
 from ssdd_hub.models.features import pre_logits
 
-Weights = Mapping[str, Tensor]
 
-
-class FoldedFeatures:
-    """The features of any student of one architecture, in eval mode.
-
-    Args:
-        student: One of them; it is copied.
-        compiled: Whether to compile the forward and the backward pass.
-        winograd: Whether to compute wide 3x3 convolutions by Winograd's algorithm.
-    """
+class FoldedFeatures(SharedForward):
+    """The features `(n, F)` of all students of one architecture in eval mode; one of them is copied."""
 
     def __init__(self, student: nn.Module, compiled: bool = False, winograd: bool = False) -> None:
         self._folds = list(_foldable(student))
@@ -39,15 +29,13 @@ class FoldedFeatures:
         self._transformed = [name for name, layer in model.named_modules() if winograd and suits(layer)]
         for name in self._transformed:
             model.set_submodule(name, FrozenConvolution(cast(nn.Conv2d, model.get_submodule(name))))
-        gpu = any(parameter.is_cuda for parameter in model.parameters())
-        self._reader = FeatureReader(quicken(model) if compiled and gpu else model)
-        self._names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-        self._call = Compiled(self.plain, gpu) if compiled else self.plain
+        self._names = weights_of(model).keys()
+        super().__init__(FeatureReader(model), compiled)
 
     @torch.no_grad()
     def weights(self, student: nn.Module) -> Weights:
         """Returns the present weights of a student in the form that the call takes, without a graph."""
-        own = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+        own = weights_of(student)
         for convolution, norm in self._folds:
             own[f"{convolution}.weight"], own[f"{convolution}.bias"] = fold_batch_norm(
                 cast(nn.Conv2d, student.get_submodule(convolution)), cast(nn.BatchNorm2d, student.get_submodule(norm))
@@ -56,15 +44,6 @@ class FoldedFeatures:
         for name in self._transformed:
             own[f"{name}.weight"], own[f"{name}.adjoint"] = transform(own[f"{name}.weight"])
         return {f"model.{name}": own[name].detach() for name in self._names}
-
-    def __call__(self, weights: Weights, images: Tensor) -> Tensor:
-        """Maps images `(n, C, H, W)` to features `(n, F)`; differentiable in the images alone."""
-        return self._call(weights, images)
-
-    def plain(self, weights: Weights, images: Tensor) -> Tensor:
-        """Does the same uncompiled."""
-        features: Tensor = functional_call(self._reader, dict(weights), (images,))
-        return features
 
 
 class FeatureReader(nn.Module):

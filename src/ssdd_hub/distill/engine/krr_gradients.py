@@ -25,17 +25,9 @@ def gradients_by_parts(
     watch: Stopwatch,
     side: SideStream,
 ) -> tuple[Tensor, ...]:
-    """Returns the loss and its gradients in images and targets.
+    """Returns the loss of `Engine.krr_gradients` and its gradients, with the kernel in a type `dtype`.
 
-    Args:
-        features: Student features `(n, F)` of images; in eval mode, so that no image sees another.
-        pairs: The set.
-        real: Real images and their targets.
-        ridge: Regularisation relative to the trace of the kernel.
-        parts: How images pass the student.
-        dtype: Type in which the kernel is built and solved.
-        watch: Seconds of each part.
-        side: Computes the features of real images.
+    `features` maps images to student features `(n, F)` in eval mode, where no image depends on another.
     """
     images = [part.requires_grad_() for part in parts.split(pairs.images.detach())]
     targets = pairs.targets.detach().requires_grad_()

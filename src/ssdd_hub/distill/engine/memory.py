@@ -14,12 +14,7 @@ SHARE = 0.5  # of the free memory, where no budget is given
 
 @dataclass(frozen=True)
 class Parts:
-    """How a batch passes a student.
-
-    Attributes:
-        size: Images at a time, at most.
-        recompute: Whether activations are computed again in the backward pass rather than kept.
-    """
+    """How a batch passes a student: `size` images at a time at most, with activations kept or recomputed."""
 
     size: int
     recompute: bool
@@ -42,14 +37,10 @@ def plan_parts(
     budget: int | None = None,
     real: int = 0,
 ) -> Parts:
-    """Plans how distilled images pass a student, so that the activations that are kept fit a budget.
+    """Plans how images `(M, C, H, W)` pass a student, so that the activations that are kept fit a budget in bytes.
 
-    Args:
-        forward: Maps images to features; it is called with one and with two images.
-        images: All of them, `(M, C, H, W)`.
-        size: Images at a time; None for `CPU_PART` on the CPU, and for as many as the budget allows elsewhere.
-        budget: Bytes for activations; None for half of the free memory.
-        real: Number of real images, which pass the student too, and of which no activations are kept.
+    `size` images at a time: None for `CPU_PART` on the CPU, and for as many as the budget allows elsewhere, where also
+    `real` images pass, of which no activations are kept. A budget of None is half of the free memory.
     """
     budget = int(free_memory(images.device) * SHARE) if budget is None else budget
     # Two images less one: weights, which count once, cancel.

@@ -7,12 +7,7 @@ from ssdd_hub.distill.batches import Batches
 
 
 class Ahead:
-    """Batches of which the next one is prepared on a GPU while the present step is computed.
-
-    Args:
-        batches: The batches; each is a function of its step alone.
-        steps: Steps of the run; no batch after the last is prepared.
-    """
+    """Batches of a run of `steps`, of which the next one is prepared while the present step is computed."""
 
     def __init__(self, batches: Batches, steps: int) -> None:
         self._batches, self._steps = batches, steps

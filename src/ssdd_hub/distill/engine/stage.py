@@ -7,6 +7,7 @@ import copy
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,6 +17,7 @@ from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, copy_all
 from ssdd_hub.distill.pairs import Pairs
 
 _LOG = logging.getLogger(__name__)
+Owner = TypeVar("Owner", nn.Module, torch.optim.SGD)
 Step = Callable[[nn.Module, torch.optim.Optimizer, Pairs], Tensor]
 
 
@@ -37,20 +39,19 @@ class Stage:
     def forget(self) -> None:
         """Forgets also the memory of students, which may have got other tensors."""
         self.leave()
-        self._packed: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
-        self._packed_momenta: WeakKeyDictionary[torch.optim.SGD, list[Tensor]] = WeakKeyDictionary()
+        self._packed: WeakKeyDictionary[Any, list[Tensor]] = WeakKeyDictionary()
 
     def show(self, student: nn.Module) -> nn.Module:
         """Copies a student in; returns the copy, always the same module."""
         if student is not self._shown[0]:
-            copy_all(self._weights, self._pack(student))
+            copy_all(self._weights, self._pack(student, _tensors))
             self._shown = (student, None)
         return self.student
 
     def step(self, student: nn.Module, optimizer: torch.optim.SGD, pairs: Pairs) -> Tensor:
         """Takes a step with the copy, and copies the new state back to the student; returns the loss."""
         self.show(student)
-        weights, momenta = self._pack(student), self._pack_momenta(optimizer)
+        weights, momenta = self._pack(student, _tensors), self._pack(optimizer, _momenta)
         recorded = self._recorded
         if recorded is None:
             recorded = self._recorded = self._record(optimizer, pairs)
@@ -67,7 +68,7 @@ class Stage:
 
     def _record(self, optimizer: torch.optim.SGD, pairs: Pairs) -> Callable[[], Tensor]:
         own = torch.optim.SGD(self.student.parameters(), **optimizer.defaults)
-        self._momenta = _pack_momenta(own)
+        self._momenta = pack(_momenta(own))
         self._inputs = Pairs(*(part.clone() for part in pairs))
         step = partial(self._step, self.student, own, self._inputs)
         try:
@@ -77,23 +78,19 @@ class Stage:
             _LOG.warning("%s; students are trained launch by launch", error)
             return step
 
-    def _pack(self, student: nn.Module) -> list[Tensor]:
-        if student not in self._packed:
-            self._packed[student] = pack(_tensors(student))
-        return self._packed[student]
-
-    def _pack_momenta(self, optimizer: torch.optim.SGD) -> list[Tensor]:
-        if optimizer not in self._packed_momenta:
-            self._packed_momenta[optimizer] = _pack_momenta(optimizer)
-        return self._packed_momenta[optimizer]
+    def _pack(self, owner: Owner, tensors: Callable[[Owner], list[Tensor]]) -> list[Tensor]:
+        """Returns the memory blocks of a student or of its optimiser."""
+        if owner not in self._packed:
+            self._packed[owner] = pack(tensors(owner))
+        return self._packed[owner]
 
 
 def _tensors(student: nn.Module) -> list[Tensor]:
     return [*student.parameters(), *student.buffers()]
 
 
-def _pack_momenta(optimizer: torch.optim.SGD) -> list[Tensor]:
-    """Moves all momenta into few blocks of memory; momenta of steps to come start at zero."""
+def _momenta(optimizer: torch.optim.SGD) -> list[Tensor]:
+    """Returns all momenta; before the first step they start at zero."""
     if not optimizer.defaults["momentum"]:
         return []
     states = []
@@ -102,4 +99,4 @@ def _pack_momenta(optimizer: torch.optim.SGD) -> list[Tensor]:
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         states.append(state["momentum_buffer"])
-    return pack(states)
+    return states

@@ -12,9 +12,7 @@ PARTS = ("data", "teacher", "real features", "distilled features", "regression",
 class Stopwatch:
     """Adds up seconds by part.
 
-    Args:
-        device: A GPU, which is synchronised at the end of each part, so that its work counts where it belongs. None
-            never waits, and then only the sum over parts is right for a GPU.
+    A GPU that is given is synchronised at the end of each part; without it, only the sum over parts is right for one.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:

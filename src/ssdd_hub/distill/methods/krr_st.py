@@ -35,13 +35,7 @@ class KrrStSettings(Settings, section="method.args"):
 class KrrSt(Method):
     """Draws a student of the pool, fits the regression on the set through it, and trains the student on the new set.
 
-    Args:
-        settings: See `KrrStSettings`.
-        problem: The real data and the engine.
-        pool: Existing students, which then take their steps by the problem's engine; None for new ones.
-
-    Attributes:
-        pool: The online students.
+    The students of a given pool then take their steps by the problem's engine.
     """
 
     name = "krr_st"
@@ -81,11 +75,7 @@ class KrrSt(Method):
         return found if share == 1 else tuple(part * share for part in found)
 
     def after_step(self, pairs: Pairs, step: int) -> dict[str, Any]:
-        """Trains the drawn student on the new set.
-
-        Returns:
-            `inner_loss`, None where no inner step was taken, the `student` and its `age` at the draw.
-        """
+        """Trains the drawn student on the new set; logs `inner_loss`, `student`, and `age` at the draw."""
         slot = self._draw(step)
         age = self.pool.ages[slot]
         with self.problem.engine.watch.part("inner step"):

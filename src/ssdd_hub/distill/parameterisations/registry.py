@@ -1,7 +1,4 @@
-"""Every parameterisation by name: ours, and those that packages offer as entry points.
-
-They offer subclasses of `Parameterisation` in the group `ssdd_hub.parameterisations`.
-"""
+"""Every parameterisation by name: ours, and subclasses of `Parameterisation` that packages offer as entry points."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +8,8 @@ from ssdd_hub.distill.parameterisations.base import Parameterisation
 from ssdd_hub.distill.parameterisations.pixels import Pixels
 from ssdd_hub.distill.registry import Registry
 
-PARAMETERISATIONS: Registry[Parameterisation] = Registry(
-    "parameterisation", Parameterisation, "ssdd_hub.parameterisations", Pixels
-)
+_GROUP = "ssdd_hub.parameterisations"
+PARAMETERISATIONS: Registry[Parameterisation] = Registry("parameterisation", Parameterisation, _GROUP, Pixels)
 
 
 def list_parameterisations() -> list[str]:
@@ -24,9 +20,5 @@ def list_parameterisations() -> list[str]:
 def build_parameterisation(
     name: str, pairs: Pairs, args: Mapping[str, Any] | None = None, shared: Mapping[str, Any] | None = None
 ) -> Parameterisation:
-    """Returns a parameterisation that starts from some pairs, on the device and in the type of what is learned.
-
-    `args` are settings of the parameterisation; of `shared`, which has `lr_images` and `lr_targets`, it takes those
-    that it knows. Errors are those of `build_method`.
-    """
+    """Returns a parameterisation that starts from pairs on its device and in its type; see `build_method`."""
     return PARAMETERISATIONS.find(name).start(pairs, PARAMETERISATIONS.settings(name, args or {}, shared or {}))
