@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.engine import memory
 from ssdd_hub.distill.engine.memory import Parts
-from ssdd_hub.distill.krr import Regression, outer_loss
+from ssdd_hub.distill.krr import Regression
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.models.convnet import ConvNet
@@ -53,21 +53,6 @@ def run(distiller, steps):
     return [distiller.step()["loss"].item() for _ in range(steps)]
 
 
-def test_the_logged_loss_is_the_outer_loss_of_the_drawn_student_in_eval_mode():
-    distiller = build_distiller()
-    student = distiller.pool.students[distiller.pool.draw(0)].module.eval()
-    images, targets = real_batch(0)
-    expected = outer_loss(student.features(distiller.images), distiller.targets, student.features(images), targets)
-    statistics = student.blocks[0][1].running_mean.clone()
-    _, *gradients = distiller.method.gradients(distiller.parameterisation().detached(), 0)
-    assert torch.equal(statistics, student.blocks[0][1].running_mean)
-    assert all(parameter.grad is None for parameter in student.parameters())
-    by_autograd = torch.autograd.grad(expected, [distiller.images, distiller.targets])
-    for ours, theirs in zip(gradients, by_autograd, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
-    assert distiller.step()["loss"].item() == pytest.approx(expected.item(), rel=1e-12)
-
-
 def test_krr_st_on_pixels_is_built_from_its_parts_by_name_too():
     ours = build_distiller()
     parts = {"pool": build_distiller().pool, "batches": real_batch, "settings": ours.settings}
@@ -76,16 +61,6 @@ def test_krr_st_on_pixels_is_built_from_its_parts_by_name_too():
     again = Distiller(theirs.parameterisation, theirs.method, settings=theirs.settings, accelerator=theirs.accelerator)
     assert run(ours, 3) == run(again, 3)
     assert torch.equal(ours.images, theirs.images)
-
-
-@pytest.mark.parametrize("micro_batch", [1, 4, 5, None])
-@pytest.mark.parametrize("recompute", [True, False])
-def test_micro_batches_change_nothing_but_rounding(micro_batch, recompute):
-    budget = 1e-9 if recompute else None
-    whole, parts = build_distiller(), build_distiller(micro_batch=micro_batch, memory_budget=budget)
-    torch.testing.assert_close(run(whole, 6), run(parts, 6), rtol=1e-9, atol=0)
-    torch.testing.assert_close(whole.images, parts.images, rtol=1e-9, atol=1e-11)
-    assert (whole.parts.recompute, parts.parts.recompute) == (False, recompute)
 
 
 def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(caplog):

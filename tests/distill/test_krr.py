@@ -180,8 +180,11 @@ def test_the_image_gradient_of_the_witness_is_that_of_finite_differences():
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"ridge": 1e-6, "inner_steps": 2}, {"micro_batch": 2}, {"lr_images": 0.1, "lr_targets": 0.0}],
-    ids=["plain", "two inner steps", "micro-batches", "fixed targets"],
+    [
+        *({}, {"ridge": 1e-6, "inner_steps": 2}, {"lr_images": 0.1, "lr_targets": 0.0}, {"micro_batch": 2}),
+        {"micro_batch": 2, "memory_budget": 1e-9},
+    ],
+    ids=["plain", "two inner steps", "fixed targets", "micro-batches", "recomputed"],
 )
 def test_every_step_of_a_distillation_is_that_of_the_witness(settings):
     settings = {"lr_images": 0.02, "lr_targets": 0.01, "ridge": 1e-3, "inner_steps": 1, "final_lr": 0.1, **settings}
@@ -196,7 +199,7 @@ def test_every_step_of_a_distillation_is_that_of_the_witness(settings):
         DistillerSettings(num_images=M, steps=4, batch_size=B, precision="float64", **settings),
         Accelerator(cpu=True),
     )
-    settings.pop("micro_batch", None)
+    recomputed = bool(settings.pop("micro_batch", None) and settings.pop("memory_budget", None))
     begun = copy.deepcopy(network)
     expected = witness.distil(network, images, targets, batches, steps=4, **settings)
     for loss, inner_loss, new_images, new_targets in expected:
@@ -205,7 +208,7 @@ def test_every_step_of_a_distillation_is_that_of_the_witness(settings):
         assert record["inner_loss"].item() == pytest.approx(inner_loss, rel=1e-9)
         assert relative_error(distiller.images.detach(), new_images) <= 1e-9
         assert relative_error(distiller.targets.detach(), new_targets) <= 1e-9
-    assert distiller.outer_step == STEPS
+    assert distiller.outer_step == STEPS and distiller.parts.recompute is recomputed
     after = to_network(student)
     for ours, theirs, before in zip(after["blocks"], network["blocks"], begun["blocks"], strict=True):
         for name in ("weight", "gain", "shift", "mean", "var"):

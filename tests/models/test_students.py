@@ -31,23 +31,6 @@ def test_the_state_is_in_layer_order():
     assert list(state)[-2:] == ["head.weight", "head.bias"]
 
 
-@pytest.mark.parametrize(("norm", "entries"), [("instance", 4), ("none", 2)])
-def test_other_norms_have_no_buffers(norm, entries):
-    net = ConvNet((4, 5), norm, 3, 8, 7)
-    assert len(net.state_dict()) == 2 * entries + 2
-    assert list(net.buffers()) == []
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("train", [True, False])
-def test_forward_is_the_head_of_the_features(norm, train):
-    net, images = ConvNet((4, 5), norm, 3, 16, 7).train(train), make_images()
-    assert net.features(images).shape == (3, 80)
-    torch.testing.assert_close(net(images), net.head(net.features(images)))
-    assert torch.equal(net.eval().features(images), pre_logits(net, images))
-    assert net.forward_features(images).shape == (3, 5, 4, 4)
-
-
 def test_instance_norm_is_over_the_pixels_of_each_map():
     net, images = ConvNet((4,), "instance", 3, 8, 7), make_images(size=8) * 5 + 3
     torch.nn.init.constant_(net.blocks[0][1].weight, 2.0)
@@ -58,14 +41,6 @@ def test_instance_norm_is_over_the_pixels_of_each_map():
     torch.testing.assert_close(net.blocks[0][1](maps), expected, rtol=1e-4, atol=1e-4)
     # An image does not see the others, in train mode either.
     torch.testing.assert_close(net.train().features(images)[:1], net.features(images[:1]))
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_smallest_images_leave_one_pixel(norm, count):
-    net, images = ConvNet((4, 5, 6), norm, 1, 8, 2).train(), make_images(count, 1, 8)
-    assert net.num_features == 6
-    assert torch.isfinite(net(images)).all()
 
 
 def test_odd_sizes_are_rounded_down():
@@ -89,7 +64,7 @@ def test_every_wrong_argument_is_reported():
 # In timm
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
 def test_widths_and_norm_pass_through_timm(norm):
     net = timm.create_model("ssdd_convnet3", widths=(4, 5), norm=norm, num_classes=3, img_size=(8, 8))
     torch.manual_seed(0)
