@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -35,15 +34,16 @@ class _Architecture:
 
     def __init__(self, student: nn.Module, compiled: bool, winograd: bool, step: Step | None) -> None:
         self.folded = FoldedFeatures(student, compiled, winograd)
-        self.forward: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__
+        self._shared: SharedForward | None = None
         if compiled or winograd:
             template = copy.deepcopy(student).train()
             self._shared = SharedForward(train_by_winograd(template) if winograd else template, compiled)
-            self.forward = self._train
         self.stage = None if step is None else Stage(student, step)
 
-    def _train(self, student: nn.Module, images: Tensor) -> Tensor:
-        return self._shared(weights_of(student), images)
+    def train(self, student: nn.Module, images: Tensor) -> Tensor:
+        """Returns the outputs of a student in train mode."""
+        outputs: Tensor = student(images) if self._shared is None else self._shared(weights_of(student), images)
+        return outputs
 
 
 class FastEngine(Engine):
@@ -164,7 +164,7 @@ class FastEngine(Engine):
 
     def _forward(self, student: nn.Module, images: Tensor) -> Tensor:
         with self._accelerator.autocast():
-            return self._architecture(student).forward(student, images)
+            return self._architecture(student).train(student, images)
 
     def _architecture(self, student: nn.Module) -> _Architecture:
         found = self._known.get(student)

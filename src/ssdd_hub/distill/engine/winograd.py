@@ -75,7 +75,7 @@ class TrainedConvolution(nn.Conv2d):
     """A convolution with all gradients."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        outputs: Tensor = convolve_by(input, weight)
+        outputs: Tensor = convolve(input, *transform(weight))
         return outputs if bias is None else outputs + bias[:, None, None]
 
 
@@ -88,14 +88,15 @@ def train_by_winograd(module: nn.Module) -> nn.Module:
 
 
 def transform(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the transformed filters `(36, C, O)` of a weight `(O, C, 3, 3)`, and their adjoint `(36, O, C)`.
+    """Returns the transformed filters `(36, C, O)` of a weight `(O, C, 3, 3)`, differentiable, and the adjoint ones.
 
-    The gradient of a convolution in its input is the convolution with mirrored filters, inputs and outputs swapped.
+    The gradient of a convolution in its input is a convolution too, with the adjoint filters `(36, O, C)`: mirrored,
+    inputs and outputs swapped.
     """
     matrix = _both_axes(_TO_FILTER, weight)
     width, channels = weight.shape[:2]
     filters = matrix @ weight.permute(2, 3, 1, 0).reshape(9, -1)
-    adjoint = matrix @ weight.flip(2, 3).permute(2, 3, 0, 1).reshape(9, -1)
+    adjoint = matrix @ weight.detach().flip(2, 3).permute(2, 3, 0, 1).reshape(9, -1)
     return filters.view(36, channels, width), adjoint.view(36, width, channels)
 
 
@@ -126,65 +127,38 @@ def _shape(maps: Tensor, filters: Tensor, adjoint: Tensor) -> Tensor:
     return maps.new_empty(count, height, width, filters.shape[2]).permute(0, 3, 1, 2)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+@torch.library.custom_op("ssdd_hub::winograd_filters", mutates_args=())
+def filter_gradient(gradient: Tensor, maps: Tensor) -> Tensor:
+    """Returns the gradient in the transformed filters `(36, C, O)`, given that of the convolved maps.
 
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-    filters, adjoint = ctx.saved_tensors
-    return convolve(gradient, adjoint, filters), None, None
-
-
-convolve.register_autograd(_backward, setup_context=_keep)
-
-
-@torch.library.custom_op("ssdd_hub::winograd_trained", mutates_args=())
-def convolve_by(maps: Tensor, weight: Tensor) -> Tensor:
-    """Convolves maps with a weight `(O, C, 3, 3)`; differentiable in both."""
-    output: Tensor = convolve(maps, *transform(weight))
-    return output
-
-
-@convolve_by.register_fake
-def _trained_shape(maps: Tensor, weight: Tensor) -> Tensor:
-    count, _, height, width = maps.shape
-    return maps.new_empty(count, height, width, len(weight)).permute(0, 3, 1, 2)
-
-
-@torch.library.custom_op("ssdd_hub::winograd_gradients", mutates_args=())
-def gradients(gradient: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of `convolve_by` in maps and weight, given that of its result.
-
-    `dW = Gᵀ (Vᵀ dM) G` for the spread input `V` and the gradient of the products, `dM = A dY Aᵀ`.
+    `Vᵀ dM` for the transformed tiles `V = Bᵀ d B` and the gradient of their products, `dM = A dY Aᵀ`.
     """
-    filters, adjoint = transform(weight)
-    to_output = _both_axes(_TO_OUTPUT, maps)
-    of_filters = torch.zeros_like(filters)  # (36, C, O)
+    from_output = _both_axes(_TO_OUTPUT, maps).T
+    total = maps.new_zeros(36, maps.shape[1], gradient.shape[1])
     for images, part in zip(torch.split(maps, PART), torch.split(gradient, PART), strict=True):
         tiles = _tiles(part, TILE, before=0).reshape(TILE**2, -1)
-        products = (to_output.T @ tiles).view(36, -1, len(weight))
-        of_filters.baddbmm_(_spread(images).transpose(1, 2), products)
-    of_weight = (_both_axes(_TO_FILTER, maps).T @ of_filters.view(36, -1)).view(3, 3, weight.shape[1], len(weight))
-    of_maps: Tensor = convolve(gradient, adjoint, filters)
-    return of_maps, of_weight.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+        products = (from_output @ tiles).view(36, -1, gradient.shape[1])
+        total.baddbmm_(_spread(images).transpose(1, 2), products)
+    return total
 
 
-@gradients.register_fake
-def _gradient_shapes(gradient: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    layout = torch.channels_last
-    return torch.empty_like(maps, memory_format=layout), torch.empty_like(weight, memory_format=layout)
+@filter_gradient.register_fake
+def _filter_shape(gradient: Tensor, maps: Tensor) -> Tensor:
+    return maps.new_empty(36, maps.shape[1], gradient.shape[1])
 
 
-def _keep_all(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    maps, *filters = inputs
+    # With fixed filters the maps are not needed, which would take most of the memory.
+    ctx.save_for_backward(*filters, *([maps] if ctx.needs_input_grad[1] else []))
 
 
-def _backward_all(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    of_maps, of_weight = gradients(gradient, *ctx.saved_tensors)
-    return of_maps, of_weight
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    filters, adjoint, *maps = ctx.saved_tensors
+    return convolve(gradient, adjoint, filters), filter_gradient(gradient, *maps) if maps else None, None
 
 
-convolve_by.register_autograd(_backward_all, setup_context=_keep_all)
+convolve.register_autograd(_backward, setup_context=_save)
 
 
 def _spread(maps: Tensor) -> Tensor:
