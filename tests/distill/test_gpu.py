@@ -1,7 +1,6 @@
 """What only a GPU shows: recordings, exact products of half precision, and that the host never waits."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from accelerate.state import AcceleratorState
 from test_step_counts import cached_distiller
 
 from ssdd_hub.distill.distiller import DistillerSettings
-from ssdd_hub.distill.engine.narrow_kernel import narrow_kernel
+from ssdd_hub.distill.engine.krr_gradients import narrow_kernel
 from ssdd_hub.distill.engine.ridge_solve import solve_ridge
 from ssdd_hub.distill.krr import Regression, linear_kernel
 from ssdd_hub.distill.pool import PoolSettings
@@ -106,7 +105,7 @@ def test_the_regression_and_its_gradients_are_those_of_the_cpu(m, f):
     exact[0].requires_grad_(), exact[1].requires_grad_()
     loss = Regression(*exact[:2], 1e-3).loss(*exact[2:])
     expected = [loss, *torch.autograd.grad(loss, exact[:2])]
-    for kernel in (linear_kernel, partial(narrow_kernel, exact_in=torch.bfloat16)):
+    for kernel in (linear_kernel, narrow_kernel):
         ours = [tensor.detach().float().cuda() for tensor in exact]
         ours[0].requires_grad_(), ours[1].requires_grad_()
         loss = Regression(*ours[:2], 1e-3, solve_ridge, kernel).loss(*ours[2:])

@@ -12,14 +12,13 @@ from accelerate import Accelerator
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
-from ssdd_hub.distill.batches import Batches
+from ssdd_hub.distill.batches import Ahead, Batches
 from ssdd_hub.distill.engine.base import Engine, EngineSettings
 from ssdd_hub.distill.engine.compiled import SharedForward, Weights, weights_of
 from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, SideStream, copy_all
 from ssdd_hub.distill.engine.folded import FoldedFeatures
 from ssdd_hub.distill.engine.krr_gradients import gradients_by_parts
 from ssdd_hub.distill.engine.memory import CPU_PART, Parts, plan_parts
-from ssdd_hub.distill.engine.prefetch import Ahead
 from ssdd_hub.distill.engine.stage import Stage, Step
 from ssdd_hub.distill.engine.timing import Stopwatch
 from ssdd_hub.distill.engine.winograd import pays, train_by_winograd

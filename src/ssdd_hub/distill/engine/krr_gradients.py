@@ -1,14 +1,14 @@
 """The loss of a kernel regression on student features and its gradients, in parts that fit the memory."""
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ssdd_hub.distill.engine.cuda_graphs import SideStream
 from ssdd_hub.distill.engine.memory import Parts
-from ssdd_hub.distill.engine.narrow_kernel import narrow_kernel
 from ssdd_hub.distill.engine.ridge_solve import solve_ridge
 from ssdd_hub.distill.engine.timing import Stopwatch
 from ssdd_hub.distill.krr import Regression, linear_kernel
@@ -58,8 +58,7 @@ def _multiplies_exactly(features: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _fit(features: Tensor, targets: Tensor, ridge: float, dtype: torch.dtype) -> Regression:
-    exact = _multiplies_exactly(features, dtype)
-    kernel = partial(narrow_kernel, exact_in=torch.bfloat16) if exact else linear_kernel
+    kernel = narrow_kernel if _multiplies_exactly(features, dtype) else linear_kernel
     return Regression(features.to(dtype), targets.to(dtype), ridge, solve_ridge, kernel)
 
 
@@ -67,3 +66,42 @@ def _loss(regression: Regression, real_features: Tensor, real_targets: Tensor, d
     # The narrow kernel takes narrow features as they are.
     narrow = _multiplies_exactly(real_features, dtype) and not regression.in_feature_space
     return regression.loss(real_features if narrow else real_features.to(dtype), real_targets.to(dtype))
+
+
+def narrow_kernel(left: Tensor, right: Tensor) -> Tensor:
+    """Returns `krr.linear_kernel`, in the type of `right`, of features that bfloat16 holds exactly.
+
+    A GPU multiplies them at the rate of bfloat16. Differentiable once.
+    """
+    products: Tensor = _NarrowProducts.apply(left, None if left is right else right, right.dtype)
+    return products + 1
+
+
+class _NarrowProducts(torch.autograd.Function):
+    """`left @ right.T` of narrow factors, added up in a wide type; without `right`, `left @ left.T`."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor | None, wide: torch.dtype) -> Tensor:
+        first = left.to(torch.bfloat16)
+        second = first if right is None else right.to(torch.bfloat16)
+        ctx.factors = first, second
+        ctx.alike = right is None
+        return torch.mm(first, second.T, out_dtype=wide)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        left, right = ctx.factors
+        if ctx.alike:
+            return _wide_product(gradient + gradient.T, left), None, None
+        to_left = _wide_product(gradient, right) if ctx.needs_input_grad[0] else None
+        to_right = _wide_product(gradient.T, left) if ctx.needs_input_grad[1] else None
+        return to_left, to_right, None
+
+
+def _wide_product(wide: Tensor, narrow: Tensor) -> Tensor:
+    """Returns the product of a wide matrix, split into a sum of two narrow ones, with a narrow matrix."""
+    # Two bfloat16 hold a number to 16 bits; the large terms of a gradient cancel each other, so 8 would not do.
+    most = wide.to(narrow.dtype)
+    rest = (wide - most).to(narrow.dtype)
+    return torch.mm(torch.cat([most, rest], 1), torch.cat([narrow, narrow]), out_dtype=wide.dtype)
