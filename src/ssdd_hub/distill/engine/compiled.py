@@ -1,8 +1,8 @@
-"""Functions compiled by torch.compile where that is possible, and uncompiled where it is not."""
+"""The forward pass of a network as a function of its weights, compiled by torch.compile where that is possible."""
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,6 @@ from torch.func import functional_call
 
 from ssdd_hub.distill.engine.gpu_layers import quicken
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 Weights = Mapping[str, Tensor]
 _LOG = logging.getLogger(__name__)
 # On a GPU, cheap results are recomputed from maps that are in memory anyway rather than written and read. By default
@@ -20,37 +18,10 @@ _LOG = logging.getLogger(__name__)
 GPU_OPTIONS = {"realize_reads_threshold": 16, "realize_opcount_threshold": 200}
 
 
-class Compiled(Generic[Arguments, Result]):
-    """A function of tensors, compiled for each shape it meets; uncompiled from the first failure to compile on.
-
-    The first call of each shape takes seconds to a minute; torch caches the result on disk for other runs.
-    """
-
-    def __init__(self, function: Callable[Arguments, Result], gpu: bool = False) -> None:
-        self._plain = function
-        options: Any = GPU_OPTIONS if gpu else None
-        # Shapes recur in every step, so sizes that stay symbols would only cost speed.
-        self._call: Callable[Arguments, Result] = torch.compile(function, dynamic=False, options=options)
-
-    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        """Calls the function."""
-        # Imported here because it takes a second; torch.compile has imported it by now.
-        from torch._dynamo.exc import TorchDynamoException
-
-        try:
-            return self._call(*args, **kwargs)
-        except TorchDynamoException as error:
-            _LOG.warning(
-                "torch.compile cannot be used (%s): the run goes on without it, slower; on the CPU it needs a C++ "
-                "compiler",
-                str(error).strip().partition("\n")[0][:200],
-            )
-            self._call = self._plain
-            return self._plain(*args, **kwargs)
-
-
 class SharedForward:
-    """The forward pass of all modules of one architecture and mode as a function of their weights, compiled once.
+    """The forward pass of all modules of one architecture and mode.
+
+    The first call of each shape takes seconds to a minute to compile; torch caches the result on disk for other runs.
 
     Args:
         template: A copy of one of them, which may be changed.
@@ -60,11 +31,29 @@ class SharedForward:
     def __init__(self, template: nn.Module, compiled: bool) -> None:
         gpu = any(parameter.is_cuda for parameter in template.parameters())
         self.template = quicken(template) if compiled and gpu else template
-        self._call = Compiled(self.plain, gpu) if compiled else self.plain
+        self.compiled: Callable[[Weights, Tensor], Tensor] | None = None
+        if compiled:
+            options: Any = GPU_OPTIONS if gpu else None
+            # Shapes recur in every step, so sizes that stay symbols would only cost speed.
+            self.compiled = torch.compile(self.plain, dynamic=False, options=options)
 
     def __call__(self, weights: Weights, images: Tensor) -> Tensor:
         """Returns the outputs, with gradients in weights and images, and changes of buffers."""
-        return self._call(weights, images)
+        if self.compiled is None:
+            return self.plain(weights, images)
+        # Imported here because it takes a second; torch.compile has imported it by now.
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self.compiled(weights, images)
+        except TorchDynamoException as error:
+            _LOG.warning(
+                "torch.compile cannot be used (%s): the run goes on without it, slower; on the CPU it needs a C++ "
+                "compiler",
+                str(error).strip().partition("\n")[0][:200],
+            )
+            self.compiled = None
+            return self.plain(weights, images)
 
     def plain(self, weights: Weights, images: Tensor) -> Tensor:
         """Does the same uncompiled."""
