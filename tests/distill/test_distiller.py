@@ -79,7 +79,7 @@ def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(c
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory.", "mat1 and mat2 shapes cannot be multiplied"])
-def test_what_smaller_parts_do_not_mend_is_raised(message):
+def test_an_error_that_smaller_parts_do_not_avoid_is_raised(message):
     distiller = build_distiller()
     before = distiller.images.detach().clone()
 

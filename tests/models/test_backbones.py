@@ -151,7 +151,7 @@ def test_the_hash_of_a_structure_is_that_of_types_and_plain_attributes():
 
 
 @pytest.mark.parametrize("args", [{"global_pool": "max"}, {"num_heads": 4}, {"no_embed_class": True}])
-def test_settings_that_neither_weights_nor_printing_show_are_told_apart(args):
+def test_settings_that_neither_weights_nor_printing_show_change_the_hash(args):
     first = timm.create_model("test_vit", num_classes=0, img_size=32, global_pool="avg")
     other = timm.create_model("test_vit", num_classes=0, img_size=32, **{"global_pool": "avg", **args})
     assert hash_structure(first) != hash_structure(other)
