@@ -3,13 +3,5 @@
 from ssdd_hub.models.build import DECIDED, StudentSettings, build_student, list_students
 from ssdd_hub.models.convnet import ConvNet, ssdd_convnet3, ssdd_convnet4, ssdd_convnet5
 
-__all__ = [
-    "DECIDED",
-    "ConvNet",
-    "StudentSettings",
-    "build_student",
-    "list_students",
-    "ssdd_convnet3",
-    "ssdd_convnet4",
-    "ssdd_convnet5",
-]
+__all__ = ["DECIDED", "ConvNet", "StudentSettings", "build_student", "list_students"]
+__all__ += ["ssdd_convnet3", "ssdd_convnet4", "ssdd_convnet5"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_distiller import build_distiller
 
-from ssdd_hub.distill.engine import krr_gradients, stage
+from ssdd_hub.distill.engine import fast, stage
 from ssdd_hub.distill.engine.cuda_graphs import WARM_UP, CannotRecord, copy_all, pack
 from ssdd_hub.runs.checkpoints import load_tree, save_tree
 
@@ -28,30 +28,17 @@ class Again:
         return results if isinstance(results, tuple) else (results,)
 
 
-class Nowhere:
-    def __init__(self, on):
-        pass
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, *exception):
-        pass
-
-    def join(self):
-        pass
-
-
 @pytest.fixture
 def recorded(monkeypatch):
     """Builds distillers whose steps are recorded."""
-    for module in (stage, krr_gradients):
+    for module in (stage, fast):
         monkeypatch.setattr(module, "Recorded", Again)
-    monkeypatch.setattr(krr_gradients, "_Beside", Nowhere)
+    side_stream = fast.SideStream
+    monkeypatch.setattr(fast, "SideStream", lambda on: side_stream(False))
 
     def build(**settings):
         distiller = build_distiller(**settings)
-        distiller.engine.krr.recording = distiller.engine._recording = True
+        distiller.engine._recording = distiller.engine._recording_gradients = True
         return distiller
 
     return build
@@ -90,8 +77,8 @@ def test_other_parts_are_recorded_anew(recorded):
     state = ours.state_dict()
     ours.load_state_dict({**state, "engine": {"parts": {"size": 2, "recompute": True}}})
     sizes = []
-    by_parts = ours.engine.krr._by_parts
-    ours.engine.krr._by_parts = lambda *given: (sizes.append(given[-1].size), by_parts(*given))[1]
+    by_parts = ours.engine._by_parts
+    ours.engine._by_parts = lambda *given: (sizes.append(given[-1].size), by_parts(*given))[1]
     run(ours, 2)
     assert set(sizes) == {2}
 
@@ -102,7 +89,7 @@ def test_what_cannot_be_recorded_goes_on_launch_by_launch(recorded, monkeypatch,
         raise CannotRecord("it waits")
 
     # Also where only one of the two cannot: the other goes on with its recording.
-    for modules in ((stage,), (krr_gradients,), (stage, krr_gradients)):
+    for modules in ((stage,), (fast,), (stage, fast)):
         with monkeypatch.context() as patch:
             for module in modules:
                 patch.setattr(module, "Recorded", refuse)
@@ -121,14 +108,14 @@ def test_a_run_goes_on_without_recording_from_any_step(recorded):
 
 def test_a_full_memory_records_again_in_smaller_parts(recorded):
     ours, theirs = recorded(), build_distiller()
-    by_parts = ours.engine.krr._by_parts
+    by_parts = ours.engine._by_parts
 
     def fit_three(*given):
         if given[-1].size > 3:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         return by_parts(*given)
 
-    ours.engine.krr._by_parts = fit_three
+    ours.engine._by_parts = fit_three
     torch.testing.assert_close(run(ours, 4), run(theirs, 4), rtol=1e-9, atol=0)
     assert ours.parts.size <= 3
 

@@ -12,7 +12,6 @@ import torch
 from ssdd_hub.runs.checkpoints import load_tree
 
 WORKER = Path(__file__).parents[1] / "reference" / "distributed_worker.py"
-TOLERANCES = {"float64": 1e-9, "float32": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -33,24 +32,15 @@ def relative_error(ours, theirs):
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-@pytest.mark.parametrize("augmented", [False, True])
-@pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize("quantity", ["features", "images", "targets", "losses"])
-def test_two_processes_distil_what_one_does(folders, precision, augmented, quantity):
-    one, two = (load_tree(folder / "results.safetensors")[f"{precision}-{augmented}"] for folder in folders.values())
-    assert relative_error(two[quantity], one[quantity]) <= TOLERANCES[precision]
-
-
-def test_the_images_move_far_more_than_the_two_runs_differ(folders):
-    one = load_tree(folders[1] / "results.safetensors")["float64-False"]
-    assert one["losses"].shape == (10,)
-    assert relative_error(one["losses"][-1], one["losses"][0]) > 1e-3
-
-
-def test_students_are_the_same_too(folders):
-    one, two = (load_tree(folder / "results.safetensors")["float64-False"]["student"] for folder in folders.values())
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-8, atol=1e-10)
+@pytest.mark.parametrize("augment", ["False", "True"])
+def test_two_processes_distil_what_one_does(folders, augment):
+    one, two = (load_tree(folder / "results.safetensors")[augment] for folder in folders.values())
+    for quantity in ("features", "images", "targets", "losses"):
+        assert relative_error(two[quantity], one[quantity]) <= 1e-9, quantity
+    for name, value in one["student"].items():
+        torch.testing.assert_close(two["student"][name], value, rtol=1e-8, atol=1e-10)
+    # The images move far more than the two runs differ.
+    assert one["losses"].shape == (10,) and relative_error(one["losses"][-1], one["losses"][0]) > 1e-3
 
 
 def test_both_processes_hold_the_same_set_to_the_bit(folders):

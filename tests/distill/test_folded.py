@@ -91,14 +91,6 @@ def test_one_function_serves_all_students_and_changes_none():
         features = frozen(weights, images)
         assert student.training and all(torch.equal(before[name], now) for name, now in student.state_dict().items())
         torch.testing.assert_close(features, student.eval().features(images))
-
-
-def test_the_weights_are_those_of_now():
-    student, images = convnet()
-    frozen = FoldedFeatures(student)
-    before = frozen(frozen.weights(student), images)
-    with torch.no_grad():
-        student.blocks[0][0].weight.mul_(2)
-    after = frozen(frozen.weights(student), images)
-    assert not torch.allclose(before, after)
-    torch.testing.assert_close(after, student.eval().features(images))
+        with torch.no_grad():
+            student.blocks[0][0].weight.mul_(2)
+        assert not torch.allclose(features, frozen(frozen.weights(student), images))

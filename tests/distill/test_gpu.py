@@ -1,21 +1,18 @@
 """What only a GPU shows: recordings, exact products of half precision, and that the host never waits."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from test_step_counts import cached_distiller
 
-from ssdd_hub.distill.batches import CachedBatches
-from ssdd_hub.distill.distiller import Distiller, DistillerSettings
-from ssdd_hub.distill.engine.narrow_kernel import narrow_kernel
+from ssdd_hub.distill.distiller import DistillerSettings
+from ssdd_hub.distill.engine.krr_gradients import narrow_kernel
 from ssdd_hub.distill.engine.ridge_solve import solve_ridge
 from ssdd_hub.distill.krr import Regression, linear_kernel
-from ssdd_hub.distill.pool import PoolSettings, StudentPool
-from ssdd_hub.models.convnet import ConvNet
-from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.distill.pool import PoolSettings
 from ssdd_hub.runs.checkpoints import load_tree, save_tree
 
 pytestmark = [
@@ -23,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("default"),
 ]
-M, B, D, SIDE = 24, 40, 16, 16
+M, B, D = 24, 40, 16
 
 
 @pytest.fixture(params=["no", "bf16"])
@@ -38,25 +35,9 @@ def accelerator(request):
 
 
 def build(accelerator, recorded=True, compiled=True, max_age=4, **settings):
-    source = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (200, 3, SIDE, SIDE), dtype=torch.uint8, generator=source)
     settings = DistillerSettings(num_images=M, batch_size=B, steps=50, lr_images=1e-2, compile=compiled, **settings)
-    pool = StudentPool(
-        lambda: ConvNet((8, 16), "batch", 3, SIDE, D),
-        PoolSettings(size=3, max_age=max_age, learning_rate=0.01),
-        0,
-        device=accelerator.device,
-    )
-    batches = CachedBatches(
-        pixels=pixels,
-        pixel_space=PixelSpace((0.5,) * 3, (0.25,) * 3),
-        batch_size=B,
-        seed=0,
-        device=accelerator.device,
-        targets=torch.randn(200, D, generator=source),
-    )
-    images, targets = (torch.randn(M, *shape, generator=source) for shape in ((3, SIDE, SIDE), (D,)))
-    distiller = Distiller(images, targets, pool, batches, settings, accelerator)
+    pool = PoolSettings(size=3, max_age=max_age, learning_rate=0.01)
+    distiller = cached_distiller(accelerator, settings, pool, (8, 16), 200, D)
     if not recorded:
         distiller.record_nothing()
     for _ in distiller.warm_up():
@@ -124,7 +105,7 @@ def test_the_regression_and_its_gradients_are_those_of_the_cpu(m, f):
     exact[0].requires_grad_(), exact[1].requires_grad_()
     loss = Regression(*exact[:2], 1e-3).loss(*exact[2:])
     expected = [loss, *torch.autograd.grad(loss, exact[:2])]
-    for kernel in (linear_kernel, partial(narrow_kernel, exact_in=torch.bfloat16)):
+    for kernel in (linear_kernel, narrow_kernel):
         ours = [tensor.detach().float().cuda() for tensor in exact]
         ours[0].requires_grad_(), ours[1].requires_grad_()
         loss = Regression(*ours[:2], 1e-3, solve_ridge, kernel).loss(*ours[2:])
@@ -140,14 +121,14 @@ def test_a_kernel_that_cannot_be_factorised_gives_nan_and_not_a_wrong_solution()
 
 def test_a_full_memory_is_answered_by_smaller_parts(accelerator):
     distiller, whole = build(accelerator), build(accelerator)
-    by_parts = copy.copy(distiller.engine.krr._by_parts)
+    by_parts = copy.copy(distiller.engine._by_parts)
 
     def fit_ten(*given):
         if given[-1].size > 10:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
         return by_parts(*given)
 
-    distiller.engine.krr._by_parts = fit_ten
+    distiller.engine._by_parts = fit_ten
     for first, second in zip(run(distiller, 3), run(whole, 3), strict=True):
         assert first == pytest.approx(second, rel=1e-2)
     assert distiller.parts.size <= 10 and distiller.parts.recompute

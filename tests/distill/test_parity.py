@@ -15,11 +15,7 @@ from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.models.convnet import ConvNet
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "parity"
-CASES = {
-    "convnet-8-16-bn_16px_f64": 1e-8,
-    "convnet-16-32-64-bn_32px_f64": 1e-8,
-    "convnet-8-16-bn_16px": 1e-3,
-}
+CASES = {"convnet-8-16-bn_16px_f64": 1e-8, "convnet-16-32-64-bn_32px_f64": 1e-8, "convnet-8-16-bn_16px": 1e-3}
 
 
 def relative_error(ours, theirs):

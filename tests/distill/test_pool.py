@@ -87,47 +87,20 @@ def test_a_renewed_student_has_age_0_and_then_ages():
     assert not any(torch.equal(one, other) for one, other in itertools.combinations(before, 2))
 
 
-@pytest.fixture(scope="module")
-def ages_of_5000_steps():
-    pool = warmed_up(make_pool())
-    return pool.first_ages(), run(pool, 5000)
-
-
-def test_ages_over_5000_steps_are_those_of_a_plain_loop(ages_of_5000_steps):
-    first_ages, seen = ages_of_5000_steps
-    expected = simulate([slot for slot, *_ in seen], first_ages, 50, "train")
-    assert [tuple(rest) for _, *rest in seen] == expected
-
-
-def test_ages_over_5000_steps_are_uniform(ages_of_5000_steps):
-    """A slot goes through all ages in turn, so that it meets any two of them equally often, give or take one."""
-    _, seen = ages_of_5000_steps
-    counts = Counter(age for _, age, _ in seen)
-    assert sorted(counts) == list(range(50))
-    assert all(abs(count - 100) <= 5 for count in counts.values())
-    # Only a student of age 0 has never been trained: one draw in `max_age`.
-    assert all((age == 0) == untrained for _, age, untrained in seen)
-    assert 95 <= sum(untrained for *_, untrained in seen) <= 105
-
-
-def test_slots_over_5000_steps_are_uniform(ages_of_5000_steps):
-    _, seen = ages_of_5000_steps
-    counts = np.array([Counter(slot for slot, *_ in seen)[slot] for slot in range(5)])
-    # Chi-squared with 4 degrees of freedom exceeds 18.5 once in 1,000 seeds.
-    assert ((counts - 1000) ** 2 / 1000).sum() < 18.5
-
-
-def test_never_train_is_the_released_code():
-    pool = warmed_up(make_pool(renewal="never-train"))
+@pytest.mark.parametrize("renewal", ["train", "never-train"])
+def test_ages_are_those_of_a_plain_loop(renewal):
+    pool = warmed_up(make_pool(renewal=renewal))
     first_ages = pool.first_ages()
     seen = run(pool, 1000)
-    expected = simulate([slot for slot, *_ in seen], first_ages, 50, "never-train")
-    assert [tuple(rest) for _, *rest in seen] == expected
-    # All that the slots had left, then the visit that replaces the trained student: 5 slots, ages up to 50.
-    trained = sum(50 - age for age in first_ages) + 5
-    assert sum(untrained for *_, untrained in seen) == 1000 - trained
-    assert pool.ages == [50] * 5
-    assert all(untrained for *_, untrained in seen[500:])
+    assert [tuple(rest) for _, *rest in seen] == simulate([slot for slot, *_ in seen], first_ages, 50, renewal)
+    untrained = [never for *_, never in seen]
+    if renewal == "train":
+        # A slot goes through all ages in turn, and only a student of age 0 has never been trained.
+        assert {age for _, age, _ in seen} == set(range(50)) and sum(untrained) <= 25
+    else:
+        # All that the slots had left, then the visit that replaces the trained student: 5 slots, ages up to 50.
+        assert sum(untrained) == 1000 - (sum(50 - age for age in first_ages) + 5)
+        assert pool.ages == [50] * 5 and all(untrained[500:])
 
 
 def test_never_train_replaces_the_student_at_each_visit_and_tells_so():
@@ -141,13 +114,6 @@ def test_never_train_replaces_the_student_at_each_visit_and_tells_so():
     for generation, seen in ((1, visited[3]), (2, visited[4])):
         fresh = make_pool(size=1)._fresh(0, generation)
         assert torch.equal(seen, torch.cat([parameter.detach().flatten() for parameter in fresh.module.parameters()]))
-
-
-def test_almost_all_draws_of_the_paper_s_run_would_meet_a_never_trained_student():
-    """papers.md counts 97 % of 160,000 steps, with 10 students renewed at 1,000; here on the plain loop alone."""
-    pool = make_pool(size=10, max_age=1000)
-    seen = simulate(np.random.default_rng(0).integers(10, size=160_000), pool.first_ages(), 1000, "never-train")
-    assert 0.95 < np.mean([untrained for _, untrained in seen]) < 0.985
 
 
 def test_a_student_may_live_for_one_step():
@@ -169,11 +135,7 @@ def test_first_ages_span_1_to_the_age_before_renewal():
     # 2000 / 3, and five standard deviations of a binomial.
     assert all(abs(count - 667) < 106 for count in counts.values())
     assert make_pool(size=3, max_age=2).first_ages() == [1, 1, 1]
-
-
-def test_first_ages_are_reproducible_and_differ_between_seeds():
-    assert make_pool(seed=1).first_ages() == make_pool(seed=1).first_ages()
-    assert make_pool(seed=1).first_ages() != make_pool(seed=2).first_ages()
+    assert make_pool(seed=1).first_ages() == make_pool(seed=1).first_ages() != make_pool(seed=2).first_ages()
 
 
 def test_warm_up_trains_each_student_to_its_first_age():
@@ -186,12 +148,6 @@ def test_warm_up_trains_each_student_to_its_first_age():
         for _ in range(age):
             alone.advance(slot, IMAGES, TARGETS)
     assert all(torch.equal(weights(pool, slot), weights(alone, slot)) for slot in range(5))
-
-
-def test_without_warm_up_all_students_start_at_age_0():
-    pool = make_pool(warm_up=False)
-    assert list(pool.warm_up(IMAGES, TARGETS)) == []
-    assert pool.ages == [0] * 5
 
 
 # Randomness
@@ -211,24 +167,6 @@ def test_a_fresh_student_is_a_function_of_seed_slot_and_generation():
     assert not any(torch.equal(first, second) for first, second in itertools.combinations(drawn, 2))
     with seeded(3, "student", 2, 1):
         assert torch.equal(build().weight.double(), again.students[2].module.weight)
-
-
-def test_renewal_in_another_order_gives_the_same_students():
-    pools = [make_pool(size=2, max_age=2, warm_up=False) for _ in range(2)]
-    for pool, slots in zip(pools, ([0, 0, 1, 1, 0], [1, 0, 1, 0, 0]), strict=True):
-        for slot in slots:
-            pool.advance(slot, IMAGES, TARGETS)
-    assert all(torch.equal(weights(pools[0], slot), weights(pools[1], slot)) for slot in range(2))
-
-
-def test_building_and_renewing_leave_the_global_generator_alone():
-    torch.manual_seed(0)
-    expected = torch.rand(3)
-    torch.manual_seed(0)
-    pool = make_pool(size=2, max_age=2)
-    warmed_up(pool)
-    run(pool, 6)
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_draws_are_a_function_of_seed_and_step():
@@ -256,7 +194,8 @@ def test_inner_steps_are_sgd_with_momentum_and_weight_decay(momentum, weight_dec
         # The set moves between inner steps, as it does in a distillation.
         images, targets = IMAGES + shift, TARGETS - shift
         loss, _, grad_weight, grad_bias = witness.head_gradients(images.numpy(), weight, bias, targets.numpy())
-        assert pool.advance(0, images, targets).item() == pytest.approx(loss, rel=1e-12)
+        ours = pool.advance(0, images, targets)
+        assert ours.item() == pytest.approx(loss, rel=1e-12) and not ours.requires_grad
         weight = optimizer.update("weight", weight, grad_weight)
         bias = optimizer.update("bias", bias, grad_bias)
         np.testing.assert_allclose(module.weight.detach(), weight, rtol=1e-12)
@@ -271,16 +210,6 @@ def test_the_inner_step_is_in_train_mode_and_leaves_the_other_students_alone():
     statistics = [student.module.blocks[0][1].num_batches_tracked.item() for student in pool.students]
     assert statistics == [1, 0]
     assert torch.equal(weights(pool, 1), others)
-
-
-def test_the_returned_loss_carries_no_graph():
-    assert not make_pool().advance(0, IMAGES, TARGETS).requires_grad
-
-
-def test_students_have_the_type_that_is_asked_for():
-    pool = StudentPool(lambda: ConvNet((2,), "batch", 1, 4, 2), PoolSettings(size=1), 0, dtype=torch.float64)
-    floats = [value for value in pool.students[0].module.state_dict().values() if value.is_floating_point()]
-    assert {value.dtype for value in floats} == {torch.float64}
 
 
 # State
@@ -304,24 +233,6 @@ def test_a_saved_pool_goes_on_bit_for_bit(tmp_path, renewal):
         momenta = [[state["momentum_buffer"] for state in s.optimizer.state.values()] for s in (ours, theirs)]
         assert len(momenta[0]) == len(momenta[1]) == (0 if theirs.age in (0, 6) and never_trained(theirs) else 2)
         assert all(map(torch.equal, *momenta))
-
-
-def test_momentum_and_statistics_are_part_of_the_state(tmp_path):
-    def build_convnet():
-        return ConvNet((2,), "batch", 1, 4, 2)
-
-    images = torch.randn(4, 1, 4, 4, dtype=torch.float64)
-    pool, resumed = (make_pool(size=1, warm_up=False, build=build_convnet) for _ in range(2))
-    pool.advance(0, images, TARGETS)
-    save_tree(tmp_path / "pool.safetensors", pool.state_dict())
-    resumed.load_state_dict(load_tree(tmp_path / "pool.safetensors"))
-    forgetful = make_pool(size=1, warm_up=False, build=build_convnet)
-    forgetful.students[0].module.load_state_dict(pool.students[0].module.state_dict())
-    for each in (pool, resumed, forgetful):
-        each.advance(0, images, TARGETS)
-    states = [each.students[0].module.state_dict() for each in (pool, resumed, forgetful)]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
 
 
 # Settings

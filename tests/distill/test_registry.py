@@ -13,7 +13,7 @@ import ssdd_hub
 from ssdd_hub.distill import registry
 from ssdd_hub.distill.methods.krr_st import KrrSt, KrrStSettings
 from ssdd_hub.distill.methods.registry import METHODS, build_method, list_methods
-from ssdd_hub.distill.parameterisations.registry import build_parameterisation, list_parameterisations
+from ssdd_hub.distill.parameterisations.registry import build_parameterisation
 from ssdd_hub.distill.pool import PoolSettings
 from ssdd_hub.errors import InputError
 
@@ -41,8 +41,7 @@ def problem(accelerator):
 
 
 def test_the_root_lists_both():
-    assert ssdd_hub.list_methods() == list_methods() and "krr_st" in list_methods()
-    assert ssdd_hub.list_parameterisations() == list_parameterisations() and "pixels" in list_parameterisations()
+    assert "krr_st" in ssdd_hub.list_methods() and "pixels" in ssdd_hub.list_parameterisations()
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest(offer, problem):
@@ -67,7 +66,7 @@ def test_a_package_that_cannot_be_used_is_named(offer):
     offer(broken="no_such_package:Broken", text=f"{__name__}:NO_CLASS", layer="torch.nn:Linear")
     assert "broken" in list_methods()
     with pytest.raises(
-        InputError, match=r"'broken' of the package no_such_package.* cannot be imported .*mend or rem"
+        InputError, match=r"'broken' of the package no_such_package.* cannot be imported: .*fix or rem"
     ):
         METHODS.find("broken")
     for name in ("text", "layer"):

@@ -17,7 +17,7 @@ from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.pixel_space import PixelSpace
 
 WAITS = {"aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.masked_select", "aten.unique_dim"}
-M, B, D, SIDE = 6, 10, 5, 16
+SIDE = 16
 
 
 class Launches(TorchDispatchMode):
@@ -34,22 +34,22 @@ class Launches(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def cached_distiller(accelerator, settings, pool, widths, count, width):
+    """A distiller of `count` random images and targets of a width, on the accelerator's device."""
+    source, device = torch.Generator().manual_seed(0), accelerator.device
+    pixels = torch.randint(256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=source)
+    pool = StudentPool(lambda: ConvNet(widths, "batch", 3, SIDE, width), pool, 0, device=device)
+    real = {"pixels": pixels, "targets": torch.randn(count, width, generator=source), "device": device}
+    space, size = PixelSpace((0.5,) * 3, (0.25,) * 3), settings.num_images
+    batches = CachedBatches(**real, pixel_space=space, batch_size=settings.batch_size, seed=0)
+    images, targets = (torch.randn(size, *shape, generator=source) for shape in ((3, SIDE, SIDE), (width,)))
+    return Distiller(images, targets, pool, batches, settings, accelerator)
+
+
 def build(blocks=2, **settings):
-    source = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (40, 3, SIDE, SIDE), dtype=torch.uint8, generator=source)
-    pool = StudentPool(
-        lambda: ConvNet((4, 8, 8)[:blocks], "batch", 3, SIDE, D), PoolSettings(size=1, warm_up=False), seed=0
-    )
-    batches = CachedBatches(
-        pixels=pixels,
-        pixel_space=PixelSpace((0.5,) * 3, (0.25,) * 3),
-        batch_size=B,
-        seed=0,
-        targets=torch.randn(40, D, generator=source),
-    )
-    settings = DistillerSettings(num_images=M, batch_size=B, steps=9, **settings)
-    images, targets = torch.randn(M, 3, SIDE, SIDE), torch.randn(M, D)
-    return Distiller(images, targets, pool, batches, settings, Accelerator(cpu=True))
+    settings = DistillerSettings(num_images=6, batch_size=10, steps=9, **settings)
+    pool = PoolSettings(size=1, warm_up=False)
+    return cached_distiller(Accelerator(cpu=True), settings, pool, (4, 8, 8)[:blocks], 40, 5)
 
 
 def count(**settings):

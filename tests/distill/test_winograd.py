@@ -12,7 +12,7 @@ from ssdd_hub.distill.engine.folded import FoldedFeatures
 from ssdd_hub.distill.engine.winograd import (
     FrozenConvolution,
     convolve,
-    convolve_by,
+    filter_gradient,
     suits,
     train_by_winograd,
     transform,
@@ -70,7 +70,7 @@ def test_a_trained_convolution_has_all_gradients(size, bias, narrow):
 
 def test_the_gradients_are_those_of_finite_differences():
     maps, layer, _ = problem((5, 6))
-    assert torch.autograd.gradcheck(convolve_by, (maps, layer.weight))
+    assert torch.autograd.gradcheck(lambda maps, weight: convolve(maps, *transform(weight)), (maps, layer.weight))
     filters, adjoint = transform(layer.weight.detach())
     assert torch.autograd.gradcheck(lambda given: convolve(given, filters, adjoint), (maps,))
 
@@ -78,9 +78,11 @@ def test_the_gradients_are_those_of_finite_differences():
 # torch's own checks look at gradients of tensors that keep none.
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_the_operators_are_what_torch_compile_takes_them_for():
-    maps, layer, _ = problem((6, 5))
-    torch.library.opcheck(convolve, (maps, *transform(layer.weight.detach())))
-    torch.library.opcheck(convolve_by, (maps, layer.weight))
+    maps, layer, gradient = problem((6, 5))
+    filters, adjoint = transform(layer.weight.detach())
+    torch.library.opcheck(convolve, (maps, filters, adjoint))
+    torch.library.opcheck(convolve, (maps, filters.requires_grad_(), adjoint))
+    torch.library.opcheck(filter_gradient, (gradient, maps.detach()))
 
 
 def test_in_float32_the_error_is_of_millionths():
@@ -116,7 +118,7 @@ def test_features_of_frozen_students_are_the_same(narrow):
     images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
     student, other = (ConvNet((4, 6), "batch", 3, 16, 5).double() for _ in range(2))
     frozen = FoldedFeatures(student, winograd=True)
-    assert [type(layer) for layer in frozen._reader.modules()].count(FrozenConvolution) == 2
+    assert [type(layer) for layer in frozen.template.modules()].count(FrozenConvolution) == 2
     for module in (student, other):
         module.train()(images)
         torch.testing.assert_close(frozen(frozen.weights(module), images), module.eval().features(images))

@@ -8,11 +8,7 @@ from ssdd_hub.seeds import seeded
 
 @dataclass(frozen=True)
 class MeanMatchSettings:
-    """Settings of the toy.
-
-    Attributes:
-        weight: Of the targets.
-    """
+    """Settings of the toy: the weight of the targets."""
 
     weight: float = 1.0
 

@@ -10,11 +10,7 @@ from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisat
 
 @dataclass(frozen=True)
 class TilesSettings(LearningRates):
-    """Settings of the toy.
-
-    Attributes:
-        factor: Shown pixels per stored one, in each direction.
-    """
+    """Settings of the toy: shown pixels per stored one, in each direction."""
 
     factor: int = 2
 

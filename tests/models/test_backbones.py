@@ -21,10 +21,6 @@ def make_images(count=2, channels=3, size=32):
     return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def count_parameters(module):
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
 # Any timm model
 
 
@@ -114,11 +110,7 @@ def test_token_and_mean_are_normalised_where_the_model_does_so_after_pooling():
         (Tokens([TOKENS]), "mean", "Tokens gives no feature map or patch tokens to average: use features pre_logits"),
         (Tokens(TOKENS[:, :1], cls_token=torch.zeros(1)), "mean", "gives no feature map or patch tokens"),  # PiT
         (Tokens(TOKENS[:, 0]), "mean", "gives no feature map or patch tokens"),
-        (
-            Tokens(TOKENS, cls_token1=nn.Parameter(torch.zeros(1))),
-            "mean",
-            "gives no feature map or patch tokens",
-        ),  # CoaT
+        (Tokens(TOKENS, cls_token1=nn.Parameter(torch.zeros(1))), "mean", "gives no feature map"),  # CoaT
         (Tokens(TOKENS), "max", "features must be one of pre_logits, cls, mean, got 'max'"),
     ],
 )
@@ -159,7 +151,7 @@ def test_the_hash_of_a_structure_is_that_of_types_and_plain_attributes():
 
 
 @pytest.mark.parametrize("args", [{"global_pool": "max"}, {"num_heads": 4}, {"no_embed_class": True}])
-def test_settings_that_neither_weights_nor_printing_show_are_told_apart(args):
+def test_settings_that_neither_weights_nor_printing_show_change_the_hash(args):
     first = timm.create_model("test_vit", num_classes=0, img_size=32, global_pool="avg")
     other = timm.create_model("test_vit", num_classes=0, img_size=32, **{"global_pool": "avg", **args})
     assert hash_structure(first) != hash_structure(other)
@@ -179,55 +171,16 @@ def test_arguments_that_load_other_weights_are_refused(name, pretrained):
 # ResNets for small images
 
 
-def test_resnet18_is_the_teacher_of_the_paper():
-    net = timm.create_model("ssdd_resnet18").eval()
-    stem = 3 * 9 * 64 + 2 * 64
-    stages = sum(
-        9 * before * width + 3 * 9 * width * width + 2 * 4 * width + (before * width + 2 * width) * (before != width)
-        for before, width in ((64, 64), (64, 128), (128, 256), (256, 512))
-    )
-    assert count_parameters(net) == stem + stages == 11_168_832
-    assert net.num_features == net.head_hidden_size == 512 and net.num_classes == 0
-    images = make_images(1)
-    assert net.conv1(images).shape == (1, 64, 32, 32)
-    assert net.forward_features(images).shape == (1, 512, 4, 4)
-    assert net(images).shape == (1, 512)
-
-
 def test_the_stem_is_the_only_thing_that_differs_from_timm_s():
     ours, theirs = timm.create_model("ssdd_resnet18"), timm.create_model("resnet18", num_classes=0)
     shapes = [{name: value.shape for name, value in net.state_dict().items()} for net in (ours, theirs)]
     assert list(shapes[0]) == list(shapes[1])
     assert {name for name in shapes[0] if shapes[0][name] != shapes[1][name]} == {"conv1.weight"}
     assert isinstance(ours.maxpool, nn.Identity)
+    # Kaiming's normal initialisation, fan out, as in timm's ResNets.
+    assert ours.conv1.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
     # The last norm of a block starts at 0, so that the block starts as the identity.
     assert all(block.bn2.weight.abs().max() == 0 for stage in (ours.layer1, ours.layer4) for block in stage)
-
-
-@pytest.mark.parametrize(("padding", "side"), [(1, 32), (2, 34)])
-def test_the_stem_may_be_padded_as_in_the_paper(padding, side):
-    net = timm.create_model("ssdd_resnet10", stem_padding=padding, channels=(4, 8, 8, 8)).eval()
-    assert net.conv1.stride == (1, 1)
-    assert net.conv1(make_images()).shape == (2, 4, side, side)
-    assert net(make_images()).shape == (2, 8)
-
-
-def test_channels_and_depth_are_options():
-    net = timm.create_model("ssdd_resnet10", channels=[6, 8, 10, 12], in_chans=1, num_classes=5).eval()
-    assert [len(stage) for stage in (net.layer1, net.layer2, net.layer3, net.layer4)] == [1, 1, 1, 1]
-    assert net(make_images(2, 1, 16)).shape == (2, 5)
-    assert pre_logits(net, make_images(2, 1, 16)).shape == (2, 12)
-    assert net.conv1.out_channels == 6
-
-
-def test_the_first_weights_follow_the_seed():
-    nets = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        nets.append(timm.create_model("ssdd_resnet10", channels=(64, 4, 4, 4)).conv1.weight)
-    assert torch.equal(nets[0], nets[1]) and not torch.equal(nets[0], nets[2])
-    # Kaiming's normal initialisation, fan out, as in timm's ResNets.
-    assert nets[0].std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
 
 
 def test_a_saved_backbone_comes_back_through_timm(tmp_path):
@@ -236,9 +189,3 @@ def test_a_saved_backbone_comes_back_through_timm(tmp_path):
     save_for_hf(net, tmp_path, model_args=args, safe_serialization=True)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(loaded(make_images(2, 1, 16)), net(make_images(2, 1, 16)))
-
-
-def test_gradients_reach_images_and_stem():
-    net, images = timm.create_model("ssdd_resnet10", channels=(4, 4, 4, 4)), make_images(2).requires_grad_()
-    net(images).sum().backward()
-    assert images.grad.abs().sum() > 0 and net.conv1.weight.grad.abs().sum() > 0

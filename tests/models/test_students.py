@@ -1,11 +1,6 @@
-import json
-
-import numpy as np
 import pytest
 import timm
 import torch
-from reference import krrst_numpy as witness
-from timm.models import save_for_hf
 
 import ssdd_hub
 from ssdd_hub.errors import InputError, SettingsError
@@ -36,44 +31,6 @@ def test_the_state_is_in_layer_order():
     assert list(state)[-2:] == ["head.weight", "head.bias"]
 
 
-@pytest.mark.parametrize(("norm", "entries"), [("instance", 4), ("none", 2)])
-def test_other_norms_have_no_buffers(norm, entries):
-    net = ConvNet((4, 5), norm, 3, 8, 7)
-    assert len(net.state_dict()) == 2 * entries + 2
-    assert list(net.buffers()) == []
-
-
-def test_sizes_are_those_of_the_paper():
-    """1.48 M in the backbone of three blocks, 4.19 M in the head of 512, 8192 features; about 1.55 M for four."""
-    three = ConvNet()
-    assert three.num_features == three.head.in_features == 8192
-    assert count_parameters(three.blocks) == 3 * 9 * 128 + 128 * 9 * 256 + 256 * 9 * 512 + 3 * (128 + 256 + 512)
-    assert count_parameters(three.blocks) / 1e6 == pytest.approx(1.48, abs=0.005)
-    assert count_parameters(three.head) / 1e6 == pytest.approx(4.19, abs=0.005)
-    four = ConvNet((64, 128, 256, 512), image_size=64)
-    assert four.num_features == 8192
-    assert count_parameters(four.blocks) / 1e6 == pytest.approx(1.55, abs=0.005)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("train", [True, False])
-def test_forward_is_the_head_of_the_features(norm, train):
-    net, images = ConvNet((4, 5), norm, 3, 16, 7).train(train), make_images()
-    assert net.features(images).shape == (3, 80)
-    torch.testing.assert_close(net(images), net.head(net.features(images)))
-    assert torch.equal(net.eval().features(images), pre_logits(net, images))
-    assert net.forward_features(images).shape == (3, 5, 4, 4)
-
-
-def test_features_without_norm_are_those_of_the_witness():
-    net, images = ConvNet((4, 5), "none", 3, 16, 7).double(), make_images().double()
-    maps = images.numpy()
-    for block in net.blocks:
-        maps = witness.conv3x3(maps, block[0].weight.detach().numpy(), block[0].bias.detach().numpy())
-        maps = witness.pool2x2(np.maximum(maps, 0))
-    np.testing.assert_allclose(net.features(images).detach(), maps.reshape(3, -1), rtol=1e-10, atol=1e-14)
-
-
 def test_instance_norm_is_over_the_pixels_of_each_map():
     net, images = ConvNet((4,), "instance", 3, 8, 7), make_images(size=8) * 5 + 3
     torch.nn.init.constant_(net.blocks[0][1].weight, 2.0)
@@ -86,47 +43,9 @@ def test_instance_norm_is_over_the_pixels_of_each_map():
     torch.testing.assert_close(net.train().features(images)[:1], net.features(images[:1]))
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_gradients_reach_the_images_and_every_weight(norm):
-    net, images = ConvNet((4, 5), norm, 3, 8, 7).train(), make_images(size=8).requires_grad_()
-    net(images).square().sum().backward()
-    assert (images.grad.flatten(1).abs().sum(1) > 0).all()
-    # A batch norm takes out what a bias before it adds.
-    silent = ("0.0.bias", "1.0.bias") if norm != "none" else ()
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None
-        assert name.endswith(silent) or parameter.grad.abs().sum() > 0, name
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("count", [1, 2])
-def test_the_smallest_images_leave_one_pixel(norm, count):
-    net, images = ConvNet((4, 5, 6), norm, 1, 8, 2).train(), make_images(count, 1, 8)
-    assert net.num_features == 6
-    assert torch.isfinite(net(images)).all()
-
-
 def test_odd_sizes_are_rounded_down():
     assert ConvNet((4, 5), image_size=15).num_features == 5 * 3 * 3
     assert ConvNet((4, 5), image_size=15, num_targets=2)(make_images(size=15)).shape == (3, 2)
-
-
-def test_without_targets_the_head_is_left_out():
-    net, images = ConvNet((4,), "none", 3, 8, 0), make_images(size=8)
-    assert torch.equal(net(images), net.features(images))
-    assert count_parameters(net.head) == 0
-
-
-def test_the_head_can_be_replaced():
-    net, images = ConvNet((4,), "batch", 3, 8, 7), make_images(size=8)
-    features = net.eval().features(images)
-    before = net.head
-    net.reset_classifier(3)
-    assert net.head is net.get_classifier() and net.head is not before
-    assert net(images).shape == (3, 3) and net.num_classes == 3
-    assert torch.equal(net.features(images), features)
-    net.reset_classifier(0, "")
-    assert torch.equal(net(images), features)
 
 
 def test_every_wrong_argument_is_reported():
@@ -145,61 +64,23 @@ def test_every_wrong_argument_is_reported():
 # In timm
 
 
-def test_timm_builds_it():
-    net = timm.create_model("ssdd_convnet3", num_classes=7, in_chans=1, img_size=16)
-    assert isinstance(net, ConvNet)
-    assert net(make_images(2, 1)).shape == (2, 7)
-    assert net.num_features == 512 * 2 * 2
-    assert (net.num_classes, net.in_chans) == (7, 1)
-
-
-def test_timm_s_defaults_are_those_of_the_class():
-    ours, theirs = ConvNet().state_dict(), timm.create_model("ssdd_convnet3").state_dict()
-    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
-
-
-@pytest.mark.parametrize(("depth", "size"), [(3, 32), (4, 64), (5, 64)])
-def test_depths_are_those_of_their_names(depth, size):
-    net = timm.create_model(f"ssdd_convnet{depth}", num_classes=0, img_size=size)
-    assert len(net.blocks) == depth
-    assert net(make_images(1, size=size)).shape == (1, 512 * (size >> depth) ** 2)
-
-
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
 def test_widths_and_norm_pass_through_timm(norm):
     net = timm.create_model("ssdd_convnet3", widths=(4, 5), norm=norm, num_classes=3, img_size=(8, 8))
     torch.manual_seed(0)
     ours = ConvNet((4, 5), norm, 3, 8, 3)
     net.load_state_dict(ours.state_dict())
     assert torch.equal(net.eval()(make_images(size=8)), ours.eval()(make_images(size=8)))
-
-
-def test_images_that_are_not_square_are_refused():
-    with pytest.raises(InputError, match=r"takes square images, got img_size=\(16, 8\)"):
-        timm.create_model("ssdd_convnet3", img_size=(16, 8))
-
-
-def test_a_saved_student_comes_back_through_timm(tmp_path):
-    args = {"widths": (4, 5), "norm": "instance", "img_size": 16, "in_chans": 1}
-    net = timm.create_model("ssdd_convnet3", num_classes=3, **args).eval()
-    save_for_hf(net, tmp_path, model_args=args, safe_serialization=True)
-    assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "ssdd_convnet3"
-    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
-    assert isinstance(loaded, ConvNet) and loaded.num_classes == 3
-    assert torch.equal(loaded(make_images(2, 1)), net(make_images(2, 1)))
-    probe = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0).eval()
-    assert torch.equal(probe(make_images(2, 1)), net.features(make_images(2, 1)))
+    defaults = (ConvNet().state_dict(), timm.create_model("ssdd_convnet3").state_dict())
+    assert len({str([(name, value.shape) for name, value in state.items()]) for state in defaults}) == 1
 
 
 # Any timm model
 
 
 def test_our_students_are_listed():
-    names = list_students()
-    assert {"ssdd_convnet3", "ssdd_convnet4", "ssdd_convnet5", "ssdd_resnet10", "ssdd_resnet18"} <= set(names)
-    assert {"ssdd_vgg11", "ssdd_alexnet", "ssdd_mobilenetv2"} <= set(names)
-    assert all(name.startswith("ssdd_") for name in names)
-    assert ssdd_hub.list_students() == names
+    networks = ("alexnet", "convnet3", "convnet4", "convnet5", "mobilenetv2", "resnet10", "resnet18", "vgg11")
+    assert ssdd_hub.list_students() == list_students() == [f"ssdd_{name}" for name in networks]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from ssdd_hub.data.bank import ImageBank, fingerprint_pixels
-from ssdd_hub.distill.batches import AugmentedBatches, CachedBatches
+from ssdd_hub.distill.batches import build_batches
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.evaluation.entries import Candidate, none_contender, set_contender
@@ -37,31 +37,22 @@ def make_bank(count, seed):
     return ImageBank(pixels, labels, ["a", "b"], {"fingerprint": fingerprint_pixels(pixels)})
 
 
-def distil(accelerator, folder, precision, augmented):
-    dtype = getattr(torch, precision)
+def distil(accelerator, folder, augment):
     bank, space = make_bank(33, 0), PixelSpace((0.5,), (0.25,))
     torch.manual_seed(0)
-    teacher = Teacher(ConvNet((6, 8), "batch", 1, 8, 0), space, 8, "tiny").to(dtype)
-    cache = FeatureCache(
-        teacher, accelerator, folder / f"features-{precision}-{augmented}", batch_size=4, shard_size=8
-    )
+    teacher = Teacher(ConvNet((6, 8), "batch", 1, 8, 0), space, 8, "tiny").double()
+    cache = FeatureCache(teacher, accelerator, folder / f"features-{augment}", batch_size=4, shard_size=8)
     features = cache.features(bank)
-    transform = TargetTransform.fit("standardise", features)
-    targets = Targets(features, transform, dtype)
+    targets = Targets(features, TargetTransform.fit("standardise", features), torch.float64)
     # A batch that two processes cannot share evenly.
-    common = {"pixels": bank.pixels, "pixel_space": space, "batch_size": 7, "seed": 0, "dtype": dtype}
-    batches = (
-        AugmentedBatches(**common, teacher=teacher, transform=transform)
-        if augmented
-        else CachedBatches(**common, targets=targets)
-    )
+    sizes = {"batch_size": 7, "seed": 0, "views": 0}
+    batches = build_batches(bank, cache, targets, space, augment=augment, **sizes)
     pool = StudentPool(
-        lambda: ConvNet((4, 5), "batch", 1, 8, targets.width), PoolSettings(size=2, max_age=6), 0, dtype=dtype
+        lambda: ConvNet((4, 5), "batch", 1, 8, targets.width), PoolSettings(size=2, max_age=6), 0, dtype=torch.float64
     )
-    settings = DistillerSettings(
-        num_images=NUM_IMAGES, steps=STEPS, batch_size=7, lr_images=1e-2, lr_targets=1e-2, precision=precision
-    )
-    first = space.normalise(bank.pixels[:NUM_IMAGES].to(dtype) / 255)
+    rates = {"lr_images": 1e-2, "lr_targets": 1e-2}
+    settings = DistillerSettings(num_images=NUM_IMAGES, steps=STEPS, batch_size=7, precision="float64", **rates)
+    first = space.normalise(bank.pixels[:NUM_IMAGES].double() / 255)
     distiller = Distiller(first, targets[:NUM_IMAGES], pool, batches, settings, accelerator)
     for _ in distiller.warm_up():
         pass
@@ -98,17 +89,13 @@ def score(accelerator, folder):
 def main(folder):
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
-    results = {
-        f"{precision}-{augmented}": distil(accelerator, folder, precision, augmented)
-        for precision in ("float64", "float32")
-        for augmented in (False, True)
-    }
+    results = {str(augment): distil(accelerator, folder, augment) for augment in (False, True)}
     records = score(accelerator, folder)
     if accelerator.is_main_process:
         save_tree(folder / "results.safetensors", results)
     path = folder / f"process-{accelerator.process_index}.json"
     path.write_text(json.dumps({"processes": accelerator.num_processes, "records": records}))
-    save_tree(folder / f"images-{accelerator.process_index}.safetensors", results["float32-False"]["images"])
+    save_tree(folder / f"images-{accelerator.process_index}.safetensors", results["False"]["images"])
     accelerator.end_training()
 
 

@@ -8,34 +8,28 @@ dictionaries with `weight (O, I, 3, 3)`, `bias`, `gain`, `shift`, `mean` and `va
 import numpy as np
 
 EPSILON = 1e-5  # of the batch normalisation
-SHIFTS = [(row, column) for row in range(3) for column in range(3)]
 LEARNT = ("weight", "bias", "gain", "shift")
 
 
 # The network
 
 
-def conv3x3(maps, weight, bias):
-    """Correlation with zero padding of 1, as a sum over the nine shifts of the image."""
-    height, width = maps.shape[2:]
+def windows(maps):
+    """The 3x3 neighbourhoods of all pixels, `(n, I, h, w, 3, 3)`, with zeros around the maps."""
     padded = np.pad(maps, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    result = np.zeros((len(maps), len(weight), height, width)) + bias[:, None, None]
-    for row, column in SHIFTS:
-        window = padded[:, :, row : row + height, column : column + width]
-        result += np.einsum("nihw,oi->nohw", window, weight[:, :, row, column])
-    return result
+    return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
+
+
+def conv3x3(maps, weight, bias):
+    """Correlation with zero padding of 1."""
+    return np.einsum("nihwrc,oirc->nohw", windows(maps), weight, optimize=True) + bias[:, None, None]
 
 
 def conv3x3_backward(upstream, maps, weight):
     """Returns the gradients in maps, weight and bias."""
-    height, width = maps.shape[2:]
-    padded = np.pad(maps, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    grad_padded, grad_weight = np.zeros_like(padded), np.zeros_like(weight)
-    for row, column in SHIFTS:
-        place = np.s_[:, :, row : row + height, column : column + width]
-        grad_padded[place] += np.einsum("nohw,oi->nihw", upstream, weight[:, :, row, column])
-        grad_weight[:, :, row, column] = np.einsum("nohw,nihw->oi", upstream, padded[place])
-    return grad_padded[:, :, 1:-1, 1:-1], grad_weight, upstream.sum((0, 2, 3))
+    mirrored = weight[:, :, ::-1, ::-1].swapaxes(0, 1)
+    grad_weight = np.einsum("nohw,nihwrc->oirc", upstream, windows(maps), optimize=True)
+    return conv3x3(upstream, mirrored, np.zeros(len(mirrored))), grad_weight, upstream.sum((0, 2, 3))
 
 
 def pool2x2(maps):
@@ -198,22 +192,9 @@ def inner_step(network, optimizer, images, targets):
 
 
 def distil(network, images, targets, batches, *, steps, lr_images, lr_targets, final_lr, ridge, inner_steps=1):
-    """Runs the first outer steps with one student of no renewal; yields what each leaves.
+    """Runs an outer step per batch with one student, changed in place and never renewed, of `steps` of a linear decay.
 
-    Args:
-        network: Changed in place.
-        images: `(M, C, H, W)`.
-        targets: `(M, D)`.
-        batches: The real images and targets of each step that is run.
-        steps: The steps over which the learning rates decay.
-        lr_images: First learning rate.
-        lr_targets: First learning rate.
-        final_lr: Share of it that the decay ends at.
-        ridge: Relative to the trace.
-        inner_steps: Inner steps after each outer step.
-
-    Yields:
-        Loss, inner loss, images, targets.
+    Yields loss, inner loss, images and targets of each.
     """
     of_images, of_targets, of_student = AdamW(images.shape), AdamW(targets.shape), SGD()
     for step, (real_images, real_targets) in enumerate(batches):

@@ -91,7 +91,7 @@ def train(objective, views, steps, lr=1e-3, first=0):
 
 
 def settle(objective, views):
-    """Lets banks fill and the covariance come to rest before losses are compared: until then the task gets harder."""
+    """Fills banks and lets the covariance converge before losses are compared: until then the task gets harder."""
     passes = {"moco": 4, "tico": 20}.get(objective.name, 0)
     objective.train()
     for _ in range(passes):

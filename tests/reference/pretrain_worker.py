@@ -40,12 +40,11 @@ def run(training, folder, watch=None):
 
 
 def interrupt(training, after):
-    step, taken = training._step, []
+    step, left = training._step, iter(range(after))
 
     def interrupted(*arguments):
-        if len(taken) == after:
+        if next(left, None) is None:
             raise Interrupted
-        taken.append(1)
         step(*arguments)
 
     training._step = interrupted

@@ -1,4 +1,4 @@
-"""What `test_compute_targets.py` runs: the recipe, measured, and killed at one of its shards if asked."""
+"""What `test_compute_targets.py` runs: the recipe, measured, and killed at one of its shards on request."""
 
 import json
 import os

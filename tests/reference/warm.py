@@ -49,13 +49,7 @@ def run_script(script, arguments, environment, printed, errors):
 
 
 class Running:
-    """A script that has been started.
-
-    Args:
-        script: Path of a Python file.
-        arguments: Its command line.
-        environment: Variables beside `ENVIRONMENT`.
-    """
+    """A script that has been started, with a command line and variables beside `ENVIRONMENT`."""
 
     def __init__(self, script, *arguments, **environment):
         self.folder = tempfile.TemporaryDirectory()

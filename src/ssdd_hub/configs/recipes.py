@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 from ssdd_hub.data.bank import DataSettings
 from ssdd_hub.distill.distiller import DistillerSettings
-from ssdd_hub.distill.method import MethodSettings
-from ssdd_hub.distill.parameterisations.base import ParameterisationSettings
 from ssdd_hub.distill.pool import PoolSettings
+from ssdd_hub.distill.registry import MethodSettings, ParameterisationSettings
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation.entries import REFERENCES
 from ssdd_hub.evaluation.evaluation import EvaluateSettings

@@ -19,7 +19,7 @@ from ssdd_hub.teachers.teacher import Teacher
 
 
 class Batches(Protocol):
-    """Gives the real batch of an outer step."""
+    """The real batch of each outer step."""
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """Returns one process's slice: images `(b, C, H, W)` and targets `(b, D)`, on the device of the students."""
@@ -27,9 +27,7 @@ class Batches(Protocol):
 
 @dataclass(kw_only=True)
 class RealBatches:
-    """What every kind of batch shares: which images, and which part of them is this process's.
-
-    On a GPU, pixels and targets that `device.keep` lets stay there are never sent again.
+    """Base of all kinds of batches. On a GPU, pixels and targets with room for them are kept there.
 
     Attributes:
         pixels: `(N, C, H, W)`, uint8.
@@ -60,11 +58,7 @@ class RealBatches:
 
 @dataclass(kw_only=True)
 class CachedBatches(RealBatches):
-    """Real images as they are, with targets computed before.
-
-    Attributes:
-        targets: `(N, D)`.
-    """
+    """Unaugmented images with stored targets `(N, D)`."""
 
     targets: Targets | Tensor
 
@@ -73,20 +67,14 @@ class CachedBatches(RealBatches):
         self.targets = _ready(self.targets, self.device)
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
+        """See `Batches.__call__`."""
         _, indices, pixels = self._take(step, rank, world)
-        targets = self.targets
-        rows = take(targets, indices, self.device) if isinstance(targets, Tensor) else targets[indices]
-        return self.pixel_space.normalise(pixels), send(rows, self.device).to(self.dtype)
+        return self.pixel_space.normalise(pixels), _rows(self.targets, indices, self.device).to(self.dtype)
 
 
 @dataclass(kw_only=True)
 class ViewBatches(RealBatches):
-    """One of `K` fixed augmented views of each real image, drawn anew for every batch, with targets computed before.
-
-    Attributes:
-        targets: `(N, D)` for each of the views that `fixed_views` gives for `seed`.
-    """
+    """One of the `K` views of each image that `fixed_views` gives, drawn for every batch; targets `(N, D)` of each."""
 
     targets: Sequence[Targets | Tensor]
 
@@ -98,14 +86,13 @@ class ViewBatches(RealBatches):
         self.crops = torch.stack([fixed_views(rows, view, self.seed).to(torch.uint8) for view in views])  # (K, N, 3)
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
+        """See `Batches.__call__`."""
         mine, indices, pixels = self._take(step, rank, world)
         drawn = torch.randint(len(self.crops), (self.batch_size,), generator=generator(self.seed, "view", step))
         views = drawn[mine]
         # Views are grouped to read each bank once; a stable sort's inverse puts the targets back in their order.
         order = views.argsort(stable=True)
-        groups = [(targets, indices[views == view]) for view, targets in enumerate(self.targets)]
-        parts = [take(t, i, self.device) if isinstance(t, Tensor) else send(t[i], self.device) for t, i in groups]
+        parts = [_rows(part, indices[views == view], self.device) for view, part in enumerate(self.targets)]
         targets = take(torch.cat(parts), order.argsort(), self.device)
         pixels = crop_flip(pixels, send(self.crops[views, indices].long(), self.device))
         return self.pixel_space.normalise(pixels), targets.to(self.dtype)
@@ -113,18 +100,13 @@ class ViewBatches(RealBatches):
 
 @dataclass(kw_only=True)
 class AugmentedBatches(RealBatches):
-    """Freshly cropped and flipped images, and the teacher run on just these, as in KRR-ST's released code.
-
-    Attributes:
-        teacher: On `device`.
-        transform: Makes targets of its features.
-    """
+    """Freshly cropped and flipped images, and the teacher, on `device`, run on just these, as in KRR-ST's code."""
 
     teacher: Teacher
     transform: TargetTransform
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
-        """Returns images `(b, C, H, W)` and targets `(b, D)`: this process's slice of the batch of an outer step."""
+        """See `Batches.__call__`."""
         mine, _, pixels = self._take(step, rank, world)
         views = draw_views(self.batch_size, generator(self.seed, "augment", step))[mine]
         pixels = crop_flip(pixels, send(views, self.device))
@@ -132,8 +114,37 @@ class AugmentedBatches(RealBatches):
         return self.pixel_space.normalise(pixels), targets.to(self.device, self.dtype)
 
 
+class Ahead:
+    """Batches of a run of `steps`, of which the next one is prepared while the present step is computed."""
+
+    def __init__(self, batches: Batches, steps: int) -> None:
+        self._batches, self._steps = batches, steps
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._ready: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """See `Batches.__call__`."""
+        now = torch.cuda.current_stream()
+        batch = self._ready.pop((step, rank, world), None) or self._prepare(step, rank, world)
+        now.wait_stream(self._stream)
+        for tensor in batch:
+            # Else the allocator could give its memory to the next batch while this step still reads it.
+            tensor.record_stream(now)
+        if step + 1 < self._steps:
+            self._ready = {(step + 1, rank, world): self._prepare(step + 1, rank, world)}
+        return batch
+
+    def _prepare(self, step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
+        with torch.cuda.stream(self._stream):
+            return self._batches(step, rank, world)
+
+
+def _rows(targets: Targets | Tensor, indices: Tensor, device: torch.device | str) -> Tensor:
+    return take(targets, indices, device) if isinstance(targets, Tensor) else send(targets[indices], device)
+
+
 def _ready(targets: Targets | Tensor, device: torch.device | str, copies: int = 1) -> Targets | Tensor:
-    """Returns targets on a GPU as a whole where `copies` of them may stay there, and as they are otherwise."""
+    """Returns targets on a GPU as a whole where it has room for `copies` of them, and unchanged otherwise."""
     if isinstance(targets, Tensor):
         return keep(targets, device, copies)
     size = len(targets) * targets.width * targets.dtype.itemsize
@@ -156,25 +167,19 @@ def build_batches(
     Args:
         source: The source images.
         cache: The teacher and its features.
-        targets: Targets of the images as they are, `(N, D)`; their transform serves for views too.
-        pixel_space: The space in which students see real images.
-        batch_size: Images `B` of a batch, over all processes.
+        targets: Targets of the unaugmented images, `(N, D)`; their transform serves for views too.
+        pixel_space: Like the next two, of `RealBatches`.
+        batch_size: `B`.
         seed: Seed of the run.
         augment: Crop and flip.
         views: `K` fixed crops and flips of each image; 0 for fresh ones in every batch, with the teacher run on them.
     """
-    common: dict[str, Any] = {
-        "pixels": source.pixels,
-        "pixel_space": pixel_space,
-        "batch_size": batch_size,
-        "seed": seed,
-        "device": cache.accelerator.device,
-        "dtype": targets.dtype,
-    }
+    device, dtype = cache.accelerator.device, targets.dtype
+    common: dict[str, Any] = {"pixels": source.pixels, "pixel_space": pixel_space, "batch_size": batch_size}
+    common |= {"seed": seed, "device": device, "dtype": dtype}
     if not augment:
         return CachedBatches(**common, targets=targets)
     if views:
         banks = [cache.features(source, view, seed) for view in range(views)]
-        return ViewBatches(**common, targets=[Targets(bank, targets.transform, targets.dtype) for bank in banks])
-    transform = targets.transform.to(common["device"], targets.dtype)
-    return AugmentedBatches(**common, teacher=cache.teacher, transform=transform)
+        return ViewBatches(**common, targets=[Targets(bank, targets.transform, dtype) for bank in banks])
+    return AugmentedBatches(**common, teacher=cache.teacher, transform=targets.transform.to(device, dtype))

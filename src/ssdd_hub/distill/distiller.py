@@ -1,15 +1,16 @@
 """The outer step of a distillation: a method's gradients move a parameterisation."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, cast, overload
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, cast, overload
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ssdd_hub.bounds import Count, Natural, Positive, Settings, Share, Weight, one_of
 from ssdd_hub.distill.batches import Batches
-from ssdd_hub.distill.engine.base import PRECISIONS, Engine, EngineSettings
+from ssdd_hub.distill.engine.base import Engine, EngineSettings, Precision
 from ssdd_hub.distill.engine.build import build_engine
 from ssdd_hub.distill.engine.memory import Parts
 from ssdd_hub.distill.engine.timing import Stopwatch
@@ -21,11 +22,9 @@ from ssdd_hub.distill.parameterisations.pixels import Pixels
 from ssdd_hub.distill.pool import StudentPool
 from ssdd_hub.errors import require
 
-PIXEL_SPACES = ("normalised", "raw")
-
 
 @dataclass(frozen=True)
-class DistillerSettings:
+class DistillerSettings(Settings, section="distiller"):
     """The outer problem; the defaults are those of Lee et al. (ICLR 2024) on CIFAR-100.
 
     Attributes:
@@ -45,73 +44,39 @@ class DistillerSettings:
         precision: Type of images, targets and students. `float64` is for comparisons, not for speed.
         micro_batch: Images per forward pass of the outer step; None for what is quick on the device. The result is the
             same but for rounding.
-        memory_budget: GiB for the activations of distilled images, of which more are computed again in the backward
-            pass rather than kept; None for half of the memory that is free at the start.
-        compile: Compile the networks with torch.compile: quicker from some hundred steps on, after a minute or so. The
-            launches of a step on a GPU are also recorded, and launched again as one.
+        memory_budget: GiB for the activations of distilled images; beyond it they are recomputed in the backward pass.
+            None for half of the memory that is free at the start.
+        compile: Compile the networks with torch.compile: quicker from some hundred steps on, after a minute or so. On
+            a GPU the launches of a step are also recorded and replayed as one.
         winograd: On the CPU in full precision, compute the 3x3 convolutions of students by Winograd's algorithm where
             they have 128 channels or more: quicker, and in float32 rounded by a few millionths.
     """
 
-    num_images: int = 1000
-    steps: int = 160_000
-    batch_size: int = 1024
-    lr_images: float = 1e-4
-    lr_targets: float = 1e-4
-    final_lr: float = 1e-3
-    ridge: float = 1e-6
-    inner_steps: int = 1
+    num_images: Count = 1000
+    steps: Natural = 160_000
+    batch_size: Count = 1024
+    lr_images: Weight = 1e-4
+    lr_targets: Weight = 1e-4
+    final_lr: Share = 1e-3
+    # Without it the system is singular when two images are alike, or when M is above F + 1.
+    ridge: Positive = 1e-6
+    inner_steps: Count = 1
     augment: bool = True
-    pixel_space: str = "normalised"
-    kernel_precision: str = "float32"
-    precision: str = "float32"
-    micro_batch: int | None = None
-    memory_budget: float | None = None
+    pixel_space: Annotated[str, one_of(("normalised", "raw"))] = "normalised"
+    kernel_precision: Precision = "float32"
+    precision: Precision = "float32"
+    micro_batch: Count | None = None
+    memory_budget: Positive | None = None
     compile: bool = False
     winograd: bool = True
 
-    def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("num_images", "batch_size", "inner_steps")}
-        if self.micro_batch is not None:
-            counts["micro_batch"] = self.micro_batch
-        rates = {name: getattr(self, name) for name in ("lr_images", "lr_targets")}
-        require(
-            *((value >= 1, f"distiller.{name} must be at least 1, got {value}") for name, value in counts.items()),
-            (self.steps >= 0, f"distiller.steps must be at least 0, got {self.steps}"),
-            *((value >= 0, f"distiller.{name} must be at least 0, got {value}") for name, value in rates.items()),
-            # Without it the system is singular when two images are alike, or when M is above F + 1.
-            (self.ridge > 0, f"distiller.ridge must be above 0, got {self.ridge}"),
-            (
-                self.memory_budget is None or self.memory_budget > 0,
-                f"distiller.memory_budget must be above 0, got {self.memory_budget}",
-            ),
-            (0 <= self.final_lr <= 1, f"distiller.final_lr must be in [0, 1], got {self.final_lr}"),
-            (
-                self.pixel_space in PIXEL_SPACES,
-                f"distiller.pixel_space must be one of {', '.join(PIXEL_SPACES)}, got {self.pixel_space!r}",
-            ),
-            *(
-                (
-                    getattr(self, name) in PRECISIONS,
-                    f"distiller.{name} must be one of {', '.join(PRECISIONS)}, got {getattr(self, name)!r}",
-                )
-                for name in ("kernel_precision", "precision")
-            ),
-        )
-
     def computing(self) -> EngineSettings:
-        """Returns those that say how a step is computed."""
-        return EngineSettings(
-            kernel_precision=self.kernel_precision,
-            precision=self.precision,
-            micro_batch=self.micro_batch,
-            memory_budget=self.memory_budget,
-            compile=self.compile,
-            winograd=self.winograd,
-        )
+        """Returns the settings of how a step is computed."""
+        names = [field.name for field in fields(EngineSettings) if field.name != "kind"]
+        return EngineSettings(**{name: getattr(self, name) for name in names})
 
     def shared(self) -> dict[str, Any]:
-        """Returns those that methods and parameterisations take over where they have a setting of the same name."""
+        """Returns the settings that methods and parameterisations take over where they have one of the same name."""
         return {name: getattr(self, name) for name in ("ridge", "inner_steps", "lr_images", "lr_targets")}
 
 
@@ -122,30 +87,23 @@ class Distiller:
     gradients are averaged, which is the mathematics of one process.
 
     `Distiller(images, targets, pool, batches, settings, accelerator)` is short for KRR-ST on pixels, with the first
-    images `(M, C, H, W)` in the space that students are fed with, the first targets `(M, D)`, online students on
+    images `(M, C, H, W)` in the students' pixel space, the first targets `(M, D)`, online students on
     `accelerator.device`, and the real data.
 
     Args:
         parameterisation: What is learned.
-        method: How good it is.
+        method: The method, which gives loss and gradients.
         settings: See `DistillerSettings`; here count the steps, the batch size and the decay of the learning rates.
         accelerator: Device, processes and mixed precision.
 
     Attributes:
-        parameterisation: Likewise.
-        method: Likewise.
-        engine: That of the method.
         optimizer: AdamW.
         outer_step: Outer steps done.
     """
 
     @overload
     def __init__(
-        self,
-        parameterisation: Parameterisation,
-        method: Method,
-        settings: DistillerSettings,
-        accelerator: Accelerator,
+        self, parameterisation: Parameterisation, method: Method, settings: DistillerSettings, accelerator: Accelerator
     ) -> None: ...
 
     @overload
@@ -160,15 +118,25 @@ class Distiller:
     ) -> None: ...
 
     def __init__(self, *parts: Any, **named: Any) -> None:
-        of_krr_st = len(parts) + len(named) > 4
-        found = krr_st_parts(*parts, **named) if of_krr_st else _parts(*parts, **named)
-        self.parameterisation, self.method, self.settings, self.accelerator = found
+        if len(parts) + len(named) > 4:
+            self._set_up(*_krr_st_on_pixels(*parts, **named))
+        else:
+            self._set_up(*parts, **named)
         self.outer_step = 0
         self._build_optimizer()
 
+    def _set_up(
+        self, parameterisation: Parameterisation, method: Method, settings: DistillerSettings, accelerator: Accelerator
+    ) -> None:
+        processes, size = accelerator.num_processes, settings.batch_size
+        problem = f"distiller.batch_size must be at least the number of processes ({processes}), got {size}"
+        require((size >= processes, problem))
+        self.parameterisation, self.method = parameterisation, method
+        self.settings, self.accelerator = settings, accelerator
+
     @property
     def engine(self) -> Engine:
-        """Computes what takes the time."""
+        """The engine of the method."""
         return self.method.problem.engine
 
     @property
@@ -188,7 +156,7 @@ class Distiller:
 
     @property
     def watch(self) -> Stopwatch:
-        """Counts the seconds of each part of the steps."""
+        """Seconds of each part of the steps."""
         return self.engine.watch
 
     @property
@@ -197,18 +165,18 @@ class Distiller:
         return self.engine.parts
 
     def record_nothing(self) -> None:
-        """Launches everything one by one from now on, so that its parts can be timed on a GPU."""
+        """Replays no CUDA graph from now on, so that the parts of a step can be timed on a GPU."""
         self.engine.launch_one_by_one()
 
     def warm_up(self) -> Iterator[Tensor]:
-        """Prepares the method; yields the loss of each step of that. Once, before the first outer step."""
+        """Prepares the method, once, before the first outer step; yields the loss of each step of that."""
         return self.method.prepare(self._pairs())
 
     def step(self) -> dict[str, Any]:
         """Does one outer step: the set moves along the method's gradients, and the method follows.
 
         Returns:
-            `loss`, a scalar tensor, what the method says of the step, and the learning rate `lr` of the images.
+            `loss`, a scalar tensor, what the method logs of the step, and the learning rate `lr` of the images.
         """
         step = self.outer_step
         if self.parameterisation.grow(step):
@@ -219,9 +187,9 @@ class Distiller:
             self._backward(gradients)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        told = self.method.after_step(self._pairs(), step)
+        logged = self.method.after_step(self._pairs(), step)
         self.outer_step += 1
-        return {"loss": loss, **told, "lr": self._rates[0] * decay}
+        return {"loss": loss, **logged, "lr": self._rates[0] * decay}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all state, for `checkpoints.save_tree`."""
@@ -234,13 +202,13 @@ class Distiller:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned; the run goes on exactly as the unbroken one would.
+        """Restores what `state_dict` returned; the run goes on exactly as the unbroken one would.
 
         Raises:
             InputError: The state belongs to a set of another size.
         """
         if "images" in state:
-            state = _of_before(state)
+            state = _upgrade(state)
         self.parameterisation.load_state_dict(state["parameterisation"])
         # It may have grown.
         self._build_optimizer()
@@ -250,8 +218,7 @@ class Distiller:
         self.outer_step = state["outer_step"]
 
     def _rendered(self) -> Pairs:
-        pairs: Pairs = self.parameterisation()
-        return pairs
+        return cast(Pairs, self.parameterisation())
 
     def _pairs(self) -> Pairs:
         with torch.no_grad():
@@ -279,56 +246,34 @@ class Distiller:
 
     def _set_learning_rates(self, step: int) -> float:
         """Sets the rates of a linear decay from 1 to `final_lr` over all steps; returns the present share."""
-        settings = self.settings
-        decay = 1 + (settings.final_lr - 1) * step / settings.steps
+        decay = 1 + (self.settings.final_lr - 1) * step / self.settings.steps
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * decay
         return decay
 
 
-_Parts = tuple[Parameterisation, Method, DistillerSettings, Accelerator]
-
-
-def krr_st_parts(
+def _krr_st_on_pixels(
     images: Tensor,
     targets: Tensor,
     pool: StudentPool,
     batches: Batches,
     settings: DistillerSettings,
     accelerator: Accelerator,
-) -> _Parts:
-    """Returns what `Distiller` takes for KRR-ST on pixels."""
+) -> tuple[Parameterisation, Method, DistillerSettings, Accelerator]:
     engine = build_engine(settings.computing(), accelerator)
-    problem = Problem(
+    batches, processes = (
         engine.prefetch(batches, settings.steps),
-        pool.build,
-        engine,
-        settings.batch_size,
-        pool.seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
+        (accelerator.process_index, accelerator.num_processes),
     )
+    problem = Problem(batches, pool.build, engine, settings.batch_size, pool.seed, None, *processes)
     method = KrrSt(KrrStSettings(settings.ridge, settings.inner_steps, pool.settings), problem, pool)
     pairs = Pairs(images, targets).to(engine.device, engine.dtype)
     pixels = Pixels.start(pairs, LearningRates(settings.lr_images, settings.lr_targets))
-    return _parts(pixels, method, settings, accelerator)
+    return pixels, method, settings, accelerator
 
 
-def _parts(
-    parameterisation: Parameterisation, method: Method, settings: DistillerSettings, accelerator: Accelerator
-) -> _Parts:
-    require(
-        (
-            settings.batch_size >= accelerator.num_processes,
-            f"distiller.batch_size must be at least the number of processes ({accelerator.num_processes}), got "
-            f"{settings.batch_size}",
-        ),
-    )
-    return parameterisation, method, settings, accelerator
-
-
-def _of_before(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the state of a checkpoint that was written when KRR-ST on pixels was all there was."""
+def _upgrade(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the state of a checkpoint that was written when KRR-ST on pixels was the only method."""
     return {
         "outer_step": state["outer_step"],
         "parameterisation": {name: state[name] for name in ("images", "targets")},

@@ -30,17 +30,8 @@ def solve_ridge(matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
 
 
 def linear_kernel(left: Tensor, right: Tensor) -> Tensor:
-    """Returns the inner products of features to which the constant 1 was appended.
-
-    `[a, 1] [b, 1]ᵀ = a bᵀ + 1`, so the longer features are never materialised.
-
-    Args:
-        left: `(n, F)`.
-        right: `(m, F)`.
-
-    Returns:
-        `(n, m)`.
-    """
+    """Returns the kernel `(n, m)` of features `(n, F)` and `(m, F)` to which the constant 1 is appended."""
+    # [a, 1] [b, 1]ᵀ = a bᵀ + 1, so the longer features are never materialised.
     return left @ right.T + 1
 
 
@@ -56,7 +47,7 @@ class Regression:
         targets: Targets of the distilled images, `(M, D)`.
         ridge: Regularisation relative to the trace of the kernel, at least 0.
         solve: Solves the regularised system; an engine has one that is quicker on a GPU.
-        kernel: Gives the kernel where the system is solved in the space of images.
+        kernel: The kernel where the system is solved in the space of images.
 
     Raises:
         ValueError: The shapes do not fit each other.
@@ -85,10 +76,7 @@ class Regression:
             self.solution = solve(own, targets, ridge * own.detach().trace())  # (M, D)
 
     def predict(self, real_features: Tensor) -> Tensor:
-        """Predicts targets `(B, D)`, in the dtype of the features, of real images.
-
-        Args:
-            real_features: Student features of the real images, `(B, F)`, without the constant.
+        """Returns targets `(B, D)`, in the dtype of the features, of real images with student features `(B, F)`.
 
         Raises:
             ValueError: Their width `F` differs from that of the distilled images.
@@ -100,14 +88,11 @@ class Regression:
         return self._kernel(real_features, self.features) @ self.solution
 
     def loss(self, real_features: Tensor, real_targets: Tensor) -> Tensor:
-        """Returns the mean squared error, over `B` and `D`, of the predictions.
+        """Returns the mean squared error of the predictions over `B` and `D`, a scalar in the dtype of the features.
 
         Args:
             real_features: Student features of the real images, `(B, F)`.
             real_targets: Teacher features of the same real images, `(B, D)`.
-
-        Returns:
-            A scalar in the dtype of the features (float32 or float64).
 
         Raises:
             ValueError: The shapes do not fit each other.

@@ -1,4 +1,4 @@
-"""The loop around `Distiller.step`: warm-up, progress, log, checkpoints, and going on after an interruption."""
+"""The loop around `Distiller.step`: warm-up, progress, log, checkpoints, and resuming after an interruption."""
 
 import math
 import time
@@ -13,18 +13,9 @@ from ssdd_hub.runs.folder import RunFolder, RunSettings
 
 
 def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress: bool = True) -> float:
-    """Runs a distillation to its last outer step, from the newest checkpoint on.
+    """Runs a fresh distiller to its last outer step, from the newest checkpoint on; returns the seconds of all starts.
 
     On the CPU, images, targets and log are byte for byte those of an unbroken run.
-
-    Args:
-        distiller: Freshly built.
-        run: Log and checkpoints.
-        settings: How often to log and to keep state.
-        progress: Show progress bars.
-
-    Returns:
-        Seconds that the distillation has taken, those before an interruption included.
 
     Raises:
         InputError: The distillation diverges.
@@ -38,8 +29,7 @@ def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress
         distiller.load_state_dict(saved["distiller"])
         started -= saved["seconds"]
     run.log.rewind("distill", distiller.outer_step)
-    last, records = distiller.settings.steps, []
-    first = distiller.outer_step
+    first, last, records = distiller.outer_step, distiller.settings.steps, list[dict[str, Any]]()
     bar = tqdm(range(first, last), "distil", last, unit="step", initial=first, disable=not progress)
     for step in bar:
         records.append({"stage": "distill", "step": step + 1, **distiller.step()})
@@ -52,7 +42,7 @@ def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress
 
 
 def _longest(distiller: Distiller) -> dict[str, str]:
-    """Returns the part that took most of the time since it was last asked for, and its share; none on a GPU."""
+    """Returns the part of a step that took most of the time since the last call, and its share; none on a GPU."""
     seconds = distiller.watch.seconds
     total = sum(seconds.values())
     if distiller.accelerator.device.type != "cpu" or total == 0:
@@ -65,16 +55,14 @@ def _longest(distiller: Distiller) -> dict[str, str]:
 def _warm_up(distiller: Distiller, run: RunFolder, progress: bool) -> None:
     stage, total = distiller.method.stage, distiller.method.preparation()
     bar = tqdm(distiller.warm_up(), stage, total, unit="step", disable=not (progress and total))
-    records: list[dict[str, Any]] = [
-        {"stage": stage, "step": step, "loss": loss} for step, loss in enumerate(bar, start=1)
-    ]
+    records = [{"stage": stage, "step": step, "loss": loss} for step, loss in enumerate(bar, start=1)]
     if records:
         _flush(records, run, distiller)
     _save(distiller, run, 0.0)
 
 
 def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) -> float:
-    """Writes and forgets the records; returns the last loss. Between writes no step waits for the device."""
+    """Writes and drops the records; returns the last loss. Between writes no step waits for the device."""
     plain = [
         {name: value.item() if isinstance(value, Tensor) else value for name, value in record.items()}
         for record in records

@@ -1,39 +1,21 @@
-"""What a method of distillation is: it says how good a set is, and in which direction it gets better."""
+"""Interface of the methods: the loss of a set and its gradients."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ssdd_hub.arguments import find_problems
 from ssdd_hub.distill.batches import Batches
 from ssdd_hub.distill.engine.base import Engine
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.errors import require
 from ssdd_hub.selection.source import Source
 
 
 @dataclass(frozen=True)
-class MethodSettings:
-    """Which method distils.
-
-    Attributes:
-        name: One of `ssdd_hub.list_methods()`.
-        args: Settings of the method.
-    """
-
-    name: str = "krr_st"
-    args: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require(*((False, f"method.args: {problem}") for problem in find_problems(self.args)))
-
-
-@dataclass(frozen=True)
 class Problem:
-    """What every method is given.
+    """The real data and the engine, given to every method.
 
     Attributes:
         batches: The real images of each step with their targets.
@@ -57,38 +39,37 @@ class Problem:
 
     def batch(self, step: int) -> Pairs:
         """Returns this process's slice of the real batch of a step, for losses that are means over real images."""
-        with self.engine.watch.part("data"):
-            return Pairs(*self.batches(step, self.rank, self.world))
+        return self._timed(step, self.rank, self.world)
 
     def whole_batch(self, step: int) -> Pairs:
         """Returns the whole batch on every process, for losses that are no means over real images."""
+        return self._timed(step, 0, 1)
+
+    def _timed(self, step: int, rank: int, world: int) -> Pairs:
         with self.engine.watch.part("data"):
-            return Pairs(*self.batches(step, 0, 1))
+            return Pairs(*self.batches(step, rank, world))
 
     def share(self, batch: Pairs) -> float:
-        """Returns by what to multiply a mean over this process's slice, so that the mean over processes is right.
-
-        It is 1 where all slices have one size.
-        """
+        """Returns the factor of a mean over this slice, 1 for equal slices, for the right mean over processes."""
         return len(batch.images) * self.world / self.batch_size
 
 
 class Method:
-    """How good a set is. One file, one subclass, one entry in `methods/registry.py` or an entry point.
+    """A distillation method. One file, one subclass, one entry in `methods/registry.py` or an entry point.
 
-    A method sees pairs as they are now, and knows nothing of how they are stored. Every process holds the same pairs;
-    what `gradients` returns is averaged over processes.
+    A method sees the present pairs, and nothing of how they are stored. Every process holds the same pairs; what
+    `gradients` returns is averaged over processes.
 
     Args:
         settings: Of the type `Settings`.
         problem: The real data and the engine.
 
     Attributes:
-        name: By which recipes know it.
+        name: Its name in recipes.
         citation: The paper.
         Settings: A frozen dataclass. Fields called `ridge`, `inner_steps` and `pool` get the recipe's settings of that
             name.
-        stage: What `prepare` is called in the log.
+        stage: The name of `prepare` in the log.
     """
 
     name: ClassVar[str]
@@ -101,11 +82,7 @@ class Method:
         self.problem = problem
 
     def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
-        """Does what comes before the first step, and yields a loss for each of its steps; by default nothing.
-
-        Args:
-            pairs: The first set, without a graph.
-        """
+        """Does what precedes the first step, given the first set without a graph; yields the loss of each step."""
         yield from ()
 
     def preparation(self) -> int:
@@ -113,28 +90,20 @@ class Method:
         return 0
 
     def loss(self, pairs: Pairs, step: int) -> Tensor:
-        """Returns how bad a set is, a scalar that is differentiable in images and targets.
+        """Returns the loss of a set at an outer step, a scalar that is differentiable in images and targets.
 
         The same arguments give the same loss: what is random is a function of `problem.seed` and `step`.
-
-        Args:
-            pairs: The set as it is now.
-            step: The outer step.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement loss(pairs, step)")
 
     def gradients(self, pairs: Pairs, step: int) -> tuple[Tensor, ...]:
-        """Returns the loss and its gradients in images and targets, by default those that autograd finds.
+        """Returns the loss and its gradients in images and targets, by default by autograd.
 
-        A method overrides this where it can do with less time or memory.
-
-        Args:
-            pairs: The set as it is now, without a graph.
-            step: The outer step.
+        Override it to spend less time or memory. The pairs have no graph.
         """
         leaves = pairs.leaves()
         loss = self.loss(leaves, step)
-        # Not every loss looks at the targets.
+        # Not every loss depends on the targets.
         found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         return (loss.detach(), *found)
 
@@ -151,8 +120,8 @@ class Method:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all state, of what `checkpoints.save_tree` takes, so that a resumed run goes on exactly."""
+        """Returns all state, of types that `checkpoints.save_tree` takes, so that a resumed run goes on exactly."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned from a method of the same settings."""
+        """Restores what `state_dict` returned from a method of the same settings."""

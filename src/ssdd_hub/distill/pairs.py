@@ -1,4 +1,4 @@
-"""The pairs of a set, images with their targets: all that a method sees of a parameterisation."""
+"""The images and targets of a set: all that a method sees of a parameterisation."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Pairs(NamedTuple):
-    """Images and their targets.
+    """Images with their targets.
 
     Attributes:
         images: `(M, C, H, W)`, in the students' pixel space; of a batch of real images `(B, C, H, W)`.

@@ -1,27 +1,26 @@
 """The pool of online students: draw one, let it take an inner step, renew it at age `T`.
 
-Source: Lee et al., ICLR 2024, arXiv 2310.06511, algorithm 1. Their released code never puts a renewed student's age
-back, so that in the long run every draw meets a network that was never trained: `renewal: never-train` does as much.
+Source: Lee et al., ICLR 2024, arXiv 2310.06511, algorithm 1. Their released code never sets a renewed student's age
+back, so that in the long run every draw meets a network that was never trained: `renewal: never-train` does the same.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ssdd_hub.bounds import Count, Fraction, Positive, Settings, Weight, one_of
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.errors import require
 from ssdd_hub.seeds import generator, seeded
 
-RENEWALS = ("train", "never-train")
 InnerStep = Callable[[nn.Module, torch.optim.Optimizer, Pairs], Tensor]
 
 
 @dataclass(frozen=True)
-class PoolSettings:
+class PoolSettings(Settings, section="pool"):
     """How many students there are, how they age, and how they are trained.
 
     Attributes:
@@ -35,35 +34,18 @@ class PoolSettings:
         weight_decay: Of the inner SGD.
     """
 
-    size: int = 10
-    max_age: int = 1000
-    renewal: str = "train"
+    size: Count = 10
+    max_age: Count = 1000
+    renewal: Annotated[str, one_of(("train", "never-train"))] = "train"
     warm_up: bool = True
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-
-    def __post_init__(self) -> None:
-        require(
-            (self.size >= 1, f"pool.size must be at least 1, got {self.size}"),
-            (self.max_age >= 1, f"pool.max_age must be at least 1, got {self.max_age}"),
-            (self.renewal in RENEWALS, f"pool.renewal must be one of {', '.join(RENEWALS)}, got {self.renewal!r}"),
-            (self.learning_rate > 0, f"pool.learning_rate must be above 0, got {self.learning_rate}"),
-            (0 <= self.momentum < 1, f"pool.momentum must be in [0, 1), got {self.momentum}"),
-            (self.weight_decay >= 0, f"pool.weight_decay must be at least 0, got {self.weight_decay}"),
-        )
+    learning_rate: Positive = 0.1
+    momentum: Fraction = 0.9
+    weight_decay: Weight = 1e-3
 
 
 @dataclass
 class PooledStudent:
-    """One slot of the pool.
-
-    Attributes:
-        module: The student.
-        optimizer: Its SGD.
-        age: Inner steps that the algorithm counts for this slot.
-        generation: How many students the slot has had before this one.
-    """
+    """One slot of the pool: a student, its SGD, its age in inner steps, and the number of students before it."""
 
     module: nn.Module
     optimizer: torch.optim.SGD
@@ -80,7 +62,7 @@ class StudentPool:
         build: Returns a fresh student on the CPU; it is called under a seeded global generator.
         settings: See `PoolSettings`.
         seed: Seed of the run.
-        device: Where the students live.
+        device: Where the students are.
         dtype: Type of their weights.
         step: Takes an inner step: a student, its optimiser and the set give the loss. None for the reference,
             `regression_step`; an engine has one that is quicker.
@@ -96,11 +78,8 @@ class StudentPool:
         dtype: torch.dtype = torch.float32,
         step: InnerStep | None = None,
     ) -> None:
-        self.build = build
-        self.settings = settings
-        self.seed = seed
-        self.device = device
-        self.dtype = dtype
+        self.build, self.settings, self.seed = build, settings, seed
+        self.device, self.dtype = device, dtype
         self.step: InnerStep = step or regression_step
         self.students = [self._fresh(slot, generation=0) for slot in range(settings.size)]
 
@@ -118,12 +97,7 @@ class StudentPool:
         return [int(age) for age in drawn]
 
     def warm_up(self, images: Tensor, targets: Tensor) -> Iterator[Tensor]:
-        """Trains each student to its first age on the first set; yields the loss of each inner step.
-
-        Args:
-            images: `(M, C, H, W)`, in the students' pixel space.
-            targets: `(M, D)`.
-        """
+        """Trains each student to its first age on images `(M, C, H, W)` and targets `(M, D)`; yields each loss."""
         for student, age in zip(self.students, self.first_ages(), strict=True):
             while student.age < age:
                 yield self._inner_step(student, images, targets)
@@ -137,22 +111,16 @@ class StudentPool:
         return self.students[slot].module
 
     def advance(self, slot: int, images: Tensor, targets: Tensor) -> Tensor | None:
-        """Ages a slot by one: an inner step, and renewal at `max_age`.
+        """Ages a slot by one: an inner step on the new set, without a graph, and renewal at `max_age`.
 
-        Args:
-            slot: The drawn slot.
-            images: The new set's images, `(M, C, H, W)`, without a graph.
-            targets: The new set's targets, `(M, D)`, without a graph.
-
-        Returns:
-            The inner loss before the step, a scalar; None when `never-train` replaced the student instead.
+        Returns the inner loss before the step, a scalar; None when `never-train` replaced the student instead.
         """
-        student = self.students[slot]
-        if self.settings.renewal == "never-train" and student.age >= self.settings.max_age:
+        student, settings = self.students[slot], self.settings
+        if settings.renewal == "never-train" and student.age >= settings.max_age:
             self.students[slot] = self._fresh(slot, student.generation + 1, age=student.age)
             return None
         loss = self._inner_step(student, images, targets)
-        if self.settings.renewal == "train" and student.age >= self.settings.max_age:
+        if settings.renewal == "train" and student.age >= settings.max_age:
             self.students[slot] = self._fresh(slot, student.generation + 1)
         return loss
 
@@ -171,30 +139,24 @@ class StudentPool:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` returned from a pool of the same settings."""
+        """Restores what `state_dict` returned from a pool of the same settings."""
         for student, saved in zip(self.students, state["students"], strict=True):
             student.module.load_state_dict(saved["module"])
             student.optimizer.load_state_dict(saved["optimizer"])
             for parameter, state in student.optimizer.state.items():
                 if state.get("momentum_buffer") is not None:
-                    # As it was before it was saved: in the layout of its parameter.
+                    # As before it was saved: in the memory layout of its parameter.
                     state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
-            student.age = saved["age"]
-            student.generation = saved["generation"]
+            student.age, student.generation = saved["age"], saved["generation"]
 
     def _fresh(self, slot: int, generation: int, age: int = 0) -> PooledStudent:
         with seeded(self.seed, "student", slot, generation):
             module = self.build()
-        # As in `pretrain`, the layout that is quicker on the CPU.
+        # Channels last: quicker on the CPU.
         module = module.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        settings = self.settings
-        optimizer = torch.optim.SGD(
-            module.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            fused=torch.device(self.device).type == "cuda",
-        )
+        rate, momentum, decay = self.settings.learning_rate, self.settings.momentum, self.settings.weight_decay
+        fused = torch.device(self.device).type == "cuda"
+        optimizer = torch.optim.SGD(module.parameters(), rate, momentum, weight_decay=decay, fused=fused)
         return PooledStudent(module, optimizer, age, generation)
 
     def _inner_step(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
@@ -208,13 +170,9 @@ def regression_step(
     pairs: Pairs,
     forward: Callable[[nn.Module, Tensor], Tensor] = nn.Module.__call__,
 ) -> Tensor:
-    """Takes one step of a student on the mean squared error of its head; returns the loss before it, a scalar.
+    """Takes one step, in train mode, on the mean squared error of a student's head; returns the loss before it.
 
-    Args:
-        student: It is put in train mode.
-        optimizer: Of its parameters.
-        pairs: Images and targets, in one batch.
-        forward: Maps a student and images to its outputs `(n, D)`; an engine has one that is quicker.
+    `forward` maps a student and images to its outputs `(n, D)`; an engine has one that is quicker.
     """
     student.train()
     outputs = forward(student, pairs.images)

@@ -3,16 +3,52 @@
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from ssdd_hub.arguments import check_arguments, show
-from ssdd_hub.errors import InputError
+from ssdd_hub.arguments import argument_checks, check_arguments, show
+from ssdd_hub.bounds import Settings
+from ssdd_hub.errors import Check, InputError
+
+
+@dataclass(frozen=True)
+class _Choice(Settings, section="choice"):
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+    def conflicts(self) -> Iterable[Check]:
+        """Returns the checks of the arguments."""
+        return argument_checks(self.option("args"), self.args, (), "")
+
+
+@dataclass(frozen=True)
+class MethodSettings(_Choice, section="method"):
+    """Which method distils.
+
+    Attributes:
+        name: One of `ssdd_hub.list_methods()`.
+        args: Settings of the method.
+    """
+
+    name: str = "krr_st"
+
+
+@dataclass(frozen=True)
+class ParameterisationSettings(_Choice, section="parameterisation"):
+    """What is learned and stored.
+
+    Attributes:
+        name: One of `ssdd_hub.list_parameterisations()`.
+        args: Settings of the parameterisation.
+    """
+
+    name: str = "pixels"
 
 
 class Named(Protocol):
-    """What a registry holds: classes with a name and a dataclass of settings."""
+    """A class with a name and a dataclass of settings, as registries hold."""
 
     name: ClassVar[str]
     Settings: ClassVar[type]
@@ -22,15 +58,7 @@ Kind = TypeVar("Kind", bound=Named)
 
 
 class Registry(Generic[Kind]):
-    """Subclasses of one class by name.
-
-    Another package offers one by an entry point, which maps a name to the class.
-
-    Args:
-        noun: What they are, for messages.
-        base: What they are subclasses of.
-        group: The group of entry points.
-        ours: Those of this package.
+    """Subclasses of `base` by name, called `noun` in messages; packages offer more as entry points of `group`.
 
     Attributes:
         known: Those of this package by name; a script may add its own.
@@ -57,12 +85,7 @@ class Registry(Generic[Kind]):
         raise InputError(f"{self.noun} {name!r} is unknown: {_nearest(name, self.names())}")
 
     def settings(self, name: str, args: Mapping[str, Any], shared: Mapping[str, Any]) -> Any:
-        """Returns the settings of a class.
-
-        Args:
-            name: One of `names()`.
-            args: Its own settings; those that are dataclasses as mappings.
-            shared: Settings that several classes may have, such as `ridge`: it takes those that it has a field for.
+        """Returns the settings of a class, of `args` and, where it has a field of the name, of `shared`.
 
         Raises:
             InputError: The name or a setting is unknown, or a value is out of range.
@@ -70,18 +93,17 @@ class Registry(Generic[Kind]):
         settings = self.find(name).Settings
         check_arguments(f"settings of the {self.noun} {name!r}", args)
         kinds = typing.get_type_hints(settings)
-        fields = [field.name for field in dataclasses.fields(settings) if field.init]
-        for given in args:
-            if given not in fields:
-                known = _nearest(given, fields) if fields else "it has none"
-                raise InputError(f"{self.noun} {name!r} has no setting {given!r}: {known}")
-        values = {key: value for key, value in shared.items() if key in fields}
+        known = [entry.name for entry in dataclasses.fields(settings) if entry.init]
+        values = {key: value for key, value in shared.items() if key in known}
         try:
             for key, value in args.items():
+                if key not in known:
+                    hint = _nearest(key, known) if known else "it has none"
+                    raise InputError(f"{self.noun} {name!r} has no setting {key!r}: {hint}")
                 problem = _problem(value, kinds[key])
                 if problem:
                     raise InputError(f"setting {key!r} of the {self.noun} {name!r} must be {problem}")
-                if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
+                if dataclasses.is_dataclass(kinds[key]):
                     before = values[key] if key in values else kinds[key]()
                     value = dataclasses.replace(before, **value)
                 values[key] = value
@@ -95,26 +117,21 @@ class Registry(Generic[Kind]):
             ) from error
 
     def _load(self, point: EntryPoint) -> type[Kind]:
-        package = point.dist.name if point.dist else point.value
+        about = f"{self.noun} {point.name!r} of the package {point.dist.name if point.dist else point.value}"
+        advice = f"({point.value}); fix or remove that package"
         try:
             found = point.load()
-        # Whatever another package raises when it is imported, its name is what helps.
+        # An import may raise anything.
         except Exception as error:
-            raise InputError(
-                f"{self.noun} {point.name!r} of the package {package} cannot be imported ({point.value}): "
-                f"{type(error).__name__}: {error}; mend or remove that package"
-            ) from error
+            raise InputError(f"{about} cannot be imported: {type(error).__name__}: {error} {advice}") from error
         if not (isinstance(found, type) and issubclass(found, self.base)):
-            raise InputError(
-                f"{self.noun} {point.name!r} of the package {package} must be a subclass of "
-                f"{self.base.__module__}.{self.base.__name__}, got {found!r} ({point.value}); mend or remove that "
-                "package"
-            )
+            required = f"{self.base.__module__}.{self.base.__name__}"
+            raise InputError(f"{about} must be a subclass of {required}, got {found!r} {advice}")
         return found
 
 
 def _problem(value: Any, kind: Any) -> str | None:
-    """Returns what a value must be that is not of the type of its setting; of the simple types, others pass."""
+    """Returns the required type of a value that is not of its setting's type; only simple types are checked."""
     if dataclasses.is_dataclass(kind):
         return None if isinstance(value, Mapping) else f"values by name, got {show(value)}"
     # A whole number will do for a float, and True is no number.

@@ -1,4 +1,4 @@
-"""What our networks have in common: blocks, features, one linear head, and timm's contract.
+"""The common base of our networks: blocks, features, one linear head, and timm's contract.
 
 VGG11, AlexNet and MobileNetV2 are those of KRR-ST's comparison of architectures (Lee et al., ICLR 2024, figure 3
 and table 4), layer by layer as in their released code; its fourth, ResNet-10, is `ssdd_resnet10` with
@@ -18,7 +18,7 @@ NORMS = ("batch", "instance", "none")
 
 
 class StudentNetwork(nn.Module):
-    """Blocks of layers, the features that are read from their last map, and one linear head.
+    """Blocks of layers, features read from their last map, and one linear head.
 
     It keeps timm's contract (`forward_features`, `forward_head`, `num_features`, `reset_classifier`, ...). Its state
     dict is in layer order, the head last.
@@ -72,7 +72,7 @@ class StudentNetwork(nn.Module):
 
 
 def check_blocks(widths: Sequence[int], norm: str) -> tuple[tuple[bool, str], ...]:
-    """Returns what `require` has to check of the arguments of `conv_block`."""
+    """Returns the checks of the arguments of `conv_block`, for `require`."""
     return (
         (len(widths) > 0 and all(width > 0 for width in widths), f"widths must be positive, got {list(widths)}"),
         (norm in NORMS, f"norm must be one of {', '.join(NORMS)}, got {norm!r}"),
@@ -94,16 +94,17 @@ def _head(num_features: int, num_targets: int) -> nn.Module:
     return nn.Linear(num_features, num_targets) if num_targets else nn.Identity()
 
 
-def student_cfg(first_conv: str = "blocks.0.0", fixed_input_size: bool = True) -> dict[str, Any]:
-    """Returns what timm has to know of a student: 512 targets of 32 px images, unless it is told otherwise."""
+def network_cfg(**changes: Any) -> dict[str, Any]:
+    """Returns timm's configuration of a network: by default, a student with 512 targets for images of 32 px."""
     return {
         "num_classes": 512,
         "input_size": (3, 32, 32),
-        "fixed_input_size": fixed_input_size,
+        "fixed_input_size": True,
         "mean": (0.5, 0.5, 0.5),
         "std": (0.5, 0.5, 0.5),
-        "first_conv": first_conv,
+        "first_conv": "blocks.0.0",
         "classifier": "head",
+        **changes,
     }
 
 
@@ -111,7 +112,7 @@ Network = TypeVar("Network", bound=StudentNetwork)
 
 
 def create_network(build: Callable[..., Network], variant: str, pretrained: bool, **kwargs: Any) -> Network:
-    """Lets timm build a network that takes `image_size` and `num_targets`, which timm calls otherwise.
+    """Lets timm build a network whose `image_size` and `num_targets` timm calls `img_size` and `num_classes`.
 
     Raises:
         InputError: The images are not square.

@@ -1,6 +1,6 @@
 """Students by name: those of this package and any other timm model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,8 @@ from ssdd_hub.models.features import input_args, pre_logits
 from ssdd_hub.models.stored_models import create_model
 
 MOST_PARAMETERS = 2**30
-"""Numbers of a student at most: 4 GiB in single precision."""
-# What data and teacher decide of a student.
+"""The most parameters of a student: 4 GiB in single precision."""
+# Arguments of a student that data and teacher decide.
 DECIDED = ("in_chans", "image_size", "name", "num_targets")
 
 
@@ -32,11 +32,10 @@ class StudentSettings(Settings, section="student"):
     name: str = "ssdd_convnet3"
     model_args: dict[str, Any] = field(default_factory=dict)
 
-    def conflicts(self) -> Iterator[Check]:
-        """Yields what arguments of the model must be."""
-        yield from argument_checks(
-            "student.model_args", self.model_args, DECIDED, "the data and other settings decide"
-        )
+    def conflicts(self) -> Iterable[Check]:
+        """Returns the checks of the model's arguments."""
+        by = "the data and other settings decide"
+        return argument_checks("student.model_args", self.model_args, DECIDED, by)
 
 
 def list_students() -> list[str]:
@@ -52,7 +51,7 @@ def build_student(name: str, *, num_targets: int, in_chans: int, image_size: int
         name: A timm model name; `list_students()` gives ours.
         num_targets: Outputs `D` of the head.
         in_chans: Channels of the images.
-        image_size: Height and width of the images; handed to models that are built for one size.
+        image_size: Height and width of the images; passed on to models that are built for one size.
         **model_args: Further arguments of the model, such as `widths` and `norm` of the ConvNets.
 
     Raises:
@@ -63,15 +62,15 @@ def build_student(name: str, *, num_targets: int, in_chans: int, image_size: int
             f"student {name!r} is not a timm model: use one of {', '.join(list_students())}, or a name from "
             "timm.list_models()"
         )
-    model_args = {**input_args(name, in_chans, image_size), **model_args}
+    args = {**input_args(name, in_chans, image_size), **model_args}
     try:
         student = create_model(
-            name, pretrained=False, num_classes=num_targets, args=model_args, most_parameters=MOST_PARAMETERS
+            name, pretrained=False, num_classes=num_targets, args=args, most_parameters=MOST_PARAMETERS
         )
         pre_logits(student.eval(), torch.zeros(1, in_chans, image_size, image_size))
-    except Exception as error:  # networks raise whatever their arguments lead to
+    except Exception as error:  # networks may raise anything
         raise InputError(
-            f"student {name!r} cannot be built with {model_args} for images of {in_chans}x{image_size}x{image_size}: "
+            f"student {name!r} cannot be built with {args} for images of {in_chans}x{image_size}x{image_size}: "
             f"{str(error) or type(error).__name__}"
         ) from error
     return student.train()

@@ -8,15 +8,13 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ssdd_hub.errors import require
-from ssdd_hub.models.base import StudentNetwork, check_blocks, conv_block, create_network, student_cfg
+from ssdd_hub.models.base import StudentNetwork, check_blocks, conv_block, create_network, network_cfg
 
 
 class ConvNet(StudentNetwork):
     """Blocks of conv3x3, norm, ReLU and 2x2 average pooling; flattened features; one linear head.
 
-    The network that KRR-ST distils with (Lee et al., ICLR 2024, as in their released code). It keeps timm's contract
-    (`forward_features`, `forward_head`, `num_features`, `reset_classifier`, ...). Its state dict is in layer order:
-    conv weight, conv bias, norm weight, norm bias, norm buffers; the head last.
+    The network that KRR-ST distils with (Lee et al., ICLR 2024, as in their released code).
 
     Args:
         widths: Output channels of each block.
@@ -51,7 +49,7 @@ class ConvNet(StudentNetwork):
         super().__init__(nn.Sequential(*blocks), num_features, in_chans, num_targets)
 
 
-default_cfgs = generate_default_cfgs({f"ssdd_convnet{depth}": student_cfg() for depth in (3, 4, 5)})
+default_cfgs = generate_default_cfgs({f"ssdd_convnet{depth}": network_cfg() for depth in (3, 4, 5)})
 
 
 @register_model

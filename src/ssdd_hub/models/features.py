@@ -1,4 +1,4 @@
-"""What every timm model gives us: features, their width, its pixel space, hashes of its weights."""
+"""Features, pixel space, and hashes of any timm model."""
 
 import hashlib
 import json
@@ -21,19 +21,15 @@ OTHER_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 def pre_logits(model: nn.Module, images: Tensor) -> Tensor:
     """Returns the input of a timm model's classifier, the features of students and by default of teachers.
 
-    Args:
-        model: A module with timm's `forward_features` and `forward_head`.
-        images: `(n, C, H, W)`, in the model's pixel space.
-
-    Returns:
-        `(n, F)`; `F` is timm's `head_hidden_size`, which is not always `num_features`.
+    `(n, C, H, W)` in the model's pixel space become `(n, F)`; `F` is timm's `head_hidden_size`, which is not always
+    `num_features`.
     """
     features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)  # type: ignore[operator]
     return features
 
 
 def read_features(model: nn.Module, images: Tensor, kind: str = "pre_logits") -> Tensor:
-    """Returns one feature vector per image: what the classifier would read, the class token, or a mean over places.
+    """Returns one feature vector per image, `(n, F)`, of a width that depends on the kind.
 
     Where a model normalises after pooling (`fc_norm`, as in ViTs that average), token and mean are normalised too.
 
@@ -42,9 +38,6 @@ def read_features(model: nn.Module, images: Tensor, kind: str = "pre_logits") ->
         images: `(n, C, H, W)`, in the model's pixel space.
         kind: One of `FEATURES`: `pre_logits`; `cls`, the class token; `mean`, over patch tokens (class and register
             tokens left out) or over the feature map.
-
-    Returns:
-        `(n, F)`; the width depends on the kind, for instance 1024 pre-logits and a mean of 576 in MobileNetV3-small.
 
     Raises:
         InputError: The kind is not known, or the model has no such features.
@@ -82,7 +75,7 @@ def _has_class_token(model: nn.Module) -> bool:
 
 
 def _count_prefix(model: nn.Module) -> int | None:
-    """Returns how many tokens stand before those of the patches; None where a model does not tell."""
+    """Returns the number of tokens before those of the patches; None where it is unknown."""
     if hasattr(model, "num_prefix_tokens"):
         return int(model.num_prefix_tokens)  # type: ignore[arg-type]
     if _has_class_token(model):  # VOLO states no number
@@ -94,12 +87,6 @@ def _count_prefix(model: nn.Module) -> int | None:
 @torch.no_grad()
 def measure_width(model: nn.Module, in_chans: int, image_size: int, kind: str = "pre_logits") -> int:
     """Returns the width of a model's features, by a dry forward pass in eval mode; every part keeps its own mode.
-
-    Args:
-        model: A module with timm's `forward_features` and `forward_head`.
-        in_chans: Channels of the images.
-        image_size: Their height and width.
-        kind: One of `FEATURES`.
 
     Raises:
         InputError: The model has no features of this kind.
@@ -114,12 +101,7 @@ def measure_width(model: nn.Module, in_chans: int, image_size: int, kind: str = 
 
 
 def hash_weights(model: nn.Module, double: bool = False) -> str:
-    """Returns the sha256 of names, types, shapes and values of all weights and buffers.
-
-    Args:
-        model: The network.
-        double: Whether it is hashed as it would be in double precision.
-    """
+    """Returns the sha256 of names, types, shapes and values of all weights and buffers, as if in double on request."""
     digest = hashlib.sha256()
     for name, found in sorted(model.state_dict().items()):
         tensor = found.double() if double and found.is_floating_point() else found
@@ -132,7 +114,7 @@ def hash_structure(model: nn.Module) -> str:
     """Returns the sha256 of what weights do not tell: each part's type and plain attributes, such as its stride."""
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        # Names with an underscore are those of PyTorch's own state, such as hooks.
+        # Names with an underscore are PyTorch's own state, such as hooks.
         names = (key for key in vars(module) if not key.startswith("_") and key != "training")
         facts = {key: value for key in names if _is_plain(value := vars(module)[key])}
         # JSON makes a list of a tuple, as a saved model's configuration does.
@@ -141,7 +123,7 @@ def hash_structure(model: nn.Module) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is written the same in every process."""
+    """Whether JSON writes a value alike in every process."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, int | float | str)
@@ -154,14 +136,9 @@ def read_pixel_space(
     std: Sequence[float] | None,
     channels: int | None,
 ) -> PixelSpace:
-    """Returns the space of a model's images that is given or stated.
+    """Returns the pixel space of a model: of mean and std per channel where given, else of timm's data config.
 
-    Args:
-        name: The teacher's, for messages.
-        config: What timm's `resolve_model_data_config` states; it tells three channels of a model built for one.
-        mean: Mean per channel, if it is given.
-        std: Its standard deviation.
-        channels: What the model was built for, if that was asked for.
+    That states three channels even of a model built for another number, `channels`, where this was given.
 
     Raises:
         InputError: Mean and std do not fit each other, or what is stated does not fit the channels.
@@ -180,24 +157,20 @@ def read_pixel_space(
 
 
 def input_args(name: str, in_chans: int, image_size: int) -> dict[str, int]:
-    """Returns what `timm.create_model` has to be told of the images: the size too, where a model is built for one."""
+    """Returns the arguments of `timm.create_model` for images: the size too, where a model is built for one."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     fixed = config is not None and config.fixed_input_size
     return {"in_chans": in_chans, **({"img_size": image_size} if fixed else {})}
 
 
 def create_backbone(name: str, *, pretrained: bool, input_size: int | None = None, **model_args: Any) -> nn.Module:
-    """Calls `timm.create_model` without a classifier and turns what can go wrong into one clear error.
+    """Calls `stored_models.create_model` without a classifier, with one clear error for all that can go wrong.
 
-    Args:
-        name: A timm name, `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
-        pretrained: Load the weights that the name stands for.
-        input_size: Height and width for a model that is built for one size; others take any.
-        **model_args: Further arguments of `timm.create_model`, but for `OTHER_WEIGHTS`.
+    `input_size` is the height and width for a model that is built for one size.
 
     Raises:
-        InputError: timm does not know the name, an argument does not fit, the weights cannot be had, or what is stored
-            under the name does not pass `stored_models`.
+        InputError: timm does not know the name, an argument does not fit or is one of `OTHER_WEIGHTS`, the weights
+            cannot be loaded, or what is stored under the name does not pass `stored_models`.
     """
     others = ", ".join(argument for argument in OTHER_WEIGHTS if argument in model_args)
     if others:
@@ -209,12 +182,12 @@ def create_backbone(name: str, *, pretrained: bool, input_size: int | None = Non
         backbone = create_model(name, pretrained=pretrained, num_classes=0, args=model_args)
         stated = getattr(backbone, "pretrained_cfg", None) or {}
         if input_size and stated.get("fixed_input_size") and tuple(stated["input_size"][1:]) != (input_size,) * 2:
-            # Only the model itself tells that it has one size, wherever its weights are stored.
+            # Only the built model tells that it has one size, wherever its weights are stored.
             args = {**model_args, "img_size": input_size}
             backbone = create_model(name, pretrained=pretrained, num_classes=0, args=args)
     except InputError:
         raise
-    except Exception as error:  # timm, the Hub client and safetensors each raise their own kinds here
+    except Exception as error:  # timm, the Hub client and safetensors each raise their own kinds
         raise InputError(
             f"teacher backbone {name!r} (pretrained={pretrained}, {model_args}) cannot be built: "
             f"{shorten_error(error)}. Use a name from timm.list_models(), local-dir:FOLDER with config.json and "

@@ -7,7 +7,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import Tensor, nn
 
-from ssdd_hub.models.base import StudentNetwork, create_network, student_cfg
+from ssdd_hub.models.base import StudentNetwork, create_network, network_cfg
 
 # Expansion, width, blocks, and stride of the first of them: Sandler et al. (CVPR 2018, arXiv 1801.04381, table 2),
 # with the strides and expansions of Lee et al.
@@ -28,10 +28,7 @@ class MobileNetV2(StudentNetwork):
     Three of the strides are 2, so 32 px become 4x4; any size will do. ReLU stands where the original has ReLU6, the
     first block has a 1x1 convolution before its depthwise one too, and every block of stride 1 has a shortcut.
 
-    Args:
-        in_chans: Input channels.
-        image_size: Taken as the other students take it; it decides nothing here.
-        num_targets: Outputs `D` of the head; 0 leaves the head out.
+    The arguments are those of `ConvNet`; `image_size` has no effect.
     """
 
     def __init__(self, in_chans: int = 3, image_size: int = 32, num_targets: int = 512) -> None:
@@ -61,7 +58,9 @@ class _InvertedBlock(InvertedResidual):  # type: ignore[misc]
         return outputs if self.shortcut is None else outputs + self.shortcut(maps)
 
 
-default_cfgs = generate_default_cfgs({"ssdd_mobilenetv2": student_cfg("blocks.0.conv", fixed_input_size=False)})
+default_cfgs = generate_default_cfgs(
+    {"ssdd_mobilenetv2": network_cfg(first_conv="blocks.0.conv", fixed_input_size=False)}
+)
 
 
 @register_model

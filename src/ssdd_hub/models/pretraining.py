@@ -1,4 +1,4 @@
-"""Pre-training of a student: plain regression from images to their targets."""
+"""Pre-training of a student: regression from images to their targets."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -23,7 +23,7 @@ class UseSettings(Settings, section="use"):
 
     Attributes:
         epochs: Passes over the set.
-        max_steps: Steps at most, whatever the epochs: what bounds the pre-training on a whole source set.
+        max_steps: Steps at most, whatever the epochs; it bounds the pre-training on a whole source set.
         batch_size: Images per step; all of them where there are fewer.
         learning_rate: SGD's, constant.
         momentum: SGD's.
@@ -48,25 +48,18 @@ class UseSettings(Settings, section="use"):
 
     def describe(self) -> dict[str, Any]:
         """Returns the recipe for using a set, for its card."""
-        return {
-            "loss": "mean squared error of the head's output to the target",
-            "optimizer": "SGD",
-            "learning_rate": self.learning_rate,
-            "momentum": self.momentum,
-            "weight_decay": self.weight_decay,
-            "epochs": self.epochs,
-            **({} if self.max_steps is None else {"max_steps": self.max_steps}),
-            "batch_size": self.batch_size,
-            "augmentation": self.augment,
-        }
+        names = ("learning_rate", "momentum", "weight_decay", "epochs", "max_steps", "batch_size")
+        numbers = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        loss = "mean squared error of the head's output to the target"
+        return {"loss": loss, "optimizer": "SGD", **numbers, "augmentation": self.augment}
 
 
 class Pairs(Protocol):
-    """What a student is pre-trained on: images with their targets."""
+    """Images with their targets, on which a student is pre-trained."""
 
     @property
     def black(self) -> Tensor:
-        """What a black pixel is in the space of the images, `(C, 1, 1)`."""
+        """A black pixel in the space of the images, `(C, 1, 1)`."""
 
     @property
     def num_views(self) -> int:
@@ -85,20 +78,12 @@ class Pairs(Protocol):
 def fit_student(
     student: nn.Module, pairs: Pairs, settings: UseSettings, seed: int, progress: bool = False
 ) -> nn.Module:
-    """Pre-trains a student on pairs: SGD on the mean squared error of its head to the targets.
+    """Pre-trains a student by SGD on the mean squared error of its head to the targets; returns it in eval mode.
 
-    Args:
-        student: Freshly built, on the device of the pairs.
-        pairs: Images, as the student is to see them, and targets.
-        settings: See `UseSettings`.
-        seed: Seed of the order of the images and of their augmentation.
-        progress: Whether a bar shows it.
-
-    Returns:
-        The student, in eval mode.
+    The student is fresh and on the device of the pairs; the seed decides the order and the augmentation of images.
 
     Raises:
-        InputError: Views are asked for, and the pairs hold none.
+        InputError: `augment` is `views`, and the pairs hold none.
     """
     if settings.augment == "views" and not pairs.num_views:
         raise InputError(
@@ -129,5 +114,5 @@ def _augmented(pairs: Pairs, indices: Tensor, augment: str, drawn: torch.Generat
     views = draw_views(len(images), drawn)
     if augment == "flip":
         views[:, :2] = PADDING
-    # Cropping fills up with 0, which is black only before normalisation.
+    # Crops are padded with 0, which is black only before normalisation.
     return crop_flip(images - pairs.black, views) + pairs.black, targets

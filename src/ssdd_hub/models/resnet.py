@@ -6,6 +6,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
+from ssdd_hub.models.base import network_cfg
+
 
 class SmallImageResNet(ResNet):  # type: ignore[misc]
     """A timm ResNet whose stem keeps the resolution.
@@ -18,13 +20,9 @@ class SmallImageResNet(ResNet):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        channels: tuple[int, ...] = (64, 128, 256, 512),
-        stem_padding: int = 1,
-        in_chans: int = 3,
-        **kwargs: Any,
+        self, channels: tuple[int, ...] = (64, 128, 256, 512), stem_padding: int = 1, in_chans: int = 3, **kwargs: Any
     ) -> None:
-        # timm's plain stem always has 64 channels; its deep stem, of twice `stem_width`, is as wide as asked.
+        # timm's plain stem always has 64 channels; its deep stem has twice `stem_width`.
         super().__init__(
             channels=tuple(channels), in_chans=in_chans, stem_type="deep", stem_width=channels[0] // 2, **kwargs
         )
@@ -33,25 +31,13 @@ class SmallImageResNet(ResNet):  # type: ignore[misc]
         self.maxpool = nn.Identity()
 
 
-def _cfg() -> dict[str, Any]:
-    return {
-        "num_classes": 0,
-        "input_size": (3, 32, 32),
-        "pool_size": (4, 4),
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.5, 0.5, 0.5),
-        "first_conv": "conv1",
-        "classifier": "fc",
-    }
-
-
-default_cfgs = generate_default_cfgs({"ssdd_resnet10": _cfg(), "ssdd_resnet18": _cfg()})
+_CFG = {"fixed_input_size": False, "pool_size": (4, 4), "first_conv": "conv1", "classifier": "fc"}
+default_cfgs = generate_default_cfgs({f"ssdd_resnet{depth}": network_cfg(num_classes=0, **_CFG) for depth in (10, 18)})
 
 
 def _create(variant: str, pretrained: bool, layers: tuple[int, ...], **kwargs: Any) -> SmallImageResNet:
-    model: SmallImageResNet = build_model_with_cfg(
-        SmallImageResNet, variant, pretrained, block=BasicBlock, layers=layers, **kwargs
-    )
+    args = {"block": BasicBlock, "layers": layers, **kwargs}
+    model: SmallImageResNet = build_model_with_cfg(SmallImageResNet, variant, pretrained, **args)
     return model
 
 

@@ -1,8 +1,7 @@
 """Models stored in timm's layout, in a folder or a Hub repository: checked before timm loads them.
 
-timm takes a stored `config.json` at its word: which network to build, with which arguments, and what else to load. So
-what it states is compared with an allow-list first. Weights are safetensors, or read by `torch.load` with
-`weights_only`.
+timm does what a stored `config.json` states: which network to build, with which arguments, and what else to load. So
+it must pass an allow-list first. Weights are safetensors, or read by `torch.load` with `weights_only`.
 """
 
 import json
@@ -37,7 +36,7 @@ _LONGEST_TEXT = 10_000
 _MOST_LEVELS = 20
 _LONGEST_LICENCE = 200
 _LEAST_STD = 1e-6
-# What timm states of weights, by the kind of value. Nothing of it says where they are.
+# What timm states of weights, by the kind of value: never where they are.
 _SIZES = ("input_size", "test_input_size", "min_input_size", "pool_size", "test_pool_size")
 _SPACES = ("mean", "std")
 _NUMBERS = ("crop_pct", "test_crop_pct", "num_classes", "label_offset", "fixed_input_size")
@@ -52,23 +51,17 @@ _WORD = re.compile(r"[A-Za-z0-9_.-]{0,100}", re.ASCII)
 
 
 def normalised_name(name: str) -> str:
-    """Returns the name of a model with its source, such as `hf-hub:`, in lower case, as timm reads it."""
+    """Returns the name of a model with its prefix, such as `hf-hub:`, in lower case, as timm reads it."""
     kind, colon, place = name.partition(":")
     return f"{kind.lower()}{colon}{place}" if colon else name
 
 
 def check_stored(name: str) -> str:
-    """Looks through what a name stands for before timm loads it.
-
-    Args:
-        name: A timm name, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME` with an optional `@REVISION`.
-
-    Returns:
-        The name to give to timm: of a repository the commit that was looked at, otherwise the name as it is.
+    """Checks what a name stands for; returns the name to load, which of a repository states the checked commit.
 
     Raises:
-        InputError: The folder holds links, FIFOs or devices, or the configuration states what is not on the
-            allow-list. What is missing is left for timm to say.
+        InputError: The folder holds links, FIFOs or devices, or the configuration does not pass the allow-list.
+            Missing files are left for timm to report.
         Exception: What the Hub's client raises.
     """
     kind, _, place = normalised_name(name).partition(":")
@@ -80,7 +73,7 @@ def check_stored(name: str) -> str:
         repo_id, _, revision = place.partition("@")
         path = Path(hf_hub_download(repo_id, CONFIG_FILE, revision=revision or None))
         check_config(path)
-        # The folder of a snapshot is named by its commit, so that timm loads what was looked at.
+        # The folder of a snapshot is named by its commit, so that timm loads what was checked.
         return f"hf-hub:{repo_id}@{path.parent.name}"
     return name
 
@@ -93,18 +86,18 @@ def create_model(
     num_classes: int | None = None,
     most_parameters: int = MOST_PARAMETERS,
 ) -> nn.Module:
-    """Calls `timm.create_model` with what has been looked through: the one way from a name to a timm network.
+    """Calls `timm.create_model` with checked arguments: the one way from a name to a timm network.
 
     Args:
         name: A timm name, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME` with an optional `@REVISION`.
-        pretrained: Load the weights that the name stands for.
-        args: Arguments of the network, of `arguments`.
-        num_classes: Outputs of its classifier; None for what the name stands for.
-        most_parameters: Numbers that the network may have; no more than a stored model's file of weights has bytes.
+        pretrained: Load the stored weights.
+        args: Arguments of the network.
+        num_classes: Outputs of its classifier; None for the stored number.
+        most_parameters: Limit of its parameters; a stored model may also not have more than its weights have bytes.
 
     Raises:
-        InputError: The arguments, or what is stored under the name, are not on the allow-list, or they ask for a
-            network that is too large.
+        InputError: The arguments, or what is stored under the name, do not pass the allow-list, or the network is too
+            large.
         Exception: Whatever timm, safetensors and the Hub's client raise.
     """
     check_arguments(f"model_args of {name!r}", args)
@@ -119,7 +112,7 @@ def create_model(
 
 
 def _weight_bytes(name: str) -> int:
-    """Returns the size of the largest file of weights of a stored model, 0 where there is none or nobody tells."""
+    """Returns the size of a stored model's largest file of weights, 0 where there is none or it is unknown."""
     kind, _, place = normalised_name(name).partition(":")
     if kind == "local-dir":
         files = {path.name: path.stat().st_size for path in Path(place).glob("*") if path.is_file()}
@@ -128,7 +121,7 @@ def _weight_bytes(name: str) -> int:
         cached = (try_to_load_from_cache(repo_id, weights, revision=commit) for weights in _WEIGHTS)
         files = {path: Path(path).stat().st_size for path in cached if isinstance(path, str)}
         if not files:
-            # Where the Hub cannot be asked, timm cannot fetch weights either.
+            # Where the Hub cannot be reached, timm cannot fetch weights either.
             with suppress(Exception):
                 stated = HfApi().model_info(repo_id, revision=commit, files_metadata=True).siblings or []
                 files = {entry.rfilename: entry.size or 0 for entry in stated}
@@ -139,45 +132,37 @@ def _weight_bytes(name: str) -> int:
 
 @contextmanager
 def _bounded(name: str, most_parameters: int) -> Iterator[None]:
-    """Ends the building of a network at the part that makes it too large, before its memory is written to."""
+    """Stops the building of a network at the part that makes it too large, before its memory is written to."""
     parameters, modules = 0, 0
 
-    def _count(module: nn.Module, key: str, parameter: nn.Parameter | None) -> None:
+    def count_parameters(module: nn.Module, key: str, parameter: nn.Parameter | None) -> None:
         nonlocal parameters
         parameters += 0 if parameter is None else parameter.numel()
         if parameters > most_parameters:
             raise InputError(f"{name!r} has more than the {most_parameters:,} parameters allowed: make it smaller")
 
-    def _count_modules(module: nn.Module, key: str, part: nn.Module | None) -> None:
+    def count_modules(module: nn.Module, key: str, part: nn.Module | None) -> None:
         nonlocal modules
         modules += 1
         if modules > _MOST_MODULES:
             raise InputError(f"{name!r} has more than {_MOST_MODULES:,} modules: make it less deep")
 
-    hooks = [
-        register_module_parameter_registration_hook(_count),
-        register_module_module_registration_hook(_count_modules),
-    ]
-    try:
+    with (
+        register_module_parameter_registration_hook(count_parameters),
+        register_module_module_registration_hook(count_modules),
+    ):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def check_config(path: Path) -> None:
-    """Looks through the configuration of a stored model.
-
-    Raises:
-        InputError: It is damaged, or states something that is not on the allow-list; all of that is named.
-    """
+    """Raises `InputError` for a stored model's configuration with problems, and names all of them."""
     problems = list(find_config_problems(path))
     if problems:
         raise InputError(f"{path} is not taken: {'; '.join(problems)}. Fetch the model from a source that you trust")
 
 
 def find_config_problems(path: Path) -> Iterator[str]:
-    """Yields what is wrong with the configuration of a stored model, a sentence for each."""
+    """Yields a sentence for each problem of a stored model's configuration."""
     if not path.is_file():
         yield "it is no file"
         return
@@ -194,10 +179,8 @@ def find_config_problems(path: Path) -> Iterator[str]:
         return
     name = config.get("architecture")
     if not isinstance(name, str) or not ARCHITECTURE.fullmatch(name) or not timm.is_model(name):
-        yield (
-            f"its architecture {str(name)[:60]!r} is none that timm knows here (one of another package is known once "
-            "that is imported)"
-        )
+        hint = "one of another package is known once that is imported"
+        yield f"its architecture {str(name)[:60]!r} is none that timm knows here ({hint})"
     yield from (f"model_args: {problem}" for problem in find_problems(config.get("model_args", {})))
     # Until 2023 timm wrote all of it into one mapping.
     flat = {key: value for key, value in config.items() if key != "model_args"}
@@ -213,19 +196,18 @@ def find_config_problems(path: Path) -> Iterator[str]:
 
 
 def _is_fine(key: str, value: Any) -> bool:
-    """Whether an entry of `pretrained_cfg` says what timm says of weights, and not where they are."""
+    """Whether an entry of `pretrained_cfg` passes the allow-list."""
     values = value if isinstance(value, list) else [value]
     if key in _SIZES:
         length = (1, 2) if "pool" in key else (3,)
         return len(values) in length and all(type(part) is int and 0 < part <= LARGEST_SIDE for part in values)
     if key in _SPACES:
-        least = _LEAST_STD if key == "std" else None
         fine = isinstance(value, list) and 1 <= len(values) <= 4 and all(map(_is_number, values))
-        return fine and (least is None or min(values) > least)
+        return fine and (key == "mean" or min(values) > _LEAST_STD)
     if key in _NUMBERS:
         return _is_number(value)
     if key == "custom_load":
-        # timm heeds it for files by name alone, which are not taken.
+        # It has an effect only with file names, which are not taken.
         return value is True
     if key == "license":
         return isinstance(value, str) and len(value) <= _LONGEST_LICENCE and value.isprintable()
@@ -233,7 +215,7 @@ def _is_fine(key: str, value: Any) -> bool:
         return isinstance(value, str) and _WORD.fullmatch(value) is not None
     if key in _MODULES:
         return all(isinstance(part, str) and _MODULE.fullmatch(part) for part in values)
-    # Texts for people, which decide nothing.
+    # Texts for people, without effect.
     fine = key in _TEXTS and not is_deeper(value, _MOST_LEVELS)
     return fine and len(json.dumps(value)) <= max(_LONGEST_TEXT, _LARGEST_CONFIG if "label" in key else 0)
 

@@ -8,7 +8,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from ssdd_hub.errors import require
-from ssdd_hub.models.base import StudentNetwork, check_blocks, conv_block, create_network, student_cfg
+from ssdd_hub.models.base import StudentNetwork, check_blocks, conv_block, create_network, network_cfg
 
 # Each convolution's kernel, and whether 2x2 max-pooling follows it.
 VGG11 = ((3, True), (3, True), (3, False), (3, True), (3, False), (3, True), (3, False), (3, True))
@@ -18,21 +18,17 @@ ALEXNET = ((5, True), (5, True), (3, False), (3, False), (3, True))
 class PlainNet(StudentNetwork):
     """Convolutions with norm and ReLU, 2x2 max-pooling after some; flattened features; one linear head.
 
-    A pooling that would find a map of one pixel is left out, so that any image size will do: VGG11 has 5 poolings from
-    32 px on and 4 at 16 px, with the same weights. Its last convolutions then see one pixel, where batch norm in train
-    mode needs two images.
+    The pooling of a map of one pixel is left out, so that any image size will do: VGG11 has 5 poolings from 32 px on
+    and 4 at 16 px, with the same weights. Its last maps then have one pixel, where batch norm in train mode needs two
+    images.
 
     Args:
         layout: Of each convolution, its kernel (odd; the size is kept) and whether pooling follows it.
         widths: Output channels of each convolution.
-        norm: `"batch"` as in the released code, `"instance"` (one group per channel, affine) or `"none"`.
+        norm: As for `ConvNet`, like the other arguments; `"batch"` in the released code.
         in_chans: Input channels.
-        image_size: Height and width of the images, at least 1; where a pooling meets an odd size, the last row and
-            column are dropped.
-        num_targets: Outputs `D` of the head; 0 leaves the head out.
-
-    Raises:
-        SettingsError: An argument is out of range; all of them are named.
+        image_size: At least 1; pooling an odd size drops the last row and column.
+        num_targets: Outputs `D` of the head.
     """
 
     def __init__(
@@ -57,7 +53,7 @@ class PlainNet(StudentNetwork):
         super().__init__(nn.Sequential(*blocks), widths[-1] * side**2, in_chans, num_targets)
 
 
-default_cfgs = generate_default_cfgs({"ssdd_vgg11": student_cfg(), "ssdd_alexnet": student_cfg()})
+default_cfgs = generate_default_cfgs({"ssdd_vgg11": network_cfg(), "ssdd_alexnet": network_cfg()})
 
 
 @register_model

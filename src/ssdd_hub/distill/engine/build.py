@@ -1,4 +1,4 @@
-"""Engines by their settings."""
+"""Builds the engine that settings name."""
 
 from accelerate import Accelerator
 
@@ -8,10 +8,5 @@ from ssdd_hub.distill.engine.fast import FastEngine
 
 
 def build_engine(settings: EngineSettings, accelerator: Accelerator) -> Engine:
-    """Returns an engine.
-
-    Args:
-        settings: See `EngineSettings`.
-        accelerator: Device and mixed precision. Kernels are never built in reduced precision.
-    """
+    """Returns an engine on the accelerator's device, with its mixed precision for networks but not for kernels."""
     return FastEngine(settings, accelerator) if settings.kind == "fast" else EagerEngine(settings, accelerator)

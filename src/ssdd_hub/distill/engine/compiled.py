@@ -1,88 +1,66 @@
-"""Functions compiled by torch where that is possible, and as they are where it is not."""
+"""The forward pass of a network as a function of its weights, compiled by torch.compile where that is possible."""
 
-import copy
 import logging
-from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ssdd_hub.distill.engine.gpu_layers import quicken
-from ssdd_hub.distill.engine.winograd import train_by_winograd
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+Weights = Mapping[str, Tensor]
 _LOG = logging.getLogger(__name__)
-# What is cheap to compute from maps that are there anyway is computed again where it is needed, not written and read.
-# By default that ends at a few reads or some dozen operations, which the gradient of a batch norm exceeds. On the CPU,
-# where arithmetic is what takes the time, it is the other way round.
+# On a GPU, cheap results are recomputed from maps that are in memory anyway rather than written and read. By default
+# that ends at a few reads or some dozen operations, which the gradient of a batch norm exceeds. On the CPU, where
+# arithmetic takes the time, the defaults are better.
 GPU_OPTIONS = {"realize_reads_threshold": 16, "realize_opcount_threshold": 200}
 
 
-class Compiled(Generic[Arguments, Result]):
-    """Calls a function compiled for the shapes that it meets; uncompiled from the first failure to compile on.
+class SharedForward:
+    """The forward pass of all modules of one architecture and mode.
 
-    The first call of each shape takes seconds to a minute; torch keeps what it compiled on the disk for other runs.
+    The first call of each shape takes seconds to a minute to compile; torch caches the result on disk for other runs.
 
     Args:
-        function: Takes tensors, and dicts of them, and gives tensors.
-        gpu: Whether they are on a GPU.
+        template: A copy of one of them, which may be changed.
+        compiled: Whether to compile the forward and the backward pass.
     """
 
-    def __init__(self, function: Callable[Arguments, Result], gpu: bool = False) -> None:
-        self._plain = function
-        options: Any = GPU_OPTIONS if gpu else None
-        # A shape met once is met always here: sizes that stay symbols would only cost speed.
-        self._call: Callable[Arguments, Result] = torch.compile(function, dynamic=False, options=options)
+    def __init__(self, template: nn.Module, compiled: bool) -> None:
+        gpu = any(parameter.is_cuda for parameter in template.parameters())
+        self.template = quicken(template) if compiled and gpu else template
+        self.compiled: Callable[[Weights, Tensor], Tensor] | None = None
+        if compiled:
+            options: Any = GPU_OPTIONS if gpu else None
+            # Shapes recur in every step, so sizes that stay symbols would only cost speed.
+            self.compiled = torch.compile(self.plain, dynamic=False, options=options)
 
-    def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        """Calls the function."""
-        # Here, since it takes a second to import, and torch.compile has imported it by now.
+    def __call__(self, weights: Weights, images: Tensor) -> Tensor:
+        """Returns the outputs, with gradients in weights and images, and changes of buffers."""
+        if self.compiled is None:
+            return self.plain(weights, images)
+        # Imported here because it takes a second; torch.compile has imported it by now.
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self._call(*args, **kwargs)
+            return self.compiled(weights, images)
         except TorchDynamoException as error:
             _LOG.warning(
                 "torch.compile cannot be used (%s): the run goes on without it, slower; on the CPU it needs a C++ "
                 "compiler",
                 str(error).strip().partition("\n")[0][:200],
             )
-            self._call = self._plain
-            return self._plain(*args, **kwargs)
+            self.compiled = None
+            return self.plain(weights, images)
 
-
-class SharedForward:
-    """The forward pass of any module of one architecture and mode, compiled once for all of them.
-
-    Args:
-        module: One of them; it is copied.
-        compiled: Whether to compile the forward and the backward pass.
-        winograd: Whether to compute 3x3 convolutions of many channels by Winograd's algorithm.
-    """
-
-    def __init__(self, module: nn.Module, compiled: bool, winograd: bool = False) -> None:
-        self._template = copy.deepcopy(module)
-        if winograd:
-            train_by_winograd(self._template)
-        gpu = any(parameter.is_cuda for parameter in module.parameters())
-        if compiled and gpu:
-            quicken(self._template)
-        self._call = maybe_compiled(self._forward, compiled, gpu)
-
-    def __call__(self, module: nn.Module, images: Tensor) -> Tensor:
-        """Returns `module(images)`, with its gradients and its changes of buffers."""
-        return self._call({**dict(module.named_parameters()), **dict(module.named_buffers())}, images)
-
-    def _forward(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(self._template, state, (images,))
+    def plain(self, weights: Weights, images: Tensor) -> Tensor:
+        """Does the same uncompiled."""
+        outputs: Tensor = functional_call(self.template, dict(weights), (images,))
         return outputs
 
 
-def maybe_compiled(
-    function: Callable[Arguments, Result], compiled: bool, gpu: bool = False
-) -> Callable[Arguments, Result]:
-    """Returns the function, compiled when asked, for tensors of a GPU or of the CPU."""
-    return Compiled(function, gpu) if compiled else function
+def weights_of(module: nn.Module) -> dict[str, Tensor]:
+    """Returns parameters and buffers by name, not detached."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}

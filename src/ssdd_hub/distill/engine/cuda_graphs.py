@@ -1,6 +1,10 @@
-"""What a function launches on a GPU, recorded once and launched again as a whole: a CUDA graph."""
+"""CUDA graphs: the kernels that a function launches on a GPU, recorded once and launched again as a whole.
+
+A step launches hundreds of small kernels, and each launch costs the host more time than many of them run.
+"""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
 import torch
@@ -17,19 +21,15 @@ class CannotRecord(RuntimeError):
 
 
 class Recorded(Generic[Results]):
-    """Calls a function by launching again what it launched when it was recorded.
-
-    It reads the same tensors each time, and leaves its results in the same ones: what is to be kept must be copied.
-
-    Args:
-        function: Takes nothing; reads and writes tensors that stay where they are. It is called a few times.
+    """A recorded function, which reads and writes the same tensors each time: what is to be kept must be copied.
 
     Raises:
-        CannotRecord: It waits for the GPU, or does what else cannot be recorded.
+        CannotRecord: It waits for the GPU, or does something else that cannot be recorded.
         RuntimeError: The memory is full.
     """
 
     def __init__(self, function: Callable[[], Results]) -> None:
+        # On a side stream, as PyTorch's documentation asks: the capture itself runs on one.
         now, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(now)
         with torch.cuda.stream(aside):
@@ -46,9 +46,28 @@ class Recorded(Generic[Results]):
             raise CannotRecord(f"what is computed cannot be recorded as a CUDA graph ({error})") from error
 
     def __call__(self) -> Results:
-        """Does it again; the results are valid until the next call."""
+        """Replays the graph; the results are valid until the next call."""
         self._graph.replay()
         return self._results
+
+
+class SideStream:
+    """A second stream of a GPU, whose work fills the gaps of the first; without effect where it is off."""
+
+    def __init__(self, on: bool) -> None:
+        self._stream = torch.cuda.Stream() if on else None  # type: ignore[no-untyped-call]
+
+    def use(self) -> AbstractContextManager[None]:
+        """Launches a block on this stream, after all that was launched before."""
+        if self._stream is None:
+            return nullcontext()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        return torch.cuda.stream(self._stream)
+
+    def join(self) -> None:
+        """Lets the current stream wait for this one."""
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
 
 
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
@@ -58,13 +77,9 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def pack(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Moves tensors into one block of memory for each of their types, which can be copied at once.
+    """Moves dense tensors into one block of memory per type, so that a student is copied by two or three launches.
 
-    Args:
-        tensors: Parameters or buffers, dense; each keeps its values, shape and strides, in the block.
-
-    Returns:
-        The blocks, one-dimensional, types in the order of their first tensors.
+    Each tensor keeps its values, shape and strides. Returns the one-dimensional blocks, in the order of first types.
     """
     blocks = []
     for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
@@ -74,6 +89,7 @@ def pack(tensors: Sequence[Tensor]) -> list[Tensor]:
         for tensor, place in zip(own, places, strict=True):
             view = place.as_strided(tensor.shape, tensor.stride(), place.storage_offset())
             view.copy_(tensor.detach())
+            # The parameter stays the same object, which optimisers hold, and now reads the block.
             tensor.data = view
         blocks.append(block)
     return blocks

@@ -1,33 +1,23 @@
 """Student features with batch norm folded into the convolutions; weights are fixed during the outer step.
 
-One function serves all students of a pool, which takes their weights as arguments: it is compiled once.
+One function serves all students of a pool and takes their weights as arguments, so it is compiled once.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ssdd_hub.distill.engine.compiled import maybe_compiled
-from ssdd_hub.distill.engine.gpu_layers import quicken
+from ssdd_hub.distill.engine.compiled import SharedForward, Weights, weights_of
 from ssdd_hub.distill.engine.winograd import FrozenConvolution, suits, transform
 from ssdd_hub.models.features import pre_logits
 
-Weights = Mapping[str, Tensor]
 
-
-class FoldedFeatures:
-    """The features of any student of one architecture, in eval mode.
-
-    Args:
-        student: One of them; it is copied.
-        compiled: Whether to compile the forward and the backward pass.
-        winograd: Whether to compute 3x3 convolutions of many channels by Winograd's algorithm.
-    """
+class FoldedFeatures(SharedForward):
+    """The features `(n, F)` of all students of one architecture in eval mode; one of them is copied."""
 
     def __init__(self, student: nn.Module, compiled: bool = False, winograd: bool = False) -> None:
         self._folds = list(_foldable(student))
@@ -39,44 +29,25 @@ class FoldedFeatures:
         self._transformed = [name for name, layer in model.named_modules() if winograd and suits(layer)]
         for name in self._transformed:
             model.set_submodule(name, FrozenConvolution(cast(nn.Conv2d, model.get_submodule(name))))
-        gpu = any(parameter.is_cuda for parameter in model.parameters())
-        self._reader = FeatureReader(quicken(model) if compiled and gpu else model)
-        self._names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
-        self._read = maybe_compiled(self.plain, compiled, gpu)
+        self._names = weights_of(model).keys()
+        super().__init__(FeatureReader(model), compiled)
 
     @torch.no_grad()
     def weights(self, student: nn.Module) -> Weights:
-        """Returns what the features of a student depend on now, without a graph."""
-        own = {**dict(student.named_parameters()), **dict(student.named_buffers())}
+        """Returns the present weights of a student in the form that the call takes, without a graph."""
+        own = weights_of(student)
         for convolution, norm in self._folds:
             own[f"{convolution}.weight"], own[f"{convolution}.bias"] = fold_batch_norm(
                 cast(nn.Conv2d, student.get_submodule(convolution)), cast(nn.BatchNorm2d, student.get_submodule(norm))
             )
+        # Folded first: the filters that are transformed contain the scale of the norm.
         for name in self._transformed:
             own[f"{name}.weight"], own[f"{name}.adjoint"] = transform(own[f"{name}.weight"])
         return {f"model.{name}": own[name].detach() for name in self._names}
 
-    def __call__(self, weights: Weights, images: Tensor) -> Tensor:
-        """Maps images `(n, C, H, W)` to features `(n, F)`; differentiable in the images alone.
-
-        Args:
-            weights: Of `weights`.
-            images: In the student's pixel space.
-        """
-        return self._read(weights, images)
-
-    def plain(self, weights: Weights, images: Tensor) -> Tensor:
-        """Does the same uncompiled."""
-        features: Tensor = functional_call(self._reader, dict(weights), (images,))
-        return features
-
 
 class FeatureReader(nn.Module):
-    """A network whose output are the features of another.
-
-    Args:
-        model: With timm's `forward_features` and `forward_head`.
-    """
+    """A network whose outputs are the features of another, which has timm's `forward_features` and `forward_head`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -88,13 +59,9 @@ class FeatureReader(nn.Module):
 
 
 def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Returns weight and bias of the convolution that does what a convolution and a norm in eval mode do together.
+    """Returns weight and bias of one convolution that equals a convolution and a norm in eval mode.
 
     `s (w * x + b - mean) + shift` with `s = weight / sqrt(var + eps)` is a convolution of weight `s w`.
-
-    Args:
-        convolution: With or without a bias.
-        norm: What follows it, with running statistics, with or without weight and bias.
     """
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = torch.rsqrt(variance + norm.eps)
@@ -107,6 +74,7 @@ def fold_batch_norm(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tenso
 def _foldable(student: nn.Module) -> Iterator[tuple[str, str]]:
     """Yields the names of convolutions and of the batch norms that alone read them: neighbours in a sequence."""
     for name, module in student.named_modules():
+        # Not of a subclass, whose forward may read the convolution a second time.
         if type(module) is nn.Sequential:
             prefix = f"{name}." if name else ""
             for (first, before), (second, after) in pairwise(module.named_children()):

@@ -1,7 +1,6 @@
-"""The layers of a network in a form that torch.compile turns into fewer passes over a GPU's memory; same results.
+"""Layers in a form that torch.compile turns into fewer passes over a GPU's memory, with the same results.
 
-On the CPU, where arithmetic takes the time, they are slower than the usual ones. Only plain `nn.Sequential` blocks are
-changed, of a copy: names and parameters stay as they are.
+On the CPU, where arithmetic takes the time, they are slower than the usual ones.
 """
 
 from collections.abc import Iterator
@@ -16,11 +15,7 @@ FEW_CHANNELS = 4
 
 
 def quicken(module: nn.Module) -> nn.Module:
-    """Changes a network in place, and returns it, so that it is quick once compiled for a GPU.
-
-    Args:
-        module: A copy that nobody else needs.
-    """
+    """Changes the plain `nn.Sequential` blocks of a network in place, for compilation on a GPU; names stay."""
     for block in list(module.modules()):
         if type(block) is nn.Sequential:
             block.__class__ = QuickSequential
@@ -28,10 +23,10 @@ def quicken(module: nn.Module) -> nn.Module:
 
 
 class QuickSequential(nn.Sequential):
-    """An `nn.Sequential` whose neighbours know of each other.
+    """An `nn.Sequential` with three shortcuts.
 
-    * A bias before a batch norm in train mode changes nothing but the running mean, so it is added there alone.
-    * 2x2 average pooling is a mean over a view, which is fused with what stands around it.
+    * A bias before a batch norm in train mode changes only the running mean, so it is added there alone.
+    * 2x2 average pooling is a mean over a view, which is fused with the layers around it.
     * A convolution of few channels is a matrix product with patches.
     """
 
@@ -48,7 +43,7 @@ class QuickSequential(nn.Sequential):
         return maps
 
     def _steps(self) -> Iterator[tuple[nn.Module, nn.BatchNorm2d | None]]:
-        """Yields the layers; a convolution whose bias can be left out together with the norm after it."""
+        """Yields the layers, each with the batch norm that follows it where a convolution's bias can move there."""
         skipped: nn.BatchNorm2d | None = None
         for layer, after in pairwise([*self, None]):
             if layer is skipped:
@@ -60,18 +55,18 @@ class QuickSequential(nn.Sequential):
 
 
 def _own_statistics(norm: nn.BatchNorm2d) -> bool:
-    """Whether a norm normalises by its batch, and keeps a mean of means with a constant weight."""
+    """Whether a norm uses the statistics of its batch, and keeps moving averages of constant momentum."""
     return norm.training and norm.track_running_stats and norm.affine and norm.momentum is not None
 
 
 def _normalise(norm: nn.BatchNorm2d, maps: Tensor, bias: Tensor | None) -> Tensor:
-    """Returns the norm of maps to which a bias would have been added, in train mode."""
+    """Returns the norm, in train mode, of maps to which the bias has not been added."""
     if bias is None:
         normalised: Tensor = norm(maps)
         return normalised
     mean = cast(Tensor, norm.running_mean)
     running = mean - bias.detach()
-    # The bias gets the gradient that it would have got but for rounding: nothing.
+    # The bias gets a gradient of 0, its true one, rather than none: optimisers decay only weights with a gradient.
     shift = norm.bias + 0 * bias
     constants: Any = True, norm.momentum, norm.eps
     maps = functional.batch_norm(maps, running, norm.running_var, norm.weight, shift, *constants)
@@ -92,10 +87,10 @@ def _average(layer: nn.AvgPool2d, maps: Tensor) -> Tensor:
 
 def _convolve(layer: nn.Conv2d, maps: Tensor, bias: Tensor | None) -> Tensor:
     reach = layer.padding[0]
-    alike = layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
+    plain = layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
     if not (
-        layer.in_channels <= FEW_CHANNELS
-        and alike
+        plain
+        and layer.in_channels <= FEW_CHANNELS
         and isinstance(reach, int)
         and layer.padding == (reach, reach)
         and layer.kernel_size == (2 * reach + 1, 2 * reach + 1)
@@ -104,13 +99,12 @@ def _convolve(layer: nn.Conv2d, maps: Tensor, bias: Tensor | None) -> Tensor:
         return usual
     side = 2 * reach + 1
     padded = functional.pad(maps, (reach,) * 4)
-    patches = (
-        padded.unfold(2, side, 1).unfold(3, side, 1).permute(0, 2, 3, 1, 4, 5).flatten(3)
-    )  # (n, H, W, C side side)
+    windows = padded.unfold(2, side, 1).unfold(3, side, 1)  # (n, C, H, W, side, side)
+    patches = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
     weight = layer.weight.flatten(1)
-    # Tensor cores ask for multiples of eight.
+    # Tensor cores need multiples of eight.
     missing = -weight.shape[1] % 8
     weight, patches = functional.pad(weight, (0, missing)), functional.pad(patches, (0, missing))
     convolved: Tensor = functional.linear(patches, weight).permute(0, 3, 1, 2)
-    # Added apart, the bias is fused with what follows, and costs nothing.
+    # Added by itself, the bias is fused with what follows, and costs nothing.
     return convolved if bias is None else (convolved + bias[:, None, None]).to(convolved.dtype)

@@ -1,174 +1,107 @@
-"""The loss of a kernel regression on student features and its gradients, in parts that the memory has room for."""
+"""The loss of a kernel regression on student features and its gradients, in parts that fit the memory."""
 
-import logging
-from functools import partial
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, copy_all
-from ssdd_hub.distill.engine.folded import FoldedFeatures, Weights
-from ssdd_hub.distill.engine.memory import Parts, plan_parts
-from ssdd_hub.distill.engine.narrow_kernel import narrow_kernel
+from ssdd_hub.distill.engine.cuda_graphs import SideStream
+from ssdd_hub.distill.engine.memory import Parts
 from ssdd_hub.distill.engine.ridge_solve import solve_ridge
 from ssdd_hub.distill.engine.timing import Stopwatch
 from ssdd_hub.distill.krr import Regression, linear_kernel
 from ssdd_hub.distill.pairs import Pairs
 
-_LOG = logging.getLogger(__name__)
 
+def gradients_by_parts(
+    features: Callable[[Tensor], Tensor],
+    pairs: Pairs,
+    real: Pairs,
+    ridge: float,
+    parts: Parts,
+    dtype: torch.dtype,
+    watch: Stopwatch,
+    side: SideStream,
+) -> tuple[Tensor, ...]:
+    """Returns the loss of `Engine.krr_gradients` and its gradients, with the kernel in a type `dtype`.
 
-class KrrGradients:
-    """Loss and gradients of the regression that a student's features make of a set.
-
-    Args:
-        accelerator: Device and mixed precision. The kernel is never built in reduced precision.
-        kernel_dtype: Type in which the kernel is built and solved.
-        recording: Record all launches as one, on a GPU.
-        micro_batch: Images per forward pass; None for what is quick on the device.
-        budget: Bytes for activations; None for half of the memory that is free.
-
-    Attributes:
-        parts: How images pass the students, once the first call has planned it.
-        watch: Counts the seconds of each part.
+    `features` maps images to student features `(n, F)` in eval mode, where no image depends on another.
     """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        kernel_dtype: torch.dtype,
-        *,
-        recording: bool = False,
-        micro_batch: int | None = None,
-        budget: int | None = None,
-    ) -> None:
-        self.accelerator, self.kernel_dtype = accelerator, kernel_dtype
-        self.micro_batch, self.budget = micro_batch, budget
-        self.parts: Parts | None = None
-        self.watch = Stopwatch()
-        self.recording = recording
-        self._recorded: Recorded[tuple[Tensor, ...]] | None = None
-        self._recorded_of: tuple[nn.Module, Parts, float] | None = None
-
-    def __call__(
-        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float
-    ) -> tuple[Tensor, ...]:
-        """Returns the loss and its gradients in images and targets.
-
-        Args:
-            folded: The features of the student's architecture.
-            student: Its weights are constants. When launches are recorded it is always the same module.
-            pairs: The set.
-            real: Real images and their targets.
-            ridge: Regularisation relative to the trace of the kernel.
-        """
-        while True:
-            if self.parts is None:
-                self.parts = self._plan(folded, student, pairs, real)
-            try:
-                if self.recording:
-                    return self._again(folded, student, pairs, real, ridge, self.parts)
-                return self._by_parts(folded, student, pairs, real, ridge, self.parts)
-            except CannotRecord as error:
-                _LOG.warning("%s; outer gradients are computed launch by launch", error)
-                self.recording = False
-            except RuntimeError as error:
-                smaller = self.parts.smaller() if should_reduce_batch_size(error) else None
-                if smaller is None:
-                    raise
-                self.parts, self._recorded = smaller, None
-                _LOG.warning("the memory is full: from here on images pass in %s", smaller)
-
-    def features(self, folded: FoldedFeatures, weights: Weights, images: Tensor) -> Tensor:
-        """Returns features `(n, F)`; in eval mode no image sees another."""
-        features: Tensor
-        with self.accelerator.autocast():
-            features = folded(weights, images.contiguous(memory_format=torch.channels_last))
-        return features
-
-    def _again(
-        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float, parts: Parts
-    ) -> tuple[Tensor, ...]:
-        """Does the same by a recording, which reads copies of the set and of the batch."""
-        if self._recorded is None or self._recorded_of != (student, parts, ridge):
-            self._inputs = [part.clone() for part in (*pairs, *real)]
-            own, batch = Pairs(*self._inputs[:2]), Pairs(*self._inputs[2:])
-            self._recorded = Recorded(lambda: self._by_parts(folded, student, own, batch, ridge, parts))
-            self._recorded_of = student, parts, ridge
-        copy_all(self._inputs, (*pairs, *real))
-        loss, *gradients = self._recorded()
-        # Gradients are used before the next step; a loss is read long after it.
-        return (loss.clone(), *gradients)
-
-    def _plan(self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs) -> Parts:
-        """Returns how the images pass a student; other processes may plan otherwise."""
-        forward = partial(folded.plain, folded.weights(student))
-        return plan_parts(forward, pairs.images.detach(), self.micro_batch, self.budget, len(real.images))
-
-    def _by_parts(
-        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float, parts: Parts
-    ) -> tuple[Tensor, ...]:
-        """Returns the loss and its gradients in images and targets."""
-        watch, features = self.watch, partial(self.features, folded, folded.weights(student))
-        images = [part.requires_grad_() for part in parts.split(pairs.images.detach())]
-        targets = pairs.targets.detach().requires_grad_()
-        with watch.part("distilled features"), torch.set_grad_enabled(not parts.recompute):
-            kept = [features(part) for part in images]
-        # The factorisation of the kernel leaves most of a GPU idle.
-        beside = _Beside(self.recording)
-        with watch.part("real features"), beside:
-            real_features = torch.cat([features(part) for part in parts.split(real.images)])
-        with watch.part("regression"), torch.autocast(self.accelerator.device.type, enabled=False):
-            distilled_features = torch.cat([part.detach() for part in kept]).requires_grad_()
-            fitted = self._fit(distilled_features, targets, ridge)
-            beside.join()
-            loss = self._loss(fitted, real_features, real.targets)
-            gradient, targets_gradient = torch.autograd.grad(loss, [distilled_features, targets])
-        with watch.part("backward"):
-            # Only the features of all images together give the gradient in each of them: so either their graphs are
-            # kept, part by part, or they are made again now that the gradient is known.
-            images_gradient = [
-                torch.autograd.grad(features(part) if parts.recompute else feature, part, out)[0]
-                for part, feature, out in zip(images, kept, parts.split(gradient), strict=True)
-            ]
-        return loss.detach(), torch.cat(images_gradient), targets_gradient
-
-    def _exact_in(self, features: Tensor) -> torch.dtype | None:
-        """Returns the narrow type in which a GPU multiplies these features without rounding, if there is one."""
-        exact = features.is_cuda and features.dtype == torch.bfloat16 and self.kernel_dtype == torch.float32
-        return torch.bfloat16 if exact else None
-
-    def _fit(self, features: Tensor, targets: Tensor, ridge: float) -> Regression:
-        exact_in = self._exact_in(features)
-        kernel = linear_kernel if exact_in is None else partial(narrow_kernel, exact_in=exact_in)
-        return Regression(features.to(self.kernel_dtype), targets.to(self.kernel_dtype), ridge, solve_ridge, kernel)
-
-    def _loss(self, regression: Regression, real_features: Tensor, real_targets: Tensor) -> Tensor:
-        # What the kernel multiplies in a narrower type it takes in that.
-        narrow = self._exact_in(real_features) is not None and not regression.in_feature_space
-        features = real_features if narrow else real_features.to(self.kernel_dtype)
-        return regression.loss(features, real_targets.to(self.kernel_dtype))
+    images = [part.requires_grad_() for part in parts.split(pairs.images.detach())]
+    targets = pairs.targets.detach().requires_grad_()
+    with watch.part("distilled features"), torch.set_grad_enabled(not parts.recompute):
+        kept = [features(part) for part in images]
+    # The factorisation of the kernel leaves most of a GPU idle, which these features fill.
+    with watch.part("real features"), side.use():
+        real_features = torch.cat([features(part) for part in parts.split(real.images)])
+    with watch.part("regression"), torch.autocast(targets.device.type, enabled=False):
+        distilled_features = torch.cat([part.detach() for part in kept]).requires_grad_()
+        fitted = _fit(distilled_features, targets, ridge, dtype)
+        side.join()
+        loss = _loss(fitted, real_features, real.targets, dtype)
+        gradient, targets_gradient = torch.autograd.grad(loss, [distilled_features, targets])
+    with watch.part("backward"):
+        # The gradient in each image needs the features of all, so either the graph of each part is kept until then,
+        # or it is made again.
+        images_gradient = [
+            torch.autograd.grad(features(part) if parts.recompute else feature, part, out)[0]
+            for part, feature, out in zip(images, kept, parts.split(gradient), strict=True)
+        ]
+    return loss.detach(), torch.cat(images_gradient), targets_gradient
 
 
-class _Beside:
-    """A second stream of a GPU, whose work and that of the first fill each other's gaps; nothing where it is off."""
+def _multiplies_exactly(features: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a GPU multiplies these features in bfloat16 and adds up in `dtype` without rounding a factor."""
+    return features.is_cuda and features.dtype == torch.bfloat16 and dtype == torch.float32
 
-    def __init__(self, on: bool) -> None:
-        self._stream = torch.cuda.Stream() if on else None  # type: ignore[no-untyped-call]
 
-    def __enter__(self) -> None:
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            self._context = torch.cuda.stream(self._stream)
-            self._context.__enter__()  # type: ignore[no-untyped-call]
+def _fit(features: Tensor, targets: Tensor, ridge: float, dtype: torch.dtype) -> Regression:
+    kernel = narrow_kernel if _multiplies_exactly(features, dtype) else linear_kernel
+    return Regression(features.to(dtype), targets.to(dtype), ridge, solve_ridge, kernel)
 
-    def __exit__(self, *exception: object) -> None:
-        if self._stream is not None:
-            self._context.__exit__(*exception)
 
-    def join(self) -> None:
-        """Lets the first stream wait for the second."""
-        if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
+def _loss(regression: Regression, real_features: Tensor, real_targets: Tensor, dtype: torch.dtype) -> Tensor:
+    # The narrow kernel takes narrow features as they are.
+    narrow = _multiplies_exactly(real_features, dtype) and not regression.in_feature_space
+    return regression.loss(real_features if narrow else real_features.to(dtype), real_targets.to(dtype))
+
+
+def narrow_kernel(left: Tensor, right: Tensor) -> Tensor:
+    """Returns `krr.linear_kernel`, in the type of `right`, of features that bfloat16 holds exactly.
+
+    A GPU multiplies them at the rate of bfloat16. Differentiable once.
+    """
+    products: Tensor = _NarrowProducts.apply(left, None if left is right else right, right.dtype)
+    return products + 1
+
+
+class _NarrowProducts(torch.autograd.Function):
+    """`left @ right.T` of narrow factors, added up in a wide type; without `right`, `left @ left.T`."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor | None, wide: torch.dtype) -> Tensor:
+        first = left.to(torch.bfloat16)
+        second = first if right is None else right.to(torch.bfloat16)
+        ctx.factors = first, second
+        ctx.alike = right is None
+        return torch.mm(first, second.T, out_dtype=wide)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        left, right = ctx.factors
+        if ctx.alike:
+            return _wide_product(gradient + gradient.T, left), None, None
+        to_left = _wide_product(gradient, right) if ctx.needs_input_grad[0] else None
+        to_right = _wide_product(gradient.T, left) if ctx.needs_input_grad[1] else None
+        return to_left, to_right, None
+
+
+def _wide_product(wide: Tensor, narrow: Tensor) -> Tensor:
+    """Returns the product of a wide matrix, split into a sum of two narrow ones, with a narrow matrix."""
+    # Two bfloat16 hold a number to 16 bits; the large terms of a gradient cancel each other, so 8 would not do.
+    most = wide.to(narrow.dtype)
+    rest = (wide - most).to(narrow.dtype)
+    return torch.mm(torch.cat([most, rest], 1), torch.cat([narrow, narrow]), out_dtype=wide.dtype)

@@ -1,4 +1,4 @@
-"""How many images pass a student at a time, and whether their activations are kept, within a budget of memory."""
+"""Micro-batches: how many images pass a student at a time, and whether activations are kept or recomputed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,19 +7,14 @@ import psutil
 import torch
 from torch import Tensor
 
-# On the CPU, activations of so many images stay near the cores; more are slower, not faster.
+# On the CPU, activations of so many images stay in the caches; more are slower, not faster.
 CPU_PART = 128
 SHARE = 0.5  # of the free memory, where no budget is given
 
 
 @dataclass(frozen=True)
 class Parts:
-    """How a batch passes a student.
-
-    Attributes:
-        size: Images at a time, at most.
-        recompute: Whether activations are computed again in the backward pass rather than kept.
-    """
+    """How a batch passes a student: `size` images at a time at most, with activations kept or recomputed."""
 
     size: int
     recompute: bool
@@ -29,7 +24,7 @@ class Parts:
         return torch.tensor_split(images, -(-len(images) // self.size))
 
     def smaller(self) -> "Parts | None":
-        """Returns parts that need less memory; None where these need the least."""
+        """Returns parts that need less memory; None where there are none."""
         if not self.recompute:
             return Parts(self.size, recompute=True)
         return Parts(-(-self.size // 2), recompute=True) if self.size > 1 else None
@@ -42,26 +37,23 @@ def plan_parts(
     budget: int | None = None,
     real: int = 0,
 ) -> Parts:
-    """Plans how distilled images pass a student, so that the activations that are kept fit a budget.
+    """Plans how images `(M, C, H, W)` pass a student, so that the activations that are kept fit a budget in bytes.
 
-    Args:
-        forward: Maps images to features; it is tried on one and on two images.
-        images: All of them, `(M, C, H, W)`.
-        size: Images at a time; None for `CPU_PART` on the CPU, and as many as the budget lets on another device.
-        budget: Bytes for activations; None for half of the memory that is free.
-        real: Real images, which pass the student too, and of which nothing is kept.
+    `size` images at a time: None for `CPU_PART` on the CPU, and for as many as the budget allows elsewhere, where also
+    `real` images pass, of which no activations are kept. A budget of None is half of the free memory.
     """
     budget = int(free_memory(images.device) * SHARE) if budget is None else budget
+    # Two images less one: weights, which count once, cancel.
     each = max(1, kept_bytes(forward, images[[0, 0]]) - kept_bytes(forward, images[:1]))
     recompute = each * len(images) > budget
     if size is None:
         size = CPU_PART if images.device.type == "cpu" else max(len(images), real)
-    # A part needs more while it is computed than is kept of it: about twice as much.
+    # While a part is computed it needs about twice what is kept of it.
     return Parts(max(1, min(size, budget // (2 * each))) if recompute else size, recompute)
 
 
 def kept_bytes(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
-    """Returns the bytes that autograd keeps of a forward pass, each memory counted once, weights included."""
+    """Returns the bytes that autograd keeps of a forward pass, weights included, each storage counted once."""
     kept = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -70,14 +62,14 @@ def kept_bytes(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # The result keeps the storages alive, so that no address stands for two of them.
+        # The result keeps the storages alive, so that no address is used twice.
         features = forward(images.detach().requires_grad_())
     del features
     return sum(kept.values())
 
 
 def free_memory(device: torch.device) -> int:
-    """Returns the bytes that are free on a device; on one that does not tell, those of the machine."""
+    """Returns the free bytes of a GPU, or else of the machine."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)

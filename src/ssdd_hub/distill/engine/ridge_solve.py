@@ -1,4 +1,4 @@
-"""The solver of ridge regressions on a GPU: Cholesky and products of blocks, with nothing to wait for."""
+"""Solver of ridge regressions on a GPU: Cholesky factorisation and products of blocks, without synchronisation."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ssdd_hub.distill import krr
 
 
 def solve_ridge(matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
-    """Returns `(A + λI)⁻¹ B` of a symmetric `A`, on the CPU by the reference solver; differentiable once on a GPU."""
+    """Returns `(A + λI)⁻¹ B` of a symmetric `A`; differentiable once on a GPU. On the CPU, the reference solver."""
     if not matrix.is_cuda:
         return krr.solve_ridge(matrix, right, penalty)
     solution: Tensor = _RidgeSolution.apply(matrix, right, penalty)
@@ -18,9 +18,9 @@ def solve_ridge(matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
 
 
 class _RidgeSolution(torch.autograd.Function):
-    """The same on a GPU: one factorisation serves both directions, and the host waits for nothing.
+    """The solution by one Cholesky factorisation, much quicker than LU on a GPU, for both directions.
 
-    By Cholesky, which is much quicker than LU there; where it fails the solution is NaN.
+    Where it fails the solution is NaN: to raise an error the host would have to wait for the GPU.
     """
 
     @staticmethod
@@ -42,15 +42,13 @@ class _RidgeSolution(torch.autograd.Function):
 
 
 def invert_triangular(factor: Tensor, block: int = 32) -> Tensor:
-    """Inverts a lower triangular matrix by products of blocks, which a GPU does quicker than substitution.
+    """Inverts a lower triangular matrix `(n, n)` by products of blocks, quicker on a GPU than substitution.
 
-    `[[A, 0], [B, C]]⁻¹ = [[A⁻¹, 0], [-C⁻¹ B A⁻¹, C⁻¹]]`, from the blocks of the diagonal on, pair by pair.
-
-    Args:
-        factor: `(n, n)`.
-        block: Size of the first blocks, which are solved by substitution.
+    `[[A, 0], [B, C]]⁻¹ = [[A⁻¹, 0], [-C⁻¹ B A⁻¹, C⁻¹]]`, from diagonal blocks of size `block`, which are solved by
+    substitution, to pairs of them, pairs of pairs, and so on.
     """
     size = len(factor)
+    # A power of two of blocks: the identity fills up the last ones.
     count = 1 << (max(1, -(-size // block)) - 1).bit_length()
     padded = torch.eye(count * block, dtype=factor.dtype, device=factor.device)
     padded[:size, :size] = factor
@@ -62,12 +60,7 @@ def invert_triangular(factor: Tensor, block: int = 32) -> Tensor:
         half = block // 2
         pairs = padded.view(count, block, count, block).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         upper, lower = inverse[0::2], inverse[1::2]
-        inverse = torch.cat(
-            [
-                torch.cat([upper, torch.zeros_like(upper)], 2),
-                torch.cat([-lower @ pairs[:, half:, :half] @ upper, lower], 2),
-            ],
-            1,
-        )
+        above = torch.cat([upper, torch.zeros_like(upper)], 2)
+        inverse = torch.cat([above, torch.cat([-lower @ pairs[:, half:, :half] @ upper, lower], 2)], 1)
     whole: Tensor = inverse[0]
     return whole[:size, :size]

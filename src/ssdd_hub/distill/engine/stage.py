@@ -1,13 +1,13 @@
 """A static copy of a student and of its SGD, on which a CUDA graph is replayed; students are copied in and out.
 
-A recorded graph reads and writes fixed addresses, and a pool has many students that come and go: so all of them take
-their steps in the memory of one.
+A graph reads and writes fixed addresses, and the students of a pool come and go: so all take their steps in one place.
 """
 
 import copy
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,16 +17,12 @@ from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, copy_all
 from ssdd_hub.distill.pairs import Pairs
 
 _LOG = logging.getLogger(__name__)
+Owner = TypeVar("Owner", nn.Module, torch.optim.SGD)
 Step = Callable[[nn.Module, torch.optim.Optimizer, Pairs], Tensor]
 
 
 class Stage:
-    """One student in fixed memory.
-
-    Args:
-        student: One of the architecture; it is copied.
-        step: Takes a step with a student, as `Engine.regression_step` does.
-    """
+    """One student in fixed memory; `step` takes a step of it, as `Engine.regression_step` does."""
 
     def __init__(self, student: nn.Module, step: Step) -> None:
         self.student = copy.deepcopy(student)
@@ -37,30 +33,29 @@ class Stage:
         self.forget()
 
     def leave(self) -> None:
-        """Forgets which student is on the stage: its weights were changed elsewhere, in place."""
+        """Forgets whose copy this is: the student was changed in place, elsewhere."""
         self._shown: tuple[nn.Module | None, torch.optim.SGD | None] = (None, None)
 
     def forget(self) -> None:
-        """Forgets also where students keep their state: other tensors may have taken its place."""
+        """Forgets also the memory of students, which may have got other tensors."""
         self.leave()
-        self._packed: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
-        self._packed_momenta: WeakKeyDictionary[torch.optim.SGD, list[Tensor]] = WeakKeyDictionary()
+        self._packed: WeakKeyDictionary[Any, list[Tensor]] = WeakKeyDictionary()
 
     def show(self, student: nn.Module) -> nn.Module:
-        """Copies a student onto the stage; returns the module that stands there, always the same."""
+        """Copies a student in; returns the copy, always the same module."""
         if student is not self._shown[0]:
-            copy_all(self._weights, self._pack(student))
+            copy_all(self._weights, self._pack(student, _tensors))
             self._shown = (student, None)
         return self.student
 
     def step(self, student: nn.Module, optimizer: torch.optim.SGD, pairs: Pairs) -> Tensor:
-        """Takes a step on the stage, and copies the student's new state back to it; returns the loss."""
+        """Takes a step with the copy, and copies the new state back to the student; returns the loss."""
         self.show(student)
-        weights, momenta = self._pack(student), self._pack_momenta(optimizer)
+        weights, momenta = self._pack(student, _tensors), self._pack(optimizer, _momenta)
         recorded = self._recorded
         if recorded is None:
             recorded = self._recorded = self._record(optimizer, pairs)
-            # Recording has taken some steps.
+            # Recording has taken some steps, which are undone.
             copy_all(self._weights, weights)
         if self._shown[1] is not optimizer:
             copy_all(self._momenta, momenta)
@@ -73,33 +68,29 @@ class Stage:
 
     def _record(self, optimizer: torch.optim.SGD, pairs: Pairs) -> Callable[[], Tensor]:
         own = torch.optim.SGD(self.student.parameters(), **optimizer.defaults)
-        self._momenta = _pack_momenta(own)
+        self._momenta = pack(_momenta(own))
         self._inputs = Pairs(*(part.clone() for part in pairs))
         step = partial(self._step, self.student, own, self._inputs)
         try:
             return Recorded(step)
         except CannotRecord as error:
-            # The stage stays: what else was recorded reads it.
+            # The copy stays in use: recorded outer gradients read it.
             _LOG.warning("%s; students are trained launch by launch", error)
             return step
 
-    def _pack(self, student: nn.Module) -> list[Tensor]:
-        if student not in self._packed:
-            self._packed[student] = pack(_tensors(student))
-        return self._packed[student]
-
-    def _pack_momenta(self, optimizer: torch.optim.SGD) -> list[Tensor]:
-        if optimizer not in self._packed_momenta:
-            self._packed_momenta[optimizer] = _pack_momenta(optimizer)
-        return self._packed_momenta[optimizer]
+    def _pack(self, owner: Owner, tensors: Callable[[Owner], list[Tensor]]) -> list[Tensor]:
+        """Returns the memory blocks of a student or of its optimiser."""
+        if owner not in self._packed:
+            self._packed[owner] = pack(tensors(owner))
+        return self._packed[owner]
 
 
 def _tensors(student: nn.Module) -> list[Tensor]:
     return [*student.parameters(), *student.buffers()]
 
 
-def _pack_momenta(optimizer: torch.optim.SGD) -> list[Tensor]:
-    """Moves all momenta into few blocks of memory; those that are not there yet start at zero."""
+def _momenta(optimizer: torch.optim.SGD) -> list[Tensor]:
+    """Returns all momenta; before the first step they start at zero."""
     if not optimizer.defaults["momentum"]:
         return []
     states = []
@@ -108,4 +99,4 @@ def _pack_momenta(optimizer: torch.optim.SGD) -> list[Tensor]:
         if state.get("momentum_buffer") is None:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         states.append(state["momentum_buffer"])
-    return pack(states)
+    return states

@@ -1,4 +1,4 @@
-"""Seconds of an outer step by part."""
+"""Seconds of an outer step, by part."""
 
 import time
 from collections.abc import Iterator
@@ -12,9 +12,7 @@ PARTS = ("data", "teacher", "real features", "distilled features", "regression",
 class Stopwatch:
     """Adds up seconds by part.
 
-    Args:
-        device: What works; a GPU is waited for at the end of each part, so that its work counts where it belongs. None
-            waits for nothing, and then only the sum over parts tells something of a GPU.
+    A GPU that is given is synchronised at the end of each part; without it, only the sum over parts is right for one.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -33,5 +31,5 @@ class Stopwatch:
             self.seconds[name] += time.perf_counter() - started
 
     def reset(self) -> None:
-        """Starts anew."""
+        """Sets all to zero."""
         self.seconds = dict.fromkeys(PARTS, 0.0)

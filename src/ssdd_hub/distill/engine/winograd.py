@@ -1,7 +1,7 @@
-"""3x3 convolutions by Winograd's F(4x4, 3x3): a quarter of the multiplications, all of them in products of matrices.
+"""3x3 convolutions by Winograd's F(4x4, 3x3): a quarter of the multiplications, all in products of matrices.
 
-On the CPU that is quicker than a direct convolution of many channels. In float32 results differ by some 1e-5 of their
-size, more than those of a direct convolution do.
+`Y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A` for a filter `g` and a tile `d` of 6x6 pixels, which gives `Y` of 4x4. On the CPU it
+is quicker than a direct convolution of many channels; in float32 it rounds by some 1e-5 of the results.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308, section 4.
 """
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-# With fewer channels the transforms cost what the products save.
+# With fewer channels the transforms cost more than the products save.
 MANY_CHANNELS = 128
 TILE = 4
-# Images at a time: their transformed tiles take twice the memory of their maps, and should stay near the cores.
+# Images at a time: the transformed tiles, 36 numbers for 16 pixels, should stay in the caches.
 PART = 32
+# Bᵀ, G and Aᵀ, which interpolate polynomials at 0, 1, -1, 2, -2 and infinity.
 _TO_INPUT = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -37,14 +38,14 @@ _TO_OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 
 
 
 def pays(device: torch.device, mixed_precision: str) -> bool:
-    """Whether it is quicker than direct convolutions: on the CPU, in full precision (`no` mixed precision)."""
+    """Whether it is quicker than direct convolution: on the CPU, without mixed precision."""
     return device.type == "cpu" and mixed_precision == "no"
 
 
 def suits(layer: nn.Module) -> bool:
-    """Whether a layer is a 3x3 convolution that keeps the size, of many channels on both sides."""
+    """Whether a layer is a 3x3 convolution of many channels that keeps the size."""
     return (
-        # A subclass may treat its weight before it convolves.
+        # A subclass may change its weight before it convolves.
         type(layer) is nn.Conv2d
         and layer.kernel_size == (3, 3)
         and layer.padding == layer.stride == layer.dilation == (1, 1)
@@ -55,11 +56,7 @@ def suits(layer: nn.Module) -> bool:
 
 
 class FrozenConvolution(nn.Module):
-    """A convolution of that kind, whose weight gets no gradient, with its filters transformed already.
-
-    Args:
-        layer: The convolution; its filters are to be set by `transform`.
-    """
+    """A convolution with fixed weights: its filters are transformed once, not in every pass."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -69,25 +66,21 @@ class FrozenConvolution(nn.Module):
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps `(n, C, h, w)` to `(n, O, h, w)`, in channels-last layout; differentiable in the maps."""
+        """Maps `(n, C, h, w)` to `(n, O, h, w)`, in channels-last layout."""
         outputs: Tensor = convolve(maps, self.weight, self.adjoint)
         return outputs if self.bias is None else outputs + self.bias[:, None, None]
 
 
 class TrainedConvolution(nn.Conv2d):
-    """A convolution of that kind, with all its gradients."""
+    """A convolution with all gradients."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        outputs: Tensor = convolve_by(input, weight)
+        outputs: Tensor = convolve(input, *transform(weight))
         return outputs if bias is None else outputs + bias[:, None, None]
 
 
 def train_by_winograd(module: nn.Module) -> nn.Module:
-    """Lets the convolutions that suit it compute by Winograd's algorithm, in place; returns the module.
-
-    Args:
-        module: Names and parameters stay as they are.
-    """
+    """Changes the convolutions that suit to Winograd's algorithm in place; names and parameters stay."""
     for layer in module.modules():
         if suits(layer):
             layer.__class__ = TrainedConvolution
@@ -95,37 +88,29 @@ def train_by_winograd(module: nn.Module) -> nn.Module:
 
 
 def transform(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the filters of a convolution, and those of the gradient in its input, as `convolve` takes them.
+    """Returns the transformed filters `(36, C, O)` of a weight `(O, C, 3, 3)`, differentiable, and the adjoint ones.
 
-    Args:
-        weight: `(O, C, 3, 3)`.
-
-    Returns:
-        `(36, C, O)` and `(36, O, C)`.
+    The gradient of a convolution in its input is a convolution too, with the adjoint filters `(36, O, C)`: mirrored,
+    inputs and outputs swapped.
     """
     matrix = _both_axes(_TO_FILTER, weight)
     width, channels = weight.shape[:2]
     filters = matrix @ weight.permute(2, 3, 1, 0).reshape(9, -1)
-    adjoint = matrix @ weight.flip(2, 3).permute(2, 3, 0, 1).reshape(9, -1)
+    adjoint = matrix @ weight.detach().flip(2, 3).permute(2, 3, 0, 1).reshape(9, -1)
     return filters.view(36, channels, width), adjoint.view(36, width, channels)
 
 
 @torch.library.custom_op("ssdd_hub::winograd", mutates_args=())
 def convolve(maps: Tensor, filters: Tensor, adjoint: Tensor) -> Tensor:
-    """Convolves maps with a 3x3 kernel, zeros around them; one operation for torch.compile, which leaves it alone.
+    """Convolves maps `(n, C, h, w)`, padded by zeros, to `(n, O, h, w)` in channels-last layout.
 
-    Args:
-        maps: `(n, C, h, w)`, of any size.
-        filters: `(36, C, O)`, of `transform`.
-        adjoint: `(36, O, C)`, of `transform`; for the gradient.
-
-    Returns:
-        `(n, O, h, w)`, in channels-last layout.
+    One operation for torch.compile, which leaves it as it is. Filters and adjoint are those of `transform`.
     """
     height, width = maps.shape[2:]
     rows, columns = -(-height // TILE), -(-width // TILE)
     outputs = maps.new_empty(len(maps), height, width, filters.shape[2])
     for images, place in zip(torch.split(maps, PART), torch.split(outputs, PART), strict=True):
+        # The sum over channels, for each of the 36 positions in a tile: all of the multiplications.
         products = torch.bmm(_spread(images), filters)
         gathered = _both_axes(_TO_OUTPUT, maps) @ products.view(36, -1)
         tiles = gathered.view(TILE, TILE, len(images), rows, columns, -1).permute(2, 3, 0, 4, 1, 5)
@@ -142,66 +127,38 @@ def _shape(maps: Tensor, filters: Tensor, adjoint: Tensor) -> Tensor:
     return maps.new_empty(count, height, width, filters.shape[2]).permute(0, 3, 1, 2)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:])
+@torch.library.custom_op("ssdd_hub::winograd_filters", mutates_args=())
+def filter_gradient(gradient: Tensor, maps: Tensor) -> Tensor:
+    """Returns the gradient in the transformed filters `(36, C, O)`, given that of the convolved maps.
 
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-    filters, adjoint = ctx.saved_tensors
-    return convolve(gradient, adjoint, filters), None, None
-
-
-convolve.register_autograd(_backward, setup_context=_keep)
-
-
-@torch.library.custom_op("ssdd_hub::winograd_trained", mutates_args=())
-def convolve_by(maps: Tensor, weight: Tensor) -> Tensor:
-    """Does the same with a kernel as it is, `(O, C, 3, 3)`; differentiable in both."""
-    output: Tensor = convolve(maps, *transform(weight))
-    return output
-
-
-@convolve_by.register_fake
-def _trained_shape(maps: Tensor, weight: Tensor) -> Tensor:
-    count, _, height, width = maps.shape
-    return maps.new_empty(count, height, width, len(weight)).permute(0, 3, 1, 2)
-
-
-@torch.library.custom_op("ssdd_hub::winograd_gradients", mutates_args=())
-def gradients(gradient: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of `convolve_by` in maps and weight, given that of its result.
-
-    `dW = Gᵀ (Vᵀ dM) G` for the spread input `V` and the gradient of the products, `dM = A dY Aᵀ`.
+    `Vᵀ dM` for the transformed tiles `V = Bᵀ d B` and the gradient of their products, `dM = A dY Aᵀ`.
     """
-    filters, adjoint = transform(weight)
-    to_output = _both_axes(_TO_OUTPUT, maps)
-    of_filters = torch.zeros_like(filters)  # (36, C, O)
+    from_output = _both_axes(_TO_OUTPUT, maps).T
+    total = maps.new_zeros(36, maps.shape[1], gradient.shape[1])
     for images, part in zip(torch.split(maps, PART), torch.split(gradient, PART), strict=True):
         tiles = _tiles(part, TILE, before=0).reshape(TILE**2, -1)
-        products = (to_output.T @ tiles).view(36, -1, len(weight))
-        of_filters.baddbmm_(_spread(images).transpose(1, 2), products)
-    of_weight = (_both_axes(_TO_FILTER, maps).T @ of_filters.view(36, -1)).view(3, 3, weight.shape[1], len(weight))
-    of_maps: Tensor = convolve(gradient, adjoint, filters)
-    return of_maps, of_weight.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+        products = (from_output @ tiles).view(36, -1, gradient.shape[1])
+        total.baddbmm_(_spread(images).transpose(1, 2), products)
+    return total
 
 
-@gradients.register_fake
-def _gradient_shapes(gradient: Tensor, maps: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(maps, memory_format=torch.channels_last), torch.empty_like(
-        weight, memory_format=torch.channels_last
-    )
+@filter_gradient.register_fake
+def _filter_shape(gradient: Tensor, maps: Tensor) -> Tensor:
+    return maps.new_empty(36, maps.shape[1], gradient.shape[1])
 
 
-def _keep_all(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    maps, *filters = inputs
+    # With fixed filters the maps are not needed, which would take most of the memory.
+    ctx.save_for_backward(*filters, *([maps] if ctx.needs_input_grad[1] else []))
 
 
-def _backward_all(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    of_maps, of_weight = gradients(gradient, *ctx.saved_tensors)
-    return of_maps, of_weight
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    filters, adjoint, *maps = ctx.saved_tensors
+    return convolve(gradient, adjoint, filters), filter_gradient(gradient, *maps) if maps else None, None
 
 
-convolve_by.register_autograd(_backward_all, setup_context=_keep_all)
+convolve.register_autograd(_backward, setup_context=_save)
 
 
 def _spread(maps: Tensor) -> Tensor:
@@ -211,15 +168,9 @@ def _spread(maps: Tensor) -> Tensor:
 
 
 def _tiles(maps: Tensor, size: int, before: int) -> Tensor:
-    """Returns square tiles, one every `TILE` pixels, of maps with zeros around them.
+    """Returns tiles of `size` pixels a side, one every `TILE` pixels, `(size, size, n, rows, columns, C)`, a view.
 
-    Args:
-        maps: `(n, C, h, w)`.
-        size: Pixels a side of a tile.
-        before: Zeros before the first row and column.
-
-    Returns:
-        `(size, size, n, rows, columns, C)`, a view.
+    The maps `(n, C, h, w)` get `before` zeros before the first row and column, and as many as needed after the last.
     """
     count, channels, height, width = maps.shape
     rows, columns = -(-height // TILE), -(-width // TILE)
@@ -232,6 +183,6 @@ def _tiles(maps: Tensor, size: int, before: int) -> Tensor:
 
 
 def _both_axes(matrix: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
-    """Returns the matrix that does along both axes of a tile what the given one does along one."""
+    """Returns the matrix that transforms a flattened tile along both axes: the Kronecker square."""
     one = torch.tensor(matrix, dtype=torch.float64)
     return torch.kron(one, one).to(like)

@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
+from ssdd_hub.bounds import Count, Positive, Settings
 from ssdd_hub.distill.engine.eager import krr_loss
 from ssdd_hub.distill.method import Method, Problem
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
-from ssdd_hub.errors import require
 
 
 @dataclass(frozen=True)
-class KrrStSettings:
+class KrrStSettings(Settings, section="method.args"):
     """Settings of KRR-ST; the defaults are the paper's on CIFAR-100.
 
     Attributes:
@@ -27,27 +27,15 @@ class KrrStSettings:
         pool: The online students.
     """
 
-    ridge: float = 1e-6
-    inner_steps: int = 1
+    ridge: Positive = 1e-6
+    inner_steps: Count = 1
     pool: PoolSettings = field(default_factory=PoolSettings)
-
-    def __post_init__(self) -> None:
-        require(
-            (self.ridge > 0, f"ridge must be above 0, got {self.ridge}"),
-            (self.inner_steps >= 1, f"inner_steps must be at least 1, got {self.inner_steps}"),
-        )
 
 
 class KrrSt(Method):
     """Draws a student of the pool, fits the regression on the set through it, and trains the student on the new set.
 
-    Args:
-        settings: See `KrrStSettings`.
-        problem: The real data and the engine.
-        pool: Students that exist already, which then take their steps by the problem's engine; None for new ones.
-
-    Attributes:
-        pool: The online students.
+    The students of a given pool then take their steps by the problem's engine.
     """
 
     name = "krr_st"
@@ -59,9 +47,8 @@ class KrrSt(Method):
         super().__init__(settings, problem)
         engine = problem.engine
         if pool is None:
-            pool = StudentPool(
-                problem.build_student, settings.pool, problem.seed, device=engine.device, dtype=engine.dtype
-            )
+            where: dict[str, Any] = {"device": engine.device, "dtype": engine.dtype}
+            pool = StudentPool(problem.build_student, settings.pool, problem.seed, **where)
         pool.step = engine.regression_step
         self.pool = pool
         self._drawn: tuple[int, int] | None = None
@@ -82,17 +69,13 @@ class KrrSt(Method):
 
     def gradients(self, pairs: Pairs, step: int) -> tuple[Tensor, ...]:
         """Returns the outer loss and its gradients, computed in parts that fit the memory."""
-        slot, real = self._draw(step), self.problem.batch(step)
-        found = self.problem.engine.krr_gradients(self.pool.student(slot), pairs, real, self.settings.ridge)
+        student, real = self.pool.student(self._draw(step)), self.problem.batch(step)
+        found = self.problem.engine.krr_gradients(student, pairs, real, self.settings.ridge)
         share = self.problem.share(real)
         return found if share == 1 else tuple(part * share for part in found)
 
     def after_step(self, pairs: Pairs, step: int) -> dict[str, Any]:
-        """Ages the drawn student on the new set.
-
-        Returns:
-            `inner_loss`, None where no inner step was taken, the `student` and its `age` at the draw.
-        """
+        """Trains the drawn student on the new set; logs `inner_loss`, `student`, and `age` at the draw."""
         slot = self._draw(step)
         age = self.pool.ages[slot]
         with self.problem.engine.watch.part("inner step"):
@@ -105,12 +88,12 @@ class KrrSt(Method):
         return {"pool": self.pool.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `state_dict` returned."""
+        """Restores what `state_dict` returned."""
         self.pool.load_state_dict(state["pool"])
         self.problem.engine.forget()
 
     def _draw(self, step: int) -> int:
-        """Returns the slot of a step, which is drawn once."""
+        """Returns the slot of a step, which is drawn once: each draw costs a generator."""
         if self._drawn is None or self._drawn[0] != step:
             self._drawn = step, self.pool.draw(step)
         return self._drawn[1]

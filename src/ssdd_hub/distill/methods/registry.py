@@ -1,8 +1,4 @@
-"""Every method by name: ours, and those that other packages offer.
-
-Another package offers one by an entry point of the group `ssdd_hub.methods`, which maps a name to a subclass of
-`ssdd_hub.distill.method.Method`.
-"""
+"""Every method by name: ours, and subclasses of `Method` that packages offer as entry points of `ssdd_hub.methods`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,13 +18,7 @@ def list_methods() -> list[str]:
 def build_method(
     name: str, problem: Problem, args: Mapping[str, Any] | None = None, shared: Mapping[str, Any] | None = None
 ) -> Method:
-    """Returns a method, ready for `Distiller`.
-
-    Args:
-        name: One of `list_methods()`.
-        problem: The real data and the engine.
-        args: Settings of the method.
-        shared: Settings that several methods have, such as `ridge`; a method takes those that it knows.
+    """Returns a method with settings `args`, and those of `shared`, such as `ridge`, that it knows.
 
     Raises:
         InputError: The name or a setting is unknown, or a value is out of range.

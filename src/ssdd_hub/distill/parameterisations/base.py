@@ -1,49 +1,29 @@
-"""What a parameterisation is: what is learned and stored, and how it becomes images and targets."""
+"""Interface of the parameterisations: what is learned and stored, and how it becomes images and targets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ssdd_hub.arguments import find_problems
+from ssdd_hub.bounds import Settings, Weight
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.errors import InputError, require
+from ssdd_hub.errors import InputError
 
 
 @dataclass(frozen=True)
-class ParameterisationSettings:
-    """What is learned and stored.
-
-    Attributes:
-        name: One of `ssdd_hub.list_parameterisations()`.
-        args: Settings of the parameterisation.
-    """
-
-    name: str = "pixels"
-    args: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require(*((False, f"parameterisation.args: {problem}") for problem in find_problems(self.args)))
-
-
-@dataclass(frozen=True)
-class LearningRates:
+class LearningRates(Settings, section="parameterisation.args"):
     """First learning rates; the settings of a parameterisation extend them.
 
     Attributes:
-        lr_images: Of what becomes images.
+        lr_images: Of the images.
         lr_targets: Of the targets.
     """
 
-    lr_images: float = 1e-4
-    lr_targets: float = 1e-4
-
-    def __post_init__(self) -> None:
-        rates = {name: getattr(self, name) for name in ("lr_images", "lr_targets")}
-        require(*((rate >= 0, f"{name} must be at least 0, got {rate}") for name, rate in rates.items()))
+    lr_images: Weight = 1e-4
+    lr_targets: Weight = 1e-4
 
 
 class Parameterisation(nn.Module):
@@ -57,7 +37,7 @@ class Parameterisation(nn.Module):
         **parameters: First values; they are copied.
 
     Attributes:
-        name: By which recipes know it.
+        name: Its name in recipes.
         citation: The paper.
         Settings: A frozen dataclass. Fields called `lr_images` and `lr_targets` get the recipe's.
     """
@@ -74,7 +54,7 @@ class Parameterisation(nn.Module):
 
     @classmethod
     def start(cls, pairs: Pairs, settings: Any) -> Self:
-        """Returns the parameters that give some pairs, or come near to them.
+        """Returns the parameters that render some pairs, exactly or nearly.
 
         Args:
             pairs: Real images or noise with their targets, on the device and in the type of what is learned.
@@ -83,11 +63,7 @@ class Parameterisation(nn.Module):
         return cls(settings, images=pairs.images, targets=pairs.targets)
 
     def forward(self, rows: Tensor | None = None) -> Pairs:
-        """Returns the set, differentiable in the parameters.
-
-        Args:
-            rows: Indices `(n,)` of the pairs to render; None for all.
-        """
+        """Returns the pairs at indices `(n,)`, all for None; differentiable in the parameters."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward(rows)")
 
     def __len__(self) -> int:
@@ -113,7 +89,7 @@ class Parameterisation(nn.Module):
         return {"images": sum(sizes.values()), "targets": targets, "decoder": 0}
 
     def columns(self) -> dict[str, Tensor]:
-        """Returns what is stored of it, by name; `from_columns` reads it."""
+        """Returns the stored tensors by name; `from_columns` reads them."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
     @classmethod
@@ -122,7 +98,7 @@ class Parameterisation(nn.Module):
         return cls(settings, **columns)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Takes over what `state_dict` returned.
+        """Restores what `state_dict` returned.
 
         Raises:
             InputError: The state belongs to a set of another size.

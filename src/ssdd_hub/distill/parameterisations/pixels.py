@@ -7,12 +7,7 @@ from ssdd_hub.distill.parameterisations.base import Parameterisation
 
 
 class Pixels(Parameterisation):
-    """Images `(M, C, H, W)` and targets `(M, D)` themselves.
-
-    Attributes:
-        images: The parameter `X_s`.
-        targets: The parameter `Y_s`.
-    """
+    """Images `(M, C, H, W)` and targets `(M, D)` themselves, the parameters `X_s` and `Y_s`."""
 
     name = "pixels"
     citation = "Lee et al., ICLR 2024, arXiv 2310.06511"
