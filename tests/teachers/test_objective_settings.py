@@ -1,7 +1,5 @@
 """Settings of the objectives: each is of the type and in the range that it is annotated with, or refused by name."""
 
-from inspect import signature
-
 import pytest
 from reference.objective_cases import NAMES, build, make_backbone
 
@@ -10,14 +8,9 @@ from ssdd_hub.teachers.objectives.base import Count, Objective, Share
 from ssdd_hub.teachers.objectives.registry import OBJECTIVES, build_objective
 
 
-def settings_of(objective):
-    parameters = signature(objective.__init__).parameters.values()
-    return {setting.name: setting.default for setting in parameters if setting.default is not setting.empty}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_of_another_type_is_refused_and_all_of_them_at_once(name):
-    settings = settings_of(OBJECTIVES[name])
+    settings = {setting: getattr(OBJECTIVES[name], setting) for setting in OBJECTIVES[name].declared}
     with pytest.raises(SettingsError) as caught:
         build(name, "vit", **dict.fromkeys(settings, "no"))
     kinds = {bool: "true or false", int: "a whole number", float: "a finite number"}

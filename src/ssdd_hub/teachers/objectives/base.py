@@ -1,7 +1,7 @@
-"""What every self-supervised objective is: a module that owns a backbone and makes a loss of views of images."""
+"""The base class of self-supervised objectives: a module that owns a backbone and computes a loss of views."""
 
-from collections.abc import Callable, Iterator
-from inspect import signature
+from collections.abc import Callable
+from inspect import get_annotations, signature
 from typing import Any, ClassVar
 
 import torch
@@ -23,14 +23,12 @@ from ssdd_hub.bounds import (
     rules_of,
     unmet,
 )
-from ssdd_hub.errors import Check, InputError, require
+from ssdd_hub.errors import InputError, require
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.pixel_space import PixelSpace
 
 Views = Callable[[Image.Image], list[Tensor]]
-
-
-# Height and width up to which images are small: views are not blurred and not cropped to other sizes unless asked for.
+# Height and width up to which images are small: views are not blurred and not cropped to other sizes unless requested.
 LARGEST_SMALL = 64
 
 
@@ -39,20 +37,22 @@ class Objective(nn.Module):
 
     In a loop of plain PyTorch, `loss = objective(views)`, `loss.backward()` and a step of any optimiser are all that
     is needed; momentum copies, banks and prototypes move inside the call. `schedule` before and `after_backward` after
-    let an objective follow the training's progress, where it has something that does.
+    let an objective follow the training's progress.
 
-    A subclass sets `name`, `citation` and `needs`, takes its settings as keyword arguments, puts all of its state into
-    parameters and persistent buffers, so that one state dict holds it, and implements `forward` and `build_transform`.
-    It annotates its settings with `bool`, `int`, `float` or one of this module's `Natural`, `Count`, `Several`,
-    `Positive`, `Weight` and `Share`, which are then checked here; other annotations are left to the subclass.
+    A subclass sets `name`, `citation` and `needs`, puts all of its state into parameters and persistent buffers, so
+    that one state dict holds it, and implements `forward` and `build_transform`. It declares its settings as class
+    attributes with defaults, annotated with `bool`, `int`, `float` or one of this module's `Natural`, `Count`,
+    `Several`, `Positive`, `Weight` and `Share`, against which they are checked, and builds what depends on them in
+    `_build_parts`. Or its `__init__` takes them as keyword arguments annotated like this and passes them on; other
+    annotations are left to the subclass.
 
-    Under torch.distributed an objective is to be built after `init_process_group`: it is then that it decides whether
-    its loss gathers over the processes.
+    Under torch.distributed, build an objective after `init_process_group`: its loss gathers over the processes if
+    there are several by then.
 
     Args:
         backbone: A module with timm's `forward_features` and `forward_head`; trained in place.
         feature_dim: Width of its pre-logits.
-        settings: The values of the objective's own settings, for provenance.
+        settings: The objective's own settings, also kept as `settings` for provenance.
 
     Raises:
         InputError: The objective cannot train the backbone, or settings are of another type or range than annotated.
@@ -64,6 +64,7 @@ class Objective(nn.Module):
         optimizer: What it is usually trained with, `sgd` or `adamw`.
         min_batch: The fewest images of a process that its loss is defined on.
         transform: lightly's transform of the method; takes `input_size` and `normalize`.
+        declared: Annotations of the settings that are class attributes.
         epoch: Passes over the images completed, from `schedule`; None before it was first called.
     """
 
@@ -73,28 +74,43 @@ class Objective(nn.Module):
     optimizer: ClassVar[str] = "sgd"
     min_batch: ClassVar[int] = 2
     transform: ClassVar[Callable[..., Views] | None] = None
+    declared: ClassVar[dict[str, Any]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = get_annotations(cls).items()
+        cls.declared = {**cls.declared, **{name: kind for name, kind in own if name in vars(cls) and rules_of(kind)}}
 
     def __init__(self, backbone: nn.Module, feature_dim: int, **settings: Any) -> None:
         super().__init__()
+        unknown = settings.keys() - self.declared.keys()
+        if unknown and type(self).__init__ is Objective.__init__:
+            raise TypeError(f"{type(self).__name__} has no setting {', '.join(map(repr, sorted(unknown)))}")
         self.check_backbone(backbone)
-        require(*self._check(settings))
+        settings = {**{setting: getattr(self, setting) for setting in self.declared}, **settings}
+        unkept = {setting: unmet(self.rules(setting), value) for setting, value in settings.items()}
+        require(
+            *(
+                (rule is None, f"{self.name}: {name} must be {rule}, got {settings[name]!r}")
+                for name, rule in unkept.items()
+            )
+        )
         self.backbone = backbone
         self.feature_dim = feature_dim
         self.settings = settings
         self.epoch: int | None = None
-
-    def _check(self, settings: dict[str, Any]) -> Iterator[Check]:
-        """Compares settings with the annotations of the `__init__` that takes them."""
-        for setting, value in settings.items():
-            required = unmet(self.rules(setting), value)
-            yield required is None, f"{self.name}: {setting} must be {required}, got {value!r}"
+        for setting in self.declared:
+            setattr(self, setting, settings[setting])
+        self._build_parts()
 
     @classmethod
     def rules(cls, setting: str) -> list[Rule]:
-        """Returns what the annotation of a setting asks of its value; empty where this class does not check it."""
-        parameters = signature(cls.__init__).parameters
-        annotation = parameters[setting].annotation if setting in parameters else Any
-        return rules_of(annotation)
+        """Returns the rules that the annotation of a setting stands for; empty where this class does not check it."""
+        parameter = signature(cls.__init__).parameters.get(setting)
+        return rules_of(parameter.annotation if parameter else cls.declared.get(setting))
+
+    def _build_parts(self) -> None:
+        """Builds heads, loss and further state, once the settings are checked and are attributes."""
 
     @property
     def learning(self) -> bool:
@@ -106,11 +122,7 @@ class Objective(nn.Module):
 
     @classmethod
     def check_backbone(cls, backbone: nn.Module) -> None:
-        """Refuses a backbone that this objective cannot train.
-
-        Raises:
-            InputError: It cannot; the message says why.
-        """
+        """Raises an `InputError` for a backbone that this objective cannot train."""
 
     def features(self, images: Tensor) -> Tensor:
         """Returns the backbone's pre-logits of one view: `(B, C, H, W)` to `(B, F)`."""
@@ -121,7 +133,7 @@ class Objective(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward(views)")
 
     def schedule(self, step: int, steps_per_epoch: int, num_steps: int) -> None:
-        """Tells where the training stands, before the step's loss; without it schedules stay at their start.
+        """Sets where the training stands, before the step's loss; without it schedules stay at their start.
 
         Args:
             step: Steps taken so far.
@@ -158,11 +170,11 @@ class Objective(nn.Module):
             InputError: lightly does not take an argument, it is decided by the image size and the pixel space, or the
                 backbone does not take the views.
         """
-        normalize = {"mean": list(pixel_space.mean), "std": list(pixel_space.std)}
         decided = sorted({"normalize", "input_size"} & view_args.keys())
         if decided:
             raise InputError(f"pretrain.view_args must leave out {', '.join(decided)}, which the images decide")
         check_arguments(f"pretrain.view_args of {self.name}", view_args)
+        normalize = {"mean": list(pixel_space.mean), "std": list(pixel_space.std)}
         try:
             return self.build_transform(normalize, image_size, **view_args)
         except InputError:
@@ -180,15 +192,10 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def in_full_precision(loss: Callable[..., Tensor], *outputs: Any) -> Tensor:
-    """Returns a loss computed in float32 at least: statistics of a batch are too coarse in the half precisions.
-
-    Args:
-        loss: What is called, outside autocast.
-        *outputs: Its arguments, tensors and lists of tensors.
-    """
+def in_full_precision(loss: Callable[..., Tensor], *outputs: Any, **named: Any) -> Tensor:
+    """Calls a loss outside autocast, in float32 at least: half precision is too coarse for statistics of a batch."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        return loss(*(_widen(output) for output in outputs))
+        return loss(*map(_widen, outputs), **{name: _widen(output) for name, output in named.items()})
 
 
 def _widen(output: Any) -> Any:
@@ -199,7 +206,7 @@ def _widen(output: Any) -> Any:
 
 
 def keep_buffers(module: nn.Module) -> None:
-    """Puts every buffer of a module into its state dict; lightly leaves memory banks out of theirs."""
+    """Makes every buffer of a module persistent; lightly leaves memory banks out of state dicts."""
     for part in module.modules():
         for name, buffer in list(part.named_buffers(recurse=False)):
             part.register_buffer(name, buffer)
