@@ -113,7 +113,7 @@ def test_batches_are_made_ahead_by_workers_or_at_once_in_the_order_of_the_steps(
 @pytest.fixture
 def device_batches(batches):
     pytest.importorskip("kornia")
-    return DeviceViewBatches(batches.pixels, batches.views, batch_size=8, seed=3)
+    return DeviceViewBatches(batches.pixels, batches.views, 8, 3)
 
 
 def test_views_of_the_device_path_have_the_shapes_of_the_others(batches, device_batches):

@@ -28,14 +28,11 @@ Range = tuple[float, float]
 
 
 class DeviceViews:
-    """Makes the views of a lightly transform for a batch of images at once.
+    """The views of a lightly transform, a `MultiViewTransform` or `MAETransform`, for a batch of images at once.
 
     All parameters are drawn on the CPU, from torch's global CPU generator, and moved to the images: inside
     `seeds.seeded(seed, "views", step)`, the views are a function of seed, step and images, and a CPU and a CUDA
     device draw the same ones.
-
-    Args:
-        transform: A `MultiViewTransform` or `MAETransform` of lightly, as `Objective.build_views` returns it.
 
     Raises:
         InputError: A step of the transform is not known here, or kornia is not installed.
@@ -48,14 +45,7 @@ class DeviceViews:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> list[Tensor]:
-        """Returns one batch per view, `(B, C, h, w)`, float32, in the transform's pixel space, on the same device.
-
-        Args:
-            pixels: `(B, C, H, W)`, uint8, grey or RGB, on any device.
-
-        Raises:
-            ValueError: The images have another dtype or shape.
-        """
+        """Returns a batch per view, float32, in the transform's space, of `(B, C, H, W)`, uint8, grey or RGB."""
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
             got = f"{pixels.dtype} {tuple(pixels.shape)}"
             raise ValueError(f"views need a batch (B, C, H, W) of uint8 with 1 or 3 channels, got {got}")

@@ -12,9 +12,6 @@ class BarlowTwins(JointEmbedding):
     """Barlow Twins: the cross-correlation of two views' projections is driven to the identity.
 
     lightly has no Barlow Twins transform, and its benchmarks use BYOL's.
-
-    Attributes:
-        lambda_param: Weight of the redundancy term.
     """
 
     name = "barlow_twins"
@@ -23,7 +20,7 @@ class BarlowTwins(JointEmbedding):
     )
     transform = staticmethod(byol_transform)
     head_class = BarlowTwinsProjectionHead
-    lambda_param: Weight = 5e-3
+    lambda_param: Weight = 5e-3  # weight of the redundancy term
 
     def _build_parts(self) -> None:
         super()._build_parts()

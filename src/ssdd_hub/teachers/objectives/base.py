@@ -56,25 +56,15 @@ class Objective(nn.Module):
 
     Raises:
         InputError: The objective cannot train the backbone, or settings are of another type or range than annotated.
-
-    Attributes:
-        name: What `build_objective` calls it.
-        citation: The paper.
-        needs: What it keeps besides heads, such as `momentum copy`, `memory bank` or `prototypes`.
-        optimizer: What it is usually trained with, `sgd` or `adamw`.
-        min_batch: The fewest images of a process that its loss is defined on.
-        transform: lightly's transform of the method; takes `input_size` and `normalize`.
-        declared: Annotations of the settings that are class attributes.
-        epoch: Passes over the images completed, from `schedule`; None before it was first called.
     """
 
-    name: ClassVar[str]
-    citation: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ()
-    optimizer: ClassVar[str] = "sgd"
-    min_batch: ClassVar[int] = 2
-    transform: ClassVar[Callable[..., Views] | None] = None
-    declared: ClassVar[dict[str, Any]] = {}
+    name: ClassVar[str]  # what `build_objective` calls it
+    citation: ClassVar[str]  # the paper
+    needs: ClassVar[tuple[str, ...]] = ()  # kept besides heads: `momentum copy`, `memory bank`, `prototypes`, ...
+    optimizer: ClassVar[str] = "sgd"  # what it is usually trained with, `sgd` or `adamw`
+    min_batch: ClassVar[int] = 2  # the fewest images of a process that its loss is defined on
+    transform: ClassVar[Callable[..., Views] | None] = None  # lightly's; takes `input_size` and `normalize`
+    declared: ClassVar[dict[str, Any]] = {}  # annotations of the settings that are class attributes
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -98,7 +88,7 @@ class Objective(nn.Module):
         self.backbone = backbone
         self.feature_dim = feature_dim
         self.settings = settings
-        self.epoch: int | None = None
+        self.epoch: int | None = None  # passes over the images completed; None until `schedule` is called
         for setting in self.declared:
             setattr(self, setting, settings[setting])
         self._build_parts()
@@ -133,25 +123,16 @@ class Objective(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward(views)")
 
     def schedule(self, step: int, steps_per_epoch: int, num_steps: int) -> None:
-        """Sets where the training stands, before the step's loss; without it schedules stay at their start.
-
-        Args:
-            step: Steps taken so far.
-            steps_per_epoch: Steps of an epoch.
-            num_steps: Steps of the whole training.
-        """
+        """Sets the number of steps taken, before the next loss; schedules that are never told stay at their start."""
         self.epoch = step // steps_per_epoch
 
     def after_backward(self) -> None:
         """Changes gradients, where the method does, between the backward pass and the optimiser's step."""
 
     def build_transform(self, normalize: dict[str, list[float]], image_size: int, **view_args: Any) -> Views:
-        """Returns lightly's transform of the method; small images are blurred only on request, as lightly advises.
+        """Returns lightly's transform for views of a size, normalised by `mean` and `std`, with lightly's arguments.
 
-        Args:
-            normalize: The `mean` and `std` of the pixel space.
-            image_size: Height and width of the views.
-            **view_args: Arguments of lightly's transform.
+        Small images are blurred only on request, as lightly advises.
         """
         if self.transform is None:
             raise NotImplementedError(f"{type(self).__name__} must set transform or implement build_transform")
@@ -159,7 +140,7 @@ class Objective(nn.Module):
         return self.transform(input_size=image_size, normalize=normalize, **{**blur, **view_args})
 
     def build_views(self, image_size: int, pixel_space: PixelSpace, **view_args: Any) -> Views:
-        """Returns the transform of one PIL image to its views, each `(C, H, W)` in `pixel_space`.
+        """Returns the transform of one PIL image to its views, each `(C, image_size, image_size)` in `pixel_space`.
 
         Args:
             image_size: Height and width of the views.
@@ -167,8 +148,7 @@ class Objective(nn.Module):
             **view_args: Arguments of lightly's transform, such as `min_scale` or `hf_prob`.
 
         Raises:
-            InputError: lightly does not take an argument, it is decided by the image size and the pixel space, or the
-                backbone does not take the views.
+            InputError: lightly does not take an argument, or the backbone does not take the views.
         """
         decided = sorted({"normalize", "input_size"} & view_args.keys())
         if decided:

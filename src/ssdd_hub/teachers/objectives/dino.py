@@ -24,20 +24,15 @@ class CentredLoss(DINOLoss):  # type: ignore[misc]
 class DINO(MomentumObjective):
     """DINO: each view predicts the copy's sharpened and centred outputs of the two global views.
 
-    The last layer is fixed in the first epoch. Smaller, local views need a backbone that takes several sizes.
-
-    Attributes:
-        output_dim: Number of outputs; 65,536 in the paper, for ImageNet.
-        batch_norm: Normalise the batch in the head; the paper does not for vision transformers.
-        teacher_temp: Temperature of the copy's outputs after the warm-up, which starts at 0.04; 0.07 in the paper.
-        warmup_epochs: Epochs of that warm-up.
+    The last layer is fixed in the first epoch. Smaller, local views need a backbone that takes several sizes. The
+    paper takes an `output_dim` of 65,536 for ImageNet.
     """
 
     name = "dino"
     citation = "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, arXiv 2104.14294"
     needs = ("momentum copy", "centre")
-    batch_norm: bool = True
-    teacher_temp: Positive = 0.04
+    batch_norm: bool = True  # in the head; the paper has none for vision transformers
+    teacher_temp: Positive = 0.04  # of the copy's outputs after the warm-up, which starts at 0.04; 0.07 in the paper
     warmup_epochs: Natural = 30
     momentum: Share = 0.99
 

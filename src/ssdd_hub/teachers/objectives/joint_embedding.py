@@ -12,16 +12,11 @@ class JointEmbedding(Objective):
     """A projection head maps the features of each view, and a loss compares the projections, by default of two views.
 
     A subclass sets `head_class` and builds `loss` in its `_build_parts`.
-
-    Attributes:
-        head_class: lightly's projection head; takes the widths of its input, hidden layers and output.
-        hidden_dim: Width of the projection head's hidden layers.
-        output_dim: Width of the projections.
     """
 
-    head_class: ClassVar[Callable[..., nn.Module]]
-    hidden_dim: Count = 2048
-    output_dim: Count = 2048
+    head_class: ClassVar[Callable[..., nn.Module]]  # takes the widths of its input, hidden layers and output
+    hidden_dim: Count = 2048  # width of the head's hidden layers
+    output_dim: Count = 2048  # width of the projections
 
     head: nn.Module
     loss: nn.Module

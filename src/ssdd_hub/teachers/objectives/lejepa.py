@@ -17,10 +17,6 @@ class LeJEPA(JointEmbedding):
     """LeJEPA: views agree with the mean of the global ones, and projections are distributed like a Gaussian.
 
     It needs neither a momentum copy nor a stopped gradient.
-
-    Attributes:
-        lambda_param: Weight of the Gaussian term, in `[0, 1]`; that of the agreement is `1 - lambda_param`.
-        num_vectors: Random directions in which the distribution is compared.
     """
 
     name = "lejepa"
@@ -31,8 +27,8 @@ class LeJEPA(JointEmbedding):
     optimizer = "adamw"
     head_class = LeJEPAProjectionHead
     output_dim = 64
-    lambda_param: Share = 0.05
-    num_vectors: Count = 1024
+    lambda_param: Share = 0.05  # weight of the Gaussian term; that of the agreement is 1 - lambda_param
+    num_vectors: Count = 1024  # random directions in which the distribution is compared
 
     def _build_parts(self) -> None:
         super()._build_parts()

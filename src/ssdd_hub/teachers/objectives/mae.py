@@ -23,13 +23,6 @@ class MAE(Objective):
     is learned, where the authors fix one of sines and cosines. A norm that timm's head has after its pooling
     (`fc_norm`, in models that average) sees no masked token and could not learn: it is frozen, and may be trained
     again when the backbone is fine-tuned. Attention pooling, which would stay random, is refused.
-
-    Attributes:
-        mask_ratio: Share of the patches that is hidden.
-        decoder_dim: Width of the decoder's tokens.
-        decoder_depth: Blocks of the decoder.
-        decoder_heads: Attention heads of the decoder.
-        normalise_patches: Predict each patch with mean 0 and variance 1, rather than its pixels as they are.
     """
 
     name = "mae"
@@ -37,11 +30,11 @@ class MAE(Objective):
     needs = ("vision transformer",)
     optimizer = "adamw"
     min_batch = 1
-    mask_ratio: Share = 0.75
-    decoder_dim: Count = 512
-    decoder_depth: Count = 8
-    decoder_heads: Count = 16
-    normalise_patches: bool = True
+    mask_ratio: Share = 0.75  # share of the patches that is hidden
+    decoder_dim: Count = 512  # width of the decoder's tokens
+    decoder_depth: Count = 8  # blocks of the decoder
+    decoder_heads: Count = 16  # attention heads of the decoder
+    normalise_patches: bool = True  # predict each patch with mean 0 and variance 1, not its pixels as they are
 
     def _build_parts(self) -> None:
         vit: Any = self.backbone

@@ -12,11 +12,7 @@ from ssdd_hub.teachers.objectives.momentum import MomentumObjective
 
 
 class MMCR(MomentumObjective):
-    """MMCR: the mean projections of the images' views fill the space, which they do when each image's views agree.
-
-    Attributes:
-        lmda: Weight of the term that compresses each image's views.
-    """
+    """MMCR: the mean projections of the images' views fill the space, which they do when each image's views agree."""
 
     name = "mmcr"
     citation = (
@@ -27,7 +23,7 @@ class MMCR(MomentumObjective):
     head_class = MMCRProjectionHead
     hidden_dim = 512
     output_dim = 128
-    lmda: Weight = 5e-3
+    lmda: Weight = 5e-3  # weight of the term that compresses each image's views
     momentum: Share = 0.996
 
     def _build_parts(self) -> None:

@@ -33,10 +33,6 @@ class MoCo(MomentumObjective):
     """MoCo v2 with a symmetric loss: a view finds the copy's other view among a bank of earlier images.
 
     Over several processes the copy's batches are shuffled, so that batch statistics do not give the pairs away.
-
-    Attributes:
-        temperature: Divides the cosine similarities.
-        bank_size: Projections kept.
     """
 
     name = "moco"
@@ -46,8 +42,8 @@ class MoCo(MomentumObjective):
     head_class = MoCoProjectionHead
     hidden_dim = 512
     output_dim = 128
-    temperature: Positive = 0.1
-    bank_size: Count = 4096
+    temperature: Positive = 0.1  # divides the cosine similarities
+    bank_size: Count = 4096  # projections kept
     momentum: Share = 0.99
 
     def _build_parts(self) -> None:

@@ -18,13 +18,10 @@ class MomentumObjective(JointEmbedding):
 
     The copy moves at the start of `forward`, as in lightly's examples. Its momentum rises to 1 along a cosine, for
     which `schedule` has to be called.
-
-    Attributes:
-        momentum: Share of itself that the copy keeps in a step; as a setting, of the first step.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("momentum copy",)
-    momentum: Share
+    momentum: Share  # of itself that the copy keeps in a step; as a setting, at the start
 
     momentum_head: nn.Module
 

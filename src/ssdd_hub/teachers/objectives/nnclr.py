@@ -11,13 +11,7 @@ from ssdd_hub.teachers.objectives.joint_embedding import JointEmbedding
 
 
 class NNCLR(JointEmbedding):
-    """NNCLR: a view finds the nearest neighbour, in a bank of earlier images, of the other view.
-
-    Attributes:
-        prediction_dim: Width of the prediction head's hidden layer.
-        temperature: Divides the cosine similarities.
-        bank_size: Projections kept.
-    """
+    """NNCLR: a view finds the nearest neighbour, in a bank of earlier images, of the other view."""
 
     name = "nnclr"
     citation = (
@@ -28,9 +22,9 @@ class NNCLR(JointEmbedding):
     transform = SimCLRTransform
     head_class = NNCLRProjectionHead
     output_dim = 256
-    prediction_dim: Count = 4096
-    temperature: Positive = 0.5
-    bank_size: Count = 4096
+    prediction_dim: Count = 4096  # width of the prediction head's hidden layer
+    temperature: Positive = 0.5  # divides the cosine similarities
+    bank_size: Count = 4096  # projections kept
 
     def _build_parts(self) -> None:
         super()._build_parts()

@@ -4,7 +4,7 @@ Another package offers one by an entry point of the group `ssdd_hub.objectives`,
 `ssdd_hub.teachers.objectives.Objective`.
 """
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
@@ -35,7 +35,7 @@ OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objectiv
 
 
 def list_objectives() -> list[str]:
-    """Returns the names that `build_objective` knows; no other package is imported for it."""
+    """Returns the names that `build_objective` takes, without importing other packages."""
     return sorted({*OBJECTIVES, *(point.name for point in entry_points(group=GROUP))})
 
 
@@ -47,9 +47,19 @@ def find_objective(name: str) -> type[Objective]:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    for point in entry_points(group=GROUP, name=name):
-        return _load(point)
-    raise InputError(f"objective {name!r} is unknown: use one of {', '.join(list_objectives())}")
+    point = next(iter(entry_points(group=GROUP, name=name)), None)
+    if point is None:
+        raise InputError(f"objective {name!r} is unknown: use one of {', '.join(list_objectives())}")
+    what = f"objective {name!r} of the package {point.dist.name if point.dist else point.value}"
+    try:
+        found = point.load()
+    except Exception as error:  # whatever another package raises when it is imported
+        raise InputError(f"{what} cannot be imported ({point.value}): {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise InputError(
+            f"{what} must be a subclass of ssdd_hub.teachers.objectives.Objective, got {found!r} ({point.value})"
+        )
+    return found
 
 
 def build_objective(
@@ -60,9 +70,8 @@ def build_objective(
     Args:
         name: One of `list_objectives()`.
         backbone: A module with timm's `forward_features` and `forward_head`.
-        in_chans: Channels of the images; None for those of the backbone's first convolution.
-        image_size: Height and width of the images; None for what the backbone was built for, else what its
-            `pretrained_cfg` says.
+        in_chans: Channels of the images; by default those of the backbone's first convolution.
+        image_size: Their height and width; by default what the backbone was built for, or its `pretrained_cfg` states.
         **args: Settings of the objective.
 
     Raises:
@@ -92,19 +101,6 @@ def build_objective(
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"objective {name!r} does not take these settings {args}: {error}") from error
-
-
-def _load(point: EntryPoint) -> type[Objective]:
-    what = f"objective {point.name!r} of the package {point.dist.name if point.dist else point.value}"
-    try:
-        found = point.load()
-    except Exception as error:  # whatever another package raises when it is imported
-        raise InputError(f"{what} cannot be imported ({point.value}): {type(error).__name__}: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, Objective)):
-        raise InputError(
-            f"{what} must be a subclass of ssdd_hub.teachers.objectives.Objective, got {found!r} ({point.value})"
-        )
-    return found
 
 
 def _channels(backbone: nn.Module) -> int:

@@ -13,11 +13,7 @@ from ssdd_hub.teachers.objectives.joint_embedding import JointEmbedding
 
 
 class SimCLR(JointEmbedding):
-    """SimCLR: an image's views find each other among the views of the whole batch.
-
-    Attributes:
-        temperature: Divides the cosine similarities; lightly's ImageNet benchmark takes 0.1.
-    """
+    """SimCLR: an image's views find each other among the views of the whole batch."""
 
     name = "simclr"
     citation = (
@@ -29,7 +25,7 @@ class SimCLR(JointEmbedding):
     loss_class: ClassVar[Callable[..., nn.Module]] = NTXentLoss
     hidden_dim = 512
     output_dim = 128
-    temperature: Positive = 0.5
+    temperature: Positive = 0.5  # divides the cosine similarities; lightly's ImageNet benchmark takes 0.1
 
     def _build_parts(self) -> None:
         super()._build_parts()

@@ -11,17 +11,13 @@ from ssdd_hub.teachers.objectives.joint_embedding import JointEmbedding
 
 
 class SimSiam(JointEmbedding):
-    """SimSiam: a predictor maps each view's projection to the other's, through which no gradient flows.
-
-    Attributes:
-        prediction_dim: Width of the prediction head's hidden layer.
-    """
+    """SimSiam: a predictor maps each view's projection to the other's, through which no gradient flows."""
 
     name = "simsiam"
     citation = "Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, arXiv 2011.10566"
     transform = SimSiamTransform
     head_class = SimSiamProjectionHead
-    prediction_dim: Count = 512
+    prediction_dim: Count = 512  # width of the prediction head's hidden layer
 
     def _build_parts(self) -> None:
         super()._build_parts()

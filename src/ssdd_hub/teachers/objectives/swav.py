@@ -31,12 +31,6 @@ class SwaV(JointEmbedding):
 
     The first two views are assigned; smaller ones, where there are any, only predict. Prototypes are fixed in the
     first epoch. A batch with few images per prototype is assigned together with a queue of earlier ones, once full.
-
-    Attributes:
-        num_prototypes: Number of prototypes.
-        temperature: Divides the scores that predict.
-        epsilon: Smoothness of the assignment.
-        queue_length: Projections kept of each of the two views; 0 for no queue, 3840 in the paper for batches of 256.
     """
 
     name = "swav"
@@ -49,9 +43,9 @@ class SwaV(JointEmbedding):
     hidden_dim = 512
     output_dim = 128
     num_prototypes: Several = 512
-    temperature: Positive = 0.1
-    epsilon: Positive = 0.05
-    queue_length: Natural = 0
+    temperature: Positive = 0.1  # divides the scores that predict
+    epsilon: Positive = 0.05  # smoothness of the assignment
+    queue_length: Natural = 0  # projections kept of each of the two views; 3840 in the paper for batches of 256
 
     queued: Tensor
 

@@ -11,12 +11,7 @@ from ssdd_hub.teachers.objectives.transforms import byol_transform
 
 
 class TiCo(MomentumObjective):
-    """TiCo: a view agrees with the copy's other view, and projections avoid the directions that many have taken.
-
-    Attributes:
-        beta: Share of itself that the covariance keeps in a step.
-        rho: Weight of the covariance term.
-    """
+    """TiCo: a view agrees with the copy's other view, and projections avoid the directions that many have taken."""
 
     name = "tico"
     citation = (
@@ -28,8 +23,8 @@ class TiCo(MomentumObjective):
     head_class = TiCoProjectionHead
     hidden_dim = 1024
     output_dim = 256
-    beta: Share = 0.9
-    rho: Weight = 8.0
+    beta: Share = 0.9  # share of itself that the covariance keeps in a step
+    rho: Weight = 8.0  # weight of the covariance term
     momentum: Share = 0.99
 
     def _build_parts(self) -> None:

@@ -9,13 +9,7 @@ from ssdd_hub.teachers.objectives.joint_embedding import JointEmbedding
 
 
 class VICReg(JointEmbedding):
-    """VICReg: two views agree, each dimension varies, and no two dimensions vary together.
-
-    Attributes:
-        invariance: Weight of the distance between the views.
-        variance: Weight of the hinge on each dimension's standard deviation.
-        covariance: Weight of the squared covariances.
-    """
+    """VICReg: two views agree, each dimension varies, and no two dimensions vary together."""
 
     name = "vicreg"
     citation = (
@@ -24,9 +18,9 @@ class VICReg(JointEmbedding):
     )
     transform = VICRegTransform
     head_class = VICRegProjectionHead
-    invariance: Weight = 25.0
-    variance: Weight = 25.0
-    covariance: Weight = 1.0
+    invariance: Weight = 25.0  # weight of the distance between the views
+    variance: Weight = 25.0  # weight of the hinge on each dimension's standard deviation
+    covariance: Weight = 1.0  # weight of the squared covariances
 
     def _build_parts(self) -> None:
         super()._build_parts()
