@@ -89,7 +89,7 @@ def test_a_classifier_of_torchvision_is_left_out_and_reported(tmp_path):
     network = shake(resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=7))
     backbone = timm.create_model("resnet10t", num_classes=0, stem_type="", avg_down=False, stem_width=64).eval()
     report = load_checkpoint(backbone, saved(network.state_dict(), tmp_path / "classifier.pth"))
-    assert report.ignored == {"fc": 2} and "ignored: fc (2)" in str(report)
+    assert report.ignored == {"fc": 2}
     network.fc = nn.Identity()
     check_same_features(network, backbone)
 
@@ -173,15 +173,6 @@ def test_weights_in_half_precision_take_the_dtype_of_the_backbone(original, tmp_
     load_checkpoint(backbone, saved(half, tmp_path / "half.pt"))
     assert backbone.conv1.weight.dtype == torch.float32
     torch.testing.assert_close(backbone.conv1.weight, original.conv1.weight, rtol=1e-3, atol=1e-4)
-
-
-def test_a_layout_can_be_asked_for(original, tmp_path):
-    path = saved(original.state_dict(), tmp_path / "teacher.pt")
-    assert load_checkpoint(backbone_of(), path, "names").layout == "names"
-    with pytest.raises(InputError, match="holds no network like this backbone"):
-        load_checkpoint(backbone_of(), path, "torchvision-children")
-    with pytest.raises(InputError, match="must be auto or one of names, torchvision-children, lightly-children, got"):
-        load_checkpoint(backbone_of(), path, "keras")
 
 
 # Files that do not fit

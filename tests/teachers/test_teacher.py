@@ -152,6 +152,12 @@ def trained():
     return Teacher(backbone, PixelSpace((0.3,), (0.2,)), 16, "ssdd_convnet3")
 
 
+@pytest.fixture
+def folder(trained, tmp_path):
+    trained.save(tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
 def test_timm_alone_reads_the_folder_of_safetensors_and_json(trained, tmp_path):
     folder = tmp_path / "runs" / "teacher"
     trained.save(folder)
@@ -166,13 +172,12 @@ def test_timm_alone_reads_the_folder_of_safetensors_and_json(trained, tmp_path):
     torch.testing.assert_close(pre_logits(model.eval(), (pixels - 0.3) / 0.2), trained(pixels), rtol=0, atol=1e-6)
 
 
-def test_a_teacher_that_is_there_is_kept(trained, tmp_path):
-    trained.save(tmp_path / "teacher")
-    before = (tmp_path / "teacher" / "model.safetensors").read_bytes()
+def test_a_teacher_that_is_there_is_kept(trained, folder):
+    before = (folder / "model.safetensors").read_bytes()
     with torch.no_grad():
         trained.backbone.blocks[0][0].weight += 1
-    trained.save(tmp_path / "teacher")
-    assert (tmp_path / "teacher" / "model.safetensors").read_bytes() == before
+    trained.save(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
 
 
 def test_an_interrupted_save_leaves_nothing(trained, tmp_path, monkeypatch):
@@ -269,10 +274,9 @@ def nested(depth):
 
 
 @pytest.mark.parametrize("text", [nested(20), record(seconds=None, scores=None), record(seconds=3, scores=[{"n": 1}])])
-def test_a_record_of_any_maker_makes_a_card(trained, tmp_path, text):
-    trained.save(tmp_path / "teacher")
-    (tmp_path / "teacher" / "ssdd_hub.json").write_text(text)
-    load(tmp_path / "teacher").save(tmp_path / "second")
+def test_a_record_of_any_maker_makes_a_card(folder, tmp_path, text):
+    (folder / "ssdd_hub.json").write_text(text)
+    load(folder).save(tmp_path / "second")
     assert (tmp_path / "second" / "README.md").is_file()
 
 
@@ -336,16 +340,14 @@ def test_only_a_known_absence_of_a_record_counts_as_none(monkeypatch, error, kno
         (" " * (2**20 + 1), "is larger than the 1048576 bytes that a record may have"),
     ],
 )
-def test_a_record_that_could_spoil_a_run_is_refused(trained, tmp_path, record, message):
-    trained.save(tmp_path / "teacher")
-    (tmp_path / "teacher" / "ssdd_hub.json").write_text(record)
+def test_a_record_that_could_spoil_a_run_is_refused(folder, record, message):
+    (folder / "ssdd_hub.json").write_text(record)
     with pytest.raises(InputError, match=message):
-        load(tmp_path / "teacher")
+        load(folder)
 
 
-def test_a_folder_without_a_record_is_named_without_its_path(trained, tmp_path):
-    trained.save(tmp_path / "teacher")
-    assert load(tmp_path / "teacher").name == "local-dir:teacher"
+def test_a_folder_without_a_record_is_named_without_its_path(folder):
+    assert load(folder).name == "local-dir:teacher"
 
 
 # Loading
@@ -413,9 +415,8 @@ def test_weights_are_not_slipped_in_as_model_arguments(name):
 
 @pytest.mark.parametrize("as_tensors", [True, False], ids=["torch.save", "plain pickle"])
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
-def test_a_pickle_in_a_folder_is_not_unpickled(trained, tmp_path, name, as_tensors, attack):
-    folder, mark = tmp_path / "teacher", tmp_path / "attacked"
-    trained.save(folder)
+def test_a_pickle_in_a_folder_is_not_unpickled(folder, tmp_path, name, as_tensors, attack):
+    mark = tmp_path / "attacked"
     (folder / "model.safetensors").unlink()
     content = {"state_dict": attack(mark)}
     if as_tensors:
@@ -430,17 +431,13 @@ def test_a_pickle_in_a_folder_is_not_unpickled(trained, tmp_path, name, as_tenso
     assert mark.exists(), "the attack of this test would not have worked anyway"
 
 
-def test_weights_in_a_harmless_pickle_are_read(trained, tmp_path):
-    folder = tmp_path / "teacher"
-    trained.save(folder)
+def test_weights_in_a_harmless_pickle_are_read(trained, folder):
     (folder / "model.safetensors").unlink()
     torch.save(trained.backbone.state_dict(), folder / "pytorch_model.bin")
     assert load(folder).weights_sha256() == trained.weights_sha256()
 
 
-def test_weights_of_another_network_are_refused(trained, tmp_path):
-    folder = tmp_path / "teacher"
-    trained.save(folder)
+def test_weights_of_another_network_are_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     config["model_args"]["widths"] = [4, 9]
     (folder / "config.json").write_text(json.dumps(config))
@@ -448,7 +445,7 @@ def test_weights_of_another_network_are_refused(trained, tmp_path):
         load(folder)
 
 
-def test_an_error_of_timm_takes_two_lines_at_most(trained, tmp_path):
+def test_an_error_of_timm_takes_two_lines_at_most(tmp_path):
     build_teacher("test_vit", pretrained=False).save(tmp_path / "teacher")
     save_file({"cls_token": torch.zeros(1, 1, 64)}, tmp_path / "teacher" / "model.safetensors")
     with pytest.raises(InputError, match="Missing key") as caught:

@@ -5,9 +5,8 @@ Files run no code: safetensors, or `torch.load` with `weights_only`.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -32,8 +31,7 @@ _PICKLES = (".pt", ".pth", ".ckpt")
 _SHOWN = 3
 
 
-@dataclass(frozen=True)
-class LoadReport:
+class LoadReport(NamedTuple):
     """Counts of a checkpoint's tensors: those loaded under a layout and a prefix, others by their part of the file."""
 
     layout: str
@@ -41,35 +39,24 @@ class LoadReport:
     loaded: int
     ignored: dict[str, int]
 
-    def __str__(self) -> str:
-        ignored = ", ".join(f"{part} ({count})" for part, count in self.ignored.items()) or "none"
-        return f"{self.loaded} tensors of layout {self.layout} under {self.prefix!r}; ignored: {ignored}"
 
+def load_checkpoint(backbone: nn.Module, path: str | Path) -> LoadReport:
+    """Loads weights trained elsewhere into a timm network without a classifier, which a failure leaves as it was.
 
-def load_checkpoint(backbone: nn.Module, path: str | Path, layout: str = "auto") -> LoadReport:
-    """Loads weights trained elsewhere into a backbone; on failure the backbone stays as it was.
-
-    The names may have a prefix (`backbone.`, `module.encoder.`) and be inside a Lightning checkpoint; heads and
-    momentum copies beside them are left out and reported. Nothing else may be missing or left over, except
+    Files are `*.safetensors`, or `*.pt`, `*.pth` and `*.ckpt` that hold tensors and plain values only. Names may be
+    those of any of `LAYOUTS`, have a prefix (`backbone.`, `module.encoder.`) and be inside a Lightning checkpoint;
+    heads and momentum copies beside them are left out and reported. Nothing else may be missing or left over, except
     `num_batches_tracked`, which old files lack. Strides, padding and pooling are not in a file: the backbone must have
     the right ones. The ResNets for 32 px of solo-learn and of KRR-ST's authors are `ssdd_resnet18` with
     `stem_padding=2`, lightly's is `ssdd_resnet18`.
 
-    Args:
-        backbone: A timm network without a classifier.
-        path: `*.safetensors`, or `*.pt`, `*.pth` or `*.ckpt` that hold tensors and plain values only.
-        layout: `names` as in timm, torchvision and solo-learn; `torchvision-children` and `lightly-children`, the
-            numbers of `nn.Sequential(*list(resnet.children())[:-1])`; or `auto`.
-
     Raises:
         InputError: The file cannot be read, holds code, or does not fit the backbone.
     """
-    if layout not in ("auto", *LAYOUTS):
-        raise InputError(f"the layout of a checkpoint must be auto or one of {', '.join(LAYOUTS)}, got {layout!r}")
     path = Path(path).expanduser()
     weights = _read_state_dict(path)
     wanted = backbone.state_dict()
-    layout, prefix = _locate(weights, list(wanted), path, list(LAYOUTS) if layout == "auto" else [layout])
+    layout, prefix = _locate(weights, list(wanted), path)
     names = {prefix + _name_in(layout, name): name for name in wanted}
     found = {names[key]: value for key, value in weights.items() if key in names}
     others = [key for key in weights if key not in names]
@@ -121,13 +108,13 @@ def _name_in(layout: str, name: str) -> str:
     return ".".join([LAYOUTS[layout].get(first, first), *others])
 
 
-def _locate(weights: Mapping[str, Tensor], wanted: list[str], path: Path, layouts: list[str]) -> tuple[str, str]:
+def _locate(weights: Mapping[str, Tensor], wanted: list[str], path: Path) -> tuple[str, str]:
     """Returns the layout and the prefix under which most of the wanted names are found."""
     parts = [key.split(".") for key in weights]
     prefixes = {"".join(f"{part}." for part in key[:count]) for key in parts for count in range(len(key))}
     counts = {
         (layout, prefix): sum(prefix + name in weights for name in names)
-        for layout, names in ((layout, [_name_in(layout, name) for name in wanted]) for layout in layouts)
+        for layout, names in ((layout, [_name_in(layout, name) for name in wanted]) for layout in LAYOUTS)
         for prefix in prefixes
     }
     most = max(counts.values())

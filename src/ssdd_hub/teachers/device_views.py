@@ -224,7 +224,7 @@ def _blur(images: Tensor, sigmas: Range) -> Tensor:
     """Blurs by Gaussians of standard deviations, in pixels, drawn from the range; the image goes on with its edge."""
     from kornia.filters import gaussian_blur2d
 
-    sigma = _uniform(len(images), sigmas)
+    sigma = _uniform(len(images), sigmas).clamp(min=1e-6)  # kornia refuses 0
     size = 2 * math.ceil(3 * sigmas[1]) + 1
     return gaussian_blur2d(images, size, sigma[:, None].expand(-1, 2), "replicate")
 
