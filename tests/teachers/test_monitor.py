@@ -10,14 +10,7 @@ from ssdd_hub.errors import SettingsError
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import generator
-from ssdd_hub.teachers.monitor import (
-    Watch,
-    WatchSettings,
-    effective_rank,
-    knn_accuracy,
-    knn_records,
-    render_training,
-)
+from ssdd_hub.teachers.monitor import Watch, WatchSettings, effective_rank, knn_accuracy, knn_records, render_training
 
 
 def features_of_classes(count, seed, width=6, classes=4):

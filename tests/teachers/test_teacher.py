@@ -170,6 +170,8 @@ def test_timm_alone_reads_the_folder_of_safetensors_and_json(trained, tmp_path):
     assert (config["interpolation"], config["crop_pct"], config["crop_mode"]) == ("bicubic", 1.0, "squash")
     pixels = draw_pixels(channels=1, size=16)
     torch.testing.assert_close(pre_logits(model.eval(), (pixels - 0.3) / 0.2), trained(pixels), rtol=0, atol=1e-6)
+    # Without a record the folder's own name, not its path, names the teacher.
+    assert load(folder).name == "local-dir:teacher"
 
 
 def test_a_teacher_that_is_there_is_kept(trained, folder):
@@ -257,11 +259,8 @@ def test_a_teacher_on_the_hub_brings_its_making_and_its_licence(trained, cached,
     teacher = build_teacher(name)
     assert (teacher.name, teacher.license, teacher.provenance) == (name, "dinov3-license", PROVENANCE)
     assert teacher.weights_sha256() == trained.weights_sha256()
-
-
-def test_a_model_on_the_hub_needs_no_record(trained, cached):
-    trained.save(cached)
-    assert build_teacher("hf-hub:someone/teacher").provenance == {}
+    (cached / "ssdd_hub.json").unlink()
+    assert build_teacher(name).provenance == {}
 
 
 def record(**provenance):
@@ -344,10 +343,6 @@ def test_a_record_that_could_spoil_a_run_is_refused(folder, record, message):
     (folder / "ssdd_hub.json").write_text(record)
     with pytest.raises(InputError, match=message):
         load(folder)
-
-
-def test_a_folder_without_a_record_is_named_without_its_path(folder):
-    assert load(folder).name == "local-dir:teacher"
 
 
 # Loading
@@ -435,14 +430,6 @@ def test_weights_in_a_harmless_pickle_are_read(trained, folder):
     (folder / "model.safetensors").unlink()
     torch.save(trained.backbone.state_dict(), folder / "pytorch_model.bin")
     assert load(folder).weights_sha256() == trained.weights_sha256()
-
-
-def test_weights_of_another_network_are_refused(folder):
-    config = json.loads((folder / "config.json").read_text())
-    config["model_args"]["widths"] = [4, 9]
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="(?s)cannot be built.*size mismatch"):
-        load(folder)
 
 
 def test_an_error_of_timm_takes_two_lines_at_most(tmp_path):
@@ -538,7 +525,8 @@ def test_a_checkpoint_makes_a_ready_teacher_of_unknown_licence(checkpoint):
     network, path = checkpoint
     args = {"channels": [4, 4, 4, 8], "stem_padding": 2}
     settings = TeacherSettings("ssdd_resnet10", checkpoint=str(path), mean=[0.4] * 3, std=[0.3] * 3, model_args=args)
-    assert settings.ready and not settings.pretrained
+    assert settings.ready and not settings.pretrained and not TeacherSettings().ready
+    assert TeacherSettings(backbone="local-dir:a", pretrained=True).ready
     teacher = build_teacher(settings.backbone, **settings.building())
     torch.testing.assert_close(teacher(draw_pixels()), network((draw_pixels() - 0.4) / 0.3), rtol=1e-5, atol=1e-5)
     assert teacher.license == "unknown"
@@ -581,8 +569,3 @@ def test_a_checkpoint_takes_the_space_but_not_the_licence_that_timm_states(tmp_p
 def test_settings_that_contradict_each_other_are_refused(settings, message):
     with pytest.raises(SettingsError, match=message):
         TeacherSettings(**settings)
-
-
-def test_a_teacher_is_ready_with_weights_of_either_kind():
-    assert not TeacherSettings().ready and TeacherSettings(checkpoint="a.pt").ready
-    assert TeacherSettings(backbone="local-dir:a", pretrained=True).ready

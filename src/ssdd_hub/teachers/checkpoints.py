@@ -148,10 +148,10 @@ def _check(
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": misfits}
     if any(problems.values()):
-        told = "; ".join(f"{len(names)} {kind}: {_list(names)}" for kind, names in problems.items() if names)
+        listed = "; ".join(f"{len(names)} {kind}: {_list(names)}" for kind, names in problems.items() if names)
         raise InputError(
-            f"{path} does not fit {type(backbone).__name__} ({told}). Choose teacher.backbone and teacher.model-args "
-            "as the network in the file"
+            f"{path} does not fit {type(backbone).__name__} ({listed}). Choose teacher.backbone and "
+            "teacher.model-args as the network in the file"
         )
 
 

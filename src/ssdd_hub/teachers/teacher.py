@@ -46,7 +46,7 @@ class TeacherSettings(Settings, section="teacher"):
         features: `pre_logits`; `cls`, the class token; `mean`, over patch tokens or the feature map.
         input_size: Height and width that images are resized to; by default what the network states.
         mean: Mean, one value per channel, of the pixel space that a ready teacher was trained in; by default what the
-            network states. A checkpoint does not tell.
+            network states. A checkpoint states none.
         std: Its standard deviation, likewise.
         model_args: Further arguments of the timm model, such as `channels` of `ssdd_resnet10`.
     """

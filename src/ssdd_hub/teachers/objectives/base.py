@@ -123,7 +123,7 @@ class Objective(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward(views)")
 
     def schedule(self, step: int, steps_per_epoch: int, num_steps: int) -> None:
-        """Sets the number of steps taken, before the next loss; schedules that are never told stay at their start."""
+        """Sets the progress: `step` of `num_steps` steps are taken. Without it, schedules stay at their start."""
         self.epoch = step // steps_per_epoch
 
     def after_backward(self) -> None:
