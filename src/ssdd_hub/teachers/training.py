@@ -44,8 +44,8 @@ class PretrainSettings(Settings, section="pretrain"):
         objective: A name of `list_objectives()`.
         objective_args: Settings of the objective, such as `output_dim`.
         view_args: Settings of its transform, such as `min_scale` or `hf_prob`.
-        views: `workers`: lightly's transforms, in CPU processes. `device`: the same transforms on whole batches where
-            the network is (needs kornia), for devices that CPU processes cannot feed.
+        views: `workers`: lightly's transforms, in CPU processes. `device`: the same transforms, whose pixels differ
+            slightly, on whole batches where the network is (needs kornia), for devices that CPU processes cannot feed.
         epochs: Passes over the source images.
         max_steps: Steps at most, for trials; None for whole epochs.
         batch_size: Images per step, over all processes.
