@@ -1,17 +1,16 @@
-"""Random views of a whole batch, made on the device that the images are on.
+"""Random views of a whole batch, computed on the device of the images.
 
-lightly's transforms take one PIL image at a time, in worker processes, for which a fast device waits. Here the same
-transform object is translated, step by step, into operations on a batch, so both ways have the same parameters.
-
-Colours and rotations are kornia's functions. Resizing and blurring are products with a matrix per image and axis, so
-that they do what Pillow does: it smooths when it shrinks, and approximates a Gaussian by three box filters. What
-remains of difference is that Pillow rounds to 8 bits after every step.
+lightly's transforms take one PIL image at a time, in worker processes, for which a fast device waits. Here the steps
+of the same transform become operations on a batch, with the same distributions of parameters. Pixels are close to
+Pillow's, not equal: nothing is rounded to 8 bits between steps; a blur is a Gaussian, which Pillow approximates by
+three box filters; and where none of 10 random crops fits into an image that is not square, the largest one that does
+lies anywhere, not in the centre.
 """
 
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,20 +22,17 @@ from torch import Tensor, nn
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
 
-# Maps `(b, C, H, W)` in `[0, 1]` to the same, with draws of its own for each image.
+# Maps `(b, C, H, W)` in `[0, 1]` to the same, with random parameters of its own for each image.
 Step = Callable[[Tensor], Tensor]
 Range = tuple[float, float]
 
 
 class DeviceViews:
-    """Makes the views of a lightly transform for a batch of images at once.
+    """The views of a lightly transform, a `MultiViewTransform` or `MAETransform`, for a batch of images at once.
 
     All parameters are drawn on the CPU, from torch's global CPU generator, and moved to the images: inside
     `seeds.seeded(seed, "views", step)`, the views are a function of seed, step and images, and a CPU and a CUDA
     device draw the same ones.
-
-    Args:
-        transform: A `MultiViewTransform` or `MAETransform` of lightly, as `Objective.build_views` returns it.
 
     Raises:
         InputError: A step of the transform is not known here, or kornia is not installed.
@@ -49,24 +45,14 @@ class DeviceViews:
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> list[Tensor]:
-        """Returns one batch per view.
-
-        Args:
-            pixels: `(B, C, H, W)`, uint8, grey or RGB, on any device.
-
-        Returns:
-            For each view `(B, C, h, w)`, float32, in the pixel space of the transform, on the same device.
-
-        Raises:
-            ValueError: The images have another dtype or shape.
-        """
+        """Returns a batch per view, float32, in the transform's space, of `(B, C, H, W)`, uint8, grey or RGB."""
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
             got = f"{pixels.dtype} {tuple(pixels.shape)}"
             raise ValueError(f"views need a batch (B, C, H, W) of uint8 with 1 or 3 channels, got {got}")
-        # Inside a caller's autocast the products of matrices would round pixels to 8 bits or fewer.
+        # Inside a caller's autocast the matrix products would round pixels to 8 bits or fewer.
         with torch.autocast(pixels.device.type, enabled=False):
             images = pixels.float() / 255
-            return [_in_turn(images, steps) for steps in self.views]
+            return [view(images) for view in self.views]
 
 
 def _refuse(what: str, remedy: str = "") -> InputError:
@@ -101,17 +87,14 @@ def _leaves(step: Any) -> Iterator[Any]:
         yield step
 
 
-def _translate(view: Any) -> list[Step]:
-    steps: list[Step] = []
+def _translate(view: Any) -> Step:
     leaves = list(_leaves(view))
-    for place, leaf in enumerate(leaves, start=1):
-        name = _name(leaf)
-        if name not in TRANSLATIONS:
-            raise _refuse(f"the step {name}")
-        if name == "torchvision.Normalize" and place < len(leaves):
+    for leaf in leaves:
+        if _name(leaf) not in TRANSLATIONS:
+            raise _refuse(f"the step {_name(leaf)}")
+        if _name(leaf) == "torchvision.Normalize" and leaf is not leaves[-1]:
             raise _refuse("steps after Normalize")
-        steps += TRANSLATIONS[name](leaf)
-    return steps
+    return partial(_in_turn, steps=[TRANSLATIONS[_name(leaf)](leaf) for leaf in leaves])
 
 
 def _interpolation(step: Any) -> str:
@@ -119,64 +102,63 @@ def _interpolation(step: Any) -> str:
     return str(getattr(step.interpolation, "value", step.interpolation))
 
 
-def _translate_crop(step: Any) -> list[Step]:
+def _translate_crop(step: Any) -> Step:
     mode = _interpolation(step)
     if mode not in KERNELS:
         raise _refuse(f"RandomResizedCrop with {mode} interpolation")
-    return [partial(_resized_crop, size=tuple(step.size), scale=step.scale, ratio=step.ratio, kernel=KERNELS[mode])]
+    return partial(_resized_crop, size=tuple(step.size), scale=step.scale, ratio=step.ratio, kernel=KERNELS[mode])
 
 
-def _translate_rotation(step: Any) -> list[Step]:
+def _translate_rotation(step: Any) -> Step:
     if (_interpolation(step), step.expand, step.center, step.fill) != ("nearest", False, None, 0):
         raise _refuse("RandomRotation other than nearest, unexpanded, about the centre and filled with 0")
-    return [partial(_rotate, degrees=step.degrees)]
+    return partial(_rotate, degrees=step.degrees)
 
 
-def _translate_apply(step: Any) -> list[Step]:
-    # Those that are not chosen must keep the same size and pixel space.
+def _translate_apply(step: Any) -> Step:
+    # Images that are not chosen must keep the same size and pixel space.
     for name in map(_name, _leaves(step.transforms)):
         if name in ("torchvision.RandomResizedCrop", "torchvision.Normalize"):
             raise _refuse(f"RandomApply of {name}")
-    return _sometimes(step.p, *_translate(step.transforms))
+    return _sometimes(step.p, _translate(step.transforms))
 
 
-TRANSLATIONS: dict[str, Callable[[Any], list[Step]]] = {
+def _sometimes(probability: float, step: Step) -> Step:
+    def _choose(images: Tensor) -> Tensor:
+        return _change(images, torch.rand(len(images)) < probability, step)
+
+    return _choose
+
+
+COLOURS = ("brightness", "contrast", "saturation", "hue")
+TRANSLATIONS: dict[str, Callable[[Any], Step]] = {
     "torchvision.RandomResizedCrop": _translate_crop,
     "torchvision.RandomHorizontalFlip": lambda step: _sometimes(step.p, partial(torch.flip, dims=(-1,))),
     "torchvision.RandomVerticalFlip": lambda step: _sometimes(step.p, partial(torch.flip, dims=(-2,))),
     "torchvision.RandomRotation": _translate_rotation,
     "torchvision.RandomApply": _translate_apply,
-    "torchvision.ColorJitter": lambda step: [
-        partial(_jitter, ranges=(step.brightness, step.contrast, step.saturation, step.hue))
-    ],
+    "torchvision.ColorJitter": lambda step: partial(_jitter, ranges=[getattr(step, name) for name in COLOURS]),
     # Grey is a saturation of 0.
     "torchvision.RandomGrayscale": lambda step: _sometimes(
-        step.p, partial(_jitter, ranges=(None, None, (0, 0), None))
+        step.p, partial(_jitter, ranges=[None, None, (0, 0), None])
     ),
-    "torchvision.ToTensor": lambda step: [],
-    "torchvision.Normalize": lambda step: [PixelSpace(step.mean, step.std).normalise],
-    "lightly.ToTensor": lambda step: [],
+    "torchvision.ToTensor": lambda step: nn.Identity(),
+    "torchvision.Normalize": lambda step: PixelSpace(step.mean, step.std).normalise,
+    "lightly.ToTensor": lambda step: nn.Identity(),
     "lightly.RandomRotate": lambda step: _sometimes(step.prob, partial(_rotate, degrees=(step.angle, step.angle))),
     "lightly.GaussianBlur": lambda step: _sometimes(step.prob, partial(_blur, sigmas=step.sigmas)),
     "lightly.RandomSolarization": lambda step: _sometimes(step.prob, partial(_solarise, threshold=step.threshold)),
 }
 
 
-def _in_turn(images: Tensor, steps: Iterable[Step]) -> Tensor:
+def _in_turn(images: Tensor, steps: Sequence[Step]) -> Tensor:
     for step in steps:
         images = step(images)
     return images
 
 
-def _sometimes(probability: float, *steps: Step) -> list[Step]:
-    def _choose(images: Tensor) -> Tensor:
-        return _change(images, torch.rand(len(images)) < probability, partial(_in_turn, steps=steps))
-
-    return [_choose] if probability > 0 else []
-
-
 def _change(images: Tensor, chosen: Tensor, change: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """Changes the chosen images; mask and parameters `(b,)` are on the CPU, so that the device need not be awaited."""
+    """Changes the chosen images; mask and parameters `(b,)` are on the CPU, so that the host waits for no device."""
     index = chosen.nonzero().squeeze(1)
     if not len(index):
         return images
@@ -201,40 +183,29 @@ def _rotate(images: Tensor, degrees: Range) -> Tensor:
 
 
 def _resized_crop(images: Tensor, size: tuple[int, int], scale: Range, ratio: Range, kernel: Step) -> Tensor:
-    top, left, height, width = _draw_boxes(len(images), images.shape[-2:], scale, ratio)
-    rows = _resizing(_move(top, images), _move(height, images), images.shape[-2], size[0], kernel)
-    columns = _resizing(_move(left, images), _move(width, images), images.shape[-1], size[1], kernel)
+    from kornia.augmentation.random_generator import ResizedCropGenerator
+
+    draw = ResizedCropGenerator(size, *(torch.tensor(bounds, dtype=torch.float32) for bounds in (scale, ratio)))
+    corners = _move(draw(images.shape)["src"], images)  # (b, 4, 2), x and y of the first, ..., last, ... pixel
+    columns, rows = (
+        _resizing(corners[:, 0, axis], corners[:, 2, axis] + 1, images.shape[3 - axis], size[1 - axis], kernel)
+        for axis in (0, 1)
+    )
     # The bicubic kernel overshoots; Pillow clips after each axis.
-    return (rows[:, None] @ (images @ columns[:, None].mT).clamp(0, 1)).clamp(0, 1)
+    return (rows @ (images @ columns.mT).clamp(0, 1)).clamp(0, 1)
 
 
-def _draw_boxes(count: int, shape: torch.Size, scale: Range, ratio: Range) -> tuple[Tensor, ...]:
-    """Draws top, left, height and width `(b,)`, in pixels, as torchvision's `RandomResizedCrop` does, in 10 tries."""
-    rows, columns = shape
-    draws = torch.rand(4, 10, count, dtype=torch.float64)
-    area = rows * columns * (scale[0] + (scale[1] - scale[0]) * draws[0])
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = (low + (high - low) * draws[1]).exp()
-    height, width = (area / aspect).sqrt().round(), (area * aspect).sqrt().round()
-    fits = (height > 0) & (height <= rows) & (width > 0) & (width <= columns)
-    top, left = (draws[2] * (rows - height + 1)).floor(), (draws[3] * (columns - width + 1)).floor()
-    first = fits.int().argmax(0).expand(4, 1, count)
-    boxes = torch.stack([top, left, height, width]).gather(1, first).squeeze(1)
-    # Where no try fits: the largest centred box of an allowed ratio.
-    tall, wide = min(rows, round(columns / ratio[0])), min(columns, round(rows * ratio[1]))
-    fallback = boxes.new_tensor([(rows - tall) // 2, (columns - wide) // 2, tall, wide])
-    return torch.where(fits.any(0), boxes, fallback[:, None]).float().unbind()
+def _resizing(start: Tensor, end: Tensor, size: int, new_size: int, kernel: Step) -> Tensor:
+    """Returns matrices `(b, 1, new_size, size)` that resize the pixels from `start` to `end` `(b,)` as Pillow does.
 
-
-def _resizing(start: Tensor, length: Tensor, size: int, new_size: int, kernel: Step) -> Tensor:
-    """Returns Pillow's weights for resizing `length` pixels from `start` along an axis: `(b, new_size, size)`."""
-    scale = (length / new_size)[:, None, None]
-    places = torch.arange(new_size, device=start.device)[:, None] + 0.5
+    Neither kornia nor torch resizes boxes of several sizes in one call with antialiasing.
+    """
+    start, end = (places[:, None, None, None] for places in (start, end))
+    scale = (end - start) / new_size
+    centres = start + (torch.arange(new_size, device=start.device)[:, None] + 0.5) * scale
     sources = torch.arange(size, device=start.device) + 0.5
-    centres = start[:, None, None] + places * scale
-    inside = (sources > start[:, None, None]) & (sources < (start + length)[:, None, None])
     # When it shrinks, Pillow widens the kernel by as much, so that every pixel counts.
-    weights = kernel(((sources - centres) / scale.clamp(min=1)).abs()) * inside
+    weights = kernel(((sources - centres) / scale.clamp(min=1)).abs()) * ((sources > start) & (sources < end))
     return weights / weights.sum(-1, keepdim=True)
 
 
@@ -250,28 +221,12 @@ KERNELS: dict[str, Step] = {"bilinear": lambda distance: (1 - distance).clamp(mi
 
 
 def _blur(images: Tensor, sigmas: Range) -> Tensor:
-    """Blurs as Pillow's `GaussianBlur`, whose radius is the standard deviation in pixels."""
-    sigma = _uniform(len(images), sigmas)
-    rows, columns = (_blurring(sigma, size, images) for size in images.shape[-2:])
-    return rows[:, None] @ images @ columns[:, None].mT
+    """Blurs by Gaussians of standard deviations, in pixels, drawn from the range; the image goes on with its edge."""
+    from kornia.filters import gaussian_blur2d
 
-
-def _blurring(sigma: Tensor, size: int, images: Tensor) -> Tensor:
-    """Returns `(b, size, size)`: three box filters that continue the image with its edge.
-
-    Boxes with fractional ends, of a radius such that three of them have the variance `sigma ** 2`: Gwosdek et al.,
-    Theoretical Foundations of Gaussian Convolution by Extended Box Filtering, SSVM 2011.
-    """
-    variance = sigma.square() / 3
-    whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
-    radius = whole + (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
-    reach = int(radius.max()) + 1
-    offsets = torch.arange(-reach, reach + 1, device=images.device)
-    radius = _move(radius, images)[:, None]
-    weights = (radius + 1 - offsets.abs()).clamp(0, 1) / (2 * radius + 1)
-    sources = (torch.arange(size, device=images.device)[:, None] + offsets).clamp(0, size - 1)
-    box = torch.einsum("bt,itj->bij", weights, torch.eye(size, device=images.device)[sources])
-    return box @ box @ box
+    sigma = _uniform(len(images), sigmas).clamp(min=1e-6)  # kornia refuses 0
+    size = 2 * math.ceil(3 * sigmas[1]) + 1
+    return gaussian_blur2d(images, size, sigma[:, None].expand(-1, 2), "replicate")
 
 
 def _solarise(images: Tensor, threshold: float) -> Tensor:
@@ -290,7 +245,7 @@ def _jitter(images: Tensor, ranges: Sequence[Range | None]) -> Tensor:
         lambda batch, turns: enhance.adjust_hue(batch, 2 * math.pi * turns),
     )
     # A grey image has neither saturation nor hue to change.
-    ranges = ranges if images.shape[1] == 3 else (*ranges[:2], None, None)
+    ranges = ranges if images.shape[1] == 3 else [*ranges[:2], None, None]
     factors = [None if bounds is None else _uniform(len(images), bounds) for bounds in ranges]
     order = torch.rand(len(images), len(changes)).argsort(1)
     for place in range(len(changes)):

@@ -1,4 +1,4 @@
-"""The folder of a teacher: timm's own layout, a record of how it was made, and a card."""
+"""The folder of a teacher: weights in timm's layout, a record of how it was made, and a model card."""
 
 import json
 import tempfile
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 _LARGEST_RECORD = 2**20  # bytes
 _LARGEST_NUMBER = 1e300
 _DEEPEST_RECORD = 20  # lists and objects inside each other
-# What timm states of its own weights, which may not hold of those that are saved.
+# What timm states of its own weights, which may not hold for those that are saved.
 _STATED = ("tag", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
 
@@ -35,15 +35,10 @@ def write_folder(
     license: str,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a folder that timm reads; it appears at once and whole, by renaming.
+    """Writes a new folder that timm reads, which appears at once and whole, by renaming.
 
-    Args:
-        folder: The place, where nothing is yet; its parents are created.
-        backbone: A model that `timm.create_model` built.
-        data_config: `mean`, `std`, `input_size` and `interpolation` of the images that it takes.
-        license: Licence of the weights.
-        metadata: What `ssdd_hub.json` records besides the version of its format, and the card tells: `architecture`,
-            `teacher` (`Teacher.describe()`) and `provenance`; None for neither file.
+    `data_config` holds `mean`, `std`, `input_size` and `interpolation`; `metadata` holds `architecture`, `teacher`
+    (`Teacher.describe()`) and `provenance`, for `ssdd_hub.json` and the card, neither of which is written without it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     # safetensors refuses channels-last weights.
@@ -66,22 +61,16 @@ def write_folder(
 
 
 def read_record(name: str) -> tuple[str, dict[str, Any]]:
-    """Returns the name and the provenance of a model, which folders and repositories of this package record.
+    """Returns the recorded name and provenance of `local-dir:FOLDER` or `hf-hub:OWNER/NAME`, optionally `@REVISION`.
 
-    Args:
-        name: A timm name, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME` with an optional `@REVISION`.
-
-    Returns:
-        Of a folder the recorded name, or its own last part; otherwise the name as it is. The provenance is empty where
-        nothing is recorded.
+    Without a record the name is a folder's last part or the name itself, and the provenance is empty.
 
     Raises:
-        InputError: There is a record that is damaged, too large, or of a format that is not known here, or the Hub
-            does not tell whether there is one.
+        InputError: The record is damaged, too large, or of an unknown format, or the Hub cannot be reached for it.
     """
     kind, _, place = name.partition(":")
     if kind == "local-dir":
-        # A whole path would tell of somebody's machine.
+        # The whole path would reveal names of the user's folders.
         require_plain(Path(place), [METADATA_FILE])
         return _read(Path(place) / METADATA_FILE) or (f"{kind}:{Path(place).resolve().name}", {})
     if kind in ("hf-hub", "hf_hub"):
@@ -91,11 +80,11 @@ def read_record(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _fetch(repo_id: str, revision: str) -> Path | None:
-    """Returns the record of a repository; None where it has none, or where only its weights are at hand, offline."""
+    """Returns the record of a repository; None where it has none, or where only its weights are cached, offline."""
     try:
         return Path(hf_hub_download(repo_id, METADATA_FILE, revision=revision or None))
     except Exception as error:  # the Hub's client does not export all kinds that it raises
-        # It says that nothing is cached also when the Hub cannot be reached or refuses to answer.
+        # It raises "not cached" also when the Hub cannot be reached or refuses to answer.
         offline = error.__cause__ is None or isinstance(error.__cause__, OfflineModeIsEnabled)
         if isinstance(error, EntryNotFoundError) and (offline or not isinstance(error, LocalEntryNotFoundError)):
             return None
@@ -106,11 +95,12 @@ def _fetch(repo_id: str, revision: str) -> Path | None:
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """Returns the name and the provenance that a file records; None where there is no file."""
     if not path.is_file():
         return None
-    mend = "fetch the teacher again, or remove this file to use the weights without it"
+    advice = "fetch the teacher again, or remove this file to use the weights without it"
     if path.stat().st_size > _LARGEST_RECORD:
-        raise InputError(f"{path} is larger than the {_LARGEST_RECORD} bytes that a record may have: {mend}")
+        raise InputError(f"{path} is larger than the {_LARGEST_RECORD} bytes that a record may have: {advice}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         # What is no JSON text (NaN, half a surrogate pair) could not be written again after a long run.
@@ -118,34 +108,31 @@ def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
         version, teacher, provenance = (record[name] for name in ("format_version", "teacher", "provenance"))
         name = teacher["name"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no record of a teacher ({type(error).__name__}: {error}): {mend}") from error
+        raise InputError(f"{path} is no record of a teacher ({type(error).__name__}: {error}): {advice}") from error
     if version != FORMAT_VERSION or not isinstance(provenance, dict) or not isinstance(name, str):
-        raise InputError(f"{path} is no record of a teacher in format {FORMAT_VERSION}: {mend}")
+        raise InputError(f"{path} is no record of a teacher in format {FORMAT_VERSION}: {advice}")
     if is_deeper(record, _DEEPEST_RECORD):
-        raise InputError(f"{path} holds lists or objects more than {_DEEPEST_RECORD} deep in each other: {mend}")
-    _check_types(provenance, path, mend)
-    problems = find_problems({**provenance, "teacher": teacher})
-    if problems:
-        # They would be part of the record of whatever is derived from the teacher, which nobody would take then.
-        raise InputError(f"{path} states what nobody should use ({'; '.join(problems)}): {mend}")
+        raise InputError(f"{path} holds lists or objects more than {_DEEPEST_RECORD} deep in each other: {advice}")
+    stated = "; ".join(find_problems({**provenance, "teacher": teacher}))
+    # It would be part of the record of whatever is derived from the teacher, which nobody would accept.
+    problem = _misfit(provenance) or (stated and f"states what nobody should use ({stated})")
+    if problem:
+        raise InputError(f"{path} {problem}: {advice}")
     return name, provenance
 
 
-def _check_types(provenance: Mapping[str, Any], path: Path, mend: str) -> None:
-    """Refuses what a card could not format, at the end of a long run."""
+def _misfit(provenance: Mapping[str, Any]) -> str:
+    """Returns what a card could not format, at the end of a long run."""
     scores = provenance.get("scores") or []
     if not isinstance(scores, list) or not all(isinstance(score, dict) for score in scores):
-        raise InputError(f"{path} must hold a list of objects as scores: {mend}")
+        return "must hold a list of objects as scores"
     numbers = {
         "seconds": [provenance.get("seconds")],
         **{f"{name} of scores": [score.get(name) for score in scores] for name in ("mean", "std")},
     }
     for name, values in numbers.items():
-        wrong = [value for value in values if value is not None and not _is_number(value)]
-        if wrong:
-            raise InputError(f"{path} must hold a number as {name}, got {str(wrong[0])[:40]!r}: {mend}")
-
-
-def _is_number(value: Any) -> bool:
-    # A larger integer has no floating-point form.
-    return isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER
+        for value in values:
+            # A larger integer has no floating-point form.
+            if value is not None and not (isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER):
+                return f"must hold a number as {name}, got {str(value)[:40]!r}"
+    return ""

@@ -1,4 +1,4 @@
-"""Scores of a backbone while it is trained, kNN accuracy and effective rank, and their curves."""
+"""kNN accuracy and effective rank of a backbone during its training, and their curves."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,17 @@ from ssdd_hub.models.features import pre_logits
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import generator
 
-LINES = (("loss", "#1f6f8b"), ("knn", "#b5523b"), ("rank", "#7a8b1f"))
-TITLES = {"loss": "self-supervised loss", "knn": "kNN accuracy in %", "rank": "effective rank of the features"}
+# Colour and title of each curve.
+CURVES = {
+    "loss": ("#1f6f8b", "self-supervised loss"),
+    "knn": ("#b5523b", "kNN accuracy in %"),
+    "rank": ("#7a8b1f", "effective rank of the features"),
+}
 
 
 @dataclass(frozen=True)
 class WatchSettings(Settings, section="watch"):
-    """How the training of a teacher is watched: by nearest neighbours where there are labels, and by its rank.
+    """How the training of a teacher is monitored: by nearest neighbours where there are labels, and by its rank.
 
     Attributes:
         every: Epochs between scores, besides those before and after the training; 0 for these two only.
@@ -48,18 +52,10 @@ def knn_accuracy(
     neighbours: int = 200,
     temperature: float = 0.1,
 ) -> float:
-    """Returns the accuracy, in `[0, 1]`, of a vote of nearest neighbours by cosine similarity.
+    """Returns the accuracy, in `[0, 1]`, of test features `(n, D)` by a vote of their nearest among features `(N, D)`.
 
-    The protocol of Wu et al. (CVPR 2018, arXiv 1805.01978, section 3.4): a neighbour of similarity `s` votes for its
-    class with weight `exp(s / temperature)`.
-
-    Args:
-        features: `(N, D)`, of the images that vote.
-        labels: `(N,)`, int64.
-        test_features: `(n, D)`, on the device of the features, where the work is done.
-        test_labels: `(n,)`, int64.
-        neighbours: Neighbours `k` that vote; all where there are fewer.
-        temperature: Of the weights.
+    The protocol of Wu et al. (CVPR 2018, arXiv 1805.01978, section 3.4): a neighbour of cosine similarity `s` votes
+    for its class with weight `exp(s / temperature)`. All vote where there are fewer than `neighbours`.
     """
     voters, features = functional.normalize(features.float()), functional.normalize(test_features.float())
     classes, numbers = torch.unique(labels.to(features.device), return_inverse=True)
@@ -75,7 +71,7 @@ def knn_accuracy(
 
 
 def effective_rank(features: Tensor) -> float:
-    """Returns how many dimensions features `(n, D)` fill, in `[1, min(n, D)]`: 1 when they have collapsed to a line.
+    """Returns the effective number of dimensions of features `(n, D)`, in `[1, min(n, D)]`: 1 when they are on a line.
 
     The exponential of the entropy of the normalised singular values (RankMe: Garrido et al., ICML 2023,
     arXiv 2210.02885, equation 1).
@@ -86,16 +82,7 @@ def effective_rank(features: Tensor) -> float:
 
 
 class Watch:
-    """Scores a backbone in training on real images; the labels are used for nothing else.
-
-    Args:
-        source: The source images.
-        heldout: Images that the training does not see.
-        pixel_space: The space that the backbone is trained in.
-        settings: See `WatchSettings`.
-        seed: Seed of the draw of images.
-        batch_size: Images per forward pass.
-    """
+    """Scores of a backbone in training, on source and held-out images, a draw by seed; labels are used here only."""
 
     def __init__(
         self,
@@ -109,20 +96,16 @@ class Watch:
         self.settings = settings
         self.pixel_space = pixel_space
         self.batch_size = batch_size
-        self.watched = [
-            (bank, self._draw(bank, name, seed)) for name, bank in (("source", source), ("held-out", heldout))
-        ]
-
-    def _draw(self, bank: ImageBank, name: str, seed: int) -> Tensor:
-        order = torch.randperm(len(bank), generator=generator(seed, f"watched {name} images"))
-        return order[: self.settings.max_images].sort().values
+        self.watched = []
+        for name, bank in (("source", source), ("held-out", heldout)):
+            order = torch.randperm(len(bank), generator=generator(seed, f"watched {name} images"))
+            self.watched.append((bank, order[: settings.max_images].sort().values))
 
     @torch.no_grad()
     def __call__(self, backbone: nn.Module) -> dict[str, float]:
-        """Returns `rank`, the effective rank, and `knn`, the accuracy, where both parts have labels.
+        """Returns the effective `rank` of pre-logits in eval mode and, where both parts have labels, their `knn`.
 
-        Both are of the pre-logits in eval mode; every part of the backbone keeps its mode. Features that are not
-        finite have no scores.
+        Every part of the backbone keeps its mode. Features that are not finite have no scores.
         """
         modes = {module: module.training for module in backbone.modules()}
         backbone.eval()
@@ -156,14 +139,11 @@ class Watch:
 
 
 def knn_records(log: list[dict[str, Any]], about: dict[str, str]) -> list[dict[str, Any]]:
-    """Returns the kNN scores of the fresh and of the trained backbone, as `scores.json` has them.
+    """Returns the kNN scores of the fresh and of the trained backbone, as `scores.json` has them; none without labels.
 
     Args:
-        log: Records of `log.jsonl`; those of stage `teacher` with `knn` count.
+        log: Records of `log.jsonl`.
         about: `source`, `target` and `student`, the backbone, of the records.
-
-    Returns:
-        Two records, sets `untrained` and `teacher`; none where there were no labels.
     """
     scored = [record for record in log if record["stage"] == "teacher" and "knn" in record]
     if not scored:
@@ -175,29 +155,26 @@ def knn_records(log: list[dict[str, Any]], about: dict[str, str]) -> list[dict[s
 def accuracy_record(
     about: dict[str, str], name: str, protocol: str, accuracy: float, labels: int | None = None
 ) -> dict[str, Any]:
-    """Returns one accuracy, in `[0, 1]`, of one network as `scores.json` has it; the arguments are its entries."""
+    """Returns one accuracy, in `[0, 1]`, of one network, as `scores.json` has it."""
     facts = {"set": name, **about, "protocol": protocol, "labels": labels, "metric": "accuracy"}
     return {**facts, "mean": accuracy, "std": None, "n": 1, "values": [accuracy]}
 
 
 def render_training(path: Path, log: list[dict[str, Any]]) -> None:
-    """Draws what the log of a teacher's training holds of loss, kNN accuracy and rank over the steps, as a PNG.
-
-    There is no picture of an empty log.
-    """
+    """Draws loss, kNN accuracy and rank over the steps of a teacher's log, as a PNG; none of an empty log."""
     from matplotlib.figure import Figure
 
     records = [record for record in log if record["stage"] == "teacher"]
-    drawn = [(name, colour) for name, colour in LINES if any(name in record for record in records)]
+    drawn = [name for name in CURVES if any(name in record for record in records)]
     if not drawn:
         return
-    figure = Figure(figsize=(4.2 * max(1, len(drawn)), 3.2), layout="constrained")
-    for axes, (name, colour) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
-        points = [(record["step"], record[name]) for record in records if name in record]
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, [100 * value for value in values] if name == "knn" else values, ".-", color=colour)
+    figure = Figure(figsize=(4.2 * len(drawn), 3.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        (colour, title), scale = CURVES[name], 100 if name == "knn" else 1
+        points = [(record["step"], scale * record[name]) for record in records if name in record]
+        axes.plot(*zip(*points, strict=True), ".-", color=colour)
         axes.set_xlabel("step")
-        axes.set_title(TITLES[name], fontsize=10)
+        axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

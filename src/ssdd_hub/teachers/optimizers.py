@@ -1,4 +1,4 @@
-"""The optimisers that train a teacher: timm's, with learning rates that follow the batch."""
+"""The optimisers that train a teacher: timm's, with learning rates proportional to the batch size."""
 
 from typing import Any, NamedTuple
 
@@ -32,29 +32,18 @@ def build_optimizer(
     learning_rate: float | None = None,
     weight_decay: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Returns an optimiser of an objective's trainable parameters.
+    """Returns an optimiser `kind` of `OPTIMIZERS` for an objective's trainable parameters; None takes its defaults.
 
-    SGD decays all of them, as lightly's benchmark does; the others leave norms, biases and what the backbone lists in
-    timm's `no_weight_decay` out.
-
-    Args:
-        objective: With a `backbone`.
-        kind: A name of `OPTIMIZERS`.
-        batch_size: Images per step, which the default learning rate is proportional to.
-        learning_rate: None for the default.
-        weight_decay: None for the default.
+    SGD decays all of them, as lightly's benchmark does; the others leave out norms, biases and what the backbone lists
+    in timm's `no_weight_decay`.
     """
     name, arguments, rate, decay = OPTIMIZERS[kind]
     rate = rate * batch_size if learning_rate is None else learning_rate
     decay = decay if weight_decay is None else weight_decay
     all_decay = kind == "sgd"
     listed: set[str] = getattr(objective.backbone, "no_weight_decay", set)()
-    groups = param_groups_weight_decay(
-        objective,
-        decay,
-        weight_decay_exclude_1d=not all_decay,
-        no_weight_decay_list=() if all_decay else [f"backbone.{parameter}" for parameter in listed],
-    )
+    exempt = () if all_decay else [f"backbone.{parameter}" for parameter in listed]
+    groups = param_groups_weight_decay(objective, decay, not all_decay, exempt)
     filled = [group for group in groups if group["params"]]
     optimizer: torch.optim.Optimizer = create_optimizer_v2(filled, name, lr=rate, weight_decay=decay, **arguments)
     return optimizer

@@ -1,4 +1,4 @@
-"""A teacher: a timm model, frozen, read as a map from pixels to features."""
+"""A teacher: a frozen timm model that maps pixels to features."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,9 +29,9 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.teachers.checkpoints import load_checkpoint
 from ssdd_hub.teachers.folder import read_record, write_folder
 
-# What data and other settings decide of a teacher.
+# Arguments of a model that data and other settings decide.
 DECIDED = ("name", "pretrained", "num_classes", "image_size", "img_size", "seed", *OTHER_WEIGHTS)
-# What a set distilled from a teacher tells of the teacher's own making.
+# The part of a teacher's provenance that a set distilled from it records.
 _ORIGIN = ("objective", "source", "seed", "checkpoint")
 
 
@@ -46,7 +46,7 @@ class TeacherSettings(Settings, section="teacher"):
         features: `pre_logits`; `cls`, the class token; `mean`, over patch tokens or the feature map.
         input_size: Height and width that images are resized to; by default what the network states.
         mean: Mean, one value per channel, of the pixel space that a ready teacher was trained in; by default what the
-            network states. A checkpoint does not tell.
+            network states. A checkpoint states none.
         std: Its standard deviation, likewise.
         model_args: Further arguments of the timm model, such as `channels` of `ssdd_resnet10`.
     """
@@ -61,7 +61,7 @@ class TeacherSettings(Settings, section="teacher"):
     model_args: dict[str, Any] = field(default_factory=dict)
 
     def conflicts(self) -> Iterator[Check]:
-        """Yields what settings must be to each other, and what arguments of the model must be."""
+        """Yields conditions between settings, and on the arguments of the model."""
         own = ", ".join(f"teacher.{name}" for name in ("input_size", "mean", "std") if getattr(self, name) is not None)
         yield (
             self.pretrained or not self.backbone.lower().startswith(("local-dir:", "hf-hub:", "hf_hub:")),
@@ -81,11 +81,11 @@ class TeacherSettings(Settings, section="teacher"):
 
     @property
     def ready(self) -> bool:
-        """Whether the weights are there already, so that nothing is to be trained."""
+        """Whether there are weights already, so that nothing is trained."""
         return self.pretrained or self.checkpoint is not None
 
     def building(self) -> dict[str, Any]:
-        """Returns the arguments of `build_teacher` for a ready teacher, but for its name."""
+        """Returns the arguments of `build_teacher` for a ready teacher, except its name."""
         names = ("pretrained", "checkpoint", "features", "input_size", "mean", "std")
         return {**{name: getattr(self, name) for name in names}, **self.model_args}
 
@@ -96,13 +96,13 @@ class Teacher(nn.Module):
     Args:
         backbone: A module with timm's `forward_features` and `forward_head`.
         pixel_space: The space that the backbone was trained in.
-        input_size: Height and width that it expects. Other images are resized whole: there is no centre crop as in
-            timm's evaluation, since source and distilled images are cropped already.
+        input_size: Height and width that it expects. Other images are resized whole, without timm's centre crop, since
+            source and distilled images are cropped already.
         name: For provenance.
         license: Licence of the weights, which whatever is derived from them inherits.
-        features: What is read from the backbone, one of `features.FEATURES`.
+        features: One of `features.FEATURES`.
         interpolation: How images are resized, `bicubic` or `bilinear`, with antialiasing.
-        provenance: What is known of its making, such as `objective`, `source` and `seed`.
+        provenance: How it was made, such as `objective`, `source` and `seed`.
 
     Attributes:
         feature_dim: Width `D` of the features, measured by a dry forward pass.
@@ -135,21 +135,14 @@ class Teacher(nn.Module):
         self.feature_dim = measure_width(backbone, pixel_space.channels, input_size, features)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stays in eval mode, whatever is asked: batch statistics would make features depend on their batch."""
+        """Stays in eval mode: batch statistics would make features depend on their batch."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Maps pixels in `[0, 1]` to features.
+        """Maps pixels `(n, C, H, W)` in `[0, 1]` to features `(n, D)` in the dtype of the backbone.
 
-        Args:
-            pixels: `(n, C, H, W)`, floating point. Grey images are repeated for a teacher of three channels.
-
-        Returns:
-            `(n, D)`, in the dtype of the backbone.
-
-        Raises:
-            InputError: The images have colours and the teacher takes grey ones.
+        Grey images are repeated for a teacher of three channels; colours are refused by a teacher of one.
         """
         channels = self.pixel_space.channels
         if pixels.shape[1] == 1 and channels > 1:
@@ -169,7 +162,7 @@ class Teacher(nn.Module):
         return hash_weights(self.backbone)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what provenance records of a teacher: its name, its licence and all that its features depend on."""
+        """Returns what provenance records of a teacher: name, licence and everything that its features depend on."""
         return {
             "name": self.name,
             "weights_sha256": self.weights_sha256(),
@@ -183,18 +176,14 @@ class Teacher(nn.Module):
         }
 
     def origin(self) -> dict[str, Any]:
-        """Returns what is known of its making that belongs beside whatever is derived from it."""
+        """Returns the part of its provenance that belongs beside whatever is derived from it."""
         return {name: self.provenance[name] for name in _ORIGIN if name in self.provenance}
 
     def save(self, folder: Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes the backbone in timm's own layout (safetensors), for `timm.create_model("local-dir:FOLDER")`.
 
-        Where the making is known, `ssdd_hub.json` holds it, for `build_teacher`, and `README.md` is the model card.
-        The folder appears at once and whole, by renaming; one that is there is kept.
-
-        Args:
-            folder: Where to.
-            provenance: What to record of its making, as JSON; by default what the teacher itself was loaded with.
+        Provenance, given or the teacher's own, is kept in `ssdd_hub.json`, for `build_teacher`, and in a model card.
+        The folder appears at once and whole, by renaming; an existing one is kept.
 
         Raises:
             InputError: The backbone is not one of timm's, so that timm could not build it again.
@@ -230,34 +219,34 @@ def build_teacher(
     license: str | None = None,
     **model_args: Any,
 ) -> Teacher:
-    """Makes a teacher of a timm model, by name or as a module.
+    """Returns a teacher made of a timm model, by name or as a module.
 
-    What is not given is read from the model's `pretrained_cfg`: mean, std, input size and interpolation. How a teacher
-    that this package saved was made is read from its folder or repository.
+    Mean, std, input size and interpolation are by default those of the model's `pretrained_cfg`; the provenance of a
+    teacher that this package saved is read from its folder or repository.
 
     Args:
         name_or_module: A timm name, `local-dir:FOLDER`, `hf-hub:OWNER/NAME`, or a module with timm's contract.
         pretrained: Load the weights that the name stands for; ignored for a module and with a checkpoint.
-        features: What is read from it, one of `features.FEATURES`.
+        features: One of `features.FEATURES`.
         input_size: Height and width that images are resized to; a model of one size is built for this one.
-        checkpoint: A file of weights trained elsewhere, for `checkpoints.load_checkpoint`. It tells neither its
+        checkpoint: A file of weights trained elsewhere, for `checkpoints.load_checkpoint`. It states neither its
             licence nor the pixel space that its network was trained in: give `mean` and `std`.
         mean: Mean of that space, one value per channel.
         std: Its standard deviation; both or neither.
-        license: Licence of the weights; by default what is stated of those that the name stands for, and `unknown` of
+        license: Licence of the weights; by default the stated one of those that the name stands for, and `unknown` of
             all others, in a module, in a checkpoint or random.
         **model_args: Further arguments of `timm.create_model`; only with a name.
 
     Raises:
-        InputError: The model cannot be had, lacks timm's contract or features of this kind, does not take images of
-            this size, or the checkpoint does not fit.
+        InputError: The model cannot be loaded or built, lacks timm's contract or features of this kind, does not take
+            images of this size, or the checkpoint does not fit.
     """
     stored = isinstance(name_or_module, str) and pretrained and checkpoint is None
     if isinstance(name_or_module, str):
         name, provenance = normalised_name(name_or_module), dict[str, Any]()
         backbone = create_backbone(name, pretrained=stored, input_size=input_size, **model_args)
         if stored:
-            # Of the commit that was loaded, whatever the repository holds by now.
+            # The record of the commit that was loaded, whatever the repository holds by now.
             loaded = (getattr(backbone, "pretrained_cfg", None) or {}).get("hf_hub_id")
             is_hub = name.startswith(("hf-hub:", "hf_hub:"))
             recorded, provenance = read_record(f"hf-hub:{loaded}" if is_hub and loaded else name)
@@ -267,7 +256,7 @@ def build_teacher(
     for method in ("forward_features", "forward_head"):
         if not hasattr(backbone, method):
             raise InputError(f"a teacher needs timm's forward_features and forward_head; {name} has no {method}")
-    # What timm states of an architecture's own weights holds of no others.
+    # timm's licence holds for its own weights of an architecture only.
     stated = (getattr(backbone, "pretrained_cfg", None) or {}).get("license") if stored else None
     if checkpoint is not None:
         report = load_checkpoint(backbone, checkpoint)

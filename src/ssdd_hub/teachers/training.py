@@ -1,11 +1,11 @@
-"""The training of a teacher by a self-supervised objective, from the first step to its folder."""
+"""Self-supervised training of a teacher, from the first step to its folder."""
 
 import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -44,8 +44,8 @@ class PretrainSettings(Settings, section="pretrain"):
         objective: A name of `list_objectives()`.
         objective_args: Settings of the objective, such as `output_dim`.
         view_args: Settings of its transform, such as `min_scale` or `hf_prob`.
-        views: `workers`: lightly's transforms, in CPU processes. `device`: the same transforms on whole batches where
-            the network is (needs kornia), for devices that CPU processes cannot feed.
+        views: `workers`: lightly's transforms, in CPU processes. `device`: the same transforms, whose pixels differ
+            slightly, on whole batches where the network is (needs kornia), for devices that CPU processes cannot feed.
         epochs: Passes over the source images.
         max_steps: Steps at most, for trials; None for whole epochs.
         batch_size: Images per step, over all processes.
@@ -82,19 +82,14 @@ class PretrainSettings(Settings, section="pretrain"):
 
 
 class Pretraining:
-    """The self-supervised training of a backbone, in place, on every process of an accelerator.
+    """Self-supervised training of a fresh timm backbone, in place, on every process of an accelerator.
 
-    Args:
-        backbone: A timm model, freshly built.
-        pixels: Source images, `(N, C, H, W)`, uint8.
-        pixel_space: The space in which the backbone sees them.
-        settings: See `PretrainSettings`.
-        seed: Seed of heads, order, views and whatever else the objective draws.
-        accelerator: Names the device, the processes and the precision.
+    `pixels` are source images, `(N, C, H, W)`, uint8, which the backbone sees in `pixel_space`. The seed decides
+    heads, order, views and whatever else the objective draws.
 
     Raises:
-        InputError: The objective or one of its settings is unknown, it cannot train this backbone, or the batch cannot
-            be shared out.
+        InputError: The objective or one of its settings is unknown, it cannot train this backbone, or the batch does
+            not fit the images or the processes.
     """
 
     def __init__(
@@ -107,13 +102,16 @@ class Pretraining:
         seed: int,
         accelerator: Accelerator,
     ) -> None:
+        self.settings = settings
+        self.seed = seed
+        self.accelerator = accelerator
         channels, size = pixels.shape[1], pixels.shape[-1]
         with seeded(seed, "objective"):
             objective = build_objective(
                 settings.objective, backbone, in_chans=channels, image_size=size, **settings.objective_args
             )
         _check_batch(settings, objective.min_batch, len(pixels), accelerator.num_processes)
-        # Convolutions, pooling and their gradients are quicker in this layout.
+        # Convolutions, pooling and their gradients are faster in this layout.
         self.objective = objective.to(accelerator.device).to(memory_format=torch.channels_last)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             # torch's own conversion would drop the activations that timm keeps in its norms.
@@ -123,28 +121,15 @@ class Pretraining:
             self.objective, kind, settings.batch_size, settings.learning_rate, settings.weight_decay
         )
         self.learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.batches = self._build_batches(pixels, pixel_space, settings, seed, accelerator)
-        self.settings = settings
-        self.seed = seed
-        self.accelerator = accelerator
+        views = self.objective.build_views(size, pixel_space, **settings.view_args)
+        share = (settings.batch_size, seed, accelerator.process_index, accelerator.num_processes)
+        self.batches = ViewBatches(pixels, views, *share)
+        if settings.views == "device":
+            self.batches = DeviceViewBatches(pixels, views, *share, device=accelerator.device)
         self.steps_per_epoch = math.ceil(len(pixels) / settings.batch_size)
         self.num_steps = min(settings.epochs * self.steps_per_epoch, settings.max_steps or sys.maxsize)
-        # Losses since the last record, on the device: reading each would make the host wait for it.
+        # Sum and number of the losses since the last record, on the device: reading each would make the host wait.
         self._losses = torch.zeros(2, device=accelerator.device)
-
-    def _build_batches(
-        self,
-        pixels: Tensor,
-        pixel_space: PixelSpace,
-        settings: PretrainSettings,
-        seed: int,
-        accelerator: Accelerator,
-    ) -> ViewBatches:
-        views = self.objective.build_views(pixels.shape[-1], pixel_space, **settings.view_args)
-        arguments = (pixels, views, settings.batch_size, seed, accelerator.process_index, accelerator.num_processes)
-        if settings.views == "device":
-            return DeviceViewBatches(*arguments, device=accelerator.device)
-        return ViewBatches(*arguments)
 
     def run(
         self,
@@ -153,16 +138,10 @@ class Pretraining:
         watch: Watch | None = None,
         progress: bool = True,
     ) -> None:
-        """Trains to the end, from the newest checkpoint on.
+        """Trains to the end, from the newest checkpoint on; a training that diverges ends in an `InputError`.
 
-        Args:
-            checkpoints: Where state is kept, by the main process; None keeps none.
-            log: Gets a record of the mean loss at the end of each epoch and of the training, and of what is watched.
-            watch: Scores the backbone before, during and after the training, on the main process.
-            progress: Show a progress bar.
-
-        Raises:
-            InputError: The training diverges.
+        The main process saves checkpoints, has the backbone scored by `watch` before, during and after the training,
+        and logs these scores and the mean loss at the end of each epoch.
         """
         first = self._resume(checkpoints)
         if log:
@@ -190,7 +169,8 @@ class Pretraining:
         self.objective.schedule(step, self.steps_per_epoch, self.num_steps)
         # Masks, shuffles and dropped paths are drawn from global generators.
         with seeded(self.seed, "objective step", step, self.accelerator.process_index):
-            loss = model([self._to_device(view) for view in views])
+            device = self.accelerator.device
+            loss = model([view.to(device, non_blocking=True, memory_format=torch.channels_last) for view in views])
             self.optimizer.zero_grad()
             self.accelerator.backward(loss)
         self.objective.after_backward()
@@ -198,9 +178,6 @@ class Pretraining:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.max_grad_norm)
         self.optimizer.step()
         self._losses += torch.stack([loss.detach().float(), torch.ones_like(self._losses[0])])
-
-    def _to_device(self, view: Tensor) -> Tensor:
-        return view.to(self.accelerator.device, non_blocking=True, memory_format=torch.channels_last)
 
     def _after_step(
         self, step: int, checkpoints: Checkpoints | None, log: RunLog | None, watch: Watch | None, bar: Any
@@ -217,15 +194,16 @@ class Pretraining:
             self.accelerator.log({"teacher/loss": mean_loss}, step)
             self._losses.zero_()
         if recorded and log and main:
-            watched = watch and (ended or watch.settings.every and epoch % watch.settings.every == 0)
-            scores = watch(self.objective.backbone) if watch and watched else {}
+            every = watch.settings.every if watch else 0
+            scores = watch(self.objective.backbone) if watch and (ended or every and epoch % every == 0) else {}
             log.write([{"stage": "teacher", "step": step, "loss": mean_loss, **scores}])
         if checkpoints and main and (saved or ended):
-            checkpoints.save(step, self._state(step))
+            state = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
+            checkpoints.save(step, {**state, "losses": self._losses, "step": step})
 
     def _mean_loss(self, step: int) -> float:
-        """Returns the mean over steps and processes; with a loss that is not finite, the state is not saved."""
-        # Shared by all processes, so that a checkpoint of the main one is right for each.
+        """Returns the mean over steps and processes, or refuses one that is not finite, before the state is saved."""
+        # Reduced on all processes, so that a checkpoint of the main one is right for each.
         self._losses = self.accelerator.reduce(self._losses, "mean")
         total, count = self._losses.tolist()
         if not math.isfinite(total):
@@ -234,14 +212,6 @@ class Pretraining:
                 "--pretrain.warmup, and another --output"
             )
         return float(total / count)
-
-    def _state(self, step: int) -> dict[str, Any]:
-        return {
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "losses": self._losses,
-            "step": step,
-        }
 
     def _resume(self, checkpoints: Checkpoints | None) -> int:
         saved = checkpoints.load_newest() if checkpoints else None
@@ -259,8 +229,7 @@ def _check_batch(settings: PretrainSettings, smallest: int, images: int, process
             f"a batch holds each image once at most, and there are {images}: lower --pretrain.batch-size "
             f"{settings.batch_size}, or use more images"
         )
-    share, rest = divmod(settings.batch_size, processes)
-    if rest or share < smallest:
+    if settings.batch_size % processes or settings.batch_size // processes < smallest:
         raise InputError(
             f"--pretrain.batch-size must give each of {processes} process(es) the same number of images, at least "
             f"{smallest} for {settings.objective}; got {settings.batch_size}"
@@ -276,11 +245,7 @@ def _schedule(step: int, num_steps: int, warmup: float) -> float:
 
 
 def new_backbone(name: str, in_chans: int, image_size: int, seed: int, **model_args: Any) -> nn.Module:
-    """Builds an untrained timm backbone for images of a size; its first weights are a function of the seed.
-
-    Raises:
-        InputError: timm does not know the name or an argument.
-    """
+    """Returns an untrained timm backbone for images of a size, whose weights are a function of the seed."""
     with seeded(seed, "backbone"):
         return create_backbone(name, pretrained=False, **{**input_args(name, in_chans, image_size), **model_args})
 
@@ -300,17 +265,8 @@ def train_teacher(
 ) -> Teacher:
     """Trains a teacher on all processes, unless the run already has one, and loads it from `teacher/` of the run.
 
-    Args:
-        settings: Which backbone.
-        pretrain: How it is trained.
-        source: The source images, whose licence the teacher inherits.
-        pixel_space: The space that it sees them in.
-        run: Keeps checkpoints, log and the teacher; it starts once the settings have proved usable.
-        seed: Seed of everything random.
-        accelerator: Names the device, the processes and the precision.
-        watch: Scores the backbone on the way.
-        provenance: What is recorded beside the weights.
-        inputs: What the run computes from, for `RunFolder.start`; the source images by default.
+    The run starts once the settings have proved usable; it records `inputs`, by default the source images, and keeps
+    checkpoints and log. The teacher inherits the licence of `source`; `provenance` is recorded beside its weights.
 
     Raises:
         InputError: The backbone or the objective cannot be built, the run was begun with other inputs, or the training
@@ -322,9 +278,10 @@ def train_teacher(
     measure_width(backbone, source.num_channels, source.image_size, settings.features)
     training = Pretraining(backbone, source.pixels, pixel_space, pretrain, seed=seed, accelerator=accelerator)
     inputs = inputs or {"source": describe_bank(source)}
+    load = partial(build_teacher, f"local-dir:{folder}", features=settings.features)
     # Every process must decide alike, or some would train alone.
     if broadcast_object_list([folder.exists()])[0]:
-        teacher = _load(folder, settings)
+        teacher = load()
         run.start({**inputs, "teacher": deciding_facts(teacher.describe())})
         accelerator.init_trackers("ssdd_hub")
         return teacher
@@ -333,11 +290,10 @@ def train_teacher(
     training.run(run.teacher_checkpoints, run.log, watch, accelerator.is_main_process)
     if accelerator.is_main_process:
         name = str(provenance["source"]["name"])
-        about = {"source": name, "target": name, "student": settings.backbone}
         facts = {
             **provenance,
             "objective": training.objective.describe(),
-            "scores": knn_records(run.log.read(), about),
+            "scores": knn_records(run.log.read(), {"source": name, "target": name, "student": settings.backbone}),
             "hardware": describe_machine(accelerator.device, accelerator.num_processes),
         }
         title = f"{settings.backbone} trained with {pretrain.objective} on {name}"
@@ -345,10 +301,6 @@ def train_teacher(
         trained = Teacher(backbone, pixel_space, source.image_size, title, licence, features=kind)
         trained.save(folder, provenance=facts)
     accelerator.wait_for_everyone()
-    teacher = _load(folder, settings)
+    teacher = load()
     run.pin({"teacher": deciding_facts(teacher.describe())})
     return teacher
-
-
-def _load(folder: Path, settings: TeacherSettings) -> Teacher:
-    return build_teacher(f"local-dir:{folder}", features=settings.features)

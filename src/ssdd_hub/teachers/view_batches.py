@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +18,9 @@ from ssdd_hub.teachers.objectives.base import Views
 
 
 class ViewBatches(Dataset[list[Tensor]]):
-    """One process's part of each batch, made on the CPU; an image's views do not depend on the number of processes.
+    """The part of process `rank` of `world` of each batch; an image's views do not depend on the number of processes.
 
-    Args:
-        pixels: `(N, C, H, W)`, uint8, on the CPU.
-        views: Maps a PIL image to its views.
-        batch_size: Images per batch, over all processes; a multiple of `world`.
-        seed: Seed of the run.
-        rank: This process's number.
-        world: Number of processes.
+    `pixels` are `(N, C, H, W)`, uint8, on the CPU; `batch_size` counts the images of all processes.
     """
 
     def __init__(
@@ -40,11 +35,13 @@ class ViewBatches(Dataset[list[Tensor]]):
 
     def __getitem__(self, step: int) -> list[Tensor]:
         """Returns one tensor `(batch_size / world, C, H, W)` per view."""
-        indices = self.draw(step).tolist()
         views = []
         with _generators_kept():
-            for position, index in enumerate(indices, start=self.part.start):
-                _seed_generators(derive_seed(self.seed, "views", step, position))
+            for position, index in enumerate(self.draw(step).tolist(), start=self.part.start):
+                seed = derive_seed(self.seed, "views", step, position)
+                random.seed(seed)
+                np.random.seed(seed % 2**32)
+                torch.manual_seed(seed)
                 views.append(self.views(_as_pil(self.pixels[index])))
         return [torch.stack(list(same)) for same in zip(*views, strict=True)]
 
@@ -58,37 +55,17 @@ class ViewBatches(Dataset[list[Tensor]]):
 
 
 class DeviceViewBatches(ViewBatches):
-    """Each batch made on the device, all of a process's images at once; views depend on the number of processes.
+    """The same images, each batch's views made on a device at once; views depend on the number of processes.
 
-    Pixels of at most `device.RESIDENT` bytes are kept on a GPU, so that a step never waits for the host.
-
-    Args:
-        pixels: `(N, C, H, W)`, uint8, on the CPU.
-        views: A lightly transform, whose parameters the batched views take over.
-        batch_size: Images per batch, over all processes; a multiple of `world`.
-        seed: Seed of the run.
-        rank: This process's number.
-        world: Number of processes.
-        device: Where the views are made.
-
-    Raises:
-        InputError: kornia is missing, or the transform has a step that has no batched counterpart.
+    Pixels of at most `device.RESIDENT` bytes are kept on a GPU, so that a step never waits for the host. `views` is a
+    lightly transform, see `DeviceViews`.
     """
 
-    def __init__(
-        self,
-        pixels: Tensor,
-        views: Views,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(pixels, views, batch_size, seed, rank, world)
-        self.device_views = DeviceViews(views)
+    def __init__(self, *args: Any, device: torch.device | str = "cpu") -> None:
+        super().__init__(*args)
+        self.device_views = DeviceViews(self.views)
         self.device = torch.device(device)
-        self.pixels = keep(pixels, self.device)
+        self.pixels = keep(self.pixels, self.device)
 
     def __getitem__(self, step: int) -> list[Tensor]:
         """Returns one tensor `(batch_size / world, C, H, W)` per view, on the device."""
@@ -97,7 +74,7 @@ class DeviceViewBatches(ViewBatches):
             return self.device_views(pixels)
 
     def load(self, steps: range, workers: int, pin_memory: bool = False) -> Iterable[list[Tensor]]:
-        """Returns the batches of some steps, each made when it is asked for."""
+        """Returns the batches of some steps, each made when it is needed."""
         return (self[step] for step in steps)
 
 
@@ -114,7 +91,7 @@ def leave_cores_to(workers: int) -> Iterator[None]:
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    """Puts each global generator that lightly's transforms draw from back as it was."""
+    """Restores the global generators, from which lightly's transforms draw."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -122,12 +99,6 @@ def _generators_kept() -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-
-
-def _seed_generators(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def _as_pil(pixels: Tensor) -> Image.Image:

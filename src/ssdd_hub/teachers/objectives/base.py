@@ -1,7 +1,7 @@
-"""What every self-supervised objective is: a module that owns a backbone and makes a loss of views of images."""
+"""The base class of self-supervised objectives: a module that owns a backbone and computes a loss of views."""
 
-from collections.abc import Callable, Iterator
-from inspect import signature
+from collections.abc import Callable
+from inspect import get_annotations, signature
 from typing import Any, ClassVar
 
 import torch
@@ -23,14 +23,12 @@ from ssdd_hub.bounds import (
     rules_of,
     unmet,
 )
-from ssdd_hub.errors import Check, InputError, require
+from ssdd_hub.errors import InputError, require
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.pixel_space import PixelSpace
 
 Views = Callable[[Image.Image], list[Tensor]]
-
-
-# Height and width up to which images are small: views are not blurred and not cropped to other sizes unless asked for.
+# Height and width up to which images are small: views are not blurred and not cropped to other sizes unless requested.
 LARGEST_SMALL = 64
 
 
@@ -39,62 +37,70 @@ class Objective(nn.Module):
 
     In a loop of plain PyTorch, `loss = objective(views)`, `loss.backward()` and a step of any optimiser are all that
     is needed; momentum copies, banks and prototypes move inside the call. `schedule` before and `after_backward` after
-    let an objective follow the training's progress, where it has something that does.
+    let an objective follow the training's progress.
 
-    A subclass sets `name`, `citation` and `needs`, takes its settings as keyword arguments, puts all of its state into
-    parameters and persistent buffers, so that one state dict holds it, and implements `forward` and `build_transform`.
-    It annotates its settings with `bool`, `int`, `float` or one of this module's `Natural`, `Count`, `Several`,
-    `Positive`, `Weight` and `Share`, which are then checked here; other annotations are left to the subclass.
+    A subclass sets `name`, `citation` and `needs`, puts all of its state into parameters and persistent buffers, so
+    that one state dict holds it, and implements `forward` and `build_transform`. It declares its settings as class
+    attributes with defaults, annotated with `bool`, `int`, `float` or one of this module's `Natural`, `Count`,
+    `Several`, `Positive`, `Weight` and `Share`, against which they are checked, and builds what depends on them in
+    `_build_parts`. Or its `__init__` takes them as keyword arguments annotated like this and passes them on; other
+    annotations are left to the subclass.
 
-    Under torch.distributed an objective is to be built after `init_process_group`: it is then that it decides whether
-    its loss gathers over the processes.
+    Under torch.distributed, build an objective after `init_process_group`: its loss gathers over the processes if
+    there are several by then.
 
     Args:
         backbone: A module with timm's `forward_features` and `forward_head`; trained in place.
         feature_dim: Width of its pre-logits.
-        settings: The values of the objective's own settings, for provenance.
+        settings: The objective's own settings, also kept as `settings` for provenance.
 
     Raises:
         InputError: The objective cannot train the backbone, or settings are of another type or range than annotated.
-
-    Attributes:
-        name: What `build_objective` calls it.
-        citation: The paper.
-        needs: What it keeps besides heads, such as `momentum copy`, `memory bank` or `prototypes`.
-        optimizer: What it is usually trained with, `sgd` or `adamw`.
-        min_batch: The fewest images of a process that its loss is defined on.
-        transform: lightly's transform of the method; takes `input_size` and `normalize`.
-        epoch: Passes over the images completed, from `schedule`; None before it was first called.
     """
 
-    name: ClassVar[str]
-    citation: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ()
-    optimizer: ClassVar[str] = "sgd"
-    min_batch: ClassVar[int] = 2
-    transform: ClassVar[Callable[..., Views] | None] = None
+    name: ClassVar[str]  # what `build_objective` calls it
+    citation: ClassVar[str]  # the paper
+    needs: ClassVar[tuple[str, ...]] = ()  # kept besides heads: `momentum copy`, `memory bank`, `prototypes`, ...
+    optimizer: ClassVar[str] = "sgd"  # what it is usually trained with, `sgd` or `adamw`
+    min_batch: ClassVar[int] = 2  # the fewest images of a process that its loss is defined on
+    transform: ClassVar[Callable[..., Views] | None] = None  # lightly's; takes `input_size` and `normalize`
+    declared: ClassVar[dict[str, Any]] = {}  # annotations of the settings that are class attributes
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = get_annotations(cls).items()
+        cls.declared = {**cls.declared, **{name: kind for name, kind in own if name in vars(cls) and rules_of(kind)}}
 
     def __init__(self, backbone: nn.Module, feature_dim: int, **settings: Any) -> None:
         super().__init__()
+        unknown = settings.keys() - self.declared.keys()
+        if unknown and type(self).__init__ is Objective.__init__:
+            raise TypeError(f"{type(self).__name__} has no setting {', '.join(map(repr, sorted(unknown)))}")
         self.check_backbone(backbone)
-        require(*self._check(settings))
+        settings = {**{setting: getattr(self, setting) for setting in self.declared}, **settings}
+        unkept = {setting: unmet(self.rules(setting), value) for setting, value in settings.items()}
+        require(
+            *(
+                (rule is None, f"{self.name}: {name} must be {rule}, got {settings[name]!r}")
+                for name, rule in unkept.items()
+            )
+        )
         self.backbone = backbone
         self.feature_dim = feature_dim
         self.settings = settings
-        self.epoch: int | None = None
-
-    def _check(self, settings: dict[str, Any]) -> Iterator[Check]:
-        """Compares settings with the annotations of the `__init__` that takes them."""
-        for setting, value in settings.items():
-            required = unmet(self.rules(setting), value)
-            yield required is None, f"{self.name}: {setting} must be {required}, got {value!r}"
+        self.epoch: int | None = None  # passes over the images completed; None until `schedule` is called
+        for setting in self.declared:
+            setattr(self, setting, settings[setting])
+        self._build_parts()
 
     @classmethod
     def rules(cls, setting: str) -> list[Rule]:
-        """Returns what the annotation of a setting asks of its value; empty where this class does not check it."""
-        parameters = signature(cls.__init__).parameters
-        annotation = parameters[setting].annotation if setting in parameters else Any
-        return rules_of(annotation)
+        """Returns the rules that the annotation of a setting stands for; empty where this class does not check it."""
+        parameter = signature(cls.__init__).parameters.get(setting)
+        return rules_of(parameter.annotation if parameter else cls.declared.get(setting))
+
+    def _build_parts(self) -> None:
+        """Builds heads, loss and further state, once the settings are checked and are attributes."""
 
     @property
     def learning(self) -> bool:
@@ -106,11 +112,7 @@ class Objective(nn.Module):
 
     @classmethod
     def check_backbone(cls, backbone: nn.Module) -> None:
-        """Refuses a backbone that this objective cannot train.
-
-        Raises:
-            InputError: It cannot; the message says why.
-        """
+        """Raises an `InputError` for a backbone that this objective cannot train."""
 
     def features(self, images: Tensor) -> Tensor:
         """Returns the backbone's pre-logits of one view: `(B, C, H, W)` to `(B, F)`."""
@@ -121,25 +123,16 @@ class Objective(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement forward(views)")
 
     def schedule(self, step: int, steps_per_epoch: int, num_steps: int) -> None:
-        """Tells where the training stands, before the step's loss; without it schedules stay at their start.
-
-        Args:
-            step: Steps taken so far.
-            steps_per_epoch: Steps of an epoch.
-            num_steps: Steps of the whole training.
-        """
+        """Sets the progress: `step` of `num_steps` steps are taken. Without it, schedules stay at their start."""
         self.epoch = step // steps_per_epoch
 
     def after_backward(self) -> None:
         """Changes gradients, where the method does, between the backward pass and the optimiser's step."""
 
     def build_transform(self, normalize: dict[str, list[float]], image_size: int, **view_args: Any) -> Views:
-        """Returns lightly's transform of the method; small images are blurred only on request, as lightly advises.
+        """Returns lightly's transform for views of a size, normalised by `mean` and `std`, with lightly's arguments.
 
-        Args:
-            normalize: The `mean` and `std` of the pixel space.
-            image_size: Height and width of the views.
-            **view_args: Arguments of lightly's transform.
+        Small images are blurred only on request, as lightly advises.
         """
         if self.transform is None:
             raise NotImplementedError(f"{type(self).__name__} must set transform or implement build_transform")
@@ -147,7 +140,7 @@ class Objective(nn.Module):
         return self.transform(input_size=image_size, normalize=normalize, **{**blur, **view_args})
 
     def build_views(self, image_size: int, pixel_space: PixelSpace, **view_args: Any) -> Views:
-        """Returns the transform of one PIL image to its views, each `(C, H, W)` in `pixel_space`.
+        """Returns the transform of one PIL image to its views, each `(C, image_size, image_size)` in `pixel_space`.
 
         Args:
             image_size: Height and width of the views.
@@ -155,14 +148,13 @@ class Objective(nn.Module):
             **view_args: Arguments of lightly's transform, such as `min_scale` or `hf_prob`.
 
         Raises:
-            InputError: lightly does not take an argument, it is decided by the image size and the pixel space, or the
-                backbone does not take the views.
+            InputError: lightly does not take an argument, or the backbone does not take the views.
         """
-        normalize = {"mean": list(pixel_space.mean), "std": list(pixel_space.std)}
         decided = sorted({"normalize", "input_size"} & view_args.keys())
         if decided:
             raise InputError(f"pretrain.view_args must leave out {', '.join(decided)}, which the images decide")
         check_arguments(f"pretrain.view_args of {self.name}", view_args)
+        normalize = {"mean": list(pixel_space.mean), "std": list(pixel_space.std)}
         try:
             return self.build_transform(normalize, image_size, **view_args)
         except InputError:
@@ -180,15 +172,10 @@ def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def in_full_precision(loss: Callable[..., Tensor], *outputs: Any) -> Tensor:
-    """Returns a loss computed in float32 at least: statistics of a batch are too coarse in the half precisions.
-
-    Args:
-        loss: What is called, outside autocast.
-        *outputs: Its arguments, tensors and lists of tensors.
-    """
+def in_full_precision(loss: Callable[..., Tensor], *outputs: Any, **named: Any) -> Tensor:
+    """Calls a loss outside autocast, in float32 at least: half precision is too coarse for statistics of a batch."""
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        return loss(*(_widen(output) for output in outputs))
+        return loss(*map(_widen, outputs), **{name: _widen(output) for name, output in named.items()})
 
 
 def _widen(output: Any) -> Any:
@@ -199,7 +186,7 @@ def _widen(output: Any) -> Any:
 
 
 def keep_buffers(module: nn.Module) -> None:
-    """Puts every buffer of a module into its state dict; lightly leaves memory banks out of theirs."""
+    """Makes every buffer of a module persistent; lightly leaves memory banks out of state dicts."""
     for part in module.modules():
         for name, buffer in list(part.named_buffers(recurse=False)):
             part.register_buffer(name, buffer)

@@ -2,23 +2,15 @@
 
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssdd_hub.teachers.objectives.base import Count, Share, in_full_precision
+from ssdd_hub.teachers.objectives.base import Share, in_full_precision
 from ssdd_hub.teachers.objectives.momentum import MomentumObjective
 from ssdd_hub.teachers.objectives.transforms import byol_transform
 
 
 class BYOL(MomentumObjective):
-    """BYOL: a predictor maps each view's projection to the copy's projection of the other view.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of both heads' hidden layers.
-        output_dim: Width of the projections.
-        momentum: Share of itself that the copy keeps in a step, at the start.
-    """
+    """BYOL: a predictor, as wide as the head, maps each view's projection to the copy's of the other view."""
 
     name = "byol"
     citation = (
@@ -26,18 +18,14 @@ class BYOL(MomentumObjective):
         "arXiv 2006.07733"
     )
     transform = staticmethod(byol_transform)
+    head_class = BYOLProjectionHead
+    hidden_dim = 1024
+    output_dim = 256
+    momentum: Share = 0.99
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 1024,
-        output_dim: Count = 256,
-        momentum: Share = 0.99,
-    ) -> None:
-        super().__init__(backbone, feature_dim, momentum, hidden_dim=hidden_dim, output_dim=output_dim)
-        self.add_head(*(BYOLProjectionHead(feature_dim, hidden_dim, output_dim) for _ in range(2)))
-        self.predictor = BYOLPredictionHead(output_dim, hidden_dim, output_dim)
+    def _build_parts(self) -> None:
+        super()._build_parts()
+        self.predictor = BYOLPredictionHead(self.output_dim, self.hidden_dim, self.output_dim)
         self.loss = NegativeCosineSimilarity()
 
     def forward(self, views: list[Tensor]) -> Tensor:

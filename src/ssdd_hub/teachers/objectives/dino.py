@@ -5,9 +5,9 @@ from typing import Any
 
 from lightly.loss import DINOLoss
 from lightly.models.modules.heads import DINOProjectionHead
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssdd_hub.teachers.objectives.base import LARGEST_SMALL, Count, Natural, Positive, Share, Views, in_full_precision
+from ssdd_hub.teachers.objectives.base import LARGEST_SMALL, Natural, Positive, Share, Views, in_full_precision
 from ssdd_hub.teachers.objectives.momentum import MomentumObjective
 from ssdd_hub.teachers.objectives.transforms import dino_transform
 
@@ -24,45 +24,31 @@ class CentredLoss(DINOLoss):  # type: ignore[misc]
 class DINO(MomentumObjective):
     """DINO: each view predicts the copy's sharpened and centred outputs of the two global views.
 
-    The last layer stays as it is in the first epoch. Smaller, local views need a backbone that takes several sizes.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layers.
-        output_dim: Number of outputs; 65,536 in the paper, for ImageNet.
-        batch_norm: Normalise the batch in the head; the paper does not for vision transformers.
-        teacher_temp: Temperature of the copy's outputs after the warm-up, which starts at 0.04; 0.07 in the paper.
-        warmup_epochs: Epochs of that warm-up.
-        momentum: Share of itself that the copy keeps in a step, at the start.
+    The last layer is fixed in the first epoch. Smaller, local views need a backbone that takes several sizes. The
+    paper takes an `output_dim` of 65,536 for ImageNet.
     """
 
     name = "dino"
     citation = "Caron et al., Emerging Properties in Self-Supervised Vision Transformers, ICCV 2021, arXiv 2104.14294"
     needs = ("momentum copy", "centre")
+    batch_norm: bool = True  # in the head; the paper has none for vision transformers
+    teacher_temp: Positive = 0.04  # of the copy's outputs after the warm-up, which starts at 0.04; 0.07 in the paper
+    warmup_epochs: Natural = 30
+    momentum: Share = 0.99
 
     head: DINOProjectionHead
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 2048,
-        output_dim: Count = 2048,
-        batch_norm: bool = True,
-        teacher_temp: Positive = 0.04,
-        warmup_epochs: Natural = 30,
-        momentum: Share = 0.99,
-    ) -> None:
-        head = {"hidden_dim": hidden_dim, "output_dim": output_dim, "batch_norm": batch_norm}
-        loss = {"teacher_temp": teacher_temp, "warmup_epochs": warmup_epochs}
-        super().__init__(backbone, feature_dim, momentum, **head, **loss)
+    def _build_parts(self) -> None:
+        super()._build_parts()
+        self.loss = CentredLoss(self.output_dim, 0.04, self.teacher_temp, self.warmup_epochs)
+
+    def build_head(self) -> DINOProjectionHead:
+        """Returns a new projection head."""
+        widths = {"hidden_dim": self.hidden_dim, "output_dim": self.output_dim}
         with warnings.catch_warnings():
             # lightly's head uses a function of torch's that has a newer form.
             warnings.filterwarnings("ignore", ".*weight_norm.* is deprecated", FutureWarning)
-            heads = [DINOProjectionHead(feature_dim, **head, freeze_last_layer=1) for _ in range(2)]
-        self.add_head(*heads)
-        self.loss = CentredLoss(output_dim, 0.04, teacher_temp, warmup_epochs)
+            return DINOProjectionHead(self.feature_dim, **widths, batch_norm=self.batch_norm, freeze_last_layer=1)
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Returns the loss of two global views `(B, C, H, W)`, and of local ones of any size."""
@@ -70,14 +56,10 @@ class DINO(MomentumObjective):
         predictions = [self.head(self.features(view)) for view in views]
         outputs = [self.momentum_projection(view) for view in views[:2]]
         self.loss.train(self.learning)
-        return in_full_precision(self._compare, outputs, predictions)
-
-    def _compare(self, outputs: list[Tensor], predictions: list[Tensor]) -> Tensor:
-        loss: Tensor = self.loss(outputs, predictions, epoch=self.epoch or 0)
-        return loss
+        return in_full_precision(self.loss, outputs, predictions, epoch=self.epoch or 0)
 
     def after_backward(self) -> None:
-        """Leaves the last layer out of the first epoch's steps."""
+        """Drops the gradients of the last layer in the first epoch."""
         if self.epoch is not None:
             self.head.cancel_last_layer_gradients(self.epoch)
 

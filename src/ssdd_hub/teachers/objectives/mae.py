@@ -3,16 +3,9 @@
 from math import lcm
 from typing import Any
 
+from lightly.models import utils
 from lightly.models.modules.masked_vision_transformer_decoder_timm import MaskedVisionTransformerDecoderTIMM
 from lightly.models.modules.masked_vision_transformer_timm import MaskedVisionTransformerTIMM
-from lightly.models.utils import (
-    get_at_index,
-    normalize_mean_var,
-    patchify,
-    random_token_mask,
-    repeat_token,
-    set_at_index,
-)
 from lightly.transforms import MAETransform
 from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
@@ -27,19 +20,9 @@ class MAE(Objective):
     """MAE: the pixels of hidden patches are predicted from the few visible ones.
 
     The backbone is trained as it was built or loaded: nothing of it is initialised anew, and its position embedding
-    goes on learning, where the authors fix one of sines and cosines. A norm that timm's head has after its pooling
-    (`fc_norm`, in models that average) sees no masked token and could not learn: it is frozen as it was built or
-    loaded, a plain normalisation of the pre-logits where it was built. Whoever fine-tunes the backbone afterwards may
-    let it learn again. Attention pooling, which would stay random, is refused.
-
-    Args:
-        backbone: A timm `VisionTransformer`, built for the images' size.
-        feature_dim: Width of the backbone's pre-logits.
-        mask_ratio: Share of the patches that is hidden.
-        decoder_dim: Width of the decoder's tokens.
-        decoder_depth: Blocks of the decoder.
-        decoder_heads: Attention heads of the decoder.
-        normalise_patches: Predict each patch with mean 0 and variance 1, rather than its pixels as they are.
+    is learned, where the authors fix one of sines and cosines. A norm that timm's head has after its pooling
+    (`fc_norm`, in models that average) sees no masked token and could not learn: it is frozen, and may be trained
+    again when the backbone is fine-tuned. Attention pooling, which would stay random, is refused.
     """
 
     name = "mae"
@@ -47,96 +30,83 @@ class MAE(Objective):
     needs = ("vision transformer",)
     optimizer = "adamw"
     min_batch = 1
+    mask_ratio: Share = 0.75  # share of the patches that is hidden
+    decoder_dim: Count = 512  # width of the decoder's tokens
+    decoder_depth: Count = 8  # blocks of the decoder
+    decoder_heads: Count = 16  # attention heads of the decoder
+    normalise_patches: bool = True  # predict each patch with mean 0 and variance 1, not its pixels as they are
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        mask_ratio: Share = 0.75,
-        decoder_dim: Count = 512,
-        decoder_depth: Count = 8,
-        decoder_heads: Count = 16,
-        normalise_patches: bool = True,
-    ) -> None:
-        decoder = {"decoder_dim": decoder_dim, "decoder_depth": decoder_depth, "decoder_heads": decoder_heads}
-        super().__init__(backbone, feature_dim, mask_ratio=mask_ratio, **decoder, normalise_patches=normalise_patches)
-        vit: Any = backbone
+    def _build_parts(self) -> None:
+        vit: Any = self.backbone
         vit.fc_norm.requires_grad_(False)
         self.image_size: int = vit.patch_embed.img_size[0]
         self.patch_size: int = vit.patch_embed.patch_size[0]
         self.num_patches: int = vit.patch_embed.num_patches
         self.num_prefix: int = vit.num_prefix_tokens
-        visible = int(self.num_patches * (1 - mask_ratio))
+        visible = int(self.num_patches * (1 - self.mask_ratio))
+        width, heads = self.decoder_dim, self.decoder_heads
         require(
             (
                 0 < visible < self.num_patches,
-                f"mae: mask_ratio {mask_ratio} leaves {visible} of {self.num_patches} patches visible: at least one "
-                "must be, and one hidden",
+                f"mae: mask_ratio {self.mask_ratio} leaves {visible} of {self.num_patches} patches visible: at least "
+                "one must be, and one hidden",
             ),
             # A position embedding of sines and cosines in two dimensions has four parts.
             (
-                decoder_dim % lcm(4, decoder_heads) == 0,
-                f"mae: decoder_dim must be a multiple of 4 and of decoder_heads, got {decoder_dim} "
-                f"and {decoder_heads}",
+                width % lcm(4, heads) == 0,
+                f"mae: decoder_dim must be a multiple of 4 and of decoder_heads, got {width} and {heads}",
             ),
         )
-        self.embed = nn.Linear(vit.embed_dim, decoder_dim)
+        self.embed = nn.Linear(vit.embed_dim, width)
         self.decoder = MaskedVisionTransformerDecoderTIMM(
-            self.num_patches, decoder_dim, decoder_depth, decoder_heads, self.num_prefix
+            self.num_patches, width, self.decoder_depth, heads, self.num_prefix
         )
-        self.predict = nn.Linear(decoder_dim, vit.patch_embed.proj.in_channels * self.patch_size**2)
+        self.predict = nn.Linear(width, vit.patch_embed.proj.in_channels * self.patch_size**2)
 
     @classmethod
     def check_backbone(cls, backbone: nn.Module) -> None:
-        """Refuses what is not a plain timm vision transformer for square images.
-
-        Raises:
-            InputError: It is not; the message says why.
-        """
-        embedding = getattr(backbone, "patch_embed", None)
+        """Refuses what is not a plain timm vision transformer for square images."""
+        embedding, kind = getattr(backbone, "patch_embed", None), type(backbone).__name__
         if not isinstance(backbone, VisionTransformer) or not isinstance(embedding, PatchEmbed):
             raise InputError(
-                f"mae hides patches from a timm VisionTransformer, and a {type(backbone).__name__} is none: take "
-                "another objective or a backbone such as vit_tiny_patch16_224"
-            )
-        if backbone.pos_embed is None or hasattr(backbone, "dist_token"):
-            raise InputError(
-                f"mae needs a vision transformer with a position embedding and no distillation token, which this "
-                f"{type(backbone).__name__} is not: take another backbone"
-            )
-        if backbone.attn_pool is not None:
-            raise InputError(
-                f"mae does not train the attention pooling that this {type(backbone).__name__} makes its features "
-                "with, global_pool='map': build it with global_pool='avg' or 'token'"
+                f"mae hides patches from a timm VisionTransformer, and a {kind} is none: take another objective or a "
+                "backbone such as vit_tiny_patch16_224"
             )
         (height, width), patch = embedding.img_size, embedding.patch_size
-        if height != width or patch[0] != patch[1] or height % patch[0]:
-            raise InputError(
+        require(
+            (
+                backbone.pos_embed is not None and not hasattr(backbone, "dist_token"),
+                "mae needs a vision transformer with a position embedding and no distillation token, which this "
+                f"{kind} is not: take another backbone",
+            ),
+            (
+                backbone.attn_pool is None,
+                f"mae does not train the attention pooling that this {kind} makes its features with, "
+                "global_pool='map': build it with global_pool='avg' or 'token'",
+            ),
+            (
+                height == width and patch[0] == patch[1] and height % patch[0] == 0,
                 f"mae needs square images that whole patches cover, got a backbone for {height}x{width} pixels with "
-                f"patches of {patch[0]}x{patch[1]}: build it with another img_size or patch_size"
-            )
+                f"patches of {patch[0]}x{patch[1]}: build it with another img_size or patch_size",
+            ),
+        )
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Returns the loss of one view, `(B, C, H, W)` of the size that the backbone was built for."""
         (images,) = views
-        keep, hide = random_token_mask(
+        keep, hide = utils.random_token_mask(
             (len(images), self.num_patches), self.mask_ratio, mask_class_token=True, device=images.device
         )
         prefix = arange(self.num_prefix, device=images.device).expand(len(images), -1)
         kept = cat([prefix, keep + self.num_prefix], 1)
-        tokens = repeat_token(self.decoder.mask_token, (len(images), self.num_prefix + self.num_patches))
+        tokens = utils.repeat_token(self.decoder.mask_token, (len(images), self.num_prefix + self.num_patches))
         encoded = self.embed(self._encode(images, kept))
-        decoded = self.decoder(set_at_index(tokens.type_as(encoded), kept, encoded))
-        predictions = self.predict(get_at_index(decoded, hide + self.num_prefix))
-        patches = get_at_index(patchify(images, self.patch_size), hide)
-        if self.settings["normalise_patches"]:
-            patches = normalize_mean_var(patches)
+        decoded = self.decoder(utils.set_at_index(tokens.type_as(encoded), kept, encoded))
+        predictions = self.predict(utils.get_at_index(decoded, hide + self.num_prefix))
+        patches = utils.get_at_index(utils.patchify(images, self.patch_size), hide)
+        if self.normalise_patches:
+            patches = utils.normalize_mean_var(patches)
         return in_full_precision(functional.mse_loss, predictions, patches)
-
-    @property
-    def mask_ratio(self) -> float:
-        """Share of the patches that is hidden."""
-        return float(self.settings["mask_ratio"])
 
     def _encode(self, images: Tensor, kept: Tensor) -> Tensor:
         # lightly's wrapper is made for the call: as a submodule it would put the backbone into the state dict twice.
@@ -147,11 +117,7 @@ class MAE(Objective):
         return encoded
 
     def build_transform(self, normalize: dict[str, list[float]], image_size: int, **view_args: Any) -> Views:
-        """Returns lightly's transform, one cropped and perhaps flipped view.
-
-        Raises:
-            InputError: The backbone was built for another size.
-        """
+        """Returns lightly's transform, one view that is cropped and flipped at random."""
         if image_size != self.image_size:
             raise InputError(
                 f"mae needs a backbone built for the images' size, got one for {self.image_size} pixels with images "

@@ -5,23 +5,14 @@ from lightly.loss import MMCRLoss
 from lightly.models.modules.heads import MMCRProjectionHead
 from lightly.transforms import MMCRTransform
 from lightly.utils.dist import gather
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssdd_hub.teachers.objectives.base import Count, Share, Weight, in_full_precision, several_processes
+from ssdd_hub.teachers.objectives.base import Share, Weight, in_full_precision, several_processes
 from ssdd_hub.teachers.objectives.momentum import MomentumObjective
 
 
 class MMCR(MomentumObjective):
-    """MMCR: the mean projections of the images' views fill the space, which they do when each image's views agree.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layers.
-        output_dim: Width of the projections.
-        lmda: Weight of the term that compresses each image's views.
-        momentum: Share of itself that the copy keeps in a step, at the start.
-    """
+    """MMCR: the mean projections of the images' views fill the space, which they do when each image's views agree."""
 
     name = "mmcr"
     citation = (
@@ -29,19 +20,15 @@ class MMCR(MomentumObjective):
         "NeurIPS 2023, arXiv 2303.03307"
     )
     transform = MMCRTransform
+    head_class = MMCRProjectionHead
+    hidden_dim = 512
+    output_dim = 128
+    lmda: Weight = 5e-3  # weight of the term that compresses each image's views
+    momentum: Share = 0.996
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 512,
-        output_dim: Count = 128,
-        lmda: Weight = 5e-3,
-        momentum: Share = 0.996,
-    ) -> None:
-        super().__init__(backbone, feature_dim, momentum, hidden_dim=hidden_dim, output_dim=output_dim, lmda=lmda)
-        self.add_head(*(MMCRProjectionHead(feature_dim, hidden_dim, output_dim) for _ in range(2)))
-        self.loss = MMCRLoss(lmda)
+    def _build_parts(self) -> None:
+        super()._build_parts()
+        self.loss = MMCRLoss(self.lmda)
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Returns the loss of several views `(B, C, H, W)`."""

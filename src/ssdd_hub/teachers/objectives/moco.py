@@ -5,7 +5,7 @@ from lightly.models.modules.heads import MoCoProjectionHead
 from lightly.models.modules.memory_bank import MemoryBankModule
 from lightly.models.utils import batch_shuffle, batch_unshuffle
 from lightly.transforms import MoCoV2Transform
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssdd_hub.teachers.objectives.base import (
     Count,
@@ -19,7 +19,7 @@ from ssdd_hub.teachers.objectives.momentum import MomentumObjective
 
 
 class TrainingBank(MemoryBankModule):  # type: ignore[misc]
-    """lightly's memory bank, moved in training mode only: lightly's loss asks for it wherever there are gradients."""
+    """lightly's memory bank, updated in training mode only: lightly's loss updates it wherever there are gradients."""
 
     def forward(
         self, output: Tensor, labels: Tensor | None = None, update: bool = False
@@ -33,37 +33,23 @@ class MoCo(MomentumObjective):
     """MoCo v2 with a symmetric loss: a view finds the copy's other view among a bank of earlier images.
 
     Over several processes the copy's batches are shuffled, so that batch statistics do not give the pairs away.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layer.
-        output_dim: Width of the projections.
-        temperature: Divides the cosine similarities.
-        bank_size: Projections kept.
-        momentum: Share of itself that the copy keeps in a step, at the start.
     """
 
     name = "moco"
     citation = "Chen et al., Improved Baselines with Momentum Contrastive Learning, 2020, arXiv 2003.04297"
     needs = ("momentum copy", "memory bank")
     transform = MoCoV2Transform
+    head_class = MoCoProjectionHead
+    hidden_dim = 512
+    output_dim = 128
+    temperature: Positive = 0.1  # divides the cosine similarities
+    bank_size: Count = 4096  # projections kept
+    momentum: Share = 0.99
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 512,
-        output_dim: Count = 128,
-        temperature: Positive = 0.1,
-        bank_size: Count = 4096,
-        momentum: Share = 0.99,
-    ) -> None:
-        widths = {"hidden_dim": hidden_dim, "output_dim": output_dim}
-        super().__init__(backbone, feature_dim, momentum, **widths, temperature=temperature, bank_size=bank_size)
-        self.add_head(*(MoCoProjectionHead(feature_dim, hidden_dim, output_dim) for _ in range(2)))
-        self.loss = NTXentLoss(temperature, gather_distributed=several_processes())
-        self.loss.memory_bank = TrainingBank((bank_size, output_dim), several_processes())
+    def _build_parts(self) -> None:
+        super()._build_parts()
+        self.loss = NTXentLoss(self.temperature, gather_distributed=several_processes())
+        self.loss.memory_bank = TrainingBank((self.bank_size, self.output_dim), several_processes())
         keep_buffers(self.loss)
 
     def forward(self, views: list[Tensor]) -> Tensor:
@@ -71,8 +57,7 @@ class MoCo(MomentumObjective):
         self.move_copy()
         self.loss.train(self.learning)
         first, second = views
-        losses = [self._one_side(query, key) for query, key in ((first, second), (second, first))]
-        return 0.5 * (losses[0] + losses[1])
+        return 0.5 * (self._one_side(first, second) + self._one_side(second, first))
 
     def _one_side(self, query: Tensor, key: Tensor) -> Tensor:
         queries = self.head(self.features(query))

@@ -1,7 +1,7 @@
-"""The form of the objectives with a momentum copy, a slow average of the network."""
+"""The base class of objectives with a momentum copy, an exponential moving average of the network."""
 
 import copy
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from lightly.models.utils import deactivate_requires_grad, update_momentum
@@ -9,39 +9,30 @@ from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
 from ssdd_hub.models.features import pre_logits
-from ssdd_hub.teachers.objectives.base import Objective
+from ssdd_hub.teachers.objectives.base import Share
+from ssdd_hub.teachers.objectives.joint_embedding import JointEmbedding
 
 
-class MomentumObjective(Objective):
-    """The common form: backbone and projection head have a copy that follows them and gets no gradient.
+class MomentumObjective(JointEmbedding):
+    """Backbone and projection head have a copy that follows them and gets no gradient.
 
-    The copy moves at the start of `forward`, as in lightly's examples. Its momentum rises from the setting to 1 along
-    a cosine, for which `schedule` has to be called.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        momentum: Share of itself that the copy keeps in a step, at the start.
-        **settings: The subclass's other settings.
+    The copy moves at the start of `forward`, as in lightly's examples. Its momentum rises to 1 along a cosine, for
+    which `schedule` has to be called.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("momentum copy",)
+    momentum: Share  # of itself that the copy keeps in a step; as a setting, at the start
 
-    head: nn.Module
     momentum_head: nn.Module
-    loss: nn.Module
 
-    def __init__(self, backbone: nn.Module, feature_dim: int, momentum: float, **settings: Any) -> None:
-        super().__init__(backbone, feature_dim, **settings, momentum=momentum)
-        self.momentum = momentum
-        self.momentum_backbone = copy.deepcopy(backbone)
-        deactivate_requires_grad(self.momentum_backbone)
-
-    def add_head(self, head: nn.Module, momentum_head: nn.Module) -> None:
-        """Takes the projection head and the module that becomes its copy."""
-        self.head, self.momentum_head = head, momentum_head
-        self.momentum_head.load_state_dict(head.state_dict())
-        deactivate_requires_grad(self.momentum_head)
+    def _build_parts(self) -> None:
+        self.momentum_backbone = copy.deepcopy(self.backbone)
+        super()._build_parts()
+        # A new head rather than a deep copy, which torch refuses of a head with weight normalisation.
+        self.momentum_head = self.build_head()
+        self.momentum_head.load_state_dict(self.head.state_dict())
+        for copied in (self.momentum_backbone, self.momentum_head):
+            deactivate_requires_grad(copied)
 
     def schedule(self, step: int, steps_per_epoch: int, num_steps: int) -> None:
         """Sets the momentum of the next step; the arguments are those of `Objective.schedule`."""

@@ -4,30 +4,14 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import NNMemoryBankModule
 from lightly.models.modules.heads import NNCLRPredictionHead, NNCLRProjectionHead
 from lightly.transforms import SimCLRTransform
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssdd_hub.teachers.objectives.base import (
-    Count,
-    Objective,
-    Positive,
-    in_full_precision,
-    keep_buffers,
-    several_processes,
-)
+from ssdd_hub.teachers.objectives.base import Count, Positive, in_full_precision, keep_buffers, several_processes
+from ssdd_hub.teachers.objectives.joint_embedding import JointEmbedding
 
 
-class NNCLR(Objective):
-    """NNCLR: a view finds the nearest neighbour, in a bank of earlier images, of the other view.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layers.
-        output_dim: Width of the projections.
-        prediction_dim: Width of the prediction head's hidden layer.
-        temperature: Divides the cosine similarities.
-        bank_size: Projections kept.
-    """
+class NNCLR(JointEmbedding):
+    """NNCLR: a view finds the nearest neighbour, in a bank of earlier images, of the other view."""
 
     name = "nnclr"
     citation = (
@@ -36,25 +20,19 @@ class NNCLR(Objective):
     )
     needs = ("memory bank",)
     transform = SimCLRTransform
+    head_class = NNCLRProjectionHead
+    output_dim = 256
+    prediction_dim: Count = 4096  # width of the prediction head's hidden layer
+    temperature: Positive = 0.5  # divides the cosine similarities
+    bank_size: Count = 4096  # projections kept
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 2048,
-        output_dim: Count = 256,
-        prediction_dim: Count = 4096,
-        temperature: Positive = 0.5,
-        bank_size: Count = 4096,
-    ) -> None:
-        widths = {"hidden_dim": hidden_dim, "output_dim": output_dim, "prediction_dim": prediction_dim}
-        super().__init__(backbone, feature_dim, **widths, temperature=temperature, bank_size=bank_size)
-        self.head = NNCLRProjectionHead(feature_dim, hidden_dim, output_dim)
-        self.predictor = NNCLRPredictionHead(output_dim, prediction_dim, output_dim)
-        self.bank = NNMemoryBankModule((bank_size, output_dim))
+    def _build_parts(self) -> None:
+        super()._build_parts()
+        self.predictor = NNCLRPredictionHead(self.output_dim, self.prediction_dim, self.output_dim)
+        self.bank = NNMemoryBankModule((self.bank_size, self.output_dim))
         self.bank.gather_distributed = several_processes()
         keep_buffers(self.bank)
-        self.loss = NTXentLoss(temperature=temperature, gather_distributed=several_processes())
+        self.loss = NTXentLoss(self.temperature, gather_distributed=several_processes())
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Returns the loss of two views `(B, C, H, W)`; the second view's projections enter the bank."""

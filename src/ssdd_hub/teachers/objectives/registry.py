@@ -4,7 +4,7 @@ Another package offers one by an entry point of the group `ssdd_hub.objectives`,
 `ssdd_hub.teachers.objectives.Objective`.
 """
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 from torch import nn
@@ -29,27 +29,13 @@ from ssdd_hub.teachers.objectives.vicreg import VICReg
 
 GROUP = "ssdd_hub.objectives"
 _OURS: tuple[type[Objective], ...] = (
-    BarlowTwins,
-    BYOL,
-    DCL,
-    DINO,
-    FastSiam,
-    LeJEPA,
-    MAE,
-    MMCR,
-    MoCo,
-    NNCLR,
-    SimCLR,
-    SimSiam,
-    SwaV,
-    TiCo,
-    VICReg,
+    *(BarlowTwins, BYOL, DCL, DINO, FastSiam, LeJEPA, MAE, MMCR, MoCo, NNCLR, SimCLR, SimSiam, SwaV, TiCo, VICReg),
 )
 OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objective in _OURS}
 
 
 def list_objectives() -> list[str]:
-    """Returns the names that `build_objective` knows; no other package is imported for it."""
+    """Returns the names that `build_objective` takes, without importing other packages."""
     return sorted({*OBJECTIVES, *(point.name for point in entry_points(group=GROUP))})
 
 
@@ -61,9 +47,19 @@ def find_objective(name: str) -> type[Objective]:
     """
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    for point in entry_points(group=GROUP, name=name):
-        return _load(point)
-    raise InputError(f"objective {name!r} is unknown: use one of {', '.join(list_objectives())}")
+    point = next(iter(entry_points(group=GROUP, name=name)), None)
+    if point is None:
+        raise InputError(f"objective {name!r} is unknown: use one of {', '.join(list_objectives())}")
+    what = f"objective {name!r} of the package {point.dist.name if point.dist else point.value}"
+    try:
+        found = point.load()
+    except Exception as error:  # whatever another package raises when it is imported
+        raise InputError(f"{what} cannot be imported ({point.value}): {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise InputError(
+            f"{what} must be a subclass of ssdd_hub.teachers.objectives.Objective, got {found!r} ({point.value})"
+        )
+    return found
 
 
 def build_objective(
@@ -74,9 +70,8 @@ def build_objective(
     Args:
         name: One of `list_objectives()`.
         backbone: A module with timm's `forward_features` and `forward_head`.
-        in_chans: Channels of the images; None for those of the backbone's first convolution.
-        image_size: Height and width of the images; None for what the backbone was built for, else what its
-            `pretrained_cfg` says.
+        in_chans: Channels of the images; by default those of the backbone's first convolution.
+        image_size: Their height and width; by default what the backbone was built for, or its `pretrained_cfg` states.
         **args: Settings of the objective.
 
     Raises:
@@ -91,12 +86,15 @@ def build_objective(
             f"{type(backbone).__name__}: make it with timm.create_model, or give it the two methods"
         )
     objective.check_backbone(backbone)
-    width = _measure(
-        name,
-        backbone,
-        _channels(backbone) if in_chans is None else in_chans,
-        _image_size(backbone) if image_size is None else image_size,
-    )
+    in_chans = _channels(backbone) if in_chans is None else in_chans
+    image_size = _image_size(backbone) if image_size is None else image_size
+    try:
+        width = measure_width(backbone, in_chans, image_size)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"objective {name!r} got a {type(backbone).__name__} that does not take images of {in_chans} channels and "
+            f"{image_size} pixels ({error}): build it for them, or give in_chans and image_size"
+        ) from error
     try:
         return objective(backbone, width, **args)
     except InputError:
@@ -105,40 +103,9 @@ def build_objective(
         raise InputError(f"objective {name!r} does not take these settings {args}: {error}") from error
 
 
-def _load(point: EntryPoint) -> type[Objective]:
-    package = point.dist.name if point.dist else point.value
-    try:
-        found = point.load()
-    # Whatever another package raises when it is imported, its name is what helps.
-    except Exception as error:
-        raise InputError(
-            f"objective {point.name!r} of the package {package} cannot be imported ({point.value}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Objective)):
-        raise InputError(
-            f"objective {point.name!r} of the package {package} must be a subclass of "
-            f"ssdd_hub.teachers.objectives.Objective, got {found!r} ({point.value})"
-        )
-    return found
-
-
-def _measure(name: str, backbone: nn.Module, in_chans: int, image_size: int) -> int:
-    try:
-        return measure_width(backbone, in_chans, image_size)
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"objective {name!r} got a {type(backbone).__name__} that does not take images of {in_chans} channels and "
-            f"{image_size} pixels ({error}): build it for them, or give in_chans and image_size"
-        ) from error
-
-
 def _channels(backbone: nn.Module) -> int:
-    # timm's `pretrained_cfg` goes on saying 3 when a model is built for other images.
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3
+    # timm's `pretrained_cfg` states 3 even of a model that is built for other images.
+    return next((module.in_channels for module in backbone.modules() if isinstance(module, nn.Conv2d)), 3)
 
 
 def _image_size(backbone: nn.Module) -> int:

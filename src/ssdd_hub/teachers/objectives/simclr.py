@@ -8,20 +8,12 @@ from lightly.models.modules.heads import SimCLRProjectionHead
 from lightly.transforms import SimCLRTransform
 from torch import nn
 
-from ssdd_hub.teachers.objectives.base import Count, Positive, several_processes
-from ssdd_hub.teachers.objectives.two_views import TwoViews
+from ssdd_hub.teachers.objectives.base import Positive, several_processes
+from ssdd_hub.teachers.objectives.joint_embedding import JointEmbedding
 
 
-class SimCLR(TwoViews):
-    """SimCLR: an image's views find each other among the views of the whole batch.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layer.
-        output_dim: Width of the projections.
-        temperature: Divides the cosine similarities; lightly's ImageNet benchmark takes 0.1.
-    """
+class SimCLR(JointEmbedding):
+    """SimCLR: an image's views find each other among the views of the whole batch."""
 
     name = "simclr"
     citation = (
@@ -29,42 +21,21 @@ class SimCLR(TwoViews):
         "arXiv 2002.05709"
     )
     transform = SimCLRTransform
-    criterion: ClassVar[Callable[..., nn.Module]] = NTXentLoss
+    head_class = SimCLRProjectionHead
+    loss_class: ClassVar[Callable[..., nn.Module]] = NTXentLoss
+    hidden_dim = 512
+    output_dim = 128
+    temperature: Positive = 0.5  # divides the cosine similarities; lightly's ImageNet benchmark takes 0.1
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 512,
-        output_dim: Count = 128,
-        temperature: Positive = 0.5,
-    ) -> None:
-        super().__init__(backbone, feature_dim, hidden_dim=hidden_dim, output_dim=output_dim, temperature=temperature)
-        self.head = SimCLRProjectionHead(feature_dim, hidden_dim, output_dim)
-        self.loss = self.criterion(temperature=temperature, gather_distributed=several_processes())
+    def _build_parts(self) -> None:
+        super()._build_parts()
+        self.loss = self.loss_class(self.temperature, gather_distributed=several_processes())
 
 
 class DCL(SimCLR):
-    """Decoupled contrastive learning: SimCLR without the positive pair among the negatives.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layer.
-        output_dim: Width of the projections.
-        temperature: Divides the cosine similarities.
-    """
+    """Decoupled contrastive learning: SimCLR without the positive pair among the negatives."""
 
     name = "dcl"
     citation = "Yeh et al., Decoupled Contrastive Learning, ECCV 2022, arXiv 2110.06848"
-    criterion = DCLLoss
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 512,
-        output_dim: Count = 128,
-        temperature: Positive = 0.1,
-    ) -> None:
-        super().__init__(backbone, feature_dim, hidden_dim, output_dim, temperature)
+    loss_class = DCLLoss
+    temperature = 0.1

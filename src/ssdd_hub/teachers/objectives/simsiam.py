@@ -4,38 +4,24 @@ import torch
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules.heads import SimSiamPredictionHead, SimSiamProjectionHead
 from lightly.transforms import FastSiamTransform, SimSiamTransform
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssdd_hub.teachers.objectives.base import Count, Objective, in_full_precision
+from ssdd_hub.teachers.objectives.base import Count, in_full_precision
+from ssdd_hub.teachers.objectives.joint_embedding import JointEmbedding
 
 
-class SimSiam(Objective):
-    """SimSiam: a predictor maps each view's projection to the other's, through which no gradient flows.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layers.
-        output_dim: Width of the projections.
-        prediction_dim: Width of the prediction head's hidden layer.
-    """
+class SimSiam(JointEmbedding):
+    """SimSiam: a predictor maps each view's projection to the other's, through which no gradient flows."""
 
     name = "simsiam"
     citation = "Chen and He, Exploring Simple Siamese Representation Learning, CVPR 2021, arXiv 2011.10566"
     transform = SimSiamTransform
+    head_class = SimSiamProjectionHead
+    prediction_dim: Count = 512  # width of the prediction head's hidden layer
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 2048,
-        output_dim: Count = 2048,
-        prediction_dim: Count = 512,
-    ) -> None:
-        widths = {"hidden_dim": hidden_dim, "output_dim": output_dim, "prediction_dim": prediction_dim}
-        super().__init__(backbone, feature_dim, **widths)
-        self.head = SimSiamProjectionHead(feature_dim, hidden_dim, output_dim)
-        self.predictor = SimSiamPredictionHead(output_dim, prediction_dim, output_dim)
+    def _build_parts(self) -> None:
+        super()._build_parts()
+        self.predictor = SimSiamPredictionHead(self.output_dim, self.prediction_dim, self.output_dim)
         self.loss = NegativeCosineSimilarity()
 
     def forward(self, views: list[Tensor]) -> Tensor:
@@ -53,15 +39,7 @@ class SimSiam(Objective):
 
 
 class FastSiam(SimSiam):
-    """FastSiam: SimSiam with several views, whose mean is a steadier thing to predict.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layers.
-        output_dim: Width of the projections.
-        prediction_dim: Width of the prediction head's hidden layer.
-    """
+    """FastSiam: SimSiam with several views, whose mean is a steadier thing to predict."""
 
     name = "fastsiam"
     citation = (

@@ -14,9 +14,7 @@ from torch.nn import functional
 from ssdd_hub.errors import InputError
 from ssdd_hub.teachers.objectives.base import (
     LARGEST_SMALL,
-    Count,
     Natural,
-    Objective,
     Positive,
     Several,
     Views,
@@ -24,25 +22,15 @@ from ssdd_hub.teachers.objectives.base import (
     keep_buffers,
     several_processes,
 )
+from ssdd_hub.teachers.objectives.joint_embedding import JointEmbedding
 from ssdd_hub.teachers.objectives.transforms import check_crops, local_crop_size
 
 
-class SwaV(Objective):
+class SwaV(JointEmbedding):
     """SwaV: each view predicts to which prototypes the other views of its image were assigned, evenly over a batch.
 
-    The first two views are assigned; smaller ones, where there are any, only predict. Prototypes stay as they are in
-    the first epoch. A batch with few images per prototype is assigned together with a queue of earlier ones, from when
-    the queue is full.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layer.
-        output_dim: Width of the projections.
-        num_prototypes: Number of prototypes.
-        temperature: Divides the scores that predict.
-        epsilon: Smoothness of the assignment.
-        queue_length: Projections kept of each of the two views; 0 for no queue, 3840 in the paper for batches of 256.
+    The first two views are assigned; smaller ones, where there are any, only predict. Prototypes are fixed in the
+    first epoch. A batch with few images per prototype is assigned together with a queue of earlier ones, once full.
     """
 
     name = "swav"
@@ -51,37 +39,25 @@ class SwaV(Objective):
         "arXiv 2006.09882"
     )
     needs = ("prototypes", "queue on request")
+    head_class = SwaVProjectionHead
+    hidden_dim = 512
+    output_dim = 128
+    num_prototypes: Several = 512
+    temperature: Positive = 0.1  # divides the scores that predict
+    epsilon: Positive = 0.05  # smoothness of the assignment
+    queue_length: Natural = 0  # projections kept of each of the two views; 3840 in the paper for batches of 256
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 512,
-        output_dim: Count = 128,
-        num_prototypes: Several = 512,
-        temperature: Positive = 0.1,
-        epsilon: Positive = 0.05,
-        queue_length: Natural = 0,
-    ) -> None:
-        super().__init__(
-            backbone,
-            feature_dim,
-            hidden_dim=hidden_dim,
-            output_dim=output_dim,
-            num_prototypes=num_prototypes,
-            temperature=temperature,
-            epsilon=epsilon,
-            queue_length=queue_length,
-        )
+    queued: Tensor
+
+    def _build_parts(self) -> None:
+        super()._build_parts()
         gather = several_processes()
-        self.head = SwaVProjectionHead(feature_dim, hidden_dim, output_dim)
-        self.prototypes = SwaVPrototypes(output_dim, num_prototypes)
-        self.loss = SwaVLoss(temperature, sinkhorn_epsilon=epsilon, sinkhorn_gather_distributed=gather)
-        queues = [MemoryBankModule((queue_length, output_dim), gather) for _ in range(2 if queue_length else 0)]
-        self.queues = nn.ModuleList(queues)
+        self.prototypes = SwaVPrototypes(self.output_dim, self.num_prototypes)
+        self.loss = SwaVLoss(self.temperature, sinkhorn_epsilon=self.epsilon, sinkhorn_gather_distributed=gather)
+        shape = (self.queue_length, self.output_dim)
+        self.queues = nn.ModuleList(MemoryBankModule(shape, gather) for _ in range(2 if self.queue_length else 0))
         keep_buffers(self.queues)
         self.register_buffer("queued", torch.zeros((), dtype=torch.long))
-        self.queued: Tensor
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Returns the loss of two views `(B, C, H, W)`, and of further ones of any size."""
@@ -106,7 +82,7 @@ class SwaV(Objective):
         return [self.prototypes(part[rank::world]) for part in kept] if full else None
 
     def after_backward(self) -> None:
-        """Leaves the prototypes out of the first epoch's steps."""
+        """Drops the gradients of the prototypes in the first epoch."""
         if self.epoch == 0:
             for parameter in self.prototypes.parameters():
                 parameter.grad = None

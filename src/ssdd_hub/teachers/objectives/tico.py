@@ -3,25 +3,15 @@
 import torch
 from lightly.loss import TiCoLoss
 from lightly.models.modules.heads import TiCoProjectionHead
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssdd_hub.teachers.objectives.base import Count, Share, Weight, in_full_precision, several_processes
+from ssdd_hub.teachers.objectives.base import Share, Weight, in_full_precision, several_processes
 from ssdd_hub.teachers.objectives.momentum import MomentumObjective
 from ssdd_hub.teachers.objectives.transforms import byol_transform
 
 
 class TiCo(MomentumObjective):
-    """TiCo: a view agrees with the copy's other view, and projections avoid the directions that many have taken.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layer.
-        output_dim: Width of the projections.
-        beta: Share of itself that the covariance keeps in a step.
-        rho: Weight of the covariance term.
-        momentum: Share of itself that the copy keeps in a step, at the start.
-    """
+    """TiCo: a view agrees with the copy's other view, and projections avoid the directions that many have taken."""
 
     name = "tico"
     citation = (
@@ -30,24 +20,19 @@ class TiCo(MomentumObjective):
     )
     needs = ("momentum copy", "covariance")
     transform = staticmethod(byol_transform)
+    head_class = TiCoProjectionHead
+    hidden_dim = 1024
+    output_dim = 256
+    beta: Share = 0.9  # share of itself that the covariance keeps in a step
+    rho: Weight = 8.0  # weight of the covariance term
+    momentum: Share = 0.99
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 1024,
-        output_dim: Count = 256,
-        beta: Share = 0.9,
-        rho: Weight = 8.0,
-        momentum: Share = 0.99,
-    ) -> None:
-        widths = {"hidden_dim": hidden_dim, "output_dim": output_dim}
-        super().__init__(backbone, feature_dim, momentum, **widths, beta=beta, rho=rho)
-        self.add_head(*(TiCoProjectionHead(feature_dim, hidden_dim, output_dim) for _ in range(2)))
-        self.loss = TiCoLoss(beta, rho, gather_distributed=several_processes())
+    def _build_parts(self) -> None:
+        super()._build_parts()
+        self.loss = TiCoLoss(self.beta, self.rho, gather_distributed=several_processes())
         # lightly keeps the covariance in a plain attribute, None before the first batch, which then counts as zeros.
         del self.loss.C
-        self.loss.register_buffer("C", torch.zeros(output_dim, output_dim))
+        self.loss.register_buffer("C", torch.zeros(self.output_dim, self.output_dim))
 
     def forward(self, views: list[Tensor]) -> Tensor:
         """Returns the loss of two views `(B, C, H, W)`."""

@@ -20,17 +20,8 @@ def byol_transform(**view_args: Any) -> Views:
 def dino_transform(
     objective: Objective, normalize: dict[str, list[float]], image_size: int, **view_args: Any
 ) -> Views:
-    """Returns DINO's two global views and its local ones; without blur for small images unless asked for.
-
-    Args:
-        objective: Whose backbone has to take the local views.
-        normalize: The `mean` and `std` of the pixel space.
-        image_size: Height and width of the global views.
-        **view_args: Arguments of lightly's transform.
-
-    Raises:
-        InputError: The backbone does not take images of the local views' size.
-    """
+    """Returns DINO's two global views and its local ones, which the objective's backbone has to take."""
+    # Small images are not blurred unless requested.
     blur = {"gaussian_blur": (0.0, 0.0, 0.0)} if image_size <= LARGEST_SMALL else {}
     arguments = {"local_crop_size": local_crop_size(objective.backbone, image_size), **blur, **view_args}
     if arguments.get("n_local_views", 1):
@@ -40,23 +31,13 @@ def dino_transform(
 
 
 def local_crop_size(backbone: nn.Module, image_size: int) -> int:
-    """Returns the methods' 96 pixels of 224, in proportion, rounded down to whole patches where there are patches."""
-    patch = patch_size(backbone)
+    """Returns the methods' 96 pixels of 224, in proportion, rounded down to whole patches of a vision transformer."""
+    patch = int(getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))[0])
     return max(image_size * 96 // 224 // patch * patch, patch)
 
 
-def patch_size(backbone: nn.Module) -> int:
-    """Returns the width of a vision transformer's patches, 1 for other networks."""
-    sizes = getattr(getattr(backbone, "patch_embed", None), "patch_size", (1,))
-    return int(sizes[0])
-
-
 def check_crops(objective: Objective, channels: int, image_size: int, crop_size: int) -> None:
-    """Refuses views of another size that a backbone does not take, which a dry forward pass shows.
-
-    Raises:
-        InputError: It does not take them.
-    """
+    """Raises an `InputError` for local views of a size that the backbone does not take in a dry forward pass."""
     if crop_size == image_size:
         return
     try:
@@ -65,5 +46,5 @@ def check_crops(objective: Objective, channels: int, image_size: int, crop_size:
         raise InputError(
             f"{objective.name} crops local views of {crop_size} pixels from images of {image_size}, which this "
             f"{type(objective.backbone).__name__} does not take ({error}): build it for several sizes, as a vision "
-            "transformer with dynamic_img_size=True, or ask in pretrain.view_args for other views"
+            "transformer with dynamic_img_size=True, or choose other views in pretrain.view_args"
         ) from error

@@ -3,24 +3,13 @@
 from lightly.loss import VICRegLoss
 from lightly.models.modules.heads import VICRegProjectionHead
 from lightly.transforms import VICRegTransform
-from torch import nn
 
-from ssdd_hub.teachers.objectives.base import Count, Weight, several_processes
-from ssdd_hub.teachers.objectives.two_views import TwoViews
+from ssdd_hub.teachers.objectives.base import Weight, several_processes
+from ssdd_hub.teachers.objectives.joint_embedding import JointEmbedding
 
 
-class VICReg(TwoViews):
-    """VICReg: two views agree, each dimension varies, and no two dimensions vary together.
-
-    Args:
-        backbone: A timm model.
-        feature_dim: Width of the backbone's pre-logits.
-        hidden_dim: Width of the projection head's hidden layers.
-        output_dim: Width of the projections.
-        invariance: Weight of the distance between the views.
-        variance: Weight of the hinge on each dimension's standard deviation.
-        covariance: Weight of the squared covariances.
-    """
+class VICReg(JointEmbedding):
+    """VICReg: two views agree, each dimension varies, and no two dimensions vary together."""
 
     name = "vicreg"
     citation = (
@@ -28,18 +17,12 @@ class VICReg(TwoViews):
         "ICLR 2022, arXiv 2105.04906"
     )
     transform = VICRegTransform
+    head_class = VICRegProjectionHead
+    invariance: Weight = 25.0  # weight of the distance between the views
+    variance: Weight = 25.0  # weight of the hinge on each dimension's standard deviation
+    covariance: Weight = 1.0  # weight of the squared covariances
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        hidden_dim: Count = 2048,
-        output_dim: Count = 2048,
-        invariance: Weight = 25.0,
-        variance: Weight = 25.0,
-        covariance: Weight = 1.0,
-    ) -> None:
-        weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        super().__init__(backbone, feature_dim, hidden_dim=hidden_dim, output_dim=output_dim, **weights)
-        self.head = VICRegProjectionHead(feature_dim, hidden_dim, output_dim)
-        self.loss = VICRegLoss(invariance, variance, covariance, gather_distributed=several_processes())
+    def _build_parts(self) -> None:
+        super()._build_parts()
+        weights = (self.invariance, self.variance, self.covariance)
+        self.loss = VICRegLoss(*weights, gather_distributed=several_processes())
