@@ -134,15 +134,6 @@ def test_images_are_in_the_space_of_the_students():
     assert torch.equal(data.images(data.heldout, torch.tensor([2, 0])), found[[2, 0]])
 
 
-def test_batches_are_the_images_in_their_order_the_last_one_smaller():
-    data = make_data(draw_bank(5), draw_bank(3))
-    assert [len(part) for part in data.batches(data.train, size=2)] == [2, 2, 1]
-    rows = torch.tensor([4, 1, 1])
-    parts = list(data.batches(data.train, rows, size=2))
-    assert torch.equal(torch.cat(parts), data.images(data.train)[rows])
-    assert [len(part) for part in data.batches(data.train)] == [5]
-
-
 def test_working_in_parts_changes_nothing():
     data, student, sizes = make_data(draw_bank(1100), draw_bank(1)), Linear(), []
 

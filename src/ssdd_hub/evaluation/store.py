@@ -16,7 +16,7 @@ Key = Mapping[str, Any]
 class CellStore:
     """One small JSON file for each cell, named by a hash of all that its numbers depend on.
 
-    A cell appears whole or not at all, so an evaluation can be stopped at any moment and goes on where it was.
+    A cell appears whole or not at all: an evaluation can be stopped at any moment and goes on where it was.
 
     Args:
         folder: Where the files are; made when the first cell is written.
@@ -46,4 +46,5 @@ class CellStore:
 
 
 def _plain(key: Key) -> Any:
+    """Returns a key as it is read back, with lists for tuples."""
     return json.loads(json.dumps(key))
