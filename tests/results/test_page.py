@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from ssdd_hub.results import page as page_module
-from ssdd_hub.results.page import CAPTIONS, _draw_images, _draw_losses, _draw_scores, render_pictures, render_report
+from ssdd_hub.results.charts import STYLES, draw_bars
+from ssdd_hub.results.page import CAPTIONS, _draw_images, _draw_losses, render_pictures, render_report
 from ssdd_hub.results.tables import score_table
 
 
@@ -182,7 +183,7 @@ def test_empty_logs_and_scores_still_give_pictures(tmp_path, log):
 
 
 def test_scores_have_a_panel_for_each_protocol_with_bars_whiskers_and_dots():
-    error, accuracy = _draw_scores(SCORES).axes
+    error, accuracy = draw_bars(SCORES, STYLES).axes
     assert [error.get_title(), accuracy.get_title()] == ["teacher_error", "probe 50 labels"]
     assert error.get_xlabel() == "mean squared error (lower is better)"
     assert accuracy.get_xlabel() == "accuracy in % (higher is better)"
@@ -196,7 +197,7 @@ def test_scores_have_a_panel_for_each_protocol_with_bars_whiskers_and_dots():
 
 
 def test_a_score_of_one_seed_and_an_unknown_metric_are_drawn():
-    (panel, empty) = _draw_scores([score("distilled", 3.0, None, n=1, metric="bits", values=[3.0])]).axes
+    (panel, empty) = draw_bars([score("distilled", 3.0, None, n=1, metric="bits", values=[3.0])], STYLES).axes
     assert panel.get_xlabel() == "bits"
     assert not empty.axison
 
