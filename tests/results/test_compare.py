@@ -3,18 +3,15 @@ import math
 
 import numpy as np
 import pytest
+from result_cases import record as make_record
 from scipy import stats
 
 from ssdd_hub.results.compare import compare, markdown_table, share_of_way
 from ssdd_hub.results.tables import split_tables
 
 
-def record(name, values, protocol="probe", metric="accuracy", labels=0.01, **more):
-    known = [value for value in values if value is not None]
-    facts = {"set": name, "protocol": protocol, "source": "cifar100", "target": "cifar10", "student": "ssdd_convnet3"}
-    facts |= {"use": "none", "labels": labels, "metric": metric, "values": list(values), "n": len(known)}
-    facts |= {"mean": float(np.mean(known)) if known else None}
-    return facts | {"std": float(np.std(known, ddof=1)) if len(known) > 1 else 0.0} | more
+def record(name, values, protocol="probe", metric="accuracy", labels=0.01, target="cifar10", **more):
+    return make_record(name, protocol, metric, values, labels, target, **more)
 
 
 def error(name, values, **more):
@@ -56,16 +53,14 @@ def test_the_test_is_that_of_scipy_on_one_sample_of_differences(seeds):
     assert result["improves"] == (drawn[:, 1].mean() < drawn[:, 0].mean())
 
 
-def test_one_seed_has_a_difference_and_no_test():
-    result = only([record("random", [0.5]), record("distilled", [0.6])])
-    assert result["difference"] == pytest.approx(0.1)
-    assert (result["t"], result["p"], result["interval"], result["n"]) == (None, None, None, 1)
-
-
-def test_identical_values_do_not_differ():
-    result = only([record("random", [0.5, 0.6]), record("distilled", [0.5, 0.6])])
-    assert (result["p"], result["t"], result["interval"]) == (1.0, None, [0.0, 0.0])
-    assert result["improves"] is None
+@pytest.mark.parametrize(
+    ("values", "difference", "expected"),
+    [([0.6], 0.1, (None, None, None, True)), ([0.5, 0.6], 0.0, (None, 1.0, [0.0, 0.0], None))],
+)
+def test_one_seed_and_identical_values_are_not_tested(values, difference, expected):
+    result = only([record("random", [0.5, 0.6][: len(values)]), record("distilled", values)])
+    assert result["difference"] == pytest.approx(difference) and result["n"] == len(values)
+    assert (result["t"], result["p"], result["interval"], result["improves"]) == expected
 
 
 @pytest.mark.parametrize("step", [0.1, -1e-3])
@@ -188,11 +183,11 @@ def test_baselines_that_were_not_scored_have_no_table():
 
 
 def test_one_seed_is_said_to_be_one():
-    text = markdown_table([record("distilled", [0.5]), record("random", [0.4])])
-    assert "| distilled | **50.0** |" in text
-    assert "Values of n = 1 seed. Accuracies" in text
-    assert "▲" not in text
-    assert "| distilled | +10.0 |" in text
+    text = markdown_table([record("distilled", [0.5]), record("random", [0.4]), record("a", [None])])
+    assert "| distilled | **50.0** |" in text and "| a |  |\n" in text and "| distilled | +10.0 |" in text
+    assert "Values of n = 1 seed" not in text  # a has none
+    assert "Values of n = 1 seed. Accuracies" in markdown_table([record("distilled", [0.5]), record("random", [0.4])])
+    assert "▲" not in text and markdown_table([]) == "No scores were measured."
 
 
 def test_names_cannot_break_the_table():
@@ -228,13 +223,8 @@ def test_no_table_is_wider_than_seven_columns_and_no_score_is_lost():
     labels = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
     records = many("ab", ["x", "y"], ["s"], labels, [("knn", None), ("krr", None)])
     tables = split_tables(records)
-    assert [(title, len(columns)) for title, columns in tables] == [
-        ("x", 4),
-        ("x", 4),
-        ("x", 2),
-        *[("y", 4)] * 2,
-        ("y", 2),
-    ]
+    expected = [(target, width) for target in "xy" for width in (4, 4, 2)]
+    assert [(title, len(columns)) for title, columns in tables] == expected
     assert sum(len(column) for _, columns in tables for column in columns.values()) == len(records)
 
 
@@ -251,24 +241,14 @@ def test_students_with_one_score_share_a_table():
     ]
 
 
-def test_cost_is_no_contest():
+def test_costs_are_not_ranked():
     costs = [record(name, [1.0, 1.1 + len(name)], "cost", "seconds", None) for name in ("random", "kmeans", "a")]
     text = markdown_table(costs)
-    assert "| random | 4.0 ± 4.3 |" in text
-    assert "cost, seconds ↓" in text
-    assert "**" not in text
-    assert "Difference" not in text
+    assert "| random | 4.0 ± 4.3 |" in text and "cost, seconds ↓" in text
+    assert "**" not in text and "Difference" not in text
 
 
 def test_ties_are_all_best_and_one_rival_is_no_contest():
     text = markdown_table([record("a", [0.5, 0.6]), record("b", [0.6, 0.5]), record("full", [0.9, 0.9])])
     assert text.count("**55.0 ± 7.1**") == 2
     assert "**" not in markdown_table([record("a", [0.5, 0.6]), record("full", [0.9, 0.9])])
-
-
-def test_a_score_that_nobody_has_leaves_its_cell_empty():
-    assert "| a |  |\n" in markdown_table([record("a", [None]), record("b", [0.5])])
-
-
-def test_no_scores_are_said_to_be_none():
-    assert markdown_table([]) == "No scores were measured."
