@@ -289,8 +289,7 @@ def test_a_teacher_other_than_the_stated_one_is_refused_unless_another_is_given(
 
 
 @pytest.mark.parametrize(
-    ("versions", "same"),
-    [({}, True), ({"torch": "9.9"}, False), ({"timm": "0.0.1"}, False), ({"timm": None}, False)],
+    ("versions", "same"), [({}, True), ({"torch": "9.9"}, False), ({"timm": "0.0.1"}, False), ({"timm": None}, False)]
 )
 def test_the_structure_of_a_teacher_counts_where_the_same_code_describes_it(
     small_backbone, small_teacher, caplog, versions, same

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -72,22 +72,15 @@ class KdSettings(Settings, section="kd"):
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
-@dataclass(frozen=True, eq=False)
-class Classifier:
-    """A frozen network that tells the classes of a target."""
+class Classifier(NamedTuple):
+    """A frozen network that tells the classes of a target.
 
-    network: Teacher  # from pixels to features, or to the classes themselves
-    head: tuple[Tensor, Tensor] | None  # weight and bias on the features; None where the network has its own head
+    It maps pixels `(n, C, H, W)` to outputs `(n, classes)`, -inf for a class it never saw. Pixels outside [0, 1] are
+    not clipped, so that it sees what the student sees; only resizing to another size clips, as in `Teacher`.
+    """
+
+    outputs: Callable[[Tensor], Tensor]
     num_classes: int
-
-    def __call__(self, images: Tensor, pixel_space: PixelSpace) -> Tensor:
-        """Maps images `(n, C, H, W)` of a pixel space to outputs `(n, classes)`; -inf for a class it never saw.
-
-        Pixels outside [0, 1] are not clipped, so that student and classifier see the very same image. Only resizing to
-        another size of the network clips, as in `Teacher`.
-        """
-        outputs: Tensor = self.network(pixel_space.denormalise(images))
-        return outputs if self.head is None else functional.linear(outputs, *self.head)
 
 
 class KnowledgeDistillation(LabelledProtocol[KdSettings]):
@@ -129,7 +122,7 @@ class KnowledgeDistillation(LabelledProtocol[KdSettings]):
             raise ValueError("a student is taught on a set, and this one has none: check applies first")
         classifier, space = self.classifier(data), space_of(pairs)
         student = with_new_head(pretrained.student, classifier.num_classes, seed)
-        teach(student, pairs, lambda images: classifier(images, space), self.settings, seed)
+        teach(student, pairs, lambda images: classifier.outputs(space.denormalise(images)), self.settings, seed)
         with batch_statistics(student) if self.settings.student_mode == "batch-statistics" else nullcontext():
             return [Measure("accuracy", score(student, data, self.name))]
 
@@ -149,12 +142,12 @@ class KnowledgeDistillation(LabelledProtocol[KdSettings]):
                     f"kd.classifier must tell the {classes} classes of {data.name}, {named} tells "
                     f"{network.feature_dim}: choose a network trained on it, or probe"
                 )
-            return Classifier(network.to(data.device), None, classes)
+            return Classifier(network.to(data.device), classes)
         known = data.known(data.train)
         features = data.apply(lambda images: network(data.pixel_space.denormalise(images)), data.train, known)
         labels = data.labels(data.train)[known].to(data.device)
         head = fit_logistic(features.to(data.device), labels, self.settings.ridge, data.num_classes)
-        return Classifier(network, head, data.num_classes)
+        return Classifier(lambda pixels: functional.linear(network(pixels), *head), data.num_classes)
 
 
 def teach(

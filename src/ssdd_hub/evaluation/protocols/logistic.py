@@ -62,13 +62,7 @@ def _principal(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_logistic(
-    features: Tensor,
-    labels: Tensor,
-    ridge: float,
-    num_classes: int,
-    start: Linear | None = None,
-    max_iter: int = 1000,
-    tolerance: float = 1e-6,
+    features: Tensor, labels: Tensor, ridge: float, num_classes: int, start: Linear | None = None, **limits: Any
 ) -> Linear:
     """Fits a multinomial logistic regression: mean cross-entropy plus `ridge / 2` times the squares of the weights.
 
@@ -81,13 +75,12 @@ def fit_logistic(
         ridge: Above 0.
         num_classes: Number of classes `C`.
         start: Weight and bias to start from; zeros by default.
-        max_iter: Iterations at most.
-        tolerance: Iterations end when one lowers the loss by less than this share of the loss at the start.
+        **limits: Of `fit_inside`.
     """
     frame = Frame.of(features)
     begin = None if start is None else frame.enter(start)
     inside = frame.coordinates(features)
-    return frame.leave(fit_inside(inside, frame.variances, labels, ridge, num_classes, begin, max_iter, tolerance))
+    return frame.leave(fit_inside(inside, frame.variances, labels, ridge, num_classes, begin, **limits))
 
 
 def fit_inside(
@@ -100,7 +93,10 @@ def fit_inside(
     max_iter: int = 1000,
     tolerance: float = 1e-6,
 ) -> Linear:
-    """Fits the regression on coordinates `(n, r)` of a frame, of variances `(r,)`; otherwise as `fit_logistic`."""
+    """Fits the regression on coordinates `(n, r)` of a frame, of variances `(r,)`; otherwise as `fit_logistic`.
+
+    Iterations end when one lowers the loss by less than `tolerance` times the loss at the start.
+    """
     present, classes = torch.unique(labels.to(features.device), return_inverse=True)
     first = features.new_zeros(len(present), features.shape[1] + 1)
     if start is not None:
