@@ -413,7 +413,7 @@ class Share:
 @pytest.mark.parametrize("number", [2, 4])
 def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch, number):
     alone = run(Weights(), TeacherError(), folder="alone")
-    shares, protocols, store = [], [Weights() for _ in range(number)], evaluation().store
+    shares, protocols, gather = [], [Weights() for _ in range(number)], evaluate.gather_object
 
     def collect(share):
         shares.extend(share)
@@ -422,26 +422,19 @@ def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch,
     monkeypatch.setattr(evaluate, "gather_object", collect)
     for index, protocol in enumerate(protocols):
         with pytest.raises(InterruptedError):
-            evaluation(protocol, TeacherError(), store=store).run(Share(index, number))
+            evaluation(protocol, TeacherError()).run(Share(index, number))
     places = [place for share in shares for place in share]
-    assert sorted(places) == sorted(("linear", name, k) for name in ("a", "b", "none") for k in range(3))
+    assert sorted(places) == sorted(itertools.product(["linear"], ["a", "b", "none"], range(3)))
     counts = [len(share) for share in shares]
     assert max(counts) - min(counts) <= 1 and [len(protocol.asked) for protocol in protocols] == counts
     monkeypatch.setattr(evaluate, "gather_object", lambda share: shares)
     for index in range(number):
-        last = Weights()
-        records = evaluation(last, TeacherError(), store=store).run(Share(index, number))
-        assert text(scores(records)) == text(scores(alone)) and last.asked == []
-
-
-def test_another_number_of_processes_finds_what_is_there(run, evaluation, monkeypatch):
-    first = run(Weights())
-    protocol, shares = Weights(), []
-    monkeypatch.setattr(evaluate, "gather_object", lambda share: shares.extend(share) or shares)
-    # The first process alone has but its own share to tell of.
-    with pytest.raises(KeyError):
-        evaluation(protocol).run(Share(0, 2))
-    assert text(evaluation(protocol).run(Share(1, 2))) == text(first) and protocol.asked == []
+        records = evaluation(Weights(), TeacherError()).run(Share(index, number))
+        assert text(scores(records)) == text(scores(alone))
+    # Another number of processes finds what is there.
+    monkeypatch.setattr(evaluate, "gather_object", gather)
+    last = Weights()
+    assert text(scores(run(last, TeacherError()))) == text(scores(alone)) and last.asked == []
 
 
 # Candidates

@@ -105,13 +105,10 @@ def test_accuracy_is_drawn_over_the_labels_in_a_panel_for_each_target(large):
         np.testing.assert_allclose(y, [100 * r["mean"] for r in curve])
         np.testing.assert_allclose(lengths, [100 * r["std"] for r in curve])
         assert line.get_linestyle() == ("--" if name in ("none", "full") else "-")
+    (legend,) = figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == SETS
     assert axes[1].get_xscale() == "log"
     assert [label.get_text() for label in axes[1].get_xticklabels()] == ["1 %", "5 %", "10 %", "20 %", "50 %"]
-
-
-def test_one_legend_outside_names_every_set(large):
-    (legend,) = large["probe, ssdd_convnet3"].legends
-    assert [text.get_text().strip() for text in legend.get_texts()] == SETS
 
 
 def test_shares_and_counts_of_labels_have_panels_of_their_own():

@@ -58,24 +58,9 @@ def test_the_table_has_no_change_without_both_sets():
     assert half.split() == ["distilled", "against", "random", "+2.3", "points"]
 
 
-@pytest.mark.parametrize(
-    ("record", "shown"),
-    [
-        (score("distilled", 0.0712, None, n=1), "  0.0712 (n=1)"),
-        (score("distilled", 2.5e-6, 1e-7), "  2.50e-06 ± 1.00e-07 (n=5)"),
-    ],
-)
-def test_a_single_seed_has_no_deviation_and_tiny_errors_keep_their_digits(record, shown):
-    assert score_table([record]).endswith(shown)
-
-
-def test_two_students_get_a_column_each():
-    records = [probe("distilled", 0.5), probe("distilled", 0.6, student="resnet18")]
-    header, _, row = score_table(records).splitlines()
-    assert header.split("  ")[1:] and all(
-        f"probe 50 labels, {name}" in header for name in ("ssdd_convnet3", "resnet18")
-    )
-    assert "50.0" in row and "60.0" in row
+def test_a_single_seed_has_no_deviation_and_tiny_errors_keep_their_digits():
+    assert score_table([score("distilled", 0.0712, None, n=1)]).endswith("  0.0712 (n=1)")
+    assert score_table([score("distilled", 2.5e-6, 1e-7)]).endswith("  2.50e-06 ± 1.00e-07 (n=5)")
 
 
 def test_no_scores_are_said_to_be_none(tmp_path):
@@ -120,15 +105,15 @@ def test_images_show_before_and_after_clipped_and_the_difference_around_zero():
     after = before.clone()
     after[0, 0, :, :2] = 1.5
     after[1, 2, 0, 0] = -0.3
+    after[1, 1, 0, 0] = -1e-6  # rounding, which does not count as clipped
     figure = _draw_images(before, after)
     shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes[:3]]
     assert np.array_equal(shown[0][:, :4], np.zeros((4, 4, 3)))
     assert np.array_equal(shown[1][:, :4], after[0].clamp(0, 1).permute(1, 2, 0).numpy())
     np.testing.assert_allclose(shown[2][:, :4], after[0].mean(0).numpy(), atol=1e-6)
-    np.testing.assert_allclose(shown[2][0, 5], -0.1, atol=1e-6)
+    np.testing.assert_allclose(shown[2][0, 5], -0.1, atol=1e-5)
     low, high = figure.axes[2].images[0].get_clim()
-    assert low == -high < 0
-    assert "2 of 2 images" in figure.get_suptitle()
+    assert low == -high < 0 and "2 of 2 images" in figure.get_suptitle()
     assert f"{100 * 9 / 96:.1f} % of the distilled values" in figure.get_suptitle()
 
 
@@ -141,14 +126,7 @@ def test_at_most_24_images_from_the_first_to_the_last_are_shown():
     assert figure.axes[6].images[0].get_array()[0, -2] == 1
 
 
-def test_rounding_at_black_and_white_does_not_count_as_clipped():
-    after = torch.tensor([-1e-6, 1 + 1e-6]).expand(1, 1, 2, 2)
-    assert "0.0 % of the distilled values" in _draw_images(after.clamp(0, 1), after).get_suptitle()
-
-
-@pytest.mark.parametrize(
-    "shapes", [((2, 1, 4, 4), (3, 1, 4, 4)), ((0, 1, 4, 4), (0, 1, 4, 4)), ((1, 4, 4), (1, 4, 4))]
-)
+@pytest.mark.parametrize("shapes", [((2, 1, 4, 4), (3, 1, 4, 4)), ((0, 1, 4, 4),) * 2, ((1, 4, 4),) * 2])
 def test_pictures_of_different_or_no_images_are_refused(tmp_path, shapes):
     before, after = map(torch.zeros, shapes)
     with pytest.raises(ValueError, match=r"the same images \(M, C, H, W\), M > 0"):
@@ -158,8 +136,7 @@ def test_pictures_of_different_or_no_images_are_refused(tmp_path, shapes):
 
 def test_losses_of_distillation_and_teacher_have_a_panel_each():
     distillation, teacher = _draw_losses(LOG).axes
-    assert distillation.get_title() == "Distillation"
-    assert distillation.get_yscale() == "log"  # from 1 to 0.002
+    assert (distillation.get_title(), distillation.get_yscale()) == ("Distillation", "log")  # from 1 to 0.002
     np.testing.assert_allclose(distillation.lines[0].get_ydata(), [0.5**step for step in range(10)])
     assert teacher.get_yscale() == "linear"  # from 30 to 21
     np.testing.assert_array_equal(teacher.lines[0].get_xdata(), range(10))
