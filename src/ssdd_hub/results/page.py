@@ -70,7 +70,7 @@ def render_report(
         [(picture, CAPTIONS.get(name, name)) for name, picture in pictures.items()],
         title=title,
         facts=facts,
-        columns=[(heading, unit(next(iter(column.values())))) for heading, column in columns.items()],
+        columns=[(heading, next(iter(column.values()))) for heading, column in columns.items()],
         rows=score_rows(columns),
         config=config,
     )
@@ -85,6 +85,7 @@ def render_page(path: Path, template: str, pictures: list[tuple[Path, str]], **c
 
     loader = PackageLoader("ssdd_hub.results")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["unit"] = unit
     figures = [(base64.b64encode(picture.read_bytes()).decode(), caption) for picture, caption in pictures]
     page = environment.get_template(template).render(figures=figures, **context)
     with atomic_path(path) as temporary:
@@ -201,29 +202,20 @@ def _sets(records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(record["set"] for record in records if record["set"] not in (*CEILINGS, "none")))
 
 
-def _parts(records: list[Record], comparisons: list[Record]) -> list[dict[str, Any]]:
+def _parts(records: list[Record], comparisons: list[Record]) -> list[tuple[str, list[Table], str]]:
     """Returns headings, tables and notes of the page."""
-    note = score_note(records, comparisons)
-    parts = [_part("Scores", score_tables(records, comparisons), note, "No scores were measured.")]
+    parts = [("Scores", score_tables(records, comparisons), score_note(records, comparisons))]
     for (baseline,), results in group(comparisons, "baseline").items():
         note = f"{DIFFERENCE_NOTE} In brackets the 95 % interval."
-        parts.append(_part(f"Differences to {baseline}", difference_tables(results, intervals=True), note))
+        parts.append((f"Differences to {baseline}", difference_tables(results, intervals=True), note))
     for high in (name for name in CEILINGS if any(record["set"] == name for record in records)):
         sets = [name for name in _sets(records) if name != "random"]
         shares = [share for name in sets for share in share_of_way(records, name, high=high)]
-        tables = build_tables(shares, _share)
         notes = " ".join(dict.fromkeys(f"* {share['note']}." for share in shares if share["note"]))
         note = f"0 % is random, 100 % is {high}, of the means. {notes}"
-        parts += [_part(f"Share of the way from random to {high}", tables, note)] if tables else []
+        if shares:
+            parts.append((f"Share of the way from random to {high}", build_tables(shares, _share), note))
     return parts
-
-
-def _part(heading: str, tables: list[Table], note: str, empty: str = "") -> dict[str, Any]:
-    shown = [
-        (title, [(name, unit(record)) for name, record in columns], [[name, *cells] for name, cells in rows])
-        for title, columns, rows in tables
-    ]
-    return {"heading": heading, "tables": shown, "note": note, "empty": empty}
 
 
 def _share(share: Record) -> str:

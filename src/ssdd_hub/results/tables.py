@@ -57,7 +57,7 @@ def score_table(records: list[Record]) -> str:
     columns = sort_columns(records)
     if not columns:
         return "no scores"
-    table = [["set", *columns], *score_rows(columns)]
+    table = [["set", *columns], *([name, *cells] for name, cells in score_rows(columns))]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     table.insert(1, ["-" * width for width in widths])
     aligned = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table)
@@ -175,13 +175,11 @@ def usual_n(records: list[Record]) -> int:
     return max(Counter(record["n"] for record in records).items(), key=lambda item: item[1], default=(0, 0))[0]
 
 
-def score_rows(columns: Columns) -> list[list[str]]:
-    """Returns a row of cells for each set, and a last one that compares distilled with random where both are there."""
-    rows = [[name, *(score_cell(column.get(name)) for column in columns.values())] for name in _sets(columns)]
+def score_rows(columns: Columns) -> list[tuple[str, list[str]]]:
+    """Returns the cells of each set, and at last changes from random to distilled where both are there."""
+    rows = [(name, [score_cell(column.get(name)) for column in columns.values()]) for name in _sets(columns)]
     changes = [_change(column) for column in columns.values()]
-    if any(changes):
-        rows.append(["distilled against random", *changes])
-    return rows
+    return [*rows, *([("distilled against random", changes)] if any(changes) else [])]
 
 
 def _change(column: dict[str, Record]) -> str:
