@@ -106,24 +106,6 @@ def test_more_pairs_than_features_need_the_memory_of_the_features_alone(monkeypa
     assert rows == [4, 5, 5, 5]
 
 
-@pytest.mark.parametrize("count", [20, 200])
-def test_targets_that_are_linear_in_the_fresh_features_are_predicted(data, small_backbone, count):
-    """Noise in the targets of the set would show: it has 24 features, and 20 or 200 pairs."""
-    build = lambda: small_backbone(0).eval()  # noqa: E731
-    train, test = (features_of(build(), data, bank).double() for bank in (data.train, data.heldout))
-    mixing = draw(24, 5) @ torch.diag(1 / torch.arange(1, 6).double())
-    # With 20 pairs only what those span can be known.
-    basis = torch.linalg.svd(torch.cat([train[:count], torch.ones(count, 1)], 1), full_matrices=False).Vh
-    weights = basis.T @ (basis @ torch.cat([mixing, draw(1, 5, seed=3)]))
-    linear = lambda part: (part @ weights[:-1] + weights[-1]).float()  # noqa: E731
-    pairs = MadePairs(data.images(data.train)[:count], linear(train[:count]))
-    known = replace(data, heldout_targets=linear(test))
-    measure = KernelRegression(KrrSettings(ridge=1e-12))(pretrained(small_backbone, pairs), known)[0]
-    assert measure.metric == "mse" and measure.value < 1e-6 * linear(test).var().item()
-    worse = MadePairs(pairs.images, pairs.targets.roll(1, 0))
-    assert KernelRegression(KrrSettings())(pretrained(small_backbone, worse), known)[0].value > 1000 * measure.value
-
-
 @pytest.mark.parametrize("count", [15, 120])
 def test_the_measures_are_those_of_the_methods_prediction(data, small_backbone, count):
     pairs = MadePairs(data.images(data.train)[:count], draw(count, 6, dtype=torch.float32))

@@ -150,11 +150,10 @@ def test_borders_are_black():
 
 
 def test_divergence_is_reported():
-    data = make_data([0, 1, 2] * 4, [0, 1, 2])
+    data, student = make_data([0, 1, 2] * 4, [0, 1, 2]), make_network()
     settings = FinetuneSettings(steps=40, learning_rate=1e30, augment="none")
     with pytest.raises(InputError, match=r"diverges at step \d+ on the target: lower --finetune\.learning-rate"):
         FineTuning(settings)(pretrained(make_network(norm="none")), data)
-    student = make_network()
     student.head.bias.data[1] = torch.nan
     with pytest.raises(InputError, match=r"diverges on made: lower --kd\.learning-rate"):
         score(student, data, "kd")
@@ -163,19 +162,15 @@ def test_divergence_is_reported():
 # Scoring
 
 
-class Constant(nn.Module):
-    """Says of an image its class by brightness, wrongly of every third."""
-
-    def forward(self, images):
+def test_a_score_counts_what_is_right():
+    def student(images):
+        """Says of an image its class by brightness, wrongly of every third."""
         classes = (SPACE.denormalise(images).mean((1, 2, 3)) * 255 / 64).long()
         classes[::3] += 1
         return functional.one_hot(classes, 9).float()
 
-
-def test_a_score_counts_what_is_right():
-    data = make_data([0, 1], [0, 1, -1, 2, 1, 0, 2])
     # Of the six that are known, the first and the fourth are mistaken.
-    assert score(Constant(), data, "finetune") == pytest.approx(4 / 6)
+    assert score(student, make_data([0, 1], [0, 1, -1, 2, 1, 0, 2]), "finetune") == pytest.approx(4 / 6)
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
