@@ -161,12 +161,12 @@ def draw_panels(
         axis.set_ylabel(unit(records[0]), fontsize=9)
         axis.grid(alpha=0.25)
     figure.suptitle(plain(heading, 100), fontsize=11)
-    handles = [
-        Line2D([], [], color=s.colour, marker=s.marker, linestyle=s.line, markersize=6) for s in styles.values()
-    ]
     # A leading underscore would hide a name.
-    labels = [f" {plain(name)}" for name in styles]
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    handles = [
+        Line2D([], [], color=s.colour, marker=s.marker, linestyle=s.line, markersize=6, label=f" {plain(name)}")
+        for name, s in styles.items()
+    ]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     return figure, axes[: len(panels)]
 
 

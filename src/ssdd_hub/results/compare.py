@@ -1,13 +1,12 @@
 """Comparison of sets, paired by student: every set was scored with the same seeds."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ssdd_hub.hub.markdown import escape
-from ssdd_hub.results.tables import Record, Table, build_tables, group, metric_of, number, spread, usual_n
+from ssdd_hub.results.tables import Record, Table, build_tables, metric_of, number, spread, usual_n
 
 KEY = ("protocol", "target", "student", "use", "labels", "metric")
 CEILINGS = ("full", "teacher")  # upper bounds, which no distilled set is expected to beat
@@ -49,12 +48,13 @@ def compare(records: list[Record], baseline: str) -> list[Record]:
 
 
 def _by_measurement(records: list[Record]) -> dict[tuple[Any, ...], dict[str, Record]]:
-    groups = {}
-    for key, same in group(records, *KEY).items():
-        groups[key] = {record["set"]: record for record in same}
-        if len(groups[key]) < len(same):
-            names = ", ".join(f"'{name}'" for name, count in Counter(r["set"] for r in same).items() if count > 1)
-            raise ValueError(f"two scores of the set {names} for {dict(zip(KEY, key, strict=True))}; one was expected")
+    groups: dict[tuple[Any, ...], dict[str, Record]] = {}
+    for record in records:
+        key = tuple(record.get(part) for part in KEY)
+        if record["set"] in groups.setdefault(key, {}):
+            about = dict(zip(KEY, key, strict=True))
+            raise ValueError(f"two scores of the set '{record['set']}' for {about}; one was expected")
+        groups[key][record["set"]] = record
     return groups
 
 

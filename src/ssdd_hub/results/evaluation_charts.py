@@ -19,7 +19,6 @@ from ssdd_hub.results.compare import NO_CONTEST
 from ssdd_hub.results.tables import Record, amount, group, sort_columns
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -99,26 +98,23 @@ def _draw_students(protocol: str, use: str, records: list[Record], styles: Style
     part, labels = _middle(records)
     panels, about = group(part, "target"), _join(protocol, labels, use)
     figure, axes = draw_panels([(str(target), same) for (target,), same in panels.items()], styles, about)
-    names = [name for name in styles if any(record["set"] == name for record in part)]
+    sets = {record["set"] for record in part}
+    names = [name for name in styles if name in sets]
     for axis, same in zip(axes, panels.values(), strict=True):
-        _draw_groups(axis, same, names, styles)
-    caption = f"{about}: mean ± standard deviation over the seeds, by student."
-    return Picture(f"{protocol} by student", caption, figure)
-
-
-def _draw_groups(axis: "Axes", records: list[Record], names: list[str], styles: Styles) -> None:
-    students = list(dict.fromkeys(record["student"] for record in records))
-    for place in range(1, len(students), 2):
-        axis.axvspan(place - 0.5, place + 0.5, color="#f1f3f4", zorder=0)
-    for record in sorted(records, key=lambda record: students.index(record["student"])):
-        shift = 0.76 * ((names.index(record["set"]) + 0.5) / len(names) - 0.5)
-        draw_points(axis, [students.index(record["student"]) + shift], [record], styles[record["set"]])
-    axis.set_xlim(-0.5, len(students) - 0.5)
-    axis.set_xticks(range(len(students)), [plain(student) for student in students], fontsize=8)
-    if len(students) > 2:
-        for label in axis.get_xticklabels():
-            label.set(rotation=25, ha="right", rotation_mode="anchor")
-    axis.grid(visible=False, axis="x")
+        students = group(same, "student")
+        for place, scores in enumerate(students.values()):
+            if place % 2:
+                axis.axvspan(place - 0.5, place + 0.5, color="#f1f3f4", zorder=0)
+            for record in scores:
+                shift = 0.76 * ((names.index(record["set"]) + 0.5) / len(names) - 0.5)
+                draw_points(axis, [place + shift], [record], styles[record["set"]])
+        axis.set_xlim(-0.5, len(students) - 0.5)
+        axis.set_xticks(range(len(students)), [plain(student) for (student,) in students], fontsize=8)
+        if len(students) > 2:
+            for label in axis.get_xticklabels():
+                label.set(rotation=25, ha="right", rotation_mode="anchor")
+        axis.grid(visible=False, axis="x")
+    return Picture(f"{protocol} by student", f"{about}: mean ± standard deviation over the seeds, by student.", figure)
 
 
 def _middle(records: list[Record]) -> tuple[list[Record], str]:
@@ -148,16 +144,16 @@ def _bars(records: list[Record], styles: Styles) -> "Figure":
     return draw_bars(records, styles, across=min(2, len(sort_columns(records))))
 
 
-def _draw_costs(known: list[Record], contest: list[Record], styles: Styles) -> list[Picture]:
+def _draw_costs(known: list[Record], scores: list[Record], styles: Styles) -> list[Picture]:
     """Draws scores against the seconds of pre-training; a set that costs nothing is a line."""
     seconds = {
         (record["set"], record["student"], record.get("use")): record["mean"]
         for record in known
         if record["protocol"] in NO_CONTEST and record["metric"] == "seconds" and record["mean"] > 0
     }
-    measured = {record["protocol"] for record in contest}
+    measured = {record["protocol"] for record in scores}
     headline = next((name for name in _HEADLINES if name in measured), None)
-    scores = [record for record in contest if record["protocol"] in ("teacher_error", headline)]
+    scores = [record for record in scores if record["protocol"] in ("teacher_error", headline)]
     pictures = []
     for (student, use), part in list(group(scores, "student", "use").items())[:_MOST_STUDENTS]:
         costs = {name: cost for (name, *about), cost in seconds.items() if about == [student, use]}
@@ -187,15 +183,14 @@ def _draw_cost(records: list[Record], heading: str, costs: Mapping[str, float], 
     return figure
 
 
-def _draw_ranks(known: list[Record], contest: list[Record], styles: Styles) -> list[Picture]:
+def _draw_ranks(known: list[Record], scores: list[Record], styles: Styles) -> list[Picture]:
     """Draws how well a set orders architectures against how much sooner, and the scores that were ordered."""
     ranks = group([record for record in known if record["protocol"] == _RANK], "metric")
     taus = ranks.get(("tau",), [])
     pictures = [_draw_taus(taus, ranks.get(("speedup",), []), styles)] if taus else []
     for (by, target, labels, use), part in group(taus, "by", "target", "labels", "use").items():
-        wanted = {"protocol": by, "target": target, "labels": labels, "use": use}
-        scores = [record for record in contest if all(record.get(key) == value for key, value in wanted.items())]
-        sets = {name: same for (name,), same in group(scores, "set").items()}
+        ordered = group(scores, "protocol", "target", "labels", "use").get((by, target, labels, use), [])
+        sets = {name: same for (name,), same in group(ordered, "set").items()}
         panels = [(f"{r['set']}, tau {r['mean']:.2f}", sets[r["set"]]) for r in part if r["set"] in sets]
         if panels and _TRUTH in sets:
             about = _join(f"architectures by {by}", target, amount(labels), _use(taus, use))
