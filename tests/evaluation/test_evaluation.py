@@ -1,18 +1,19 @@
+import itertools
 import json
 import math
 import threading
-from collections import defaultdict
 from dataclasses import replace
 
 import pytest
 import torch
-from test_protocols import Linear, draw_bank, make_data
+from evaluation_cases import CPU, Linear, draw_bank
+from test_protocols import make_data
 from torch import nn
 
-from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation import evaluation as evaluate
 from ssdd_hub.evaluation.entries import Candidate, Contender, none_contender, set_contender
-from ssdd_hub.evaluation.evaluation import EvaluateSettings, Evaluation, describe_values
+from ssdd_hub.evaluation.evaluation import Evaluation, describe_values
 from ssdd_hub.evaluation.protocols.base import Measure, Pretrained
 from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
@@ -29,7 +30,6 @@ from ssdd_hub.targets.transform import TargetTransform
 
 USE = UseSettings(epochs=3, batch_size=4, learning_rate=0.05)
 SPACE = PixelSpace((0.5,), (0.25,))
-CPU = torch.device("cpu")
 
 
 class Weights:
@@ -147,21 +147,14 @@ def test_each_set_has_a_record_of_each_protocol_and_metric_with_its_statistics(r
     assert json.loads(text(records)) == records
 
 
-def test_one_seed_has_no_spread(run):
-    for record in run(Weights(), seeds=1):
-        assert (record["n"], record["std"], record["values"]) == (1, 0.0, [record["mean"]])
-
-
 def test_the_values_are_those_of_one_student_after_the_other(run):
-    records, data = run(Weights(), TeacherError()), real_data()
-    for record in scores(records):
+    protocols, data = {"weights": Weights(), "teacher_error": TeacherError()}, real_data()
+    for record in scores(run(*protocols.values())):
         for k, value in enumerate(record["values"]):
             student, seed = first_student(k), derive_seed(7, "evaluated student", k)
             if record["set"] != "none":
-                made = set_contender("", make_set({"a": 1, "b": 2}[record["set"]]), "cpu")
-                fit_student(student, made.pairs(k), USE, seed)
-            protocol = Weights() if record["protocol"] == "weights" else TeacherError()
-            found = protocol(Pretrained(student, Linear, None, seed), data)
+                fit_student(student, SetPairs(make_set({"a": 1, "b": 2}[record["set"]])), USE, seed)
+            found = protocols[record["protocol"]](Pretrained(student, Linear, None, seed), data)
             (expected,) = [m.value for m in found if (m.metric, m.labels) == (record["metric"], record["labels"])]
             assert value == pytest.approx(expected, rel=1e-5)
 
@@ -209,50 +202,18 @@ def test_statistics_are_of_the_numbers_that_are_there(values, mean, std, n):
 # The same students for all sets
 
 
-def test_students_start_alike_whatever_the_set(run):
-    records = scores(run(Weights(), use=replace(USE, epochs=0)))
-    values = {record["set"]: record["values"] for record in records if record["labels"] == 0.1}
-    assert values["a"] == values["b"] == values["none"]
-    assert values["a"] == [pytest.approx(first_student(k).head.weight.sum().item()) for k in range(3)]
-    assert len(set(values["a"])) == 3
-
-
-def test_protocols_draw_alike_whatever_the_set(run):
-    protocol = Weights()
+def test_a_protocol_gets_the_student_its_pairs_a_fresh_copy_and_one_seed_for_all_sets(run):
+    protocol, seen = Weights(), []
     run(protocol, datasets=[real_data("one"), real_data("two", seed=5)])
-    # In any order, since students are pre-trained side by side; by seed, the six that start from the same weights.
-    starts = defaultdict(list)
-    for pretrained, data in protocol.asked:
-        start = pretrained.build().head.weight.sum().item()
-        starts[pretrained.seed].append((start, pretrained.pairs is None, data.name))
-    assert len(starts) == 3
-    for asked in starts.values():
-        assert len({start for start, _, _ in asked}) == 1
-        # Both datasets for each of three sets, one of them none.
-        expected = [(untrained, name) for untrained in (False, False, True) for name in ("one", "two")]
-        assert sorted((untrained, name) for _, untrained, name in asked) == sorted(expected)
-
-
-def test_a_protocol_gets_the_student_its_pairs_and_a_fresh_copy_of_it(run):
-    protocol = Weights()
-    run(protocol, seeds=2)
-    assert sorted(pretrained.pairs is None for pretrained, _ in protocol.asked) == [False] * 4 + [True] * 2
-    seeds = list(dict.fromkeys(sorted(pretrained.seed for pretrained, _ in protocol.asked)))
-    firsts = {seed: None for seed in seeds}
-    for pretrained, _ in protocol.asked:  # in any order, since students are pre-trained side by side
+    for pretrained, data in protocol.asked:  # in any order, since students are pre-trained side by side
         trained, fresh = pretrained.pairs is not None, pretrained.build()
         assert fresh is not pretrained.student and not fresh.training and not pretrained.student.training
-        number = next(k for k in range(2) if torch.equal(fresh.head.weight, first_student(k).head.weight))
-        assert firsts[pretrained.seed] in (None, number)
-        firsts[pretrained.seed] = number
+        (k,) = (k for k in range(3) if torch.equal(fresh.head.weight, first_student(k).head.weight))
+        assert pretrained.seed == derive_seed(7, "evaluated student", k)
         assert torch.equal(fresh.head.weight, pretrained.student.head.weight) != trained
         assert not trained or len(pretrained.pairs) == 6
-    assert sorted(firsts.values()) == [0, 1]
-
-
-def test_the_seed_of_the_run_decides(run):
-    first, other = (run(Weights(), seed=seed)[0]["values"] for seed in (7, 8))
-    assert not set(first) & set(other)
+        seen.append((k, trained, data.name))
+    assert sorted(seen) == sorted(itertools.product(range(3), (True, True, False), ("one", "two")))
 
 
 # Nothing is measured twice
@@ -325,22 +286,15 @@ def test_what_is_added_is_all_that_is_measured(run, trained):
         {"datasets": [real_data("made", seed=3)]},
         {"datasets": [replace(real_data(), pixel_space=PixelSpace((0.5,), (0.3,)))]},
         {"datasets": [replace(real_data(), heldout_targets=torch.ones(5, 3))]},
+        {},
     ],
 )
 def test_what_a_number_depends_on_has_it_measured_again(run, change):
-    protocol = Weights()
+    protocol, again = Weights(), Weights(setting=1 if change else 2)
     first = run(protocol)
-    run(protocol, **change)
-    measured = len(protocol.asked) - 9
-    assert measured == (6 if "sets" in change else 9)
-    assert text(run(protocol)) == text(first) and len(protocol.asked) == 9 + measured
-
-
-def test_other_settings_of_a_protocol_have_it_measured_again(run, trained):
-    run(Weights())
-    again = Weights(setting=2)
-    run(again)
-    assert len(again.asked) == 9 and len(trained) == 12
+    run(again, **change)
+    assert len(again.asked) == (6 if "sets" in change else 9)
+    assert text(run(protocol)) == text(first) and len(protocol.asked) == 9
 
 
 def test_names_do_not_matter(run, trained):
@@ -359,27 +313,16 @@ def test_sets_of_the_same_content_are_measured_once(run):
     assert len(protocol.asked) == 3
 
 
-def test_a_damaged_cell_is_measured_again(run, evaluation):
-    protocol = Weights()
-    first = run(protocol)
-    path = next(p for p in sorted(evaluation().store.folder.iterdir()) if b'"weights"' in p.read_bytes())
-    path.write_bytes(path.read_bytes()[:-20])
-    assert text(run(protocol)) == text(first) and len(protocol.asked) == 10
-
-
 # What a contender decides
 
 
-def test_a_contender_may_be_asked_some_protocols_only(run):
+def test_a_contender_may_have_some_protocols_only(run, trained):
     first, second = Weights("first"), Weights("second")
-    records = run(first, second, sets=[contender("a", 1, protocols=("second",)), contender("b", 2)])
+    limited = contender("a", 1, protocols=("second",)), contender("c", 3, protocols=())
+    records = run(first, second, sets=[*limited, contender("b", 2)])
     asked = {(record["set"], record["protocol"]) for record in scores(records)}
     assert asked == {("a", "second"), ("b", "first"), ("b", "second")} and len(first.asked) == 3
-
-
-def test_a_contender_that_is_asked_nothing_is_not_trained(run, trained):
-    assert run(Weights(), sets=[contender("a", 1, protocols=())]) == []
-    assert trained == []
+    assert len(trained) == 6  # nothing is trained for c
 
 
 def test_a_network_of_its_own_takes_the_students_place(run, trained):
@@ -388,16 +331,13 @@ def test_a_network_of_its_own_takes_the_students_place(run, trained):
             super().__init__()
             nn.init.constant_(self.head.weight, 0.5)
 
-    own = Contender("own", lambda k: None, lambda k: "fixed", network=Fixed)
-    protocol = Weights()
+    own, protocol, again = Contender("own", lambda k: None, lambda k: "fixed", network=Fixed), Weights(), Weights()
     records = run(protocol, sets=[own, contender("a", 1)])
     assert records[0]["values"] == [6.0] * 3 and records[0]["n"] == 3 and len(trained) == 3
     untrained = [pretrained for pretrained, _ in protocol.asked if pretrained.pairs is None]
-    assert len(untrained) == 3
-    assert all(type(pretrained.student) is type(pretrained.build()) is Fixed for pretrained in untrained)
+    assert [type(found) for p in untrained for found in (p.student, p.build())] == [Fixed] * 6
     # No recipe and no student is part of it.
-    again = Weights()
-    run(again, sets=[own], use=replace(USE, epochs=9), candidates=[candidate(again, name="other")])
+    run(sets=[own], use=replace(USE, epochs=9), candidates=[candidate(again, name="other")])
     assert again.asked == []
 
 
@@ -473,7 +413,7 @@ class Share:
 @pytest.mark.parametrize("number", [2, 4])
 def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch, number):
     alone = run(Weights(), TeacherError(), folder="alone")
-    shares, protocols, store = [], [Weights() for _ in range(number)], evaluation().store
+    shares, protocols, gather = [], [Weights() for _ in range(number)], evaluate.gather_object
 
     def collect(share):
         shares.extend(share)
@@ -482,26 +422,19 @@ def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch,
     monkeypatch.setattr(evaluate, "gather_object", collect)
     for index, protocol in enumerate(protocols):
         with pytest.raises(InterruptedError):
-            evaluation(protocol, TeacherError(), store=store).run(Share(index, number))
+            evaluation(protocol, TeacherError()).run(Share(index, number))
     places = [place for share in shares for place in share]
-    assert sorted(places) == sorted(("linear", name, k) for name in ("a", "b", "none") for k in range(3))
+    assert sorted(places) == sorted(itertools.product(["linear"], ["a", "b", "none"], range(3)))
     counts = [len(share) for share in shares]
     assert max(counts) - min(counts) <= 1 and [len(protocol.asked) for protocol in protocols] == counts
     monkeypatch.setattr(evaluate, "gather_object", lambda share: shares)
     for index in range(number):
-        last = Weights()
-        records = evaluation(last, TeacherError(), store=store).run(Share(index, number))
-        assert text(scores(records)) == text(scores(alone)) and last.asked == []
-
-
-def test_another_number_of_processes_finds_what_is_there(run, evaluation, monkeypatch):
-    first = run(Weights())
-    protocol, shares = Weights(), []
-    monkeypatch.setattr(evaluate, "gather_object", lambda share: shares.extend(share) or shares)
-    # The first process alone has but its own share to tell of.
-    with pytest.raises(KeyError):
-        evaluation(protocol).run(Share(0, 2))
-    assert text(evaluation(protocol).run(Share(1, 2))) == text(first) and protocol.asked == []
+        records = evaluation(Weights(), TeacherError()).run(Share(index, number))
+        assert text(scores(records)) == text(scores(alone))
+    # Another number of processes finds what is there.
+    monkeypatch.setattr(evaluate, "gather_object", gather)
+    last = Weights()
+    assert text(scores(run(last, TeacherError()))) == text(scores(alone)) and last.asked == []
 
 
 # Candidates
@@ -538,15 +471,3 @@ def test_pre_training_on_digits_is_worth_something(digits, small_teacher, run):
     mean = {(record["set"], record["protocol"]): record["mean"] for record in scores(records)}
     assert mean["full", "teacher_error"] < 0.5 * mean["none", "teacher_error"]
     assert mean["full", "probe"] > 0.4
-
-
-# Settings
-
-
-def test_settings_out_of_range_are_all_named():
-    with pytest.raises(SettingsError) as caught:
-        EvaluateSettings(seeds=0, max_heldout=0)
-    assert caught.value.problems == [
-        "evaluate.seeds must be at least 1, got 0",
-        "evaluate.max_heldout must be at least 1, got 0",
-    ]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from ssdd_hub.evaluation.protocols.logistic import Frame, fit_logistic
+from ssdd_hub.evaluation.protocols.logistic import fit_logistic
 from ssdd_hub.seeds import generator
 
 
@@ -57,15 +57,6 @@ def test_the_default_tolerance_and_float32_change_no_accuracy(count, width):
         assert right.double().mean().item() == pytest.approx(expected.mean(), abs=0.002)
 
 
-def test_digits_are_read_as_scikit_learn_reads_them(digits):
-    source, heldout = digits
-    features, test = (bank.pixels.flatten(1).float() / 255 for bank in digits)
-    expected = fit_sklearn(features[:400], source.labels[:400], 1e-2).score(test.double(), heldout.labels)
-    ours = predictions(fit_logistic(features[:400], source.labels[:400], 1e-2, 10), test) == heldout.labels
-    assert expected > 0.85
-    assert ours.double().mean().item() == pytest.approx(expected, abs=0.002)
-
-
 def test_a_start_changes_the_way_and_not_the_end():
     features, labels = hard_case(200, 30, dtype=torch.float64)
     cold = fit_logistic(features, labels, 1e-2, 10, tolerance=1e-13)
@@ -88,18 +79,3 @@ def test_equal_features_leave_the_shares_of_the_classes():
     )
     odds = (torch.full((3,), 5.0) @ weight.T + bias).softmax(0)
     torch.testing.assert_close(odds, torch.tensor([0.75, 0.0, 0.25]), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize(("count", "width"), [(7, 12), (40, 12), (1, 5)])
-def test_a_frame_turns_features_and_loses_nothing(count, width):
-    features = torch.randn(count, width, generator=generator(0, "frame"), dtype=torch.float64) + 3
-    frame = Frame.of(features)
-    inside = frame.coordinates(features)
-    assert inside.shape == (count, min(count, width))
-    torch.testing.assert_close(inside @ inside.T, (features - features.mean(0)) @ (features - features.mean(0)).T)
-    torch.testing.assert_close(inside.square().mean(0), frame.variances)
-    linear = (torch.randn(4, width, dtype=torch.float64), torch.randn(4, dtype=torch.float64))
-    entered = frame.enter(linear)
-    torch.testing.assert_close(inside @ entered[0].T + entered[1], features @ linear[0].T + linear[1])
-    left = frame.leave(entered)
-    torch.testing.assert_close(features @ left[0].T + left[1], features @ linear[0].T + linear[1])

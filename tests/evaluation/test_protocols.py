@@ -1,46 +1,28 @@
+"""What all protocols have in common, the real images that they measure on, and the error to the teacher."""
+
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from evaluation_cases import CPU, Linear, MadePairs, draw_bank, make_bank
 from torch import nn
 
-from ssdd_hub.data.bank import ImageBank, draw_heldout, fingerprint_pixels
-from ssdd_hub.errors import InputError
+from ssdd_hub.data.bank import draw_heldout
+from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.evaluation.evaluation import EvaluateSettings
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, Pretrained
+from ssdd_hub.evaluation.protocols.finetune import FinetuneSettings, FineTuning
+from ssdd_hub.evaluation.protocols.kd import KdSettings, KnowledgeDistillation
+from ssdd_hub.evaluation.protocols.knn import KnnSettings, NearestNeighbours
+from ssdd_hub.evaluation.protocols.krr import KernelRegression, KrrSettings
+from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, MkdtProbe, ProbeSettings
+from ssdd_hub.evaluation.protocols.rank import RankSettings
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
-
-CPU = torch.device("cpu")
-
-
-class Linear(nn.Module):
-    """A student whose features are its pixels, with timm's contract."""
-
-    def __init__(self, pixels=4, width=3):
-        super().__init__()
-        self.head = nn.Linear(pixels, width)
-
-    def forward_features(self, images):
-        return images
-
-    def forward_head(self, maps, pre_logits=False):
-        return maps.flatten(1) if pre_logits else self.head(maps.flatten(1))
-
-    def forward(self, images):
-        return self.forward_head(self.forward_features(images))
-
-
-def make_bank(pixels, labels=None):
-    return ImageBank(pixels, labels, None, {"name": "made", "fingerprint": fingerprint_pixels(pixels)})
-
-
-def draw_bank(count, labels=None, seed=0, size=2):
-    pixels = torch.randint(0, 256, (count, 1, size, size), generator=torch.Generator().manual_seed(seed))
-    return make_bank(pixels.to(torch.uint8), labels)
 
 
 def make_data(train, heldout, targets=None):
@@ -54,6 +36,107 @@ def exact(bank):
 
 def ask(student, data, protocol=None):
     return (protocol or TeacherError())(Pretrained(student, Linear, None, 0), data)
+
+
+# All protocols
+
+VOTE = {"neighbours": 200, "temperature": 0.1, "max_images": 50000}
+SHARES = {"labels": [0.01, 0.05, 0.1, 0.5, 1.0], "draws": 3}
+# The defaults are those of the papers.
+KEYS = {
+    "probe": SHARES | {"balanced": False, "heldout": 0.2, "ridges": [1e-4, 1e-3, 1e-2, 1e-1, 1.0], "max_iter": 1000},
+    "probe_mkdt": SHARES,
+    "finetune": {"steps": 10000, "batch_size": 256, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+    | {"augment": "crop-flip", "labels": [1.0]},
+    "knn": VOTE,
+    "krr": {"ridge": 1e-6, "max_pairs": 50000, "vote": VOTE},
+    "kd": {"classifier": "probe", "ridge": 1e-3, "epochs": 1000, "max_steps": None, "batch_size": 512}
+    | {"learning_rate": 1e-4, "weight_decay": 0.0, "temperature": 1.0, "augment": "dsa", "student_mode": "eval"},
+    "teacher_error": {},
+}
+
+
+@pytest.fixture
+def protocols(small_teacher):
+    teacher = small_teacher()
+    KEYS["kd"]["network"] = teacher.describe()
+    return [
+        LinearProbe(ProbeSettings()),
+        MkdtProbe(ProbeSettings()),
+        FineTuning(FinetuneSettings()),
+        NearestNeighbours(KnnSettings()),
+        KernelRegression(KrrSettings()),
+        KnowledgeDistillation(KdSettings(), teacher),
+        TeacherError(),
+    ]
+
+
+def test_the_key_of_each_protocol_is_its_settings(protocols):
+    data = make_data(draw_bank(4, torch.arange(4) % 2), draw_bank(2, torch.arange(2)))
+    assert all(isinstance(protocol, EvaluationProtocol) for protocol in protocols)
+    assert {protocol.name: protocol.key(data) for protocol in protocols} == KEYS
+    unlabelled = replace(data, heldout=draw_bank(2))
+    assert "vote" not in KernelRegression(KrrSettings()).key(unlabelled)
+
+
+@pytest.mark.parametrize("pairs", [None, MadePairs(torch.zeros(1, 1, 2, 2))])
+@pytest.mark.parametrize("labels", [None, [0, 0, 0, 0], [0, 1, -1, -1]])
+@pytest.mark.parametrize("targets", [None, torch.zeros(2, 3)])
+def test_protocols_apply_where_they_have_labels_pairs_or_targets(protocols, pairs, labels, targets):
+    bank = draw_bank(4, labels if labels is None else torch.tensor(labels))
+    data, student = make_data(bank, draw_bank(2, torch.arange(2)), targets), Pretrained(Linear(), Linear, pairs, 0)
+    labelled, known, paired = labels == [0, 1, -1, -1], targets is not None, pairs is not None
+    expected = dict.fromkeys(("probe", "probe_mkdt", "finetune", "knn"), labelled) | {"teacher_error": known}
+    expected |= {"kd": labelled and paired, "krr": (labelled or known) and paired}
+    assert {protocol.name: protocol.applies(student, data) for protocol in protocols} == expected
+
+
+def test_what_a_protocol_lacks_is_named(protocols):
+    messages = {
+        "krr": "kernel ridge regression needs pairs",
+        "kd": "check applies first",
+        "teacher_error": "the teacher's targets of the held-out images are required",
+    }
+    data = make_data(draw_bank(4, torch.arange(4) % 2), draw_bank(2, torch.arange(2)))
+    for protocol in protocols:
+        if protocol.name in messages:
+            with pytest.raises(ValueError, match=messages[protocol.name]):
+                ask(Linear(), data, protocol)
+
+
+OUT_OF_RANGE = {
+    EvaluateSettings: {"seeds": 0, "max_heldout": 0},
+    ProbeSettings: {"labels": [1.5], "draws": 0, "heldout": 1.0, "ridges": [0.0], "max_iter": 0},
+    FinetuneSettings: {"steps": 0, "batch_size": 0, "learning_rate": 0, "momentum": 1, "weight_decay": -1}
+    | {"augment": "dsa", "labels": [0.5, 1.5]},
+    KdSettings: {"ridge": 0, "epochs": 0, "max_steps": 0, "batch_size": 0, "learning_rate": 0, "weight_decay": -1}
+    | {"temperature": 0, "augment": "crop", "student_mode": "train"},
+    KnnSettings: {"neighbours": 0, "temperature": 0, "max_images": 0},
+    KrrSettings: {"ridge": 0, "max_pairs": 0},
+    RankSettings: {"by": "teacher", "variants": [{"name": "ssdd_convnet3"}] * 2},
+}
+
+
+@pytest.mark.parametrize("settings", OUT_OF_RANGE)
+def test_settings_out_of_range_are_all_named(settings):
+    values = OUT_OF_RANGE[settings]
+    with pytest.raises(SettingsError) as caught:
+        settings(**values)
+    assert [problem.split(" must be ")[0] for problem in caught.value.problems] == [
+        f"{settings.section}.{name}" for name in values
+    ]
+
+
+def test_numbers_of_labels_differ():
+    with pytest.raises(SettingsError, match=r"probe\.labels must differ from each other, got \[0.5, 0.5\]"):
+        ProbeSettings(labels=[0.5, 0.5])
+
+
+@pytest.mark.parametrize("settings", [ProbeSettings, FinetuneSettings])
+@pytest.mark.parametrize("labels", [[], [0.0], [-1.0], [2.5], [float("nan")], [float("inf")]])
+def test_numbers_of_labels_are_shares_or_counts(settings, labels):
+    with pytest.raises(SettingsError, match=rf"{settings.section}\.labels must be"):
+        settings(labels=labels)
 
 
 # Labels
@@ -78,13 +161,11 @@ def test_images_of_known_class_are_those_with_a_label():
     assert data.labels(data.train) is bank.labels
 
 
-def test_labels_that_are_not_there_cannot_be_asked_for():
+@pytest.mark.parametrize("method", ["known", "labels"])
+def test_labels_that_are_not_there_are_missed(method):
     data = make_data(draw_bank(2), draw_bank(2))
-    for question in (data.known, data.labels):
-        with pytest.raises(
-            ValueError, match="labels of made are required, and it has none: check data.labelled first"
-        ):
-            question(data.train)
+    with pytest.raises(ValueError, match="labels of made are required, and it has none: check data.labelled first"):
+        getattr(data, method)(data.train)
 
 
 # Identity
@@ -134,15 +215,6 @@ def test_images_are_in_the_space_of_the_students():
     assert torch.equal(data.images(data.heldout, torch.tensor([2, 0])), found[[2, 0]])
 
 
-def test_batches_are_the_images_in_their_order_the_last_one_smaller():
-    data = make_data(draw_bank(5), draw_bank(3))
-    assert [len(part) for part in data.batches(data.train, size=2)] == [2, 2, 1]
-    rows = torch.tensor([4, 1, 1])
-    parts = list(data.batches(data.train, rows, size=2))
-    assert torch.equal(torch.cat(parts), data.images(data.train)[rows])
-    assert [len(part) for part in data.batches(data.train)] == [5]
-
-
 def test_working_in_parts_changes_nothing():
     data, student, sizes = make_data(draw_bank(1100), draw_bank(1)), Linear(), []
 
@@ -183,16 +255,6 @@ def test_a_student_that_gives_the_targets_has_no_error():
         assert ask(student, make_data(bank, bank, given))[0].value < 1e-11
 
 
-def test_the_error_is_asked_for_where_targets_are_known():
-    protocol, asked = TeacherError(), Pretrained(Linear(), Linear, None, 0)
-    data = make_data(draw_bank(2), draw_bank(2))
-    assert isinstance(protocol, EvaluationProtocol) and protocol.name == "teacher_error" and protocol.key(data) == {}
-    assert protocol.applies(asked, replace(data, heldout_targets=torch.zeros(2, 3)))
-    assert not protocol.applies(asked, data)
-    with pytest.raises(ValueError, match="the teacher's targets of the held-out images are required"):
-        protocol(asked, data)
-
-
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_student_that_diverged_is_reported(value):
     student = Linear()
@@ -212,10 +274,7 @@ def test_held_out_images_are_drawn_by_seed_and_keep_their_order():
     assert torch.equal(drawn.pixels, bank.pixels[rows]) and drawn.fingerprint != bank.fingerprint
     assert torch.equal(again.labels, rows) and not torch.equal(other.labels, rows)
     assert set(draw_heldout(bank, 5, 0).labels.tolist()) < set(rows.tolist())
-
-
-def test_of_fewer_held_out_images_all_are_taken():
-    bank = draw_bank(3, torch.arange(3))
-    for most in (3, 10):
+    # Of fewer, all are taken.
+    for most in (50, 90):
         drawn = draw_heldout(bank, most, 4)
         assert torch.equal(drawn.pixels, bank.pixels) and drawn.fingerprint == bank.fingerprint

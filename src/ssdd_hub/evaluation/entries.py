@@ -1,4 +1,4 @@
-"""What an evaluation compares: sets, the references beside them, and the students pre-trained on each."""
+"""Entries of an evaluation: sets, references, and the students pre-trained on each."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
+from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, WholeNetwork
 from ssdd_hub.models.build import build_student
 from ssdd_hub.models.pretraining import Pairs
 from ssdd_hub.pixel_space import PixelSpace
@@ -33,42 +33,24 @@ REFERENCES = (NONE, *SELECTIONS, FULL, TEACHER)
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """A set that students are pre-trained on, or a reference in its place.
-
-    Attributes:
-        name: Its name in the scores.
-        pairs: From the number `k` of the student to its pairs; None for no pre-training.
-        identity: From `k` to JSON that names these pairs by their content.
-        same_targets: Whether its targets are of the teacher that held-out targets are of.
-        pixel_space: The space in which its students see real images; None for the data's own.
-        network: Returns a network that takes the place of a student and is not pre-trained, such as the teacher.
-        protocols: Names of the protocols that it can be asked; None for all.
-    """
+    """A set that students are pre-trained on, or a reference in its place."""
 
     name: str
-    pairs: Callable[[int], Pairs | None]
-    identity: Callable[[int], Any]
-    same_targets: bool = True
-    pixel_space: PixelSpace | None = None
-    network: Callable[[], nn.Module] | None = None
-    protocols: Collection[str] | None = None
+    pairs: Callable[[int], Pairs | None]  # of student `k`; None for no pre-training
+    identity: Callable[[int], Any]  # JSON that names the pairs of student `k` by their content
+    same_targets: bool = True  # whether its targets are of the teacher that held-out targets are of
+    pixel_space: PixelSpace | None = None  # in which its students see real images; None for the data's own
+    network: Callable[[], nn.Module] | None = None  # takes the place of a student and is not pre-trained
+    protocols: Collection[str] | None = None  # names of the protocols that apply to it; None for all
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """An architecture that is pre-trained.
-
-    Attributes:
-        name: Its name in the scores.
-        build: Returns an untrained network on the CPU, with a head as wide as the targets; called under a seeded
-            global generator.
-        identity: JSON that names it.
-        protocols: What it is asked.
-    """
+    """An architecture that is pre-trained."""
 
     name: str
-    build: Callable[[], nn.Module]
-    identity: Any
+    build: Callable[[], nn.Module]  # an untrained network with a head as wide as the targets, by torch's generator
+    identity: Any  # JSON
     protocols: Sequence[EvaluationProtocol]
 
     @classmethod
@@ -80,17 +62,9 @@ class Candidate:
         title: str | None = None,
         **shape: Any,
     ) -> "Candidate":
-        """Returns a timm model as a candidate.
+        """Returns a timm model as a candidate, of its timm name or another in the scores.
 
-        Args:
-            name: Its timm name.
-            model_args: Further arguments of the model.
-            protocols: What it is asked.
-            title: Its name in the scores; by default the timm name.
-            **shape: `num_targets`, `in_chans` and `image_size`, as `build_student` takes them.
-
-        Raises:
-            InputError: There is no such model, or it takes no such arguments or images.
+        `shape` holds `num_targets`, `in_chans` and `image_size`. An `InputError` says why it cannot be built.
         """
         build = partial(build_student, name, **shape, **model_args)
         build()
@@ -100,93 +74,79 @@ class Candidate:
 def set_contender(
     name: str, distilled: DistilledSet, device: torch.device | str, same_targets: bool = True
 ) -> Contender:
-    """Returns a set as a contender; every student sees the same pairs.
-
-    Args:
-        name: Its name in the scores.
-        distilled: The set.
-        device: Where the students are.
-        same_targets: Whether its targets are of the teacher that held-out targets are of.
-    """
+    """Returns a set as a contender, for students on a device; every student sees the same pairs."""
     identity = describe_pairs(distilled)
     return Contender(name, lambda k: SetPairs(distilled, device), lambda k: identity, same_targets)
 
 
+def none_contender(name: str = NONE) -> Contender:
+    """Returns the reference of no pre-training."""
+    return Contender(name, _no_pairs, lambda k: NONE)
+
+
+def _no_pairs(k: int) -> Pairs | None:
+    return None
+
+
 def describe_pairs(distilled: DistilledSet) -> dict[str, Any]:
-    """Returns what names the pairs of a set by their content, as JSON."""
-    tensors = {name: getattr(distilled, name) for name in ("images", "targets", "views", "view_targets")}
-    hashes = {name: describe_tensor(tensor)["sha256"] for name, tensor in tensors.items() if tensor is not None}
+    """Returns JSON that names the pairs of a set by their content."""
+    hashes = _hash_tensors(distilled, "images", "targets", "views", "view_targets")
     return {**hashes, "pixel_space": distilled.pixel_space.to_dict()}
 
 
 def describe_matrix(transform: TargetTransform) -> list[str]:
     """Returns the sha256 of the numbers of a transform, which its description leaves out."""
-    tensors = (transform.mean, transform.scale, transform.components)
-    return [describe_tensor(tensor)["sha256"] for tensor in tensors if tensor is not None]
+    return list(_hash_tensors(transform, "mean", "scale", "components").values())
+
+
+def _hash_tensors(owner: object, *names: str) -> dict[str, str]:
+    """Returns the sha256 of those tensors of an object that are not None."""
+    tensors = {name: getattr(owner, name) for name in names}
+    return {name: describe_tensor(tensor)["sha256"] for name, tensor in tensors.items() if tensor is not None}
 
 
 @dataclass(frozen=True, eq=False)
 class References:
-    """Selections of source images with their teacher's targets, one for each student, kept as distilled sets.
+    """References; selections of source images among them, one for each student, are kept as distilled sets."""
 
-    Attributes:
-        folder: Where they are kept; what is there is not selected again.
-        source: The source images and their teacher.
-        settings: Of the selections.
-        seed: Seed of the run.
-        num_views: Views `K` that are stored with each image of a selection.
-    """
-
-    folder: Path
+    folder: Path  # what is there is not selected again
     source: Source
     settings: SelectionSettings
     seed: int
-    num_views: int = 0
+    num_views: int = 0  # views `K` stored with each image of a selection
 
     def contender(self, method: str, count: int, name: str | None = None) -> Contender:
-        """Returns one of `REFERENCES` as a contender.
-
-        Args:
-            method: Its kind.
-            count: Images `M` of a selection.
-            name: Its name in the scores; by default its kind.
-
-        Raises:
-            InputError: There is no such reference.
-        """
+        """Returns one of `REFERENCES`, selections of `count` images, under its own name or another."""
         name, source = name or method, self.source
         if method == NONE:
             return none_contender(name)
         if method == TEACHER:
-            return teacher_contender(source, name)
+            about = {"teacher": source.teacher.describe(), "pixel_space": source.pixel_space.to_dict()}
+            protocols = ("probe", "probe_mkdt", "knn")
+            return Contender(name, _no_pairs, lambda k: about, network=self._teacher, protocols=protocols)
         if method == FULL:
             pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
             return Contender(name, lambda k: pairs, lambda k: {"full": self._origin})
         if method not in SELECTIONS:
             raise InputError(f"there is no reference {method!r}: use some of {', '.join(REFERENCES)}")
-        return Contender(name, partial(self._pairs, method, count), partial(self._identity, method, count))
+
+        def load(k: int) -> DistilledSet:
+            return DistilledSet.load(self._path(method, count, k))
+
+        return Contender(name, lambda k: SetPairs(load(k), source.device), lambda k: describe_pairs(load(k)))
 
     def contenders(self, methods: Sequence[str], counts: Sequence[int]) -> list[Contender]:
-        """Returns references beside sets of these numbers of images: a selection for each number, all else once.
-
-        Args:
-            methods: Some of `REFERENCES`.
-            counts: Images `M` of the sets.
-
-        Raises:
-            InputError: There is no such reference.
-        """
+        """Returns references beside sets of these numbers of images: a selection for each number, all else once."""
         found = []
         for method in methods:
             sizes = list(dict.fromkeys(counts)) if method in SELECTIONS else counts[:1]
-            names = [method if len(sizes) == 1 else f"{method}-{size}" for size in sizes]
-            found += [self.contender(method, size, name) for size, name in zip(sizes, names, strict=True)]
+            found += [self.contender(method, n, method if len(sizes) == 1 else f"{method}-{n}") for n in sizes]
         return found
 
     def prepare(self, methods: Sequence[str], counts: Sequence[int], seeds: int, progress: bool = True) -> None:
         """Makes the selections that are not there yet: for each kind and number of images, one for each student."""
-        sizes, chosen = dict.fromkeys(counts), [method for method in methods if method in SELECTIONS]
-        todo = [(method, count, k) for method in chosen for count in sizes for k in range(seeds)]
+        chosen = [method for method in methods if method in SELECTIONS]
+        todo = [(method, count, k) for method in chosen for count in dict.fromkeys(counts) for k in range(seeds)]
         todo = [job for job in todo if not (self._path(*job) / METADATA_FILE).is_file()]
         for method, count, k in tqdm(todo, "references", unit="set", disable=not (progress and todo)):
             seed = derive_seed(self.seed, f"reference {method}", k)
@@ -209,52 +169,11 @@ class References:
         key = [self._origin, method, count, asdict(self.settings), self.seed, k, self.num_views]
         return self.folder / f"{method}-{count}-{k}-{hash_json(key)[:8]}"
 
-    def _pairs(self, method: str, count: int, k: int) -> Pairs:
-        return SetPairs(DistilledSet.load(self._path(method, count, k)), self.source.device)
-
-    def _identity(self, method: str, count: int, k: int) -> Any:
-        return describe_pairs(DistilledSet.load(self._path(method, count, k)))
-
-
-def none_contender(name: str = NONE) -> Contender:
-    """Returns the reference of no pre-training."""
-
-    def _no_pairs(k: int) -> Pairs | None:
-        return None
-
-    return Contender(name, _no_pairs, lambda k: NONE)
-
-
-def teacher_contender(source: Source, name: str = TEACHER) -> Contender:
-    """Returns the teacher's own features as a contender: what a student would be worth that had learnt all of them."""
-
-    def _no_pairs(k: int) -> Pairs | None:
-        return None
-
-    def _network() -> nn.Module:
-        return _TeacherNetwork(source)
-
-    identity = {"teacher": source.teacher.describe(), "pixel_space": source.pixel_space.to_dict()}
-    return Contender(name, _no_pairs, lambda k: identity, network=_network, protocols=("probe", "probe_mkdt", "knn"))
-
-
-class _TeacherNetwork(nn.Module):
-    """The teacher as a network that is fed with images in the students' pixel space."""
-
-    def __init__(self, source: Source) -> None:
-        super().__init__()
-        # In a tuple the teacher is no part of this network, which may be moved and changed without touching it.
-        self.parts = (source.teacher, source.pixel_space)
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Maps images `(n, C, H, W)` of the students' space to the teacher's features `(n, D)`."""
-        teacher, space = self.parts
-        features: Tensor = teacher(space.denormalise(images))
-        return features
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Returns the features: there is no head."""
-        return features
+    def _teacher(self) -> nn.Module:
+        """Returns the teacher as a network that takes images in the students' pixel space."""
+        teacher, space = self.source.teacher, self.source.pixel_space
+        # In a function the teacher is no part of the network, which may be moved and changed without touching it.
+        return WholeNetwork(lambda images: teacher(space.denormalise(images)))
 
 
 def select(method: str, source: Source, count: int, seed: int, settings: SelectionSettings) -> DistilledSet:
@@ -266,7 +185,7 @@ def select(method: str, source: Source, count: int, seed: int, settings: Selecti
         method: One of `SELECTIONS`.
         source: The images and their teacher.
         count: Images `M` of the set: in `[1, N]`, or any number of noise images.
-        seed: Decides whatever is drawn.
+        seed: Seed of all that is drawn.
         settings: See `SelectionSettings`.
 
     Raises:
@@ -276,22 +195,22 @@ def select(method: str, source: Source, count: int, seed: int, settings: Selecti
         raise InputError(f"there is no selection {method!r}: use one of {', '.join(SELECTIONS)}")
     if count < 1:
         raise InputError(f"a selection needs at least 1 image, got {count}")
-    rows = None
+    bank, facts, labels = source.bank, {"seed": seed, "count": count, **asdict(settings)}, None
     if method == GAUSSIAN:
         images, targets = draw_noise(source, count, seed)
     else:
         rows = choose_rows(method, source, count, seed, settings)
         images, targets = source.images(rows), source.targets[rows].cpu()
-    labels = None if rows is None or source.bank.labels is None else source.bank.labels[rows]
-    chosen = {} if rows is None else {"indices_sha256": describe_tensor(rows)["sha256"]}
-    facts = {"seed": seed, "count": count, **asdict(settings), **chosen}
-    parts = (source.bank.source, source.teacher, source.transform, source.pixel_space)
+        labels = None if bank.labels is None else bank.labels[rows]
+        facts["indices_sha256"] = describe_tensor(rows)["sha256"]
     return DistilledSet(
         images,
         targets.float(),
         source.pixel_space,
         labels=labels,
-        provenance=describe_selection(method, facts, *parts),
-        label_names=None if labels is None else source.bank.label_names,
+        provenance=describe_selection(
+            method, facts, bank.source, source.teacher, source.transform, source.pixel_space
+        ),
+        label_names=None if labels is None else bank.label_names,
         target_transform=None if source.transform.kind == "none" else source.transform,
     )

@@ -1,7 +1,7 @@
 """Pre-trains students on every set with one recipe and scores them with every protocol.
 
-A *cell* is one set, one student, one seed, one protocol and one dataset. Cells are stored one by one. Student `k` has
-the same first weights, and a protocol draws the same labelled images for it, whatever the set: scores can be paired.
+A *cell* is one set, one student, one seed, one protocol and one dataset, stored by itself. Student `k` has the same
+first weights, and a protocol draws the same labelled images for it, whatever the set: scores can be paired.
 """
 
 import json
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,27 +48,16 @@ class EvaluateSettings(Settings, section="evaluate"):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """All cells of an evaluation.
-
-    Attributes:
-        contenders: The sets.
-        candidates: The students.
-        datasets: What is measured on.
-        use: The recipe of pre-training.
-        seeds: Students per set.
-        seed: Seed of the run.
-        store: Where cells are kept.
-        facts: Entries that every record gets, such as `source`.
-    """
+    """All cells of an evaluation: those of every set, student, dataset and protocol."""
 
     contenders: Sequence[Contender]
     candidates: Sequence[Candidate]
     datasets: Sequence[RealData]
     use: UseSettings
-    seeds: int
+    seeds: int  # students per set
     seed: int
     store: CellStore
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any]  # entries that every record gets, such as `source`
 
     def __post_init__(self) -> None:
         for kind in ("contenders", "candidates", "datasets"):
@@ -78,14 +67,11 @@ class Evaluation:
                 raise InputError(f"the {kind} of an evaluation must have names of their own, got {twice} twice")
 
     def run(self, accelerator: Accelerator) -> list[Record]:
-        """Measures the cells that are not there yet, shared out over the processes, and returns all records.
+        """Measures the cells that are not there yet, shared out over the processes; a student may diverge.
 
         Returns:
             The records of `scores.json`: one per set, student, dataset, protocol, metric and number of labels, with
             mean, std (n - 1), n and all values.
-
-        Raises:
-            InputError: A student diverges.
         """
         jobs = [
             _Job(self, candidate, contender, k)
@@ -94,17 +80,15 @@ class Evaluation:
             for contender in self.contenders
         ]
         mine = jobs[accelerator.process_index :: accelerator.num_processes]
-        device = self.datasets[0].device
-        with tqdm(desc="evaluate", unit="cell", disable=not accelerator.is_main_process) as bar:
-            todo = [job for job in mine if job.missing]
-            bar.total = sum(len(job.missing) for job in todo)
-            bar.refresh()
-            # Jobs of the same content follow each other, so that what one has measured the next finds.
-            alike: dict[str, list[_Job]] = {}
-            for job in todo:
-                alike.setdefault(json.dumps(job.identity, sort_keys=True), []).append(job)
-            _run_side_by_side(partial(_run, bar), list(alike.values()), device)
-        measured = {job.place: job.measured() for job in mine}
+        todo = [job for job in mine if job.missing]
+        # Jobs of the same content follow each other, so that the next finds what one has measured.
+        alike: dict[str, list[_Job]] = {}
+        for job in todo:
+            alike.setdefault(json.dumps(job.identity, sort_keys=True), []).append(job)
+        total = sum(len(job.missing) for job in todo)
+        with tqdm(total=total, desc="evaluate", unit="cell", disable=not accelerator.is_main_process) as bar:
+            _run_side_by_side(list(alike.values()), bar.update, self.datasets[0].device)
+        measured = {(job.candidate.name, job.contender.name, job.k): job.measured() for job in mine}
         results = {place: found for share in gather_object([measured]) for place, found in share.items()}
         return list(self._records(results))
 
@@ -114,18 +98,12 @@ class Evaluation:
                 students = [results[candidate.name, contender.name, k] for k in range(self.seeds)]
                 for protocol, target in dict.fromkeys(where for student in students for where in student):
                     cells = [student.get((protocol, target), []) for student in students]
-                    about = {
-                        "set": contender.name,
-                        "protocol": protocol,
-                        **self.facts,
-                        "target": target,
-                        "student": candidate.name,
-                        "use": self.use.augment,
-                    }
+                    about = {"set": contender.name, "protocol": protocol, **self.facts, "target": target}
+                    about |= {"student": candidate.name, "use": self.use.augment}
                     yield from _summarise(about, cells)
 
 
-_Measured = dict[tuple[str, str | None], list[Measure]]
+_Measured = dict[tuple[str, str | None], list[Measure]]  # by protocol and dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,22 +115,14 @@ class _Job:
     contender: Contender
     k: int
 
-    @property
-    def place(self) -> tuple[str, str, int]:
-        """Which student, set and seed."""
-        return self.candidate.name, self.contender.name, self.k
-
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What every cell of this student depends on."""
+        named, seed = self.contender.identity(self.k), [self.evaluation.seed, self.k]
         if self.contender.network is not None:
-            return {"network": self.contender.identity(self.k), "seed": [self.evaluation.seed, self.k]}
-        return {
-            "set": self.contender.identity(self.k),
-            "student": self.candidate.identity,
-            "use": asdict(self.evaluation.use),
-            "seed": [self.evaluation.seed, self.k],
-        }
+            return {"network": named, "seed": seed}
+        student, use = self.candidate.identity, asdict(self.evaluation.use)
+        return {"set": named, "student": student, "use": use, "seed": seed}
 
     @cached_property
     def cells(self) -> list[tuple[EvaluationProtocol, RealData, dict[str, Any]]]:
@@ -162,24 +132,23 @@ class _Job:
             targets = data.heldout_targets if contender.same_targets else None
             data = replace(data, heldout_targets=targets, pixel_space=contender.pixel_space or data.pixel_space)
             for protocol in self.candidate.protocols:
-                if contender.protocols is not None and protocol.name not in contender.protocols:
-                    continue
-                asked = {"protocol": protocol.name, **protocol.key(data)}
-                found.append((protocol, data, {**self.identity, "data": data.identity, **asked}))
+                if contender.protocols is None or protocol.name in contender.protocols:
+                    key = {**self.identity, "data": data.identity, "protocol": protocol.name, **protocol.key(data)}
+                    found.append((protocol, data, key))
         return found
 
     @property
     def cost_key(self) -> dict[str, Any]:
-        """The key of what the pre-training took."""
+        """The key of the cost of the pre-training."""
         return {**self.identity, "protocol": COST}
 
     @cached_property
     def missing(self) -> list[tuple[EvaluationProtocol, RealData, dict[str, Any]]]:
-        """The cells that were not there when this was first asked."""
+        """The cells that are not stored at the start."""
         return [cell for cell in self.cells if self.evaluation.store.read(cell[2]) is None]
 
     def run(self, done: Callable[[], object]) -> None:
-        """Pre-trains the student and measures what is missing; an answer that does not apply is an empty one."""
+        """Pre-trains the student and measures what is missing; a protocol that does not apply measures nothing."""
         store = self.evaluation.store
         try:
             # Another job of the same content may have been done in the meantime.
@@ -193,52 +162,46 @@ class _Job:
             raise InputError(f"{self.candidate.name} number {self.k} on {self.contender.name}: {error}") from error
 
     def _pretrain(self) -> Pretrained:
-        evaluation, pairs = self.evaluation, self.contender.pairs(self.k)
-        seed = derive_seed(evaluation.seed, "evaluated student", self.k)
-        build = partial(self._build, evaluation.datasets[0].device)
-        student = build()
+        use, store, pairs = self.evaluation.use, self.evaluation.store, self.contender.pairs(self.k)
+        seed = derive_seed(self.evaluation.seed, "evaluated student", self.k)
+        student = self._build()
         if pairs is not None:
-            started = time.perf_counter()
-            fit_student(student, pairs, evaluation.use, seed)
+            started, size, steps = time.perf_counter(), len(pairs), use.num_steps(len(pairs))
+            fit_student(student, pairs, use, seed)
+            cost = {"seconds": time.perf_counter() - started, "steps": steps}
+            cost["epochs"] = steps * min(use.batch_size, size) / size
             # The first measurement stays, or a resumed evaluation would not end in the same table.
-            if evaluation.store.read(self.cost_key) is None:
-                evaluation.store.write(self.cost_key, self._cost(len(pairs), time.perf_counter() - started))
-        return Pretrained(student, build, pairs, seed)
+            if store.read(self.cost_key) is None:
+                store.write(self.cost_key, [Measure(name, value) for name, value in cost.items()])
+        return Pretrained(student, self._build, pairs, seed)
+
+    def _build(self) -> nn.Module:
+        with seeded(self.evaluation.seed, "evaluated student", self.k):
+            student = (self.contender.network or self.candidate.build)()
+        device = self.evaluation.datasets[0].device
+        return student.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
 
     def measured(self) -> _Measured:
-        """Returns all that is stored, by protocol and dataset."""
+        """Returns all that is stored."""
         read = self.evaluation.store.read
         found: _Measured = {(protocol.name, data.name): read(key) or [] for protocol, data, key in self.cells}
         return {**found, (COST, None): read(self.cost_key) or []}
 
-    def _build(self, device: torch.device) -> nn.Module:
-        with seeded(self.evaluation.seed, "evaluated student", self.k):
-            student = (self.contender.network or self.candidate.build)()
-        return student.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
 
-    def _cost(self, size: int, seconds: float) -> list[Measure]:
-        use = self.evaluation.use
-        steps = use.num_steps(size)
-        epochs = steps * min(use.batch_size, size) / size
-        return [Measure("seconds", seconds), Measure("steps", steps), Measure("epochs", epochs)]
-
-
-def _run(bar: "tqdm[Any]", jobs: Sequence[_Job]) -> None:
-    for job in jobs:
-        job.run(bar.update)
-
-
-def _run_side_by_side(
-    run: Callable[[Sequence[_Job]], None], jobs: Sequence[Sequence[_Job]], device: torch.device
-) -> None:
-    """Runs jobs on the CPU with one core each, as many at a time as torch has threads; elsewhere one by one.
+def _run_side_by_side(groups: Sequence[Sequence[_Job]], done: Callable[[], object], device: torch.device) -> None:
+    """Runs groups of jobs, on the CPU with one core each, as many at a time as torch has threads; elsewhere in turn.
 
     The steps of small students are too short to be shared by several cores.
     """
+
+    def run(jobs: Sequence[_Job]) -> None:
+        for job in jobs:
+            job.run(done)
+
     cores = torch.get_num_threads()
     pool = ThreadPoolExecutor(cores if device.type == "cpu" else 1, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        for _ in pool.map(run, jobs):
+        for _ in pool.map(run, groups):
             pass
     finally:
         pool.shutdown(cancel_futures=True)
@@ -247,10 +210,9 @@ def _run_side_by_side(
 
 def _summarise(about: Mapping[str, Any], cells: Sequence[Iterable[Measure]]) -> Iterator[Record]:
     """Yields a record for each metric and number of labels; `values` has None for a student without one."""
-    kinds = dict.fromkeys((measure.metric, measure.labels) for cell in cells for measure in cell)
-    for metric, labels in kinds:
-        named = [{(measure.metric, measure.labels): measure.value for measure in cell} for cell in cells]
-        values = [names.get((metric, labels)) for names in named]
+    named = [{(measure.metric, measure.labels): measure.value for measure in cell} for cell in cells]
+    for metric, labels in dict.fromkeys(kind for kinds in named for kind in kinds):
+        values = [kinds.get((metric, labels)) for kinds in named]
         yield {**about, "labels": labels, "metric": metric, **describe_values(values)}
 
 

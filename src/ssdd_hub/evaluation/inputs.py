@@ -11,7 +11,7 @@ import torch
 from ssdd_hub.arguments import show
 from ssdd_hub.data.bank import DataSettings, ImageBank, draw_heldout, load_images
 from ssdd_hub.data.decode import CHANNELS
-from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.entries import REFERENCES, describe_matrix
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.pixel_space import PixelSpace
@@ -48,37 +48,29 @@ TARGETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "cars":
 def load_set(place: str, foreign: Mapping[str, Any] | None = None) -> DistilledSet:
     """Loads a distilled set: a folder, a Hub id, or a pair of tensors that other code wrote.
 
-    Args:
-        place: Where it is.
-        foreign: What a pair does not say of itself: its `layout`, and the space of its images and of real ones, by
-            `mean` and `std` or by the `dataset` for which that code has them.
-
-    Raises:
-        InputError: There is no such set, it is damaged, or it cannot be read with so little said of it.
+    `foreign` is what a pair does not state itself: its `layout`, and the space of its images and of real ones, by
+    `mean` and `std` or by the `dataset` for which that code has them.
     """
     if not is_foreign(place):
         return DistilledSet.from_pretrained(place)
-    said = dict(foreign or {})
-    strangers = sorted(said.keys() - {"layout", "dataset", "mean", "std"})
-    if strangers or ("mean" in said) != ("std" in said):
-        raise InputError(f"a set of other code is described by layout, and dataset or mean and std; got {said}")
-    layout = str(said.get("layout", "auto"))
-    if "mean" in said:
-        space = PixelSpace(tuple(said["mean"]), tuple(said["std"]))
-        return import_tensors(place, layout=layout, pixel_space=space, student_pixel_space=space)
-    if "dataset" not in said:
-        return import_tensors(place, layout=layout)
-    entry = LAYOUTS[find_pair(Path(place), layout).layout]
-    if said["dataset"] not in entry.real_spaces:
-        known = ", ".join(entry.real_spaces)
-        raise InputError(f"that code has no pixel space of {said['dataset']!r}, only of {known}: give mean and std")
-    real = entry.real_spaces[said["dataset"]]
-    own = None if entry.raw_images else real
-    return import_tensors(place, layout=layout, pixel_space=own, student_pixel_space=real)
+    stated = dict(foreign or {})
+    if stated.keys() - {"layout", "dataset", "mean", "std"} or ("mean" in stated) != ("std" in stated):
+        raise InputError(f"a set of other code is described by layout, and dataset or mean and std; got {stated}")
+    layout, space, real = str(stated.get("layout", "auto")), None, None
+    if "mean" in stated:
+        space = real = PixelSpace(tuple(stated["mean"]), tuple(stated["std"]))
+    elif "dataset" in stated:
+        entry, dataset = LAYOUTS[find_pair(Path(place), layout).layout], stated["dataset"]
+        if dataset not in entry.real_spaces:
+            known = ", ".join(entry.real_spaces)
+            raise InputError(f"that code has no pixel space of {dataset!r}, only of {known}: give mean and std")
+        real = entry.real_spaces[dataset]
+        space = None if entry.raw_images else real
+    return import_tensors(place, layout=layout, pixel_space=space, student_pixel_space=real)
 
 
 def name_sets(places: list[str]) -> list[str]:
-    """Returns a short name for each set: `distilled` for a single one, and else what tells their places apart.
+    """Returns a short name for each set: `distilled` for a single one, and else the end of its place.
 
     Names differ from each other and from those of references.
     """
@@ -89,20 +81,18 @@ def name_sets(places: list[str]) -> list[str]:
         names = ["/".join(part[-length:]) for part in parts]
         if all(names) and len(set(names)) == len(names) and not {name.split("-")[0] for name in names} & {*REFERENCES}:
             return names
-    return [f"set-{number}" + "".join(f"-{name}" for name in part[-1:]) for number, part in enumerate(parts, 1)]
+    return ["-".join(["set", str(number), *part[-1:]]) for number, part in enumerate(parts, 1)]
 
 
 def stated_settings(place: str, given: Collection[str] = ()) -> dict[str, Any]:
     """Returns what a set, or the run folder around it, states of its making, as settings of an evaluation.
 
+    Where they are known, these are `source`, settings of the source images; `teacher`, those of a teacher that can be
+    loaded; `use`, the recipe of the set; and `seed`. Folders of this machine only where this user began the run.
+
     Args:
         place: A folder or a Hub id.
         given: Names of settings that are given and that nothing stated takes the place of, such as `source.name`.
-
-    Returns:
-        As far as they are known: `source`, the settings of the source images; `teacher`, those of a teacher that can
-        be loaded; `use`, the recipe of the set; and `seed`. Folders of this machine only where this user began the
-        run.
 
     Raises:
         InputError: There is no such set, it is damaged, or it states what a record may not choose.
@@ -112,7 +102,12 @@ def stated_settings(place: str, given: Collection[str] = ()) -> dict[str, Any]:
     run = Path(place).parent
     if Path(place).is_dir() and (run / CONFIG_FILE).exists():
         return _of_run(run, given)
-    return _of_provenance(load_set(place).provenance, given)
+    provenance = load_set(place).provenance
+    settings, found = section(provenance, "settings"), {"use": stated_use(provenance)}
+    if "seed" in provenance:
+        found["seed"] = provenance["seed"]
+    data = section(settings, "data") if "data" in settings else None
+    return {**_usable(data, section(settings, "teacher"), given), **found}
 
 
 def _of_run(run: Path, given: Collection[str]) -> dict[str, Any]:
@@ -130,43 +125,30 @@ def _of_run(run: Path, given: Collection[str]) -> dict[str, Any]:
     if (run / TEACHER_FOLDER).is_dir():
         features = teacher.get("features", "pre_logits")
         found["teacher"] = {"backbone": f"local-dir:{run / TEACHER_FOLDER}", "pretrained": True, "features": features}
-    if is_own_run(path):
-        ready = teacher if teacher.get("pretrained") or teacher.get("checkpoint") else None
-        return {"source": data, **({} if ready is None else {"teacher": ready}), **found}
-    return {**_usable(data, teacher, given), **found}
-
-
-def _of_provenance(provenance: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
-    settings = section(provenance, "settings")
-    use = stated_use(provenance)
-    found = {"use": use, **({"seed": provenance["seed"]} if "seed" in provenance else {})}
-    data = section(settings, "data") if "data" in settings else None
-    return {**_usable(data, section(settings, "teacher"), given), **found}
+    if not is_own_run(path):
+        return {**_usable(data, teacher, given), **found}
+    ready = {"teacher": teacher} if teacher.get("pretrained") or teacher.get("checkpoint") else {}
+    return {"source": data, **ready, **found}
 
 
 def _usable(data: Mapping[str, Any] | None, teacher: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
-    """Returns what may be used of a stranger's settings, `source` and `teacher`; says what may not."""
+    """Returns what may be used of a record's settings, `source` and `teacher`; warns of what may not."""
     if data is not None and "source.name" in given:
         data = {name: value for name, value in data.items() if name != "name"}
     if "teacher.backbone" in given:
         teacher = {name: value for name, value in teacher.items() if name not in ("backbone", "checkpoint")}
-    source = None if data is None else stated_source(data)
-    ready = stated_teacher(teacher)
-    if data is not None and source is None:
+    found = {"source": None if data is None else stated_source(data), "teacher": stated_teacher(teacher)}
+    if data is not None and found["source"] is None:
         _LOG.warning(
             "the source images are stated as %r, which is no dataset of the Hub or a folder here: to use images of "
             "this machine, name them by --source.name",
             str(data.get("name"))[:80],
         )
-    return {**({} if source is None else {"source": source}), **({} if ready is None else {"teacher": ready})}
+    return {name: settings for name, settings in found.items() if settings is not None}
 
 
 def check_asked_images(distilled: DistilledSet, settings: DataSettings) -> None:
-    """Refuses settings of source images that do not give images like those of a set, before any is loaded.
-
-    Raises:
-        InputError: They state another size, or another number of channels.
-    """
+    """Raises an `InputError`, before any is loaded, where source images are not of a set's size and channels."""
     channels, size = distilled.images.shape[1], distilled.images.shape[-1]
     if settings.image_size not in (None, size):
         raise InputError(
@@ -174,46 +156,36 @@ def check_asked_images(distilled: DistilledSet, settings: DataSettings) -> None:
             f"{settings.image_size}: give --source.image-size {size}"
         )
     if CHANNELS.get(settings.mode, channels) != channels:
-        mode = "rgb" if channels == 3 else "grey"
+        mode = _mode(distilled)
         raise InputError(
             f"the source images must be {mode}, as the images of the set, and mode is {settings.mode}: give "
             f"--source.mode {mode}"
         )
 
 
+def _mode(distilled: DistilledSet) -> str:
+    return "rgb" if distilled.images.shape[1] == 3 else "grey"
+
+
 def check_stated_images(
     distilled: DistilledSet, settings: DataSettings, seed: int, source: ImageBank, heldout: ImageBank
 ) -> None:
-    """Refuses images that are taken for a set's source because it states them, and that have changed since.
+    """Raises an `InputError` where the images that a set states as its source are not those of its record.
 
-    Other images, which a seed or a setting asks for that is not the stated one, are not refused; a warning says so.
-
-    Args:
-        distilled: The set.
-        settings: By which the images were loaded.
-        seed: Likewise.
-        source: The source images.
-        heldout: All held-out images.
-
-    Raises:
-        InputError: The set records another fingerprint.
+    Where settings or the seed differ from the stated ones, images are not compared, and a warning says so.
     """
     provenance = distilled.provenance
     stated = {"seed": provenance.get("seed", seed), **section(section(provenance, "settings"), "data")}
-    asked = {"seed": seed, **asdict(settings)}
+    now = {"seed": seed, **asdict(settings)}
     # A name is recorded without its folder; the others decide no pixel.
-    decide = asked.keys() & stated.keys() - {"name", "label_column", "memory_budget_gb", "follow_links"}
-    differing = sorted(name for name in decide if asked[name] != stated[name])
+    decide = now.keys() & stated.keys() - {"name", "label_column", "memory_budget_gb", "follow_links"}
+    differing = sorted(name for name in decide if now[name] != stated[name])
     for words, name, bank in (("source images", "source", source), ("held-out images", "heldout", heldout)):
         recorded = section(provenance, name).get("fingerprint")
         # Where all images of a split are taken, nothing is drawn.
         whole = _ALL in (section(provenance, name).get("selection"), bank.source.get("selection"))
         idle = _DRAWN if whole and len(bank) <= (settings.max_images or len(bank)) else ()
-        others = [
-            f"{setting} {show(stated[setting])} there, {show(asked[setting])} now"
-            for setting in differing
-            if setting not in idle
-        ]
+        others = [f"{key} {show(stated[key])} there, {show(now[key])} now" for key in differing if key not in idle]
         if recorded is not None and others:
             _LOG.warning(
                 "the %s are not those of the set, and nothing was compared: other ones are asked for (%s)",
@@ -229,24 +201,15 @@ def check_stated_images(
 
 
 def check_stated_teacher(distilled: DistilledSet, teacher: Teacher, given: Collection[str] = ()) -> None:
-    """Refuses a teacher that is taken for a set's own because the set states it, and that has changed since.
+    """Raises an `InputError` where the teacher that a set states is not that of its record.
 
-    Args:
-        distilled: The set.
-        teacher: The teacher.
-        given: Names of settings that are given. Another teacher that they ask for is not refused, nor is the same one
-            that they have read otherwise.
-
-    Raises:
-        InputError: The set records other weights, another structure, or that they were read otherwise.
+    Another teacher that `given` settings name is not refused, nor is the same one that they have read otherwise.
     """
     if any(f"{name}.".startswith(_ANOTHER_TEACHER) for name in given):
         return
     differences, uncompared = compare_teacher(distilled.provenance, teacher)
-    asked = [
-        facts for setting, facts in _DECIDED_FACTS.items() if f"teacher.{setting}" in given and facts[0] in differences
-    ]
-    left = [text for fact, text in differences.items() if not any(fact in facts for facts in asked)]
+    read = [facts for key, facts in _DECIDED_FACTS.items() if f"teacher.{key}" in given and facts[0] in differences]
+    left = [text for fact, text in differences.items() if not any(fact in facts for facts in read)]
     if left:
         raise InputError(
             f"the teacher {show(teacher.name)} is not the one that the targets of the set are of ({'; '.join(left)} "
@@ -257,23 +220,16 @@ def check_stated_teacher(distilled: DistilledSet, teacher: Teacher, given: Colle
 
 
 def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetTransform | None) -> bool:
-    """Whether a set's targets are made by this very teacher and transform.
+    """Whether a set's targets are made by this teacher and transform, None where targets are features.
 
-    Args:
-        distilled: The set; one that states no teacher is taken at its word.
-        teacher: The teacher.
-        transform: What makes targets of its features; None where targets are features.
+    A set that states no teacher counts as made by this one.
     """
     own, wanted = (None if t is None else describe_matrix(t) for t in (distilled.target_transform, transform))
     return own == wanted and not compare_teacher(distilled.provenance, teacher).differences
 
 
 def check_alike(sets: Mapping[str, DistilledSet]) -> None:
-    """Refuses sets that no one student can be pre-trained on.
-
-    Raises:
-        InputError: They differ in the size of their images or in the width of their targets.
-    """
+    """Raises an `InputError` where sets differ in the size of their images or in the width of their targets."""
     shapes = {name: (*found.images.shape[1:], found.targets.shape[1]) for name, found in sets.items()}
     if len(set(shapes.values())) > 1:
         listed = "; ".join(f"{name}: {'x'.join(map(str, shape[:3]))}, {shape[3]}" for name, shape in shapes.items())
@@ -289,27 +245,21 @@ def load_target(
     """Loads a dataset to measure on, in the size and mode of a set's images.
 
     Args:
-        name: What it is called: a Hub id, a folder, a name of `TARGETS`, or any name when `args` say what it is.
+        name: A Hub id, a folder, a name of `TARGETS`, or any name when `args` have one.
         args: Settings of its data, of `DataSettings`.
         distilled: The set.
         most: Held-out images at most.
-        seed: Decides which.
+        seed: Draws them.
         device: Where the students are.
-
-    Raises:
-        InputError: It cannot be found or used, or has no labels.
     """
-    mode = "rgb" if distilled.images.shape[1] == 3 else "grey"
-    given = {"name": TARGETS.get(name, name), **args}
+    given = {"name": TARGETS.get(name, name), **args, "image_size": distilled.images.shape[-1]}
     try:
-        settings = DataSettings(**{**given, "image_size": distilled.images.shape[-1], "mode": mode})
-    except SettingsError:
-        raise
+        settings = DataSettings(**{**given, "mode": _mode(distilled)})
     except TypeError as error:
         raise InputError(f"--target-args.{name} holds an unknown setting of its data: {error}") from error
     train, heldout = load_images(settings, seed)
-    space = distilled.student_pixel_space
-    data = RealData(Path(name).name, train, draw_heldout(heldout, most, seed), space, device)
+    heldout = draw_heldout(heldout, most, seed)
+    data = RealData(Path(name).name, train, heldout, distilled.student_pixel_space, device)
     if not data.labelled:
         raise InputError(
             f"the target {name} has no labels of two classes, and nothing can be measured on it: name their column by "

@@ -1,7 +1,7 @@
 """The store of scores on the disk: what was measured once is not measured again."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from ssdd_hub.evaluation.protocols.base import Measure
 from ssdd_hub.files import atomic_path
 from ssdd_hub.record import hash_json
 
-Key = Mapping[str, Any]
+Key = dict[str, Any]
 
 
 class CellStore:
     """One small JSON file for each cell, named by a hash of all that its numbers depend on.
 
-    A cell appears whole or not at all, so an evaluation can be stopped at any moment and goes on where it was.
+    A cell appears whole or not at all: an evaluation can be stopped at any moment and goes on where it was.
 
     Args:
         folder: Where the files are; made when the first cell is written.
@@ -29,7 +29,8 @@ class CellStore:
         """Returns what was measured, or None; a file that is not what was written counts as none."""
         try:
             stored = json.loads(self._path(key).read_text(encoding="utf-8"))
-            if stored["key"] != _plain(key):
+            # As it is read back: with lists for tuples.
+            if stored["key"] != json.loads(json.dumps(key)):
                 return None
             return [Measure(**measure) for measure in stored["measures"]]
         except (OSError, ValueError, TypeError, KeyError):
@@ -37,13 +38,9 @@ class CellStore:
 
     def write(self, key: Key, measures: Sequence[Measure]) -> None:
         """Stores what was measured."""
-        content = {"key": _plain(key), "measures": [asdict(measure) for measure in measures]}
+        content = {"key": key, "measures": [asdict(measure) for measure in measures]}
         with atomic_path(self._path(key)) as temporary:
             temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
     def _path(self, key: Key) -> Path:
-        return self.folder / f"{hash_json(_plain(key))[:32]}.json"
-
-
-def _plain(key: Key) -> Any:
-    return json.loads(json.dumps(key))
+        return self.folder / f"{hash_json(key)[:32]}.json"

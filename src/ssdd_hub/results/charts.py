@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,90 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_BROAD = 5  # bars of a panel, with two lines each
-COLOURS = {"distilled": "#63abc4", "random": "#aab4bb", "none": "#d9dee1"}
-
-
-def save_figures(folder: Path, figures: Mapping[str, "Figure"]) -> dict[str, Path]:
-    """Writes figures as PNG, the same bytes for the same figure, into a folder that is made when missing."""
-    paths = {name: folder / f"{name}.png" for name in figures}
-    for name, figure in figures.items():
-        with atomic_path(paths[name]) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
-    return paths
-
-
-def plain(text: str, longest: int = 40) -> str:
-    """Returns a name as matplotlib is to draw it: no formula between dollars, one line, not longer than fits."""
-    words = " ".join(str(text).split())
-    return (words if len(words) <= longest else f"{words[: longest - 1]}…").replace("$", r"\$")
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """Returns an empty figure, width and height in inches, that lays itself out."""
-    # Not pyplot, which would keep every figure and pick a backend for the caller's process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def draw_bars(records: list[Record], colours: Mapping[str, Any], across: int = 2) -> "Figure":
-    """Draws a panel for each thing measured with a bar for each set.
-
-    Args:
-        records: The records of `scores.json`.
-        colours: By set; others are drawn in sand.
-        across: Panels side by side.
-
-    Raises:
-        ValueError: Two records score the same set in the same way.
-    """
-    columns = sort_columns(records)
-    down = max(math.ceil(len(columns) / across), 1)
-    most = max(map(len, columns.values()), default=1)
-    # Many bars have their score beside the name, not below it.
-    slim = most > MAX_BROAD
-    figure = new_figure(5 * across, down * ((0.32 if slim else 0.6) * most + 1.1))
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axis in axes[len(columns) :]:
-        axis.set_axis_off()
-    if not columns:
-        axes[0].text(0, 0.5, "no scores", color="gray")
-    for axis, (heading, column) in zip(axes, columns.items(), strict=False):
-        axis.set_title(plain(heading, 60), fontsize="medium" if slim else None)
-        # A long label would leave a narrow panel on the right.
-        axis.set_xlabel(unit(next(iter(column.values()))), loc="right" if slim else None)
-        _draw_panel(axis, column, colours, "  " if slim else "\n")
-    return figure
-
-
-def spans_decades(records: Iterable[Record]) -> bool:
-    """Whether these are errors of which the largest would hide what the others differ by."""
-    means = [record["mean"] for record in records if record["metric"] == "mse"]
-    return bool(means) and 0 < 20 * min(means) < max(means)
-
-
-def _draw_panel(axis: "Axes", column: dict[str, Record], colours: Mapping[str, Any], between: str) -> None:
-    scored = {name: record for name, record in column.items() if record["mean"] is not None}
-    for place, (name, record) in enumerate(scored.items()):
-        scale = metric_of(record).factor
-        mean, std = scale * record["mean"], scale * (record["std"] or 0)
-        axis.barh(place, mean, height=0.65, color=colours.get(name, "#dcc08e"))
-        if record["n"] > 1:
-            axis.errorbar(mean, place, xerr=std, color="black", capsize=6 if between == "\n" else 3, linewidth=1.2)
-        values = scale * np.asarray(record.get("values", []), dtype=np.float64)
-        axis.plot(values, place + np.linspace(-0.2, 0.2, len(values)), "o", color="black", markersize=3, alpha=0.6)
-    labels = [f"{plain(name)}{between}{score_cell(record)}" for name, record in scored.items()]
-    axis.set_yticks(range(len(labels)), labels)
-    if scored and spans_decades(scored.values()):
-        least = min(record["mean"] for record in scored.values())
-        axis.set(xscale="log", xlim=(least / 2, None))
-    axis.invert_yaxis()
-    axis.set_axisbelow(True)
-    axis.grid(axis="x", alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 class Style(NamedTuple):
@@ -127,7 +43,7 @@ _SPARE = [Style("#332288", "p"), Style("#6b4c2a", ">"), Style("#117733", "h"), S
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """Returns how sets are drawn: those that everybody has always alike, others with what is left, then again."""
+    """Returns how sets are drawn: common ones always alike, others with what is left, then again."""
     names = list(dict.fromkeys(names))
     free = [*_SPARE, *(style for name, style in STYLES.items() if name not in names and style.line == "-")]
     unknown = [name for name in names if name not in STYLES]
@@ -135,30 +51,123 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
     return {name: STYLES.get(name) or found[name] for name in names}
 
 
-def draw_panels(titles: Sequence[str], styles: Mapping[str, Style], heading: str) -> "tuple[Figure, list[Axes]]":
-    """Returns a figure with a panel for each title and a legend beside them."""
-    from matplotlib.lines import Line2D
+def save_figures(folder: Path, figures: Mapping[str, "Figure"]) -> dict[str, Path]:
+    """Writes figures as PNG, the same bytes for the same figure, into a folder that is made when missing."""
+    paths = {name: folder / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        with atomic_path(paths[name]) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+    return paths
 
-    across = 1 if len(titles) == 1 else 2 if len(titles) <= 4 else 3
-    down = math.ceil(len(titles) / across)
-    # The legend has about 22 names to a row of panels of this height.
-    figure = new_figure(2.2 + {1: 5.6, 2: 7.8, 3: 9.6}[across], max(down * 3.1, 0.21 * len(styles)) + 0.5)
+
+def plain(text: str, longest: int = 40) -> str:
+    """Returns a name as matplotlib is to draw it: no formula between dollars, one line, not longer than fits."""
+    words = " ".join(str(text).split())
+    return (words if len(words) <= longest else f"{words[: longest - 1]}…").replace("$", r"\$")
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Returns an empty figure, width and height in inches, that lays itself out."""
+    # Not pyplot, which would keep every figure and pick a backend for the caller's process.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _new_panels(width: float, height: float, down: int, across: int, count: int) -> "tuple[Figure, list[Axes]]":
+    """Returns a figure with a grid of panels, of which those after `count` stay empty."""
+    figure = new_figure(width, height)
     axes = list(figure.subplots(down, across, squeeze=False).ravel())
-    for axis in axes[len(titles) :]:
+    for axis in axes[count:]:
         axis.set_axis_off()
-    for axis, title in zip(axes, titles, strict=False):
-        axis.set_title(plain(title), fontsize=10)
-        axis.grid(alpha=0.25)
+    for axis in axes[:count]:
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def draw_bars(records: list[Record], styles: Mapping[str, Style], across: int = 2) -> "Figure":
+    """Draws a panel for each thing measured, `across` of them side by side, with a bar for each set.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    columns = sort_columns(records)
+    down = max(math.ceil(len(columns) / across), 1)
+    most = max(map(len, columns.values()), default=1)
+    # Many bars have their score beside the name, not below it.
+    slim = most > MAX_BROAD
+    height = down * ((0.32 if slim else 0.6) * most + 1.1)
+    figure, axes = _new_panels(5 * across, height, down, across, len(columns))
+    if not columns:
+        axes[0].text(0, 0.5, "no scores", color="gray")
+    for axis, (heading, column) in zip(axes, columns.items(), strict=False):
+        axis.set_title(plain(heading, 60), fontsize="medium" if slim else None)
+        # A long label would leave a narrow panel on the right.
+        axis.set_xlabel(unit(next(iter(column.values()))), loc="right" if slim else None)
+        _fill_bars(axis, column, styles, slim)
+    return figure
+
+
+def _fill_bars(axis: "Axes", column: dict[str, Record], styles: Mapping[str, Style], slim: bool) -> None:
+    scored = {name: record for name, record in column.items() if record["mean"] is not None}
+    for place, (name, record) in enumerate(scored.items()):
+        mean, std = shown_values(record)
+        axis.barh(place, mean, height=0.65, color=(styles[name].colour, 0.55))
+        if record["n"] > 1:
+            axis.errorbar(mean, place, xerr=std, color="black", capsize=3 if slim else 6, linewidth=1.2)
+        values = metric_of(record).factor * np.asarray(record.get("values", []), dtype=np.float64)
+        axis.plot(values, place + np.linspace(-0.2, 0.2, len(values)), "o", color="black", markersize=3, alpha=0.6)
+    between = "  " if slim else "\n"
+    labels = [f"{plain(name)}{between}{score_cell(record)}" for name, record in scored.items()]
+    axis.set_yticks(range(len(labels)), labels)
+    if scored and spans_decades(scored.values()):
+        least = min(record["mean"] for record in scored.values())
+        axis.set(xscale="log", xlim=(least / 2, None))
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.25)
+
+
+def spans_decades(records: Iterable[Record]) -> bool:
+    """Whether these are errors of which the largest would hide the differences between the others."""
+    means = [record["mean"] for record in records if record["metric"] == "mse"]
+    return bool(means) and 0 < 20 * min(means) < max(means)
+
+
+def shown_values(record: Record) -> tuple[float, float]:
+    """Returns mean and standard deviation as they are shown."""
+    factor = metric_of(record).factor
+    return factor * record["mean"], factor * (record["std"] or 0)
+
+
+def draw_panels(
+    panels: Sequence[tuple[str, Sequence[Record]]], styles: Mapping[str, Style], heading: str
+) -> "tuple[Figure, list[Axes]]":
+    """Returns a figure with an empty panel for each title and its records, and a legend of their sets beside them."""
+    from matplotlib.lines import Line2D
+
+    sets = {record["set"] for _, records in panels for record in records}
+    styles = {name: style for name, style in styles.items() if name in sets}
+    across = 1 if len(panels) == 1 else 2 if len(panels) <= 4 else 3
+    down = math.ceil(len(panels) / across)
+    # The legend has about 22 names to a row of panels of this height.
+    width, height = 2.2 + {1: 5.6, 2: 7.8, 3: 9.6}[across], max(down * 3.1, 0.21 * len(styles)) + 0.5
+    figure, axes = _new_panels(width, height, down, across, len(panels))
+    for axis, (title, records) in zip(axes, panels, strict=False):
+        axis.set_title(plain(title), fontsize=10)
+        axis.set_ylabel(unit(records[0]), fontsize=9)
+        axis.grid(alpha=0.25)
     figure.suptitle(plain(heading, 100), fontsize=11)
-    handles = [
-        Line2D([], [], color=s.colour, marker=s.marker, linestyle=s.line, markersize=6) for s in styles.values()
-    ]
     # A leading underscore would hide a name.
-    labels = [f" {plain(name)}" for name in styles]
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
-    return figure, axes[: len(titles)]
+    handles = [
+        Line2D([], [], color=s.colour, marker=s.marker, linestyle=s.line, markersize=6, label=f" {plain(name)}")
+        for name, s in styles.items()
+    ]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+    return figure, axes[: len(panels)]
 
 
 def set_log_axis(axis: "Axes", label: str, values: Iterable[float]) -> None:
@@ -173,25 +182,16 @@ def set_log_axis(axis: "Axes", label: str, values: Iterable[float]) -> None:
     axis.minorticks_off()
 
 
-def shown_styles(records: Iterable[Record], styles: Mapping[str, Style]) -> dict[str, Style]:
-    """Returns the styles of the sets that are among the records."""
-    sets = {record["set"] for record in records}
-    return {name: style for name, style in styles.items() if name in sets}
-
-
-def shown_values(record: Record) -> tuple[float, float]:
-    """Returns mean and standard deviation as they are shown."""
-    factor = metric_of(record).factor
-    return factor * record["mean"], factor * (record["std"] or 0)
-
-
-def draw_point(axis: "Axes", x: object, y: object, error: object, style: Style, name: str, line: bool = False) -> None:
-    """Draws points with whiskers; the distilled set on top of the others."""
-    first = name == "distilled"
+def draw_points(
+    axis: "Axes", x: Sequence[float], records: Sequence[Record], style: Style, line: bool = False, bars: bool = True
+) -> None:
+    """Draws the scores of one set, with whiskers; the distilled set on top of the others."""
+    means, deviations = np.array([shown_values(record) for record in records]).T
+    first = records[0]["set"] == "distilled"
     axis.errorbar(
-        x,  # type: ignore[arg-type]
-        y,  # type: ignore[arg-type]
-        yerr=error,  # type: ignore[arg-type]
+        x,
+        means,
+        yerr=deviations if bars else None,
         color=style.colour,
         marker=style.marker,
         linestyle=style.line if line else "none",

@@ -1,46 +1,38 @@
-"""Sets compared with each other, student by student: every set was scored with the same seeds."""
+"""Comparison of sets, paired by student: every set was scored with the same seeds."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ssdd_hub.hub.markdown import escape
-from ssdd_hub.results.tables import Record, Table, build_tables, group, metric_of, number, spread, usual_n
+from ssdd_hub.results.tables import Record, Table, build_tables, metric_of, number, spread, usual_n
 
 KEY = ("protocol", "target", "student", "use", "labels", "metric")
-# What no distilled set is expected to beat.
-CEILINGS = ("full", "teacher")
-# What a set costs is no contest: no pre-training always wins it.
-NO_CONTEST = ("cost",)
+CEILINGS = ("full", "teacher")  # upper bounds, which no distilled set is expected to beat
+NO_CONTEST = ("cost",)  # protocols without a ranking: no pre-training always costs least
 LEVEL = 0.05
 BETTER, WORSE = "▲", "▼"
 _TEST = "two-sided paired t-test over the seeds; raw p, not corrected for the number of comparisons"
 DIFFERENCE_NOTE = (
     "Set minus baseline, mean over the seeds that both have: accuracies in points, errors in % of the baseline's, "
-    "others as they are; "
-    f"p of a {_TEST}."
+    f"others as they are; p of a {_TEST}."
 )
 _ROUNDING = 1e-12
 
 
 def compare(records: list[Record], baseline: str) -> list[Record]:
-    """Compares each set with a baseline by a paired t-test over the seeds, two-sided.
+    """Compares each set with a baseline by a two-sided paired t-test over the seeds, not corrected for their number.
 
-    Args:
-        records: The records of `scores.json`; `values` are in the same order of seeds for every set, None where a
-            student has no value.
-        baseline: The set to compare with.
+    `values` of the records are in the same order of seeds for every set, None where a student has no value.
 
     Returns:
-        A record for each set and measurement (protocol, target, student, use, labels, metric) that shares a seed with
-        the baseline. `difference`: of the means over the shared seeds, set minus baseline. `relative`: the same as a
-        share of the baseline's mean, for `mse`. `better`: which direction is, `lower`, `higher`, or None where nobody
-        says. `improves`: whether the set lies in that direction; None for no difference. `t`, `p`, and the 95 %
-        `interval` of the difference: None with one seed. `n`: shared seeds. Differences that are the same for all
-        seeds have no finite `t`: it is None, and `p` is 0, or 1 where they are zero. No `p` is corrected for the
-        number of comparisons.
+        A record for each set and measurement (see `KEY`) that shares a seed with the baseline. `difference`: of the
+        means over the `n` shared seeds, set minus baseline. `relative`: the same as a share of the baseline's mean,
+        for `mse`. `better`: `lower`, `higher`, or None where it is not known. `improves`: whether the set lies in that
+        direction; None for no difference. `t`, `p`, and the 95 % `interval` of the difference: None with one seed.
+        Differences that are the same for all seeds have no finite `t`: it is None, and `p` is 0, or 1 where they are
+        zero.
 
     Raises:
         ValueError: Two records score the same set in the same way.
@@ -56,12 +48,13 @@ def compare(records: list[Record], baseline: str) -> list[Record]:
 
 
 def _by_measurement(records: list[Record]) -> dict[tuple[Any, ...], dict[str, Record]]:
-    groups = {}
-    for key, same in group(records, *KEY).items():
-        groups[key] = {record["set"]: record for record in same}
-        if len(groups[key]) < len(same):
-            names = ", ".join(f"'{name}'" for name, count in Counter(r["set"] for r in same).items() if count > 1)
-            raise ValueError(f"two scores of the set {names} for {dict(zip(KEY, key, strict=True))}; one was expected")
+    groups: dict[tuple[Any, ...], dict[str, Record]] = {}
+    for record in records:
+        key = tuple(record.get(part) for part in KEY)
+        if record["set"] in groups.setdefault(key, {}):
+            about = dict(zip(KEY, key, strict=True))
+            raise ValueError(f"two scores of the set '{record['set']}' for {about}; one was expected")
+        groups[key][record["set"]] = record
     return groups
 
 
@@ -74,7 +67,7 @@ def _difference(record: Record, reference: Record) -> Record | None:
         return None
     base = float(known[:, 1].mean())
     difference = float((known[:, 0] - known[:, 1]).mean())
-    better = metric_of(record).direction.partition(" ")[0] or None
+    better = metric_of(record).direction or None
     return {
         "set": record["set"],
         "baseline": reference["set"],
@@ -106,21 +99,11 @@ def _paired_test(first: "np.ndarray[Any, Any]", second: "np.ndarray[Any, Any]") 
 
 
 def share_of_way(records: list[Record], name: str, low: str = "random", high: str = "full") -> list[Record]:
-    """Returns how much of the way from one reference to another a set goes.
-
-    Args:
-        records: The records of `scores.json`.
-        name: The set.
-        low: The reference at 0.
-        high: The reference at 1: `full`, all source images, or `teacher`.
+    """Returns how much of the way from one reference to another a set goes, for each measurement of all three.
 
     Returns:
-        A record for each measurement that all three have: `share`, `(set - low) / (high - low)` of the means, None
-        where the references are equal; and `note`, which says so where the references themselves cannot be told apart,
-        and is empty otherwise.
-
-    Raises:
-        ValueError: Two records score the same set in the same way.
+        Records with `share`, `(set - low) / (high - low)` of the means, None where the references are equal; and
+        `note`, not empty where the references do not differ significantly.
     """
     shares = []
     for key, sets in _by_measurement(records).items():
@@ -141,21 +124,15 @@ def _doubt(span: Record | None, low: str, high: str) -> str:
 
 
 def _chance(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def score_tables(records: list[Record], comparisons: list[Record]) -> list[Table]:
-    """Returns tables of mean ± standard deviation.
+    """Returns tables of mean ± standard deviation, the best of each column marked, upper bounds aside.
 
-    Best is the best mean of its column, ceilings aside. Sets that differ from `random` (p < 0.05) are marked, and n
-    stands in the cells where it is not the usual one.
-
-    Args:
-        records: The records of `scores.json`.
-        comparisons: Of `compare`, with `random` or without.
-
-    Raises:
-        ValueError: Two records score the same set in the same way.
+    Sets that differ from `random` by `comparisons` (p < 0.05) are marked, and cells with another n than the usual one.
     """
     marks = {_place(result): _mark(result) for result in comparisons if result["baseline"] == "random"}
     usual = usual_n(records)
@@ -168,17 +145,16 @@ def score_tables(records: list[Record], comparisons: list[Record]) -> list[Table
 
 
 def difference_tables(comparisons: list[Record], intervals: bool = False) -> list[Table]:
-    """Returns tables of the differences to one baseline, with p.
-
-    Args:
-        comparisons: Of `compare` with one baseline.
-        intervals: Whether the cells have a second line with the 95 % interval, and n where it is not the usual one.
-    """
+    """Returns tables of the differences to one baseline, with p, and if wanted the 95 % interval and unusual n."""
     usual = usual_n(comparisons)
 
     def _text(result: Record) -> str:
         p = "" if result["p"] is None else f" ({_chance(result['p'])})"
-        lines = [f"{_change(result)}{p}{_mark(result)}"]
+        if result["relative"] is None:
+            change = number(result["difference"], result, sign="+")
+        else:
+            change = f"{100 * result['relative']:+.1f} %"
+        lines = [f"{change}{p}{_mark(result)}"]
         if intervals and result["interval"]:
             ends = (number(end, result, result["difference"], "+") for end in result["interval"])
             lines.append(f"[{', '.join(ends)}]")
@@ -186,7 +162,7 @@ def difference_tables(comparisons: list[Record], intervals: bool = False) -> lis
             lines[-1] += f" n={result['n']}"
         return "\n".join(lines)
 
-    return build_tables(comparisons, _text, lambda column: set())
+    return build_tables(comparisons, _text)
 
 
 def _place(record: Record) -> tuple[Any, ...]:
@@ -205,23 +181,12 @@ def _best(column: dict[str, Record]) -> set[str]:
     direction = metric_of(first).direction
     if len(means) < 2 or not direction or first["protocol"] in NO_CONTEST:
         return set()
-    best = (max if direction.startswith("higher") else min)(means.values())
+    best = (max if direction == "higher" else min)(means.values())
     return {name for name, mean in means.items() if mean == best}
 
 
-def _change(result: Record) -> str:
-    if result["relative"] is not None:
-        return f"{100 * result['relative']:+.1f} %"
-    return number(result["difference"], result, sign="+")
-
-
 def score_note(records: list[Record], comparisons: list[Record]) -> str:
-    """Returns what a reader of `score_tables` has to know, in words.
-
-    Args:
-        records: The records of `scores.json`.
-        comparisons: Of `compare`, as the tables got them.
-    """
+    """Returns in words what a reader of `score_tables` of the same arguments has to know."""
     usual = usual_n(records)
     others = any(record["n"] != usual for record in records)
     seeds = f"n = {usual} seed{'s' if usual != 1 else ''}{', unless a cell says otherwise' if others else ''}"
@@ -237,15 +202,10 @@ def score_note(records: list[Record], comparisons: list[Record]) -> str:
 
 
 def markdown_table(records: list[Record], baselines: Sequence[str] = ("random",)) -> str:
-    """Returns the scores, and the differences to baselines, as Markdown for a card.
+    """Returns the records of `scores.json`, and the differences to scored baselines, as Markdown for a card.
 
-    Args:
-        records: The records of `scores.json`.
-        baselines: Sets to compare with; those that were not scored are left out.
-
-    Returns:
-        Tables with a row for each set, one table for each student and, where it would be too wide, for each target;
-        below them what the marks mean, and a table of differences for each baseline. Names are escaped.
+    There is a row for each set, a table for each student and, where it would be too wide, for each target; below them
+    what the marks mean, and a table of differences for each baseline. Names are escaped.
 
     Raises:
         ValueError: Two records score the same set in the same way.
@@ -256,14 +216,11 @@ def markdown_table(records: list[Record], baselines: Sequence[str] = ("random",)
     note = f"{score_note(records, against_random)} ↑ higher is better, ↓ lower is better."
     parts = [*map(_markdown, score_tables(records, against_random)), note]
     for baseline in baselines:
-        results = [
-            r for r in compare(records, baseline) if {r["set"], r["protocol"]}.isdisjoint(CEILINGS + NO_CONTEST)
-        ]
+        results = compare(records, baseline)
+        results = [r for r in results if {r["set"], r["protocol"]}.isdisjoint(CEILINGS + NO_CONTEST)]
         if results:
-            parts += [
-                f"**Difference to {escape(baseline)}.** {DIFFERENCE_NOTE}",
-                *map(_markdown, difference_tables(results)),
-            ]
+            parts.append(f"**Difference to {escape(baseline)}.** {DIFFERENCE_NOTE}")
+            parts += map(_markdown, difference_tables(results))
     return "\n\n".join(parts)
 
 
@@ -280,5 +237,5 @@ def _markdown(table: Table) -> str:
 def _arrow(heading: str, record: Record) -> str:
     metric = metric_of(record)
     known = record["metric"] in ("mse", "accuracy") or heading.endswith(record["metric"])
-    arrow = {"higher": " ↑", "lower": " ↓"}.get(metric.direction.partition(" ")[0], "")
-    return f"{'' if known else f', {escape(metric.unit)}'}{arrow}"
+    unit = "" if known else f", {escape(metric.unit)}"
+    return unit + {"higher": " ↑", "lower": " ↓"}.get(metric.direction, "")

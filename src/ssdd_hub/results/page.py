@@ -1,4 +1,4 @@
-"""HTML pages of a distillation and of an evaluation: tables and pictures in one file."""
+"""HTML pages of a distillation and of an evaluation, with tables and pictures in one file."""
 
 import base64
 import math
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ssdd_hub.files import atomic_path
-from ssdd_hub.results.charts import COLOURS, draw_bars, new_figure, save_figures
+from ssdd_hub.results.charts import draw_bars, new_figure, save_figures, styles_of
 from ssdd_hub.results.compare import (
     CEILINGS,
     DIFFERENCE_NOTE,
@@ -40,45 +41,27 @@ LINE = "#1f6f8b"
 def render_pictures(
     folder: Path, *, before: Tensor, after: Tensor, log: list[Record], scores: list[Record]
 ) -> dict[str, Path]:
-    """Writes `images.png`, `loss.png` and `scores.png`.
+    """Writes `images.png`, `loss.png` and `scores.png` into a folder; returns the files by name without suffix.
 
-    Args:
-        folder: Where the pictures go; made when missing.
-        before: `(M, C, H, W)`, pixels in `[0, 1]`, the set that distillation started from.
-        after: `(M, C, H, W)`, pixels of the distilled set, which may lie outside `[0, 1]`.
-        log: Records of `log.jsonl` with `stage`, `step` and `loss`.
-        scores: Records of `scores.json`.
-
-    Returns:
-        The files by name: `images`, `loss`, `scores`.
-
-    Raises:
-        ValueError: `before` and `after` differ in shape or hold no image, or two records score the same thing.
+    `before` and `after` are pixels `(M, C, H, W)` of the set, the latter perhaps outside `[0, 1]`; `log` holds records
+    of `log.jsonl` with `stage`, `step` and `loss`, `scores` those of `scores.json`.
     """
     if before.shape != after.shape or before.ndim != 4 or len(before) == 0:
         raise ValueError(
             "the pictures need the same images (M, C, H, W), M > 0, before and after; "
             f"got {tuple(before.shape)} and {tuple(after.shape)}"
         )
-    figures = {"images": _draw_images(before, after), "loss": _draw_losses(log), "scores": _draw_scores(scores)}
-    return save_figures(folder, figures)
+    bars = draw_bars(scores, styles_of(record["set"] for record in scores))
+    return save_figures(folder, {"images": _draw_images(before, after), "loss": _draw_losses(log), "scores": bars})
 
 
 def render_report(
     path: Path, *, title: str, pictures: dict[str, Path], scores: list[Record], config: str, facts: dict[str, str]
 ) -> Path:
-    """Writes one HTML page that needs no other file: no script, no link, pictures inside.
+    """Writes one HTML page that needs no other file: no script, no link, pictures inside; returns its path.
 
-    Args:
-        path: The page to write, returned as it came.
-        title: Heading of the page.
-        pictures: PNG files by name, as `render_pictures` returns them; their names choose the captions.
-        scores: Records of `scores.json`.
-        config: The resolved configuration, YAML text.
-        facts: What was run, on what, for how long; shown in this order.
-
-    Raises:
-        ValueError: Two records score the same set in the same way.
+    `pictures` are PNG files by name, as `render_pictures` returns them, `scores` the records of `scores.json`,
+    `config` the resolved configuration as YAML, and `facts` what was run, on what, for how long.
     """
     columns = sort_columns(scores)
     return render_page(
@@ -87,25 +70,22 @@ def render_report(
         [(picture, CAPTIONS.get(name, name)) for name, picture in pictures.items()],
         title=title,
         facts=facts,
-        columns=[(heading, unit(next(iter(column.values())))) for heading, column in columns.items()],
+        columns=[(heading, next(iter(column.values()))) for heading, column in columns.items()],
         rows=score_rows(columns),
         config=config,
     )
 
 
 def render_page(path: Path, template: str, pictures: list[tuple[Path, str]], **context: Any) -> Path:
-    """Writes one of the HTML templates of this package with pictures inside.
+    """Writes one of the HTML templates of this package with pictures and their captions inside; returns its path.
 
-    Args:
-        path: The page to write, returned as it came.
-        template: File among the templates.
-        pictures: PNG files and their captions, `figures` of the template.
-        **context: What else the template takes; a name that it lacks is an error.
+    The context is what the template takes besides `figures`; a name that it lacks is an error.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("ssdd_hub.results")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["unit"] = unit
     figures = [(base64.b64encode(picture.read_bytes()).decode(), caption) for picture, caption in pictures]
     page = environment.get_template(template).render(figures=figures, **context)
     with atomic_path(path) as temporary:
@@ -115,12 +95,9 @@ def render_page(path: Path, template: str, pictures: list[tuple[Path, str]], **c
 
 def _strip(images: Tensor, places: int, fill: float) -> np.ndarray[Any, Any]:
     """Lays `(n, C, H, W)`, `n <= places`, side by side; returns `(H, width)` or `(H, width, 3)`."""
-    _, channels, height, width = images.shape
-    pitch = width + max(1, width // 12)
-    canvas = torch.full((channels, height, places * pitch), fill)
-    for place, image in enumerate(images):
-        canvas[:, :, place * pitch : place * pitch + width] = image
-    return canvas.permute(1, 2, 0).squeeze(-1).numpy()
+    gap = max(1, images.shape[-1] // 12)
+    canvas = functional.pad(images, (0, gap, 0, 0, 0, 0, 0, places - len(images)), value=fill)
+    return canvas.permute(2, 0, 3, 1).flatten(1, 2).squeeze(-1).numpy()
 
 
 def _draw_images(before: Tensor, after: Tensor) -> "Figure":
@@ -184,10 +161,6 @@ def _draw_curve(axis: "Axes", records: list[Record]) -> None:
         axis.set_yscale("log")
 
 
-def _draw_scores(records: list[Record]) -> "Figure":
-    return draw_bars(records, COLOURS)
-
-
 def render_evaluation(
     folder: Path,
     records: list[Record],
@@ -196,21 +169,15 @@ def render_evaluation(
     config_text: str,
     previews: Mapping[str, Path] | None = None,
 ) -> Path:
-    """Writes pictures, and one HTML page that needs no other file: no script, no link, pictures inside.
+    """Writes `report.html`, a page that needs no other file, and its pictures in `pictures/`; returns the page.
 
     Args:
-        folder: Gets `report.html`, and the pictures in `pictures/`.
+        folder: Where to.
         records: The records of `scores.json`.
         comparisons: Of `compare`, with any baselines.
-        facts: Machine, versions, commands and the like, in this order: text, a mapping, or a list of commands.
+        facts: Machine, versions and the like, in this order: text, a mapping, or a list of commands.
         config_text: The resolved configuration, YAML text.
         previews: PNG files that show some images of a set, by its name.
-
-    Returns:
-        The page.
-
-    Raises:
-        ValueError: Two records score the same set in the same way.
     """
     drawn = {
         f"{number:02}-{re.sub(r'[^a-z0-9]+', '-', picture.name.lower()).strip('-')[:60]}": picture
@@ -222,7 +189,7 @@ def render_evaluation(
         folder / "report.html",
         "evaluation.html",
         shown + [(path, drawn[name].caption) for name, path in paths.items()],
-        title=f"Evaluation of {', '.join(dict.fromkeys(_rivals(records))) or 'nothing'}",
+        title=f"Evaluation of {', '.join(_sets(records)) or 'nothing'}",
         previews=len(shown),
         facts=facts,
         parts=_parts(records, comparisons),
@@ -230,35 +197,25 @@ def render_evaluation(
     )
 
 
-def _rivals(records: Iterable[Record]) -> list[str]:
-    return [record["set"] for record in records if record["set"] not in (*CEILINGS, "none")]
+def _sets(records: Iterable[Record]) -> list[str]:
+    """Returns the sets that are neither upper bounds nor no pre-training."""
+    return list(dict.fromkeys(record["set"] for record in records if record["set"] not in (*CEILINGS, "none")))
 
 
-def _parts(records: list[Record], comparisons: list[Record]) -> list[dict[str, Any]]:
+def _parts(records: list[Record], comparisons: list[Record]) -> list[tuple[str, list[Table], str]]:
     """Returns headings, tables and notes of the page."""
-    note = score_note(records, comparisons)
-    parts = [_part("Scores", score_tables(records, comparisons), note, "No scores were measured.")]
+    parts = [("Scores", score_tables(records, comparisons), score_note(records, comparisons))]
     for (baseline,), results in group(comparisons, "baseline").items():
         note = f"{DIFFERENCE_NOTE} In brackets the 95 % interval."
-        parts.append(_part(f"Differences to {baseline}", difference_tables(results, intervals=True), note))
+        parts.append((f"Differences to {baseline}", difference_tables(results, intervals=True), note))
     for high in (name for name in CEILINGS if any(record["set"] == name for record in records)):
-        shares = [
-            share for name in dict.fromkeys(_rivals(records)) for share in share_of_way(records, name, high=high)
-        ]
-        shares = [share for share in shares if share["set"] != "random"]
-        tables = build_tables(shares, _share, lambda column: set())
+        sets = [name for name in _sets(records) if name != "random"]
+        shares = [share for name in sets for share in share_of_way(records, name, high=high)]
         notes = " ".join(dict.fromkeys(f"* {share['note']}." for share in shares if share["note"]))
         note = f"0 % is random, 100 % is {high}, of the means. {notes}"
-        parts += [_part(f"Share of the way from random to {high}", tables, note)] if tables else []
+        if shares:
+            parts.append((f"Share of the way from random to {high}", build_tables(shares, _share), note))
     return parts
-
-
-def _part(heading: str, tables: list[Table], note: str, empty: str = "") -> dict[str, Any]:
-    shown = [
-        (title, [(name, unit(record)) for name, record in columns], [[name, *cells] for name, cells in rows])
-        for title, columns, rows in tables
-    ]
-    return {"heading": heading, "tables": shown, "note": note, "empty": empty}
 
 
 def _share(share: Record) -> str:

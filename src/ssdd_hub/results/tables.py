@@ -11,18 +11,11 @@ Columns = dict[str, dict[str, Record]]
 
 
 class Metric(NamedTuple):
-    """How a metric is shown.
-
-    Attributes:
-        unit: What the number is.
-        direction: Which direction is good; empty where nobody says.
-        factor: From the stored to the shown number.
-        digits: Format of the shown number.
-    """
+    """How a metric is shown."""
 
     unit: str
-    direction: str = ""
-    factor: float = 1
+    direction: str = ""  # `lower` or `higher` is better; empty where it is not known
+    factor: float = 1  # from the stored to the shown number
     digits: str = ".4f"
 
 
@@ -34,51 +27,37 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of scores or differences.
+    """A table of scores or differences."""
 
-    Attributes:
-        title: What all of it is about; empty where there is but one table.
-        columns: Headings, and one of the records below each.
-        rows: The name of a set and its cells.
-    """
-
-    title: str
-    columns: list[tuple[str, Record]]
-    rows: list[tuple[str, list[Cell]]]
+    title: str  # empty where there is but one table
+    columns: list[tuple[str, Record]]  # headings, and one of the records below each
+    rows: list[tuple[str, list[Cell]]]  # the name of a set and its cells
 
 
 METRICS = {
-    "mse": Metric("mean squared error", "lower is better"),
-    "accuracy": Metric("accuracy in %", "higher is better", 100, ".1f"),
-    "seconds": Metric("seconds", "lower is better", 1, ".1f"),
-    "steps": Metric("steps", "lower is better", 1, ".0f"),
-    "epochs": Metric("passes over the set", "lower is better", 1, ".1f"),
-    "tau": Metric("Kendall's tau", "higher is better", 1, ".3f"),
-    "speedup": Metric("times as fast", "higher is better", 1, ".1f"),
+    "mse": Metric("mean squared error", "lower"),
+    "accuracy": Metric("accuracy in %", "higher", 100, ".1f"),
+    "seconds": Metric("seconds", "lower", 1, ".1f"),
+    "steps": Metric("steps", "lower", 1, ".0f"),
+    "epochs": Metric("passes over the set", "lower", 1, ".1f"),
+    "tau": Metric("Kendall's tau", "higher", 1, ".3f"),
+    "speedup": Metric("times as fast", "higher", 1, ".1f"),
 }
-# What tells two columns of the same protocol and labels apart.
-DETAILS = ("metric", "student", "target", "use")
+DETAILS = ("metric", "student", "target", "use")  # what tells two columns of the same protocol and labels apart
 MOST_COLUMNS = 7  # wider tables are split
 
 
 def metric_of(record: Record) -> Metric:
-    """Returns how the number of a record is shown; a metric that nobody described is shown as it is."""
+    """Returns how the number of a record is shown; an unknown metric is shown as it is."""
     return METRICS.get(record["metric"], Metric(record["metric"]))
 
 
 def score_table(records: list[Record]) -> str:
-    """Returns the scores as a small table of plain text, one row for each set and one column for each protocol.
-
-    Args:
-        records: The records of `scores.json`; an accuracy is a fraction in `[0, 1]` there and a percentage here.
-
-    Raises:
-        ValueError: Two records score the same set in the same way.
-    """
+    """Returns the records of `scores.json` as plain text, one row for each set and one column for each protocol."""
     columns = sort_columns(records)
     if not columns:
         return "no scores"
-    table = [["set", *columns], *score_rows(columns)]
+    table = [["set", *columns], *([name, *cells] for name, cells in score_rows(columns))]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     table.insert(1, ["-" * width for width in widths])
     aligned = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table)
@@ -92,23 +71,31 @@ def amount(labels: float | int | None) -> str:
     return f"{100 * labels:g} % labels" if isinstance(labels, float) else f"{labels} labels"
 
 
+def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
+    """Sorts records by the values of some of their entries, in order of appearance; a missing one counts as None."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(tuple(record.get(key) for key in keys), []).append(record)
+    return groups
+
+
 def sort_columns(records: list[Record]) -> Columns:
     """Sorts records by what was measured, then by set; a heading says no more than tells it from the others.
 
     Raises:
         ValueError: Two records score the same set in the same way.
     """
-    rivals: dict[str, list[Record]] = {}
+    parts: dict[str, list[Record]] = {}
     for record in records:
-        rivals.setdefault(_heading(record), []).append(record)
-    differing = {
-        heading: [key for key in DETAILS if len({record.get(key) for record in same} - {None}) > 1]
-        for heading, same in rivals.items()
+        parts.setdefault(_heading(record), []).append(record)
+    details = {
+        heading: [key for key in DETAILS if len({record.get(key) for record in part} - {None}) > 1]
+        for heading, part in parts.items()
     }
     columns: Columns = {}
     for record in records:
         heading = _heading(record)
-        heading = ", ".join([heading, *(str(record.get(key)) for key in differing[heading])])
+        heading = ", ".join([heading, *(str(record.get(key)) for key in details[heading])])
         column = columns.setdefault(heading, {})
         if record["set"] in column:
             raise ValueError(f"two scores of the set '{record['set']}' for '{heading}'; one was expected")
@@ -121,16 +108,9 @@ def _heading(record: Record) -> str:
 
 
 def split_tables(records: list[Record]) -> list[tuple[str, Columns]]:
-    """Sorts records into tables of few columns: one per student, and per target and protocols where that is too wide.
-
-    Returns:
-        Titles, empty where there is but one table, and columns.
-
-    Raises:
-        ValueError: Two records score the same set in the same way.
-    """
+    """Sorts records into tables with titles: one per student, and per target and protocols where that is too wide."""
     students = {str(student or "any student"): part for (student,), part in group(records, "student").items()}
-    # Architectures that were asked one thing only would have a table of one column each.
+    # Architectures with one score only would have a table of one column each.
     brief = [name for name, part in students.items() if len(sort_columns(part)) == 1]
     if len(brief) > 1:
         together = [record for name in brief for record in students.pop(name)]
@@ -141,43 +121,6 @@ def split_tables(records: list[Record]) -> list[tuple[str, Columns]]:
         for title, columns in _split(part)
     ]
     return [(title if len(tables) > 1 else "", columns) for title, columns in tables]
-
-
-def build_tables(
-    records: list[Record], text: Callable[[Record], str], best: Callable[[dict[str, Record]], set[str]]
-) -> list[Table]:
-    """Builds the tables of `split_tables`, a row for each set.
-
-    Args:
-        records: Of scores, or of anything else with a set and what was measured.
-        text: From a record to its cell.
-        best: From a column to the sets that are best in it.
-
-    Raises:
-        ValueError: Two records score the same set in the same way.
-    """
-    return [_build_table(title, columns, text, best) for title, columns in split_tables(records)]
-
-
-def _build_table(
-    title: str, columns: Columns, text: Callable[[Record], str], best: Callable[[dict[str, Record]], set[str]]
-) -> Table:
-    sets = _sets(columns)
-    cells = []
-    for column in columns.values():
-        winners = best(column)
-        cells.append([Cell(text(column[name]), name in winners) if name in column else Cell("") for name in sets])
-    rows = [(name, list(row)) for name, row in zip(sets, zip(*cells, strict=True), strict=True)]
-    return Table(title, [(heading, next(iter(column.values()))) for heading, column in columns.items()], rows)
-
-
-def _sets(columns: Columns) -> list[str]:
-    return list(dict.fromkeys(name for column in columns.values() for name in column))
-
-
-def usual_n(records: list[Record]) -> int:
-    """Returns the number of seeds that most records have; 0 for no records."""
-    return max(Counter(record["n"] for record in records).items(), key=lambda item: item[1], default=(0, 0))[0]
 
 
 def _split(records: list[Record]) -> list[tuple[list[str], Columns]]:
@@ -192,55 +135,70 @@ def _split(records: list[Record]) -> list[tuple[list[str], Columns]]:
 
 
 def _pack(records: list[Record]) -> list[Columns]:
-    """Puts as many whole protocols into a table as fit."""
+    """Puts as many whole protocols into a table as fit, and cuts those that are too wide into equal parts."""
     parts: list[list[Record]] = [[]]
     for same in group(records, "protocol").values():
         if parts[-1] and len(sort_columns(parts[-1] + same)) > MOST_COLUMNS:
             parts.append([])
         parts[-1] += same
-    return [some for part in parts for some in _cut(sort_columns(part))]
+    tables = []
+    for part in parts:
+        items = list(sort_columns(part).items())
+        width = math.ceil(len(items) / math.ceil(len(items) / MOST_COLUMNS))
+        tables += [dict(items[start : start + width]) for start in range(0, len(items), width)]
+    return tables
 
 
-def _cut(columns: Columns) -> list[Columns]:
-    """Cuts columns into as few tables as it takes, about equally wide."""
-    count = math.ceil(len(columns) / MOST_COLUMNS)
-    width = math.ceil(len(columns) / count)
-    items = list(columns.items())
-    return [dict(items[start : start + width]) for start in range(0, len(items), width)]
+def build_tables(
+    records: list[Record],
+    text: Callable[[Record], str],
+    best: Callable[[dict[str, Record]], set[str]] = lambda column: set(),
+) -> list[Table]:
+    """Builds the tables of `split_tables`, a row for each set: its cells, and the sets that are best in a column."""
+    tables = []
+    for title, columns in split_tables(records):
+        sets, cells = _sets(columns), []
+        for column in columns.values():
+            winners = best(column)
+            cells.append([Cell(text(column[name]), name in winners) if name in column else Cell("") for name in sets])
+        rows = [(name, list(row)) for name, row in zip(sets, zip(*cells, strict=True), strict=True)]
+        tables.append(Table(title, [(heading, next(iter(c.values()))) for heading, c in columns.items()], rows))
+    return tables
 
 
-def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:
-    """Sorts records by the values of some of their entries, in order of appearance; a missing one counts as None."""
-    groups: dict[tuple[Any, ...], list[Record]] = {}
-    for record in records:
-        groups.setdefault(tuple(record.get(key) for key in keys), []).append(record)
-    return groups
+def _sets(columns: Columns) -> list[str]:
+    return list(dict.fromkeys(name for column in columns.values() for name in column))
 
 
-def score_rows(columns: Columns) -> list[list[str]]:
-    """Returns a row of cells for each set, and a last one that compares distilled with random where both are there."""
-    rows = [[name, *(score_cell(column.get(name)) for column in columns.values())] for name in _sets(columns)]
+def usual_n(records: list[Record]) -> int:
+    """Returns the number of seeds that most records have; 0 for no records."""
+    return max(Counter(record["n"] for record in records).items(), key=lambda item: item[1], default=(0, 0))[0]
+
+
+def score_rows(columns: Columns) -> list[tuple[str, list[str]]]:
+    """Returns the cells of each set, and at last changes from random to distilled where both are there."""
+    rows = [(name, [score_cell(column.get(name)) for column in columns.values()]) for name in _sets(columns)]
     changes = [_change(column) for column in columns.values()]
-    if any(changes):
-        rows.append(["distilled against random", *changes])
-    return rows
+    return [*rows, *([("distilled against random", changes)] if any(changes) else [])]
+
+
+def _change(column: dict[str, Record]) -> str:
+    distilled, random = (column.get(name, {}).get("mean") for name in ("distilled", "random"))
+    if distilled is None or random is None:
+        return ""
+    if column["random"]["metric"] == "accuracy":
+        return f"{100 * (distilled - random):+.1f} points"
+    return f"{100 * (distilled / random - 1):+.1f} %" if random else ""
 
 
 def unit(record: Record) -> str:
-    """Returns what the number of a record is and which direction is good."""
+    """Returns the unit of a record's number and which direction is good."""
     metric = metric_of(record)
-    return f"{metric.unit} ({metric.direction})" if metric.direction else metric.unit
+    return f"{metric.unit} ({metric.direction} is better)" if metric.direction else metric.unit
 
 
 def number(value: float, record: Record, scale: float | None = None, sign: str = "") -> str:
-    """Returns a number in the unit of a record.
-
-    Args:
-        value: As it is stored.
-        record: Says in which metric.
-        scale: The number whose size decides of the digits; the value itself by default.
-        sign: `+` to show the sign of positive numbers too.
-    """
+    """Returns a stored number as it is shown, with the digits that another one (`scale`) needs, if that is given."""
     metric, scale = metric_of(record), value if scale is None else scale
     # Errors far below 1 would be printed as zero with four decimals.
     digits = ".2e" if 0 < abs(scale) < 1e-3 and metric.factor == 1 else metric.digits
@@ -261,14 +219,3 @@ def score_cell(record: Record | None) -> str:
     if record is None or record["mean"] is None:
         return ""
     return f"{spread(record)}{' %' if record['metric'] == 'accuracy' else ''} (n={record['n']})"
-
-
-def _change(column: dict[str, Record]) -> str:
-    if not {"distilled", "random"} <= column.keys():
-        return ""
-    distilled, random = column["distilled"]["mean"], column["random"]["mean"]
-    if distilled is None or random is None:
-        return ""
-    if column["random"]["metric"] == "accuracy":
-        return f"{100 * (distilled - random):+.1f} points"
-    return f"{100 * (distilled / random - 1):+.1f} %" if random else ""

@@ -1,23 +1,25 @@
-"""What an evaluation protocol is: from a pre-trained student and real images to measures."""
+"""The interface of evaluation protocols: from a pre-trained student and real images to measures."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
+from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import Pairs
 
 Settings = TypeVar("Settings", bound=Any)
+DIVERGED = "a student diverges when it is pre-trained on the set: lower --use.learning-rate"
 
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A student that was pre-trained on a set, and what it was made of.
+    """A student that was pre-trained on a set.
 
     Attributes:
-        student: In eval mode, on the device of the data. A protocol leaves it as it is: it works on a copy.
+        student: In eval mode, on the device of the data; a protocol never changes it, but works on a copy.
         build: Returns a fresh student with the same first weights, in eval mode, on the same device.
         pairs: The set as the student saw it; None when it was not pre-trained.
         seed: Seed of everything random in a protocol; the same for all sets, so that their scores can be paired.
@@ -34,7 +36,7 @@ class Measure:
     """One number that a protocol gives.
 
     Attributes:
-        metric: `mse`, `accuracy` in `[0, 1]`, or another name in the table of `report.METRICS`.
+        metric: `mse`, `accuracy` in `[0, 1]`, or another name, described in `results.tables.METRICS`.
         value: The number.
         labels: Labelled images it was reached with: a share in (0, 1], a count, or None where there is no choice.
     """
@@ -55,21 +57,17 @@ class EvaluationProtocol(Protocol):
     name: str
 
     def key(self, data: RealData) -> dict[str, Any]:
-        """Returns as JSON all settings that its numbers depend on, besides the student and the data."""
+        """Returns as JSON all settings that the numbers depend on, besides the student and the data."""
 
     def applies(self, pretrained: Pretrained, data: RealData) -> bool:
-        """Whether it can be asked of this student on this data."""
+        """Whether this student can be measured on this data."""
 
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
-        """Measures; the same arguments give the same numbers."""
+        """Measures; the same arguments give the same numbers. An `InputError` says that a student diverged."""
 
 
 class LabelledProtocol(Generic[Settings]):
-    """What protocols have in common that have settings and need labels, to learn from and to score by.
-
-    Args:
-        settings: A frozen dataclass.
-    """
+    """Base of protocols with settings, a frozen dataclass, that need labels to learn from and to score by."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -81,3 +79,26 @@ class LabelledProtocol(Generic[Settings]):
     def applies(self, pretrained: Pretrained, data: RealData) -> bool:
         """Whether there are labels to learn from and to score by."""
         return data.labelled
+
+
+class WholeNetwork(nn.Module):
+    """A function of images with timm's interface of models: its outputs are the features."""
+
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Maps images `(n, C, H, W)` to outputs `(n, D)`."""
+        return self.network(images)
+
+    def forward_head(self, outputs: Tensor, pre_logits: bool = False) -> Tensor:
+        """Returns the outputs as they are."""
+        return outputs
+
+
+def require_finite(values: Tensor, problem: str = DIVERGED) -> Tensor:
+    """Returns the values, or raises an `InputError` that states the problem where one of them is not finite."""
+    if not values.isfinite().all():
+        raise InputError(problem)
+    return values

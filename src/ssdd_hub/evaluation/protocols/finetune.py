@@ -1,4 +1,4 @@
-"""Fine-tuning: the whole pre-trained student is trained on labelled images of a target dataset."""
+"""Fine-tuning: trains the whole pre-trained student on labelled images of a target dataset."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -13,12 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssdd_hub.bounds import Count, Fraction, Positive, Settings, Weight, one_of
 from ssdd_hub.data.augment import PADDING, crop_flip, draw_views
-from ssdd_hub.data.bank import ImageBank
-from ssdd_hub.errors import Check, InputError
-from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained
-from ssdd_hub.evaluation.protocols.linear_probe import LABELS, draw_order, take_labelled
+from ssdd_hub.errors import Check
+from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained, require_finite
+from ssdd_hub.evaluation.protocols.linear_probe import LABELS, draw_order, measure_accuracy, take_labelled
 from ssdd_hub.evaluation.real_data import RealData
-from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import draw_batch, generator, seeded
 
 AUGMENTATIONS = ("none", "flip", "crop-flip")
@@ -58,48 +56,28 @@ class FinetuneSettings(Settings, section="finetune"):
 
 
 class FineTuning(LabelledProtocol[FinetuneSettings]):
-    """Accuracy on held-out images after fine-tuning on labelled ones: the measure of the paper's tables 1 to 3.
+    """Accuracy on held-out images after fine-tuning on labelled ones (Lee et al., ICLR 2024, tables 1 to 3).
 
-    The student keeps its body and gets a new head, the same for all sets. What is scored is the last iterate, in eval
-    mode. A held-out image of a class that the labelled images lack counts as wrong. Students without pre-training are
-    trained the same way.
-
-    Args:
-        settings: See `FinetuneSettings`.
+    The student keeps its body and gets a new head, the same for all sets. The last iterate is scored, in eval mode. A
+    held-out image of a class that the labelled images lack counts as wrong.
     """
 
     name = "finetune"
 
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
-        """Measures once for each number of labels.
-
-        Raises:
-            InputError: The training diverges.
-        """
-        return [self._measure(pretrained, data, amount) for amount in self.settings.labels]
-
-    def _measure(self, pretrained: Pretrained, data: RealData, amount: float) -> Measure:
-        known, seed = data.known(data.train), pretrained.seed
+        """Measures once for each number of labels."""
+        known, seed, measures = data.known(data.train), pretrained.seed, []
         labels = data.labels(data.train)[known]
-        chosen = take_labelled(draw_order(labels, seed, draw=0), labels, amount)
-        student = with_new_head(pretrained.student, count_classes(data), seed)
-        fine_tune(student, data.train, known[chosen], labels[chosen], data.pixel_space, self.settings, seed)
-        return Measure("accuracy", score(student, data, self.name), amount if amount <= 1 else int(amount))
-
-
-def count_classes(data: RealData) -> int:
-    """Returns the number of classes: one more than the largest label of the training images."""
-    return int(data.labels(data.train).max()) + 1
+        order = draw_order(labels, seed, draw=0)
+        for amount in self.settings.labels:
+            student = with_new_head(pretrained.student, data.num_classes, seed)
+            fine_tune(student, data, known[take_labelled(order, labels, amount)], self.settings, seed)
+            measures.append(measure_accuracy(score(student, data, self.name), amount))
+        return measures
 
 
 def with_new_head(student: nn.Module, num_classes: int, seed: int) -> nn.Module:
-    """Returns a copy of a student with a fresh head of `num_classes` outputs, which depends on the seed alone.
-
-    Args:
-        student: With timm's `reset_classifier`; it stays as it is.
-        num_classes: Outputs of the head.
-        seed: Of the head's first weights.
-    """
+    """Returns a copy of a student with a fresh head of `num_classes` outputs, which depends on the seed alone."""
     device = next(student.parameters()).device
     # timm draws a head where the body is, and the seeded generator is that of the CPU.
     copied = copy.deepcopy(student).cpu()
@@ -108,39 +86,15 @@ def with_new_head(student: nn.Module, num_classes: int, seed: int) -> nn.Module:
     return copied.to(device)
 
 
-def fine_tune(
-    student: nn.Module,
-    bank: ImageBank,
-    indices: Tensor,
-    labels: Tensor,
-    pixel_space: PixelSpace,
-    settings: FinetuneSettings,
-    seed: int,
-) -> nn.Module:
-    """Trains a student with a head for the classes by the cross-entropy to labels.
-
-    Args:
-        student: It is changed.
-        bank: Holds the images.
-        indices: `(n,)`, which of them are labelled.
-        labels: `(n,)`, int64, at least 0.
-        pixel_space: The space in which the student sees them.
-        settings: See `FinetuneSettings`.
-        seed: Seed of the order of the images and of their augmentation.
-
-    Returns:
-        The student, in eval mode.
-
-    Raises:
-        InputError: The loss is not finite.
-    """
-    like, size = next(student.parameters()), len(indices)
+def fine_tune(student: nn.Module, data: RealData, indices: Tensor, settings: FinetuneSettings, seed: int) -> nn.Module:
+    """Trains a student in place on the labels of some training images `(n,)`; returns it in eval mode."""
+    like, size, labels = next(student.parameters()), len(indices), data.labels(data.train)[indices]
 
     def _loss(step: int) -> Tensor:
         chosen = draw_batch(size, min(settings.batch_size, size), seed, "fine-tuning", step)
-        pixels = bank.pixels[indices[chosen]].to(like.device)
+        pixels = data.train.pixels[indices[chosen]].to(like.device)
         pixels = augmented(pixels, settings.augment, generator(seed, "augmentation of fine-tuning", step))
-        images = pixel_space.normalise(pixels.to(like.dtype) / 255)
+        images = data.pixel_space.normalise(pixels.to(like.dtype) / 255)
         return functional.cross_entropy(student(images), labels[chosen].to(like.device))
 
     optimizer = torch.optim.SGD(
@@ -160,29 +114,17 @@ def augmented(images: Tensor, kind: str, drawn: torch.Generator) -> Tensor:
 
 
 def descend(
-    student: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[int], Tensor], steps: int, settings: str
+    student: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[int], Tensor], steps: int, section: str
 ) -> nn.Module:
-    """Takes steps in train mode, at a learning rate that falls from the optimizer's own to 0 along a cosine.
+    """Trains a student at a learning rate that falls to 0 along a cosine; returns it in eval mode.
 
-    Args:
-        student: What is trained.
-        optimizer: Over its parameters.
-        loss: From the number of a step to its loss.
-        steps: How many.
-        settings: The prefix of the settings that the learning rate stands in.
-
-    Returns:
-        The student, in eval mode.
-
-    Raises:
-        InputError: A loss is not finite.
+    `loss` maps the number of a step to its loss; `section` holds the learning rate that is too high where it diverges.
     """
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     student.train()
     for step in range(steps):
-        value = loss(step)
-        if not value.isfinite():
-            raise InputError(f"the student diverges at step {step} on the target: lower --{settings}.learning-rate")
+        problem = f"the student diverges at step {step} on the target: lower --{section}.learning-rate"
+        value = require_finite(loss(step), problem)
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -190,21 +132,11 @@ def descend(
     return student.eval()
 
 
-def score(student: nn.Module, data: RealData, settings: str) -> float:
-    """Returns the accuracy, in `[0, 1]`, on the held-out images of known class, in the mode that the student is in.
-
-    Args:
-        student: From images in the pixel space of the data to `(n, classes)`.
-        data: With labels.
-        settings: The prefix of the settings that the learning rate stands in.
-
-    Raises:
-        InputError: Outputs are not finite.
-    """
+def score(student: nn.Module, data: RealData, section: str) -> float:
+    """Returns the accuracy, in `[0, 1]`, on the held-out images of known class, in the mode that the student is in."""
     known = data.known(data.heldout)
-    outputs = data.apply(student, data.heldout, known)
-    if not outputs.isfinite().all():
-        raise InputError(f"the student diverges on {data.name}: lower --{settings}.learning-rate")
+    problem = f"the student diverges on {data.name}: lower --{section}.learning-rate"
+    outputs = require_finite(data.apply(student, data.heldout, known), problem)
     return (outputs.argmax(1) == data.labels(data.heldout)[known]).double().mean().item()
 
 

@@ -1,14 +1,13 @@
-"""Distillation of knowledge without target data: a classifier of a target dataset teaches a student on a set's images.
+"""Knowledge distillation without target data: a classifier of a target dataset teaches a student on a set's images.
 
-The task of Lee et al. (ICLR 2024, table 4): of the target, the student sees only what the classifier says of the
-images of the set.
+The task of Lee et al. (ICLR 2024, table 4): the student sees only the classifier's outputs for images of the set.
 """
 
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,15 +19,8 @@ from ssdd_hub.bounds import Count, Positive, Settings, Weight, one_of
 from ssdd_hub.data.augment import augment_dsa
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluation.protocols.base import Measure, Pretrained
-from ssdd_hub.evaluation.protocols.finetune import (
-    augmented,
-    batch_statistics,
-    count_classes,
-    descend,
-    score,
-    with_new_head,
-)
+from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained, WholeNetwork
+from ssdd_hub.evaluation.protocols.finetune import augmented, batch_statistics, descend, score, with_new_head
 from ssdd_hub.evaluation.protocols.logistic import fit_logistic
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.features import read_pixel_space, shorten_error
@@ -80,31 +72,18 @@ class KdSettings(Settings, section="kd"):
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
-@dataclass(frozen=True, eq=False)
-class Classifier:
+class Classifier(NamedTuple):
     """A frozen network that tells the classes of a target.
 
-    Attributes:
-        network: From pixels to features, or to the classes themselves.
-        head: Weight `(classes, F)` and bias `(classes,)` on its features; None where the network has its own head.
-        num_classes: How many classes.
+    It maps pixels `(n, C, H, W)` to outputs `(n, classes)`, -inf for a class it never saw. Pixels outside [0, 1] are
+    not clipped, so that it sees what the student sees; only resizing to another size clips, as in `Teacher`.
     """
 
-    network: Teacher
-    head: tuple[Tensor, Tensor] | None
+    outputs: Callable[[Tensor], Tensor]
     num_classes: int
 
-    def __call__(self, images: Tensor, pixel_space: PixelSpace) -> Tensor:
-        """Maps images `(n, C, H, W)` of a pixel space to outputs `(n, classes)`; -inf for a class it never saw.
 
-        Pixels outside [0, 1] are not clipped, so that the student is asked about the very image that the classifier
-        sees. Only resizing to another size of the network clips, as in `Teacher`.
-        """
-        outputs: Tensor = self.network(pixel_space.denormalise(images))
-        return outputs if self.head is None else functional.linear(outputs, *self.head)
-
-
-class KnowledgeDistillation:
+class KnowledgeDistillation(LabelledProtocol[KdSettings]):
     """Accuracy on held-out images of a student that a classifier of the target taught on the set's images alone.
 
     The student keeps its body and gets a new head. It learns by the cross-entropy to the classifier's soft labels of
@@ -115,18 +94,13 @@ class KnowledgeDistillation:
     is in eval mode. Its Gaussian baseline is not a set: it draws fresh noise in each step, for a student without
     pre-training, at a learning rate of 1e-3. Its learning rate falls from epoch to epoch, ours from step to step.
 
-    Args:
-        settings: See `KdSettings`.
-        teacher: Whose features the regression reads, on the device of the data; needed for `classifier="probe"` only.
-
-    Raises:
-        InputError: A teacher is needed and there is none, or the classifier cannot be had.
+    `classifier="probe"` reads the features of a teacher, which is on the device of the data.
     """
 
     name = "kd"
 
     def __init__(self, settings: KdSettings, teacher: Teacher | None) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.network = _choose_network(settings.classifier, teacher)
         self._identity = self.network.describe()
         # Keyed by the images, which a dataset with other held-out targets shares.
@@ -134,80 +108,54 @@ class KnowledgeDistillation:
         self._building = threading.Lock()
 
     def key(self, data: RealData) -> dict[str, Any]:
-        """Returns the settings, and what tells the network of the classifier."""
-        return {**asdict(self.settings), "network": self._identity}
+        """Returns the settings, and the identity of the classifier's network."""
+        return {**super().key(data), "network": self._identity}
 
     def applies(self, pretrained: Pretrained, data: RealData) -> bool:
         """Whether there are a set to learn on, and labels of the target."""
         return pretrained.pairs is not None and data.labelled
 
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
-        """Measures.
-
-        Raises:
-            InputError: The classifier is of another number of classes, or the student diverges.
-            ValueError: There is no set; `applies` tells.
-        """
+        """Teaches the student and measures its accuracy."""
         pairs, seed = pretrained.pairs, pretrained.seed
         if pairs is None:
             raise ValueError("a student is taught on a set, and this one has none: check applies first")
         classifier, space = self.classifier(data), space_of(pairs)
         student = with_new_head(pretrained.student, classifier.num_classes, seed)
-        teach(student, pairs, lambda images: classifier(images, space), self.settings, seed)
+        teach(student, pairs, lambda images: classifier.outputs(space.denormalise(images)), self.settings, seed)
         with batch_statistics(student) if self.settings.student_mode == "batch-statistics" else nullcontext():
             return [Measure("accuracy", score(student, data, self.name))]
 
     def classifier(self, data: RealData) -> Classifier:
-        """Returns the classifier of a target, which is built once, whichever thread asks first.
-
-        Raises:
-            InputError: It is of another number of classes.
-        """
+        """Returns the classifier of a target, built once for all threads."""
         with self._building:
             if data.train not in self._classifiers:
                 self._classifiers[data.train] = self._build(data)
             return self._classifiers[data.train]
 
-    def classifier_accuracy(self, data: RealData) -> float:
-        """Returns the classifier's own accuracy, in `[0, 1]`, on the held-out images of known class: the ceiling."""
-        classifier, known = self.classifier(data), data.known(data.heldout)
-        outputs = data.apply(lambda images: classifier(images, data.pixel_space), data.heldout, known)
-        return (outputs.argmax(1) == data.labels(data.heldout)[known]).double().mean().item()
-
     def _build(self, data: RealData) -> Classifier:
         network, named = self.network, self.settings.classifier
         if named != PROBE:
-            classes = max(count_classes(data), len(data.train.label_names or ()))
+            classes = max(data.num_classes, len(data.train.label_names or ()))
             if network.feature_dim != classes:
                 raise InputError(
                     f"kd.classifier must tell the {classes} classes of {data.name}, {named} tells "
                     f"{network.feature_dim}: choose a network trained on it, or probe"
                 )
-            return Classifier(network.to(data.device), None, classes)
+            return Classifier(network.to(data.device), classes)
         known = data.known(data.train)
         features = data.apply(lambda images: network(data.pixel_space.denormalise(images)), data.train, known)
-        labels, num_classes = data.labels(data.train)[known], count_classes(data)
-        head = fit_logistic(features.to(data.device), labels.to(data.device), self.settings.ridge, num_classes)
-        return Classifier(network, head, num_classes)
+        labels = data.labels(data.train)[known].to(data.device)
+        head = fit_logistic(features.to(data.device), labels, self.settings.ridge, data.num_classes)
+        return Classifier(lambda pixels: functional.linear(network(pixels), *head), data.num_classes)
 
 
 def teach(
     student: nn.Module, pairs: Pairs, classify: Callable[[Tensor], Tensor], settings: KdSettings, seed: int
 ) -> nn.Module:
-    """Trains a student to say of a set's images what a classifier says of them.
+    """Trains a student in place to imitate a classifier on a set's images; returns it in eval mode.
 
-    Args:
-        student: It is changed.
-        pairs: Hold the images; their targets are not used.
-        classify: From images `(n, C, H, W)` in the set's pixel space to outputs `(n, classes)`.
-        settings: See `KdSettings`.
-        seed: Seed of the order of the images and of their augmentation.
-
-    Returns:
-        The student, in eval mode.
-
-    Raises:
-        InputError: The loss is not finite.
+    `classify` maps images `(n, C, H, W)` in the set's pixel space to outputs `(n, classes)`.
     """
     size = len(pairs)
 
@@ -226,45 +174,20 @@ def teach(
 
 
 def soft_cross_entropy(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Returns the cross-entropy of a student to the soft labels of a classifier, averaged over images.
+    """Returns the cross-entropy of a student's outputs to a classifier's soft labels, `(n, classes)`, mean over `n`.
 
     Hinton et al. (2015, arXiv 1503.02531, section 2), without their factor `temperature ** 2`, as in KRR-ST's code.
-
-    Args:
-        outputs: `(n, classes)`, the student's.
-        taught: `(n, classes)`, the classifier's; -inf for no probability.
-        temperature: That both are divided by.
+    Outputs of the classifier may be -inf, for no probability.
     """
     return functional.cross_entropy(outputs / temperature, (taught / temperature).softmax(1))
 
 
 def space_of(pairs: Pairs) -> PixelSpace:
-    """Returns the pixel space of the images that a set gives to students.
-
-    Raises:
-        ValueError: The pairs do not tell.
-    """
+    """Returns the pixel space of the images that a set gives to students; raises a `ValueError` where it has none."""
     space = pairs.distilled.pixel_space if isinstance(pairs, SetPairs) else getattr(pairs, "pixel_space", None)
     if not isinstance(space, PixelSpace):
         raise ValueError(f"pairs with a pixel_space are required, {type(pairs).__name__} has none")
     return space
-
-
-class _WholeNetwork(nn.Module):
-    """Gives a network's outputs where a teacher reads features."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Maps images `(n, C, H, W)` to the network's outputs."""
-        outputs: Tensor = self.network(images)
-        return outputs
-
-    def forward_head(self, outputs: Tensor, pre_logits: bool = False) -> Tensor:
-        """Returns the outputs: the head is in the network."""
-        return outputs
 
 
 def _choose_network(name: str, teacher: Teacher | None) -> Teacher:
@@ -279,7 +202,7 @@ def _choose_network(name: str, teacher: Teacher | None) -> Teacher:
         if height != width:
             raise ValueError(f"it takes {height}x{width} pixels, ours are square")
         space = read_pixel_space(name, config, None, None, None)
-        return Teacher(_WholeNetwork(network), space, width, name, interpolation=config["interpolation"])
+        return Teacher(WholeNetwork(network), space, width, name, interpolation=config["interpolation"])
     except Exception as error:  # timm, the Hub client and safetensors each raise their own kinds here
         raise InputError(
             f"kd.classifier {name!r} cannot be built: {shorten_error(error)}. Use probe, a timm name with weights, "

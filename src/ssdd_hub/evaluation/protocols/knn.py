@@ -34,33 +34,18 @@ class KnnSettings(Settings, section="knn"):
         return known[drawn.sort().values]
 
     def accuracy(self, data: RealData, voters: Tensor, vectors: Tensor, test_vectors: Tensor) -> float:
-        """Returns the accuracy of the vote on the held-out images of known class.
-
-        Args:
-            data: Labelled.
-            voters: The images that vote, `(n,)`.
-            vectors: Of these images, `(n, D)`.
-            test_vectors: Of the held-out images of known class, `(m, D)`.
-        """
+        """Returns the accuracy of the vote on held-out images of known class, by vectors of voters and of these."""
         labels, truth = data.labels(data.train)[voters], data.labels(data.heldout)[data.known(data.heldout)]
         return knn_accuracy(vectors, labels, test_vectors, truth, self.neighbours, self.temperature)
 
 
 class NearestNeighbours(LabelledProtocol[KnnSettings]):
-    """The held-out accuracy of a vote of nearest neighbours among the pre-logits of labelled images.
-
-    Args:
-        settings: See `KnnSettings`.
-    """
+    """Held-out accuracy of a vote of nearest neighbours among the pre-logits of labelled images."""
 
     name = "knn"
 
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
-        """Measures the accuracy.
-
-        Raises:
-            InputError: The features are not finite.
-        """
+        """Measures the accuracy."""
         voters = self.settings.voters(data, pretrained.seed)
         features = frozen_features(pretrained.student, data, data.train, voters)
         test = frozen_features(pretrained.student, data, data.heldout, data.known(data.heldout))

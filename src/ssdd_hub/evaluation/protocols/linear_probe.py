@@ -1,4 +1,4 @@
-"""Linear probes: logistic regressions on a student's frozen features, with few labels or many."""
+"""Linear probes: logistic regressions on a student's frozen features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -12,15 +12,14 @@ from torch.nn import functional
 
 from ssdd_hub.bounds import Count, Fraction, Rule, Settings
 from ssdd_hub.data.bank import ImageBank
-from ssdd_hub.errors import Check, InputError
-from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained
+from ssdd_hub.errors import Check
+from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained, require_finite
 from ssdd_hub.evaluation.protocols.logistic import Frame, Linear, fit_inside
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.seeds import derive_seed, generator, seeded
 
-# Fits that only choose a ridge stop earlier than the one that counts.
-ROUGH = 1e-5
+ROUGH = 1e-5  # tolerance of fits that only choose a ridge
 LABELS = Rule(
     "shares above 0 and at most 1, or counts of at least 2",
     lambda labels: bool(labels) and all(0 < n <= 1 or n >= 2 and n % 1 == 0 for n in labels),
@@ -51,22 +50,15 @@ class ProbeSettings(Settings, section="probe"):
     max_iter: Count = 1000
 
     def conflicts(self) -> Iterator[Check]:
-        """Yields what entries of a list must be to each other."""
+        """Yields that the entries of `labels` differ."""
         yield len({*self.labels}) == len(self.labels), f"probe.labels must differ from each other, got {self.labels}"
 
 
 def draw_order(labels: Tensor, seed: int, draw: int, balanced: bool = False) -> Tensor:
-    """Returns the images in random order, of which a labelled subset is a beginning.
+    """Returns a random permutation of the images, `(N,)`; labelled subsets are its beginnings.
 
-    Args:
-        labels: `(N,)`, int64.
-        seed: Seed of all draws.
-        draw: Which of them.
-        balanced: Take class by class in turn: the classes of every beginning differ by one image at most, as long as
-            each has images left.
-
-    Returns:
-        A permutation `(N,)`.
+    Balanced ones take class by class in turn: the classes of every beginning differ by one image at most, as long as
+    each has images left.
     """
     order = torch.randperm(len(labels), generator=generator(seed, "labelled images", draw))
     if not balanced:
@@ -80,17 +72,10 @@ def draw_order(labels: Tensor, seed: int, draw: int, balanced: bool = False) -> 
 
 
 def take_labelled(order: Tensor, labels: Tensor, amount: float) -> Tensor:
-    """Returns the labelled subset of one size, the beginning of an order; smaller ones are parts of larger ones.
+    """Returns a labelled subset, the beginning `(n,)` of an order; smaller ones are parts of larger ones.
 
-    A beginning of one class teaches nothing. Its last image is then replaced by the first one of another class.
-
-    Args:
-        order: A permutation `(N,)`.
-        labels: `(N,)`, int64, of two classes at least.
-        amount: A share in (0, 1], rounded to whole images, or a count above 1; 2 at least and `N` at most are taken.
-
-    Returns:
-        Indices `(n,)`.
+    An amount is a share in (0, 1], rounded to whole images, or a count; 2 at least and all at most are taken. A
+    beginning of one class teaches nothing. Its last image is then replaced by the first one of another class.
     """
     wanted = round(amount * len(order)) if amount <= 1 else int(amount)
     chosen = order[: max(2, wanted)]
@@ -100,22 +85,18 @@ def take_labelled(order: Tensor, labels: Tensor, amount: float) -> Tensor:
     return chosen
 
 
+def measure_accuracy(value: float, amount: float) -> Measure:
+    """Returns the measure of an accuracy that was reached with an amount of labels: a share, or a whole number."""
+    return Measure("accuracy", value, amount if amount <= 1 else int(amount))
+
+
 def fit_probe(features: Tensor, labels: Tensor, num_classes: int, settings: ProbeSettings) -> tuple[Linear, float]:
-    """Fits a logistic regression with the ridge that does best on a part of the images that is held out for it.
+    """Fits a logistic regression to features `(n, F)`, in random order; returns it and its ridge.
 
     The features are centred and divided by their overall std, which the ridges refer to. The last `int(heldout * n)`
     images choose: the highest accuracy wins, and of equal ones the lowest cross-entropy. All images are then fitted
-    with the winner. Where nothing can be chosen, because `n` is too small, the two parts share no class or the rest is
-    of one class, the middle ridge is taken, of an even number the larger one.
-
-    Args:
-        features: `(n, F)`, float32 or float64, in random order.
-        labels: `(n,)`, int64, in `[0, num_classes)`.
-        num_classes: Number of classes `C`.
-        settings: Its `heldout`, `ridges` and `max_iter` are used.
-
-    Returns:
-        Weight `(C, F)` and bias `(C,)` of the features as given, and the ridge.
+    with the winner. Where nothing can be chosen, because `n` is too small, the two parts share no class or the first
+    is of one class, the middle ridge is taken, of an even number the larger one.
     """
     frame = Frame.of(features)
     # The variances along orthonormal directions add up to F times the overall variance.
@@ -144,61 +125,46 @@ def _choose_ridge(
         odds = torch.addmm(solved[1], choosing, solved[0].T)
         score = (int((odds.argmax(1) == truth).sum()), -functional.cross_entropy(odds, truth).item())
         found.append((score, ridge, solved))
-    _, ridge, solved = max(found, key=lambda entry: entry[0])
-    return ridge, solved
+    return max(found, key=lambda entry: entry[0])[1:]
 
 
 def frozen_features(student: nn.Module, data: RealData, bank: ImageBank, indices: Tensor) -> Tensor:
-    """Returns a student's pre-logits of some images, `(n, F)`, float32, on the device of the data.
-
-    Raises:
-        InputError: They are not finite.
-    """
-    features = data.apply(partial(pre_logits, student), bank, indices).to(data.device)
-    if not features.isfinite().all():
-        raise InputError("a student diverges when it is pre-trained on the set: lower --use.learning-rate")
-    return features
+    """Returns a student's pre-logits of some images, `(n, F)`, float32, finite, on the device of the data."""
+    return require_finite(data.apply(partial(pre_logits, student), bank, indices).to(data.device))
 
 
 class LinearProbe(LabelledProtocol[ProbeSettings]):
-    """The held-out accuracy of a logistic regression on frozen pre-logits, its ridge chosen on labelled images.
+    """Held-out accuracy of a logistic regression on frozen pre-logits, its ridge chosen on labelled images.
 
-    Images of unknown class (label -1) are left out. All students and all sets see the same labelled subsets, if they
-    have the same seed. Where all labelled images are taken there is but one subset.
-
-    Args:
-        settings: See `ProbeSettings`.
+    For each entry of `labels` it is the mean over the draws. Images of unknown class (label -1) are left out. All
+    students and all sets see the same labelled subsets, if they have the same seed. Where all labelled images are
+    taken there is but one subset.
     """
 
     name = "probe"
 
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
-        """Measures the mean accuracy over the draws, for each entry of `labels`.
-
-        Raises:
-            InputError: The features are not finite.
-        """
+        """Measures the mean accuracy over the draws, for each entry of `labels`."""
         known, tested = data.known(data.train), data.known(data.heldout)
         labels, truth = data.labels(data.train)[known], data.labels(data.heldout)[tested].to(data.device)
         subsets = self._subsets(labels, pretrained.seed)
         needed = torch.unique(torch.cat([chosen for draws in subsets for chosen in draws]))
         features = frozen_features(pretrained.student, data, data.train, known[needed])
         test = frozen_features(pretrained.student, data, data.heldout, tested)
-        num_classes, measures = int(labels.max()) + 1, []
+        measures = []
         for amount, draws in zip(self.settings.labels, subsets, strict=True):
             right = 0
             for draw, chosen in enumerate(draws):
                 rows = torch.searchsorted(needed, chosen)
                 part, classes = features[rows.to(data.device)], labels[chosen].to(data.device)
-                weight, bias = self._fit(part, classes, num_classes, derive_seed(pretrained.seed, "probe", draw))
+                weight, bias = self._fit(part, classes, data.num_classes, derive_seed(pretrained.seed, "probe", draw))
                 right += int((torch.addmm(bias, test, weight.T).argmax(1) == truth).sum())
-            measures.append(Measure("accuracy", right / len(draws) / len(truth), _count(amount)))
+            measures.append(measure_accuracy(right / len(draws) / len(truth), amount))
         return measures
 
     def _subsets(self, labels: Tensor, seed: int) -> list[list[Tensor]]:
         """Returns the labelled subsets of each size, each a draw of indices `(n,)`."""
-        drawn = range(self.settings.draws)
-        orders = [draw_order(labels, seed, draw, self.settings.balanced) for draw in drawn]
+        orders = [draw_order(labels, seed, draw, self.settings.balanced) for draw in range(self.settings.draws)]
         subsets = [[take_labelled(order, labels, amount) for order in orders] for amount in self.settings.labels]
         return [draws[:1] if len(draws[0]) == len(labels) else draws for draws in subsets]
 
@@ -207,15 +173,10 @@ class LinearProbe(LabelledProtocol[ProbeSettings]):
 
 
 class MkdtProbe(LinearProbe):
-    """The linear probe of Joshi et al. (ICLR 2025, arXiv 2410.02116), as in their released code.
+    """The linear probe of Joshi et al. (ICLR 2025, arXiv 2410.02116), as in their released code: see `fit_mkdt`.
 
-    Features as they are, random subsets, one output for each class of the data, PyTorch's initial weights; 20 calls of
-    `torch.optim.LBFGS` with its defaults (20 iterations a call, steps of 1, no line search) on the mean cross-entropy
-    plus 1e-3 times the squares of the weights, which is a ridge of 2e-3. Where that diverges, the accuracy is that of
-    an arbitrary class.
-
-    Args:
-        settings: `labels` and `draws` are used; the code's draws are its 3 seeds.
+    Features as they are, random subsets, one output for each class of the data. Where the fit diverges, the accuracy
+    is that of an arbitrary class. Of the settings, `labels` and `draws` are used; the code's draws are its 3 seeds.
     """
 
     name = "probe_mkdt"
@@ -231,21 +192,11 @@ class MkdtProbe(LinearProbe):
         return fit_mkdt(features, labels, num_classes, seed)
 
 
-def fit_mkdt(
-    features: Tensor, labels: Tensor, num_classes: int, seed: int, calls: int = 20, penalty: float = 1e-3
-) -> Linear:
-    """Fits the linear layer of `MkdtProbe`.
+def fit_mkdt(features: Tensor, labels: Tensor, num_classes: int, seed: int, calls: int = 20) -> Linear:
+    """Fits MKDT's linear layer, from PyTorch's initial weights, to features `(n, F)` and labels `(n,)`.
 
-    Args:
-        features: `(n, F)`.
-        labels: `(n,)`, int64, in `[0, num_classes)`, on the device of the features.
-        num_classes: Number of classes `C`.
-        seed: Seed of the initial weights.
-        calls: Calls of the optimiser.
-        penalty: Of the squares of the weights; the bias has none.
-
-    Returns:
-        Weight `(C, F)` and bias `(C,)`.
+    20 calls of `torch.optim.LBFGS` with its defaults (20 iterations a call, steps of 1, no line search) on the mean
+    cross-entropy plus 1e-3 times the squares of the weights, a ridge of 2e-3; the bias has no penalty.
     """
     with seeded(seed, "probe layer"):
         layer = nn.Linear(features.shape[1], num_classes)
@@ -254,15 +205,10 @@ def fit_mkdt(
 
     def _closure() -> Tensor:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(layer(features), labels) + penalty * layer.weight.square().sum()
+        loss = functional.cross_entropy(layer(features), labels) + 1e-3 * layer.weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     for _ in range(calls):
         optimizer.step(_closure)  # type: ignore[no-untyped-call]
     return layer.weight.detach(), layer.bias.detach()
-
-
-def _count(amount: float) -> float:
-    """Returns a share as it is, and a count as a whole number."""
-    return amount if amount <= 1 else int(amount)

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression by L-BFGS, on any device, with thousands of features and few images or many."""
+"""Multinomial logistic regression by preconditioned L-BFGS, on any device."""
 
 from typing import Any, NamedTuple
 
@@ -7,32 +7,22 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-# Rows that are multiplied at a time: what bounds the memory beside the features.
-CHUNK = 4096
+CHUNK = 4096  # rows multiplied at a time, which bounds the memory beside the features
 Linear = tuple[Tensor, Tensor]
 """Weight `(C, F)` and bias `(C,)`."""
 
 
 class Frame(NamedTuple):
-    """Coordinates of features along their principal directions, in which their regression converges quickly.
+    """Coordinates of features along their principal directions, in which their regression converges quickly."""
 
-    Attributes:
-        centre: `(F,)`, the mean.
-        basis: `(F, r)`, orthonormal; `r = min(n, F)`.
-        variances: `(r,)`, along the directions.
-    """
-
-    centre: Tensor
-    basis: Tensor
-    variances: Tensor
+    centre: Tensor  # (F,), the mean
+    basis: Tensor  # (F, r), orthonormal; r = min(n, F)
+    variances: Tensor  # (r,), along the directions
 
     @classmethod
     def of(cls, features: Tensor) -> "Frame":
-        """Returns the frame of features `(n, F)`.
-
-        Any orthonormal basis that holds all features leaves the ridge solution what it is, hence the rounding of the
-        directions does no harm.
-        """
+        """Returns the frame of features `(n, F)`."""
+        # Any orthonormal basis that spans the features has the same ridge solution: rounded directions do no harm.
         centre, span = features.mean(0), None
         if len(features) < features.shape[1]:
             # A solution with a ridge lies in the span of the features, which then has n dimensions at most.
@@ -72,35 +62,25 @@ def _principal(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_logistic(
-    features: Tensor,
-    labels: Tensor,
-    ridge: float,
-    num_classes: int,
-    start: Linear | None = None,
-    max_iter: int = 1000,
-    tolerance: float = 1e-6,
+    features: Tensor, labels: Tensor, ridge: float, num_classes: int, start: Linear | None = None, **limits: Any
 ) -> Linear:
     """Fits a multinomial logistic regression: mean cross-entropy plus `ridge / 2` times the squares of the weights.
 
-    The bias is not penalised. scikit-learn's `LogisticRegression(C=1 / (ridge * n))` has the same solution.
+    The bias is not penalised. scikit-learn's `LogisticRegression(C=1 / (ridge * n))` has the same solution. A class
+    without images gets weight 0 and bias minus infinity: it is never predicted.
 
     Args:
-        features: `(n, F)`, float32 or float64; the work is done in this type on their device.
+        features: `(n, F)`, float32 or float64; computed in this type on their device.
         labels: `(n,)`, int64, in `[0, num_classes)`.
         ridge: Above 0.
         num_classes: Number of classes `C`.
-        start: Weight and bias to start from, such as those of a larger ridge; zeros by default.
-        max_iter: Iterations at most.
-        tolerance: Iterations end when one lowers the loss by less than this share of the loss at the start.
-
-    Returns:
-        Weight `(C, F)` and bias `(C,)`. A class without images has weight 0 and bias minus infinity: it is never
-        predicted.
+        start: Weight and bias to start from; zeros by default.
+        **limits: Of `fit_inside`.
     """
     frame = Frame.of(features)
     begin = None if start is None else frame.enter(start)
     inside = frame.coordinates(features)
-    return frame.leave(fit_inside(inside, frame.variances, labels, ridge, num_classes, begin, max_iter, tolerance))
+    return frame.leave(fit_inside(inside, frame.variances, labels, ridge, num_classes, begin, **limits))
 
 
 def fit_inside(
@@ -113,7 +93,10 @@ def fit_inside(
     max_iter: int = 1000,
     tolerance: float = 1e-6,
 ) -> Linear:
-    """Fits the regression on coordinates `(n, r)` of a frame, of variances `(r,)`; otherwise as `fit_logistic`."""
+    """Fits the regression on coordinates `(n, r)` of a frame, of variances `(r,)`; otherwise as `fit_logistic`.
+
+    Iterations end when one lowers the loss by less than `tolerance` times the loss at the start.
+    """
     present, classes = torch.unique(labels.to(features.device), return_inverse=True)
     first = features.new_zeros(len(present), features.shape[1] + 1)
     if start is not None:

@@ -1,5 +1,6 @@
-"""Ranking of architectures: does a small set order networks as the whole source does, and how much sooner?"""
+"""Ranking of architectures by a small set, compared with their ranking by the whole source."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -42,18 +43,13 @@ class RankSettings(Settings, section="rank"):
 
 
 def rank_records(records: Sequence[Record], students: Sequence[str], by: str, reference: str) -> list[Record]:
-    """Compares the order of architectures on each set with that on the whole source.
-
-    Args:
-        records: Records of all sets, those of every student given.
-        students: Names of the architectures.
-        by: The protocol whose score orders them.
-        reference: The set that gives the true order, such as `full`.
+    """Compares the order of architectures on each set with that on a reference, such as `full`.
 
     Returns:
         For each other set two records of protocol `rank`: `tau`, Kendall's tau-b (Kendall, Biometrika 1945) of the two
-        orders, in `[-1, 1]`, 1 for the same order and None where all scores are equal, one for each seed; and
-        `speedup`, the seconds of pre-training all architectures on the reference over those on the set.
+        orders by the scores of protocol `by`, in `[-1, 1]`, 1 for the same order and None where all scores are equal,
+        one for each seed; and `speedup`, the seconds of pre-training all architectures on the reference over those on
+        the set.
     """
     scored = [record for record in records if record["protocol"] == by and record["student"] in students]
     if not scored:
@@ -66,17 +62,15 @@ def rank_records(records: Sequence[Record], students: Sequence[str], by: str, re
     about = {key: scored[0].get(key) for key in ("source", "target", "use", "labels")}
     found: list[Record] = []
     for name in dict.fromkeys(record["set"] for record in scored):
-        rivals = [_columns(table, name, students) for table in (scores, seconds)]
-        truths = [_columns(table, reference, students) for table in (scores, seconds)]
-        if name == reference or not (rivals[0] and truths[0]):
-            continue
         facts = {**about, "set": name, "protocol": RANK, "student": f"{len(students)} architectures", "by": by}
-        taus = [_tau(ours, theirs) for ours, theirs in zip(rivals[0], truths[0], strict=True)]
-        found.append({**facts, "metric": "tau", **describe_values(taus)})
-        # A set that nothing is pre-trained on costs nothing.
-        if rivals[1] and truths[1]:
-            ratios = [_ratio(theirs, ours) for ours, theirs in zip(rivals[1], truths[1], strict=True)]
-            found.append({**facts, "metric": "speedup", **describe_values(ratios)})
+        # A set that nothing is pre-trained on costs nothing, and has no speedup.
+        for metric, table, compare in (("tau", scores, _tau), ("speedup", seconds, _ratio)):
+            ours, theirs = (_columns(table, place, students) for place in (name, reference))
+            if name == reference or not (ours and theirs):
+                break
+            pairs = zip(ours, theirs, strict=True)
+            values = [None if None in (*pair[0], *pair[1]) else compare(*pair) for pair in pairs]
+            found.append({**facts, "metric": metric, **describe_values(values)})
     return found
 
 
@@ -86,14 +80,10 @@ def _columns(table: Mapping[tuple[str, str], Sequence[Any]], name: str, students
     return [list(column) for column in zip(*rows, strict=True)] if all(rows) else []
 
 
-def _tau(ours: Sequence[float | None], theirs: Sequence[float | None]) -> float | None:
-    if None in (*ours, *theirs):
-        return None
+def _tau(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     tau = float(kendalltau(ours, theirs).statistic)
-    return tau if tau == tau else None
+    return None if math.isnan(tau) else tau
 
 
-def _ratio(theirs: Sequence[float | None], ours: Sequence[float | None]) -> float | None:
-    if None in (*ours, *theirs):
-        return None
-    return sum(filter(None, theirs)) / max(sum(filter(None, ours)), 1e-9)
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return sum(theirs) / max(sum(ours), 1e-9)
