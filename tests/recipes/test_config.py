@@ -7,8 +7,9 @@ import yaml
 
 from benchmark import BenchmarkConfig
 from compute_targets import ComputeTargetsConfig
+from distill import DistillConfig
+from evaluate import EvaluateConfig
 from gradient_bias import GradientBiasConfig
-from ssdd_hub.configs.recipes import DistillConfig, EvaluateConfig
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.settings import parse_config, to_dict, to_yaml
 from time_to_quality import TimeToQualityConfig
@@ -539,24 +540,30 @@ def test_help_documents_every_setting_and_ends_well(parse, capsys, option):
 
 
 def test_method_and_parameterisation_have_short_names(parse):
-    config = parse("--method", "dm", "--method.args", "{ridge: 1e-3}", "--parameterisation=factor", "--init", "kmeans")
-    assert (config.method.name, config.method.args, config.parameterisation.name) == ("dm", {"ridge": 1e-3}, "factor")
-    assert config.init == "kmeans"
-    # The names of before stay.
+    config = parse("--method", "krr_st", "--method.args", "{ridge: 1e-3}", "--parameterisation=pixels")
+    assert (config.method.args, config.parameterisation.name) == ({"ridge": 1e-3}, "pixels")
+    # Settings of the distiller compute as they always did.
     assert parse("--distiller.micro-batch", "7").distiller.computing().micro_batch == 7
+
+
+def test_unknown_names_are_refused_with_the_nearest_one_and_together_with_all_other_mistakes(parse):
+    argv = ["--method", "krr", "--parameterisation", "pixel", "--init", "herd", "--method.args.ridge", "0"]
+    assert problems(parse, *argv, "--pool.size", "0") == [
+        "pool.size must be at least 1, got 0",
+        "init must be one of random, kmeans, kmeans-pixels, kcenter, herding, high_loss, noise, got 'herd'; the nearest "
+        "is herding",
+        "method 'krr' is unknown: use one of krr_st",
+        "parameterisation 'pixel' is unknown: use one of pixels",
+    ]
+    assert problems(parse, "--method.args", "{ridg: 1}") == [
+        "method 'krr_st' has no setting 'ridg': use one of ridge, inner_steps, pool; the nearest is ridge"
+    ]
 
 
 @pytest.mark.parametrize("section", ["method", "parameterisation"])
 def test_arguments_of_a_method_pass_the_allow_list(parse, section):
     with pytest.raises(SettingsError, match=rf"{section}.args: weights must be a number or a short word"):
         parse(f"--{section}.args", "{weights: https://example.org/a.bin}")
-
-
-def test_an_unknown_start_is_refused_with_the_nearest_one(parse):
-    with pytest.raises(
-        SettingsError, match="init must be one of random, kmeans.*, got 'herd'; the nearest is herding"
-    ):
-        parse("--init", "herd")
 
 
 # The run folder

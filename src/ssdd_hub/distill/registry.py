@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ssdd_hub.arguments import check_arguments, show
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import Check, InputError
 
 
 class Named(Protocol):
@@ -93,6 +93,19 @@ class Registry(Generic[Kind]):
                 f"{self.noun} {name!r} does not take these settings {dict(args)}: {error}; give values of the types "
                 f"that {settings.__name__} states"
             ) from error
+
+    def check(self, chosen: Any, shared: Mapping[str, Any]) -> Check:
+        """Returns whether there is such a class with such settings, and what is wrong otherwise.
+
+        Args:
+            chosen: Has the `name` and the `args` of `settings`.
+            shared: As for `settings`.
+        """
+        try:
+            self.settings(chosen.name, chosen.args, shared)
+        except InputError as error:
+            return False, str(error)
+        return True, ""
 
     def _load(self, point: EntryPoint) -> type[Kind]:
         package = point.dist.name if point.dist else point.value
