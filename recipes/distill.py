@@ -102,28 +102,15 @@ class DistillConfig:
                 self.distiller.augment or not self.targets.views,
                 "targets.views are augmented, so pass --distiller.augment true as well, or --targets.views 0",
             ),
-            METHODS.check(self.method, self.shared),
-            PARAMETERISATIONS.check(self.parameterisation, self.shared),
+            METHODS.check(self.method, self.shared()),
+            PARAMETERISATIONS.check(self.parameterisation, self.shared()),
         )
         if not self.output:
             object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}")
 
-    @property
     def shared(self) -> dict[str, Any]:
-        """Settings that methods and parameterisations take over where they have one of the same name."""
+        """Returns settings that methods and parameterisations take over where they have one of the same name."""
         return {**self.distiller.shared(), "pool": self.pool}
-
-
-def check_sizes(config: DistillConfig, num_source: int, num_processes: int) -> None:
-    """Refuses what could only fail after hours of work."""
-    wanted, batch_size = config.distiller.num_images, config.distiller.batch_size
-    if batch_size < num_processes:
-        raise InputError(f"--distiller.batch-size {batch_size} is less than one image for each process: raise it")
-    if wanted > num_source and config.init != NOISE:
-        raise InputError(
-            f"{wanted} distilled images start as as many source images, and there are {num_source}: lower "
-            "--distiller.num-images, or use more images"
-        )
 
 
 def evaluate(
@@ -147,15 +134,22 @@ def main() -> None:
     started = time.perf_counter()
     config = parse_config(DistillConfig, DEFAULT, description=__doc__)
     accelerator, run = begin(config, defaults=DistillConfig())
+    settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
+    if settings.batch_size < accelerator.num_processes:
+        wanted = f"--distiller.batch-size {settings.batch_size}"
+        raise InputError(f"{wanted} is less than one image for each process: raise it")
     images, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
-    check_sizes(config, len(images), accelerator.num_processes)
+    if settings.num_images > len(images) and config.init != NOISE:
+        raise InputError(
+            f"{settings.num_images} distilled images start as as many source images, and there are {len(images)}: "
+            "lower --distiller.num-images, or use more images"
+        )
     inputs, space = describe_images(images, heldout), PixelSpace.of(images.pixels)
     heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
     shape = {"in_chans": images.num_channels, "image_size": images.image_size}
     student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
     student(num_targets=1)
 
-    settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
     about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.source)}
     teacher = load_or_train_teacher(config.teacher, config.pretrain, images, run, accelerator, inputs, **about)
     teacher = teacher.to(accelerator.device, dtype)
@@ -176,7 +170,7 @@ def main() -> None:
     batches, student = engine.prefetch(batches, settings.steps), partial(student, num_targets=targets.width)
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
-    chosen, shared = config.parameterisation, config.shared
+    chosen, shared = config.parameterisation, config.shared()
     synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
     method = build_method(config.method.name, problem, config.method.args, shared)
     distiller = Distiller(synthetic, method, settings, accelerator)

@@ -21,8 +21,8 @@ from ssdd_hub.data import DataSettings
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import CellStore, EvaluateSettings, Evaluation, References
 from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, none_contender
-from ssdd_hub.evaluation.inputs import check_alike, load_set, name_sets, stated_settings
-from ssdd_hub.evaluation.loading import Loader, prepare_references
+from ssdd_hub.evaluation.inputs import stated_settings
+from ssdd_hub.evaluation.loading import Loader, load_sets, prepare_references
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
 from ssdd_hub.evaluation.protocols.finetune import FinetuneSettings, FineTuning
 from ssdd_hub.evaluation.protocols.kd import KdSettings, KnowledgeDistillation
@@ -133,15 +133,10 @@ class EvaluateConfig:
             name = place.parent.name if place.name == "distilled" else place.name
             object.__setattr__(self, "output", f"runs/{folder_name(name)}-evaluation")
 
-    @property
-    def ranks(self) -> bool:
-        """Whether architectures are ranked."""
-        return RANK in self.protocols
 
-
-def build_protocols(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, EvaluationProtocol]:
-    """Returns the protocols to run, and the one that ranks, by name."""
-    build: dict[str, Callable[[], EvaluationProtocol]] = {
+def protocols_of(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, Callable[[], EvaluationProtocol]]:
+    """Returns what builds each protocol but `rank`, by name."""
+    return {
         "teacher_error": TeacherError,
         "probe": partial(LinearProbe, config.probe),
         "probe_mkdt": partial(MkdtProbe, config.probe),
@@ -150,8 +145,6 @@ def build_protocols(config: EvaluateConfig, teacher: Teacher | None) -> dict[str
         "krr": partial(KernelRegression, config.krr, config.knn),
         "kd": partial(KnowledgeDistillation, config.kd, teacher),
     }
-    wanted = [*config.protocols, *([config.rank.by] if config.ranks else [])]
-    return {name: build[name]() for name in wanted if name != RANK}
 
 
 @report_errors
@@ -169,24 +162,24 @@ def main() -> None:
 
     config = parse_config(EvaluateConfig, None if named else DEFAULT, description=__doc__, stated=stated)
     accelerator, run = begin(config, same_settings=False)
-    loaded = [load_set(place, config.foreign) for place in config.sets]
-    sets, counts = dict(zip(name_sets(config.sets), loaded, strict=True)), [len(each.images) for each in loaded]
-    check_alike(sets)
-    loader = Loader(loaded[0], given, config.seed, config.evaluate.max_heldout, accelerator)
+    sets = load_sets(config.sets, config.foreign)
+    first, counts = next(iter(sets.values())), [len(each.images) for each in sets.values()]
+    loader = Loader(first, given, config.seed, config.evaluate.max_heldout, accelerator)
     own = loader.source(config.source)
     teacher = loader.teacher(config.teacher) if own else None
     data = loader.datasets(config.targets, config.target_args, own)
     # Architectures are ranked by what the whole source teaches them.
-    wanted = list(dict.fromkeys([*config.references, *([FULL] if config.ranks else [])]))
+    ranks = RANK in config.protocols
+    wanted = list(dict.fromkeys([*config.references, *([FULL] if ranks else [])]))
     if teacher is None and {*wanted} - {NONE}:
         raise InputError(
             "references are made of the source images and their teacher: give --source.name, --teacher.backbone "
             "and --teacher.pretrained, or --references none"
         )
-    protocols = build_protocols(config, teacher)
-    asked = [protocols[name] for name in config.protocols if name != RANK]
-    candidates = loader.candidates(config.students, config.student_args, asked)
-    ranked = loader.variants(config.rank.variants, protocols[config.rank.by]) if config.ranks else []
+    build = protocols_of(config, teacher)
+    protocols = [build[name]() for name in config.protocols if name != RANK]
+    candidates = loader.candidates(config.students, config.student_args, protocols)
+    ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
     # From here on nothing fails that other settings could repair.
     run.start()
 
@@ -196,7 +189,7 @@ def main() -> None:
         data = [known if entry is own else entry for entry in data]
     contenders = loader.contenders(sets, source)
     if source:
-        views = SetPairs(loaded[0]).num_views if config.use.augment == "views" else 0
+        views = SetPairs(first).num_views if config.use.augment == "views" else 0
         references = References(run.path / "references", source, config.selection, config.seed, views)
         contenders += prepare_references(references, wanted, counts, config.evaluate.seeds, accelerator)
     elif wanted:
@@ -206,7 +199,7 @@ def main() -> None:
     records = Evaluation(*parts, store, facts).run(accelerator)
     if accelerator.is_main_process:
         names = [candidate.name for candidate in ranked]
-        records += rank_records(records, names, config.rank.by, FULL) if config.ranks else []
+        records += rank_records(records, names, config.rank.by, FULL) if ranks else []
         machine = describe_machine(accelerator.device, accelerator.num_processes)
         seconds = time.perf_counter() - started
         print(save_evaluation(run, config, sets, records, machine, seconds))

@@ -550,8 +550,8 @@ def test_unknown_names_are_refused_with_the_nearest_one_and_together_with_all_ot
     argv = ["--method", "krr", "--parameterisation", "pixel", "--init", "herd", "--method.args.ridge", "0"]
     assert problems(parse, *argv, "--pool.size", "0") == [
         "pool.size must be at least 1, got 0",
-        "init must be one of random, kmeans, kmeans-pixels, kcenter, herding, high_loss, noise, got 'herd'; the nearest "
-        "is herding",
+        "init must be one of random, kmeans, kmeans-pixels, kcenter, herding, high_loss, noise, got 'herd'; the "
+        "nearest is herding",
         "method 'krr' is unknown: use one of krr_st",
         "parameterisation 'pixel' is unknown: use one of pixels",
     ]

@@ -1,14 +1,12 @@
 """Time to quality: copies at given seconds, and the recipe as a user launches it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from reference.warm import Running
 
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.teachers.teacher import TeacherSettings, build_teacher
@@ -16,8 +14,7 @@ from studies import time_to_quality
 from studies.time_to_quality import START, QualitySettings, Snapshot, curves, label, quality_table, train
 from time_to_quality import TimeToQualityConfig
 
-ROOT = Path(__file__).parents[2]
-LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1")
+RECIPE = Path(__file__).parents[2] / "recipes" / "time_to_quality.py"
 # The default file is of CIFAR-100, of which everything that is left out here would hold.
 SETTINGS = """
 data: {max_images: 60}
@@ -34,7 +31,7 @@ quality: {goal: 0.99, seconds: [0.001, 600], seeds: 2, max_heldout: 20}
 def test_what_cannot_be_timed_is_refused():
     with pytest.raises(SettingsError) as caught:
         QualitySettings(implementations=["best"], seconds=[0], goal=1.0, seeds=0, max_heldout=0)
-    names = ("implementations", "seconds", "goal", "seeds", "max_heldout")
+    names = ("goal", "seeds", "max_heldout", "implementations", "seconds")
     assert [problem.split(" ")[0] for problem in caught.value.problems] == [f"quality.{name}" for name in names]
     with pytest.raises(SettingsError, match="time starts with a ready-made teacher"):
         TimeToQualityConfig()
@@ -112,19 +109,14 @@ def test_both_implementations_are_scored_and_agree(tmp_path):
     teacher = build_teacher("ssdd_convnet3", pretrained=False, input_size=16, widths=(4, 6), in_chans=1)
     teacher.save(tmp_path / "teacher")
     (tmp_path / "small.yaml").write_text(SETTINGS.replace("TEACHER", str(tmp_path / "teacher")))
-    command = [*LAUNCHER, str(ROOT / "recipes" / "time_to_quality.py"), "--config", str(tmp_path / "small.yaml")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     output = tmp_path / "quality"
-    done = subprocess.run(
-        [*command, "--output", str(output)], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+    printed = Running(RECIPE, "--config", tmp_path / "small.yaml", "--output", output).finish()
     results = json.loads((output / "time_to_quality.json").read_text())
     ours, plain = (results["curves"][name] for name in ("ours", "plain"))
     assert [point["step"] for point in ours] == [point["step"] for point in plain] == [1, 6]
     for left, right in zip(ours, plain, strict=True):
         assert left["n"] == 2 and right["values"] == pytest.approx(left["values"], rel=1e-3)
-        assert f"{left['mean']:.4f} ± {left['std']:.4f}" in done.stdout
+        assert f"{left['mean']:.4f} ± {left['std']:.4f}" in printed
     assert results["start"]["mean"] != ours[-1]["mean"] and ours[0]["seconds"] < ours[1]["seconds"]
     assert results["seconds_to_goal"] == {"ours": None, "plain": None}
     assert (output / "time_to_quality.png").read_bytes().startswith(b"\x89PNG")

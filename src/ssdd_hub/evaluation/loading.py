@@ -12,11 +12,14 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.entries import Candidate, Contender, References, set_contender
 from ssdd_hub.evaluation.inputs import (
     ABSENT,
+    check_alike,
     check_asked_images,
     check_stated_images,
     check_stated_teacher,
     has_targets_of,
+    load_set,
     load_target,
+    name_sets,
 )
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
 from ssdd_hub.evaluation.real_data import RealData
@@ -27,6 +30,14 @@ from ssdd_hub.targets.cache import FeatureCache
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
+
+
+def load_sets(places: Sequence[str], foreign: Mapping[str, Any]) -> dict[str, DistilledSet]:
+    """Loads sets of one shape, by names that tell them apart; see `load_set`."""
+    loaded = [load_set(place, foreign) for place in places]
+    sets = dict(zip(name_sets(list(places)), loaded, strict=True))
+    check_alike(sets)
+    return sets
 
 
 @dataclass(frozen=True, eq=False)

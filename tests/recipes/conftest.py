@@ -1,0 +1,50 @@
+"""Recipes as their command lines run them, in this process; `reference.warm.Running` starts a process of its own."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import datasets
+import pytest
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory):
+    """Runs a recipe in this process, offline and on the CPU."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def launch(recipe, *arguments):
+        argv = [str(RECIPES / f"{recipe}.py"), "--run.threads", "1", *map(str, arguments)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+            patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+            patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+            patch.setenv("ACCELERATE_USE_CPU", "true")
+            patch.setattr(sys, "argv", argv)
+            import_module(recipe).main()
+
+    return launch
+
+
+@pytest.fixture
+def refuse(launch, capsys):
+    """Runs a recipe that must end with a message that holds all of these words, and returns it."""
+
+    def refuse(words, recipe, *arguments):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            launch(recipe, *arguments)
+        message = capsys.readouterr().err
+        assert stopped.value.code == 2 and "Traceback" not in message
+        assert message.lstrip().startswith("error:") or "\nerror:" in message
+        assert not [word for word in words if word not in message], message
+        return message
+
+    return refuse
+
+
+def content(folder):
+    """Returns the bytes and the time of every file below a folder."""
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
