@@ -12,18 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ssdd_hub import InputError
 from ssdd_hub.bounds import Count, Rule, Settings
-from ssdd_hub.distill import Distiller, DistillerSettings, PoolSettings, StudentPool, build_batches
 from ssdd_hub.errors import Check
 from ssdd_hub.results.charts import new_figure, save_figures
-from ssdd_hub.selection import Source
-from ssdd_hub.targets import FeatureCache
-from studies.plain import PlainDistiller, giving_memory_back, real_batches
+from studies.plain import giving_memory_back
 
 Record = dict[str, Any]
 IMPLEMENTATIONS = ("ours", "plain")
@@ -67,54 +63,9 @@ class Snapshot(NamedTuple):
     targets: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What both implementations start from.
-
-    Attributes:
-        images: First images, `(M, C, H, W)`, float32, as students see them.
-        targets: First targets, `(M, D)`.
-        source: The real images, with their targets and their teacher.
-        cache: The teacher's features of real images, for our implementation.
-        student: Returns an untrained student on the CPU.
-        distiller: The outer problem.
-        pool: The online students.
-        accelerator: Device and mixed precision of our implementation; the plain one computes in float32.
-        seed: Seed of the run: both draw the same students, ages, slots and real images.
-    """
-
-    images: Tensor
-    targets: Tensor
-    source: Source
-    cache: FeatureCache
-    student: Callable[[], nn.Module]
-    distiller: DistillerSettings
-    pool: PoolSettings
-    accelerator: Accelerator
-    seed: int
-
-    def ours(self) -> Distiller:
-        """Returns our distiller, with targets from the cache."""
-        outer, source = self.distiller, self.source
-        pool = StudentPool(self.student, self.pool, self.seed, device=self.accelerator.device)
-        drawn = {"batch_size": outer.batch_size, "seed": self.seed, "augment": outer.augment, "views": 0}
-        batches = build_batches(source.bank, self.cache, source.targets, source.pixel_space, **drawn)
-        return Distiller(self.images, self.targets, pool, batches, outer, self.accelerator)
-
-    def plain(self) -> PlainDistiller:
-        """Returns the plain distiller, which runs the teacher on every batch."""
-        source, device = self.source, self.accelerator.device
-        transform = source.transform.to(device, torch.float32)
-
-        def teacher(pixels: Tensor) -> Tensor:
-            return transform(source.teacher(pixels))
-
-        batches = real_batches(source.bank.pixels, source.pixel_space, self.distiller, self.seed, device)
-        first = self.images.to(device), self.targets.to(device)
-        return PlainDistiller(*first, self.student, batches, teacher, self.distiller, self.pool, self.seed)
-
-
-def train(name: str, start: Start, seconds: list[float]) -> list[Snapshot]:
+def train(
+    name: str, build: Callable[[], Any], steps: int, seconds: list[float], device: torch.device
+) -> list[Snapshot]:
     """Trains an implementation and copies its set after the first step that ends at or after each of the times.
 
     Building, warm-up and compilation count. Times that pass before the first outer step have no copy.
@@ -122,20 +73,21 @@ def train(name: str, start: Start, seconds: list[float]) -> list[Snapshot]:
     Raises:
         InputError: Images or targets are not finite.
     """
-    device = start.accelerator.device
     with giving_memory_back(device) if name == "plain" else nullcontext():
-        return list(_snapshots(name, start, sorted(seconds), device))
+        return list(_snapshots(name, build, steps, sorted(seconds), device))
 
 
-def _snapshots(name: str, start: Start, due: list[float], device: torch.device) -> Iterator[Snapshot]:
+def _snapshots(
+    name: str, build: Callable[[], Any], steps: int, due: list[float], device: torch.device
+) -> Iterator[Snapshot]:
     started = time.perf_counter()
-    distiller: Any = getattr(start, name)()
+    distiller = build()
     for _ in tqdm(distiller.warm_up(), f"{name}: pool", unit="step"):
         if time.perf_counter() - started >= due[-1]:
             return
-    for step in tqdm(range(1, start.distiller.steps + 1), name, unit="step"):
+    for step in tqdm(range(1, steps + 1), name, unit="step"):
         distiller.step()
-        if step < start.distiller.steps and time.perf_counter() - started < due[0]:
+        if step < steps and time.perf_counter() - started < due[0]:
             continue
         if device.type == "cuda":
             torch.cuda.synchronize(device)

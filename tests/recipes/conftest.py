@@ -43,8 +43,3 @@ def refuse(launch, capsys):
         return message
 
     return refuse
-
-
-def content(folder):
-    """Returns the bytes and the time of every file below a folder."""
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}

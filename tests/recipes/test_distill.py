@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from reference.warm import Running
+from torch.nn import functional
 
 from ssdd_hub import DistilledSet
 from ssdd_hub.runs.checkpoints import load_tree
@@ -23,18 +25,15 @@ RECIPE, SMOKE = ROOT / "recipes" / "distill.py", ROOT / "recipes" / "configs" / 
 SHARED = ROOT.parent / "shared" / "data"
 
 
-def arguments(output, *overrides):
-    return ["--config", str(SMOKE), "--output", str(output), *overrides]
-
-
-def start(output, *overrides):
-    return Running(RECIPE, *arguments(output, *overrides))
+def start(output, *overrides, script=RECIPE):
+    return Running(script, "--config", SMOKE, "--output", output, *overrides)
 
 
 def launch(output, *overrides, launcher):
     """Runs the recipe in a fresh interpreter, through a launcher."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", *launcher, str(RECIPE), *arguments(output, *overrides)]
+    command = [sys.executable, "-m", *launcher, str(RECIPE), "--config", str(SMOKE), "--output", str(output)]
+    command += overrides
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -192,3 +191,46 @@ def test_real_image_folders_go_through_the_whole_recipe_by_one_override(tmp_path
     distilled = DistilledSet.load(tmp_path / "run" / "distilled")
     assert distilled.images.shape == (20, 3, 32, 32)
     assert distilled.provenance["source"]["name"] == name
+
+
+# What another package offers
+
+POINTS = """
+[ssdd_hub.methods]
+mean_match = toy_method:MeanMatch
+[ssdd_hub.parameterisations]
+tiles = toy_parameterisation:Tiles
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """The recipe where a package with the toys is installed: all that stands beside the script."""
+    info = tmp_path / "toys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(POINTS)
+    for name in ("toy_method.py", "toy_parameterisation.py"):
+        shutil.copy(ROOT / "tests" / "distill" / name, tmp_path)
+    started = tmp_path / "distill.py"
+    started.write_text(f"import runpy\n\nrunpy.run_path({str(RECIPE)!r}, run_name='__main__')\n")
+    return started
+
+
+def test_a_method_and_a_parameterisation_of_another_package_distil(script, tmp_path):
+    given = ["--method", "mean_match", "--method.args", "{weight: 0.5}", "--init", "kmeans"]
+    given += ["--parameterisation", "tiles", "--parameterisation.args", "{factor: 2}"]
+    start(tmp_path / "run", *given, script=script).finish()
+    distilled = DistilledSet.load(tmp_path / "run" / "distilled")
+    assert distilled.images.shape == (20, 1, 16, 16)
+    tiles = functional.avg_pool2d(distilled.images, 2)
+    assert functional.interpolate(tiles, scale_factor=2.0).allclose(distilled.images, atol=1e-6)
+    settings = distilled.provenance["settings"]
+    assert distilled.provenance["method"] == "mean-match" and settings["init"] == "kmeans"
+    assert settings["method"] == {"name": "mean_match", "args": {"weight": 0.5}}
+    assert settings["parameterisation"] == {"name": "tiles", "args": {"factor": 2}}
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len([record for record in log if record["stage"] == "distill"]) == 12
+    status, printed, errors = start(tmp_path / "new", "--method", "mean", script=script).wait()
+    assert status == 2 and printed == "" and not (tmp_path / "new").exists()
+    assert "method 'mean' is unknown: use one of krr_st, mean_match; the nearest is mean_match" in errors

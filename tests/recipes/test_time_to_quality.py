@@ -70,12 +70,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(time_to_quality.time, "perf_counter", lambda: clock.now)
 
     def fake(seconds, steps, **options):
-        start = SimpleNamespace(
-            accelerator=SimpleNamespace(device=torch.device("cpu")),
-            distiller=SimpleNamespace(steps=steps),
-            ours=lambda: FakeDistiller(clock, **options),
-        )
-        taken = train("ours", start, seconds)
+        taken = train("ours", lambda: FakeDistiller(clock, **options), steps, seconds, torch.device("cpu"))
         assert all((copy.images == copy.step).all() and (copy.targets == copy.step).all() for copy in taken)
         return [(copy.step, copy.seconds) for copy in taken]
 
