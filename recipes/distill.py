@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -22,15 +22,14 @@ from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, Pairs, PoolSettings, Problem, build_batches, build_engine
 from ssdd_hub.distill.loop import distil
 from ssdd_hub.distill.method import MethodSettings
-from ssdd_hub.distill.methods.registry import METHODS, build_method
+from ssdd_hub.distill.methods import METHODS, build_method
+from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_parameterisation
 from ssdd_hub.distill.parameterisations.base import ParameterisationSettings
-from ssdd_hub.distill.parameterisations.registry import PARAMETERISATIONS, build_parameterisation
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Candidate, CellStore, EvaluateSettings, Evaluation, RealData, References, set_contender
 from ssdd_hub.evaluation.evaluation import COST, Record
 from ssdd_hub.evaluation.loading import prepare_references, shape_of
-from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
-from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
+from ssdd_hub.evaluation.protocols import LinearProbe, ProbeSettings, TeacherError
 from ssdd_hub.models import StudentSettings, UseSettings
 from ssdd_hub.results import score_table
 from ssdd_hub.runs import RunSettings, describe_machine, report_errors
@@ -96,31 +95,27 @@ class DistillConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
+        shared = {**self.distiller.shared(), "pool": self.pool}
         require(
             (self.init in INITS, explain_start(self.init)),
             (
                 self.distiller.augment or not self.targets.views,
                 "targets.views are augmented, so pass --distiller.augment true as well, or --targets.views 0",
             ),
-            METHODS.check(self.method, self.shared()),
-            PARAMETERISATIONS.check(self.parameterisation, self.shared()),
+            METHODS.check(self.method, shared),
+            PARAMETERISATIONS.check(self.parameterisation, shared),
         )
         if not self.output:
             object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}")
-
-    def shared(self) -> dict[str, Any]:
-        """Returns settings that methods and parameterisations take over where they have one of the same name."""
-        return {**self.distiller.shared(), "pool": self.pool}
 
 
 def evaluate(
     config: DistillConfig, distilled: DistilledSet, source: Source, real: RealData, accelerator: Accelerator
 ) -> list[Record]:
     """Scores the set beside random real images and no pre-training; `recipes/evaluate.py` measures much more."""
-    seeds, student, folder = config.evaluate.seeds, config.student, Path(str(config.output))
+    seeds, student, folder = config.evaluate.seeds, config.student, Path(config.output)
     references = References(folder / "references", source, SelectionSettings(), config.seed)
-    counts = [len(distilled.images)]
-    beside = prepare_references(references, ["random", "none"], counts, seeds, accelerator, progress=False)
+    beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
     contenders = [set_contender("distilled", distilled, accelerator.device), *beside]
     protocols = [TeacherError(), LinearProbe(config.probe)]
     candidates = [Candidate.of(student.name, student.model_args, protocols, **shape_of(distilled))]
@@ -136,8 +131,8 @@ def main() -> None:
     accelerator, run = begin(config, defaults=DistillConfig())
     settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
     if settings.batch_size < accelerator.num_processes:
-        wanted = f"--distiller.batch-size {settings.batch_size}"
-        raise InputError(f"{wanted} is less than one image for each process: raise it")
+        size = f"--distiller.batch-size {settings.batch_size}"
+        raise InputError(f"{size} is less than one image for each process: raise it")
     images, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
     if settings.num_images > len(images) and config.init != NOISE:
         raise InputError(
@@ -170,7 +165,7 @@ def main() -> None:
     batches, student = engine.prefetch(batches, settings.steps), partial(student, num_targets=targets.width)
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
-    chosen, shared = config.parameterisation, config.shared()
+    chosen, shared = config.parameterisation, {**settings.shared(), "pool": config.pool}
     synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
     method = build_method(config.method.name, problem, config.method.args, shared)
     distiller = Distiller(synthetic, method, settings, accelerator)
@@ -197,8 +192,8 @@ def main() -> None:
         }
         save_distillation(run, distilled, before, facts)
         print(score_table([record for record in records if record["protocol"] != COST]))
-        taken, memory = time.perf_counter() - started, machine["peak_memory_gib"]
-        print(f"\nIn {run.path} after {taken:.0f} s, at most {memory} GiB: report.html, scores.json, distilled/")
+        spent = f"{time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB"
+        print(f"\nIn {run.path} after {spent}: report.html, scores.json, distilled/")
     accelerator.end_training()
 
 

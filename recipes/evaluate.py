@@ -19,18 +19,11 @@ from typing import Any, ClassVar
 from ssdd_hub import InputError
 from ssdd_hub.data import DataSettings
 from ssdd_hub.errors import require
-from ssdd_hub.evaluation import CellStore, EvaluateSettings, Evaluation, References
+from ssdd_hub.evaluation import CellStore, EvaluateSettings, Evaluation, References, protocols as kinds
 from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, none_contender
 from ssdd_hub.evaluation.inputs import stated_settings
 from ssdd_hub.evaluation.loading import Loader, load_sets, prepare_references
-from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
-from ssdd_hub.evaluation.protocols.finetune import FinetuneSettings, FineTuning
-from ssdd_hub.evaluation.protocols.kd import KdSettings, KnowledgeDistillation
-from ssdd_hub.evaluation.protocols.knn import KnnSettings, NearestNeighbours
-from ssdd_hub.evaluation.protocols.krr import KernelRegression, KrrSettings
-from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, MkdtProbe, ProbeSettings
-from ssdd_hub.evaluation.protocols.rank import RANK, RankSettings, rank_records
-from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
+from ssdd_hub.evaluation.protocols.rank import RANK
 from ssdd_hub.models import UseSettings
 from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
@@ -94,12 +87,12 @@ class EvaluateConfig:
     source: DataSettings = field(default_factory=lambda: DataSettings(name="none"))
     teacher: TeacherSettings = field(default_factory=lambda: TeacherSettings(backbone="none"))
     use: UseSettings = field(default_factory=UseSettings)
-    probe: ProbeSettings = field(default_factory=ProbeSettings)
-    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
-    knn: KnnSettings = field(default_factory=KnnSettings)
-    krr: KrrSettings = field(default_factory=KrrSettings)
-    kd: KdSettings = field(default_factory=KdSettings)
-    rank: RankSettings = field(default_factory=RankSettings)
+    probe: kinds.ProbeSettings = field(default_factory=kinds.ProbeSettings)
+    finetune: kinds.FinetuneSettings = field(default_factory=kinds.FinetuneSettings)
+    knn: kinds.KnnSettings = field(default_factory=kinds.KnnSettings)
+    krr: kinds.KrrSettings = field(default_factory=kinds.KrrSettings)
+    kd: kinds.KdSettings = field(default_factory=kinds.KdSettings)
+    rank: kinds.RankSettings = field(default_factory=kinds.RankSettings)
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     run: LaunchSettings = field(default_factory=LaunchSettings)
     cache: str | None = None
@@ -134,16 +127,16 @@ class EvaluateConfig:
             object.__setattr__(self, "output", f"runs/{folder_name(name)}-evaluation")
 
 
-def protocols_of(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, Callable[[], EvaluationProtocol]]:
+def builders(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, Callable[[], kinds.EvaluationProtocol]]:
     """Returns what builds each protocol but `rank`, by name."""
     return {
-        "teacher_error": TeacherError,
-        "probe": partial(LinearProbe, config.probe),
-        "probe_mkdt": partial(MkdtProbe, config.probe),
-        "finetune": partial(FineTuning, config.finetune),
-        "knn": partial(NearestNeighbours, config.knn),
-        "krr": partial(KernelRegression, config.krr, config.knn),
-        "kd": partial(KnowledgeDistillation, config.kd, teacher),
+        "teacher_error": kinds.TeacherError,
+        "probe": partial(kinds.LinearProbe, config.probe),
+        "probe_mkdt": partial(kinds.MkdtProbe, config.probe),
+        "finetune": partial(kinds.FineTuning, config.finetune),
+        "knn": partial(kinds.NearestNeighbours, config.knn),
+        "krr": partial(kinds.KernelRegression, config.krr, config.knn),
+        "kd": partial(kinds.KnowledgeDistillation, config.kd, teacher),
     }
 
 
@@ -156,7 +149,7 @@ def main() -> None:
     given = dict[str, Any]()
 
     def stated(values: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what the first set states of its making, for settings that are not given."""
+        """Returns what the first set states of its making."""
         given.update(values)
         return stated_settings(values["sets"][0], values) if values.get("sets") else {}
 
@@ -176,9 +169,9 @@ def main() -> None:
             "references are made of the source images and their teacher: give --source.name, --teacher.backbone "
             "and --teacher.pretrained, or --references none"
         )
-    build = protocols_of(config, teacher)
-    protocols = [build[name]() for name in config.protocols if name != RANK]
-    candidates = loader.candidates(config.students, config.student_args, protocols)
+    build = builders(config, teacher)
+    scoring = [build[name]() for name in config.protocols if name != RANK]
+    candidates = loader.candidates(config.students, config.student_args, scoring)
     ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
     # From here on nothing fails that other settings could repair.
     run.start()
@@ -199,7 +192,7 @@ def main() -> None:
     records = Evaluation(*parts, store, facts).run(accelerator)
     if accelerator.is_main_process:
         names = [candidate.name for candidate in ranked]
-        records += rank_records(records, names, config.rank.by, FULL) if ranks else []
+        records += kinds.rank_records(records, names, config.rank.by, FULL) if ranks else []
         machine = describe_machine(accelerator.device, accelerator.num_processes)
         seconds = time.perf_counter() - started
         print(save_evaluation(run, config, sets, records, machine, seconds))

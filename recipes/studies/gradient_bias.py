@@ -129,13 +129,11 @@ class Bilevel:
 
     def exact_gradient(self, pixels: Tensor) -> Tensor:
         """Returns the meta-gradient of the expected inner loss, `(M, C, H, W)`."""
-        gradient: Tensor = grad(self.outer_loss)(pixels)
-        return gradient.detach()
+        return grad(self.outer_loss)(pixels).detach()
 
     def sampled_gradients(self, pixels: Tensor, draws: Tensor) -> Tensor:
         """Returns the meta-gradient under each of the draws `(n, S, num_views, M)`: `(n, M, C, H, W)`."""
-        gradients: Tensor = vmap(grad(self.outer_loss), in_dims=(None, 0))(pixels, draws)
-        return gradients.detach()
+        return vmap(grad(self.outer_loss), in_dims=(None, 0))(pixels, draws).detach()
 
     def scaled(self, step: float, pixels: Tensor) -> "Bilevel":
         """Returns the same with the learning rate that makes the first expected step `step` of the weights' length."""
@@ -158,14 +156,10 @@ def all_views(shift: int) -> Tensor:
 
 
 def build_problems(source: ImageBank, settings: GradientBiasSettings, seed: int) -> tuple[Tensor, dict[str, Bilevel]]:
-    """Builds the two-level problem of every inner loss, alike in all but the loss.
+    """Returns synthetic images `(M, C, H, W)`, float64, in `[0, 1]`, and the two-level problem of every inner loss.
 
-    The teacher is linear: the first `D` principal components of the real images, whitened. The outer loss is the mean
-    squared error, on half of the real images, of a ridge regression from their embeddings to the teacher's features,
-    fitted on the other half; the network sees real images as they are.
-
-    Returns:
-        The synthetic images `(M, C, H, W)`, float64, in `[0, 1]`, and the problems by name of the loss.
+    The teacher is linear: the first `D` principal components of the real images, whitened. The outer loss is the
+    `regression_error` from embeddings of real images, not augmented, to the teacher's features.
 
     Raises:
         InputError: There are too few images, or too small ones.
@@ -182,8 +176,7 @@ def build_problems(source: ImageBank, settings: GradientBiasSettings, seed: int)
     space = PixelSpace.of(source.pixels)
 
     def _embed(weights: Weights, images: Tensor) -> Tensor:
-        embeddings: Tensor = functional_call(network, weights, (space.normalise(images),))
-        return embeddings
+        return functional_call(network, weights, (space.normalise(images),))
 
     teacher = TargetTransform.fit("whiten", real.flatten(1), settings.dim)
     real_targets = teacher(real.flatten(1))

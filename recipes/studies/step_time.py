@@ -63,15 +63,7 @@ class BenchmarkSettings(Settings, section="benchmark"):
 
 
 class Benchmark:
-    """Both implementations on the same noise, ready to be timed.
-
-    Args:
-        settings: What is timed.
-        distiller: The outer problem.
-        student: The student's network.
-        seed: Seed of noise and weights.
-        accelerator: Device and mixed precision.
-    """
+    """Both implementations on the same noise, ready to be timed."""
 
     def __init__(
         self,
@@ -135,10 +127,7 @@ class Benchmark:
         return {str(kind): count for kind, count in counter.get_flop_counts()["Global"].items()}
 
     def run(self, progress: Callable[[str], None] = lambda line: None) -> Record:
-        """Times both implementations in alternation, and the matrix products between them.
-
-        Args:
-            progress: Told what is being done.
+        """Times both implementations in alternation, and the matrix products between them; reports its progress.
 
         Returns:
             `fast` and, where it is timed, `plain`: `seconds` a step of each round, their `median` and the mean seconds

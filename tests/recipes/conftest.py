@@ -1,6 +1,8 @@
 """Recipes as their command lines run them, in this process; `reference.warm.Running` starts a process of its own."""
 
+import signal
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -43,3 +45,17 @@ def refuse(launch, capsys):
         return message
 
     return refuse
+
+
+@pytest.fixture
+def kill_when():
+    """Kills a run with `kill -9` as soon as something holds; the run must not be over before."""
+
+    def kill_when(run, holds):
+        deadline = time.monotonic() + 240
+        while not holds() and run.process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        run.process.kill()
+        assert run.wait()[0] == -signal.SIGKILL, "the run was over before it was killed"
+
+    return kill_when

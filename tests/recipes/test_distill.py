@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -70,12 +68,11 @@ def test_load_dataset_reads_the_distilled_set(finished, tmp_path):
     assert rows.column_names == ["id", "image", "pixels", "target"]
     distilled = DistilledSet.load(output / "distilled")
     columns = rows.select_columns(["pixels", "target"]).with_format("torch")[:]
-    assert torch.equal(columns["pixels"], distilled.images)
-    assert torch.equal(columns["target"], distilled.targets)
     state = load_tree(output / "checkpoints" / "distiller" / "step-00000012.safetensors")["distiller"]
-    assert torch.equal(state["parameterisation"]["images"], distilled.images)
-    assert distilled.images.shape == (20, 1, 16, 16)
-    assert distilled.targets.shape == (20, 16 * 4 * 4)
+    for images in (columns["pixels"], state["parameterisation"]["images"]):
+        assert torch.equal(images, distilled.images)
+    assert torch.equal(columns["target"], distilled.targets)
+    assert distilled.images.shape == (20, 1, 16, 16) and distilled.targets.shape == (20, 16 * 4 * 4)
 
 
 def test_the_log_and_the_scores_hold_what_was_printed(finished):
@@ -126,14 +123,9 @@ def test_the_stored_config_runs_the_same_again(finished, tmp_path):
     "after",
     ["checkpoints/teacher/step-00000004.safetensors", pytest.param("checkpoints/distiller", marks=pytest.mark.slow)],
 )
-def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, tmp_path, after):
+def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, kill_when, tmp_path, after):
     output, _ = finished
-    run = start(tmp_path / "run")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / after).exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    run.process.kill()
-    assert run.wait()[0] == -signal.SIGKILL, "the run was over before it was killed"
+    kill_when(start(tmp_path / "run"), (tmp_path / "run" / after).exists)
     assert not (tmp_path / "run" / "scores.json").exists(), "the run was over before it was killed"
     start(tmp_path / "run").finish()
     for name in ("log.jsonl", "teacher/model.safetensors"):

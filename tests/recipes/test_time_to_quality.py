@@ -59,8 +59,7 @@ class FakeDistiller:
             yield torch.zeros(())
 
     def step(self):
-        self.clock.now += 2
-        self.done += 1
+        self.clock.now, self.done = self.clock.now + 2, self.done + 1
 
 
 @pytest.fixture
@@ -83,9 +82,6 @@ def test_a_copy_is_taken_after_the_first_step_at_or_after_each_time(fake):
     # Two times that pass in one step have one copy; the last step has one even if its time is not over.
     assert fake([15.5, 16, 1000], 3) == [(2, 17), (3, 19)]
     assert fake([11.5], 3) == []
-
-
-def test_a_set_that_diverges_is_named(fake):
     with pytest.raises(InputError, match="ours diverges before step 2: lower --distiller.lr-images"):
         fake([17, 30], 4, diverges_at=2)
 

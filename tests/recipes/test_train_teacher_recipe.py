@@ -1,8 +1,6 @@
 """The recipe that trains a teacher, as a user launches it."""
 
 import json
-import signal
-import time
 from pathlib import Path
 
 import datasets
@@ -69,14 +67,9 @@ def test_a_teacher_can_be_distilled_from_and_stays_named(finished, launch, tmp_p
 
 
 @pytest.mark.slow
-def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, tmp_path):
+def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, kill_when, tmp_path):
     output, log = tmp_path / "killed", tmp_path / "killed" / "log.jsonl"
-    run = start(output)
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    run.process.kill()
-    assert run.wait()[0] == -signal.SIGKILL, "the run was over before it was killed"
+    kill_when(start(output), lambda: log.exists() and len(log.read_text().splitlines()) >= 2)
     start(output).finish()
     for name in ("log.jsonl", "teacher/model.safetensors"):
         assert (output / name).read_bytes() == (finished[0] / name).read_bytes()

@@ -46,7 +46,7 @@ class Loader:
 
     Attributes:
         first: The first set; all others are of its shape.
-        given: Names of the settings that are given; what follows from others must be as the first set states it.
+        given: Names of settings that are given: all else must be as the first set states it.
         seed: Seed of the run.
         most: Held-out images of each dataset at most.
         accelerator: Device and processes.
@@ -137,15 +137,10 @@ def shape_of(distilled: DistilledSet) -> dict[str, Any]:
 
 
 def prepare_references(
-    references: References,
-    methods: Sequence[str],
-    counts: Sequence[int],
-    seeds: int,
-    accelerator: Accelerator,
-    progress: bool = True,
+    references: References, methods: Sequence[str], counts: Sequence[int], seeds: int, accelerator: Accelerator
 ) -> list[Contender]:
     """Returns references; one process makes the selections that are not there yet, and the others wait."""
     if accelerator.is_main_process:
-        references.prepare(methods, counts, seeds, progress)
+        references.prepare(methods, counts, seeds)
     accelerator.wait_for_everyone()
     return references.contenders(methods, counts)

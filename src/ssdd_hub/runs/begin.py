@@ -17,13 +17,10 @@ def begin(
     """Starts the processes of a recipe, opens its run folder and prints its settings.
 
     Args:
-        config: The settings, of which `run` and `output` are used here.
+        config: The settings, with `run` and `output`.
         one_process: Refuse several processes.
         same_settings: See `RunFolder`.
         defaults: See `RunFolder`.
-
-    Raises:
-        InputError: The processes or the folder cannot be used; see `build_accelerator` and `RunFolder`.
     """
     accelerator = build_accelerator(config.run, Path(config.output))
     if one_process and accelerator.num_processes > 1:

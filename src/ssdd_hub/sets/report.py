@@ -26,7 +26,7 @@ def save_distillation(run: RunFolder, distilled: DistilledSet, before: Tensor, f
         run: The run.
         distilled: The set, whose provenance holds `scores` and `hardware`.
         before: `(M, C, H, W)`, pixels in `[0, 1]`, of what it started from.
-        facts: What the report tells of the run.
+        facts: Shown in the report.
     """
     provenance, scores = distilled.provenance, distilled.provenance["scores"]
     run.write_json("scores.json", {"records": scores, **_describe(provenance["hardware"])})
@@ -47,16 +47,7 @@ def save_evaluation(
     machine: Mapping[str, Any],
     seconds: float,
 ) -> str:
-    """Writes `scores.json`, `scores.md`, `pictures/` and `report.html`; returns the table of `scores.md`.
-
-    Args:
-        run: The run.
-        config: Its settings, of which `sets` and `references` are used here.
-        sets: The sets by name.
-        records: All scores.
-        machine: Of `describe_machine`.
-        seconds: That the command has taken.
-    """
+    """Writes `scores.json`, `scores.md`, `pictures/` and `report.html`; returns the table of `scores.md`."""
     baselines = [name for name in BASELINES if name in config.references]
     comparisons = [row for name in baselines for row in compare(records, name)]
     about, table = _describe(machine), markdown_table(records, baselines)

@@ -15,11 +15,7 @@ from ssdd_hub.teachers.training import PretrainSettings, train_teacher
 
 
 def load_teacher(settings: TeacherSettings, images: ImageBank | ImageStream) -> Teacher:
-    """Loads a ready-made teacher.
-
-    Raises:
-        InputError: It cannot be loaded, or does not take such images.
-    """
+    """Loads a ready-made teacher; refuses images that it does not take."""
     teacher = build_teacher(settings.backbone, **settings.building())
     teacher(torch.zeros(1, images.num_channels, images.image_size, images.image_size))
     return teacher
@@ -34,19 +30,9 @@ def load_or_train_teacher(
     inputs: Inputs,
     **training: Any,
 ) -> Teacher:
-    """Loads a teacher that is ready made, or trains one on the source images; either begins the run.
+    """Loads a ready-made teacher, or trains one on the source images with what else `train_teacher` takes.
 
-    Args:
-        settings: Which teacher.
-        pretrain: How it is trained.
-        images: The source images.
-        run: Its folder.
-        accelerator: Device, processes and precision.
-        inputs: The images as inputs of the run.
-        **training: What else `train_teacher` takes.
-
-    Raises:
-        InputError: See `load_teacher` and `train_teacher`.
+    Either begins the run.
     """
     if not settings.ready:
         own = {"accelerator": accelerator, "inputs": inputs, **training}
