@@ -101,8 +101,7 @@ def test_provenance_says_how_the_set_was_made(finished):
     provenance = DistilledSet.load(output / "distilled").provenance
     teacher = build_teacher(f"local-dir:{output / 'teacher'}")
     assert provenance["teacher"]["weights_sha256"] == teacher.weights_sha256()
-    assert provenance["teacher"]["feature_dim"] == teacher.feature_dim
-    assert provenance["license"] == "cc-by-4.0"
+    assert provenance["teacher"]["feature_dim"] == teacher.feature_dim and provenance["license"] == "cc-by-4.0"
     assert provenance["scores"] == json.loads((output / "scores.json").read_text())["records"]
     assert provenance["settings"]["distiller"]["steps"] == 12
     assert str(output) not in json.dumps(provenance["settings"])
@@ -137,24 +136,20 @@ def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, kill_when,
 
 
 def test_a_ready_made_teacher_and_fixed_views_and_raw_pixels_work(finished, tmp_path):
-    output, _ = finished
-    backbone = f"local-dir:{output / 'teacher'}"
+    backbone = f"local-dir:{finished[0] / 'teacher'}"
     overrides = ["--teacher.backbone", backbone, "--teacher.pretrained", "--teacher.model-args", "{}"]
     overrides += ["--distiller.augment", "true", "--targets.views", "2", "--distiller.pixel-space", "raw"]
     overrides += ["--pool.renewal", "never-train", "--distiller.micro-batch", "7"]
     overrides += ["--targets.transform", "pca", "--targets.dim", "7", "--targets.dtype", "float16"]
-    overrides += ["--distiller.steps", "4", "--use.epochs", "2"]
-    start(tmp_path / "run", *overrides).finish()
+    start(tmp_path / "run", *overrides, "--distiller.steps", "4", "--use.epochs", "2").finish()
     distilled = DistilledSet.load(tmp_path / "run" / "distilled")
-    assert distilled.pixel_space.mean == (0.0,)
-    assert distilled.provenance["student_pixel_space"]["mean"][0] > 0.2
+    provenance = distilled.provenance
+    assert distilled.pixel_space.mean == (0.0,) and provenance["student_pixel_space"]["mean"][0] > 0.2
     # The source images, the held-out ones, and two views.
     assert len(list((tmp_path / "run" / "features").iterdir())) == 4
-    width = build_teacher(backbone).feature_dim
-    assert distilled.targets.shape == (20, 7)
-    assert distilled.target_transform.inverse(distilled.targets).shape == (20, width)
-    assert distilled.provenance["target_transform"]["dim"] == 7
-    recorded = distilled.provenance["target_features"]
+    assert distilled.targets.shape == (20, 7) and provenance["target_transform"]["dim"] == 7
+    assert distilled.target_transform.inverse(distilled.targets).shape == (20, build_teacher(backbone).feature_dim)
+    recorded = provenance["target_features"]
     assert recorded["dtype"] == "float16" and 1e-5 < recorded["rounding_error"] < 2**-11
 
 

@@ -28,9 +28,7 @@ TINY = {
     "knn": {"neighbours": 5},
     "kd": {"epochs": 1, "max_steps": 2, "batch_size": 10, "augment": "none"},
     "selection": {
-        "expert_args": {"widths": [4], "norm": "instance"},
-        "expert_steps": 2,
-        "expert_batch_size": 16,
+        **{"expert_args": {"widths": [4], "norm": "instance"}, "expert_steps": 2, "expert_batch_size": 16},
         "kmeans_iterations": 2,
     },
     "rank": {"variants": [{"name": "ssdd_convnet3", "widths": [width]} for width in (2, 4, 6)]},
@@ -272,28 +270,19 @@ CASES = {
     "set absent": (["--set", "./no/such/set"], ["no/such/set"]),
     "set that is no set": (["--set", "{made}/shapes"], ["shapes"]),
     "the same set twice": (["--set", "{made}/smoke/distilled"], ["sets must differ from each other"]),
-    "sets of two shapes": (
-        ["--set", "{tmp}/synthetic"],
-        ["images of one size and targets of one width", "1x16x16, 8", "one by one"],
-    ),
+    "sets of two shapes": (["--set", "{tmp}/synthetic"], ["one size and targets of one width", "1x16x16, 8"]),
     "references without a source": (
         ["--source.name", "none", "--targets", "{made}/shapes", "--protocol", "probe"],
         ["references", "--source.name", "--teacher.backbone", "--references none"],
     ),
-    "references without a teacher": (
-        ["--teacher.backbone", "none", "--protocol", "probe"],
-        ["references", "--teacher.backbone", "--references none"],
-    ),
+    "references without a teacher": (["--teacher.backbone", "none", "--protocol", "probe"], ["--teacher.backbone"]),
     "target absent": (["--targets", "./no/folder"], ["./no/folder"]),
     "target without labels": (["--targets", "{tmp}/plain"], ["no labels", "label_column"]),
     "unknown setting of a target": (
         ["--targets", "shapes", "--target-args.shapes", "{{name: {made}/shapes, colour: red}}"],
         ["colour"],
     ),
-    "nothing to measure on": (
-        ["--source.name", "none", "--references", "none"],
-        ["nothing to measure on", "--targets"],
-    ),
+    "no data": (["--source.name", "none", "--references", "none"], ["nothing to measure on", "--targets"]),
     "too few architectures": (["--rank.variants", "[]"], ["rank.variants must be at least 3"]),
     "several mistakes at once": (
         ["--references", "best", "--protocol", "vibes", "--targets", "[]", "--seeds", "3", "--use.augment", "zoom"]

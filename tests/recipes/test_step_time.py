@@ -95,17 +95,17 @@ def test_the_recipe_prints_draws_and_records_what_it_measured(tmp_path):
     assert str(tmp_path) not in json.dumps(results["command"])
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.4, "0 s"),
-        (59.4, "59 s"),
-        (60, "1 min"),
-        (61, "1 min 1 s"),
-        (3600, "1 h"),
-        (3 * 3600 + 125, "3 h 2 min"),
-        (2 * 86400 + 19 * 3600 + 100, "2 d 19 h"),
-    ],
-)
+DURATIONS = {
+    0.4: "0 s",
+    59.4: "59 s",
+    60: "1 min",
+    61: "1 min 1 s",
+    3600: "1 h",
+    10925: "3 h 2 min",
+    241300: "2 d 19 h",
+}
+
+
+@pytest.mark.parametrize(("seconds", "words"), DURATIONS.items())
 def test_times_are_written_as_people_read_them(seconds, words):
     assert duration(seconds) == words
