@@ -12,14 +12,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssdd_hub.distill.distiller import DistillerSettings
-from ssdd_hub.errors import InputError, require
-from ssdd_hub.models.build import StudentSettings
-from ssdd_hub.runs.folder import LaunchSettings, RunFolder
-from ssdd_hub.runs.launch import build_accelerator, report_errors
-from ssdd_hub.runs.machine import describe_machine, describe_versions
+from ssdd_hub.distill import DistillerSettings
+from ssdd_hub.errors import require
+from ssdd_hub.models import StudentSettings
+from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
+from ssdd_hub.runs.begin import begin
 from ssdd_hub.sets.provenance import describe_command
-from ssdd_hub.settings import parse_config, to_dict, to_yaml
+from ssdd_hub.settings import parse_config, to_dict
 from studies.step_time import Benchmark, BenchmarkSettings, benchmark_table, render_benchmark
 
 DEFAULT = Path(__file__).parent / "configs" / "benchmark.yaml"
@@ -56,12 +55,7 @@ def main() -> None:
     """Both implementations in alternation, table and picture."""
     started = time.perf_counter()
     config = parse_config(BenchmarkConfig, DEFAULT, description=__doc__)
-    accelerator = build_accelerator(config.run, Path(config.output))
-    if accelerator.num_processes > 1:
-        raise InputError(f"one process is required, got {accelerator.num_processes}: launch with --num_processes 1")
-    run = RunFolder(Path(config.output), to_dict(config))
-    print(to_yaml(config))
-
+    accelerator, run = begin(config, one_process=True)
     benchmark = Benchmark(config.benchmark, config.distiller, config.student, config.seed, accelerator)
     run.start()
     record = benchmark.run(progress=lambda line: print(line, flush=True))

@@ -14,18 +14,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-
-from ssdd_hub.data.bank import DataSettings, ImageBank, load_images
-from ssdd_hub.data.stream import ImageStream
-from ssdd_hub.errors import InputError, require
-from ssdd_hub.runs.folder import LaunchSettings, folder_name
-from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub import InputError
+from ssdd_hub.data import DataSettings, ImageStream, load_images
+from ssdd_hub.errors import require
+from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
+from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.settings import parse_config, to_yaml
-from ssdd_hub.targets.cache import FeatureCache
-from ssdd_hub.targets.targets import TargetSettings
-from ssdd_hub.teachers.teacher import TeacherSettings, build_teacher
+from ssdd_hub.targets import FeatureCache, TargetSettings
+from ssdd_hub.teachers import TeacherSettings
+from ssdd_hub.teachers.loading import load_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "compute_targets.yaml"
 
@@ -63,21 +60,12 @@ class ComputeTargetsConfig:
             object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}-features")
 
 
-def open_images(config: ComputeTargetsConfig, accelerator: Accelerator) -> ImageBank | ImageStream:
-    """Returns all images of a stream, or the source images of a distillation."""
-    progress = accelerator.is_main_process
-    if config.data.streaming:
-        return ImageStream(config.data, progress)
-    return load_images(config.data, config.seed, progress)[0]
-
-
 @report_errors
 def main() -> None:
     """Images, teacher, features."""
     started = time.perf_counter()
     config = parse_config(ComputeTargetsConfig, DEFAULT, description=__doc__)
-    folder = Path(config.output)
-    accelerator = build_accelerator(config.run, folder)
+    accelerator = build_accelerator(config.run, Path(config.output))
     accelerator.print(to_yaml(config))
     if not config.teacher.ready:
         raise InputError(
@@ -85,13 +73,13 @@ def main() -> None:
             "local-dir:FOLDER of a teacher that recipes/train_teacher.py has trained"
         )
 
-    images = open_images(config, accelerator)
-    teacher = build_teacher(config.teacher.backbone, **config.teacher.building()).to(accelerator.device)
+    if config.data.streaming:
+        images = ImageStream(config.data, accelerator.is_main_process)
+    else:
+        images, _ = load_images(config.data, config.seed, accelerator.is_main_process)
     # What does not fit is found here, before anything is written.
-    shape = (images.num_channels, images.image_size, images.image_size)
-    teacher(torch.zeros(1, *shape, device=accelerator.device))
-
-    cache = FeatureCache(teacher, accelerator, folder, **config.targets.computing())
+    teacher = load_teacher(config.teacher, images).to(accelerator.device)
+    cache = FeatureCache(teacher, accelerator, Path(config.output), **config.targets.computing())
     for view in (None, *range(config.targets.views)):
         features = cache.features(images, view, config.seed)
         name = "images as they are" if view is None else f"view {view}"

@@ -10,271 +10,193 @@ set states. Started again, also with other settings, nothing is measured twice.
 
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from accelerate import Accelerator
-
-from ssdd_hub import DistilledSet
-from ssdd_hub.configs.recipes import EvaluateConfig
-from ssdd_hub.data.bank import draw_heldout, load_images
-from ssdd_hub.errors import InputError
-from ssdd_hub.evaluation.entries import FULL, NONE, Candidate, Contender, References, none_contender, set_contender
-from ssdd_hub.evaluation.evaluation import Evaluation, Record
-from ssdd_hub.evaluation.inputs import (
-    ABSENT,
-    check_alike,
-    check_asked_images,
-    check_stated_images,
-    check_stated_teacher,
-    has_targets_of,
-    load_set,
-    load_target,
-    name_sets,
-    stated_settings,
-)
-from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
-from ssdd_hub.evaluation.protocols.finetune import FineTuning
-from ssdd_hub.evaluation.protocols.kd import KnowledgeDistillation
-from ssdd_hub.evaluation.protocols.knn import NearestNeighbours
-from ssdd_hub.evaluation.protocols.krr import KernelRegression
-from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, MkdtProbe
-from ssdd_hub.evaluation.protocols.rank import RANK, rank_records
-from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
-from ssdd_hub.evaluation.real_data import RealData
-from ssdd_hub.evaluation.store import CellStore
-from ssdd_hub.results.compare import compare, markdown_table
-from ssdd_hub.results.page import render_evaluation
-from ssdd_hub.runs.folder import RunFolder
-from ssdd_hub.runs.launch import build_accelerator, report_errors
-from ssdd_hub.runs.machine import describe_machine, describe_versions
-from ssdd_hub.selection.source import Source
-from ssdd_hub.sets.pretrain import SetPairs
-from ssdd_hub.sets.preview import MOST_IMAGES, write_preview
-from ssdd_hub.sets.provenance import describe_command
-from ssdd_hub.settings import parse_config, to_dict, to_yaml
-from ssdd_hub.statements import stated_student
-from ssdd_hub.targets.cache import FeatureCache
-from ssdd_hub.targets.targets import Targets
-from ssdd_hub.targets.transform import TargetTransform
-from ssdd_hub.teachers.teacher import Teacher, build_teacher
+from ssdd_hub import InputError
+from ssdd_hub.data import DataSettings
+from ssdd_hub.errors import require
+from ssdd_hub.evaluation import CellStore, EvaluateSettings, Evaluation, References, protocols as kinds
+from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, none_contender
+from ssdd_hub.evaluation.inputs import stated_settings
+from ssdd_hub.evaluation.loading import Loader, load_sets, prepare_references
+from ssdd_hub.evaluation.protocols.rank import RANK
+from ssdd_hub.models import UseSettings
+from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
+from ssdd_hub.runs.begin import begin
+from ssdd_hub.runs.folder import folder_name
+from ssdd_hub.selection import SelectionSettings
+from ssdd_hub.sets import SetPairs
+from ssdd_hub.sets.report import save_evaluation
+from ssdd_hub.settings import parse_config
+from ssdd_hub.teachers import Teacher, TeacherSettings
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
+PROTOCOLS = ("teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK)
 
 
-def load_source(
-    config: EvaluateConfig, first: DistilledSet, accelerator: Accelerator, given: Collection[str]
-) -> tuple[RealData | None, Teacher | None]:
-    """Loads the images and the teacher that the sets were made of, as far as they are to be had.
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Everything that decides an evaluation.
 
-    Where these are not given but stated by the first set, they must be the same still.
+    Settings of `source`, `teacher`, `use` and `seed` that are not given are those that the first set states of itself.
+
+    Attributes:
+        sets: The sets: folders, Hub ids, or folders of `x_syn.pt` and `y_syn.pt`. `--set a --set b` for several.
+        foreign: What folders of `x_syn.pt` and `y_syn.pt` do not state: `layout` (krr-st, mkdt or dd-ranking), and the
+            pixel space, by `mean` and `std` or by the `dataset` for which that code has them.
+        references: What they are compared with: `none` (no pre-training), `random`, `kmeans`, `kmeans-pixels`,
+            `kcenter`, `herding`, `high_loss`, `gaussian`, `full` (the whole source), and `teacher` (its own features).
+        targets: The datasets to measure on: `source`, Hub ids, folders, or names that `target_args` explains.
+        target_args: Settings of a target's data, by its name: `--target-args.cars.name FOLDER`,
+            `--target-args.cars.label_column label`.
+        students: The networks that are pre-trained: timm names, or `own`, what the first set was distilled with.
+        student_args: Arguments of a student's timm model, by its name.
+        protocols: What scores them: `teacher_error`, `probe`, `probe_mkdt`, `finetune`, `knn`, `krr`, `kd`, `rank`.
+        evaluate: How much is measured.
+        source: The images that the sets were made of; their name is `none` where they are not to be had.
+        teacher: The teacher of their targets; its backbone is `none` where it is not to be had.
+        use: How students are pre-trained, the same for all sets.
+        probe: The linear probe.
+        finetune: Fine-tuning.
+        knn: Nearest neighbours.
+        krr: Kernel ridge regression.
+        kd: Knowledge distillation without target data.
+        rank: Ranking of architectures.
+        selection: How references are selected.
+        run: How the processes compute.
+        cache: Folder of cached teacher features; `features/` of the output folder when not given.
+        seed: Seed of everything random.
+        output: The folder of the results; `runs/NAME-evaluation` when not given, after the first set.
     """
-    if config.source.name == ABSENT:
-        return None, None
-    check_asked_images(first, config.source)
-    bank, heldout = load_images(config.source, config.seed, accelerator.is_main_process)
-    if (bank.num_channels, bank.image_size) != (first.images.shape[1], first.images.shape[3]):
-        raise InputError(f"the source images are {tuple(bank.pixels.shape[1:])}, those of the set {first}")
-    if "source.name" not in given:
-        check_stated_images(first, config.source, config.seed, bank, heldout)
-    heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
-    data = RealData(Path(config.source.name).name, bank, heldout, first.student_pixel_space, accelerator.device)
-    if config.teacher.backbone == ABSENT:
-        return data, None
-    teacher = build_teacher(config.teacher.backbone, **config.teacher.building())
-    check_stated_teacher(first, teacher, given)
-    return data, teacher.to(accelerator.device)
+
+    SHORT: ClassVar[dict[str, str]] = {"set": "sets", "protocol": "protocols"}
+
+    sets: list[str] = field(default_factory=list)
+    foreign: dict[str, Any] = field(default_factory=dict)
+    references: list[str] = field(default_factory=lambda: ["none", "random"])
+    targets: list[str] = field(default_factory=lambda: ["source"])
+    target_args: dict[str, Any] = field(default_factory=dict)
+    students: list[str] = field(default_factory=lambda: ["own"])
+    student_args: dict[str, Any] = field(default_factory=dict)
+    protocols: list[str] = field(default_factory=lambda: ["teacher_error", "probe"])
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    source: DataSettings = field(default_factory=lambda: DataSettings(name="none"))
+    teacher: TeacherSettings = field(default_factory=lambda: TeacherSettings(backbone="none"))
+    use: UseSettings = field(default_factory=UseSettings)
+    probe: kinds.ProbeSettings = field(default_factory=kinds.ProbeSettings)
+    finetune: kinds.FinetuneSettings = field(default_factory=kinds.FinetuneSettings)
+    knn: kinds.KnnSettings = field(default_factory=kinds.KnnSettings)
+    krr: kinds.KrrSettings = field(default_factory=kinds.KrrSettings)
+    kd: kinds.KdSettings = field(default_factory=kinds.KdSettings)
+    rank: kinds.RankSettings = field(default_factory=kinds.RankSettings)
+    selection: SelectionSettings = field(default_factory=SelectionSettings)
+    run: LaunchSettings = field(default_factory=LaunchSettings)
+    cache: str | None = None
+    seed: int = 0
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        # YAML has a word for nothing, which is a reference here.
+        references = ["none" if name in ("null", "None") else name for name in self.references]
+        object.__setattr__(self, "references", references)
+        unknown = [
+            (key, known, ", ".join(name for name in getattr(self, key) if name not in known))
+            for key, known in (("references", REFERENCES), ("protocols", PROTOCOLS))
+        ]
+        idle = [*(self.target_args.keys() - {*self.targets}), *(self.student_args.keys() - {*self.students})]
+        empty = {"targets": "dataset, such as source", "students": "network, such as own", "protocols": "protocol"}
+        require(
+            (bool(self.sets), "sets must name at least one set: --set FOLDER_OR_HUB_ID"),
+            (len(set(self.sets)) == len(self.sets), f"sets must differ from each other, got {self.sets}"),
+            *((not names, f"{key} must be some of {', '.join(known)}; got {names}") for key, known, names in unknown),
+            *((bool(getattr(self, key)), f"{key} must name at least one {what}") for key, what in empty.items()),
+            (not idle, f"target_args and student_args are for --targets and --students, which lack {idle}"),
+            (
+                self.use.augment != "views" or not {"full", "rank"} & {*references, *self.protocols},
+                "the whole source has no stored views: leave out the reference full and the protocol rank, or choose "
+                "another --use.augment",
+            ),
+        )
+        if not self.output:
+            place = Path(self.sets[0])
+            name = place.parent.name if place.name == "distilled" else place.name
+            object.__setattr__(self, "output", f"runs/{folder_name(name)}-evaluation")
 
 
-def load_targets(
-    config: EvaluateConfig, first: DistilledSet, own: RealData | None, accelerator: Accelerator
-) -> list[RealData]:
-    """Loads what is measured on; the source images come first."""
-    strangers = [*(config.target_args.keys() - {*config.targets}), *(config.student_args.keys() - {*config.students})]
-    if strangers:
-        raise InputError(f"target_args and student_args are for --targets and --students, which lack {strangers}")
-    most, seed, device = config.evaluate.max_heldout, config.seed, accelerator.device
-    named = [name for name in config.targets if name != "source"]
-    data = [load_target(name, config.target_args.get(name, {}), first, most, seed, device) for name in named]
-    data = [*([own] if own is not None and "source" in config.targets else []), *data]
-    if not data:
-        raise InputError("there is nothing to measure on: give --source.name, or --targets that are datasets")
-    return data
-
-
-def compute_targets(
-    config: EvaluateConfig,
-    first: DistilledSet,
-    own: RealData,
-    teacher: Teacher,
-    run: RunFolder,
-    accelerator: Accelerator,
-) -> tuple[Source, RealData]:
-    """Computes the teacher's targets of the source images, for the references and for the error to the teacher."""
-    cache = FeatureCache(teacher, accelerator, Path(config.cache) if config.cache else run.path / "features")
-    features, heldout_features = cache.features(own.train), cache.features(own.heldout)
-    transform = first.target_transform or TargetTransform.fit("none", features)
-    source = Source(own.train, Targets(features, transform), teacher, transform, own.pixel_space, accelerator.device)
-    return source, replace(own, heldout_targets=Targets(heldout_features, transform)[:])
-
-
-def wanted_references(config: EvaluateConfig) -> list[str]:
-    """Returns the references, with the whole source where architectures are ranked."""
-    return list(dict.fromkeys([*config.references, *([FULL] if RANK in config.protocols else [])]))
-
-
-def prepare_contenders(
-    config: EvaluateConfig,
-    sets: Mapping[str, DistilledSet],
-    source: Source | None,
-    run: RunFolder,
-    accelerator: Accelerator,
-) -> list[Contender]:
-    """Lists the sets and the references, and makes the selections among these that are not there yet."""
-    transform = next(iter(sets.values())).target_transform
-    found = [
-        set_contender(name, s, accelerator.device, source is not None and has_targets_of(s, source.teacher, transform))
-        for name, s in sets.items()
-    ]
-    wanted = wanted_references(config)
-    if source is None:
-        return [*found, *([none_contender()] if wanted else [])]
-    views = SetPairs(next(iter(sets.values()))).num_views if config.use.augment == "views" else 0
-    references = References(run.path / "references", source, config.selection, config.seed, views)
-    counts = [len(s.images) for s in sets.values()]
-    if accelerator.is_main_process:
-        references.prepare(wanted, counts, config.evaluate.seeds)
-    accelerator.wait_for_everyone()
-    return [*found, *references.contenders(wanted, counts)]
-
-
-def prepare_candidates(
-    config: EvaluateConfig, first: DistilledSet, protocols: Mapping[str, EvaluationProtocol]
-) -> list[Candidate]:
-    """Lists the students, and the architectures to be ranked, which are asked one protocol only."""
-    own = stated_student(first.provenance) or {"name": "ssdd_convnet3", "model_args": {}}
-    named = {name: (name, config.student_args.get(name, {})) for name in config.students}
-    if "own" in named:
-        title = f"own {own['name']}" if own["name"] in named else own["name"]
-        named = {title: (own["name"], own["model_args"]), **named}
-        del named["own"]
-    shape = {"num_targets": first.targets.shape[1], "in_chans": first.images.shape[1]}
-    shape |= {"image_size": first.images.shape[3]}
-    asked = [protocols[name] for name in config.protocols if name != RANK]
-    found = [Candidate.of(name, args, asked, title, **shape) for title, (name, args) in named.items()]
-    for variant in config.rank.variants if RANK in config.protocols else []:
-        args = {key: value for key, value in variant.items() if key != "name"}
-        title = f"{variant['name']} {' '.join(f'{key}={value}' for key, value in args.items())}"
-        found.append(Candidate.of(variant["name"], args, [protocols[config.rank.by]], title, **shape))
-    return found
-
-
-def prepare_protocols(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, EvaluationProtocol]:
-    """Returns the protocols that are asked for, and the one that ranks, by name."""
-    build: dict[str, Callable[[], EvaluationProtocol]] = {
-        "teacher_error": TeacherError,
-        "probe": lambda: LinearProbe(config.probe),
-        "probe_mkdt": lambda: MkdtProbe(config.probe),
-        "finetune": lambda: FineTuning(config.finetune),
-        "knn": lambda: NearestNeighbours(config.knn),
-        "krr": lambda: KernelRegression(config.krr, config.knn),
-        "kd": lambda: KnowledgeDistillation(config.kd, teacher),
+def builders(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, Callable[[], kinds.EvaluationProtocol]]:
+    """Returns what builds each protocol but `rank`, by name."""
+    return {
+        "teacher_error": kinds.TeacherError,
+        "probe": partial(kinds.LinearProbe, config.probe),
+        "probe_mkdt": partial(kinds.MkdtProbe, config.probe),
+        "finetune": partial(kinds.FineTuning, config.finetune),
+        "knn": partial(kinds.NearestNeighbours, config.knn),
+        "krr": partial(kinds.KernelRegression, config.krr, config.knn),
+        "kd": partial(kinds.KnowledgeDistillation, config.kd, teacher),
     }
-    wanted = dict.fromkeys([*config.protocols, *([config.rank.by] if RANK in config.protocols else [])])
-    return {name: build[name]() for name in wanted if name != RANK}
-
-
-def save_results(
-    run: RunFolder,
-    config: EvaluateConfig,
-    sets: Mapping[str, DistilledSet],
-    records: list[Record],
-    accelerator: Accelerator,
-    seconds: float,
-) -> None:
-    """Writes all numbers, the table and the report, and prints the table."""
-    machine = describe_machine(accelerator.device, accelerator.num_processes)
-    about = {"machine": machine, "versions": describe_versions(), "command": describe_command()}
-    baselines = [name for name in ("random", "kmeans") if name in config.references]
-    comparisons = [row for name in baselines for row in compare(records, name)]
-    table = markdown_table(records, baselines)
-    run.write_json("scores.json", {"records": records, "comparisons": comparisons, **about})
-    (run.path / "scores.md").write_text(table, encoding="utf-8")
-    facts = {
-        "sets": ", ".join(config.sets),
-        "seconds of this command": f"{seconds:.0f}",
-        "machine": f"{machine['cpus']} CPUs, {machine['device']}, {accelerator.num_processes} process(es)",
-        "command": about["command"],
-    }
-    previews = {name: run.path / "pictures" / f"set-{number}.png" for number, name in enumerate(sets, 1)}
-    for name, path in previews.items():
-        # Drawn here: the file of a folder from elsewhere may show anything.
-        write_preview(path, sets[name].pixel_space.denormalise(sets[name].images[:MOST_IMAGES]))
-    render_evaluation(run.path, records, comparisons, facts, to_yaml(config), previews)
-    print(table)
-    print(f"\nIn {run.path} after {seconds:.0f} s: report.html, scores.md, scores.json")
-
-
-def of_first_set(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the first set states of its making, for settings that are not given."""
-    return stated_settings(given["sets"][0], given) if given.get("sets") else {}
 
 
 @report_errors
 def main() -> None:
-    """Sets, source, targets, references, students; cells; table and report."""
+    """Sets, source, datasets, students, references; scores; table and report."""
     started = time.perf_counter()
     # The settings for the digits are not those of other sets.
     named = any(word.partition("=")[0] in ("--set", "--sets") for word in sys.argv)
     given = dict[str, Any]()
 
     def stated(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what the first set states of its making."""
         given.update(values)
-        return of_first_set(values)
+        return stated_settings(values["sets"][0], values) if values.get("sets") else {}
 
     config = parse_config(EvaluateConfig, None if named else DEFAULT, description=__doc__, stated=stated)
-    accelerator = build_accelerator(config.run, Path(config.output))
-    run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process, same_settings=False)
-    accelerator.wait_for_everyone()
-    accelerator.print(to_yaml(config))
-
-    loaded = [load_set(place, config.foreign) for place in config.sets]
-    sets = dict(zip(name_sets(config.sets), loaded, strict=True))
-    check_alike(sets)
-    first = loaded[0]
-    own, teacher = load_source(config, first, accelerator, given)
-    data = load_targets(config, first, own, accelerator)
-    if teacher is None and set(wanted_references(config)) - {NONE}:
+    accelerator, run = begin(config, same_settings=False)
+    sets = load_sets(config.sets, config.foreign)
+    first, counts = next(iter(sets.values())), [len(each.images) for each in sets.values()]
+    loader = Loader(first, given, config.seed, config.evaluate.max_heldout, accelerator)
+    own = loader.source(config.source)
+    teacher = loader.teacher(config.teacher) if own else None
+    data = loader.datasets(config.targets, config.target_args, own)
+    # Architectures are ranked by what the whole source teaches them.
+    ranks = RANK in config.protocols
+    wanted = list(dict.fromkeys([*config.references, *([FULL] if ranks else [])]))
+    if teacher is None and {*wanted} - {NONE}:
         raise InputError(
             "references are made of the source images and their teacher: give --source.name, --teacher.backbone "
             "and --teacher.pretrained, or --references none"
         )
-    candidates = prepare_candidates(config, first, prepare_protocols(config, teacher))
-    # Nothing is left that a mend of the settings could change.
+    build = builders(config, teacher)
+    scoring = [build[name]() for name in config.protocols if name != RANK]
+    candidates = loader.candidates(config.students, config.student_args, scoring)
+    ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
+    # From here on nothing fails that other settings could repair.
     run.start()
-    source = None
-    if own is not None and teacher is not None:
-        source, known = compute_targets(config, first, own, teacher, run, accelerator)
-        data = [known if entry is own else entry for entry in data]
-    contenders = prepare_contenders(config, sets, source, run, accelerator)
 
-    evaluation = Evaluation(
-        contenders,
-        candidates,
-        data,
-        config.use,
-        seeds=config.evaluate.seeds,
-        seed=config.seed,
-        store=CellStore(run.path / "cells"),
-        facts={"source": own.name if own else None},
-    )
-    records = evaluation.run(accelerator)
+    source = None
+    if own and teacher:
+        source, known = loader.targets(own, teacher, Path(config.cache or run.path / "features"))
+        data = [known if entry is own else entry for entry in data]
+    contenders = loader.contenders(sets, source)
+    if source:
+        views = SetPairs(first).num_views if config.use.augment == "views" else 0
+        references = References(run.path / "references", source, config.selection, config.seed, views)
+        contenders += prepare_references(references, wanted, counts, config.evaluate.seeds, accelerator)
+    elif wanted:
+        contenders.append(none_contender())
+    store, facts = CellStore(run.path / "cells"), {"source": own.name if own else None}
+    parts = (contenders, [*candidates, *ranked], data, config.use, config.evaluate.seeds, config.seed)
+    records = Evaluation(*parts, store, facts).run(accelerator)
     if accelerator.is_main_process:
-        ranked = [candidate.name for candidate in candidates[-len(config.rank.variants) :]]
-        records += rank_records(records, ranked, config.rank.by, FULL) if RANK in config.protocols else []
-        save_results(run, config, sets, records, accelerator, time.perf_counter() - started)
+        names = [candidate.name for candidate in ranked]
+        records += kinds.rank_records(records, names, config.rank.by, FULL) if ranks else []
+        machine = describe_machine(accelerator.device, accelerator.num_processes)
+        seconds = time.perf_counter() - started
+        print(save_evaluation(run, config, sets, records, machine, seconds))
+        print(f"\nIn {run.path} after {seconds:.0f} s: report.html, scores.md, scores.json")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,12 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssdd_hub.data.bank import DataSettings, load_images
-from ssdd_hub.errors import InputError, require
-from ssdd_hub.runs.folder import LaunchSettings, RunFolder
-from ssdd_hub.runs.launch import build_accelerator, report_errors
-from ssdd_hub.runs.machine import describe_machine, describe_versions
+from ssdd_hub.data import DataSettings, load_images
+from ssdd_hub.errors import require
+from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
+from ssdd_hub.runs.begin import begin
 from ssdd_hub.sets.provenance import describe_command
-from ssdd_hub.settings import parse_config, to_dict, to_yaml
+from ssdd_hub.settings import parse_config
 from studies.gradient_bias import (
     GradientBiasSettings,
     bias_table,
@@ -66,12 +65,7 @@ def main() -> None:
     """Images, two-level problems, exact and sampled gradients, bias."""
     started = time.perf_counter()
     config = parse_config(GradientBiasConfig, DEFAULT, description=__doc__)
-    accelerator = build_accelerator(config.run, Path(config.output))
-    if accelerator.num_processes > 1:
-        raise InputError(f"one process is required, got {accelerator.num_processes}: launch with --num_processes 1")
-    run = RunFolder(Path(config.output), to_dict(config))
-    print(to_yaml(config))
-
+    accelerator, run = begin(config, one_process=True)
     source, _ = load_images(config.data, config.seed)
     pixels, problems = build_problems(source, config.bias, config.seed)
     run.start()

@@ -2,7 +2,7 @@
 
 Algorithm 1 of Lee, Lee & Hwang, ICLR 2024 (arXiv 2310.06511), on scikit-learn's digits without their labels: 20 images
 and their targets are learned such that students trained on them predict a teacher's features of all other images. It
-takes ten seconds on a CPU. `recipes/distill.py` does the same, faster and on any dataset; a test compares the two.
+takes ten seconds on a CPU. `recipes/distill.py` does the same, faster and on any dataset; tests compare the two.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ M, B, D = 20, 256, 16  # distilled images, real images of a batch, width of the 
 STEPS, LR = 600, 2e-2  # outer steps, and the first learning rate of images and targets
 RIDGE = 1e-6  # of the regression, relative to the trace of its kernel
 POOL, MAX_AGE = 4, 100  # students at work, and the inner steps after which one is replaced
-INNER_LR, MOMENTUM, DECAY = 0.1, 0.9, 1e-3  # SGD of the students
+SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}  # optimiser of the students
 EPOCHS, STUDENTS = 150, 3  # training of the students that judge the result, and their number
 
 
@@ -42,48 +42,49 @@ def with_one(features: Tensor) -> Tensor:
     return torch.cat([features, torch.ones_like(features[:, :1])], 1)
 
 
-def outer_loss(student: nn.Module, images: Tensor, targets: Tensor, real: Tensor, real_targets: Tensor) -> Tensor:
-    """Error on real images of the kernel ridge regression that is fitted on the set, on the student's features."""
-    student.eval()
-    with torch.no_grad():
-        known = with_one(student.features(real))  # (B, F + 1)
-    fitted = with_one(student.features(images))  # (M, F + 1), through which the images get their gradient
+def regression_error(fitted: Tensor, targets: Tensor, known: Tensor, real_targets: Tensor, ridge: float) -> Tensor:
+    """Error on real images, of features `known`, of the kernel ridge regression on features `fitted` of the set."""
+    fitted, known = with_one(fitted), with_one(known)  # (M, F + 1), (B, F + 1)
     kernel = fitted @ fitted.T  # (M, M)
     # The penalty follows the scale of the kernel, but must not reward images for a small one: hence detach.
-    penalty = RIDGE * kernel.trace().detach() * torch.eye(len(kernel), dtype=kernel.dtype)
+    penalty = ridge * kernel.trace().detach() * torch.eye(len(kernel)).to(kernel)
     predicted = known @ fitted.T @ torch.linalg.solve(kernel + penalty, targets)  # (B, D)
     return F.mse_loss(predicted, real_targets)
 
 
-def build_sgd(student: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a student."""
-    return torch.optim.SGD(student.parameters(), INNER_LR, momentum=MOMENTUM, weight_decay=DECAY)
+def outer_loss(student: nn.Module, images: Tensor, targets: Tensor, real: Tensor, real_targets: Tensor) -> Tensor:
+    """Error of the regression on the student's features."""
+    student.eval()
+    with torch.no_grad():
+        known = student.features(real)
+    return regression_error(student.features(images), targets, known, real_targets, RIDGE)
 
 
-def inner_step(student: nn.Module, sgd: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> None:
-    """Trains a student by one step of regression on the whole set, as it is now."""
+def inner_step(student: nn.Module, sgd: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> Tensor:
+    """Trains a student by one step of regression on the whole set, as it is now; returns its loss."""
     loss = F.mse_loss(student.train()(images.detach()), targets.detach())
     sgd.zero_grad()
     loss.backward()
     sgd.step()
+    return loss.detach()
 
 
 class Pool:
     """Students of different ages, so that the set serves a training from its beginning to its end."""
 
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
-        self.build = build
-        self.students = [build() for _ in range(POOL)]
-        self.optimizers = [build_sgd(student) for student in self.students]
-        self.ages = [0] * POOL  # inner steps of each
+    def __init__(self, build: Callable[[int], nn.Module], size: int = POOL, max_age: int = MAX_AGE, **sgd: float):
+        self.build, self.max_age, self.sgd = build, max_age, {**SGD, **sgd}
+        self.students, self.ages = [build(slot) for slot in range(size)], [0] * size  # ages in inner steps
+        self.optimizers = [torch.optim.SGD(student.parameters(), **self.sgd) for student in self.students]
 
-    def train(self, slot: int, images: Tensor, targets: Tensor) -> None:
+    def train(self, slot: int, images: Tensor, targets: Tensor) -> Tensor:
         """Ages a student by one inner step; at the age limit, one with fresh weights and age 0 takes its place."""
-        inner_step(self.students[slot], self.optimizers[slot], images, targets)
+        loss = inner_step(self.students[slot], self.optimizers[slot], images, targets)
         self.ages[slot] += 1
-        if self.ages[slot] == MAX_AGE:
-            self.students[slot], self.ages[slot] = self.build(), 0
-            self.optimizers[slot] = build_sgd(self.students[slot])
+        if self.ages[slot] == self.max_age:
+            self.students[slot], self.ages[slot] = self.build(slot), 0
+            self.optimizers[slot] = torch.optim.SGD(self.students[slot].parameters(), **self.sgd)
+        return loss
 
 
 def outer_step(
@@ -113,7 +114,7 @@ def judge(images: Tensor, targets: Tensor, heldout: Tensor, heldout_targets: Ten
     errors = []
     for _ in range(STUDENTS):
         student = Student()
-        sgd = build_sgd(student)
+        sgd = torch.optim.SGD(student.parameters(), **SGD)
         for _ in range(EPOCHS):
             inner_step(student, sgd, images, targets)
         with torch.no_grad():
@@ -130,7 +131,7 @@ def main() -> None:
     teacher = pca_teacher(source)
     source_targets, heldout_targets = teacher(source), teacher(heldout)  # (N, D)
     images, targets = nn.Parameter(source[:M].clone()), nn.Parameter(source_targets[:M].clone())
-    adam, pool = torch.optim.AdamW([images, targets], LR, weight_decay=0.0), Pool(Student)
+    adam, pool = torch.optim.AdamW([images, targets], LR, weight_decay=0.0), Pool(lambda slot: Student())
     # Random ages at the start: without them, all students would be young at first and old together.
     for slot, age in enumerate(torch.randint(1, MAX_AGE, (POOL,)).tolist()):
         for _ in range(age):
@@ -141,9 +142,8 @@ def main() -> None:
         if step % 100 == 0 or step == STEPS - 1:
             print(f"step {step:3d}: outer loss {loss:.4f}")
     for name, pairs in {"random": (source[:M], source_targets[:M]), "distilled": (images, targets)}.items():
-        print(
-            f"held-out error of students trained on {M} {name} images: {judge(*pairs, heldout, heldout_targets):.4f}"
-        )
+        error = judge(*pairs, heldout, heldout_targets)
+        print(f"held-out error of students trained on {M} {name} images: {error:.4f}")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from ssdd_hub.cli import describe_published, read_scores
 from ssdd_hub.errors import require
 from ssdd_hub.files import atomic_path
 from ssdd_hub.hub.client import full_id
-from ssdd_hub.hub.upload import Plan, plan_upload, upload
-from ssdd_hub.runs.folder import LaunchSettings, folder_name
-from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.hub.upload import Plan, Published, plan_upload, upload
+from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
+from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.sets.publish import Additions, plan_set
 from ssdd_hub.sets.release import check_teacher, collect, pack_model, plan_students
 from ssdd_hub.settings import parse_config
@@ -74,12 +74,12 @@ class PublishConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        strangers = ", ".join(name for name in self.student_args if name not in self.students)
-        shapeless = ", ".join(name for name, args in self.student_args.items() if not isinstance(args, dict))
+        idle = ", ".join(name for name in self.student_args if name not in self.students)
+        no_names = ", ".join(name for name, args in self.student_args.items() if not isinstance(args, dict))
         require(
             (bool(self.repo), "repo must name the repository: --repo owner/name"),
-            (not strangers, f"student_args has arguments of {strangers}, which students does not name"),
-            (not shapeless, f"student_args must hold {{name: value}} for each student, and does not for {shapeless}"),
+            (not idle, f"student_args has arguments of {idle}, which students does not name"),
+            (not no_names, f"student_args must hold {{name: value}} for each student, and does not for {no_names}"),
         )
         if not self.output:
             object.__setattr__(self, "output", f"runs/{folder_name(str(self.repo))}-published")
@@ -90,16 +90,8 @@ def plan_run(config: PublishConfig, repo_id: str) -> tuple[Plan, Plan | None]:
     teacher_id = f"{repo_id}-teacher"
     scores = None if config.scores is None else read_scores(Path(config.scores))
     additions = Additions(config.license, config.license_reason, teacher_id if config.teacher else None, scores)
-    plan = plan_set(
-        config.set,
-        repo_id,
-        private=config.private,
-        revision=config.revision,
-        create_pr=config.create_pr,
-        tag=config.tag,
-        additions=additions,
-        dry_run=config.dry_run,
-    )
+    place = {"private": config.private, "revision": config.revision, "create_pr": config.create_pr, "tag": config.tag}
+    plan = plan_set(config.set, repo_id, **place, additions=additions, dry_run=config.dry_run)
     if config.teacher is None:
         return plan, None
     parcel = pack_model(config.teacher, teacher_id, [repo_id])
@@ -112,7 +104,8 @@ def plan_run(config: PublishConfig, repo_id: str) -> tuple[Plan, Plan | None]:
 def main() -> None:
     """Plans, teacher, set, students, collection; the record grows with each."""
     config = parse_config(PublishConfig, None, description=__doc__)
-    accelerator = build_accelerator(config.run, Path(str(config.output)))
+    output = Path(str(config.output))
+    accelerator = build_accelerator(config.run, output)
     if not accelerator.is_main_process:
         return
     repo_id = full_id(str(config.repo), reads_only=config.dry_run)
@@ -127,38 +120,35 @@ def main() -> None:
         print("nothing was sent")
         return
     record: dict[str, Any] = {}
+
+    def send(name: str, plan: Plan, message: str) -> Published:
+        """Uploads and records it at once: whatever fails next, the record tells what is there."""
+        published = upload(plan, message)
+        note(output, record, name, vars(published))
+        return published
+
     if teacher_plan is not None:
-        teacher = upload(teacher_plan, "Publish the teacher")
-        note(config, record, teacher=vars(teacher))
-        print(f"published and verified: {teacher.url}")
-    published = upload(plan, "Publish the distilled set")
-    note(config, record, set=vars(published))
+        print(f"published and verified: {send('teacher', teacher_plan, 'Publish the teacher').url}")
+    published = send("set", plan, "Publish the distilled set")
     print(*describe_published(published, Path(config.set)), sep="\n")
+    own = {"licence": config.license, "seed": config.seed, "device": accelerator.device}
     for student in students:
-        folder = student.pretrain(
-            config.set,
-            published,
-            Path(str(config.output)),
-            licence=config.license,
-            seed=config.seed,
-            device=accelerator.device,
-        )
+        folder = student.pretrain(config.set, published, output, **own)
         student_plan = plan_upload(pack_model(folder, student.repo_id), student.repo_id, private=plan.private)
         print(student_plan.describe())
-        done = upload(student_plan, f"Publish a network pre-trained on {published.repo_id}")
-        note(config, record, **{f"student {student.name}": vars(done)})
-        print(f"published and verified: {done.url}")
+        message = f"Publish a network pre-trained on {published.repo_id}"
+        print(f"published and verified: {send(f'student {student.name}', student_plan, message).url}")
     if config.collection:
         items = {entry["repo_id"]: "dataset" if name == "set" else "model" for name, entry in record.items()}
         address = collect(config.collection, items, repo_id.partition("/")[0], plan.private)
-        note(config, record, collection=address)
+        note(output, record, "collection", address)
         print(f"collected: {address}")
 
 
-def note(config: PublishConfig, record: dict[str, Any], **facts: Any) -> None:
-    """Adds to the record of what was published, and writes it at once: whatever fails next, it tells what is there."""
-    record.update(facts)
-    with atomic_path(Path(str(config.output), "published.json")) as temporary:
+def note(folder: Path, record: dict[str, Any], name: str, fact: Any) -> None:
+    """Adds to the record of what was published, and writes it."""
+    record[name] = fact
+    with atomic_path(folder / "published.json") as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

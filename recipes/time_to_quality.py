@@ -12,38 +12,30 @@ computed before the clock starts.
 """
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 
-from ssdd_hub import DistilledSet, build_student
-from ssdd_hub.data.bank import DataSettings, ImageBank, draw_heldout, load_images
-from ssdd_hub.distill.distiller import DistillerSettings
-from ssdd_hub.distill.pool import PoolSettings
-from ssdd_hub.errors import InputError, require
-from ssdd_hub.evaluation.entries import Candidate, set_contender
-from ssdd_hub.evaluation.evaluation import Evaluation
+from ssdd_hub import DistilledSet, InputError, PixelSpace, build_student
+from ssdd_hub.data import DataSettings, draw_heldout, load_images
+from ssdd_hub.distill import Distiller, DistillerSettings, PoolSettings, StudentPool, build_batches
+from ssdd_hub.errors import require
+from ssdd_hub.evaluation import Candidate, CellStore, Evaluation, RealData, set_contender
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
-from ssdd_hub.evaluation.real_data import RealData
-from ssdd_hub.evaluation.store import CellStore
-from ssdd_hub.models.build import StudentSettings
-from ssdd_hub.models.pretraining import UseSettings
-from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.runs.folder import LaunchSettings, RunFolder
-from ssdd_hub.runs.launch import build_accelerator, report_errors
-from ssdd_hub.runs.machine import describe_machine, describe_versions
+from ssdd_hub.models import StudentSettings, UseSettings
+from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
+from ssdd_hub.runs.begin import begin
 from ssdd_hub.seeds import generator
-from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.provenance import describe_command
-from ssdd_hub.settings import parse_config, to_dict, to_yaml
-from ssdd_hub.targets.cache import FeatureCache
-from ssdd_hub.targets.targets import Targets, TargetSettings
-from ssdd_hub.targets.transform import TargetTransform
-from ssdd_hub.teachers.teacher import TeacherSettings, build_teacher
-from studies.time_to_quality import START, QualitySettings, Start, curves, label, quality_table, render_quality, train
+from ssdd_hub.settings import parse_config, to_dict
+from ssdd_hub.targets import Targets, TargetSettings
+from ssdd_hub.targets.compute import compute_targets
+from ssdd_hub.teachers import TeacherSettings
+from ssdd_hub.teachers.loading import load_teacher
+from studies.plain import PlainDistiller, explain_renewal, real_batches
+from studies.time_to_quality import START, QualitySettings, curves, label, quality_table, render_quality, train
 
 DEFAULT = Path(__file__).parent / "configs" / "time_to_quality.yaml"
 
@@ -87,52 +79,8 @@ class TimeToQualityConfig:
             (not self.targets.views, "the time that fixed views take would not count: leave out --targets.views"),
             (self.use.augment != "views", "a set has no views on its way: choose another --use.augment"),
             (self.distiller.precision == "float32", "networks are timed in float32: leave out --distiller.precision"),
-            (
-                not plain or self.pool.renewal == "train",
-                f"pool.renewal must be train in the plain implementation, got {self.pool.renewal!r}",
-            ),
+            (not plain or self.pool.renewal == "train", explain_renewal(self.pool.renewal)),
         )
-
-
-def prepare(
-    config: TimeToQualityConfig, bank: ImageBank, heldout: ImageBank, run: RunFolder, accelerator: Accelerator
-) -> tuple[Start, PixelSpace, Evaluation]:
-    """Returns what both implementations start from, the space of their images, and an evaluation of no sets yet."""
-    seed, device, wanted = config.seed, accelerator.device, config.distiller.num_images
-    if wanted > len(bank):
-        raise InputError(f"{wanted} images are distilled from {len(bank)}: lower --distiller.num-images")
-    teacher = build_teacher(config.teacher.backbone, **config.teacher.building())
-    teacher(torch.zeros(1, bank.num_channels, bank.image_size, bank.image_size))
-    shape = {"in_chans": bank.num_channels, "image_size": bank.image_size}
-    student = partial(build_student, config.student.name, **shape, **config.student.model_args)
-    student(num_targets=1)
-    run.start()
-
-    folder = Path(config.cache) if config.cache else run.path / "features"
-    cache = FeatureCache(teacher.to(device), accelerator, folder, **config.targets.computing())
-    features = cache.features(bank)
-    transform = TargetTransform.fit(config.targets.transform, features, config.targets.dim)
-    targets, heldout_targets = Targets(features, transform), Targets(cache.features(heldout), transform)[:]
-    space = PixelSpace.of(bank.pixels)
-    first_space = space if config.distiller.pixel_space == "normalised" else PixelSpace.raw(space.channels)
-    chosen = torch.randperm(len(bank), generator=generator(seed, "first images"))[:wanted]
-    source = Source(bank, targets, teacher, transform, space, device)
-    start = Start(
-        first_space.normalise(bank.pixels[chosen].float() / 255),
-        targets[chosen],
-        source,
-        cache,
-        partial(student, num_targets=targets.width),
-        config.distiller,
-        config.pool,
-        accelerator,
-        seed,
-    )
-    shape["num_targets"] = targets.width
-    candidate = Candidate.of(config.student.name, config.student.model_args, [TeacherError()], **shape)
-    real = RealData(str(bank.source["name"]), bank, heldout, space, device, heldout_targets)
-    store, seeds = CellStore(run.path / "cells"), config.quality.seeds
-    return start, first_space, Evaluation([], [candidate], [real], config.use, seeds, seed, store, {})
 
 
 @report_errors
@@ -140,23 +88,54 @@ def main() -> None:
     """Images, teacher, targets; both implementations in turn; scores of all copies."""
     started = time.perf_counter()
     config = parse_config(TimeToQualityConfig, DEFAULT, description=__doc__)
-    accelerator = build_accelerator(config.run, Path(config.output))
-    if accelerator.num_processes > 1:
-        raise InputError(f"one process is required, got {accelerator.num_processes}: launch with --num_processes 1")
-    run = RunFolder(Path(config.output), to_dict(config))
-    print(to_yaml(config))
+    accelerator, run = begin(config, one_process=True)
+    seed, device, outer, pool = config.seed, accelerator.device, config.distiller, config.pool
+    bank, heldout = load_images(config.data, seed)
+    heldout = draw_heldout(heldout, config.quality.max_heldout, seed)
+    if outer.num_images > len(bank):
+        raise InputError(f"{outer.num_images} images are distilled from {len(bank)}: lower --distiller.num-images")
+    teacher, student = load_teacher(config.teacher, bank).to(device), config.student
+    shape = {"in_chans": bank.num_channels, "image_size": bank.image_size}
+    build_student(student.name, num_targets=1, **shape, **student.model_args)
+    run.start()
 
-    bank, heldout = load_images(config.data, config.seed)
-    heldout = draw_heldout(heldout, config.quality.max_heldout, config.seed)
-    start, space, evaluation = prepare(config, bank, heldout, run, accelerator)
-    snapshots = {name: train(name, start, config.quality.seconds) for name in config.quality.implementations}
-    sets = {START: DistilledSet(start.images, start.targets, space)}
+    folder = Path(config.cache or run.path / "features")
+    cache, targets = compute_targets(teacher, bank, config.targets, folder, accelerator)
+    transform, shape["num_targets"] = targets.transform.to(device, torch.float32), targets.width
+    build = partial(build_student, student.name, **shape, **student.model_args)
+    space = PixelSpace.of(bank.pixels)
+    own_space = space if outer.pixel_space == "normalised" else PixelSpace.raw(space.channels)
+    chosen = torch.randperm(len(bank), generator=generator(seed, "first images"))[: outer.num_images]
+    first = own_space.normalise(bank.pixels[chosen].float() / 255), targets[chosen]
+
+    def ours() -> Distiller:
+        """Returns our distiller, with targets from the cache."""
+        drawn = {"batch_size": outer.batch_size, "seed": seed, "augment": outer.augment, "views": 0}
+        batches = build_batches(bank, cache, targets, space, **drawn)
+        return Distiller(*first, StudentPool(build, pool, seed, device=device), batches, outer, accelerator)
+
+    def plain() -> PlainDistiller:
+        """Returns the plain distiller, which runs the teacher on every batch."""
+        batches = real_batches(bank.pixels, space, outer, seed, device)
+        images = (part.to(device) for part in first)
+        return PlainDistiller(*images, build, batches, lambda seen: transform(teacher(seen)), outer, pool, seed)
+
+    builders = {"ours": ours, "plain": plain}
+    snapshots = {
+        name: train(name, builders[name], outer.steps, config.quality.seconds, device)
+        for name in config.quality.implementations
+    }
+    sets = {START: DistilledSet(*first, own_space)}
     for name, taken in snapshots.items():
-        sets |= {label(name, copy): DistilledSet(copy.images, copy.targets, space) for copy in taken}
-    evaluation = replace(evaluation, contenders=[set_contender(*entry, accelerator.device) for entry in sets.items()])
+        sets |= {label(name, copy): DistilledSet(copy.images, copy.targets, own_space) for copy in taken}
+    contenders = [set_contender(*entry, device) for entry in sets.items()]
+    candidate = Candidate.of(student.name, student.model_args, [TeacherError()], **shape)
+    heldout_targets = Targets(cache.features(heldout), targets.transform)[:]
+    real = RealData(str(bank.source["name"]), bank, heldout, space, device, heldout_targets)
+    parts = (contenders, [candidate], [real], config.use, config.quality.seeds, seed)
     scores = {
         record["set"]: {key: record[key] for key in ("mean", "std", "n", "values")}
-        for record in evaluation.run(accelerator)
+        for record in Evaluation(*parts, CellStore(run.path / "cells"), {}).run(accelerator)
         if record["protocol"] == TeacherError.name
     }
     record = curves(snapshots, scores, config.quality.goal)

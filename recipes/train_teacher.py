@@ -14,21 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from ssdd_hub.data.bank import DataSettings, load_images
+from ssdd_hub import PixelSpace
+from ssdd_hub.data import DataSettings, load_images
 from ssdd_hub.errors import require
+from ssdd_hub.evaluation import RealData
 from ssdd_hub.evaluation.protocols.base import Pretrained
 from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
-from ssdd_hub.evaluation.real_data import RealData
-from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.runs.folder import LaunchSettings, RunFolder, folder_name
+from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
+from ssdd_hub.runs.begin import begin
+from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.inputs import describe_images
-from ssdd_hub.runs.launch import build_accelerator, report_errors
-from ssdd_hub.runs.machine import describe_machine, describe_versions
-from ssdd_hub.sets.provenance import describe_training
-from ssdd_hub.settings import parse_config, to_dict, to_yaml
-from ssdd_hub.teachers.monitor import Watch, WatchSettings, accuracy_record, knn_records, render_training
-from ssdd_hub.teachers.teacher import TeacherSettings
-from ssdd_hub.teachers.training import PretrainSettings, train_teacher
+from ssdd_hub.sets import describe_training
+from ssdd_hub.settings import parse_config, to_dict
+from ssdd_hub.teachers import PretrainSettings, TeacherSettings, Watch, WatchSettings, train_teacher
+from ssdd_hub.teachers.monitor import accuracy_record, knn_records, render_training
 
 DEFAULT = Path(__file__).parent / "configs" / "teacher.yaml"
 
@@ -74,12 +73,7 @@ def main() -> None:
     """Images, training, teacher, scores."""
     started = time.perf_counter()
     config = parse_config(TrainTeacherConfig, DEFAULT, description=__doc__)
-    accelerator = build_accelerator(config.run, Path(config.output))
-    run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process)
-    # Nothing may appear in the folder while another process still looks at it.
-    accelerator.wait_for_everyone()
-    accelerator.print(to_yaml(config))
-
+    accelerator, run = begin(config)
     source, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
     space = PixelSpace.of(source.pixels)
     provenance = describe_training(to_dict(config), source.source)

@@ -13,7 +13,6 @@ ORDER = """
     lazy timm_registration errors bounds text arguments plain_files plain_yaml seeds settings pixel_space record files
     statements
     data models hub runs teachers results targets selection distill sets evaluation cli
-    configs
 """.split()
 # Names that code outside this package uses; nothing inside does.
 KEPT = {"krr", "students", "objective"}
@@ -65,9 +64,9 @@ from ssdd_hub.sets import parquet, DistilledSet
 from ssdd_hub import errors, DistilledSet
 def later():
     import ssdd_hub
-    from ssdd_hub.configs.recipes import DistillConfig
+    from ssdd_hub.evaluation.store import CellStore
 """
-    expected = {"distill.krr", "distill.pool", "sets.parquet", "sets", "errors", "configs.recipes", "__init__"}
+    expected = {"distill.krr", "distill.pool", "sets.parquet", "sets", "errors", "evaluation.store", "__init__"}
     assert own_imports(source) == expected
     assert "numpy" in imports(source)
 
@@ -109,11 +108,6 @@ def test_a_face_offers_what_it_says(face):
     if hasattr(package, "__all__"):
         with pytest.raises(AttributeError, match="nothing_of_this_name"):
             package.nothing_of_this_name  # noqa: B018
-
-
-def test_nothing_imports_the_settings_of_recipes():
-    importers = {name for name in MODULES for other in own_imports(read(name)) if package_of(other) == "configs"}
-    assert {package_of(name) for name in importers} <= {"configs"}
 
 
 def test_the_package_needs_no_recipe():

@@ -4,17 +4,17 @@ Theorem 1 of KRR-ST (Lee et al., ICLR 2024, arXiv 2310.06511). Synthetic images 
 gradient descent, and the outer loss of its last weights is differentiated with respect to `X`: the meta-gradient. If
 the inner loss is an average over random augmentations, and each step draws them afresh, the meta-gradient is random.
 Its mean is not the meta-gradient of the averaged inner loss, because what follows a draw is not linear in it. No
-number of draws mends that. A regression on fixed targets draws nothing, so there is nothing to be biased.
+number of draws removes that bias. A regression on fixed targets draws nothing, so there is nothing to be biased.
 
 Here the augmentations are a finite set, so that the average over all of them, and its meta-gradient, are sums that are
-computed to the last digit.
+exact but for rounding.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -22,14 +22,15 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from tqdm import tqdm
 
-from ssdd_hub.data.augment import PADDING, crop_flip
-from ssdd_hub.data.bank import ImageBank
-from ssdd_hub.errors import InputError, require
-from ssdd_hub.files import atomic_path
-from ssdd_hub.models.convnet import ConvNet
-from ssdd_hub.pixel_space import PixelSpace
+from krr_st_minimal import with_one
+from ssdd_hub import ConvNet, InputError, PixelSpace
+from ssdd_hub.bounds import Count, Positive, Rule, Settings, Several, at_least, either
+from ssdd_hub.data import ImageBank, crop_flip
+from ssdd_hub.data.augment import PADDING
+from ssdd_hub.errors import Check
+from ssdd_hub.results.charts import new_figure, save_figures
 from ssdd_hub.seeds import generator, seeded
-from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.targets import TargetTransform
 from studies.inner_losses import LOSSES, InnerLoss, regression
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ COLOURS = ("#1f6f8b", "#c8553d", "#588b3a", "#8d5a97", "#b8860b", "#444444")
 
 
 @dataclass(frozen=True)
-class GradientBiasSettings:
+class GradientBiasSettings(Settings, section="bias"):
     """What is measured. The defaults are our own, for a minute on two cores.
 
     Attributes:
@@ -65,31 +66,21 @@ class GradientBiasSettings:
     """
 
     losses: list[str] = field(default_factory=lambda: ["barlow_twins", "simclr", "vicreg", "spectral"])
-    draws: int = 512
-    num_images: int = 10
-    real_images: int = 128
-    dim: int = 16
+    draws: Annotated[int, at_least(4)] = 512
+    num_images: Several = 10
+    real_images: Annotated[int, at_least(4)] = 128
+    dim: Several = 16
     widths: list[int] = field(default_factory=lambda: [8, 16])
-    norm: str = "instance"
-    inner_steps: int = 3
-    step: float = 0.05
-    shift: int = 1
-    ridge: float = 0.01
+    norm: Annotated[str, either("instance", "none")] = "instance"
+    inner_steps: Count = 3
+    step: Positive = 0.05
+    shift: Annotated[int, Rule(f"in [1, {PADDING}]", lambda shift: 1 <= shift <= PADDING)] = 1
+    ridge: Positive = 0.01
 
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.losses if name not in LOSSES]
-        require(
-            (not unknown, f"bias.losses must be some of {', '.join(LOSSES)}, got {', '.join(unknown)}"),
-            (self.draws >= 4, f"bias.draws must be at least 4, got {self.draws}"),
-            (self.num_images >= 2, f"bias.num_images must be at least 2, got {self.num_images}"),
-            (self.real_images >= 4, f"bias.real_images must be at least 4, got {self.real_images}"),
-            (self.dim >= 2, f"bias.dim must be at least 2, got {self.dim}"),
-            (self.norm in ("instance", "none"), f"bias.norm must be instance or none, got {self.norm!r}"),
-            (self.inner_steps >= 1, f"bias.inner_steps must be at least 1, got {self.inner_steps}"),
-            (self.step > 0, f"bias.step must be above 0, got {self.step}"),
-            (1 <= self.shift <= PADDING, f"bias.shift must be in [1, {PADDING}], got {self.shift}"),
-            (self.ridge > 0, f"bias.ridge must be above 0, got {self.ridge}"),
-        )
+    def conflicts(self) -> Iterator[Check]:
+        """Yields that the losses are known."""
+        unknown = ", ".join(name for name in self.losses if name not in LOSSES)
+        yield not unknown, f"bias.losses must be some of {', '.join(LOSSES)}, got {unknown}"
 
 
 @dataclass(frozen=True)
@@ -123,11 +114,9 @@ class Bilevel:
         return self.loss.expected(self._embed_views(weights, pixels, self.views[:, None].expand(-1, len(pixels), -1)))
 
     def outer_loss(self, pixels: Tensor, draws: Tensor | None = None) -> Tensor:
-        """Returns the outer loss after the inner training.
+        """Returns the outer loss after training on images `(M, C, H, W)`, with a draw for each step.
 
-        Args:
-            pixels: Synthetic images `(M, C, H, W)` in `[0, 1]`.
-            draws: `(S, num_views, M)`, a draw for each step; None descends on the expected loss.
+        Draws are `(S, num_views, M)`; without any, the steps descend on the expected loss.
         """
         weights = self.weights
         for step in range(self.inner_steps):
@@ -140,13 +129,11 @@ class Bilevel:
 
     def exact_gradient(self, pixels: Tensor) -> Tensor:
         """Returns the meta-gradient of the expected inner loss, `(M, C, H, W)`."""
-        gradient: Tensor = grad(self.outer_loss)(pixels)
-        return gradient.detach()
+        return grad(self.outer_loss)(pixels).detach()
 
     def sampled_gradients(self, pixels: Tensor, draws: Tensor) -> Tensor:
         """Returns the meta-gradient under each of the draws `(n, S, num_views, M)`: `(n, M, C, H, W)`."""
-        gradients: Tensor = vmap(grad(self.outer_loss), in_dims=(None, 0))(pixels, draws)
-        return gradients.detach()
+        return vmap(grad(self.outer_loss), in_dims=(None, 0))(pixels, draws).detach()
 
     def scaled(self, step: float, pixels: Tensor) -> "Bilevel":
         """Returns the same with the learning rate that makes the first expected step `step` of the weights' length."""
@@ -154,10 +141,8 @@ class Bilevel:
         return replace(self, learning_rate=step * _length(self.weights) / _length(slopes))
 
     def _embed_views(self, weights: Weights, pixels: Tensor, views: Tensor) -> Tensor:
-        count = len(views)
-        images = crop_flip(pixels.repeat(count, 1, 1, 1), views.flatten(0, 1))
-        embeddings = self.embed(weights, images)
-        return embeddings.view(count, len(pixels), -1)
+        images = crop_flip(pixels.repeat(len(views), 1, 1, 1), views.flatten(0, 1))
+        return self.embed(weights, images).view(len(views), len(pixels), -1)
 
 
 def _length(weights: Weights) -> float:
@@ -171,14 +156,10 @@ def all_views(shift: int) -> Tensor:
 
 
 def build_problems(source: ImageBank, settings: GradientBiasSettings, seed: int) -> tuple[Tensor, dict[str, Bilevel]]:
-    """Builds the two-level problem of every inner loss, alike in all but the loss.
+    """Returns synthetic images `(M, C, H, W)`, float64, in `[0, 1]`, and the two-level problem of every inner loss.
 
-    The teacher is linear: the first `D` principal components of the real images, whitened. The outer loss is the mean
-    squared error, on half of the real images, of a ridge regression from their embeddings to the teacher's features,
-    fitted on the other half; the network sees real images as they are.
-
-    Returns:
-        The synthetic images `(M, C, H, W)`, float64, in `[0, 1]`, and the problems by name of the loss.
+    The teacher is linear: the first `D` principal components of the real images, whitened. The outer loss is the
+    `regression_error` from embeddings of real images, not augmented, to the teacher's features.
 
     Raises:
         InputError: There are too few images, or too small ones.
@@ -195,8 +176,7 @@ def build_problems(source: ImageBank, settings: GradientBiasSettings, seed: int)
     space = PixelSpace.of(source.pixels)
 
     def _embed(weights: Weights, images: Tensor) -> Tensor:
-        embeddings: Tensor = functional_call(network, weights, (space.normalise(images),))
-        return embeddings
+        return functional_call(network, weights, (space.normalise(images),))
 
     teacher = TargetTransform.fit("whiten", real.flatten(1), settings.dim)
     real_targets = teacher(real.flatten(1))
@@ -220,14 +200,8 @@ def regression_error(features: Tensor, targets: Tensor, ridge: float) -> Tensor:
     """Returns the mean squared error of a ridge regression on the second half of the rows, fitted on the first.
 
     Unlike `krr.outer_loss` it has no detached part, so its gradient is that of its value.
-
-    Args:
-        features: `(n, F)`; the constant 1 is appended.
-        targets: `(n, D)`.
-        ridge: Penalty per row.
     """
-    half = len(features) // 2
-    rows = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    half, rows = len(features) // 2, with_one(features)
     fitted = rows[:half]
     gram = fitted.T @ fitted + ridge * half * torch.eye(rows.shape[1], dtype=rows.dtype)
     predictions = rows[half:] @ torch.linalg.solve(gram, fitted.T @ targets[:half])
@@ -239,26 +213,15 @@ def sample_gradients(
 ) -> Tensor:
     """Returns `count` meta-gradients, each of its own draws in every inner step: `(count, M, C, H, W)`.
 
-    Args:
-        problem: The two-level problem.
-        pixels: Synthetic images `(M, C, H, W)` in `[0, 1]`.
-        count: Number of gradients.
-        seed: Seed of the draws.
-        name: Of the loss; losses of other names have other draws.
-        progress: Show a progress bar.
+    The draws depend on the seed and on the name of the loss.
 
     Raises:
         InputError: The inner training diverges.
     """
     shape = (count, problem.inner_steps)
     draws = problem.loss.draw(shape, len(problem.views), len(pixels), generator(seed, f"draws of {name}"))
-    bar = tqdm(total=count, desc=name, unit="draw", disable=not progress)
-    gradients = []
-    for part in torch.split(draws, CHUNK):
-        gradients.append(problem.sampled_gradients(pixels, part))
-        bar.update(len(part))
-    bar.close()
-    sampled = torch.cat(gradients)
+    parts = tqdm(torch.split(draws, CHUNK), desc=name, unit=f"{CHUNK} draws", disable=not progress)
+    sampled = torch.cat([problem.sampled_gradients(pixels, part) for part in parts])
     if not sampled.isfinite().all():
         raise InputError(f"the inner training on {name} diverges: lower --bias.step or --bias.inner-steps")
     return sampled
@@ -267,15 +230,10 @@ def sample_gradients(
 def measure_bias(exact: Tensor, sampled: Tensor) -> Record:
     """Compares the mean of sampled gradients with the exact one. All lengths are parts of that of the exact gradient.
 
-    The length of the measured bias is always above zero, since noise has a length too, so it proves nothing. The test
-    is split: the first half of the draws says in which direction the bias points, and the second half is projected on
-    that direction. The halves are independent, so without a bias the projections have mean zero whatever the direction
-    is, and their mean over its standard error, `z`, is distributed like a standard normal number. With a bias, the
+    The length of the measured bias is always above zero, since noise has a length too. So the second half of the draws
+    is projected on the direction of the bias in the first half. Without a bias the projections have mean zero whatever
+    the direction is, and their mean over its standard error, `z`, is a standard normal number. With a bias, the
     projection is at most as long as the bias.
-
-    Args:
-        exact: The gradient of the expected loss, any shape.
-        sampled: `(n, *shape)`, independent gradients, at least 4.
 
     Returns:
         `draws`; `exact_norm`, the length of the exact gradient; `error`, the length of mean minus exact; `bias`, the
@@ -308,15 +266,8 @@ def measure_bias(exact: Tensor, sampled: Tensor) -> Record:
 def error_curve(exact: Tensor, sampled: Tensor) -> list[tuple[int, float]]:
     """Returns how far the mean of `n` draws is from the exact gradient, for `n` = 1, 2, 4 and so on.
 
-    Without a bias it falls as `1 / sqrt(n)`; with one it levels off at the length of the bias.
-
-    Args:
-        exact: The gradient of the expected loss, any shape.
-        sampled: `(draws, *shape)`.
-
-    Returns:
-        Pairs of `n` and the root mean square, over all disjoint blocks of `n` draws, of the length of their mean minus
-        the exact gradient, as a part of the length of the exact gradient.
+    The error is the root mean square, over all disjoint blocks of `n` draws, of the length of their mean minus the
+    exact gradient, as a part of its length. Without a bias it falls as `1 / sqrt(n)`; with one it levels off.
     """
     differences, curve = (sampled - exact).flatten(1), []
     for power in range(len(sampled).bit_length()):
@@ -328,7 +279,7 @@ def error_curve(exact: Tensor, sampled: Tensor) -> list[tuple[int, float]]:
 
 
 def bias_table(records: list[Record]) -> str:
-    """Returns `measure_bias` of each inner loss, with its name as `loss`, as a table of plain text."""
+    """Returns `measure_bias` of each inner `loss` as a table of plain text."""
     row = "{:16}{:>6}  {:>7}  {:24}{:>7}  {:>13}  {:>6}"
     lines = [row.format("inner loss", "draws", "bias", "projected, 95 % interval", "z", "std of a draw", "cosine")]
     for record in records:
@@ -346,24 +297,13 @@ def _short(value: float) -> str:
 
 
 def render_bias(path: Path, records: list[Record]) -> None:
-    """Draws the error of the mean over the number of draws, and the projected bias of each loss, as a PNG.
-
-    Args:
-        path: The picture to write.
-        records: As `measure_bias` returns them, each with the name of its `loss`.
-    """
-    # Not pyplot, which would keep every figure and pick a backend for the caller's process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.5, 4.8), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    """Draws the error of the mean over the number of draws, and the projected bias of each loss, as a PNG."""
+    figure = new_figure(11.5, 4.8)
     figure.suptitle("Meta-gradient with a sampled inner loss, against that of the expected inner loss")
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     _draw_curves(left, records)
     _draw_projections(right, records)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save_figures(path.parent, {path.stem: figure})
 
 
 def _draw_curves(axis: "Axes", records: list[Record]) -> None:

@@ -40,8 +40,7 @@ class InnerLoss:
             return self.expect(embeddings)
         numbers = [torch.arange(len(embeddings))] * self.num_views
         draws = torch.cartesian_prod(*numbers).reshape(-1, self.num_views)
-        losses: Tensor = vmap(lambda draw: self.compare(*embeddings[draw]))(draws)
-        return losses.mean()
+        return vmap(lambda draw: self.compare(*embeddings[draw]))(draws).mean()
 
 
 def spectral_loss(first: Tensor, second: Tensor) -> Tensor:

@@ -1,24 +1,24 @@
-"""Plain KRR-ST without any speed-up: what `Distiller` is compared with, in speed and in result.
+"""Plain KRR-ST, the parts of `krr_st_minimal.py` with all settings: what `Distiller` is compared with.
 
-Eager float32 in PyTorch's default layout, the teacher on every batch, features with the constant concatenated, the
-system solved by LU; after algorithm 1 of Lee et al., ICLR 2024. Weights get no gradient of the outer loss here either.
-It shares no code with `Distiller` but the random streams, by which both draw the same students, ages and slots: the
-same seed and settings give the same run but for rounding.
+Eager float32 in PyTorch's default layout, the teacher on every batch. It shares no code with `Distiller` but the
+random streams, by which both draw the same students, ages and slots: one seed gives one run but for rounding.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ssdd_hub.distill.distiller import DistillerSettings
-from ssdd_hub.distill.pool import PoolSettings
+from krr_st_minimal import Pool, regression_error
+from ssdd_hub.data import crop_flip, draw_views
+from ssdd_hub.distill import DistillerSettings, PoolSettings
 from ssdd_hub.errors import require
-from ssdd_hub.models.features import pre_logits
-from ssdd_hub.seeds import generator, seeded
+from ssdd_hub.models import pre_logits
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.runs import keep_freed_memory
+from ssdd_hub.seeds import draw_batch, generator, seeded
 
 Part = Callable[[str], AbstractContextManager[None]]
 
@@ -33,18 +33,10 @@ class PlainDistiller:
         batches: Gives the real images of an outer step twice, each time `(B, C, H, W)`: as students see them, and as
             the teacher does.
         teacher: Gives the targets `(B, D)` of the latter.
-        settings: The outer problem. `precision`, `kernel_precision`, `micro_batch`, `memory_budget`, `compile` and
-            `winograd` are ignored; `pixel_space` and `augment` are for whoever gives images and batches.
+        settings: The outer problem; what says how a step is computed is ignored.
         pool: The online students, of which `renewal` must be `train`.
         seed: Seed of the run.
         part: Counts the time of a part of the step; see `Stopwatch.part`.
-
-    Attributes:
-        images: The parameter `X_s`.
-        targets: The parameter `Y_s`.
-        outer_step: Outer steps done.
-        ages: The age of each student.
-        generations: How many students each slot has had before this one.
 
     Raises:
         SettingsError: The pool is to renew its students in another way.
@@ -62,41 +54,34 @@ class PlainDistiller:
         seed: int,
         part: Part = lambda name: nullcontext(),
     ) -> None:
-        require(
-            (
-                pool.renewal == "train",
-                f"pool.renewal must be train in the plain implementation, got {pool.renewal!r}",
-            )
-        )
-        self.images = nn.Parameter(images.clone())
-        self.targets = nn.Parameter(targets.clone())
-        self.build = build
-        self.batches = batches
-        self.teacher = teacher
-        self.settings = settings
-        self.pool = pool
-        self.seed = seed
-        self.part = part
-        self.outer_step = 0
-        self.outer = torch.optim.AdamW(
-            [
-                {"params": [self.images], "lr": settings.lr_images},
-                {"params": [self.targets], "lr": settings.lr_targets},
-            ],
-            weight_decay=0.0,
-        )
-        self.ages, self.generations = [0] * pool.size, [0] * pool.size
-        self.students = [self._fresh(slot) for slot in range(pool.size)]
-        self.inner = [self._sgd(student) for student in self.students]
+        require((pool.renewal == "train", explain_renewal(pool.renewal)))
+        self.images, self.targets = nn.Parameter(images.clone()), nn.Parameter(targets.clone())
+        self.batches, self.teacher, self.settings, self.seed, self.part = batches, teacher, settings, seed, part
+        self.warms_up, self.outer_step = pool.warm_up and pool.max_age > 1, 0
+        groups = [
+            {"params": [self.images], "lr": settings.lr_images},
+            {"params": [self.targets], "lr": settings.lr_targets},
+        ]
+        self.outer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.generations = [-1] * pool.size
+
+        def fresh(slot: int) -> nn.Module:
+            self.generations[slot] += 1
+            with seeded(seed, "student", slot, self.generations[slot]):
+                student = build()
+            return student.to(images.device, images.dtype)
+
+        sgd = {"lr": pool.learning_rate, "momentum": pool.momentum, "weight_decay": pool.weight_decay}
+        self.pool = Pool(fresh, pool.size, pool.max_age, **sgd)
 
     def warm_up(self) -> Iterator[Tensor]:
         """Trains the first students to random ages in `[1, T)`, before the first step; yields each inner loss."""
-        size, oldest = self.pool.size, self.pool.max_age
-        if self.pool.warm_up and oldest > 1:
-            ages = torch.randint(1, oldest, (size,), generator=generator(self.seed, "first ages")).tolist()
+        drawn = generator(self.seed, "first ages")
+        if self.warms_up:
+            ages = torch.randint(1, self.pool.max_age, (len(self.pool.ages),), generator=drawn).tolist()
             for slot, age in enumerate(ages):
                 for _ in range(age):
-                    yield self._inner_step(slot)
+                    yield self.pool.train(slot, self.images, self.targets)
 
     def step(self) -> dict[str, Any]:
         """Does one outer step, and the inner steps of the student that it drew.
@@ -104,66 +89,60 @@ class PlainDistiller:
         Returns:
             The outer `loss` and the last `inner_loss`, scalars; the drawn `student` and its `age` at the draw.
         """
-        slot = int(torch.randint(self.pool.size, (), generator=generator(self.seed, "draw", self.outer_step)))
-        age = self.ages[slot]
+        settings, pool = self.settings, self.pool
+        slot = int(torch.randint(len(pool.ages), (), generator=generator(self.seed, "draw", self.outer_step)))
+        age, student = pool.ages[slot], pool.students[slot].eval()
         with self.part("data"):
             real_images, pixels = self.batches(self.outer_step)
-        loss = self._outer_loss(self.students[slot].eval(), real_images, pixels)
-        with self.part("backward"):
-            self.images.grad, self.targets.grad = torch.autograd.grad(loss, [self.images, self.targets])
-        with self.part("update"):
-            done = self.outer_step / self.settings.steps
-            for group, first in zip(self.outer.param_groups, self._first_rates(), strict=True):
-                group["lr"] = (1 - done) * first + done * self.settings.final_lr * first
-            self.outer.step()
-        with self.part("inner step"):
-            for _ in range(self.settings.inner_steps):
-                inner_loss = self._inner_step(slot)
-                if self.ages[slot] == self.pool.max_age:
-                    self._renew(slot)
-        self.outer_step += 1
-        return {"loss": loss.detach(), "inner_loss": inner_loss, "student": slot, "age": age}
-
-    def _outer_loss(self, student: nn.Module, real_images: Tensor, pixels: Tensor) -> Tensor:
         with self.part("teacher"), torch.no_grad():
             wanted = self.teacher(pixels)
         with self.part("real features"), torch.no_grad():
-            real = _with_one(pre_logits(student, real_images))
+            known = pre_logits(student, real_images)
         with self.part("distilled features"):
-            fitted = _with_one(pre_logits(student, self.images))
+            fitted = pre_logits(student, self.images)
         with self.part("regression"):
-            kernel = fitted @ fitted.T
-            penalty = self.settings.ridge * kernel.detach().trace() * torch.eye(len(kernel)).to(kernel)
-            prediction = (real @ fitted.T) @ torch.linalg.solve(kernel + penalty, self.targets)
-            return functional.mse_loss(prediction, wanted)
-
-    def _inner_step(self, slot: int) -> Tensor:
-        outputs = self.students[slot].train()(self.images.detach())
-        loss = functional.mse_loss(outputs, self.targets.detach())
-        self.inner[slot].zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.inner[slot].step()
-        self.ages[slot] += 1
-        return loss.detach()
-
-    def _renew(self, slot: int) -> None:
-        self.ages[slot] = 0
-        self.generations[slot] += 1
-        self.students[slot] = self._fresh(slot)
-        self.inner[slot] = self._sgd(self.students[slot])
-
-    def _fresh(self, slot: int) -> nn.Module:
-        with seeded(self.seed, "student", slot, self.generations[slot]):
-            student = self.build()
-        return student.to(self.images.device, self.images.dtype)
-
-    def _sgd(self, student: nn.Module) -> torch.optim.SGD:
-        rate, momentum, decay = self.pool.learning_rate, self.pool.momentum, self.pool.weight_decay
-        return torch.optim.SGD(student.parameters(), lr=rate, momentum=momentum, weight_decay=decay)
-
-    def _first_rates(self) -> tuple[float, float]:
-        return self.settings.lr_images, self.settings.lr_targets
+            loss = regression_error(fitted, self.targets, known, wanted, settings.ridge)
+        with self.part("backward"):
+            self.images.grad, self.targets.grad = torch.autograd.grad(loss, [self.images, self.targets])
+        with self.part("update"):
+            done, rates = self.outer_step / settings.steps, (settings.lr_images, settings.lr_targets)
+            for group, first in zip(self.outer.param_groups, rates, strict=True):
+                group["lr"] = (1 - done) * first + done * settings.final_lr * first
+            self.outer.step()
+        with self.part("inner step"):
+            for _ in range(settings.inner_steps):
+                inner_loss = pool.train(slot, self.images, self.targets)
+        self.outer_step += 1
+        return {"loss": loss.detach(), "inner_loss": inner_loss, "student": slot, "age": age}
 
 
-def _with_one(features: Tensor) -> Tensor:
-    return torch.cat([features, features.new_ones(len(features), 1)], 1)
+def explain_renewal(renewal: str) -> str:
+    """Returns the message for a renewal of students that there is no plain implementation of."""
+    return f"pool.renewal must be train in the plain implementation, got {renewal!r}"
+
+
+def real_batches(
+    pixels: Tensor, space: PixelSpace, settings: DistillerSettings, seed: int, device: torch.device
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """Returns batches of uint8 pixels `(N, C, H, W)`, cropped and flipped anew where the settings ask for it."""
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        indices = draw_batch(len(pixels), settings.batch_size, seed, "real batch", step)
+        seen = pixels[indices].to(device).float() / 255
+        if settings.augment:
+            seen = crop_flip(seen, draw_views(settings.batch_size, generator(seed, "augment", step)))
+        return space.normalise(seen), seen
+
+    return batch
+
+
+@contextmanager
+def giving_memory_back(device: torch.device) -> Iterator[None]:
+    """Gives freed memory back on the CPU, as the C library does by itself: to keep it is a speed-up of the recipes."""
+    if device.type == "cpu":
+        keep_freed_memory(False)
+    try:
+        yield
+    finally:
+        if device.type == "cpu":
+            keep_freed_memory()

@@ -5,28 +5,21 @@ is trained against the clock and copied at given seconds; the copies are scored 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from ssdd_hub.data.augment import crop_flip, draw_views
-from ssdd_hub.distill.batches import build_batches
-from ssdd_hub.distill.distiller import Distiller, DistillerSettings
-from ssdd_hub.distill.pool import PoolSettings, StudentPool
-from ssdd_hub.errors import InputError, require
-from ssdd_hub.files import atomic_path
-from ssdd_hub.runs.launch import keep_freed_memory
-from ssdd_hub.seeds import draw_batch, generator
-from ssdd_hub.selection.source import Source
-from ssdd_hub.targets.cache import FeatureCache
-from ssdd_hub.targets.targets import Targets
-from studies.plain import PlainDistiller
+from ssdd_hub import InputError
+from ssdd_hub.bounds import Count, Rule, Settings
+from ssdd_hub.errors import Check
+from ssdd_hub.results.charts import new_figure, save_figures
+from studies.plain import giving_memory_back
 
 Record = dict[str, Any]
 IMPLEMENTATIONS = ("ours", "plain")
@@ -34,7 +27,7 @@ START = "start"
 
 
 @dataclass(frozen=True)
-class QualitySettings:
+class QualitySettings(Settings, section="quality"):
     """When a set is scored, and how.
 
     Attributes:
@@ -47,25 +40,18 @@ class QualitySettings:
 
     implementations: list[str] = field(default_factory=lambda: list(IMPLEMENTATIONS))
     seconds: list[float] = field(default_factory=lambda: [30.0, 60.0, 120.0, 240.0])
-    goal: float = 0.31
-    seeds: int = 3
-    max_heldout: int = 2000
+    goal: Annotated[float, Rule("between 0 and 1", lambda goal: 0 < goal < 1)] = 0.31
+    seeds: Count = 3
+    max_heldout: Count = 2000
 
-    def __post_init__(self) -> None:
-        known, given = ", ".join(IMPLEMENTATIONS), self.implementations
-        require(
-            (
-                bool(given) and set(given) <= set(IMPLEMENTATIONS) and len(set(given)) == len(given),
-                f"quality.implementations must be some of {known}, each once; got {given}",
-            ),
-            (
-                bool(self.seconds) and min(self.seconds, default=0) > 0,
-                f"quality.seconds must be times above 0, got {self.seconds}",
-            ),
-            (0 < self.goal < 1, f"quality.goal must lie between 0 and 1, got {self.goal}"),
-            (self.seeds >= 1, f"quality.seeds must be at least 1, got {self.seeds}"),
-            (self.max_heldout >= 1, f"quality.max_heldout must be at least 1, got {self.max_heldout}"),
+    def conflicts(self) -> Iterator[Check]:
+        """Yields what the two lists must hold."""
+        given = self.implementations
+        yield (
+            bool(given) and set(given) <= set(IMPLEMENTATIONS) and len(set(given)) == len(given),
+            f"quality.implementations must be some of {', '.join(IMPLEMENTATIONS)}, each once; got {given}",
         )
+        yield min(self.seconds, default=0) > 0, f"quality.seconds must be times above 0, got {self.seconds}"
 
 
 class Snapshot(NamedTuple):
@@ -77,65 +63,9 @@ class Snapshot(NamedTuple):
     targets: Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What both implementations start from.
-
-    Attributes:
-        images: First images, `(M, C, H, W)`, float32, as students see them.
-        targets: First targets, `(M, D)`.
-        source: The real images, with their targets and their teacher.
-        cache: The teacher's features of real images, for our implementation.
-        student: Returns an untrained student on the CPU.
-        distiller: The outer problem.
-        pool: The online students.
-        accelerator: Device and mixed precision of our implementation; the plain one computes in float32.
-        seed: Seed of the run: both draw the same students, ages, slots and real images.
-    """
-
-    images: Tensor
-    targets: Tensor
-    source: Source
-    cache: FeatureCache
-    student: Callable[[], nn.Module]
-    distiller: DistillerSettings
-    pool: PoolSettings
-    accelerator: Accelerator
-    seed: int
-
-    def ours(self) -> Distiller:
-        """Returns our distiller, with targets from the cache."""
-        outer, accelerator, source = self.distiller, self.accelerator, self.source
-        pool = StudentPool(
-            self.student,
-            self.pool,
-            self.seed,
-            device=accelerator.device,
-        )
-        if not isinstance(source.targets, Targets):
-            raise TypeError(f"targets of a FeatureCache are required, got a {type(source.targets).__name__}")
-        common = {"batch_size": outer.batch_size, "seed": self.seed, "augment": outer.augment, "views": 0}
-        batches = build_batches(source.bank, self.cache, source.targets, source.pixel_space, **common)
-        return Distiller(self.images, self.targets, pool, batches, outer, accelerator)
-
-    def plain(self) -> PlainDistiller:
-        """Returns the plain distiller, which runs the teacher on every batch."""
-        source, outer, device = self.source, self.distiller, self.accelerator.device
-        transform = source.transform.to(device, torch.float32)
-
-        def batch(step: int) -> tuple[Tensor, Tensor]:
-            indices = draw_batch(len(source.bank), outer.batch_size, self.seed, "real batch", step)
-            pixels = source.bank.pixels[indices].to(device).float() / 255
-            if outer.augment:
-                pixels = crop_flip(pixels, draw_views(outer.batch_size, generator(self.seed, "augment", step)))
-            return source.pixel_space.normalise(pixels), pixels
-
-        first = self.images.to(device), self.targets.to(device)
-        teacher = lambda pixels: transform(source.teacher(pixels))  # noqa: E731
-        return PlainDistiller(*first, self.student, batch, teacher, outer, self.pool, self.seed)
-
-
-def train(name: str, start: Start, seconds: list[float]) -> list[Snapshot]:
+def train(
+    name: str, build: Callable[[], Any], steps: int, seconds: list[float], device: torch.device
+) -> list[Snapshot]:
     """Trains an implementation and copies its set after the first step that ends at or after each of the times.
 
     Building, warm-up and compilation count. Times that pass before the first outer step have no copy.
@@ -143,46 +73,36 @@ def train(name: str, start: Start, seconds: list[float]) -> list[Snapshot]:
     Raises:
         InputError: Images or targets are not finite.
     """
-    device, due, taken = start.accelerator.device, sorted(seconds), list[Snapshot]()
-    # On the CPU recipes keep freed memory, a speed-up that the plain implementation is to do without.
-    as_by_default = name == "plain" and device.type == "cpu"
-    if as_by_default:
-        keep_freed_memory(False)
-    try:
-        started = time.perf_counter()
-        distiller: Any = getattr(start, name)()
-        for _ in tqdm(distiller.warm_up(), f"{name}: pool", unit="step"):
-            if time.perf_counter() - started >= due[-1]:
-                return taken
-        for step in tqdm(range(1, start.distiller.steps + 1), name, unit="step"):
-            distiller.step()
-            if step < start.distiller.steps and time.perf_counter() - started < due[0]:
-                continue
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            now = time.perf_counter() - started
-            images, targets = (
-                tensor.detach().float().cpu().clone() for tensor in (distiller.images, distiller.targets)
-            )
-            if not (images.isfinite().all() and targets.isfinite().all()):
-                raise InputError(f"{name} diverges before step {step}: lower --distiller.lr-images or .lr-targets")
-            taken.append(Snapshot(step, now, images, targets))
-            due = [later for later in due if later > now]
-            if not due:
-                break
-        return taken
-    finally:
-        if as_by_default:
-            keep_freed_memory()
+    with giving_memory_back(device) if name == "plain" else nullcontext():
+        return list(_snapshots(name, build, steps, sorted(seconds), device))
+
+
+def _snapshots(
+    name: str, build: Callable[[], Any], steps: int, due: list[float], device: torch.device
+) -> Iterator[Snapshot]:
+    started = time.perf_counter()
+    distiller = build()
+    for _ in tqdm(distiller.warm_up(), f"{name}: pool", unit="step"):
+        if time.perf_counter() - started >= due[-1]:
+            return
+    for step in tqdm(range(1, steps + 1), name, unit="step"):
+        distiller.step()
+        if step < steps and time.perf_counter() - started < due[0]:
+            continue
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        now = time.perf_counter() - started
+        images, targets = (tensor.detach().float().cpu().clone() for tensor in (distiller.images, distiller.targets))
+        if not (images.isfinite().all() and targets.isfinite().all()):
+            raise InputError(f"{name} diverges before step {step}: lower --distiller.lr-images or .lr-targets")
+        yield Snapshot(step, now, images, targets)
+        due = [later for later in due if later > now]
+        if not due:
+            return
 
 
 def curves(snapshots: Mapping[str, list[Snapshot]], scores: Mapping[str, Record], goal: float) -> Record:
-    """Puts snapshots and scores together.
-
-    Args:
-        snapshots: By implementation.
-        scores: `mean`, `std`, `n` and `values` of the error, by `START` and by `label`.
-        goal: The share by which the error is to be below that of the start.
+    """Puts snapshots, by implementation, and scores, by `START` and by `label`, together.
 
     Returns:
         `start`, its score; `goal_error`; `curves` by implementation, each point with `step`, `seconds` and its score;
@@ -219,12 +139,7 @@ def quality_table(record: Record) -> str:
 
 def render_quality(path: Path, record: Record) -> None:
     """Draws the error against the seconds, a line for each implementation, as a PNG."""
-    # Not pyplot, which would keep every figure and pick a backend for the caller's process.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.5, 4.5)
     axes = figure.add_subplot(xscale="log", xlabel="seconds, warm-up and compilation included")
     axes.set_ylabel("held-out error to the teacher of students\npre-trained on the set (mean ± std)")
     axes.axhline(record["start"]["mean"], color="#9aa5b1", label="first images")
@@ -233,5 +148,4 @@ def render_quality(path: Path, record: Record) -> None:
         seconds, means, stds = ([point[key] for point in points] for key in ("seconds", "mean", "std"))
         axes.errorbar(seconds, means, stds, fmt="o-", color=colour, capsize=3, label=name)
     axes.legend(fontsize="small")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    save_figures(path.parent, {path.stem: figure})

@@ -291,14 +291,17 @@ def _build(config_class: Any, values: Mapping[str, Any], problems: list[str], pr
     for entry in dataclasses.fields(config_class):
         name = f"{prefix}{entry.name}"
         if is_dataclass(entry.type):
-            # The default of a section is not always that of its class.
+            # The default of a section is not always that of its class. It also stands in for a section that is wrong:
+            # the mistakes of the others are reported too.
             factory: Any = entry.default_factory
-            own = {f"{name}.{setting}": value for setting, value in vars(factory()).items()}
-            arguments[entry.name] = _build(entry.type, {**own, **values}, problems, f"{name}.")
+            default = factory()
+            own = {f"{name}.{setting}": value for setting, value in vars(default).items()}
+            arguments[entry.name] = _build(entry.type, {**own, **values}, problems, f"{name}.") or default
         elif name in values:
             arguments[entry.name] = values[name]
     try:
-        return config_class(**arguments) if len(problems) == before else None
+        config = config_class(**arguments)
+        return config if len(problems) == before else None
     except SettingsError as error:
         problems += error.problems
         return None

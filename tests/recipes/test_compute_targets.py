@@ -1,14 +1,11 @@
 """Targets of a whole dataset as a user computes them: streamed, interrupted, and on two processes."""
 
-import functools
 import hashlib
-import importlib.util
 import io
 import json
 import os
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from datasets import Features, Image as ImageFeature
 from PIL import Image
 from reference.warm import Running, start_two
@@ -32,8 +28,7 @@ from ssdd_hub.targets.bank import FeatureBank
 from ssdd_hub.teachers.teacher import Teacher, build_teacher
 
 ROOT = Path(__file__).parents[2]
-RECIPE, WORKER = ROOT / "recipes" / "compute_targets.py", ROOT / "tests" / "reference" / "targets_worker.py"
-DISTILL = ROOT / "recipes" / "distill.py"
+WORKER = ROOT / "tests" / "reference" / "targets_worker.py"
 
 
 def variants(count):
@@ -82,10 +77,6 @@ def finish(processes, timeout=240):
     return [process.finish(timeout) for process in processes][0]
 
 
-def killed(processes, timeout=240):
-    assert processes[0].wait(timeout)[0] == -signal.SIGKILL
-
-
 def read_facts(output, rank=0):
     return json.loads(Path(f"{output}-facts-{rank}.json").read_text())
 
@@ -113,7 +104,7 @@ def small(tmp_path_factory):
     given = (data, teacher, *SMALL)
     whole, half = start(folder / "whole", *given), start(folder / "half", *given, dies_at=2)
     printed = finish(whole)
-    killed(half)
+    assert half[0].wait()[0] == -signal.SIGKILL
     at_death = sorted(os.listdir(features_folder(folder / "half")))
     resumed, two = start(folder / "half", *given), start(folder / "two", *given, processes=2)
     finish(resumed), finish(two)
@@ -158,44 +149,12 @@ def test_two_processes_give_the_bytes_of_one(small):
 # As a user launches it
 
 
-@pytest.fixture(scope="module")
-def load():
-    @functools.cache
-    def load(recipe):
-        spec = importlib.util.spec_from_file_location(f"{recipe.stem}_recipe", recipe)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.main
-
-    return load
-
-
-@pytest.fixture
-def run(load, monkeypatch, capsys):
-    def run(*arguments, recipe=RECIPE):
-        monkeypatch.setattr(sys, "argv", [str(recipe), "--run.threads", "1", *map(str, arguments)])
-        load(recipe)()
-        return capsys.readouterr().out
-
-    return run
-
-
-def distil_config(path):
-    """The smallest distillation, of fixed views."""
-    config = yaml.safe_load((ROOT / "recipes" / "configs" / "smoke.yaml").read_text())
-    del config["teacher"], config["pretrain"], config["data"]
-    config["distiller"] |= {"steps": 2, "augment": True}
-    config["evaluate"] |= {"seeds": 1}
-    config["use"] |= {"epochs": 2}
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def test_a_distillation_of_fixed_views_finds_all_features_of_its_source_images(run, tmp_path):
+def test_a_distillation_of_fixed_views_finds_all_features_of_its_source_images(launch, tmp_path, capsys):
     teacher, cache = save_teacher(tmp_path / "teacher", 1, 16, [4, 6]), tmp_path / "cache"
     given = ["--teacher.backbone", f"local-dir:{teacher}", "--teacher.pretrained", "--data.max-images", 50]
     given += ["--seed", 3, "--targets.views", 2, "--targets.dtype", "float16", "--targets.shard-size", 32]
-    printed = run(*given, "--output", cache)
+    launch("compute_targets", *given, "--output", cache)
+    printed = capsys.readouterr().out
     assert re.findall(r"(images as they are|view \d): 50 x", printed) == ["images as they are", "view 0", "view 1"]
     assert printed.rstrip().splitlines()[-2].endswith("teacher, licence mit")
 
@@ -204,15 +163,16 @@ def test_a_distillation_of_fixed_views_finds_all_features_of_its_source_images(r
 
     made = states()
     assert len(made) == 3 * 3 and str(tmp_path) not in "".join(path.read_text() for path in cache.rglob("*.json"))
-    config = distil_config(tmp_path / "distil.yaml")
-    run(*given, "--config", config, "--output", tmp_path / "run", "--run.cache", cache, recipe=DISTILL)
+    small = ["--config", ROOT / "recipes" / "configs" / "smoke.yaml", "--teacher.model-args", "{}"]
+    small += ["--distiller.steps", "2", "--distiller.augment", "true", "--evaluate.seeds", "1", "--use.epochs", "2"]
+    launch("distill", *small, *given, "--output", tmp_path / "run", "--run.cache", cache)
     now = states()
     assert {path: now[path] for path in made} == made
     # Only the held-out images are new.
     assert len({path.parent for path in now.keys() - made.keys()}) == 1
 
 
-def test_mistakes_end_with_a_message_and_write_nothing(run, tmp_path, capsys):
+def test_mistakes_end_with_a_message_and_write_nothing(refuse, tmp_path):
     grey, colour = save_teacher(tmp_path / "grey", 1, 8, [4]), tmp_path / "colour"
     colour.mkdir()
     Image.new("RGB", (8, 8), (200, 10, 30)).save(colour / "0.png")
@@ -225,12 +185,7 @@ def test_mistakes_end_with_a_message_and_write_nothing(run, tmp_path, capsys):
         ([*teacher, "--data.name", colour, "--data.streaming"], ["takes images of 1 channel(s), got 3"]),
     ]
     for arguments, parts in cases:
-        with pytest.raises(SystemExit) as stopped:
-            run(*arguments, "--output", tmp_path / "features")
-        message = capsys.readouterr().err
-        assert stopped.value.code == 2 and message.startswith("error:")
-        for part in parts:
-            assert part in message
+        refuse(parts, "compute_targets", *arguments, "--output", tmp_path / "features")
         assert not (tmp_path / "features").exists()
 
 
@@ -247,18 +202,18 @@ def test_targets_of_200000_streamed_images_need_little_memory_and_survive_a_kill
     given = (data, teacher, "--data.image-size", "32", "--data.mode", "rgb")
     report = [f"\n{count} PNG files in {time.perf_counter() - began:.0f} s"]
 
-    def timed(name, run):
-        began = time.perf_counter()
-        run()
+    def timed(name, status=0, **settings):
+        began, processes = time.perf_counter(), start(tmp_path / name, *given, **settings)
+        assert [process.wait(3000)[0] for process in processes] == [status] * len(processes)
         report.append(f"{name}: {time.perf_counter() - began:.0f} s")
 
-    timed("whole pass", lambda: finish(start(tmp_path / "whole", *given), 3000))
+    timed("whole")
     facts = read_facts(tmp_path / "whole")
     growth = facts["peak"] - facts["start"]
     report.append(f"memory: {facts['start']:.0f} MiB after the first batch, {growth:.0f} MiB more at the peak")
-    timed("killed at shard 12", lambda: killed(start(tmp_path / "half", *given, dies_at=shards // 2), 3000))
-    timed("resumed", lambda: finish(start(tmp_path / "half", *given), 3000))
-    timed("two processes", lambda: finish(start(tmp_path / "two", *given, processes=2), 3000))
+    timed("half", status=-signal.SIGKILL, dies_at=shards // 2)
+    timed("half")
+    timed("two", processes=2)
     bank = FeatureBank(features_folder(tmp_path / "whole"))
     with capsys.disabled():
         print(*report, bank, sep="\n  ")

@@ -1,5 +1,4 @@
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +6,12 @@ import yaml
 
 from benchmark import BenchmarkConfig
 from compute_targets import ComputeTargetsConfig
+from distill import DistillConfig
+from evaluate import EvaluateConfig
 from gradient_bias import GradientBiasConfig
-from ssdd_hub.configs.recipes import DistillConfig, EvaluateConfig
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.settings import parse_config, to_dict, to_yaml
+from ssdd_hub.teachers.teacher import TeacherSettings
 from time_to_quality import TimeToQualityConfig
 from train_teacher import TrainTeacherConfig
 
@@ -43,14 +44,10 @@ CLASSES = {
     "benchmark": BenchmarkConfig,
     "time_to_quality": TimeToQualityConfig,
 }
-# Names that may mislead.
+# Names that may mislead, and one of which nothing else is known.
 RECIPE_OF = {
-    "cifar100_small": "distill",
-    "cifar100_small_teacher": "train_teacher",
-    "cifar100_small_evaluation": "evaluate",
-    "evaluate": "evaluate",
-    "teacher": "train_teacher",
-    "smoke": "distill",
+    **{"cifar100_small": "distill", "cifar100_small_teacher": "train_teacher", "teacher": "train_teacher"},
+    **{"cifar100_small_evaluation": "evaluate", "evaluate": "evaluate", "smoke": "distill", "digits": "distill"},
 }
 
 
@@ -73,7 +70,7 @@ def test_every_shipped_config_is_valid_and_says_how_it_is_run(path):
 
 
 def test_there_are_shipped_configs():
-    assert {"digits", *RECIPE_OF} <= {path.stem for path in CONFIGS}
+    assert RECIPE_OF.keys() <= {path.stem for path in CONFIGS}
 
 
 # Where settings come from
@@ -84,7 +81,7 @@ def test_without_any_setting_the_defaults_of_the_dataclasses_hold(parse):
 
 
 def test_the_command_line_wins_over_yaml_and_yaml_over_the_defaults(parse):
-    config = parse("--pool.size", "3", files=["pool: {size: 2, max_age: 7}"])
+    config = parse("--pool.size", "1", "--pool.size=3", files=["pool: {size: 2, max_age: 7}"])
     assert (config.pool.size, config.pool.max_age, config.pool.learning_rate) == (3, 7, 0.1)
 
 
@@ -96,77 +93,45 @@ def test_of_several_files_the_later_wins_and_the_default_file_is_not_read(parse,
     assert (config.seed, config.pool.size) == (0, 4)
 
 
-def test_of_two_values_on_the_command_line_the_later_wins(parse):
-    assert parse("--seed", "1", "--seed=2").seed == 2
-
-
-def test_the_arguments_of_the_process_are_read_when_none_are_given(tmp_path, monkeypatch):
-    (tmp_path / "default.yaml").write_text("")
-    monkeypatch.setattr(sys, "argv", ["distill.py", "--seed", "5"])
-    assert parse_config(DistillConfig, tmp_path / "default.yaml").seed == 5
-
-
 @pytest.mark.parametrize(
     "argv", [["--objective", "vicreg"], ["--objective=vicreg"], ["--pretrain.objective", "vicreg"]]
 )
-def test_a_setting_may_have_a_short_name(tmp_path, argv):
-    (tmp_path / "default.yaml").write_text("")
-    assert parse_config(TrainTeacherConfig, tmp_path / "default.yaml", argv).pretrain.objective == "vicreg"
+def test_a_setting_may_have_a_short_name(parse, argv):
+    assert parse(*argv, recipe=TrainTeacherConfig).pretrain.objective == "vicreg"
 
 
-def test_a_short_name_is_shown_needs_a_value_and_belongs_to_its_recipe(tmp_path, parse, capsys):
-    default = tmp_path / "default.yaml"
-    default.write_text("")
+def test_a_short_name_is_shown_needs_a_value_and_belongs_to_its_recipe(parse, capsys):
     with pytest.raises(SystemExit):
-        parse_config(TrainTeacherConfig, default, ["--help"])
+        parse("--help", recipe=TrainTeacherConfig)
     assert "--objective is short for --pretrain.objective." in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(SettingsError, match="--objective needs a value"):
-        parse_config(TrainTeacherConfig, default, ["--objective", "--seed", "1"])
-    with pytest.raises(SettingsError, match="objective is not a setting; the nearest is pretrain.objective"):
-        parse("--objective", "vicreg")
+    assert problems(parse, "--objective", "--seed", "1", recipe=TrainTeacherConfig) == ["--objective needs a value"]
+    assert "objective is not a setting; the nearest is pretrain.objective" in problems(parse, "--objective", "x")[0]
 
 
-def test_a_teacher_is_trained_from_fresh_weights_and_its_folder_is_named_after_data_and_objective(tmp_path):
-    default = tmp_path / "default.yaml"
-    default.write_text("")
-    config = parse_config(TrainTeacherConfig, default, ["--data.name", "a/photos", "--objective", "byol"])
+def test_a_teacher_is_trained_from_fresh_weights_and_its_folder_is_named_after_data_and_objective(parse):
+    config = parse("--data.name", "a/photos", "--objective", "byol", recipe=TrainTeacherConfig)
     assert config.output == "runs/photos-byol"
-    with pytest.raises(SettingsError, match="trains a teacher from fresh weights"):
-        parse_config(TrainTeacherConfig, default, ["--teacher.pretrained"])
+    assert (
+        "trains a teacher from fresh weights" in problems(parse, "--teacher.pretrained", recipe=TrainTeacherConfig)[0]
+    )
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--data.image-size", "32"],
-        ["--data.image-size=32"],
-        ["--data.image_size", "32"],
-        ["--data.image_size=32"],
-    ],
-)
-def test_names_are_written_with_dashes_or_underscores_and_values_with_or_without_an_equals_sign(parse, argv):
-    assert parse(*argv).data.image_size == 32
-
-
-def test_dashes_in_yaml_are_underscores_too(parse):
-    assert parse(files=["data: {image-size: 32}"]).data.image_size == 32
+@pytest.mark.parametrize("name", ["image-size", "image_size"])
+def test_names_are_written_with_dashes_or_underscores_and_values_with_or_without_an_equals_sign(parse, name):
+    assert parse(f"--data.{name}", "32") == parse(f"--data.{name}=32") == parse(files=[f"data: {{{name}: 32}}"])
+    assert parse(f"--data.{name}", "32").data.image_size == 32
 
 
 @pytest.mark.parametrize("argv", [["--targets.refresh"], ["--targets.refresh", "true"], ["--targets.refresh=true"]])
-def test_a_switch_is_on_with_or_without_a_value(parse, argv):
+def test_a_switch_is_on_with_or_without_a_value_and_can_be_turned_off(parse, argv):
     assert parse(*argv, "--seed", "1").targets.refresh is True
+    assert (
+        parse("--pool.warm-up", "false").pool.warm_up is parse(files=["pool: {warm_up: false}"]).pool.warm_up is False
+    )
 
 
-def test_a_switch_can_be_turned_off(parse):
-    assert parse("--pool.warm-up", "false").pool.warm_up is False
-    assert parse(files=["pool: {warm_up: false}"]).pool.warm_up is False
-
-
-def test_a_negative_number_is_a_value(parse):
+def test_a_value_may_be_negative_hold_an_equals_sign_or_begin_with_dashes(parse):
     assert parse("--seed", "-3").seed == -3
-
-
-def test_a_value_may_hold_an_equals_sign_or_begin_with_dashes(parse):
     assert parse("--data.name", "a=b").data.name == "a=b"
     assert parse("--data.name=--b").data.name == "--b"
 
@@ -187,18 +152,15 @@ def test_what_is_stated_comes_between_the_defaults_and_what_is_given(parse):
     config = parse("--pool.size", "7", files=["pool: {max_age: 8}"], stated=stated)
     assert (config.pool.size, config.pool.max_age, config.pool.warm_up, config.seed) == (7, 8, False, 4)
     assert config.output == "runs/stated" and config.pool.learning_rate == DistillConfig().pool.learning_rate
-
-
-def test_of_several_files_each_is_more_than_what_is_stated(parse):
-    stated = stating(pool={"size": 5, "max_age": 6}, seed=4)
+    # Of several files each is more than what is stated.
     config = parse(files=["pool: {size: 2}", "pool: {max_age: 3}"], stated=stated)
     assert (config.pool.size, config.pool.max_age, config.seed) == (2, 3, 4)
 
 
-def test_it_is_asked_with_the_settings_that_are_given_alone(parse):
-    asked = []
-    parse("--seed", "2", "--data.name=a", files=["pool: {size: 3}\nseed: 1"], stated=lambda v: asked.append(v) or {})
-    assert asked == [{"pool.size": 3, "seed": 2, "data.name": "a"}]
+def test_only_the_settings_that_are_given_are_handed_on(parse):
+    found = []
+    parse("--seed", "2", "--data.name=a", files=["pool: {size: 3}\nseed: 1"], stated=lambda v: found.append(v) or {})
+    assert found == [{"pool.size": 3, "seed": 2, "data.name": "a"}]
 
 
 def test_a_stated_dictionary_is_replaced_as_a_whole_or_changed_by_one_entry(parse):
@@ -230,10 +192,8 @@ def test_what_is_stated_out_of_range_is_refused_unless_something_else_is_given(p
     stated = stating(pool={"size": 0})
     assert problems(parse, stated=stated) == ["pool.size must be at least 1, got 0"]
     assert parse("--pool.size", "2", stated=stated).pool.size == 2
-
-
-def test_nothing_is_asked_of_settings_that_cannot_be_read(parse):
-    found = problems(parse, "--seed", "x", stated=lambda values: pytest.fail("it was asked"))
+    # Nothing follows from settings that cannot be read.
+    found = problems(parse, "--seed", "x", stated=lambda values: pytest.fail("it was called"))
     assert found == ["seed must be of type int, got 'x'"]
 
 
@@ -255,36 +215,23 @@ def test_what_is_stated_is_printed_and_has_its_own_errors(parse, capsys):
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.1e-3", "1.0e-04", ".1e-3", "0.0001"])
 def test_every_way_to_write_a_number_is_a_number_also_inside_a_dictionary(parse, text):
     config = parse(files=[f"pretrain: {{learning_rate: {text}, view_args: {{cj_bright: {text}}}}}"])
-    assert config.pretrain.learning_rate == 1e-4
-    assert config.pretrain.view_args == {"cj_bright": 1e-4}
+    assert config.pretrain.learning_rate == config.pretrain.view_args["cj_bright"] == 1e-4
 
 
-def test_no_and_dates_are_words_in_yaml(parse):
+def test_words_that_look_like_something_else_stay_words(parse):
     config = parse(files=["run: {mixed_precision: no}\ndata: {name: a/b, split: 2020-01-01, revision: 12e45ab}"])
     assert (config.run.mixed_precision, config.data.split, config.data.revision) == ("no", "2020-01-01", "12e45ab")
-
-
-def test_quoted_numbers_stay_text_inside_a_dictionary(parse):
     config = parse(files=["teacher: {model_args: {a: '12', b: 'null', c: 1, d: no}}"])
     assert config.teacher.model_args == {"a": "12", "b": "null", "c": 1, "d": "no"}
-
-
-def test_a_number_in_yaml_is_no_name(parse):
-    found = problems(parse, files=["data: {revision: 0123, name: null}"])
-    assert found == [
+    assert parse(files=["data: {name: a/b, revision: '0123'}"]).data.revision == "0123"
+    assert problems(parse, files=["data: {revision: 0123, name: null}"]) == [
         "data.revision must be of type str | None, got 83: put it in quotes",
         "data.name must be of type str, got None: put it in quotes",
     ]
-    assert parse(files=["data: {name: a/b, revision: '0123'}"]).data.revision == "0123"
 
 
 def test_an_empty_file_and_an_empty_section_change_nothing(parse):
     assert parse(files=["# only a comment"]) == parse(files=["pool:\n  # size: 2\n"]) == DistillConfig()
-
-
-def test_a_missing_file_is_named():
-    with pytest.raises(InputError, match="--config /no/such.yaml cannot be read as YAML: .*No such file"):
-        parse_config(DistillConfig, Path("/no/default.yaml"), ["--config", "/no/such.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -304,10 +251,12 @@ def test_a_file_that_is_not_a_mapping_is_refused(parse, text, problem):
         parse(files=[text])
 
 
-def test_a_file_that_is_not_text_is_refused(tmp_path):
+def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read as YAML"):
         parse_config(DistillConfig, tmp_path / "a.yaml", [])
+    with pytest.raises(InputError, match="--config /no/such.yaml cannot be read as YAML: .*No such file"):
+        parse_config(DistillConfig, Path("/no/default.yaml"), ["--config", "/no/such.yaml"])
 
 
 def test_yaml_runs_no_code(parse, tmp_path):
@@ -336,11 +285,10 @@ def test_an_entry_of_a_dictionary_has_the_type_it_is_written_with(parse, text, v
     assert parse(f"--teacher.model-args.a={text}").teacher.model_args == {"a": value}
 
 
-def test_a_dictionary_is_replaced_by_json(parse):
-    files = ["teacher: {model_args: {channels: [4, 8]}}"]
-    config = parse("--teacher.model-args", '{"depth": 3, "act": "1"}', files=files)
-    assert config.teacher.model_args == {"depth": 3, "act": "1"}
-    assert parse("--teacher.model-args={}", files=files).teacher.model_args == {}
+@pytest.mark.parametrize(("text", "value"), [('{"depth": 3, "act": "1"}', {"depth": 3, "act": "1"}), ("{}", {})])
+def test_a_dictionary_is_replaced_by_json(parse, text, value):
+    config = parse("--teacher.model-args", text, files=["teacher: {model_args: {channels: [4, 8]}}"])
+    assert config.teacher.model_args == value
 
 
 @pytest.mark.parametrize("text", ["5", "/etc/hostname", '{"a": ', "[1]", "null"])
@@ -355,29 +303,20 @@ def test_a_list_is_written_with_or_without_brackets(parse):
     assert parse("--run.trackers", "[]").run.trackers == []
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["--set", "a", "--set", "b/c"],
-        ["--set", "a,b/c"],
-        ["--set=a", "--sets", "b/c"],
-        ["--sets", "[a, b/c]"],
-        ["--set", "a", "--seed", "1", "--set", "b/c"],
-    ],
-)
-def test_a_list_of_words_may_be_given_one_by_one_and_replaces_that_of_a_file(parse, argv):
+@pytest.mark.parametrize("name", ["--set", "--sets"])
+@pytest.mark.parametrize("argv", ["{} a {} b/c", "{} a,b/c", "{}=a --sets b/c", "{} a --seed 1 {} b/c", "{}=[a,b/c]"])
+def test_a_list_of_words_may_be_given_one_by_one_and_replaces_that_of_a_file(parse, name, argv):
     for files in ([""], ["sets: [x, y, z]"], ["", "sets: [x, y, z]"]):
-        assert parse(*argv, files=files, recipe=EvaluateConfig).sets == ["a", "b/c"]
+        assert parse(*argv.format(name, name).split(), files=files, recipe=EvaluateConfig).sets == ["a", "b/c"]
 
 
-def test_of_two_files_the_later_list_wins_and_it_may_be_emptied(parse):
+def test_of_two_lists_the_later_wins_and_it_may_be_emptied(parse):
     files = ["sets: [a, b]\nprotocols: [probe]", "sets: [c]"]
     config = parse("--references", "[]", files=files, recipe=EvaluateConfig)
     assert (config.sets, config.protocols, config.references) == (["c"], ["probe"], [])
-
-
-def test_a_list_of_numbers_is_given_at_once_and_of_two_the_later_wins(parse):
     assert parse("--probe.labels", "[10]", "--probe.labels", "[20, 0.5]").probe.labels == [20, 0.5]
+    for name in ("--protocol", "--protocols"):
+        assert parse("--set", "a", name, "knn,kd", recipe=EvaluateConfig).protocols == ["knn", "kd"]
 
 
 def test_nothing_is_a_reference_in_every_way_to_write_it(parse):
@@ -395,11 +334,9 @@ def test_all_mistakes_of_an_evaluation_are_reported_together(parse):
     assert twice == ["sets must differ from each other, got ['a', 'a']"]
 
 
-@pytest.mark.parametrize(
-    ("place", "folder"), [("runs/digits/distilled", "digits"), ("me/cifar", "cifar"), ("x/y_syn.pt", "y_syn.pt")]
-)
-def test_an_evaluation_is_named_after_its_first_set(parse, place, folder):
-    assert parse("--set", place, "--set", "b", recipe=EvaluateConfig).output == f"runs/{folder}-evaluation"
+@pytest.mark.parametrize("place", ["runs/digits/distilled", "me/digits", "x/digits"])
+def test_an_evaluation_is_named_after_its_first_set(parse, place):
+    assert parse("--set", place, "--set", "b", recipe=EvaluateConfig).output == "runs/digits-evaluation"
 
 
 # Mistakes
@@ -423,38 +360,30 @@ def test_an_unknown_setting_is_refused_with_the_nearest_one(parse, name, nearest
     assert problems(parse, files=[f"{section}: {{{last}: 2}}" if dot else f"{last}: 2"]) == [message]
 
 
-def test_an_unknown_name_is_never_without_a_nearest_one(parse):
+def test_a_name_that_nothing_resembles_an_entry_of_a_plain_setting_and_a_section_are_refused(parse):
     assert "1 is not a setting; the nearest is " in problems(parse, files=["1: 2"])[0]
     assert "zzz is not a setting; the nearest is " in problems(parse, "--zzz")[0]
-
-
-def test_a_plain_setting_has_no_entries(parse):
     assert "the nearest is pool.size (" in problems(parse, "--pool.size.more", "2")[0]
     files = ["pool: {size: {more: 2}}"]
     assert problems(parse, files=files) == ["pool.size must be of type int, got {'more': 2}"]
-
-
-def test_a_section_takes_no_value(parse):
     message = "data is a section; give its settings one by one, such as data.name"
     assert problems(parse, "--data", "x.yaml") == problems(parse, files=["data: 3"]) == [message]
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "kind"),
+    ("name", "kind", "texts"),
     [
-        ("seed", "1.5", "int"),
-        ("seed", "true", "int"),
-        ("seed", "", "int"),
-        ("pool.size", "null", "int"),
-        ("distiller.lr_images", "fast", "float"),
-        ("distiller.lr_images", "nan", "float"),
-        ("pool.warm_up", "perhaps", "bool"),
-        ("data.image_size", "none", "int | None"),
-        ("run.trackers", "[1, {}]", "list[str]"),
+        ("seed", "int", ["1.5", "true", ""]),
+        ("pool.size", "int", ["null"]),
+        ("distiller.lr_images", "float", ["fast", "nan"]),
+        ("pool.warm_up", "bool", ["perhaps"]),
+        ("data.image_size", "int | None", ["none"]),
+        ("run.trackers", "list[str]", ["[1, {}]"]),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused(parse, name, text, kind):
-    assert problems(parse, f"--{name}={text}") == [f"{name} must be of type {kind}, got {text!r}"]
+def test_a_value_of_the_wrong_type_is_refused(parse, name, kind, texts):
+    for text in texts:
+        assert problems(parse, f"--{name}={text}") == [f"{name} must be of type {kind}, got {text!r}"]
 
 
 def test_yaml_values_of_the_wrong_type_are_refused(parse):
@@ -482,12 +411,9 @@ def test_all_mistakes_of_a_command_line_and_its_files_are_reported_together(pars
     ]
 
 
-@pytest.mark.parametrize("name", ["--seed", "--data.name", "--config", "--teacher.model-args.channels"])
-def test_a_setting_without_its_value_is_refused(parse, name):
-    assert problems(parse, name, "--pool.size", "2") == [f"{name} needs a value"]
-
-
-def test_a_word_without_a_name_is_refused(parse):
+def test_a_name_without_its_value_and_a_value_without_its_name_are_refused(parse):
+    for name in ("--seed", "--data.name", "--config", "--teacher.model-args.channels"):
+        assert problems(parse, name, "--pool.size", "2") == [f"{name} needs a value"]
     for word in ("5", "-", "--", "-5"):
         assert problems(parse, word) == [f"a setting is written --name value; got {word!r} alone"]
 
@@ -515,9 +441,8 @@ def test_a_mistake_is_reported_also_when_the_config_is_to_be_printed(parse, caps
 def test_the_stored_settings_are_plain_json_and_yaml(parse):
     config = parse("--teacher.model-args.channels", "[1, 2]")
     assert yaml.safe_load(to_yaml(config)) == to_dict(config)
-    assert to_dict(DistillConfig(teacher=type(config.teacher)(model_args={"widths": (1, 2)})))["teacher"][
-        "model_args"
-    ] == {"widths": [1, 2]}
+    teacher = TeacherSettings(model_args={"widths": (1, 2)})
+    assert to_dict(DistillConfig(teacher=teacher))["teacher"]["model_args"] == {"widths": [1, 2]}
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
@@ -539,11 +464,19 @@ def test_help_documents_every_setting_and_ends_well(parse, capsys, option):
 
 
 def test_method_and_parameterisation_have_short_names(parse):
-    config = parse("--method", "dm", "--method.args", "{ridge: 1e-3}", "--parameterisation=factor", "--init", "kmeans")
-    assert (config.method.name, config.method.args, config.parameterisation.name) == ("dm", {"ridge": 1e-3}, "factor")
-    assert config.init == "kmeans"
-    # The names of before stay.
-    assert parse("--distiller.micro-batch", "7").distiller.computing().micro_batch == 7
+    config = parse("--method", "krr_st", "--method.args", "{ridge: 1e-3}", "--parameterisation=pixels")
+    assert (config.method.args, config.parameterisation.name) == ({"ridge": 1e-3}, "pixels")
+
+
+def test_unknown_names_are_refused_with_the_nearest_one_and_together_with_all_other_mistakes(parse):
+    argv = ["--method", "krr", "--parameterisation", "pixel", "--init", "herd", "--pool.size", "0"]
+    size, init, method, parameterisation = problems(parse, *argv)
+    assert size == "pool.size must be at least 1, got 0"
+    assert init.startswith("init must be one of random, kmeans") and init.endswith("'herd'; the nearest is herding")
+    assert method.startswith("method 'krr' is unknown: use one of ")
+    assert parameterisation.startswith("parameterisation 'pixel' is unknown: use one of ")
+    (problem,) = problems(parse, "--method.args", "{ridg: 1}")
+    assert problem.startswith("method 'krr_st' has no setting 'ridg'") and problem.endswith("the nearest is ridge")
 
 
 @pytest.mark.parametrize("section", ["method", "parameterisation"])
@@ -552,31 +485,15 @@ def test_arguments_of_a_method_pass_the_allow_list(parse, section):
         parse(f"--{section}.args", "{weights: https://example.org/a.bin}")
 
 
-def test_an_unknown_start_is_refused_with_the_nearest_one(parse):
-    with pytest.raises(
-        SettingsError, match="init must be one of random, kmeans.*, got 'herd'; the nearest is herding"
-    ):
-        parse("--init", "herd")
-
-
 # The run folder
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [
-        ("digits", "digits"),
-        ("uoft-cs/cifar100", "cifar100"),
-        ("../shared/data/cifar100", "cifar100"),
-        ("/data/my photos/", "my-photos"),
-        ("..", "run"),
-        ("/", "run"),
-        (".hidden", "hidden"),
-        ("été", "t"),
-        ("a;rm b", "a-rm-b"),
-        ("a\nb", "a-b"),
-    ],
-)
+FOLDERS = {"digits": "digits", "uoft-cs/cifar100": "cifar100", "../shared/data/cifar100": "cifar100", "..": "run"}
+FOLDERS |= {"/data/my photos/": "my-photos", "/": "run", ".hidden": "hidden", "été": "t"}
+FOLDERS |= {"a;rm b": "a-rm-b", "a\nb": "a-b"}
+
+
+@pytest.mark.parametrize(("name", "folder"), FOLDERS.items())
 def test_the_run_folder_is_named_after_the_data_and_stays_inside_runs(parse, name, folder):
     assert parse(f"--data.name={name}").output == f"runs/{folder}"
 

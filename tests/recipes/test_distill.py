@@ -2,10 +2,9 @@
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
@@ -13,6 +12,7 @@ import pytest
 import torch
 import yaml
 from reference.warm import Running
+from torch.nn import functional
 
 from ssdd_hub import DistilledSet
 from ssdd_hub.runs.checkpoints import load_tree
@@ -23,18 +23,15 @@ RECIPE, SMOKE = ROOT / "recipes" / "distill.py", ROOT / "recipes" / "configs" / 
 SHARED = ROOT.parent / "shared" / "data"
 
 
-def arguments(output, *overrides):
-    return ["--config", str(SMOKE), "--output", str(output), *overrides]
-
-
-def start(output, *overrides):
-    return Running(RECIPE, *arguments(output, *overrides))
+def start(output, *overrides, script=RECIPE):
+    return Running(script, "--config", SMOKE, "--output", output, *overrides)
 
 
 def launch(output, *overrides, launcher):
     """Runs the recipe in a fresh interpreter, through a launcher."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", *launcher, str(RECIPE), *arguments(output, *overrides)]
+    command = [sys.executable, "-m", *launcher, str(RECIPE), "--config", str(SMOKE), "--output", str(output)]
+    command += overrides
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -71,12 +68,11 @@ def test_load_dataset_reads_the_distilled_set(finished, tmp_path):
     assert rows.column_names == ["id", "image", "pixels", "target"]
     distilled = DistilledSet.load(output / "distilled")
     columns = rows.select_columns(["pixels", "target"]).with_format("torch")[:]
-    assert torch.equal(columns["pixels"], distilled.images)
-    assert torch.equal(columns["target"], distilled.targets)
     state = load_tree(output / "checkpoints" / "distiller" / "step-00000012.safetensors")["distiller"]
-    assert torch.equal(state["parameterisation"]["images"], distilled.images)
-    assert distilled.images.shape == (20, 1, 16, 16)
-    assert distilled.targets.shape == (20, 16 * 4 * 4)
+    for images in (columns["pixels"], state["parameterisation"]["images"]):
+        assert torch.equal(images, distilled.images)
+    assert torch.equal(columns["target"], distilled.targets)
+    assert distilled.images.shape == (20, 1, 16, 16) and distilled.targets.shape == (20, 16 * 4 * 4)
 
 
 def test_the_log_and_the_scores_hold_what_was_printed(finished):
@@ -105,8 +101,7 @@ def test_provenance_says_how_the_set_was_made(finished):
     provenance = DistilledSet.load(output / "distilled").provenance
     teacher = build_teacher(f"local-dir:{output / 'teacher'}")
     assert provenance["teacher"]["weights_sha256"] == teacher.weights_sha256()
-    assert provenance["teacher"]["feature_dim"] == teacher.feature_dim
-    assert provenance["license"] == "cc-by-4.0"
+    assert provenance["teacher"]["feature_dim"] == teacher.feature_dim and provenance["license"] == "cc-by-4.0"
     assert provenance["scores"] == json.loads((output / "scores.json").read_text())["records"]
     assert provenance["settings"]["distiller"]["steps"] == 12
     assert str(output) not in json.dumps(provenance["settings"])
@@ -127,14 +122,9 @@ def test_the_stored_config_runs_the_same_again(finished, tmp_path):
     "after",
     ["checkpoints/teacher/step-00000004.safetensors", pytest.param("checkpoints/distiller", marks=pytest.mark.slow)],
 )
-def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, tmp_path, after):
+def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, kill_when, tmp_path, after):
     output, _ = finished
-    run = start(tmp_path / "run")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / after).exists() and time.monotonic() < deadline:
-        time.sleep(0.005)
-    run.process.kill()
-    assert run.wait()[0] == -signal.SIGKILL, "the run was over before it was killed"
+    kill_when(start(tmp_path / "run"), (tmp_path / "run" / after).exists)
     assert not (tmp_path / "run" / "scores.json").exists(), "the run was over before it was killed"
     start(tmp_path / "run").finish()
     for name in ("log.jsonl", "teacher/model.safetensors"):
@@ -146,24 +136,20 @@ def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, tmp_path, 
 
 
 def test_a_ready_made_teacher_and_fixed_views_and_raw_pixels_work(finished, tmp_path):
-    output, _ = finished
-    backbone = f"local-dir:{output / 'teacher'}"
+    backbone = f"local-dir:{finished[0] / 'teacher'}"
     overrides = ["--teacher.backbone", backbone, "--teacher.pretrained", "--teacher.model-args", "{}"]
     overrides += ["--distiller.augment", "true", "--targets.views", "2", "--distiller.pixel-space", "raw"]
     overrides += ["--pool.renewal", "never-train", "--distiller.micro-batch", "7"]
     overrides += ["--targets.transform", "pca", "--targets.dim", "7", "--targets.dtype", "float16"]
-    overrides += ["--distiller.steps", "4", "--use.epochs", "2"]
-    start(tmp_path / "run", *overrides).finish()
+    start(tmp_path / "run", *overrides, "--distiller.steps", "4", "--use.epochs", "2").finish()
     distilled = DistilledSet.load(tmp_path / "run" / "distilled")
-    assert distilled.pixel_space.mean == (0.0,)
-    assert distilled.provenance["student_pixel_space"]["mean"][0] > 0.2
+    provenance = distilled.provenance
+    assert distilled.pixel_space.mean == (0.0,) and provenance["student_pixel_space"]["mean"][0] > 0.2
     # The source images, the held-out ones, and two views.
     assert len(list((tmp_path / "run" / "features").iterdir())) == 4
-    width = build_teacher(backbone).feature_dim
-    assert distilled.targets.shape == (20, 7)
-    assert distilled.target_transform.inverse(distilled.targets).shape == (20, width)
-    assert distilled.provenance["target_transform"]["dim"] == 7
-    recorded = distilled.provenance["target_features"]
+    assert distilled.targets.shape == (20, 7) and provenance["target_transform"]["dim"] == 7
+    assert distilled.target_transform.inverse(distilled.targets).shape == (20, build_teacher(backbone).feature_dim)
+    recorded = provenance["target_features"]
     assert recorded["dtype"] == "float16" and 1e-5 < recorded["rounding_error"] < 2**-11
 
 
@@ -192,3 +178,46 @@ def test_real_image_folders_go_through_the_whole_recipe_by_one_override(tmp_path
     distilled = DistilledSet.load(tmp_path / "run" / "distilled")
     assert distilled.images.shape == (20, 3, 32, 32)
     assert distilled.provenance["source"]["name"] == name
+
+
+# What another package offers
+
+POINTS = """
+[ssdd_hub.methods]
+mean_match = toy_method:MeanMatch
+[ssdd_hub.parameterisations]
+tiles = toy_parameterisation:Tiles
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """The recipe where a package with the toys is installed: all that stands beside the script."""
+    info = tmp_path / "toys-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(POINTS)
+    for name in ("toy_method.py", "toy_parameterisation.py"):
+        shutil.copy(ROOT / "tests" / "distill" / name, tmp_path)
+    started = tmp_path / "distill.py"
+    started.write_text(f"import runpy\n\nrunpy.run_path({str(RECIPE)!r}, run_name='__main__')\n")
+    return started
+
+
+def test_a_method_and_a_parameterisation_of_another_package_distil(script, tmp_path):
+    given = ["--method", "mean_match", "--method.args", "{weight: 0.5}", "--init", "kmeans"]
+    given += ["--parameterisation", "tiles", "--parameterisation.args", "{factor: 2}"]
+    start(tmp_path / "run", *given, script=script).finish()
+    distilled = DistilledSet.load(tmp_path / "run" / "distilled")
+    assert distilled.images.shape == (20, 1, 16, 16)
+    tiles = functional.avg_pool2d(distilled.images, 2)
+    assert functional.interpolate(tiles, scale_factor=2.0).allclose(distilled.images, atol=1e-6)
+    settings = distilled.provenance["settings"]
+    assert distilled.provenance["method"] == "mean-match" and settings["init"] == "kmeans"
+    assert settings["method"] == {"name": "mean_match", "args": {"weight": 0.5}}
+    assert settings["parameterisation"] == {"name": "tiles", "args": {"factor": 2}}
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len([record for record in log if record["stage"] == "distill"]) == 12
+    status, printed, errors = start(tmp_path / "new", "--method", "mean", script=script).wait()
+    assert status == 2 and printed == "" and not (tmp_path / "new").exists()
+    assert "method 'mean' is unknown: use one of krr_st, mean_match; the nearest is mean_match" in errors

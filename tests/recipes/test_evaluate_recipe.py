@@ -1,14 +1,9 @@
-"""The evaluation of sets as a user asks for it."""
+"""The evaluation of sets as a user runs it."""
 
-import importlib.util
 import json
-import signal
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,9 +14,8 @@ from reference.warm import Running, start_two
 from ssdd_hub import DistilledSet
 from ssdd_hub.evaluation.entries import REFERENCES
 
-ROOT = Path(__file__).parents[2]
-RECIPE, DISTILL = ROOT / "recipes" / "evaluate.py", ROOT / "recipes" / "distill.py"
-SMOKE = ROOT / "recipes" / "configs" / "smoke.yaml"
+RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPE, SMOKE = RECIPES / "evaluate.py", RECIPES / "configs" / "smoke.yaml"
 
 TINY = {
     "sets": [],
@@ -34,9 +28,7 @@ TINY = {
     "knn": {"neighbours": 5},
     "kd": {"epochs": 1, "max_steps": 2, "batch_size": 10, "augment": "none"},
     "selection": {
-        "expert_args": {"widths": [4], "norm": "instance"},
-        "expert_steps": 2,
-        "expert_batch_size": 16,
+        **{"expert_args": {"widths": [4], "norm": "instance"}, "expert_steps": 2, "expert_batch_size": 16},
         "kmeans_iterations": 2,
     },
     "rank": {"variants": [{"name": "ssdd_convnet3", "widths": [width]} for width in (2, 4, 6)]},
@@ -45,42 +37,13 @@ TINY = {
 FOLDER = "shapes"
 
 
-def load_main(recipe):
-    spec = importlib.util.spec_from_file_location(f"{recipe.stem}_recipe_of_sets", recipe)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
-
 @pytest.fixture(scope="module")
-def mend():
-    with pytest.MonkeyPatch.context() as patch:
-        yield patch
-
-
-@pytest.fixture(scope="module")
-def evaluate(mend, tmp_path_factory):
-    """Runs the recipe in this process."""
-    main = load_main(RECIPE)
-    mend.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-    mend.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    mend.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-    def evaluate(*arguments):
-        mend.setattr(sys, "argv", [str(RECIPE), "--run.threads", "1", *map(str, arguments)])
-        main()
-
-    return evaluate
-
-
-@pytest.fixture(scope="module")
-def made(mend, tmp_path_factory):
+def made(launch, tmp_path_factory):
     """A folder of what there is to evaluate: a run, another set like its own, and labelled pictures."""
     folder = tmp_path_factory.mktemp("made")
     small = ["--data.max-images", "100", "--pretrain.epochs", "1", "--distiller.steps", "2"]
-    small += ["--evaluate.seeds", "1", "--use.epochs", "2", "--probe.draws", "1", "--run.threads", "1", "--seed", "3"]
-    mend.setattr(sys, "argv", [str(DISTILL), "--config", str(SMOKE), "--output", str(folder / "smoke"), *small])
-    load_main(DISTILL)()
+    small += ["--evaluate.seeds", "1", "--use.epochs", "2", "--probe.draws", "1", "--seed", "3"]
+    launch("distill", "--config", SMOKE, "--output", folder / "smoke", *small)
     distilled = DistilledSet.load(folder / "smoke" / "distilled")
     replace(distilled, targets=-distilled.targets).save(folder / "other" / "distilled")
     random = np.random.default_rng(0)
@@ -93,12 +56,12 @@ def made(mend, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(evaluate, made, tmp_path_factory):
+def finished(launch, made, tmp_path_factory):
     """Two sets side by side, by everything there is, on two datasets."""
     arguments = ["--config", made / "tiny.yaml", "--output", tmp_path_factory.mktemp("runs") / "scores"]
     arguments += ["--set", made / "smoke" / "distilled", "--set", made / "other" / "distilled"]
     arguments += ["--targets", f"source,{FOLDER}", f"--target-args.{FOLDER}.name", made / FOLDER]
-    evaluate(*arguments)
+    launch("evaluate", *arguments)
     return arguments
 
 
@@ -187,7 +150,7 @@ def test_table_page_and_pictures_show_all_sets(finished):
     assert pictures and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
 
-def test_started_again_it_measures_nothing_and_writes_the_same_records(finished, evaluate, monkeypatch):
+def test_started_again_it_measures_nothing_and_writes_the_same_records(finished, launch, monkeypatch):
     def files():
         names = ("cells", "references", "features")
         return {path: path.stat().st_mtime_ns for name in names for path in (finished[3] / name).rglob("*.*")}
@@ -198,18 +161,18 @@ def test_started_again_it_measures_nothing_and_writes_the_same_records(finished,
         "ssdd_hub.evaluation.evaluation.fit_student", lambda *arguments: pytest.fail("a student is trained")
     )
     monkeypatch.setattr("ssdd_hub.evaluation.entries.select", lambda *arguments: pytest.fail("images are selected"))
-    evaluate(*finished)
+    launch("evaluate", *finished)
     assert json.dumps(read_scores(finished)["records"]) == json.dumps(before)
     assert (finished[3] / "scores.md").read_bytes() == table and files() == measured and measured
 
 
-def test_other_settings_go_on_in_the_same_folder_with_what_is_measured(finished, evaluate, monkeypatch):
+def test_other_settings_go_on_in_the_same_folder_with_what_is_measured(finished, launch, monkeypatch):
     before = read_scores(finished)["records"]
     monkeypatch.setattr(
         "ssdd_hub.evaluation.evaluation.fit_student", lambda *arguments: pytest.fail("a student is trained")
     )
     part = ["--references", "random,none", "--protocol", "knn,probe", "--evaluate.seeds", "1", "--targets", "source"]
-    evaluate(*finished, *part)
+    launch("evaluate", *finished, *part)
     records = read_scores(finished)["records"]
     whole = {place(record): record for record in before}
     assert {record["set"] for record in records} == {"smoke", "other", "random", "none"}
@@ -225,38 +188,32 @@ PART += ["--use.epochs", "200", "--use.max-steps", "60"]
 
 
 @pytest.fixture(scope="module")
-def unbroken(evaluate, made, tmp_path_factory):
+def unbroken(launch, made, tmp_path_factory):
     arguments = ["--config", made / "tiny.yaml", "--set", made / "smoke" / "distilled", *PART]
-    evaluate(*arguments, "--output", tmp_path_factory.mktemp("runs") / "whole")
-    return arguments, json.loads((Path(sys.argv[-1]) / "scores.json").read_text())["records"]
+    output = ["--output", tmp_path_factory.mktemp("runs") / "whole"]
+    launch("evaluate", *arguments, *output)
+    return arguments, read_scores(output)["records"]
 
 
-def test_an_evaluation_killed_with_kill_9_goes_on_to_the_same_table(unbroken, evaluate, tmp_path):
+def test_an_evaluation_killed_with_kill_9_goes_on_to_the_same_table(unbroken, launch, kill_when, tmp_path):
     arguments, expected = unbroken
-    arguments = [*arguments, "--output", tmp_path / "broken"]
-    cells, run = tmp_path / "broken" / "cells", Running(RECIPE, *arguments)
-    deadline = time.monotonic() + 240
-    while len(list(cells.glob("*.json"))) < 9 and run.process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    run.process.kill()
-    assert run.wait()[0] == -signal.SIGKILL, "the evaluation was over before it was killed"
+    arguments, cells = [*arguments, "--output", tmp_path / "broken"], tmp_path / "broken" / "cells"
+    kill_when(Running(RECIPE, *arguments), lambda: len(list(cells.glob("*.json"))) >= 9)
     kept = {path: path.read_bytes() for path in cells.glob("*.json")}
     assert any(b'"seconds"' in content for content in kept.values())
     assert not (tmp_path / "broken" / "scores.json").exists()
-    evaluate(*arguments)
+    launch("evaluate", *arguments)
     records = read_scores(arguments)["records"]
     assert without_cost(records) == without_cost(expected)
-    assert [{**r, "mean": 0, "std": 0, "values": 0} for r in records] == [
-        {**r, "mean": 0, "std": 0, "values": 0} for r in expected
-    ]
+    assert [without_values(record) for record in records] == [without_values(record) for record in expected]
     assert {path: path.read_bytes() for path in kept} == kept
+    shown = [value for record in records if record["metric"] == "seconds" for value in record["values"]]
     for content in map(json.loads, kept.values()):
-        seconds = [measure["value"] for measure in content["measures"] if measure["metric"] == "seconds"]
-        assert all(value in shown_seconds(records) for value in seconds)
+        assert {measure["value"] for measure in content["measures"] if measure["metric"] == "seconds"} <= {*shown}
 
 
-def shown_seconds(records):
-    return [value for record in records if record["metric"] == "seconds" for value in record["values"]]
+def without_values(record):
+    return {**record, "mean": 0, "std": 0, "values": 0}
 
 
 @pytest.mark.slow
@@ -266,7 +223,7 @@ def test_two_processes_measure_what_one_does(unbroken, tmp_path):
     for process in start_two(RECIPE, *arguments):
         process.finish()
     for ours, theirs in zip(without_cost(read_scores(arguments)["records"]), without_cost(expected), strict=True):
-        assert {**ours, "mean": 0, "std": 0, "values": 0} == {**theirs, "mean": 0, "std": 0, "values": 0}
+        assert without_values(ours) == without_values(theirs)
         assert ours["values"] == pytest.approx(theirs["values"], rel=1e-5)
 
 
@@ -286,14 +243,14 @@ def foreign(tmp_path):
 QUICK = ["--evaluate.seeds", "1", "--use.max-steps", "1", "--probe.labels", "[0.5]", "--probe.draws", "1"]
 
 
-def test_a_pair_of_tensors_is_evaluated_as_it_is(foreign, made, evaluate, tmp_path):
-    arguments = ["--set", foreign, "--references", "none", "--targets", made / FOLDER, "--protocol", "probe,knn"]
-    evaluate(*arguments, *QUICK, "--output", tmp_path / "run")
-    records = json.loads((tmp_path / "run" / "scores.json").read_text())["records"]
+def test_a_pair_of_tensors_is_evaluated_as_it_is(foreign, made, launch, tmp_path):
+    arguments = ["--set", foreign, "--references", "none", "--targets", made / FOLDER, "--protocols", "probe,knn"]
+    arguments += [*QUICK, "--output", tmp_path / "run"]
+    launch("evaluate", *arguments)
+    records = read_scores(arguments)["records"]
     found = {(record["set"], record["protocol"], record["target"], record["source"]) for record in records}
-    sets = ("distilled", "none")
     assert found - {("distilled", "cost", None, None)} == {
-        (name, protocol, FOLDER, None) for name in sets for protocol in ("probe", "knn")
+        (name, protocol, FOLDER, None) for name in ("distilled", "none") for protocol in ("probe", "knn")
     }
     values = [record["values"] for record in records if record["protocol"] in ("probe", "knn")]
     assert all(0 <= value <= 1 for (value,) in values)
@@ -313,61 +270,43 @@ CASES = {
     "set absent": (["--set", "./no/such/set"], ["no/such/set"]),
     "set that is no set": (["--set", "{made}/shapes"], ["shapes"]),
     "the same set twice": (["--set", "{made}/smoke/distilled"], ["sets must differ from each other"]),
-    "sets of two shapes": (
-        ["--set", "{tmp}/synthetic"],
-        ["images of one size and targets of one width", "1x16x16, 8", "one by one"],
-    ),
+    "sets of two shapes": (["--set", "{tmp}/synthetic"], ["one size and targets of one width", "1x16x16, 8"]),
     "references without a source": (
         ["--source.name", "none", "--targets", "{made}/shapes", "--protocol", "probe"],
         ["references", "--source.name", "--teacher.backbone", "--references none"],
     ),
-    "references without a teacher": (
-        ["--teacher.backbone", "none", "--protocol", "probe"],
-        ["references", "--teacher.backbone", "--references none"],
-    ),
+    "references without a teacher": (["--teacher.backbone", "none", "--protocol", "probe"], ["--teacher.backbone"]),
     "target absent": (["--targets", "./no/folder"], ["./no/folder"]),
     "target without labels": (["--targets", "{tmp}/plain"], ["no labels", "label_column"]),
     "unknown setting of a target": (
         ["--targets", "shapes", "--target-args.shapes", "{{name: {made}/shapes, colour: red}}"],
         ["colour"],
     ),
-    "nothing to measure on": (
-        ["--source.name", "none", "--references", "none"],
-        ["nothing to measure on", "--targets"],
-    ),
+    "no data": (["--source.name", "none", "--references", "none"], ["nothing to measure on", "--targets"]),
     "too few architectures": (["--rank.variants", "[]"], ["rank.variants must be at least 3"]),
     "several mistakes at once": (
-        ["--references", "best", "--protocol", "vibes", "--targets", "[]"],
-        ["got best", "got vibes", "targets must name at least one dataset"],
-    ),
-    "several mistakes of sections": (
-        ["--use.augment", "zoom", "--evaluate.seeds", "0", "--seeds", "3"],
-        ["use.augment must be one of", "evaluate.seeds must be at least 1", "seeds is not a setting"],
+        ["--references", "best", "--protocol", "vibes", "--targets", "[]", "--seeds", "3", "--use.augment", "zoom"]
+        + ["--evaluate.seeds", "0", "--student-args.x.y", "1"],
+        ["got best", "got vibes", "targets must name at least one dataset", "use.augment must be one of", "lack ['x']"]
+        + ["evaluate.seeds must be at least 1", "seeds is not a setting"],
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_ends_with_a_message_and_writes_nothing(case, made, foreign, evaluate, tmp_path, capsys):
+def test_bad_input_ends_with_a_message_and_writes_nothing(case, made, foreign, refuse, tmp_path):
     for part in ("train", "test"):
         (tmp_path / "plain" / part).mkdir(parents=True)
         Image.new("L", (16, 16), 200).save(tmp_path / "plain" / part / "0.png")
     arguments, expected = CASES[case]
     arguments = [argument.format(made=made, tmp=tmp_path) for argument in arguments]
-    output = tmp_path / "run"
-    with pytest.raises(SystemExit) as stopped:
-        evaluate("--config", made / "tiny.yaml", "--set", made / "smoke" / "distilled", "--output", output, *arguments)
-    message = capsys.readouterr().err
-    assert stopped.value.code == 2 and "Traceback" not in message
-    assert message.startswith("error:") or "\nerror:" in message
-    for part in expected:
-        assert part in message
-    assert not output.exists()
+    given = ["--config", made / "tiny.yaml", "--set", made / "smoke" / "distilled", "--output", tmp_path / "run"]
+    refuse(expected, "evaluate", *given, *arguments)
+    assert not (tmp_path / "run").exists()
 
 
-def test_the_folder_of_another_recipe_is_left_alone(made, evaluate, capsys):
+def test_the_folder_of_another_recipe_is_left_alone(made, refuse):
     before = (made / "smoke" / "config.yaml").read_bytes()
-    with pytest.raises(SystemExit) as stopped:
-        evaluate("--config", made / "tiny.yaml", "--set", made / "smoke" / "distilled", "--output", made / "smoke")
-    assert stopped.value.code == 2 and "choose another --output" in capsys.readouterr().err
+    given = ["--config", made / "tiny.yaml", "--set", made / "smoke" / "distilled", "--output", made / "smoke"]
+    refuse(["choose another --output"], "evaluate", *given)
     assert (made / "smoke" / "config.yaml").read_bytes() == before

@@ -1,11 +1,15 @@
 """Meta-gradients and their bias, against finite differences, full enumeration and cases whose bias is known."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from reference.warm import Running
 from torch.nn import functional
 
 from ssdd_hub.data.augment import PADDING, crop_flip, draw_views
@@ -16,13 +20,17 @@ from studies.gradient_bias import (
     Bilevel,
     GradientBiasSettings,
     all_views,
+    bias_table,
     build_problems,
+    error_curve,
     measure_bias,
     regression_error,
+    render_bias,
     sample_gradients,
 )
 from studies.inner_losses import LOSSES, InnerLoss, regression
 
+RECIPE = Path(__file__).parents[2] / "recipes" / "gradient_bias.py"
 NAMES = [*LOSSES, "mse_augmented", "mse"]
 # As they are, flipped, and moved.
 VIEWS = torch.tensor([[PADDING, PADDING, 0], [PADDING, PADDING, 1], [PADDING - 1, PADDING + 1, 0]])
@@ -66,9 +74,8 @@ def cubic_outer(weights):
 
 def all_draws(problem, count):
     """Every draw `(num_views, M)`, each as likely as any other."""
-    loss, number = problem.loss, len(problem.views)
-    width = count if loss.expect else 1
-    draws = itertools.product(range(number), repeat=loss.num_views * width)
+    loss, width = problem.loss, count if problem.loss.expect else 1
+    draws = itertools.product(range(len(problem.views)), repeat=loss.num_views * width)
     return torch.tensor(list(draws)).view(-1, loss.num_views, width).expand(-1, -1, count)
 
 
@@ -120,15 +127,12 @@ def test_the_inner_training_is_a_plain_descent():
 def test_the_expected_loss_is_the_mean_over_all_draws(name):
     targets = random(3, 2, purpose="targets")
     pixels, problem = linear_problem(inner_loss(name, targets), linear_outer, views=VIEWS[:2])
-    draws = all_draws(problem, 3)
+    draws, total = all_draws(problem, 3), 0.0
     assert len(draws) == {"spectral": 2**6, "mse": 2**3, "mse_augmented": 2**3}.get(name, 2**2)
-    total = 0.0
     for draw in draws:
-        views = [
-            torch.stack([crop_flip(pixels[m : m + 1], problem.views[number][None])[0] for m, number in enumerate(row)])
-            for row in draw
-        ]
-        total += problem.loss.compare(*(view.flatten(1) @ problem.weights["map"] for view in views)).item()
+        drawn = [[crop_flip(pixels[m][None], problem.views[n][None])[0] for m, n in enumerate(row)] for row in draw]
+        views = (torch.stack(view).flatten(1) @ problem.weights["map"] for view in drawn)
+        total += problem.loss.compare(*views).item()
     expected = problem.expected_loss(problem.weights, pixels).item()
     assert expected == pytest.approx(total / len(draws), rel=1e-10)
     sampled = [problem.sampled_loss(problem.weights, pixels, draw).item() for draw in draws]
@@ -188,17 +192,6 @@ def test_the_measured_bias_is_that_of_all_sequences_of_draws(name, step, count):
     assert record["std"] == pytest.approx(std, rel=0.1)
 
 
-def test_only_the_regression_on_images_as_they_are_is_unbiased(small):
-    pixels, problems = small
-    records = {}
-    for name, problem in problems.items():
-        sampled = sample_gradients(problem, pixels, 32 if name == "simclr" else 4, 0, name, progress=False)
-        records[name] = measure_bias(problem.exact_gradient(pixels), sampled)
-    assert records["mse"]["z"] is None and records["mse"]["error"] < 1e-9
-    assert all(records[name]["std"] > 0.01 for name in NAMES if name != "mse")
-    assert records["simclr"]["z"] > 5
-
-
 # The problem
 
 
@@ -226,12 +219,11 @@ def test_the_outer_loss_is_a_ridge_regression_as_in_closed_form():
 def test_all_losses_start_alike_and_their_first_steps_are_of_one_length(small):
     pixels, problems = small
     assert list(problems) == NAMES and pixels.shape == (4, 1, 8, 8) and pixels.dtype == torch.float64
-    length = torch.cat([value.flatten() for value in problems["mse"].weights.values()]).norm()
     for problem in problems.values():
         assert problem.outer(problem.weights) == problems["mse"].outer(problems["mse"].weights)
         slopes = torch.func.grad(problem.expected_loss)(problem.weights, pixels)
-        step = problem.learning_rate * torch.cat([value.flatten() for value in slopes.values()]).norm()
-        assert (step / length).item() == pytest.approx(0.05)
+        slope, length = (torch.cat([v.flatten() for v in each.values()]).norm() for each in (slopes, problem.weights))
+        assert (problem.learning_rate * slope / length).item() == pytest.approx(0.05)
 
 
 def test_the_draws_depend_on_seed_and_loss_alone(small):
@@ -257,15 +249,102 @@ def test_a_diverging_training_and_too_few_images_are_named(small):
 def test_settings_out_of_range_are_all_named():
     with pytest.raises(SettingsError) as caught:
         GradientBiasSettings(["simclr", "byol"], 3, 1, 3, 1, norm="batch", inner_steps=0, step=0, shift=5, ridge=0)
-    assert caught.value.problems == [
-        "bias.losses must be some of barlow_twins, simclr, vicreg, spectral, got byol",
-        "bias.draws must be at least 4, got 3",
-        "bias.num_images must be at least 2, got 1",
-        "bias.real_images must be at least 4, got 3",
-        "bias.dim must be at least 2, got 1",
-        "bias.norm must be instance or none, got 'batch'",
-        "bias.inner_steps must be at least 1, got 0",
-        "bias.step must be above 0, got 0",
-        "bias.shift must be in [1, 4], got 5",
-        "bias.ridge must be above 0, got 0",
+    assert [problem.split(" must be ") for problem in caught.value.problems] == [
+        ["bias.draws", "at least 4, got 3"],
+        ["bias.num_images", "at least 2, got 1"],
+        ["bias.real_images", "at least 4, got 3"],
+        ["bias.dim", "at least 2, got 1"],
+        ["bias.norm", "instance or none, got 'batch'"],
+        ["bias.inner_steps", "at least 1, got 0"],
+        ["bias.step", "above 0, got 0"],
+        ["bias.shift", "in [1, 4], got 5"],
+        ["bias.ridge", "above 0, got 0"],
+        ["bias.losses", "some of barlow_twins, simclr, vicreg, spectral, got byol"],
     ]
+
+
+# The statistics, on normal numbers whose bias is known
+
+
+def test_without_a_bias_z_is_a_standard_normal_number():
+    exact = torch.ones(10, dtype=torch.float64)
+    draws = exact + random(500, 64, 10, purpose="unbiased") * torch.arange(1, 11)
+    scores = torch.tensor([measure_bias(exact, part)["z"] for part in draws])
+    assert abs(scores.mean()) < 0.15 and scores.std() == pytest.approx(1, abs=0.12)
+    covered = [measure_bias(exact, part)["interval"] for part in draws]
+    assert sum(low <= 0 <= high for low, high in covered) / 500 == pytest.approx(0.95, abs=0.03)
+
+
+def test_a_known_bias_is_found():
+    exact = torch.full((4,), 2.0, dtype=torch.float64)  # length 4
+    offset = torch.tensor([0.0, 0.0, 1.2, 1.6], dtype=torch.float64)  # length 2
+    record = measure_bias(exact, exact + offset + 3 * random(20000, 4, purpose="biased"))
+    assert (record["draws"], record["exact_norm"]) == (20000, 4)
+    assert record["bias"] == pytest.approx(0.5, abs=0.02) and record["std"] == pytest.approx(1.5, rel=0.02)
+    assert record["projection"] == pytest.approx(0.5, abs=0.03)
+    assert record["standard_error"] == pytest.approx(0.75 / 100, rel=0.05)
+    low, high = record["interval"]
+    assert low < 0.5 < high and high - low == pytest.approx(2 * 1.96 * record["standard_error"])
+    assert record["z"] == pytest.approx(record["projection"] / record["standard_error"])
+    # (2, 2, 3.2, 3.6) and (2, 2, 2, 2).
+    assert record["cosine"] == pytest.approx(21.6 / (4 * math.sqrt(31.2)), abs=0.01)
+
+
+def test_draws_that_are_all_the_same_have_no_z():
+    exact = random(5)
+    for sampled in (exact.expand(8, 5), (1 + 1e-15) * exact.expand(8, 5)):
+        record = measure_bias(exact, sampled)
+        assert record["z"] is None and record["bias"] < 1e-14 and record["error"] < 1e-14
+    assert measure_bias(exact, 2 * exact.expand(8, 5))["projection"] == pytest.approx(1)
+
+
+def test_the_curve_is_that_of_a_plain_loop():
+    exact, sampled = random(2, 3), random(11, 2, 3, purpose="sampled")
+    curve = error_curve(exact, sampled)
+    assert [number for number, _ in curve] == [1, 2, 4, 8]
+    for number, error in curve:
+        blocks = [sampled[start : start + number].mean(0) for start in range(0, 11 - number + 1, number)]
+        squares = [float((block - exact).square().sum() / exact.square().sum()) for block in blocks]
+        assert error == pytest.approx(math.sqrt(sum(squares) / len(squares)))
+
+
+def test_the_table_and_the_picture_show_what_is_random_and_what_is_not(tmp_path):
+    exact = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    records = [
+        {"loss": "drawn", **measure_bias(exact, exact + random(64, 2, purpose="table") + 1)},
+        {"loss": "fixed", **measure_bias(exact, exact.expand(64, 2))},
+    ]
+    header, drawn, fixed = bias_table(records).splitlines()
+    assert header.split()[:3] == ["inner", "loss", "draws"]
+    assert f"[{records[0]['interval'][0]:.3f}, {records[0]['interval'][1]:.3f}]" in drawn
+    assert f"{records[0]['z']:.1f}" in drawn
+    assert fixed.split() == ["fixed", "64", "0.000", "0.000", "none", "0.000", "1.000"]
+    for chosen in (records, records[:1]):
+        render_bias(tmp_path / "bias.png", chosen)
+        assert (tmp_path / "bias.png").read_bytes().startswith(b"\x89PNG")
+
+
+# The recipe
+
+
+def test_the_recipe_finds_the_bias_of_an_augmented_loss_and_none_of_the_regression(tmp_path):
+    small = ["--bias.losses", "[simclr]", "--bias.draws", "48", "--bias.num-images", "4", "--bias.real-images", "32"]
+    small += ["--bias.widths", "[4]", "--bias.dim", "4", "--bias.inner-steps", "2", "--output", tmp_path / "bias"]
+    printed = Running(RECIPE, *small).finish()
+    results = json.loads((tmp_path / "bias" / "results.json").read_text())
+    augmented, drawn, fixed = results["records"]
+    assert [record["loss"] for record in results["records"]] == ["simclr", "mse_augmented", "mse"]
+    assert augmented["z"] > 5 and augmented["interval"][0] > 0 and augmented["bias"] > 0.1
+    assert drawn["std"] > 0.1
+    assert fixed["error"] < 1e-6 and fixed["std"] < 1e-6 and fixed["z"] is None
+    assert {record["draws"] for record in results["records"]} == {48}
+    # Everything is written and agrees.
+    log = [json.loads(line) for line in (tmp_path / "bias" / "log.jsonl").read_text().splitlines()]
+    curves = [[record["loss"], *point] for record in results["records"] for point in record["curve"]]
+    assert [[entry["stage"], entry["step"], entry["error"]] for entry in log] == curves
+    assert yaml.safe_load((tmp_path / "bias" / "config.yaml").read_text())["bias"]["draws"] == 48
+    assert (tmp_path / "bias" / "gradient_bias.png").read_bytes().startswith(b"\x89PNG")
+    assert f"{augmented['z']:.1f}" in printed
+    assert results["machine"]["processes"] == 1 and "torch" in results["versions"]
+    assert results["command"].startswith("accelerate launch recipes/gradient_bias.py --bias.losses")
+    assert str(tmp_path) not in json.dumps(results)

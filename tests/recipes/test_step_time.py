@@ -1,12 +1,18 @@
+"""The time of an outer step: what is counted, and the recipe as a user launches it."""
+
+import json
+from pathlib import Path
+
 import pytest
 from accelerate import Accelerator
+from reference.warm import Running
 
 from ssdd_hub.distill.distiller import DistillerSettings
 from ssdd_hub.distill.engine.timing import PARTS
-from ssdd_hub.errors import SettingsError
 from ssdd_hub.models.build import StudentSettings
 from studies.step_time import Benchmark, BenchmarkSettings, benchmark_table, duration, render_benchmark
 
+RECIPE = Path(__file__).parents[2] / "recipes" / "benchmark.py"
 M, B, D, WIDTHS, SIDE = 6, 10, 5, (4, 8), 16
 
 
@@ -70,22 +76,36 @@ def test_ours_can_be_timed_alone(tmp_path):
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_wrong_setting_is_named():
-    with pytest.raises(SettingsError, match=r"benchmark.rounds must be at least 1, got 0"):
-        BenchmarkSettings(rounds=0)
+def test_the_recipe_prints_draws_and_records_what_it_measured(tmp_path):
+    small = ["--benchmark.image-size", "16", "--benchmark.num-targets", "5", "--benchmark.num-source", "20"]
+    small += ["--benchmark.teacher", "ssdd_convnet3", "--benchmark.rounds", "2", "--benchmark.warm-up", "1"]
+    small += ["--student.model-args", "{widths: [4, 8]}", "--distiller.num-images", "6", "--distiller.steps", "1000"]
+    small += ["--distiller.batch-size", "8", "--distiller.compile", "false", "--output"]
+    output = tmp_path / "run"
+    status, _, errors = Running(RECIPE, *small, output, "--benchmark.rounds", "0").wait()
+    assert status == 2 and "benchmark.rounds must be at least 1, got 0" in errors and not output.exists()
+    printed = Running(RECIPE, *small, output).finish()
+    results = json.loads((output / "benchmark.json").read_text())
+    assert f"{results['fast']['median']:10.4f}{results['plain']['median']:10.4f}" in printed
+    assert f"{results['ratios']['whole']:.2f} times as fast as plain" in printed and "1000 steps: " in printed
+    assert (output / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert results["settings"]["distiller"]["num_images"] == 6 and results["settings"]["benchmark"]["rounds"] == 2
+    assert results["machine"]["processes"] == 1 and "torch" in results["versions"]
+    assert results["command"].startswith("accelerate launch recipes/benchmark.py --benchmark.image-size 16")
+    assert str(tmp_path) not in json.dumps(results["command"])
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0.4, "0 s"),
-        (59.4, "59 s"),
-        (60, "1 min"),
-        (61, "1 min 1 s"),
-        (3600, "1 h"),
-        (3 * 3600 + 125, "3 h 2 min"),
-        (2 * 86400 + 19 * 3600 + 100, "2 d 19 h"),
-    ],
-)
-def test_times_are_said_as_people_read_them(seconds, said):
-    assert duration(seconds) == said
+DURATIONS = {
+    0.4: "0 s",
+    59.4: "59 s",
+    60: "1 min",
+    61: "1 min 1 s",
+    3600: "1 h",
+    10925: "3 h 2 min",
+    241300: "2 d 19 h",
+}
+
+
+@pytest.mark.parametrize(("seconds", "words"), DURATIONS.items())
+def test_times_are_written_as_people_read_them(seconds, words):
+    assert duration(seconds) == words

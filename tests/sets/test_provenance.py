@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from ssdd_hub.configs.recipes import DistillConfig
+from distill import DistillConfig
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.provenance import describe_command, describe_run, describe_selection, describe_training

@@ -116,6 +116,19 @@ class Registry(Generic[Kind]):
                 f"that {settings.__name__} states"
             ) from error
 
+    def check(self, chosen: Any, shared: Mapping[str, Any]) -> Check:
+        """Returns whether there is such a class with such settings, and what is wrong otherwise.
+
+        Args:
+            chosen: Has the `name` and the `args` of `settings`.
+            shared: As for `settings`.
+        """
+        try:
+            self.settings(chosen.name, chosen.args, shared)
+        except InputError as error:
+            return False, str(error)
+        return True, ""
+
     def _load(self, point: EntryPoint) -> type[Kind]:
         about = f"{self.noun} {point.name!r} of the package {point.dist.name if point.dist else point.value}"
         advice = f"({point.value}); fix or remove that package"

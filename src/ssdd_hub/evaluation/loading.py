@@ -1,0 +1,146 @@
+"""What an evaluation compares: sets, students and references, and the images that they are measured on."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ssdd_hub.data.bank import DataSettings, draw_heldout, load_images
+from ssdd_hub.errors import InputError
+from ssdd_hub.evaluation.entries import Candidate, Contender, References, set_contender
+from ssdd_hub.evaluation.inputs import (
+    ABSENT,
+    check_alike,
+    check_asked_images,
+    check_stated_images,
+    check_stated_teacher,
+    has_targets_of,
+    load_set,
+    load_target,
+    name_sets,
+)
+from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.selection.source import Source
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.statements import stated_student
+from ssdd_hub.targets.cache import FeatureCache
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
+
+
+def load_sets(places: Sequence[str], foreign: Mapping[str, Any]) -> dict[str, DistilledSet]:
+    """Loads sets of one shape, by names that tell them apart; see `load_set`."""
+    loaded = [load_set(place, foreign) for place in places]
+    sets = dict(zip(name_sets(list(places)), loaded, strict=True))
+    check_alike(sets)
+    return sets
+
+
+@dataclass(frozen=True, eq=False)
+class Loader:
+    """Loads what sets are measured with and on.
+
+    Attributes:
+        first: The first set; all others are of its shape.
+        given: Names of settings that are given: all else must be as the first set states it.
+        seed: Seed of the run.
+        most: Held-out images of each dataset at most.
+        accelerator: Device and processes.
+    """
+
+    first: DistilledSet
+    given: Collection[str]
+    seed: int
+    most: int
+    accelerator: Accelerator
+
+    def source(self, settings: DataSettings) -> RealData | None:
+        """Returns the images that the sets were made of; None where they are not to be had."""
+        first = self.first
+        if settings.name == ABSENT:
+            return None
+        check_asked_images(first, settings)
+        bank, heldout = load_images(settings, self.seed, self.accelerator.is_main_process)
+        if (bank.num_channels, bank.image_size) != (first.images.shape[1], first.images.shape[3]):
+            raise InputError(f"the source images are {tuple(bank.pixels.shape[1:])}, those of the set {first}")
+        if "source.name" not in self.given:
+            check_stated_images(first, settings, self.seed, bank, heldout)
+        heldout = draw_heldout(heldout, self.most, self.seed)
+        name, space = Path(settings.name).name, first.student_pixel_space
+        return RealData(name, bank, heldout, space, self.accelerator.device)
+
+    def teacher(self, settings: TeacherSettings) -> Teacher | None:
+        """Returns the teacher that the targets are of; None where it is not to be had."""
+        if settings.backbone == ABSENT:
+            return None
+        teacher = build_teacher(settings.backbone, **settings.building())
+        check_stated_teacher(self.first, teacher, self.given)
+        return teacher.to(self.accelerator.device)
+
+    def datasets(self, names: Sequence[str], args: Mapping[str, Any], own: RealData | None) -> list[RealData]:
+        """Returns what is measured on; `source`, the images that the sets were made of, comes first."""
+        device = self.accelerator.device
+        found = [own] if own is not None and "source" in names else []
+        for name in names:
+            if name != "source":
+                found.append(load_target(name, args.get(name, {}), self.first, self.most, self.seed, device))
+        if not found:
+            raise InputError("there is nothing to measure on: give --source.name, or --targets that are datasets")
+        return found
+
+    def targets(self, own: RealData, teacher: Teacher, folder: Path) -> tuple[Source, RealData]:
+        """Computes the teacher's targets of source and held-out images, its features kept in a folder."""
+        cache = FeatureCache(teacher, self.accelerator, folder)
+        features, heldout = cache.features(own.train), cache.features(own.heldout)
+        transform = self.first.target_transform or TargetTransform.fit("none", features)
+        parts = (Targets(features, transform), teacher, transform, own.pixel_space, own.device)
+        return Source(own.train, *parts), replace(own, heldout_targets=Targets(heldout, transform)[:])
+
+    def candidates(
+        self, students: Sequence[str], args: Mapping[str, Any], protocols: Sequence[EvaluationProtocol]
+    ) -> list[Candidate]:
+        """Returns the students; `own` is what the first set was distilled with."""
+        own = stated_student(self.first.provenance) or {"name": "ssdd_convnet3", "model_args": {}}
+        named = {name: (name, args.get(name, {})) for name in students}
+        if named.pop("own", None):
+            title = f"own {own['name']}" if own["name"] in named else own["name"]
+            named = {title: (own["name"], own["model_args"]), **named}
+        shape = shape_of(self.first)
+        return [Candidate.of(*each, protocols, title, **shape) for title, each in named.items()]
+
+    def variants(self, variants: Sequence[Mapping[str, Any]], protocol: EvaluationProtocol) -> list[Candidate]:
+        """Returns the architectures to be ranked, which one protocol scores."""
+        found = []
+        for variant in variants:
+            args = {key: value for key, value in variant.items() if key != "name"}
+            title = f"{variant['name']} {' '.join(f'{key}={value}' for key, value in args.items())}"
+            found.append(Candidate.of(variant["name"], args, [protocol], title, **shape_of(self.first)))
+        return found
+
+    def contenders(self, sets: Mapping[str, DistilledSet], source: Source | None) -> list[Contender]:
+        """Returns the sets; without a source nothing is known of their targets."""
+        found = []
+        for name, distilled in sets.items():
+            same = source is not None and has_targets_of(distilled, source.teacher, self.first.target_transform)
+            found.append(set_contender(name, distilled, self.accelerator.device, same))
+        return found
+
+
+def shape_of(distilled: DistilledSet) -> dict[str, Any]:
+    """Returns what decides the shape of students, as `build_student` takes it."""
+    _, channels, _, size = distilled.images.shape
+    return {"num_targets": distilled.targets.shape[1], "in_chans": channels, "image_size": size}
+
+
+def prepare_references(
+    references: References, methods: Sequence[str], counts: Sequence[int], seeds: int, accelerator: Accelerator
+) -> list[Contender]:
+    """Returns references; one process makes the selections that are not there yet, and the others wait."""
+    if accelerator.is_main_process:
+        references.prepare(methods, counts, seeds)
+    accelerator.wait_for_everyone()
+    return references.contenders(methods, counts)

@@ -1,0 +1,32 @@
+"""The beginning of a recipe: its processes, its folder, and its settings as they were resolved."""
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.launch import build_accelerator
+from ssdd_hub.settings import to_dict, to_yaml
+
+
+def begin(
+    config: Any, *, one_process: bool = False, same_settings: bool = True, defaults: Any = None
+) -> tuple[Accelerator, RunFolder]:
+    """Starts the processes of a recipe, opens its run folder and prints its settings.
+
+    Args:
+        config: The settings, with `run` and `output`.
+        one_process: Refuse several processes.
+        same_settings: See `RunFolder`.
+        defaults: See `RunFolder`.
+    """
+    accelerator = build_accelerator(config.run, Path(config.output))
+    if one_process and accelerator.num_processes > 1:
+        raise InputError(f"one process is required, got {accelerator.num_processes}: launch with --num_processes 1")
+    run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process, same_settings, defaults)
+    # Nothing may appear in the folder while another process still looks at it.
+    accelerator.wait_for_everyone()
+    accelerator.print(to_yaml(config))
+    return accelerator, run

@@ -1,0 +1,71 @@
+"""What a distillation and an evaluation write into their run folders at the end: scores, pictures, a page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ssdd_hub.results.compare import compare, markdown_table
+from ssdd_hub.results.page import render_evaluation, render_pictures, render_report
+from ssdd_hub.results.tables import Record
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.machine import describe_versions
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.preview import MOST_IMAGES, write_preview
+from ssdd_hub.sets.provenance import describe_command
+from ssdd_hub.settings import to_yaml
+
+BASELINES = ("random", "kmeans")
+"""The references that sets are tested against."""
+
+
+def save_distillation(run: RunFolder, distilled: DistilledSet, before: Tensor, facts: Mapping[str, str]) -> None:
+    """Writes `scores.json`, `distilled/`, `pictures/` and `report.html`.
+
+    Args:
+        run: The run.
+        distilled: The set, whose provenance holds `scores` and `hardware`.
+        before: `(M, C, H, W)`, pixels in `[0, 1]`, of what it started from.
+        facts: Shown in the report.
+    """
+    provenance, scores = distilled.provenance, distilled.provenance["scores"]
+    run.write_json("scores.json", {"records": scores, **_describe(provenance["hardware"])})
+    distilled.save(run.path / "distilled")
+    after = distilled.pixel_space.denormalise(distilled.images)
+    pictures = render_pictures(run.path / "pictures", before=before, after=after, log=run.log.read(), scores=scores)
+    facts = {**facts, "machine": _machine(provenance["hardware"])}
+    title = f"{provenance['source']['name']}: {len(before)} distilled images"
+    config = (run.path / "config.yaml").read_text(encoding="utf-8")
+    render_report(run.path / "report.html", title=title, pictures=pictures, scores=scores, config=config, facts=facts)
+
+
+def save_evaluation(
+    run: RunFolder,
+    config: Any,
+    sets: Mapping[str, DistilledSet],
+    records: list[Record],
+    machine: Mapping[str, Any],
+    seconds: float,
+) -> str:
+    """Writes `scores.json`, `scores.md`, `pictures/` and `report.html`; returns the table of `scores.md`."""
+    baselines = [name for name in BASELINES if name in config.references]
+    comparisons = [row for name in baselines for row in compare(records, name)]
+    about, table = _describe(machine), markdown_table(records, baselines)
+    run.write_json("scores.json", {"records": records, "comparisons": comparisons, **about})
+    (run.path / "scores.md").write_text(table, encoding="utf-8")
+    previews = {name: run.path / "pictures" / f"set-{number}.png" for number, name in enumerate(sets, 1)}
+    for name, path in previews.items():
+        # Drawn here: the file of a folder from elsewhere may show anything.
+        write_preview(path, sets[name].pixel_space.denormalise(sets[name].images[:MOST_IMAGES]))
+    facts = {"sets": ", ".join(config.sets), "seconds of this command": f"{seconds:.0f}"}
+    facts |= {"machine": _machine(machine), "command": about["command"]}
+    render_evaluation(run.path, records, comparisons, facts, to_yaml(config), previews)
+    return table
+
+
+def _describe(machine: Mapping[str, Any]) -> dict[str, Any]:
+    return {"machine": machine, "versions": describe_versions(), "command": describe_command()}
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return f"{machine['cpus']} CPUs, {machine['device']}, {machine['processes']} process(es)"
