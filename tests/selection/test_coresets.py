@@ -105,11 +105,6 @@ def test_kcenter_is_the_greedy_choice(monkeypatch):
     assert len({int(choose_far(points(matrix), 1, seed)) for seed in range(20)}) > 5
 
 
-def test_kcenter_chooses_one_of_each_blob():
-    matrix, numbers = blobs()
-    assert sorted(numbers[choose_far(points(matrix), 5, 0)].tolist()) == [0, 1, 2, 3, 4]
-
-
 def slow_herding(matrix, count):
     matrix, chosen = matrix.double().numpy(), []
     for _ in range(count):

@@ -54,8 +54,8 @@ def augment_dsa(images: Tensor, generator: torch.Generator) -> Tensor:
     Gradients pass through. The operations act on normalised images, as in the released codes: brightness is in units
     of the pixels' std, and what comes from outside an image or is cut out is 0, the mean colour and not black.
     """
-    names = list(OPERATIONS)
-    return OPERATIONS[names[int(torch.randint(len(names), (), generator=generator))]](images, generator)
+    drawn = int(torch.randint(len(OPERATIONS), (), generator=generator))
+    return list(OPERATIONS.values())[drawn](images, generator)
 
 
 def change_colours(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:

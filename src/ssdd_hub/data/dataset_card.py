@@ -30,8 +30,9 @@ def read_card(file: Path, name: str) -> dict[str, Any]:
         # Line ends as they are: otherwise the block could end elsewhere than for `datasets`.
         with file.open(encoding="utf-8-sig", newline="") as opened:
             text = opened.read()
-        block = None if file.suffix == ".yaml" else REGEX_YAML_BLOCK.search(text)
-        text = text if file.suffix == ".yaml" else block[2] if block else ""
+        if file.suffix != ".yaml":
+            block = REGEX_YAML_BLOCK.search(text)
+            text = block[2] if block else ""
         if len(text) > _LONGEST_YAML:
             raise InputError(f"its YAML must be of at most {_LONGEST_YAML} characters, got {len(text)}")
         content = load_plain_yaml(text)

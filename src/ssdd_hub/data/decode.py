@@ -192,7 +192,9 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     # Pillow's own conversion to "L" clips at 255.
     values = np.asarray(image, dtype=np.float64)
     low, high = values.min(), values.max()
-    top = 65535.0 if image.mode != "F" else 1.0 if high <= 1 else 255.0
+    top = 65535.0
+    if image.mode == "F":
+        top = 1.0 if high <= 1 else 255.0
     if not 0 <= low <= high <= top:
         raise ValueError(f"values of mode {image.mode} must lie in [0, {top:g}]; they span [{low:g}, {high:g}]")
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))

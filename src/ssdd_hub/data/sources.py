@@ -208,19 +208,19 @@ def _open_builder(home: LocalHome | HubHome, config: str | None, revision: str |
     name = home.name
     try:
         return datasets.load_dataset_builder(home.opened, config, revision=revision)
-    except ConnectionError as error:
-        raise InputError(
-            f"'{name}' is no local folder, and the Hub cannot be reached to look for it ({home.reason(error)}); "
-            "check the connection, or pass a folder as --data.name"
-        ) from error
-    except FileNotFoundError as error:
-        raise InputError(f"no images found under --data.name '{name}': {home.reason(error)}") from error
     except (*MISTAKES, datasets.exceptions.DatasetsError, yaml.YAMLError) as error:
-        if not isinstance(error, ValueError) or not re.search("BuilderConfig|Config name", str(error)):
-            raise InputError(f"--data.name '{name}' cannot be opened: {home.reason(error)}") from error
-        known = datasets.get_dataset_config_names(home.opened, revision=revision)
-        problem = f"has no configuration '{config}'" if config else "has several configurations; pass --data.config"
-        raise InputError(f"the dataset '{name}' {problem}; {suggest(config or '', known)}") from error
+        reason = home.reason(error)
+        problem = f"--data.name '{name}' cannot be opened: {reason}"
+        if isinstance(error, ConnectionError):
+            problem = f"'{name}' is no local folder, and the Hub cannot be reached to look for it ({reason}); "
+            problem += "check the connection, or pass a folder as --data.name"
+        elif isinstance(error, FileNotFoundError):
+            problem = f"no images found under --data.name '{name}': {reason}"
+        elif isinstance(error, ValueError) and re.search("BuilderConfig|Config name", str(error)):
+            known = datasets.get_dataset_config_names(home.opened, revision=revision)
+            wrong = f"has no configuration '{config}'" if config else "has several configurations; pass --data.config"
+            problem = f"the dataset '{name}' {wrong}; {suggest(config or '', known)}"
+        raise InputError(problem) from error
 
 
 @contextmanager
