@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssdd_hub.data.augment import crop_flip
-from ssdd_hub.distill.batches import AugmentedBatches, CachedBatches, ViewBatches, build_batches
+from ssdd_hub.distill.batches import build_batches
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.targets.cache import FeatureCache, fixed_views
 from ssdd_hub.targets.targets import Targets
@@ -20,20 +20,16 @@ def pixels(digits):
 
 
 @pytest.fixture
-def build(pixels, small_teacher):
+def build(digits, small_teacher, accelerator, tmp_path):
     """Builds batches of a kind: `plain`, `views` or `augmented`."""
 
-    def build(kind, pixels=pixels, batch_size=7, seed=3, dtype=torch.float32):
-        common = {"pixels": pixels, "pixel_space": SPACE, "batch_size": batch_size, "seed": seed, "dtype": dtype}
-        teacher = small_teacher(dtype=dtype)
-        features = teacher(pixels.to(dtype) / 255)
-        transform = TargetTransform.fit("standardise", features)
-        if kind == "augmented":
-            return AugmentedBatches(**common, teacher=teacher, transform=transform)
-        if kind == "views":
-            crops = [crop_flip(pixels, fixed_views(range(len(pixels)), view, seed)) for view in range(VIEWS)]
-            return ViewBatches(**common, targets=[transform(teacher(crop.to(dtype) / 255)) for crop in crops])
-        return CachedBatches(**common, targets=transform(features))
+    def build(kind, images=10, batch_size=7, seed=3, dtype=torch.float32):
+        source = digits[0].subset(range(images))
+        cache = FeatureCache(small_teacher(dtype=dtype), accelerator, tmp_path / str(dtype), shard_size=4)
+        features = cache.features(source)
+        targets = Targets(features, TargetTransform.fit("standardise", features), dtype)
+        options = {"augment": kind != "plain", "views": 0 if kind == "augmented" else VIEWS}
+        return build_batches(source, cache, targets, SPACE, batch_size=batch_size, seed=seed, **options)
 
     return build
 
@@ -107,8 +103,8 @@ def test_a_batch_larger_than_the_data_repeats_images_evenly(build, pixels):
 
 
 @KINDS
-def test_one_image_is_enough(build, kind, pixels):
-    images, targets = build(kind, pixels=pixels[:1], batch_size=4)(0)
+def test_one_image_is_enough(build, kind):
+    images, targets = build(kind, images=1, batch_size=4)(0)
     assert images.shape == (4, 1, 16, 16) and targets.isfinite().all()
 
 
@@ -123,27 +119,7 @@ def test_all_fixed_views_are_drawn_about_equally_often(build, pixels):
     assert seen.keys() == set(range(VIEWS)) and all(70 <= count <= 130 for count in seen.values())
 
 
-def test_fresh_views_of_an_image_differ_from_step_to_step(build, pixels):
-    batches = build("augmented", pixels=pixels[:1], batch_size=8)
+def test_fresh_views_of_an_image_differ_from_step_to_step(build):
+    batches = build("augmented", images=1, batch_size=8)
     images = torch.cat([batches(step)[0] for step in range(4)])
     assert len(images.flatten(1).unique(dim=0)) > 25
-
-
-@pytest.mark.parametrize(
-    ("augment", "views", "kind"),
-    [(False, 0, "plain"), (False, 3, "plain"), (True, 3, "views"), (True, 0, "augmented")],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_settings_choose_the_kind_of_batches(
-    build, digits, small_teacher, accelerator, tmp_path, augment, views, kind, dtype
-):
-    source = digits[0].subset(range(10))
-    cache = FeatureCache(small_teacher(dtype=dtype), accelerator, tmp_path, shard_size=4)
-    features = cache.features(source)
-    targets = Targets(features, TargetTransform.fit("standardise", features), dtype)
-    options = {"batch_size": 7, "seed": 3, "augment": augment, "views": views}
-    batches = build_batches(source, cache, targets, SPACE, **options)
-    for step in (0, 5):
-        for ours, theirs in zip(batches(step), build(kind, dtype=dtype)(step), strict=True):
-            assert ours.dtype == dtype
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

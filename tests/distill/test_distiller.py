@@ -1,9 +1,8 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from reference.contract_cases import B, D, M, batches, make_pairs
 
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.engine import memory
@@ -14,39 +13,19 @@ from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.runs.checkpoints import load_tree, save_tree
 
-M, B, D = 6, 8, 3
-
-
-def real_batch(step, rank=0, world=1, batch_size=B):
-    """A batch that depends on the step alone, sliced as the real ones are."""
-    source = torch.Generator().manual_seed(step)
-    images = torch.randn(batch_size, 1, 8, 8, generator=source, dtype=torch.float64)
-    targets = torch.randn(batch_size, D, generator=source, dtype=torch.float64)
-    mine = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
-    return images[mine], targets[mine]
-
-
-def in_dtype(batches, dtype):
-    return lambda step, rank=0, world=1: tuple(part.to(dtype) for part in batches(step, rank, world))
-
 
 def build_distiller(accelerator=None, num_images=M, precision="float64", max_age=3, **settings):
     dtype = getattr(torch, precision)
-    source = torch.Generator().manual_seed(99)
-    images = torch.randn(num_images, 1, 8, 8, generator=source)
-    targets = torch.randn(num_images, D, generator=source)
     pool = StudentPool(
         lambda: ConvNet((4, 5), "batch", 1, 8, D), PoolSettings(size=2, max_age=max_age, warm_up=False), 0, dtype=dtype
     )
     usual = {"steps": 10, "batch_size": B, "lr_images": 1e-2, "lr_targets": 1e-3}
     settings = DistillerSettings(num_images=num_images, precision=precision, **{**usual, **settings})
-    batches = in_dtype(real_batch, dtype)
-    return Distiller(images, targets, pool, batches, settings, accelerator or Accelerator(cpu=True))
 
+    def real(step, rank=0, world=1):
+        return tuple(part.to(dtype) for part in batches(step, rank, world, settings.batch_size))
 
-def replace_batches(distiller, batches):
-    """Gives a distiller other real data."""
-    distiller.method.problem = replace(distiller.method.problem, batches=batches)
+    return Distiller(*make_pairs(num_images, 99), pool, real, settings, accelerator or Accelerator(cpu=True))
 
 
 def run(distiller, steps):
@@ -55,7 +34,7 @@ def run(distiller, steps):
 
 def test_krr_st_on_pixels_is_built_from_its_parts_by_name_too():
     ours = build_distiller()
-    parts = {"pool": build_distiller().pool, "batches": real_batch, "settings": ours.settings}
+    parts = {"pool": build_distiller().pool, "batches": batches, "settings": ours.settings}
     pairs = {"images": ours.images.detach(), "targets": ours.targets.detach()}
     theirs = Distiller(**pairs, **parts, accelerator=ours.accelerator)
     again = Distiller(theirs.parameterisation, theirs.method, settings=theirs.settings, accelerator=theirs.accelerator)
@@ -141,7 +120,6 @@ def test_a_checkpoint_of_another_set_is_refused():
 @pytest.mark.parametrize(("num_images", "batch_size"), [(1, 8), (6, 1), (20, 4)])
 def test_one_image_and_one_real_image_and_more_images_than_the_batch_work(num_images, batch_size):
     distiller = build_distiller(num_images=num_images, batch_size=batch_size)
-    replace_batches(distiller, lambda step, rank, world: real_batch(step, rank, world, batch_size))
     assert all(torch.isfinite(torch.tensor(run(distiller, 4))))
 
 
@@ -196,5 +174,5 @@ def test_every_wrong_setting_is_reported():
 
 def test_a_batch_smaller_than_the_number_of_processes_is_refused(monkeypatch):
     monkeypatch.setattr(Accelerator, "num_processes", 9)
-    with pytest.raises(SettingsError, match=r"at least the number of processes \(9\), got 8"):
+    with pytest.raises(SettingsError, match=r"at least the number of processes \(9\), got 7"):
         build_distiller()

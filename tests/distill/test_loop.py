@@ -1,8 +1,9 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from test_distiller import build_distiller, replace_batches
+from test_distiller import build_distiller
 
 from ssdd_hub.distill.loop import distil
 from ssdd_hub.errors import InputError
@@ -87,7 +88,7 @@ def test_a_diverging_run_stops_with_advice_and_keeps_its_last_good_state(tmp_pat
     def broken(step, rank, world):
         return tuple(part * (float("nan") if step == 6 else 1) for part in batches(step, rank, world))
 
-    replace_batches(distiller, broken)
+    distiller.method.problem = replace(distiller.method.problem, batches=broken)
     with pytest.raises(InputError, match="distill loss is nan at step 7: lower --distiller.lr-images"):
         distil(distiller, run, SETTINGS, progress=False)
     assert run.checkpoints.load_newest()["distiller"]["outer_step"] == 4

@@ -35,9 +35,10 @@ def make_pairs(count, seed):
     return Pairs(images, torch.randn(count, D, generator=source, dtype=torch.float64))
 
 
-def batches(step, rank=0, world=1):
-    mine = slice(rank * B // world, (rank + 1) * B // world)
-    return tuple(part[mine] for part in make_pairs(B, step))
+def batches(step, rank=0, world=1, size=B):
+    """A batch that depends on the step alone, sliced as the real ones are."""
+    mine = slice(rank * size // world, (rank + 1) * size // world)
+    return tuple(part[mine] for part in make_pairs(size, step))
 
 
 def build(method, parameterisation, accelerator, kind="fast"):
