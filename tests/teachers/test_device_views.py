@@ -130,13 +130,8 @@ def test_crops_of_images_that_are_not_square_have_the_places_and_sizes_of_lightl
     assert all(same_distribution(expected[name], boxes[name]) for name in boxes if "flip" not in name)
 
 
-@pytest.mark.parametrize("bicubic", [False, True])
-def test_crops_have_the_area_the_shape_and_the_place_of_lightlys(bicubic):
-    if bicubic:
-        transform = transforms.MAETransform(32, min_scale=0.2, normalize=None)
-    else:
-        transform = simclr(32, min_scale=0.08, hf_prob=0.5)
-    expected, boxes = map(read_boxes, both_ways(transform, ramp()))
+def test_crops_have_the_area_the_shape_and_the_place_of_lightlys():
+    expected, boxes = map(read_boxes, both_ways(simclr(32, min_scale=0.08, hf_prob=0.5), ramp()))
     for name in ("x start", "y start", "x length", "y length"):
         assert same_distribution(expected[name], boxes[name]), name
     for measure in (torch.mul, torch.div):
@@ -146,11 +141,6 @@ def test_crops_have_the_area_the_shape_and_the_place_of_lightlys(bicubic):
     assert boxes["y flip"].sum() == 0
     assert boxes["x length"].min() < 40 and boxes["x start"].min() == 0
     assert abs((boxes["x start"] + boxes["x length"]).max() - 64) <= 1  # read to a pixel
-    # What one axis or step draws says nothing about another.
-    small = torch.maximum(boxes["x length"], boxes["y length"]) < 56
-    places = [boxes[f"{axis} start"][small] / (64 - boxes[f"{axis} length"][small]) for axis in "xy"]
-    for pair in (places, [boxes["x length"], boxes["x flip"]]):
-        assert abs(np.corrcoef(*pair)[0, 1]) < 4 / np.sqrt(len(pair[0]))
 
 
 def test_flips_and_quarter_turns_are_as_frequent_as_lightlys():
@@ -294,13 +284,6 @@ def test_a_fixed_hue_shift_gives_pillows_colours(photographs, turns):
     assert difference.mean() < 1 and difference.max() < 12
     grey = photographs[:8, :1]
     assert torch.equal(on_device(transform, grey)[0], grey.float() / 255)
-
-
-@pytest.mark.parametrize(("shape", "box"), [((24, 40), (24, 32)), ((40, 24), (32, 24)), ((32, 32), (32, 32))])
-def test_where_no_crop_fits_the_largest_of_an_allowed_ratio_is_taken(shape, box):
-    views = on_device(only(v2.RandomResizedCrop(64, scale=(1, 1))), ramp(64)[None, :, : shape[0], : shape[1]])[0]
-    boxes = read_boxes(views)
-    assert (boxes["y length"].item(), boxes["x length"].item()) == box
 
 
 # Whole transforms.

@@ -54,11 +54,6 @@ def test_the_effective_rank_counts_the_dimensions_that_are_filled():
     assert effective_rank(torch.zeros(4, 3)) == 1.0
 
 
-def test_a_low_temperature_lets_only_the_nearest_vote():
-    arguments = (*features_of_classes(120, 1), *features_of_classes(40, 2))
-    assert knn_accuracy(*arguments, 50, 1e-6) == knn_accuracy(*arguments, 1)
-
-
 def test_the_vote_is_that_of_scikit_learn():
     (features, labels), (test_features, test_labels) = features_of_classes(300, 3), features_of_classes(90, 4)
     vote = KNeighborsClassifier(25, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.1))

@@ -71,22 +71,6 @@ def test_problems_of_type_and_range_are_reported_together():
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("simclr", {"temperature": 1}),
-        ("byol", {"momentum": 0}),
-        ("byol", {"momentum": 1}),
-        ("vicreg", {"invariance": 0, "hidden_dim": 1}),
-        ("swav", {"queue_length": 0, "num_prototypes": 2}),
-        ("dino", {"warmup_epochs": 0}),
-        ("lejepa", {"lambda_param": 0}),
-    ],
-)
-def test_the_ends_of_the_ranges_and_whole_numbers_for_others_are_taken(name, settings):
-    assert build(name, **settings).settings.items() >= settings.items()
-
-
 class Declared(Objective):
     name = "theirs"
     width: Count = 1

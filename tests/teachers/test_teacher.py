@@ -64,12 +64,11 @@ def test_features_are_timms_pre_logits_of_normalised_pixels_and_leave_the_teache
 # Images that are not what the teacher expects
 
 
-def test_other_sizes_are_resized_with_bicubic_interpolation(small_teacher):
-    teacher, pixels = small_teacher(channels=3), draw_pixels(size=24)
-    resized = functional.interpolate(pixels, (16, 16), mode="bicubic", antialias=True).clamp(0, 1)
-    assert torch.equal(teacher(pixels), teacher(resized))
-    # Images that are too tall only are resized too.
-    assert teacher(draw_pixels(size=8)).shape == teacher(torch.rand(7, 3, 24, 16)).shape == (7, 24)
+def test_smaller_images_and_those_that_are_too_tall_only_are_resized_too(small_teacher):
+    for shape in ((8, 8), (24, 16)):
+        pixels = torch.rand(2, 3, *shape)
+        resized = functional.interpolate(pixels, (16, 16), mode="bicubic", antialias=True).clamp(0, 1)
+        assert torch.equal(small_teacher(channels=3)(pixels), small_teacher(channels=3)(resized))
 
 
 def test_overshoots_of_the_resizing_stay_pixels(small_teacher, monkeypatch):
@@ -443,23 +442,14 @@ def test_an_error_of_timm_takes_two_lines_at_most(tmp_path):
 # Size, pixel space and features that are asked for
 
 
-def test_images_are_resized_as_the_config_says():
-    teacher, pixels = build_teacher("test_resnet", pretrained=False), draw_pixels(2, size=96)
-    assert (teacher.interpolation, teacher.input_size) == ("bilinear", 160)
-    resized = functional.interpolate(pixels, (160, 160), mode="bilinear", antialias=True)
-    assert torch.equal(teacher(pixels), teacher(resized))
-    bicubic = functional.interpolate(pixels, (160, 160), mode="bicubic", antialias=True).clamp(0, 1)
-    assert not torch.equal(teacher(pixels), teacher(bicubic))
-
-
 @pytest.mark.parametrize(
-    ("name", "size"), [("mixer_s32_224", 64), ("deit_tiny_patch16_224", 48), ("test_vit", 48), ("test_resnet", 40)]
+    ("name", "size", "mode"),
+    [("mixer_s32_224", 64, "bicubic"), ("deit_tiny_patch16_224", 48, "bicubic"), ("test_resnet", 40, "bilinear")],
 )
-def test_another_input_size_is_taken_where_the_model_allows_it(name, size):
-    teacher = build_teacher(name, pretrained=False, input_size=size)
-    pixels = draw_pixels(2)
-    resized = functional.interpolate(pixels, (size, size), mode=teacher.interpolation, antialias=True).clamp(0, 1)
-    assert teacher.input_size == size
+def test_another_size_is_taken_where_the_model_allows_it_and_images_are_resized_as_its_config_says(name, size, mode):
+    teacher, pixels = build_teacher(name, pretrained=False, input_size=size), draw_pixels(2)
+    resized = functional.interpolate(pixels, (size, size), mode=mode, antialias=True).clamp(0, 1)
+    assert teacher.input_size == size and teacher.interpolation == mode
     expected = pre_logits(teacher.backbone, teacher.pixel_space.normalise(resized))
     torch.testing.assert_close(teacher(pixels), expected, rtol=1e-5, atol=1e-5)
 
@@ -496,18 +486,6 @@ def test_a_model_built_for_grey_images_takes_them():
         build_teacher("test_resnet", pretrained=False, mean=[0.5, 0.5, 0.5])
     given = build_teacher("resnet10t", pretrained=False, in_chans=1, input_size=32, mean=[0.1], std=[0.2])
     assert given.pixel_space == PixelSpace((0.1,), (0.2,))
-
-
-def test_the_kind_of_features_is_asked_for_and_recorded():
-    torch.manual_seed(0)
-    backbone, pixels = timm.create_model("test_vit", img_size=32, num_classes=0), draw_pixels(2)
-    kinds = {kind: build_teacher(backbone, features=kind, input_size=32) for kind in ("pre_logits", "cls", "mean")}
-    tokens = backbone.forward_features(kinds["cls"].pixel_space.normalise(pixels))
-    assert torch.equal(kinds["cls"](pixels), tokens[:, 0])
-    torch.testing.assert_close(kinds["mean"](pixels), tokens[:, 1:].mean(1))
-    assert [teacher.describe()["features"] for teacher in kinds.values()] == list(kinds)
-    with pytest.raises(InputError, match="ResNet has no class token: use features pre_logits or mean"):
-        build_teacher("test_resnet", pretrained=False, features="cls")
 
 
 # Checkpoints of others

@@ -74,6 +74,7 @@ class Objective(nn.Module):
     def __init__(self, backbone: nn.Module, feature_dim: int, **settings: Any) -> None:
         super().__init__()
         unknown = settings.keys() - self.declared.keys()
+        # An `__init__` of the subclass's own refuses unknown names by its signature.
         if unknown and type(self).__init__ is Objective.__init__:
             raise TypeError(f"{type(self).__name__} has no setting {', '.join(map(repr, sorted(unknown)))}")
         self.check_backbone(backbone)
