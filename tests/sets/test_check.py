@@ -104,9 +104,6 @@ def the_error(folder):
     return error
 
 
-# Sets as they are saved
-
-
 def test_a_saved_set_that_records_everything_passes(folder):
     assert check_folder(folder) == [] == check_folder(str(folder))
     metadata = read_metadata(folder)
@@ -144,9 +141,6 @@ def test_errors_stand_before_warnings(folder):
     assert [finding.level for finding in of_set] == ["error", "warning", "warning"]
 
 
-# The record
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -170,9 +164,9 @@ def test_a_record_that_cannot_be_read_is_an_error(folder, content, message):
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):
-    assert the_error(tmp_path / "absent").endswith("the folder does not exist")
     (tmp_path / "file").write_text("")
-    assert the_error(tmp_path / "file").endswith("the folder does not exist")
+    for name in ("absent", "file"):
+        assert the_error(tmp_path / name).endswith("the folder does not exist")
 
 
 @pytest.mark.parametrize(
@@ -256,9 +250,6 @@ def test_a_record_for_publishing_is_judged_and_not_that_of_the_folder(folder):
     assert "at most 8388608 bytes" in errors(check_set(folder, huge))[0]
 
 
-# The data
-
-
 @pytest.mark.parametrize("part", ["images", "targets", "view_targets"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_on_which_nothing_can_be_trained_are_an_error(tmp_path, monkeypatch, part, value):
@@ -294,9 +285,6 @@ def test_a_set_without_provenance_is_not_verified(folder):
     restate(folder, "provenance")
     with pytest.raises(InputError, match="ssdd_hub.json: has no provenance, an object"):
         verify_folder(folder)
-
-
-# Other files
 
 
 @pytest.mark.parametrize("place", ["", "data/", ".hidden/", ".cache/huggingface/", "a/b/"])
@@ -401,9 +389,6 @@ def test_a_folder_made_to_look_like_the_cache_of_the_client_opens_no_way_out(fol
     shutil.rmtree(blobs)
     blobs.symlink_to(private)
     assert the_error(snapshot) == expected
-
-
-# The card
 
 
 @pytest.mark.parametrize(
@@ -535,9 +520,6 @@ def test_a_file_that_would_be_loaded_with_the_set_is_an_error(folder, name):
     assert f"{name}: would be loaded as a part of the set: remove it" in errors(check_folder(folder))
 
 
-# Licences
-
-
 @pytest.mark.parametrize("part", ["source", "teacher"])
 @pytest.mark.parametrize("strict", ["cc-by-nc-4.0", "CC-BY-NC-SA-4.0", "apple-amlr", "mit, cc-by-nc-2.0"])
 def test_a_licence_freer_than_that_of_a_part_needs_a_reason(folder, part, strict):
@@ -584,9 +566,6 @@ def test_a_card_that_states_another_licence_than_the_record_is_found(folder, rec
     assert [finding.level for finding in found] == ([level] if level else [])
     for finding in found:
         assert finding.text.endswith(f", and ssdd_hub.json {recorded}: render it again") and len(finding.text) < 200
-
-
-# What a terminal is shown
 
 
 def test_a_finding_is_one_line_that_cannot_steer_a_terminal(folder):

@@ -72,9 +72,6 @@ def files(folder):
     return sorted(path.name for path in (folder / "data").iterdir())
 
 
-# Writing and reading
-
-
 def test_a_set_in_several_files_and_row_groups_comes_back(tmp_path, small):
     saved = make_full_set()
     folder = saved.save(tmp_path / "set")
@@ -134,9 +131,6 @@ def test_pieces_are_small_in_order_and_may_be_written_to(tmp_path, small):
     parts[0]["images"][:] = 0
 
 
-# What is stated
-
-
 @pytest.mark.parametrize(
     "make", [lambda t: t, lambda t: t.permute(2, 0, 1), lambda t: t[::2, :, 1:], lambda t: t[0, 0, 0]]
 )
@@ -161,9 +155,6 @@ def test_ranges_do_not_depend_on_pieces(monkeypatch):
         assert found == {"pixel_range": [pixels.min().item(), pixels.max().item()], "clip_fraction": outside}
     pixels[3, 0, 0, 0] = torch.nan
     assert np.isnan(measure_range(pixels)["pixel_range"]).all()
-
-
-# Files of other writers
 
 
 def as_large_lists(table):
@@ -224,9 +215,6 @@ def test_a_footer_that_is_too_large_is_refused(folder, monkeypatch):
 def test_a_footer_of_something_else_is_refused(folder, footer):
     first(folder).write_bytes(b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1")
     refused(folder, stated_of(folder), "are damaged|lack the column|stated shape")
-
-
-# Files from outside
 
 
 def forbid_decoding(monkeypatch, first_piece=False):
@@ -394,9 +382,6 @@ def test_rows_that_only_a_footer_claims_are_refused(tmp_path, claim, agreed):
     huge = claim > 10**11 and agreed
     with pytest.raises(InputError, match="GiB of memory, more than" if huge else "stated shape|damaged|differs"):
         parquet.read_tensors(tmp_path, stated)
-
-
-# The record
 
 
 @pytest.mark.parametrize("shape", [5, None, "17", [], [0, 3], [1.0, 2], [True, 2], ["1"], [[1]], [1] * 6, {"1": 2}])

@@ -128,7 +128,7 @@ def _student(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
 
 
 def _scores(records: list[Any]) -> str:
-    """Returns the scores as a table, without costs, which are of one machine and tell nothing of the set."""
+    """Returns the scores as a table, without costs, which depend on the machine and not on the set."""
     try:
         records = [record for record in records if record.get("protocol") != "cost"]
         return markdown_table(records) if records else ""

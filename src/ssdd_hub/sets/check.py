@@ -88,13 +88,35 @@ def check_set(folder: Path, metadata: Mapping[str, Any]) -> list[Finding]:
     """Checks a set but for its card; the record may be another than that of the folder, as when it is published."""
     if links := list(_check_links(folder)):
         return links
-    found = [*_check_files(folder, metadata), *_check_data(folder, metadata), *_check_record(metadata)]
-    return sorted([*found, *_check_text(metadata)])
+    return sorted([*_check_files(folder, metadata), *_check_data(folder, metadata), *_check_record(metadata)])
 
 
 def check_card(metadata: Mapping[str, Any], card: str) -> list[Finding]:
     """Checks a card, which need not be that of the folder, against the record of a set."""
-    return sorted([*_check_header(metadata, card), *_check_secrets(CARD_FILE, card)])
+    found = list(_check_secrets(CARD_FILE, card))
+    try:
+        header = read_header(card)
+    except InputError as error:
+        return sorted([*found, _error(CARD_FILE, str(error))])
+    missing = [name for name in _CARD_FIELDS if not header.get(name)]
+    if missing:
+        found.append(_error(CARD_FILE, f"its YAML lacks {', '.join(missing)}: render the card again"))
+    entries = header["configs"] if isinstance(header.get("configs"), list) else []
+    if not any(isinstance(entry, dict) and entry.get("config_name") == "default" for entry in entries):
+        found.append(_error(CARD_FILE, "its YAML has no default config: render the card again"))
+    # All configs, since any of them can be made the one that is loaded by default. A pattern is compared and not
+    # tried: an untrusted pattern may match anything, and take for ever.
+    for path in (path for entry in entries for path in paths_of_config(entry)):
+        if path != DATA_FILES:
+            named = f"its YAML must name the data files {DATA_FILES} alone, got {repr(path)[:80]}"
+            found.append(_error(CARD_FILE, f"{named}: render the card again"))
+    recorded = str(section(metadata, "provenance").get("license") or licences.UNKNOWN)
+    stated, rendered = licences.stated_licences(header), licences.stated_licences(licences.describe_licence(recorded))
+    if set(licences.split_licences(stated)) != set(licences.split_licences(rendered)):
+        freer = licences.is_non_commercial(recorded) and not licences.is_non_commercial(stated)
+        text = f"its YAML says license {stated[:80]}, and {METADATA_FILE} {recorded[:80]}: render it again"
+        found.append(Finding("error" if freer else "warning", CARD_FILE, text))
+    return sorted(found)
 
 
 def read_card(folder: Path) -> str:
@@ -198,6 +220,14 @@ def _check_record(metadata: Mapping[str, Any]) -> Iterator[Finding]:
         check_set_licence(provenance)
     except InputError as error:
         yield _error(METADATA_FILE, str(error))
+    # It must be written, read again and made into a card.
+    try:
+        with tempfile.TemporaryDirectory(prefix="ssdd-hub-check-") as scratch:
+            write_metadata(Path(scratch), metadata)
+        render_dataset_card(metadata, "owner/name")
+        yield from _check_secrets(METADATA_FILE, dump_metadata(metadata))
+    except MISTAKES as error:
+        yield _error(METADATA_FILE, f"cannot be published ({error!r}): fetch or make the set again")
 
 
 def find_unusable(place: str, stated: Mapping[str, Any]) -> Iterator[Finding]:
@@ -210,43 +240,6 @@ def check_set_licence(provenance: Mapping[str, Any]) -> None:
     """Raises an `InputError` for a licence freer than those of source and teacher for which no reason is stated."""
     parts = {name: str(section(provenance, name).get("license") or licences.UNKNOWN) for name in ("source", "teacher")}
     licences.check_licence(str(provenance.get("license") or licences.UNKNOWN), parts, provenance.get("license_reason"))
-
-
-def _check_text(metadata: Mapping[str, Any]) -> Iterator[Finding]:
-    """Checks that the record can be written and read again and made into a card, and that it holds no token."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="ssdd-hub-check-") as scratch:
-            write_metadata(Path(scratch), metadata)
-        render_dataset_card(metadata, "owner/name")
-        yield from _check_secrets(METADATA_FILE, dump_metadata(metadata))
-    except MISTAKES as error:
-        yield _error(METADATA_FILE, f"cannot be published ({error!r}): fetch or make the set again")
-
-
-def _check_header(metadata: Mapping[str, Any], card: str) -> Iterator[Finding]:
-    try:
-        header = read_header(card)
-    except InputError as error:
-        yield _error(CARD_FILE, str(error))
-        return
-    missing = [name for name in _CARD_FIELDS if not header.get(name)]
-    if missing:
-        yield _error(CARD_FILE, f"its YAML lacks {', '.join(missing)}: render the card again")
-    entries = header["configs"] if isinstance(header.get("configs"), list) else []
-    if not any(isinstance(entry, dict) and entry.get("config_name") == "default" for entry in entries):
-        yield _error(CARD_FILE, "its YAML has no default config: render the card again")
-    # All configs, since any of them can be made the one that is loaded by default. A pattern is compared and not
-    # tried: an untrusted pattern may match anything, and take for ever.
-    for path in (path for entry in entries for path in paths_of_config(entry)):
-        if path != DATA_FILES:
-            named = f"its YAML must name the data files {DATA_FILES} alone, got {repr(path)[:80]}"
-            yield _error(CARD_FILE, f"{named}: render the card again")
-    recorded = str(section(metadata, "provenance").get("license") or licences.UNKNOWN)
-    stated, rendered = licences.stated_licences(header), licences.stated_licences(licences.describe_licence(recorded))
-    if set(licences.split_licences(stated)) != set(licences.split_licences(rendered)):
-        freer = licences.is_non_commercial(recorded) and not licences.is_non_commercial(stated)
-        text = f"its YAML says license {stated[:80]}, and {METADATA_FILE} {recorded[:80]}: render it again"
-        yield Finding("error" if freer else "warning", CARD_FILE, text)
 
 
 def _check_secrets(place: str, text: str) -> Iterator[Finding]:

@@ -143,7 +143,8 @@ class Pair:
     def require_plain(self, *others: str) -> None:
         """Raises an `InputError` for links, FIFOs and devices among the files and others beside them."""
         # A single file of both tensors was named by the caller, who may reach it by a link.
-        require_plain(self.folder, [*({} if self.is_one_file else self.names), *others])
+        own = [] if self.is_one_file else self.names
+        require_plain(self.folder, [*own, *others])
 
 
 def get_layout(name: str) -> Layout:

@@ -65,8 +65,8 @@ def pretrain_student(student: nn.Module, distilled: DistilledSet, seed: int = 0,
     """Pre-trains a student on a set, by the recipe that the set states.
 
     Args:
-        student: Freshly built by `build_student`, with a head as wide as the set's targets; trained in place, on the
-            device where it is.
+        student: Freshly built, such as by `build_student`, with a head as wide as the set's targets; trained in place,
+            on the device where it is.
         distilled: The set.
         seed: Seed of the order of the images and of their augmentation.
         **changes: Settings of `UseSettings` that differ from the recipe, such as `epochs`.
