@@ -23,10 +23,9 @@ from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.models.pretraining import UseSettings, fit_student
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import derive_seed, seeded
-from ssdd_hub.selection.source import Source, SourcePairs
+from ssdd_hub.selection.source import SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.pretrain import SetPairs
-from ssdd_hub.targets.transform import TargetTransform
 
 USE = UseSettings(epochs=3, batch_size=4, learning_rate=0.05)
 SPACE = PixelSpace((0.5,), (0.25,))
@@ -458,16 +457,18 @@ def test_a_timm_model_can_be_a_candidate():
 
 def test_pre_training_on_digits_lowers_the_error(digits, small_teacher, run):
     source, heldout, teacher = digits[0].subset(range(200)), digits[1].subset(range(100)), small_teacher()
-    space, plain = PixelSpace((0.3,), (0.4,)), TargetTransform.fit("none", torch.zeros(2, 24))
     targets, seen = (teacher(bank.pixels / 255) for bank in (source, heldout))
-    given = Source(source, targets, teacher, plain, space)
-    pairs = SourcePairs(given.bank, given.targets, space)
-    sets = [Contender("full", lambda k: pairs, lambda k: "full"), none_contender()]
+    space = PixelSpace((0.3,), (0.4,))
+    pairs = SourcePairs(source, targets, space)
     protocols = [TeacherError(), LinearProbe(ProbeSettings(labels=[50], draws=1, ridges=[1e-2]))]
     shape = {"num_targets": 24, "in_chans": 1, "image_size": 16}
-    students = [Candidate.of("ssdd_convnet3", {"widths": [4, 8]}, protocols, **shape)]
-    data, use = RealData("digits", source, heldout, space, CPU, seen), UseSettings(epochs=10, batch_size=50)
-    records = run(sets=sets, candidates=students, datasets=[data], use=use, seeds=2)
+    records = run(
+        sets=[Contender("full", lambda k: pairs, lambda k: "full"), none_contender()],
+        candidates=[Candidate.of("ssdd_convnet3", {"widths": [4, 8]}, protocols, **shape)],
+        datasets=[RealData("digits", source, heldout, space, CPU, seen)],
+        use=UseSettings(epochs=10, batch_size=50),
+        seeds=2,
+    )
     mean = {(record["set"], record["protocol"]): record["mean"] for record in scores(records)}
     assert mean["full", "teacher_error"] < 0.5 * mean["none", "teacher_error"]
     assert mean["full", "probe"] > 0.4
