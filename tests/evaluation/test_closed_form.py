@@ -47,10 +47,10 @@ def draw(*shape, seed=0, dtype=torch.float64):
 
 
 def test_the_vote_is_that_of_lightly(data, small_backbone):
-    asked = pretrained(small_backbone)
-    measures = NearestNeighbours(KnnSettings(neighbours=20, temperature=0.2))(asked, data)
+    trained = pretrained(small_backbone)
+    measures = NearestNeighbours(KnnSettings(neighbours=20, temperature=0.2))(trained, data)
     voters, tests = (
-        functional.normalize(features_of(asked.student, data, bank)) for bank in (data.train, data.heldout)
+        functional.normalize(features_of(trained.student, data, bank)) for bank in (data.train, data.heldout)
     )
     expected = knn_predict(tests, voters.T, data.train.labels, 10, knn_k=20, knn_t=0.2)[:, 0]
     share = (expected == data.heldout.labels).double().mean().item()
@@ -61,10 +61,10 @@ def test_the_vote_is_that_of_lightly(data, small_backbone):
 def test_images_of_unknown_class_neither_vote_nor_count(data, small_backbone):
     train, heldout = data.train.labels.clone(), data.heldout.labels.clone()
     train[150:], heldout[::2] = -1, -1
-    asked, protocol = pretrained(small_backbone), NearestNeighbours(KnnSettings(neighbours=3))
-    voters, tests = (features_of(asked.student, data, bank) for bank in (data.train, data.heldout))
+    trained, protocol = pretrained(small_backbone), NearestNeighbours(KnnSettings(neighbours=3))
+    voters, tests = (features_of(trained.student, data, bank) for bank in (data.train, data.heldout))
     expected = knn_accuracy(voters[:150], train[:150], tests[1::2], heldout[1::2], 3)
-    assert protocol(asked, with_labels(data, train, heldout)) == [Measure("accuracy", pytest.approx(expected))]
+    assert protocol(trained, with_labels(data, train, heldout)) == [Measure("accuracy", pytest.approx(expected))]
 
 
 def test_at_most_so_many_images_vote_and_the_seed_draws_them(data, small_backbone):
@@ -72,10 +72,10 @@ def test_at_most_so_many_images_vote_and_the_seed_draws_them(data, small_backbon
     voters = [few.voters(data, seed) for seed in (0, 0, 1)]
     assert len(voters[0].unique()) == 12 and torch.equal(voters[0], voters[1])
     assert not torch.equal(voters[0], voters[2])
-    asked = pretrained(small_backbone, seed=1)
-    vectors, tests = (features_of(asked.student, data, bank) for bank in (data.train, data.heldout))
+    trained = pretrained(small_backbone, seed=1)
+    vectors, tests = (features_of(trained.student, data, bank) for bank in (data.train, data.heldout))
     expected = knn_accuracy(vectors[voters[2]], data.train.labels[voters[2]], tests, data.heldout.labels, 1)
-    assert NearestNeighbours(few)(asked, data)[0].value == pytest.approx(expected)
+    assert NearestNeighbours(few)(trained, data)[0].value == pytest.approx(expected)
     assert torch.equal(KnnSettings().voters(data, 0), torch.arange(200))
 
 
@@ -167,7 +167,7 @@ def test_pairs_that_are_not_finite_are_refused(data, small_backbone):
 
 
 def test_features_that_are_not_finite_are_refused(data, small_backbone):
-    asked = pretrained(small_backbone)
-    nn.init.constant_(next(asked.student.parameters()), torch.nan)
+    trained = pretrained(small_backbone)
+    nn.init.constant_(next(trained.student.parameters()), torch.nan)
     with pytest.raises(InputError, match="a student diverges"):
-        NearestNeighbours(KnnSettings())(asked, data)
+        NearestNeighbours(KnnSettings())(trained, data)

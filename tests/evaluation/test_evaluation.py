@@ -23,20 +23,19 @@ from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.models.pretraining import UseSettings, fit_student
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import derive_seed, seeded
-from ssdd_hub.selection.source import Source, SourcePairs
+from ssdd_hub.selection.source import SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.pretrain import SetPairs
-from ssdd_hub.targets.transform import TargetTransform
 
 USE = UseSettings(epochs=3, batch_size=4, learning_rate=0.05)
 SPACE = PixelSpace((0.5,), (0.25,))
 
 
 class Weights:
-    """A protocol that gives the sum of the head's weights, and keeps what it was asked."""
+    """A protocol that gives the sum of the head's weights, and keeps its calls."""
 
     def __init__(self, name="weights", stop=None, applies=None, setting=1):
-        self.name, self.asked, self.stop, self.setting = name, [], stop, setting
+        self.name, self.calls, self.stop, self.setting = name, [], stop, setting
         self._lock = threading.Lock()
         self._applies = applies or (lambda pretrained, data: True)
 
@@ -48,9 +47,9 @@ class Weights:
 
     def __call__(self, pretrained, data):
         with self._lock:
-            if len(self.asked) == self.stop:
+            if len(self.calls) == self.stop:
                 raise KeyboardInterrupt
-            self.asked.append((pretrained, data))
+            self.calls.append((pretrained, data))
         total = pretrained.student.head.weight.sum().item()
         return [Measure("accuracy", total, 0.1), Measure("accuracy", 2 * total, 50)]
 
@@ -179,7 +178,7 @@ def test_where_a_protocol_does_not_apply_to_a_student_its_value_is_null(run):
             assert values[1] is None and None not in (values[0], values[2])
             assert record["n"] == 2 and record["mean"] == pytest.approx((values[0] + values[2]) / 2)
     # That it does not apply is an answer, too.
-    assert len(twice.asked) == 6 and never.asked == []
+    assert len(twice.calls) == 6 and never.calls == []
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def test_statistics_are_of_the_numbers_that_are_there(values, mean, std, n):
 def test_a_protocol_gets_the_student_its_pairs_a_fresh_copy_and_one_seed_for_all_sets(run):
     protocol, seen = Weights(), []
     run(protocol, datasets=[real_data("one"), real_data("two", seed=5)])
-    for pretrained, data in protocol.asked:  # in any order, since students are pre-trained side by side
+    for pretrained, data in protocol.calls:  # in any order, since students are pre-trained side by side
         trained, fresh = pretrained.pairs is not None, pretrained.build()
         assert fresh is not pretrained.student and not fresh.training and not pretrained.student.training
         (k,) = (k for k in range(3) if torch.equal(fresh.head.weight, first_student(k).head.weight))
@@ -222,9 +221,9 @@ def test_a_protocol_gets_the_student_its_pairs_a_fresh_copy_and_one_seed_for_all
 def test_a_second_run_measures_nothing_and_gives_the_same_records(run, trained):
     protocol = Weights()
     first = run(protocol)
-    assert len(protocol.asked) == 9 and len(trained) == 6
+    assert len(protocol.calls) == 9 and len(trained) == 6
     assert text(run(protocol)) == text(first)
-    assert len(protocol.asked) == 9 and len(trained) == 6
+    assert len(protocol.calls) == 9 and len(trained) == 6
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 5, 8])
@@ -240,7 +239,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_in_the_same_records(run,
     assert len(there[1]) == stop < len(there[0]) and 0 < len(costs) == len(trained)
     first, second = Weights("first"), Weights("second")
     resumed = run(first, second)
-    assert len(first.asked) == 9 - len(there[0]) and len(second.asked) == 9 - stop
+    assert len(first.calls) == 9 - len(there[0]) and len(second.calls) == 9 - stop
     assert text(scores(resumed)) == text(scores(unbroken))
     # What was measured is as it was, the seconds of pre-training too.
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -253,26 +252,26 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_in_the_same_records(run,
 def test_what_is_added_is_all_that_is_measured(run, trained):
     first, second, more = Weights("first"), Weights("second"), [contender("a", 1), contender("c", 3)]
     before = run(first, sets=more[:1])
-    assert (len(first.asked), len(trained)) == (3, 3)
+    assert (len(first.calls), len(trained)) == (3, 3)
     added = run(first, second, sets=more[:1])
-    assert (len(first.asked), len(second.asked), len(trained)) == (3, 3, 6)
+    assert (len(first.calls), len(second.calls), len(trained)) == (3, 3, 6)
     assert [record for record in added if record["protocol"] != "second"] == before
     added = run(first, second, sets=more)
-    assert (len(first.asked), len(second.asked), len(trained)) == (6, 6, 9)
+    assert (len(first.calls), len(second.calls), len(trained)) == (6, 6, 9)
     assert [r for r in added if (r["set"], r["protocol"]) in (("a", "first"), ("a", "cost"))] == before
     added = run(first, second, sets=more, seeds=4)
-    assert (len(first.asked), len(second.asked), len(trained)) == (8, 8, 11)
+    assert (len(first.calls), len(second.calls), len(trained)) == (8, 8, 11)
     assert added[0]["values"][:3] == before[0]["values"] and len(added[0]["values"]) == 4
     two = [real_data(), real_data("new", seed=9)]
     added = run(first, second, sets=more, seeds=4, datasets=two)
-    assert (len(first.asked), len(second.asked), len(trained)) == (16, 16, 19)
-    assert {data.name for _, data in first.asked[8:]} == {"new"}
+    assert (len(first.calls), len(second.calls), len(trained)) == (16, 16, 19)
+    assert {data.name for _, data in first.calls[8:]} == {"new"}
     both = [candidate(first), candidate(first, name="other")]
     run(sets=more, seeds=4, datasets=two, candidates=both)
-    assert (len(first.asked), len(second.asked), len(trained)) == (32, 16, 27)
+    assert (len(first.calls), len(second.calls), len(trained)) == (32, 16, 27)
     # Fewer are there already.
     assert run(first, sets=more[:1])[0] == before[0]
-    assert (len(first.asked), len(trained)) == (32, 27)
+    assert (len(first.calls), len(trained)) == (32, 27)
 
 
 @pytest.mark.parametrize(
@@ -293,15 +292,15 @@ def test_what_a_number_depends_on_has_it_measured_again(run, change):
     protocol, again = Weights(), Weights(setting=1 if change else 2)
     first = run(protocol)
     run(again, **change)
-    assert len(again.asked) == (6 if "sets" in change else 9)
-    assert text(run(protocol)) == text(first) and len(protocol.asked) == 9
+    assert len(again.calls) == (6 if "sets" in change else 9)
+    assert text(run(protocol)) == text(first) and len(protocol.calls) == 9
 
 
 def test_names_do_not_matter(run, trained):
     first, later = run(Weights()), Weights()
     sets = [contender("new", 1), contender("b", 2), none_contender("untrained")]
     renamed = run(later, sets=sets, datasets=[real_data("other")])
-    assert later.asked == [] and len(trained) == 6
+    assert later.calls == [] and len(trained) == 6
     assert [record["values"] for record in renamed] == [record["values"] for record in first]
     assert renamed[0]["set"] == "new" and renamed[0]["target"] == "other"
 
@@ -310,7 +309,7 @@ def test_sets_of_the_same_content_are_measured_once(run):
     protocol = Weights()
     records = scores(run(protocol, sets=[contender("a", 1), contender("copy", 1)]))
     assert [record["values"] for record in records[:2]] == [record["values"] for record in records[2:]]
-    assert len(protocol.asked) == 3
+    assert len(protocol.calls) == 3
 
 
 # What a contender decides
@@ -320,8 +319,8 @@ def test_a_contender_may_have_some_protocols_only(run, trained):
     first, second = Weights("first"), Weights("second")
     limited = contender("a", 1, protocols=("second",)), contender("c", 3, protocols=())
     records = run(first, second, sets=[*limited, contender("b", 2)])
-    asked = {(record["set"], record["protocol"]) for record in scores(records)}
-    assert asked == {("a", "second"), ("b", "first"), ("b", "second")} and len(first.asked) == 3
+    measured = {(record["set"], record["protocol"]) for record in scores(records)}
+    assert measured == {("a", "second"), ("b", "first"), ("b", "second")} and len(first.calls) == 3
     assert len(trained) == 6  # nothing is trained for c
 
 
@@ -334,25 +333,25 @@ def test_a_network_of_its_own_takes_the_students_place(run, trained):
     own, protocol, again = Contender("own", lambda k: None, lambda k: "fixed", network=Fixed), Weights(), Weights()
     records = run(protocol, sets=[own, contender("a", 1)])
     assert records[0]["values"] == [6.0] * 3 and records[0]["n"] == 3 and len(trained) == 3
-    untrained = [pretrained for pretrained, _ in protocol.asked if pretrained.pairs is None]
+    untrained = [pretrained for pretrained, _ in protocol.calls if pretrained.pairs is None]
     assert [type(found) for p in untrained for found in (p.student, p.build())] == [Fixed] * 6
     # No recipe and no student is part of it.
     run(sets=[own], use=replace(USE, epochs=9), candidates=[candidate(again, name="other")])
-    assert again.asked == []
+    assert again.calls == []
 
 
 def test_another_teachers_targets_are_not_compared(run):
     protocol, strange = Weights(), contender("b", 2, same_targets=False)
     records = run(TeacherError(), protocol, sets=[contender("a", 1), strange], seeds=1)
-    asked = {(record["set"], record["protocol"]) for record in scores(records)}
-    assert asked == {("a", "teacher_error"), ("a", "weights"), ("b", "weights")}
-    assert sorted(data.heldout_targets is None for _, data in protocol.asked) == [False, True]
+    measured = {(record["set"], record["protocol"]) for record in scores(records)}
+    assert measured == {("a", "teacher_error"), ("a", "weights"), ("b", "weights")}
+    assert sorted(data.heldout_targets is None for _, data in protocol.calls) == [False, True]
 
 
 def test_a_contender_may_have_a_pixel_space_of_its_own(run):
     raw, protocol = PixelSpace.raw(1), Weights()
     run(protocol, sets=[contender("a", 1), contender("b", 1, pixel_space=raw)], seeds=1)
-    spaces = [data.pixel_space for _, data in protocol.asked]
+    spaces = [data.pixel_space for _, data in protocol.calls]
     assert len(spaces) == 2 and SPACE in spaces and raw in spaces
 
 
@@ -426,7 +425,7 @@ def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch,
     places = [place for share in shares for place in share]
     assert sorted(places) == sorted(itertools.product(["linear"], ["a", "b", "none"], range(3)))
     counts = [len(share) for share in shares]
-    assert max(counts) - min(counts) <= 1 and [len(protocol.asked) for protocol in protocols] == counts
+    assert max(counts) - min(counts) <= 1 and [len(protocol.calls) for protocol in protocols] == counts
     monkeypatch.setattr(evaluate, "gather_object", lambda share: shares)
     for index in range(number):
         records = evaluation(Weights(), TeacherError()).run(Share(index, number))
@@ -434,7 +433,7 @@ def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch,
     # Another number of processes finds what is there.
     monkeypatch.setattr(evaluate, "gather_object", gather)
     last = Weights()
-    assert text(scores(run(last, TeacherError()))) == text(scores(alone)) and last.asked == []
+    assert text(scores(run(last, TeacherError()))) == text(scores(alone)) and last.calls == []
 
 
 # Candidates
@@ -456,18 +455,20 @@ def test_a_timm_model_can_be_a_candidate():
             Candidate.of(name, args, (), **shape)
 
 
-def test_pre_training_on_digits_is_worth_something(digits, small_teacher, run):
+def test_pre_training_on_digits_lowers_the_error(digits, small_teacher, run):
     source, heldout, teacher = digits[0].subset(range(200)), digits[1].subset(range(100)), small_teacher()
-    space, plain = PixelSpace((0.3,), (0.4,)), TargetTransform.fit("none", torch.zeros(2, 24))
     targets, seen = (teacher(bank.pixels / 255) for bank in (source, heldout))
-    given = Source(source, targets, teacher, plain, space)
-    pairs = SourcePairs(given.bank, given.targets, space)
-    sets = [Contender("full", lambda k: pairs, lambda k: "full"), none_contender()]
-    asked = [TeacherError(), LinearProbe(ProbeSettings(labels=[50], draws=1, ridges=[1e-2]))]
+    space = PixelSpace((0.3,), (0.4,))
+    pairs = SourcePairs(source, targets, space)
+    protocols = [TeacherError(), LinearProbe(ProbeSettings(labels=[50], draws=1, ridges=[1e-2]))]
     shape = {"num_targets": 24, "in_chans": 1, "image_size": 16}
-    students = [Candidate.of("ssdd_convnet3", {"widths": [4, 8]}, asked, **shape)]
-    data, use = RealData("digits", source, heldout, space, CPU, seen), UseSettings(epochs=10, batch_size=50)
-    records = run(sets=sets, candidates=students, datasets=[data], use=use, seeds=2)
+    records = run(
+        sets=[Contender("full", lambda k: pairs, lambda k: "full"), none_contender()],
+        candidates=[Candidate.of("ssdd_convnet3", {"widths": [4, 8]}, protocols, **shape)],
+        datasets=[RealData("digits", source, heldout, space, CPU, seen)],
+        use=UseSettings(epochs=10, batch_size=50),
+        seeds=2,
+    )
     mean = {(record["set"], record["protocol"]): record["mean"] for record in scores(records)}
     assert mean["full", "teacher_error"] < 0.5 * mean["none", "teacher_error"]
     assert mean["full", "probe"] > 0.4

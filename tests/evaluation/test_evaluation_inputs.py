@@ -210,7 +210,7 @@ def test_targets_are_not_those_of_the_same_weights_that_are_read_otherwise(small
 
 
 @pytest.mark.parametrize(("name", "words"), [("source", "source images"), ("heldout", "held-out images")])
-def test_images_other_than_those_that_a_set_states_are_refused_unless_others_are_asked_for(digits, name, words):
+def test_images_other_than_those_that_a_set_states_are_refused_unless_others_are_given(digits, name, words):
     settings = DataSettings(max_images=50)
     stated = {"source": digits[0].source, "heldout": {"fingerprint": digits[1].fingerprint}}
     facts = {"settings": {"data": asdict(settings)}, "seed": 3, **stated}
@@ -218,11 +218,11 @@ def test_images_other_than_those_that_a_set_states_are_refused_unless_others_are
     changed = {**facts, name: {"fingerprint": "c" * 64}}
     same = [settings, replace(settings, memory_budget_gb=1.0), replace(settings, label_column="none")]
     same.append(replace(settings, follow_links=True))
-    for asked in same:
+    for given in same:
         with pytest.raises(
             InputError, match=rf"the {words} at digits are not .* c{{12}}\.\.\.; .* give --source.name"
         ):
-            check_stated_images(make_set(**changed), asked, 3, *digits)
+            check_stated_images(make_set(**changed), given, 3, *digits)
     check_stated_images(make_set(**changed), settings, 4, *digits)
     check_stated_images(make_set(**changed), replace(settings, image_size=16), 3, *digits)
     # A set that records nothing of them, or less than there is to set by now.
@@ -249,11 +249,11 @@ def test_settings_that_draw_nothing_do_not_keep_images_from_being_compared(caplo
     settings = DataSettings("x")
     facts = {"settings": {"data": asdict(settings)}, "seed": 3}
     facts |= {"source": {"fingerprint": "c" * 64, "selection": "all"}, "heldout": {"fingerprint": "a" * 64}}
-    for asked in (settings, replace(settings, heldout_fraction=0.3)):
+    for given in (settings, replace(settings, heldout_fraction=0.3)):
         with pytest.raises(InputError, match="the source images at x are not those of the set"):
-            check_stated_images(make_set(**facts), asked, 5, bank("all"), bank("all"))
+            check_stated_images(make_set(**facts), given, 5, bank("all"), bank("all"))
     assert not caplog.records
-    # Others are asked for, and that they are not compared is said.
+    # Others are wanted, and a warning says that they are not compared.
     facts["source"]["selection"] = drawn = "all but 0.1 held out by seed 3"
     check_stated_images(make_set(**facts), settings, 5, bank(drawn), bank(drawn))
     first, second = (record.message for record in caplog.records)

@@ -36,10 +36,10 @@ def make_teacher():
     return Teacher(make_network(7, 0), OTHER, 8, "made")
 
 
-def said_of(protocol, data):
+def answers_of(protocol, data):
     """What the classifier of a target says of its held-out images, and its accuracy."""
-    said = protocol.classifier(data).outputs(data.heldout.pixels / 255)
-    return said, (said.argmax(1) == data.heldout.labels).double().mean().item()
+    answers = protocol.classifier(data).outputs(data.heldout.pixels / 255)
+    return answers, (answers.argmax(1) == data.heldout.labels).double().mean().item()
 
 
 # The loss
@@ -55,9 +55,9 @@ def test_the_soft_cross_entropy_and_its_gradient_are_the_formula_s():
         powers = np.exp(values - values.max(1, keepdims=True))
         return powers / powers.sum(1, keepdims=True)
 
-    wanted, said = softmax(taught.numpy() / 2.5), softmax(outputs.detach().numpy() / 2.5)
-    assert loss.item() == pytest.approx(-(wanted * np.log(said)).sum() / 5, rel=1e-12)
-    np.testing.assert_allclose(gradient, (said - wanted) / 2.5 / 5, rtol=1e-12, atol=1e-15)
+    wanted, answers = softmax(taught.numpy() / 2.5), softmax(outputs.detach().numpy() / 2.5)
+    assert loss.item() == pytest.approx(-(wanted * np.log(answers)).sum() / 5, rel=1e-12)
+    np.testing.assert_allclose(gradient, (answers - wanted) / 2.5 / 5, rtol=1e-12, atol=1e-15)
 
 
 def test_a_class_without_probability_counts_nothing():
@@ -119,8 +119,8 @@ def test_the_probe_is_scikit_learn_s_regression_on_the_teacher_s_features():
     features, tests = (teacher(bank.pixels.float() / 255) for bank in (data.train, data.heldout))
     witness = LogisticRegression(C=1 / (0.01 * 45), max_iter=10000, tol=1e-8)
     witness.fit(features[known].double(), data.train.labels[known])
-    said, right = said_of(KnowledgeDistillation(KdSettings(ridge=0.01), teacher), data)
-    np.testing.assert_allclose(said.softmax(1), witness.predict_proba(tests.double()), atol=2e-3)
+    answers, right = answers_of(KnowledgeDistillation(KdSettings(ridge=0.01), teacher), data)
+    np.testing.assert_allclose(answers.softmax(1), witness.predict_proba(tests.double()), atol=2e-3)
     assert right == pytest.approx(witness.score(tests.double(), data.heldout.labels)) and right > 0.6
 
 
@@ -143,8 +143,8 @@ def test_each_network_sees_the_same_image_in_its_own_space(space):
 def test_a_class_without_a_labelled_image_is_never_taught():
     data = make_data((0, 2) * 20, (0, 1, 2) * 10)
     protocol = KnowledgeDistillation(KdSettings(max_steps=3), make_teacher())
-    said, right = said_of(protocol, data)
-    assert said.shape == (30, 3) and (said[:, 1] == -torch.inf).all() and said[:, ::2].isfinite().all()
+    answers, right = answers_of(protocol, data)
+    assert answers.shape == (30, 3) and (answers[:, 1] == -torch.inf).all() and answers[:, ::2].isfinite().all()
     assert right <= 2 / 3 and [one.metric for one in protocol(pretrained(), data)] == ["accuracy"]
 
 
@@ -166,8 +166,8 @@ def test_a_stored_network_is_a_classifier_with_its_own_size_and_space(network_fo
     data, protocol = make_data(), KnowledgeDistillation(KdSettings(classifier=name), None)
     pixels = data.heldout.pixels.float() / 255
     large = torch.nn.functional.interpolate(pixels, (16, 16), mode="bilinear", antialias=True).clamp(0, 1)
-    said, _ = said_of(protocol, data)
-    torch.testing.assert_close(said, network((large - 0.2) / 0.7), rtol=1e-4, atol=1e-4)
+    answers, _ = answers_of(protocol, data)
+    torch.testing.assert_close(answers, network((large - 0.2) / 0.7), rtol=1e-4, atol=1e-4)
     assert protocol.classifier(data).num_classes == 3
 
 
@@ -192,9 +192,9 @@ def test_it_is_built_once_for_all_threads_and_for_data_with_other_targets(monkey
     calls, fit = [], kd.fit_logistic
     monkeypatch.setattr(kd, "fit_logistic", lambda *args: calls.append(1) or fit(*args))
     protocol, data = KnowledgeDistillation(KdSettings(), make_teacher()), make_data()
-    asked = [data, replace(data, heldout_targets=torch.zeros(30, 2))] * 4
+    data_of_both = [data, replace(data, heldout_targets=torch.zeros(30, 2))] * 4
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(protocol.classifier, asked))
+        found = list(pool.map(protocol.classifier, data_of_both))
     assert len(calls) == 1 and all(one is found[0] for one in found)
     assert protocol.classifier(make_data()) is not found[0] and len(calls) == 2
 
@@ -223,8 +223,8 @@ def test_a_student_may_be_tested_by_batch_statistics():
     assert plain(pretrained(pairs=pairs), data) == [Measure("accuracy", usual)]
     student.train()
     with torch.no_grad():
-        said = torch.cat([student(data.images(data.heldout, part)) for part in (slice(512), slice(512, None))])
-    assert found.value == (said.argmax(1) == data.heldout.labels).double().mean().item()
+        answers = torch.cat([student(data.images(data.heldout, part)) for part in (slice(512), slice(512, None))])
+    assert found.value == (answers.argmax(1) == data.heldout.labels).double().mean().item()
     assert found.value < usual - 0.05
 
 

@@ -232,7 +232,7 @@ def test_costs_are_not_ranked():
     assert "**" not in text and "Difference" not in text
 
 
-def test_ties_are_all_best_and_one_rival_is_no_contest():
+def test_ties_are_all_best_and_a_single_set_is_not_marked():
     text = markdown_table([record("a", [0.5, 0.6]), record("b", [0.6, 0.5]), record("full", [0.9, 0.9])])
     assert text.count("**55.0 ± 7.1**") == 2
     assert "**" not in markdown_table([record("a", [0.5, 0.6]), record("full", [0.9, 0.9])])

@@ -7,10 +7,11 @@ first weights, and a protocol draws the same labelled images for it, whatever th
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -73,12 +74,8 @@ class Evaluation:
             The records of `scores.json`: one per set, student, dataset, protocol, metric and number of labels, with
             mean, std (n - 1), n and all values.
         """
-        jobs = [
-            _Job(self, candidate, contender, k)
-            for k in range(self.seeds)
-            for candidate in self.candidates
-            for contender in self.contenders
-        ]
+        entries = product(range(self.seeds), self.candidates, self.contenders)
+        jobs = [_Job(self, candidate, contender, k) for k, candidate, contender in entries]
         mine = jobs[accelerator.process_index :: accelerator.num_processes]
         todo = [job for job in mine if job.missing]
         # Jobs of the same content follow each other, so that the next finds what one has measured.
@@ -93,14 +90,17 @@ class Evaluation:
         return list(self._records(results))
 
     def _records(self, results: Mapping[tuple[str, str, int], "_Measured"]) -> Iterator[Record]:
-        for candidate in self.candidates:
-            for contender in self.contenders:
-                students = [results[candidate.name, contender.name, k] for k in range(self.seeds)]
-                for protocol, target in dict.fromkeys(where for student in students for where in student):
-                    cells = [student.get((protocol, target), []) for student in students]
-                    about = {"set": contender.name, "protocol": protocol, **self.facts, "target": target}
-                    about |= {"student": candidate.name, "use": self.use.augment}
-                    yield from _summarise(about, cells)
+        for candidate, contender in product(self.candidates, self.contenders):
+            students = [results[candidate.name, contender.name, k] for k in range(self.seeds)]
+            for protocol, target in dict.fromkeys(where for student in students for where in student):
+                about = {"set": contender.name, "protocol": protocol, **self.facts, "target": target}
+                about |= {"student": candidate.name, "use": self.use.augment}
+                cells = [student.get((protocol, target), []) for student in students]
+                found = [{(measure.metric, measure.labels): measure.value for measure in cell} for cell in cells]
+                for metric, labels in dict.fromkeys(kind for scores in found for kind in scores):
+                    # A student without a value has None.
+                    values = [scores.get((metric, labels)) for scores in found]
+                    yield {**about, "labels": labels, "metric": metric, **describe_values(values)}
 
 
 _Measured = dict[tuple[str, str | None], list[Measure]]  # by protocol and dataset
@@ -206,14 +206,6 @@ def _run_side_by_side(groups: Sequence[Sequence[_Job]], done: Callable[[], objec
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)
-
-
-def _summarise(about: Mapping[str, Any], cells: Sequence[Iterable[Measure]]) -> Iterator[Record]:
-    """Yields a record for each metric and number of labels; `values` has None for a student without one."""
-    named = [{(measure.metric, measure.labels): measure.value for measure in cell} for cell in cells]
-    for metric, labels in dict.fromkeys(kind for kinds in named for kind in kinds):
-        values = [kinds.get((metric, labels)) for kinds in named]
-        yield {**about, "labels": labels, "metric": metric, **describe_values(values)}
 
 
 def describe_values(values: Sequence[float | None]) -> dict[str, Any]:
