@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RepositoryNotFoundError,
 )
 from huggingface_hub.utils import get_session, httpx
 
@@ -24,10 +25,10 @@ NOT_JSON = json.JSONDecodeError("Expecting value", "<html>", 0)
 NO_HEADER = UnicodeEncodeError("ascii", f"Bearer {TOKEN}\u00e9", 40, 41, "ordinal not in range(128)")
 
 
-def answered(status, **headers):
+def answered(status, kind=HfHubHTTPError, message=None):
     """Returns the error of an answer with that status."""
-    response = httpx.Response(status, headers=headers, request=httpx.Request("GET", "https://hub.invalid/x"))
-    return HfHubHTTPError(f"{status} of the Hub", response=response)
+    response = httpx.Response(status, request=httpx.Request("GET", "https://hub.invalid/x"))
+    return kind(f"{status} of the Hub", response=response, server_message=message)
 
 
 def failing(*errors, then="done"):
@@ -174,6 +175,12 @@ def test_pythons_own_errors_are_explained_when_the_client_raises_them_and_only_t
         (PermissionError(errno.EACCES, "Permission denied", "/x"), r".*Permission denied: '/x' \(PermissionError\)"),
         (LocalTokenNotFoundError("no token"), "there is no token: log in by `hf auth login`, or set HF_TOKEN"),
         (OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE is set: unset it to reach the Hub"),
+        (answered(401, RepositoryNotFoundError), "there is no such repository, or it is private and not open to this"),
+        (
+            answered(401, RepositoryNotFoundError, "Invalid credentials"),
+            "the Hub does not know the token, or wants one",
+        ),
+        (answered(401), "the Hub does not know the token, or wants one: log in by `hf auth login`"),
         (answered(403), r"the token does not allow it \(403 of the Hub\): take one with that right"),
         (answered(429), "the Hub asks to wait, too much was asked of it: try again in some minutes"),
         (answered(503), r"the Hub is not well \(status 503\), also after 5 tries: try again later"),
@@ -196,8 +203,7 @@ def test_an_error_is_one_line_that_says_what_to_do(error, message):
 
 
 def test_what_the_hub_says_is_one_line_without_what_steers_a_terminal():
-    error = answered(418)
-    error.server_message = "first\nsecond\x1b[2J\u202e {line}"
+    error = answered(418, message="first\nsecond\x1b[2J\u202e {line}")
     with pytest.raises(InputError) as caught, explained("asking"):
         raise error
     assert str(caught.value) == "asking failed: the Hub answers 418 (first; second [2J  {line})"

@@ -210,12 +210,20 @@ def test_the_token_in_use_is_not_published_whatever_it_looks_like(hub, tmp_path)
     assert hub.repos == {} and "secret" not in str(caught.value)
 
 
+def test_a_file_that_changes_once_it_was_packed_is_not_published(hub, folder):
+    plan = plan_set(folder, REPO, tag="v1", token="hf_ann")
+    (folder / PARQUET).write_bytes(bytes((folder / PARQUET).stat().st_size))
+    with pytest.raises(InputError, match="^publishing ann/tiny failed: the Hub refuses it"):
+        upload(plan, "Changed", "hf_ann")
+    assert hub.files(REPO).keys() == {".gitattributes"}
+
+
 def test_a_damaged_copy_in_the_cache_does_not_count_against_the_hub(hub, folder, tmp_path):
-    push(folder)
-    DistilledSet.from_pretrained(REPO)
+    first = push(folder)
+    assert is_loaded()
     for path in (tmp_path / "home").rglob("blobs/*"):
-        path.write_bytes(b"damaged")
-    assert push(folder, tag="v2").revision == "v2"
+        path.write_bytes(bytes(path.stat().st_size))
+    assert push(folder) == first
 
 
 def test_a_name_alone_is_in_the_users_namespace(hub, folder):

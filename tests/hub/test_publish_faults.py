@@ -161,10 +161,11 @@ def test_two_publishers_of_the_same_set_at_once_agree(hub, folder):
     # Both are at the door of the commit before either goes in.
     hub.faults.append(Fault(COMMIT, delay=0.5, times=2))
     done = []
-    threads = [
-        threading.Thread(target=lambda plan: done.append(upload.upload(plan, "Same", "hf_ann")), args=(plan,))
-        for plan in plans
-    ]
+
+    def run(plan):
+        done.append(upload.upload(plan, "Same", "hf_ann"))
+
+    threads = [threading.Thread(target=run, args=(plan,)) for plan in plans]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -14,11 +14,10 @@ from huggingface_hub.hf_api import RepoSibling
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import replaced_folder
-from ssdd_hub.hub.client import ERRORS, TRIES, Repo, Token, explained, is_passing
+from ssdd_hub.hub.client import ERRORS, TRIES, Repo, Result, Token, explained, is_passing
 from ssdd_hub.record import CARD_FILE, LARGEST_CARD, METADATA_FILE, MOST_BYTES, PREVIEW_FILE, TRANSFORM_FILE
 from ssdd_hub.text import HUB_ID
 
-Result = TypeVar("Result")
 _LOG = logging.getLogger(__name__)
 _SHARD = "data/train-{0}-of-{0}.parquet".format("[0-9]" * 5)
 # No `*`, which would also stand for `/` and `..`.
@@ -131,8 +130,8 @@ def _to_cache(repo: Repo, revision: str | None, doing: str, patterns: list[str])
         except LocalEntryNotFoundError:
             raise reason from None
     if not isinstance(reason, OfflineModeIsEnabled):
-        said = "the Hub cannot be asked for %s (%s): taken is the copy in the cache, which may be older"
-        _LOG.warning(said, repo.repo_id, type(reason).__name__)
+        text = "the Hub cannot be asked for %s (%s): taken is the copy in the cache, which may be older"
+        _LOG.warning(text, repo.repo_id, type(reason).__name__)
     return folder, None
 
 

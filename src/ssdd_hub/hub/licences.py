@@ -62,7 +62,7 @@ def split_licences(name: str) -> list[str]:
 
 
 def is_non_commercial(name: str) -> bool:
-    """Whether one of the licences forbids commercial use, as far as its name tells."""
+    """Whether one of the licences forbids commercial use, as its name states."""
     return any(part in _RESEARCH or _NON_COMMERCIAL.search(part) for part in split_licences(name))
 
 

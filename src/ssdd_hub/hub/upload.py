@@ -179,7 +179,12 @@ def upload(plan: Plan, message: str, token: Token = None) -> Published:
     _verify(repo, plan, commit)
     if plan.tag is not None:
         with explained(f"tagging {plan.repo_id} (the commit {commit[:8]} itself is published and verified)", token):
-            _tag(repo, plan, plan.tag, commit)
+            repo.call(HfApi.create_tag, tag=plan.tag, revision=commit, exist_ok=True)
+            tagged = _list_refs(repo).get(f"refs/tags/{plan.tag}", commit)
+            if tagged != commit and not _is_held(repo, plan, tagged):
+                taken = f"somebody else put the tag {plan.tag} of {plan.repo_id} on commit {tagged[:8]} meanwhile"
+                mine = f"yours is published and verified as commit {commit[:8]}"
+                raise InputError(f"{taken}; {mine}: publish again with another tag")
     prefix = "datasets/" if repo.kind == "dataset" else ""
     url = f"{HfApi().endpoint}/{prefix}{plan.repo_id}/commit/{commit}"
     return Published(plan.repo_id, commit, plan.tag or revision, url)
@@ -226,16 +231,6 @@ def _find_landed(repo: Repo, plan: Plan, before: Mapping[str, str]) -> tuple[str
         return head, head
     moved = f"{plan.branch} was at {str(plan.head)[:8]} and is at {head[:8]}"
     raise InputError(f"somebody else wrote to {plan.repo_id} meanwhile: {moved}. {_NOTHING}")
-
-
-def _tag(repo: Repo, plan: Plan, tag: str, commit: str) -> None:
-    repo.call(HfApi.create_tag, tag=tag, revision=commit, exist_ok=True)
-    target = _list_refs(repo).get(f"refs/tags/{tag}", commit)
-    if target != commit and not _is_held(repo, plan, target):
-        raise InputError(
-            f"somebody else put the tag {tag} of {plan.repo_id} on commit {target[:8]} meanwhile; yours is published "
-            f"and verified as commit {commit[:8]}: publish again with another tag"
-        )
 
 
 def _is_held(repo: Repo, plan: Plan, commit: str) -> bool:
