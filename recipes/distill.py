@@ -130,8 +130,8 @@ def main() -> None:
     accelerator, run = begin(config, defaults=DistillConfig())
     settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
     if settings.batch_size < accelerator.num_processes:
-        size = f"--distiller.batch-size {settings.batch_size}"
-        raise InputError(f"{size} is less than one image for each process: raise it")
+        least = f"{accelerator.num_processes}, one image for each process"
+        raise InputError(f"--distiller.batch-size must be at least {least}, got {settings.batch_size}: raise it")
     images, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
     if settings.num_images > len(images) and config.init != NOISE:
         raise InputError(

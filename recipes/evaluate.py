@@ -187,12 +187,11 @@ def main() -> None:
         contenders += prepare_references(references, wanted, counts, config.evaluate.seeds, accelerator)
     elif wanted:
         contenders.append(none_contender())
-    store, facts = CellStore(run.path / "cells"), {"source": own.name if own else None}
     parts = (contenders, [*candidates, *ranked], data, config.use, config.evaluate.seeds, config.seed)
+    store, facts = CellStore(run.path / "cells"), {"source": own.name if own else None}
     records = Evaluation(*parts, store, facts).run(accelerator)
     if accelerator.is_main_process:
-        names = [candidate.name for candidate in ranked]
-        records += kinds.rank_records(records, names, config.rank.by, FULL) if ranks else []
+        records += kinds.rank_records(records, [each.name for each in ranked], config.rank.by, FULL)
         machine = describe_machine(accelerator.device, accelerator.num_processes)
         seconds = time.perf_counter() - started
         print(save_evaluation(run, config, sets, records, machine, seconds))
