@@ -25,11 +25,19 @@ from ssdd_hub.distill.methods import METHODS, build_method
 from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_parameterisation
 from ssdd_hub.distill.registry import MethodSettings, ParameterisationSettings
 from ssdd_hub.errors import require
-from ssdd_hub.evaluation import Candidate, CellStore, EvaluateSettings, Evaluation, RealData, References, set_contender
+from ssdd_hub.evaluation import (
+    Baselines,
+    EvaluateSettings,
+    Evaluation,
+    RealData,
+    ScoreStore,
+    StudentEntry,
+    entry_of_set,
+)
 from ssdd_hub.evaluation.evaluation import COST, Record
 from ssdd_hub.evaluation.loading import prepare_references, shape_of
 from ssdd_hub.evaluation.protocols import LinearProbe, ProbeSettings, TeacherError
-from ssdd_hub.models import StudentSettings, UseSettings
+from ssdd_hub.models import StudentSettings, StudentTrainingSettings
 from ssdd_hub.results import score_table
 from ssdd_hub.runs import RunSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
@@ -42,7 +50,7 @@ from ssdd_hub.sets.report import save_distillation
 from ssdd_hub.settings import parse_config, to_dict
 from ssdd_hub.targets import Targets, TargetSettings
 from ssdd_hub.targets.compute import compute_targets
-from ssdd_hub.teachers import PretrainSettings, TeacherSettings
+from ssdd_hub.teachers import TeacherSettings, TeacherTrainingSettings
 from ssdd_hub.teachers.loading import load_or_train_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "digits.yaml"
@@ -55,7 +63,7 @@ class DistillConfig:
     Attributes:
         data: The source images.
         teacher: The network whose features are the targets.
-        pretrain: How the teacher is trained, unless it is ready made.
+        teacher_training: How the teacher is trained, unless it is ready made.
         targets: How its features become targets.
         student: The network that distils and is pre-trained on the result.
         method: What says how good the set is.
@@ -65,7 +73,7 @@ class DistillConfig:
         selection: How these are chosen.
         pool: The online students, of methods that have any.
         distiller: The outer problem.
-        use: How students are pre-trained on the result.
+        student_training: How students are pre-trained on the result.
         evaluate: How much is measured.
         probe: The linear probe of the students' features.
         run: Where the run is kept, and how often.
@@ -74,10 +82,11 @@ class DistillConfig:
     """
 
     SHORT: ClassVar[dict[str, str]] = {"method": "method.name", "parameterisation": "parameterisation.name"}
+    RENAMED: ClassVar[dict[str, str]] = {"pretrain": "teacher_training", "use": "student_training"}
 
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
-    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    teacher_training: TeacherTrainingSettings = field(default_factory=TeacherTrainingSettings)
     targets: TargetSettings = field(default_factory=TargetSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
     method: MethodSettings = field(default_factory=MethodSettings)
@@ -86,7 +95,7 @@ class DistillConfig:
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     distiller: DistillerSettings = field(default_factory=DistillerSettings)
-    use: UseSettings = field(default_factory=UseSettings)
+    student_training: StudentTrainingSettings = field(default_factory=StudentTrainingSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     run: RunSettings = field(default_factory=RunSettings)
@@ -113,13 +122,15 @@ def evaluate(
 ) -> list[Record]:
     """Scores the set beside random real images and no pre-training; `recipes/evaluate.py` measures much more."""
     seeds, student, folder = config.evaluate.seeds, config.student, Path(config.output)
-    references = References(folder / "references", source, SelectionSettings(), config.seed)
+    references = Baselines(folder / "references", source, SelectionSettings(), config.seed)
     beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
-    contenders = [set_contender("distilled", distilled, accelerator.device), *beside]
+    contenders = [entry_of_set("distilled", distilled, accelerator.device), *beside]
     protocols = [TeacherError(), LinearProbe(config.probe)]
-    candidates = [Candidate.of(student.name, student.model_args, protocols, **shape_of(distilled))]
-    store, facts = CellStore(folder / "cells"), {"source": real.name}
-    return Evaluation(contenders, candidates, [real], config.use, seeds, config.seed, store, facts).run(accelerator)
+    candidates = [StudentEntry.of(student.name, student.model_args, protocols, **shape_of(distilled))]
+    store, facts = ScoreStore(folder / "scores"), {"source": real.name}
+    return Evaluation(contenders, candidates, [real], config.student_training, seeds, config.seed, store, facts).run(
+        accelerator
+    )
 
 
 @report_errors
@@ -144,8 +155,8 @@ def main() -> None:
     student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
     student(num_targets=1)
 
-    about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.source)}
-    teacher = load_or_train_teacher(config.teacher, config.pretrain, images, run, accelerator, inputs, **about)
+    about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
+    teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, accelerator, inputs, **about)
     teacher = teacher.to(accelerator.device, dtype)
     folder = Path(config.run.cache or run.path / "features")
     cache, targets = compute_targets(teacher, images, config.targets, folder, accelerator, dtype)
@@ -170,9 +181,9 @@ def main() -> None:
     distiller = Distiller(synthetic, method, settings, accelerator)
     seconds = distil(distiller, run, config.run, progress=accelerator.is_main_process)
 
-    provenance = describe_run(to_dict(config), images.source, teacher, transform, space)
+    provenance = describe_run(to_dict(config), images.provenance, teacher, transform, space)
     provenance |= {"method": config.method.name.replace("_", "-"), "target_features": features.describe()}
-    provenance |= {"use": config.use.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
+    provenance |= {"use": config.student_training.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
     learned = (tensor.detach().float().cpu() for tensor in (distiller.images, distiller.targets))
     kept = None if transform.kind == "none" else transform
     distilled = DistilledSet(*learned, own_space, provenance=provenance, target_transform=kept)

@@ -1,7 +1,7 @@
 """Evaluates distilled sets beside references: students, protocols, datasets, seeds; a table, a report, all numbers.
 
 accelerate launch recipes/evaluate.py
-accelerate launch recipes/evaluate.py --set runs/a/distilled --set runs/b/distilled --targets source,cifar10 \
+accelerate launch recipes/evaluate.py --set runs/a/distilled --set runs/b/distilled --datasets source,cifar10 \
     --references none,random,full --students own,ssdd_vgg11 --protocol probe,finetune,knn,rank --output runs/scores
 
 The first evaluates what `recipes/distill.py` made of the digits. Images, teacher and recipe are those that the first
@@ -19,12 +19,12 @@ from typing import Any, ClassVar
 from ssdd_hub import InputError
 from ssdd_hub.data import DataSettings
 from ssdd_hub.errors import require
-from ssdd_hub.evaluation import CellStore, EvaluateSettings, Evaluation, References, protocols as kinds
-from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, none_contender
+from ssdd_hub.evaluation import Baselines, EvaluateSettings, Evaluation, ScoreStore, protocols as kinds
+from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, entry_of_none
 from ssdd_hub.evaluation.inputs import stated_settings
 from ssdd_hub.evaluation.loading import Loader, load_sets, prepare_references
 from ssdd_hub.evaluation.protocols.rank import RANK
-from ssdd_hub.models import UseSettings
+from ssdd_hub.models import StudentTrainingSettings
 from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.runs.folder import folder_name
@@ -42,7 +42,7 @@ PROTOCOLS = ("teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "
 class EvaluateConfig:
     """Everything that decides an evaluation.
 
-    Settings of `source`, `teacher`, `use` and `seed` that are not given are those that the first set states of itself.
+    Settings of `source`, `teacher`, `student_training` and `seed` that are not given are those that the first set states of itself.
 
     Attributes:
         sets: The sets: folders, Hub ids, or folders of `x_syn.pt` and `y_syn.pt`. `--set a --set b` for several.
@@ -50,16 +50,16 @@ class EvaluateConfig:
             pixel space, by `mean` and `std` or by the `dataset` for which that code has them.
         references: What they are compared with: `none` (no pre-training), `random`, `kmeans`, `kmeans-pixels`,
             `kcenter`, `herding`, `high_loss`, `gaussian`, `full` (the whole source), and `teacher` (its own features).
-        targets: The datasets to measure on: `source`, Hub ids, folders, or names that `target_args` explains.
-        target_args: Settings of a target's data, by its name: `--target-args.cars.name FOLDER`,
-            `--target-args.cars.label_column label`.
+        datasets: The datasets to measure on: `source`, Hub ids, folders, or names that `dataset_args` explains.
+        dataset_args: Settings of such a dataset, by its name: `--dataset-args.cars.name FOLDER`,
+            `--dataset-args.cars.label_column label`.
         students: The networks that are pre-trained: timm names, or `own`, what the first set was distilled with.
         student_args: Arguments of a student's timm model, by its name.
         protocols: What scores them: `teacher_error`, `probe`, `probe_mkdt`, `finetune`, `knn`, `krr`, `kd`, `rank`.
         evaluate: How much is measured.
         source: The images that the sets were made of; their name is `none` where they are not to be had.
         teacher: The teacher of their targets; its backbone is `none` where it is not to be had.
-        use: How students are pre-trained, the same for all sets.
+        student_training: How students are pre-trained, the same for all sets.
         probe: The linear probe.
         finetune: Fine-tuning.
         knn: Nearest neighbours.
@@ -74,19 +74,24 @@ class EvaluateConfig:
     """
 
     SHORT: ClassVar[dict[str, str]] = {"set": "sets", "protocol": "protocols"}
+    RENAMED: ClassVar[dict[str, str]] = {
+        "use": "student_training",
+        "targets": "datasets",
+        "target_args": "dataset_args",
+    }
 
     sets: list[str] = field(default_factory=list)
     foreign: dict[str, Any] = field(default_factory=dict)
     references: list[str] = field(default_factory=lambda: ["none", "random"])
-    targets: list[str] = field(default_factory=lambda: ["source"])
-    target_args: dict[str, Any] = field(default_factory=dict)
+    datasets: list[str] = field(default_factory=lambda: ["source"])
+    dataset_args: dict[str, Any] = field(default_factory=dict)
     students: list[str] = field(default_factory=lambda: ["own"])
     student_args: dict[str, Any] = field(default_factory=dict)
     protocols: list[str] = field(default_factory=lambda: ["teacher_error", "probe"])
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     source: DataSettings = field(default_factory=lambda: DataSettings(name="none"))
     teacher: TeacherSettings = field(default_factory=lambda: TeacherSettings(backbone="none"))
-    use: UseSettings = field(default_factory=UseSettings)
+    student_training: StudentTrainingSettings = field(default_factory=StudentTrainingSettings)
     probe: kinds.ProbeSettings = field(default_factory=kinds.ProbeSettings)
     finetune: kinds.FinetuneSettings = field(default_factory=kinds.FinetuneSettings)
     knn: kinds.KnnSettings = field(default_factory=kinds.KnnSettings)
@@ -107,18 +112,18 @@ class EvaluateConfig:
             (key, known, ", ".join(name for name in getattr(self, key) if name not in known))
             for key, known in (("references", REFERENCES), ("protocols", PROTOCOLS))
         ]
-        idle = [*(self.target_args.keys() - {*self.targets}), *(self.student_args.keys() - {*self.students})]
-        empty = {"targets": "dataset, such as source", "students": "network, such as own", "protocols": "protocol"}
+        idle = [*(self.dataset_args.keys() - {*self.datasets}), *(self.student_args.keys() - {*self.students})]
+        empty = {"datasets": "dataset, such as source", "students": "network, such as own", "protocols": "protocol"}
         require(
             (bool(self.sets), "sets must name at least one set: --set FOLDER_OR_HUB_ID"),
             (len(set(self.sets)) == len(self.sets), f"sets must differ from each other, got {self.sets}"),
             *((not names, f"{key} must be some of {', '.join(known)}; got {names}") for key, known, names in unknown),
             *((bool(getattr(self, key)), f"{key} must name at least one {what}") for key, what in empty.items()),
-            (not idle, f"target_args and student_args are for --targets and --students, which lack {idle}"),
+            (not idle, f"dataset_args and student_args are for --datasets and --students, which lack {idle}"),
             (
-                self.use.augment != "views" or not {"full", "rank"} & {*references, *self.protocols},
+                self.student_training.augment != "views" or not {"full", "rank"} & {*references, *self.protocols},
                 "the whole source has no stored views: leave out the reference full and the protocol rank, or choose "
-                "another --use.augment",
+                "another --student-training.augment",
             ),
         )
         if not self.output:
@@ -160,7 +165,7 @@ def main() -> None:
     loader = Loader(first, given, config.seed, config.evaluate.max_heldout, accelerator)
     own = loader.source(config.source)
     teacher = loader.teacher(config.teacher) if own else None
-    data = loader.datasets(config.targets, config.target_args, own)
+    data = loader.datasets(config.datasets, config.dataset_args, own)
     # Architectures are ranked by what the whole source teaches them.
     ranks = RANK in config.protocols
     wanted = list(dict.fromkeys([*config.references, *([FULL] if ranks else [])]))
@@ -182,13 +187,13 @@ def main() -> None:
         data = [known if entry is own else entry for entry in data]
     contenders = loader.contenders(sets, source)
     if source:
-        views = SetPairs(first).num_views if config.use.augment == "views" else 0
-        references = References(run.path / "references", source, config.selection, config.seed, views)
+        views = SetPairs(first).num_views if config.student_training.augment == "views" else 0
+        references = Baselines(run.path / "references", source, config.selection, config.seed, views)
         contenders += prepare_references(references, wanted, counts, config.evaluate.seeds, accelerator)
     elif wanted:
-        contenders.append(none_contender())
-    parts = (contenders, [*candidates, *ranked], data, config.use, config.evaluate.seeds, config.seed)
-    store, facts = CellStore(run.path / "cells"), {"source": own.name if own else None}
+        contenders.append(entry_of_none())
+    parts = (contenders, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)
+    store, facts = ScoreStore(run.path / "scores"), {"source": own.name if own else None}
     records = Evaluation(*parts, store, facts).run(accelerator)
     if accelerator.is_main_process:
         records += kinds.rank_records(records, [each.name for each in ranked], config.rank.by, FULL)

@@ -22,7 +22,7 @@ from ssdd_hub.hub.client import full_id
 from ssdd_hub.hub.upload import Plan, Published, plan_upload, upload
 from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
 from ssdd_hub.runs.folder import folder_name
-from ssdd_hub.sets.publish import Additions, plan_set
+from ssdd_hub.sets.publish import CardOverrides, plan_set
 from ssdd_hub.sets.release import check_teacher, collect, pack_model, plan_students
 from ssdd_hub.settings import parse_config
 
@@ -89,7 +89,7 @@ def plan_run(config: PublishConfig, repo_id: str) -> tuple[Plan, Plan | None]:
     """Plans the set and its teacher, so that a mistake in either is known before anything is sent."""
     teacher_id = f"{repo_id}-teacher"
     scores = None if config.scores is None else read_scores(Path(config.scores))
-    additions = Additions(config.license, config.license_reason, teacher_id if config.teacher else None, scores)
+    additions = CardOverrides(config.license, config.license_reason, teacher_id if config.teacher else None, scores)
     place = {"private": config.private, "revision": config.revision, "create_pr": config.create_pr, "tag": config.tag}
     plan = plan_set(config.set, repo_id, **place, additions=additions, dry_run=config.dry_run)
     if config.teacher is None:

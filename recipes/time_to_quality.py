@@ -22,9 +22,9 @@ from ssdd_hub import DistilledSet, InputError, PixelSpace, build_student
 from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, PoolSettings, StudentPool, build_batches
 from ssdd_hub.errors import require
-from ssdd_hub.evaluation import Candidate, CellStore, Evaluation, RealData, set_contender
+from ssdd_hub.evaluation import Evaluation, RealData, ScoreStore, StudentEntry, entry_of_set
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
-from ssdd_hub.models import StudentSettings, UseSettings
+from ssdd_hub.models import StudentSettings, StudentTrainingSettings
 from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.seeds import generator
@@ -51,7 +51,7 @@ class TimeToQualityConfig:
         student: The network that distils and is pre-trained on the result.
         pool: The online students.
         distiller: The outer problem.
-        use: How students are pre-trained on the result.
+        student_training: How students are pre-trained on the result.
         quality: When a set is scored, and how.
         run: How the process computes; `mixed_precision` is for our implementation, the plain one computes in float32.
         cache: Folder of cached teacher features; `features/` of the output folder when not given.
@@ -65,7 +65,7 @@ class TimeToQualityConfig:
     student: StudentSettings = field(default_factory=StudentSettings)
     pool: PoolSettings = field(default_factory=PoolSettings)
     distiller: DistillerSettings = field(default_factory=DistillerSettings)
-    use: UseSettings = field(default_factory=UseSettings)
+    student_training: StudentTrainingSettings = field(default_factory=StudentTrainingSettings)
     quality: QualitySettings = field(default_factory=QualitySettings)
     run: LaunchSettings = field(default_factory=LaunchSettings)
     cache: str | None = None
@@ -77,7 +77,10 @@ class TimeToQualityConfig:
         require(
             (self.teacher.ready, "time starts with a ready-made teacher: pass --teacher.pretrained true"),
             (not self.targets.views, "the time that fixed views take would not count: leave out --targets.views"),
-            (self.use.augment != "views", "a set has no views on its way: choose another --use.augment"),
+            (
+                self.student_training.augment != "views",
+                "a set has no views on its way: choose another --student-training.augment",
+            ),
             (self.distiller.precision == "float32", "networks are timed in float32: leave out --distiller.precision"),
             (not plain or self.pool.renewal == "train", explain_renewal(self.pool.renewal)),
         )
@@ -128,14 +131,14 @@ def main() -> None:
     sets = {START: DistilledSet(*first, own_space)}
     for name, taken in snapshots.items():
         sets |= {label(name, copy): DistilledSet(copy.images, copy.targets, own_space) for copy in taken}
-    contenders = [set_contender(*entry, device) for entry in sets.items()]
-    candidate = Candidate.of(student.name, student.model_args, [TeacherError()], **shape)
+    contenders = [entry_of_set(*entry, device) for entry in sets.items()]
+    candidate = StudentEntry.of(student.name, student.model_args, [TeacherError()], **shape)
     heldout_targets = Targets(cache.features(heldout), targets.transform)[:]
-    real = RealData(str(bank.source["name"]), bank, heldout, space, device, heldout_targets)
-    parts = (contenders, [candidate], [real], config.use, config.quality.seeds, seed)
+    real = RealData(str(bank.provenance["name"]), bank, heldout, space, device, heldout_targets)
+    parts = (contenders, [candidate], [real], config.student_training, config.quality.seeds, seed)
     scores = {
         record["set"]: {key: record[key] for key in ("mean", "std", "n", "values")}
-        for record in Evaluation(*parts, CellStore(run.path / "cells"), {}).run(accelerator)
+        for record in Evaluation(*parts, ScoreStore(run.path / "scores"), {}).run(accelerator)
         if record["protocol"] == TeacherError.name
     }
     record = curves(snapshots, scores, config.quality.goal)

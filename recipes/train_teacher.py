@@ -26,7 +26,7 @@ from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.inputs import describe_images
 from ssdd_hub.sets import describe_training
 from ssdd_hub.settings import parse_config, to_dict
-from ssdd_hub.teachers import PretrainSettings, TeacherSettings, Watch, WatchSettings, train_teacher
+from ssdd_hub.teachers import TeacherSettings, TeacherTrainingSettings, Watch, WatchSettings, train_teacher
 from ssdd_hub.teachers.monitor import accuracy_record, knn_records, render_training
 
 DEFAULT = Path(__file__).parent / "configs" / "teacher.yaml"
@@ -39,18 +39,19 @@ class TrainTeacherConfig:
     Attributes:
         data: The source images.
         teacher: The network to train.
-        pretrain: How it is trained.
+        teacher_training: How it is trained.
         watch: What its progress is measured by.
         run: How the processes compute.
         seed: Seed of everything random.
         output: The run folder; `runs/NAME-OBJECTIVE` when not given, after the last part of `data.name`.
     """
 
-    SHORT: ClassVar[dict[str, str]] = {"objective": "pretrain.objective"}
+    SHORT: ClassVar[dict[str, str]] = {"objective": "teacher_training.objective"}
+    RENAMED: ClassVar[dict[str, str]] = {"pretrain": "teacher_training"}
 
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
-    pretrain: PretrainSettings = field(default_factory=PretrainSettings)
+    teacher_training: TeacherTrainingSettings = field(default_factory=TeacherTrainingSettings)
     watch: WatchSettings = field(default_factory=WatchSettings)
     run: LaunchSettings = field(default_factory=LaunchSettings)
     seed: int = 0
@@ -65,7 +66,7 @@ class TrainTeacherConfig:
             ),
         )
         if not self.output:
-            object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}-{self.pretrain.objective}")
+            object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}-{self.teacher_training.objective}")
 
 
 @report_errors
@@ -76,10 +77,10 @@ def main() -> None:
     accelerator, run = begin(config)
     source, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
     space = PixelSpace.of(source.pixels)
-    provenance = describe_training(to_dict(config), source.source)
+    provenance = describe_training(to_dict(config), source.provenance)
     teacher = train_teacher(
         config.teacher,
-        config.pretrain,
+        config.teacher_training,
         source,
         space,
         run,

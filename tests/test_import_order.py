@@ -64,7 +64,7 @@ from ssdd_hub.sets import parquet, DistilledSet
 from ssdd_hub import errors, DistilledSet
 def later():
     import ssdd_hub
-    from ssdd_hub.evaluation.store import CellStore
+    from ssdd_hub.evaluation.store import ScoreStore
 """
     expected = {"distill.krr", "distill.pool", "sets.parquet", "sets", "errors", "evaluation.store", "__init__"}
     assert own_imports(source) == expected

@@ -566,7 +566,16 @@ def test_a_report_shows_the_images_of_the_set_and_no_file_of_its_folder(kind, tm
     (folder / "preview.png").write_text("the private key of somebody")
     if kind != "other bytes":
         replace(folder / "preview.png", kind, tmp_path)
-    small = ["--source.max-images", "60", "--use.epochs", "1", "--probe.labels", "[20]", "--probe.draws", "1"]
+    small = [
+        "--source.max-images",
+        "60",
+        "--student-training.epochs",
+        "1",
+        "--probe.labels",
+        "[20]",
+        "--probe.draws",
+        "1",
+    ]
     run_evaluation(monkeypatch, folder, tmp_path / "scores", "--source.name", "digits", *small)
     page = (tmp_path / "scores" / "report.html").read_text()
     assert base64.b64encode(b"the private key of").decode()[:20] not in page

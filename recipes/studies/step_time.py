@@ -180,7 +180,7 @@ class Benchmark:
 
     def _watch_parts(self, distiller: Distiller, steps: int) -> Stopwatch:
         """Times the parts of steps on a GPU, where they are recorded as a whole otherwise."""
-        distiller.record_nothing()
+        distiller.disable_cuda_graphs()
         distiller.step()
         distiller.engine.watch = watch = Stopwatch(self.device)
         for _ in range(steps):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ssdd_hub.errors import Check, InputError
-from ssdd_hub.text import blot_tokens
+from ssdd_hub.text import redact_tokens
 
 RESERVED = frozenset(
     {
@@ -100,7 +100,7 @@ def _count(value: Any) -> int:
 def show(value: Any) -> str:
     """Returns an untrusted value for a message: short, without tokens and without what steers a terminal."""
     try:
-        text = blot_tokens(repr(value))
+        text = redact_tokens(repr(value))
     except ValueError:  # Python does not write out whole numbers of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

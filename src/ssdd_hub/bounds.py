@@ -75,8 +75,8 @@ def plain_type(annotation: Any) -> Any:
 class Settings:
     """The base of frozen dataclasses of settings, which check themselves when they are made.
 
-    `class UseSettings(Settings, section="use")` annotates its fields with `bool`, `int`, `float` or the types of this
-    module, `| None` where a setting can be left open. What depends on several settings goes into `conflicts`.
+    `class ProbeSettings(Settings, section="probe")` annotates its fields with `bool`, `int`, `float` or the types of
+    this module, `| None` where a setting can be left open. What depends on several settings goes into `conflicts`.
 
     Raises:
         SettingsError: Values of another type or range than annotated, or that contradict each other; all are named.

@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub.client import explained, patiently
+from ssdd_hub.hub.client import hub_errors, with_retries
 from ssdd_hub.hub.download import clashes_with_set, fetch_record, is_set_file, list_files, pull_set
 from ssdd_hub.hub.markdown import plain
 from ssdd_hub.hub.upload import Published, upload
@@ -20,7 +20,7 @@ from ssdd_hub.results.tables import score_table
 from ssdd_hub.sets.check import PICKLES, Finding, check_folder, verify_folder
 from ssdd_hub.sets.check_places import check_place
 from ssdd_hub.sets.folder import COLUMNS
-from ssdd_hub.sets.publish import MESSAGE, Additions, plan_set, restate_set
+from ssdd_hub.sets.publish import MESSAGE, CardOverrides, plan_set, rerender_card
 from ssdd_hub.text import HUB_ID, printable
 
 TAG = "ssdd_hub"
@@ -86,12 +86,12 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_statements(arguments: argparse.Namespace) -> Additions:
+def _read_statements(arguments: argparse.Namespace) -> CardOverrides:
     teacher = arguments.teacher
     if teacher is not None and not HUB_ID.fullmatch(teacher):
         raise InputError(f"--teacher must be the teacher's repository on the Hub, owner/name; got {teacher!r}")
     scores = None if arguments.scores is None else read_scores(arguments.scores)
-    return Additions(arguments.license, arguments.license_reason, teacher, scores)
+    return CardOverrides(arguments.license, arguments.license_reason, teacher, scores)
 
 
 def _count(text: str) -> int:
@@ -125,7 +125,7 @@ def _push(arguments: argparse.Namespace) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> None:
-    restate_set(arguments.folder, _read_statements(arguments), arguments.location)
+    rerender_card(arguments.folder, _read_statements(arguments), arguments.location)
     _say(f"the card of {arguments.folder} is rendered again")
 
 
@@ -163,9 +163,9 @@ def _pull(arguments: argparse.Namespace) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     given = {"author": arguments.author, "search": arguments.search, "limit": arguments.limit}
-    with explained("listing sets"):
+    with hub_errors("listing sets"):
         # The client itself tries a listing again, five times.
-        found = patiently(lambda: list(HfApi().list_datasets(filter=TAG, **given)), tries=2)
+        found = with_retries(lambda: list(HfApi().list_datasets(filter=TAG, **given)), tries=2)
     if not found:
         _say("no sets were found")
     width = max((len(entry.id) for entry in found), default=0)

@@ -230,6 +230,8 @@ _USE: Fields = {
     "weight_decay": partial(_number, least=0, greatest=10**4),
     **dict.fromkeys(("augmentation", "augment"), _word),
 }
+_TRAINING: Fields = {"objective": _text, **dict.fromkeys(("objective_args", "view_args"), _arguments)}
+# Of settings, their names of today and those of older records.
 _PARTS: dict[str, Fields] = {
     "student": _STUDENT,
     "teacher": _NAMED,
@@ -248,6 +250,6 @@ _PARTS: dict[str, Fields] = {
     "settings.data": dict.fromkeys(
         ("name", "config", "revision", "split", "heldout_split", "image_column", "label_column", "mode"), _text
     ),
-    "settings.use": _USE,
-    "settings.pretrain": {"objective": _text, **dict.fromkeys(("objective_args", "view_args"), _arguments)},
+    **dict.fromkeys(("settings.student_training", "settings.use"), _USE),
+    **dict.fromkeys(("settings.teacher_training", "settings.pretrain"), _TRAINING),
 }

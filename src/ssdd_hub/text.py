@@ -9,7 +9,7 @@ _HUB_TOKEN = re.compile(r"(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*
 _BEARER = re.compile(r"(?i)\b(bearer\s+)(?=[^\s'\",}]*[0-9_])[^\s'\",}]+")
 
 
-def blot_tokens(text: str) -> str:
+def redact_tokens(text: str) -> str:
     """Returns text with each access token of the Hub replaced by `<token>`."""
     return _BEARER.sub(r"\1<token>", _HUB_TOKEN.sub("<token>", text))
 

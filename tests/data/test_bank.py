@@ -59,8 +59,8 @@ def test_digits_are_grey_enlarged_and_split_the_same_way_every_time():
     assert (images.num_channels, images.image_size, len(images)) == (1, 16, 1397)
     assert images.label_names == [str(digit) for digit in range(10)]
     assert heldout.labels[:8].tolist() == [2, 7, 4, 0, 4, 2, 7, 7]
-    assert images.source["license"] == "cc-by-4.0"
-    assert (images.source["split"], heldout.source["split"]) == ("train", "test")
+    assert images.provenance["license"] == "cc-by-4.0"
+    assert (images.provenance["split"], heldout.provenance["split"]) == ("train", "test")
 
 
 def test_digits_at_their_native_size_are_the_values_of_scikit_learn():
@@ -88,7 +88,7 @@ def test_a_part_of_the_split_is_held_out_when_there_is_no_other(tmp_path):
     assert (len(images), len(heldout)) == (15, 5)
     assert sorted(reds(images) + reds(heldout)) == list(range(20))
     assert images.labels is None
-    assert images.source["selection"] == "all but 0.25 held out by seed 0"
+    assert images.provenance["selection"] == "all but 0.25 held out by seed 0"
     assert reds(load(folder, heldout_fraction=0.25)[1]) == reds(heldout)
     assert reds(load(folder, seed=1, heldout_fraction=0.25)[1]) != reds(heldout)
 
@@ -187,7 +187,7 @@ def test_the_image_column_is_found_or_named(tmp_path):
     folder = save_parquet(tmp_path / "pair", **pair)
     images, _ = load(folder, image_column="right")
     assert reds(images) == [2]
-    assert images.source["image_column"] == "right"
+    assert images.provenance["image_column"] == "right"
     refuses(load, r"several image columns \(left, right\); choose one with --data.image", folder)
     with pytest.raises(InputError, match=r"no column 'rigth' .*available: left, right, text; did you mean 'right'\?"):
         load(folder, image_column="rigth")
@@ -206,14 +206,16 @@ def test_parquet_files_that_hold_images_as_plain_bytes_are_read(tmp_path):
     rows = [{"bytes": encode(flat((value, 0, 0))), "path": None} for value in (3, 4)]
     images, heldout = load(save_plain_parquet(tmp_path / "plain", rows))
     assert sorted(reds(images) + reds(heldout)) == [3, 4]
-    assert images.source["image_column"] == "picture"
+    assert images.provenance["image_column"] == "picture"
 
 
 def test_a_zipped_imagefolder_is_read(tmp_path):
     contents = {f"cats/{value}.png": encode(flat((value, 0, 0))) for value in range(3, 9)} | {"cats/bad.png": b"bad"}
     banks = load(save_as(tmp_path / "set", "zip", contents), on_corrupt="skip", heldout_fraction=0.5)
     assert sorted(sum(map(reds, banks), [])) == [3, 4, 5, 6, 7, 8]
-    assert [entry for bank in banks for entry in bank.source["skipped"]][0].endswith("(bad.png): " + UNKNOWN_FORMAT)
+    assert [entry for bank in banks for entry in bank.provenance["skipped"]][0].endswith(
+        "(bad.png): " + UNKNOWN_FORMAT
+    )
 
 
 def test_colour_anywhere_makes_all_images_rgb(tmp_path):
@@ -222,7 +224,7 @@ def test_colour_anywhere_makes_all_images_rgb(tmp_path):
     images, heldout = load(folder)
     assert images.pixels[:, :, 0, 0].tolist() == [[10] * 3, [20] * 3, [1, 2, 3], [30] * 3]
     assert heldout.pixels[:, :, 0, 0].tolist() == [[9] * 3]
-    assert load(folder, mode="grey")[0].source["mode"] == "grey"
+    assert load(folder, mode="grey")[0].provenance["mode"] == "grey"
 
 
 def test_images_of_several_sizes_need_an_image_size(tmp_path):
@@ -247,7 +249,7 @@ def test_the_memory_budget_changes_where_pixels_live_and_nothing_else(tmp_path):
     (images, heldout), (mapped, mapped_heldout) = load(folder), load(folder, memory_budget_gb=0)
     assert torch.equal(images.pixels, mapped.pixels)
     assert torch.equal(heldout.pixels, mapped_heldout.pixels)
-    assert images.source == mapped.source
+    assert images.provenance == mapped.provenance
 
 
 def http_error(status):
@@ -279,11 +281,11 @@ def test_corrupt_images_are_skipped_counted_and_listed_and_labels_stay_aligned(t
     images, heldout = load(folder, on_corrupt="skip")
     assert len(images) == 14
     assert images.labels.tolist() == reds(images) == [0] * 7 + [1] * 7
-    assert (images.source["num_images"], images.source["num_skipped"]) == (14, 6)
+    assert (images.provenance["num_images"], images.provenance["num_skipped"]) == (14, 6)
     named = [f"row {row} (train/cat/00{row}.png)" for row in (0, 2, 4)]
     named += ["row 10 (train/dog/000.png)", "row 11 (train/dog/001.png)"]
-    assert [entry.split(":")[0] for entry in images.source["skipped"]] == named
-    assert heldout.source["num_skipped"] == 0
+    assert [entry.split(":")[0] for entry in images.provenance["skipped"]] == named
+    assert heldout.provenance["num_skipped"] == 0
 
 
 GOOD = {"bytes": encode(flat((1, 0, 0))), "path": None}
@@ -299,7 +301,7 @@ def save_references(folder, *rows):
 def test_a_missing_file_and_an_empty_row_are_corrupt(tmp_path):
     images, _ = load(save_references(tmp_path, None, str(tmp_path / "set" / "gone.png")), on_corrupt="skip")
     assert reds(images) == [1]
-    empty, gone = images.source["skipped"]
+    empty, gone = images.provenance["skipped"]
     assert empty == "row 1: " + UNKNOWN_FORMAT
     assert gone == "row 2 (gone.png): FileNotFoundError: No such file or directory"
 
@@ -317,8 +319,8 @@ def test_broken_archives_and_what_they_lack_are_corrupt(tmp_path):
     names = {"b.png": "whole", "a.png": "damaged", "c.png": "cut"}
     paths = [f"zip://{member}::{folder / archive}.zip" for member, archive in names.items()]
     images, _ = load(save_references(tmp_path, *paths), on_corrupt="skip")
-    assert reds(images) == [1] and images.source["num_skipped"] == 3
-    kinds = [entry.split(": ")[1] for entry in images.source["skipped"]]
+    assert reds(images) == [1] and images.provenance["num_skipped"] == 3
+    kinds = [entry.split(": ")[1] for entry in images.provenance["skipped"]]
     assert kinds[0] == "FileNotFoundError" and kinds[2] == "BadZipFile"
 
 
@@ -365,7 +367,7 @@ def test_a_file_that_cannot_be_reached_is_never_skipped(load_failing, error):
 @pytest.mark.parametrize("error", [missing(missing(KeyError("a"))), http_error(404), missing(http_error(404))])
 def test_a_file_that_its_source_does_not_have_is_corrupt(load_failing, error):
     images, _ = load_failing(error)
-    assert images.source["num_skipped"] == 1
+    assert images.provenance["num_skipped"] == 1
 
 
 def test_nothing_but_corrupt_images_is_an_error_even_when_skipping(tmp_path):
@@ -464,17 +466,17 @@ def test_digits_refuse_what_they_would_ignore(option):
 )
 def test_the_licence_is_that_of_the_card(tmp_path, card, licence):
     images, heldout = load(save_parquet(tmp_path / "set", card=card))
-    assert images.source["license"] == heldout.source["license"] == licence
+    assert images.provenance["license"] == heldout.provenance["license"] == licence
 
 
 def test_the_source_says_where_the_images_come_from(tmp_path):
     folder = save_parquet(tmp_path / "set", rows=10)
     images, _ = load(folder)
-    fingerprint = images.source.pop("fingerprint")
+    fingerprint = images.provenance.pop("fingerprint")
     assert fingerprint == fingerprint_pixels(images.pixels, chunk=2)
     facts = {"name": str(folder), "config": "default", "revision": None, "image_column": "image", "split": "train"}
     facts |= {"license": "unknown", "selection": "all but 0.1 held out by seed 0", "image_size": 8, "mode": "rgb"}
-    assert images.source == facts | {"num_images": 9, "num_skipped": 0, "skipped": []}
+    assert images.provenance == facts | {"num_images": 9, "num_skipped": 0, "skipped": []}
 
 
 def test_the_commit_of_a_hub_dataset_is_its_revision(tmp_path, monkeypatch):
@@ -489,8 +491,8 @@ def test_the_commit_of_a_hub_dataset_is_its_revision(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset_builder", on_hub)
     images, _ = load("somebody/something", revision="v1")
-    assert images.source["revision"] == commit
-    assert images.source["license"] == "unknown"
+    assert images.provenance["revision"] == commit
+    assert images.provenance["license"] == "unknown"
 
 
 def test_a_fingerprint_depends_on_every_pixel_and_on_the_shape():
@@ -508,7 +510,7 @@ def test_a_subset_keeps_the_order_of_its_indices_and_its_own_fingerprint():
     part = bank.subset([3, 0])
     assert reds(part) == [3, 0]
     assert part.labels.tolist() == [1, 0]
-    assert part.source == {"num_images": 2, "fingerprint": fingerprint_pixels(pixels[[3, 0]])}
+    assert part.provenance == {"num_images": 2, "fingerprint": fingerprint_pixels(pixels[[3, 0]])}
     assert part.fingerprint != bank.fingerprint == "x"
 
 

@@ -69,8 +69,8 @@ def test_postscript_starts_nothing_and_is_named_and_skipped(tmp_path, started, m
     monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(options) or plain_open(*args, **options))
     banks = banks_of(folder, on_corrupt="skip", heldout_fraction=0.4)
     assert sorted(sum(map(reds, banks), [])) == [0, 1, 2, 3]
-    assert sum(bank.source["num_skipped"] for bank in banks) == 1
-    reason = sum((bank.source["skipped"] for bank in banks), [])[0]
+    assert sum(bank.provenance["num_skipped"] for bank in banks) == 1
+    reason = sum((bank.provenance["skipped"] for bank in banks), [])[0]
     assert "PostScript (EPS), which is not accepted; convert it to one of AVIF, BMP, GIF, JPEG," in reason
     *rows, last = stream_of(folder, on_corrupt="skip").rows()
     assert [row()[0, 0, 0].item() for row in rows] == [0, 1, 2, 3]
@@ -90,7 +90,7 @@ def test_postscript_on_the_hub_starts_nothing(hub_set, tmp_path, started, form):
     with pytest.raises(CorruptImageError, match=r"row 4 \(4.jpg\): PostScript \(EPS\), which is not accepted"):
         last()
     banks = banks_of("ann/set", on_corrupt="skip", heldout_fraction=0.4)
-    assert sum(bank.source["num_skipped"] for bank in banks) == 1 and sum(map(len, banks)) == 4
+    assert sum(bank.provenance["num_skipped"] for bank in banks) == 1 and sum(map(len, banks)) == 4
     assert not started.exists()
 
 

@@ -68,9 +68,9 @@ def outcome(folder, **settings):
     # First, since the stream then knows the number of rows.
     banks = banks_of(folder, **settings)
     stream = stream_of(folder, **settings)
-    result = [reds(stream), stream.source["license"], stream.num_rows]
+    result = [reds(stream), stream.provenance["license"], stream.num_rows]
     for bank in banks:
-        source = {key: value for key, value in bank.source.items() if key != "name"}
+        source = {key: value for key, value in bank.provenance.items() if key != "name"}
         result += [reds(bank), None if bank.labels is None else bank.labels.tolist(), bank.label_names, source]
     return result
 

@@ -66,7 +66,7 @@ def test_real_images_are_those_of_load_images():
 def test_max_images_takes_the_first(tmp_path):
     images = stream(save_parquet(tmp_path / "set", COLOURS), max_images=70)
     assert reds(images) == list(range(70))
-    assert images.source["selection"] == "the first 70"
+    assert images.provenance["selection"] == "the first 70"
     assert reds(stream(tmp_path / "set", max_images=999)) == list(range(150))
 
 
@@ -92,7 +92,7 @@ def test_provenance_says_where_the_images_come_from(tmp_path):
     images = stream(folder)
     facts = {"name": "set", "config": "default", "revision": None, "image_column": "image", "license": "cc0-1.0"}
     facts |= {"split": "train", "selection": "all", "image_size": 8, "mode": "rgb"}
-    assert images.source == facts | {"fingerprint": images.fingerprint}
+    assert images.provenance == facts | {"fingerprint": images.fingerprint}
 
 
 def test_size_and_mode_are_those_of_the_first_image(tmp_path):

@@ -6,7 +6,7 @@ from reference.contract_cases import B, D, M, batches, make_pairs
 
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.engine import memory
-from ssdd_hub.distill.engine.memory import Parts
+from ssdd_hub.distill.engine.memory import MicroBatches
 from ssdd_hub.distill.krr import Regression
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.errors import InputError, SettingsError
@@ -53,7 +53,7 @@ def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(c
 
     short.engine._read = fit_three
     torch.testing.assert_close(run(whole, 4), run(short, 4), rtol=1e-9, atol=0)
-    assert short.parts == Parts(2, recompute=True)
+    assert short.parts == MicroBatches(2, recompute=True)
     assert "the memory is full: from here on" in caplog.text
 
 
@@ -92,7 +92,7 @@ def test_a_resumed_run_passes_images_as_before_however_much_memory_is_free(tmp_p
     assert resumed.parts == stopped.parts
     fresh = build_distiller()
     run(fresh, 1)
-    assert fresh.parts == Parts(1, recompute=True)
+    assert fresh.parts == MicroBatches(1, recompute=True)
 
 
 def test_a_checkpoint_of_before_methods_and_parameterisations_is_read():

@@ -39,7 +39,7 @@ def build(accelerator, recorded=True, compiled=True, max_age=4, **settings):
     pool = PoolSettings(size=3, max_age=max_age, learning_rate=0.01)
     distiller = cached_distiller(accelerator, settings, pool, (8, 16), 200, D)
     if not recorded:
-        distiller.record_nothing()
+        distiller.disable_cuda_graphs()
     for _ in distiller.warm_up():
         pass
     return distiller

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from ssdd_hub.distill.engine.gpu_layers import QuickSequential, quicken
+from ssdd_hub.distill.engine.gpu_layers import QuickSequential, fuse_layers
 from ssdd_hub.models.convnet import ConvNet
 
 
 def both(module, images):
     """The module and its quick copy with results and gradients."""
     found = []
-    for network in (module, quicken(copy.deepcopy(module))):
+    for network in (module, fuse_layers(copy.deepcopy(module))):
         given = images.clone().requires_grad_()
         outputs = network(given)
         outputs.square().sum().backward()
@@ -37,7 +37,7 @@ def test_results_gradients_and_statistics_are_the_same(norm, training, side):
 
 def test_a_bias_before_a_norm_is_kept_as_weight_decay_needs_it():
     """Its gradient is nothing, and not missing: an optimiser leaves out what has none."""
-    network = quicken(ConvNet((4,), "batch", 3, 8, 5).double().train())
+    network = fuse_layers(ConvNet((4,), "batch", 3, 8, 5).double().train())
     network(torch.randn(4, 3, 8, 8).double()).sum().backward()
     assert torch.equal(network.blocks[0][0].bias.grad, torch.zeros(4).double())
 
@@ -66,7 +66,7 @@ def test_layers_of_other_kinds_do_what_they_did(layers):
 
 
 def test_half_precision_stays_half_precision():
-    network = quicken(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)))
+    network = fuse_layers(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)))
     with torch.autocast("cpu", torch.bfloat16):
         assert network(torch.randn(2, 3, 8, 8)).dtype == torch.bfloat16
 
@@ -76,4 +76,4 @@ def test_blocks_with_a_forward_of_their_own_are_left_alone():
         def forward(self, maps):
             return super().forward(maps) + maps
 
-    assert type(quicken(Skip(nn.ReLU()))) is Skip
+    assert type(fuse_layers(Skip(nn.ReLU()))) is Skip

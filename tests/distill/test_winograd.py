@@ -13,7 +13,7 @@ from ssdd_hub.distill.engine.winograd import (
     FrozenConvolution,
     convolve,
     filter_gradient,
-    suits,
+    is_supported,
     train_by_winograd,
     transform,
 )
@@ -108,8 +108,8 @@ def test_in_float32_the_error_is_of_millionths():
     ],
 )
 def test_other_layers_do_not_suit(layer):
-    assert not suits(layer)
-    assert suits(nn.Conv2d(128, 128, 3, padding=1))
+    assert not is_supported(layer)
+    assert is_supported(nn.Conv2d(128, 128, 3, padding=1))
 
 
 def test_features_of_frozen_students_are_the_same(narrow):

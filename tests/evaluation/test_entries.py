@@ -6,7 +6,7 @@ import torch
 from ssdd_hub.data.bank import ImageBank, fingerprint_pixels
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation import entries
-from ssdd_hub.evaluation.entries import REFERENCES, References, describe_pairs, select, set_contender
+from ssdd_hub.evaluation.entries import REFERENCES, Baselines, describe_pairs, entry_of_set, select
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import derive_seed
@@ -36,7 +36,7 @@ def source(small_teacher):
 
 @pytest.fixture
 def references(tmp_path, source):
-    return References(tmp_path / "references", source, SETTINGS, 7)
+    return Baselines(tmp_path / "references", source, SETTINGS, 7)
 
 
 @pytest.fixture
@@ -76,13 +76,13 @@ def same(ours, theirs):
 
 def test_every_student_sees_the_pairs_of_the_set():
     made = make_set()
-    contender = set_contender("ours", made, "cpu", same_targets=False)
+    contender = entry_of_set("ours", made, "cpu", same_targets=False)
     assert contender.name == "ours" and contender.same_targets is False
     assert contender.network is contender.protocols is contender.pixel_space is None
     for k in (0, 5):
         assert same(all_pairs(contender, k), (made.images, made.targets))
         assert contender.identity(k) == describe_pairs(made)
-    assert set_contender("ours", made, "cpu").same_targets
+    assert entry_of_set("ours", made, "cpu").same_targets
 
 
 def test_a_set_is_known_by_all_that_training_on_it_depends_on():
@@ -100,7 +100,7 @@ def test_a_set_is_known_by_all_that_training_on_it_depends_on():
     assert all(a != b for i, a in enumerate(kinds) for b in kinds[:i])
     told = replace(made, provenance={"method": "x"}, labels=torch.arange(3), label_names=["a", "b", "c"])
     assert describe_pairs(told) == describe_pairs(made)
-    first, second = (set_contender(name, made, "cpu") for name in ("a", "b"))
+    first, second = (entry_of_set(name, made, "cpu") for name in ("a", "b"))
     assert first.identity(0) == second.identity(1)
 
 
@@ -125,7 +125,7 @@ def test_what_was_selected_is_kept(references, selected, source):
     before = all_pairs(references.contender("random", 5), 1)
     files = {path: path.stat().st_mtime_ns for path in references.folder.rglob("*")}
     # Another process, later.
-    later = References(references.folder, source, SelectionSettings(), 7)
+    later = Baselines(references.folder, source, SelectionSettings(), 7)
     later.prepare(["random", "herding", "none", "full", "teacher"], [5, 5], 2, progress=False)
     assert len(selected) == 4 and same(all_pairs(later.contender("random", 5), 1), before)
     assert {path: path.stat().st_mtime_ns for path in references.folder.rglob("*")} == files
@@ -184,7 +184,7 @@ def test_an_unknown_reference_is_named(references):
         references.contenders(["randon"], [5])
 
 
-# References without a selection
+# Baselines without a selection
 
 
 def test_the_whole_source_is_all_images_with_their_targets(references, source, small_teacher):

@@ -12,22 +12,22 @@ from torch import nn
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation import evaluation as evaluate
-from ssdd_hub.evaluation.entries import Candidate, Contender, none_contender, set_contender
+from ssdd_hub.evaluation.entries import SetEntry, StudentEntry, entry_of_none, entry_of_set
 from ssdd_hub.evaluation.evaluation import Evaluation, describe_values
 from ssdd_hub.evaluation.protocols.base import Measure, Pretrained
 from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
 from ssdd_hub.evaluation.real_data import RealData
-from ssdd_hub.evaluation.store import CellStore
+from ssdd_hub.evaluation.store import ScoreStore
 from ssdd_hub.models.convnet import ConvNet
-from ssdd_hub.models.pretraining import UseSettings, fit_student
+from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import derive_seed, seeded
 from ssdd_hub.selection.source import SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.pretrain import SetPairs
 
-USE = UseSettings(epochs=3, batch_size=4, learning_rate=0.05)
+USE = StudentTrainingSettings(epochs=3, batch_size=4, learning_rate=0.05)
 SPACE = PixelSpace((0.5,), (0.25,))
 
 
@@ -60,11 +60,11 @@ def make_set(seed=0, size=6):
 
 
 def contender(name, seed, **changes):
-    return replace(set_contender(name, make_set(seed), "cpu"), **changes)
+    return replace(entry_of_set(name, make_set(seed), "cpu"), **changes)
 
 
 def candidate(*protocols, name="linear", build=Linear):
-    return Candidate(name, build, {"name": name}, protocols)
+    return StudentEntry(name, build, {"name": name}, protocols)
 
 
 def real_data(name="made", seed=0):
@@ -79,13 +79,13 @@ def evaluation(tmp_path):
 
     def build(*protocols, sets=None, folder="cells", **changes):
         settings = {
-            "contenders": sets or [contender("a", 1), contender("b", 2), none_contender()],
+            "contenders": sets or [contender("a", 1), contender("b", 2), entry_of_none()],
             "candidates": [candidate(*protocols)],
             "datasets": [real_data()],
             "use": USE,
             "seeds": 3,
             "seed": 7,
-            "store": CellStore(tmp_path / folder),
+            "store": ScoreStore(tmp_path / folder),
             "facts": {"source": "digits"},
         }
         return Evaluation(**{**settings, **changes})
@@ -281,7 +281,7 @@ def test_what_is_added_is_all_that_is_measured(run, trained):
         {"use": replace(USE, augment="flip")},
         {"use": replace(USE, max_steps=2)},
         {"seed": 8},
-        {"sets": [contender("a", 4), contender("b", 5), none_contender()]},
+        {"sets": [contender("a", 4), contender("b", 5), entry_of_none()]},
         {"datasets": [real_data("made", seed=3)]},
         {"datasets": [replace(real_data(), pixel_space=PixelSpace((0.5,), (0.3,)))]},
         {"datasets": [replace(real_data(), heldout_targets=torch.ones(5, 3))]},
@@ -298,7 +298,7 @@ def test_what_a_number_depends_on_has_it_measured_again(run, change):
 
 def test_names_do_not_matter(run, trained):
     first, later = run(Weights()), Weights()
-    sets = [contender("new", 1), contender("b", 2), none_contender("untrained")]
+    sets = [contender("new", 1), contender("b", 2), entry_of_none("untrained")]
     renamed = run(later, sets=sets, datasets=[real_data("other")])
     assert later.calls == [] and len(trained) == 6
     assert [record["values"] for record in renamed] == [record["values"] for record in first]
@@ -330,7 +330,7 @@ def test_a_network_of_its_own_takes_the_students_place(run, trained):
             super().__init__()
             nn.init.constant_(self.head.weight, 0.5)
 
-    own, protocol, again = Contender("own", lambda k: None, lambda k: "fixed", network=Fixed), Weights(), Weights()
+    own, protocol, again = SetEntry("own", lambda k: None, lambda k: "fixed", network=Fixed), Weights(), Weights()
     records = run(protocol, sets=[own, contender("a", 1)])
     assert records[0]["values"] == [6.0] * 3 and records[0]["n"] == 3 and len(trained) == 3
     untrained = [pretrained for pretrained, _ in protocol.calls if pretrained.pairs is None]
@@ -363,10 +363,12 @@ def test_an_error_names_student_number_and_set(run):
         made = make_set()
         return SetPairs(replace(made, images=made.images * (1e30 if k else 1)))
 
-    message = "^linear number 1 on b: a student diverges when it is pre-trained on the set: lower --use.learning-rate$"
+    message = "^linear number 1 on b: a student diverges .* on the set: lower --student-training.learning-rate$"
     with pytest.raises(InputError, match=message):
         run(TeacherError(), sets=[contender("a", 1), contender("b", 2, pairs=endless)])
-    with pytest.raises(InputError, match="^linear number 0 on a: use.augment is views, and the set holds none"):
+    with pytest.raises(
+        InputError, match="^linear number 0 on a: student_training.augment is views, and the set holds none"
+    ):
         run(TeacherError(), sets=[contender("a", 1)], use=replace(USE, augment="views"))
 
 
@@ -441,10 +443,10 @@ def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch,
 
 def test_a_timm_model_can_be_a_candidate():
     shape = {"num_targets": 3, "in_chans": 1, "image_size": 8}
-    found = Candidate.of("ssdd_convnet3", {"widths": [2, 3]}, (), **shape)
+    found = StudentEntry.of("ssdd_convnet3", {"widths": [2, 3]}, (), **shape)
     assert found.name == "ssdd_convnet3" and isinstance(found.build(), ConvNet)
     assert found.build()(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
-    wide = Candidate.of("ssdd_convnet3", {"widths": [2, 4]}, (), "wide", **shape)
+    wide = StudentEntry.of("ssdd_convnet3", {"widths": [2, 4]}, (), "wide", **shape)
     assert wide.name == "wide" and wide.identity != found.identity
     assert wide.identity == json.loads(json.dumps(wide.identity))
     for name, args, message in (
@@ -452,7 +454,7 @@ def test_a_timm_model_can_be_a_candidate():
         ("ssdd_convnet3", {"width": 3}, "student 'ssdd_convnet3' cannot be built with"),
     ):
         with pytest.raises(InputError, match=message):
-            Candidate.of(name, args, (), **shape)
+            StudentEntry.of(name, args, (), **shape)
 
 
 def test_pre_training_on_digits_lowers_the_error(digits, small_teacher, run):
@@ -463,10 +465,10 @@ def test_pre_training_on_digits_lowers_the_error(digits, small_teacher, run):
     protocols = [TeacherError(), LinearProbe(ProbeSettings(labels=[50], draws=1, ridges=[1e-2]))]
     shape = {"num_targets": 24, "in_chans": 1, "image_size": 16}
     records = run(
-        sets=[Contender("full", lambda k: pairs, lambda k: "full"), none_contender()],
-        candidates=[Candidate.of("ssdd_convnet3", {"widths": [4, 8]}, protocols, **shape)],
+        sets=[SetEntry("full", lambda k: pairs, lambda k: "full"), entry_of_none()],
+        candidates=[StudentEntry.of("ssdd_convnet3", {"widths": [4, 8]}, protocols, **shape)],
         datasets=[RealData("digits", source, heldout, space, CPU, seen)],
-        use=UseSettings(epochs=10, batch_size=50),
+        use=StudentTrainingSettings(epochs=10, batch_size=50),
         seeds=2,
     )
     mean = {(record["set"], record["protocol"]): record["mean"] for record in scores(records)}

@@ -16,12 +16,12 @@ from ssdd_hub.evaluation.inputs import (
     check_stated_images,
     check_stated_teacher,
     has_targets_of,
+    load_dataset,
     load_set,
-    load_target,
     name_sets,
     stated_settings,
 )
-from ssdd_hub.models.pretraining import UseSettings
+from ssdd_hub.models.pretraining import StudentTrainingSettings
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.distilled import DistilledSet
@@ -32,7 +32,7 @@ from ssdd_hub.teachers.teacher import Teacher, TeacherSettings
 
 SPACE = PixelSpace((0.5,), (0.25,))
 CPU = torch.device("cpu")
-USE = UseSettings(7, 11, batch_size=5, learning_rate=0.02, momentum=0.5, weight_decay=0.1, augment="flip")
+USE = StudentTrainingSettings(7, 11, batch_size=5, learning_rate=0.02, momentum=0.5, weight_decay=0.1, augment="flip")
 CONFIG = {
     "data": {"name": "digits", "max_images": 50},
     "teacher": {"backbone": "ssdd_convnet3", "pretrained": False, "features": "mean", "model_args": {"widths": [4]}},
@@ -66,7 +66,7 @@ def test_a_run_folder_states_source_teacher_recipe_and_seed(tmp_path):
     stated = stated_settings(make_run(tmp_path / "run"))
     teacher = {"backbone": f"local-dir:{tmp_path / 'run' / 'teacher'}", "pretrained": True, "features": "mean"}
     assert stated == {"source": CONFIG["data"], "use": CONFIG["use"], "seed": 3, "teacher": teacher}
-    assert TeacherSettings(**stated["teacher"]).ready and UseSettings(**stated["use"]).epochs == 9
+    assert TeacherSettings(**stated["teacher"]).ready and StudentTrainingSettings(**stated["use"]).epochs == 9
     assert DataSettings(**stated["source"]).max_images == 50
 
 
@@ -104,7 +104,7 @@ def test_a_set_alone_states_what_its_provenance_holds(tmp_path, small_teacher):
     assert set(stated) == {"source", "seed", "teacher", "use"}
     assert (stated["source"], stated["seed"], stated["teacher"]) == (CONFIG["data"], 3, ready)
     # The recipe of the card gives back the settings that it was made of.
-    assert UseSettings(**stated["use"]) == USE
+    assert StudentTrainingSettings(**stated["use"]) == USE
 
 
 @pytest.mark.parametrize("teacher", [{"backbone": "local-dir:teacher", "pretrained": True}, CONFIG["teacher"], {}])
@@ -178,7 +178,7 @@ def test_sets_of_other_images_or_targets_are_refused(shape, told):
 
 def test_targets_are_known_by_the_weights_of_their_teacher_and_by_their_transform(small_teacher):
     teacher, other = small_teacher(0), small_teacher(1)
-    made = make_set(teacher=teacher.describe())
+    made = make_set(teacher=teacher.identity())
     assert has_targets_of(made, teacher, None) and not has_targets_of(made, other, None)
     assert has_targets_of(make_set(), other, None) and has_targets_of(make_set(teacher={"name": "x"}), other, None)
     one, two = (TargetTransform.fit("pca", torch.randn(9, 3) * torch.tensor([1.0, 2.0, k]), 3) for k in (3.0, 4.0))
@@ -200,19 +200,19 @@ def read(small_backbone, small_teacher):
 
 def test_targets_are_not_those_of_the_same_weights_that_are_read_otherwise(small_teacher, read):
     teacher = small_teacher()
-    made = make_set(teacher=teacher.describe())
+    made = make_set(teacher=teacher.identity())
     assert has_targets_of(made, read(), None)
     for wrong in (read(SPACE), read(features="mean"), read(interpolation="bilinear")):
         assert wrong.weights_sha256() == teacher.weights_sha256() and not has_targets_of(made, wrong, None)
     # A timm of another version may describe the same network in other words.
-    told = {**teacher.describe(), "structure_sha256": "0" * 64}
+    told = {**teacher.identity(), "structure_sha256": "0" * 64}
     assert has_targets_of(make_set(teacher=told), teacher, None)
 
 
 @pytest.mark.parametrize(("name", "words"), [("source", "source images"), ("heldout", "held-out images")])
 def test_images_other_than_those_that_a_set_states_are_refused_unless_others_are_given(digits, name, words):
     settings = DataSettings(max_images=50)
-    stated = {"source": digits[0].source, "heldout": {"fingerprint": digits[1].fingerprint}}
+    stated = {"source": digits[0].provenance, "heldout": {"fingerprint": digits[1].fingerprint}}
     facts = {"settings": {"data": asdict(settings)}, "seed": 3, **stated}
     check_stated_images(make_set(**facts), settings, 3, *digits)
     changed = {**facts, name: {"fingerprint": "c" * 64}}
@@ -265,7 +265,7 @@ def test_settings_that_draw_nothing_do_not_keep_images_from_being_compared(caplo
 
 def test_a_teacher_other_than_the_stated_one_is_refused_unless_another_is_given(small_teacher, read, caplog):
     teacher, other = small_teacher(0), small_teacher(1)
-    made = make_set(teacher=teacher.describe(), versions=describe_versions())
+    made = make_set(teacher=teacher.identity(), versions=describe_versions())
     check_stated_teacher(made, teacher)
     check_stated_teacher(make_set(), other)
     message = r"weights_sha256 is recorded as .{13}\.\., it is .* restore it, or give --teacher.backbone"
@@ -295,7 +295,7 @@ def test_the_structure_of_a_teacher_counts_where_the_same_code_describes_it(
     small_backbone, small_teacher, caplog, versions, same
 ):
     teacher = small_teacher()
-    made = make_set(teacher=teacher.describe(), versions={**describe_versions(), **versions})
+    made = make_set(teacher=teacher.identity(), versions={**describe_versions(), **versions})
     changed = small_backbone()
     next(module for module in changed.modules() if isinstance(module, torch.nn.BatchNorm2d)).eps = 0.5
     other = Teacher(changed, teacher.pixel_space, 16, "other")
@@ -310,7 +310,7 @@ def test_the_structure_of_a_teacher_counts_where_the_same_code_describes_it(
 
 
 def test_a_teacher_that_was_hashed_in_double_precision_is_known(small_teacher):
-    made = make_set(teacher=small_teacher(dtype=torch.float64).describe(), versions=describe_versions())
+    made = make_set(teacher=small_teacher(dtype=torch.float64).identity(), versions=describe_versions())
     assert has_targets_of(made, small_teacher(), None) and not has_targets_of(made, small_teacher(1), None)
     check_stated_teacher(made, small_teacher())
 
@@ -339,7 +339,7 @@ def save_dataset(folder, labels=None, rows=12, size=10):
 
 
 def load(name, args=None, made=None, most=100):
-    return load_target(str(name), args or {}, made or make_set(), most, 0, CPU)
+    return load_dataset(str(name), args or {}, made or make_set(), most, 0, CPU)
 
 
 def test_a_target_is_loaded_in_the_size_and_mode_of_the_set(tmp_path):
@@ -361,7 +361,7 @@ def test_a_target_can_have_any_name_where_its_settings_say_what_it_is():
 
 
 def test_wrong_settings_of_a_target_are_named(tmp_path):
-    with pytest.raises(InputError, match="--target-args.cars holds an unknown setting of its data: .*label_colum'"):
+    with pytest.raises(InputError, match="--dataset-args.cars holds an unknown setting of its data: .*label_colum'"):
         load("cars", {"name": "digits", "label_colum": "label"})
     with pytest.raises(SettingsError) as caught:
         load("digits", {"heldout_fraction": 2, "max_images": 0})

@@ -59,7 +59,7 @@ KEYS = {
 @pytest.fixture
 def protocols(small_teacher):
     teacher = small_teacher()
-    KEYS["kd"]["network"] = teacher.describe()
+    KEYS["kd"]["network"] = teacher.identity()
     return [
         LinearProbe(ProbeSettings()),
         MkdtProbe(ProbeSettings()),
@@ -259,7 +259,7 @@ def test_a_student_that_gives_the_targets_has_no_error():
 def test_a_student_that_diverged_is_reported(value):
     student = Linear()
     nn.init.constant_(student.head.bias, value)
-    with pytest.raises(InputError, match="a student diverges .* on the set: lower --use.learning-rate"):
+    with pytest.raises(InputError, match="a student diverges .* on the set: lower --student-training.learning-rate"):
         ask(student, make_data(draw_bank(2), draw_bank(2), torch.zeros(2, 3)))
 
 

@@ -6,7 +6,7 @@ from threading import Barrier
 import pytest
 
 from ssdd_hub.evaluation.protocols.base import Measure
-from ssdd_hub.evaluation.store import CellStore
+from ssdd_hub.evaluation.store import ScoreStore
 
 KEY = {"set": {"images": "ab12"}, "seed": [0, 3], "protocol": "probe", "ridges": [1e-4, 1.0], "labels": None}
 MEASURES = [Measure("accuracy", 0.1 + 0.2, 0.01), Measure("accuracy", 1 / 3, 50), Measure("mse", 1e-300)]
@@ -15,7 +15,7 @@ MEASURES += [Measure("mse", float("inf")), Measure("mse", float("-inf"))]
 
 @pytest.fixture
 def store(tmp_path):
-    return CellStore(tmp_path / "run" / "cells")
+    return ScoreStore(tmp_path / "run" / "scores")
 
 
 def only_file(store):
@@ -27,7 +27,7 @@ def test_what_was_written_is_read_back_exactly(store):
     assert store.read(KEY) is None and not store.folder.exists()
     store.write(KEY, MEASURES[:1])
     store.write({**KEY, "seed": (0, 3)}, MEASURES)
-    found = CellStore(store.folder).read(dict(reversed(KEY.items())))
+    found = ScoreStore(store.folder).read(dict(reversed(KEY.items())))
     assert found == MEASURES
     assert [type(measure.labels) for measure in found] == [float, int, type(None), type(None), type(None)]
     # Written for people too.

@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import get_session, httpx
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub.client import ClientError, explained, is_passing, patiently, wait_after
-from ssdd_hub.text import blot_tokens, printable
+from ssdd_hub.hub.client import ClientError, hub_errors, is_passing, wait_after, with_retries
+from ssdd_hub.text import printable, redact_tokens
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz012345"
 NOT_JSON = json.JSONDecodeError("Expecting value", "<html>", 0)
@@ -60,10 +60,10 @@ def named(error):
     ids=named,
 )
 def test_what_passes_is_tried_again_and_the_wait_doubles(waits, error):
-    assert patiently(failing(*[error] * 4)) == "done"
+    assert with_retries(failing(*[error] * 4)) == "done"
     assert waits == [1, 2, 4, 8]
     with pytest.raises((type(error), ConnectionError)):
-        patiently(failing(*[error] * 3), tries=3)
+        with_retries(failing(*[error] * 3), tries=3)
     assert waits[4:] == [1, 2]
 
 
@@ -81,7 +81,7 @@ def test_what_passes_is_tried_again_and_the_wait_doubles(waits, error):
 )
 def test_what_lasts_is_raised_at_once_as_it_is(waits, error):
     with pytest.raises(type(error)) as caught:
-        patiently(failing(error))
+        with_retries(failing(error))
     assert not is_passing(error) and caught.value is error and waits == []
 
 
@@ -102,9 +102,9 @@ def test_the_wait_is_what_the_hub_states_and_no_more_than_five_minutes(stated, s
 def test_what_succeeded_though_its_answer_was_lost_is_not_done_again(waits):
     answers = [None, "landed"]
     call = failing(answered(503), answered(503), then="again")
-    assert patiently(call, landed=lambda: answers.pop(0)) == "landed" and waits == [1]
+    assert with_retries(call, landed=lambda: answers.pop(0)) == "landed" and waits == [1]
     with pytest.raises(HfHubHTTPError):
-        patiently(failing(answered(503)), tries=1, landed=lambda: None)
+        with_retries(failing(answered(503)), tries=1, landed=lambda: None)
 
 
 def test_a_silent_hub_is_given_up_whatever_limit_the_client_forgets(hub, monkeypatch, waits):
@@ -123,7 +123,7 @@ def test_a_silent_hub_is_given_up_whatever_limit_the_client_forgets(hub, monkeyp
         # The client itself asks for the pages of a listing six times.
         hub.faults[:] = [Fault(step, delay=30, times=10)]
         with pytest.raises(httpx.TimeoutException):
-            patiently(call, tries=1)
+            with_retries(call, tries=1)
         assert hub.faults[0].hits >= 1, step
 
 
@@ -134,7 +134,7 @@ def test_a_limit_that_is_stated_is_kept_and_the_client_left_as_it_was(hub, monke
     hooks, timeout, statuses = list(session.event_hooks["request"]), session.timeout, []
 
     def ask():
-        answer = patiently(lambda: session.get(f"{hub.endpoint}/api/whoami-v2", timeout=20))
+        answer = with_retries(lambda: session.get(f"{hub.endpoint}/api/whoami-v2", timeout=20))
         statuses.append(answer.status_code)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -143,7 +143,7 @@ def test_a_limit_that_is_stated_is_kept_and_the_client_left_as_it_was(hub, monke
     for thread in threads:
         thread.join()
     with pytest.raises(KeyboardInterrupt):
-        patiently(failing(KeyboardInterrupt()))
+        with_retries(failing(KeyboardInterrupt()))
     assert statuses == [401] * 8
     assert session.event_hooks["request"] == hooks and session.timeout == timeout
 
@@ -153,16 +153,16 @@ def test_what_broke_is_raised_and_not_what_the_client_makes_of_it(kind):
     error, cause = kind("Force download failed due to the above error."), answered(403)
     error.__cause__ = cause
     with pytest.raises(HfHubHTTPError) as caught:
-        patiently(failing(error))
+        with_retries(failing(error))
     assert caught.value is cause
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError, TypeError])
 def test_pythons_own_errors_are_explained_when_the_client_raises_them_and_only_then(kind):
-    with pytest.raises(InputError, match=rf"^asking failed: .*no.* \({kind.__name__}\)"), explained("asking"):
-        patiently(failing(kind("no")))
+    with pytest.raises(InputError, match=rf"^asking failed: .*no.* \({kind.__name__}\)"), hub_errors("asking"):
+        with_retries(failing(kind("no")))
     for error in (kind("no"), KeyboardInterrupt(), InputError("mine")):
-        with pytest.raises(type(error)) as caught, explained("asking"):
+        with pytest.raises(type(error)) as caught, hub_errors("asking"):
             raise error
         assert caught.value is error
 
@@ -197,14 +197,14 @@ def test_pythons_own_errors_are_explained_when_the_client_raises_them_and_only_t
 )
 def test_an_error_is_one_line_that_says_what_to_do(error, message):
     with pytest.raises(InputError, match=f"^fetching ann/set failed: {message}") as caught:
-        with explained("fetching ann/set"):
+        with hub_errors("fetching ann/set"):
             raise error
     assert "\n" not in str(caught.value)
 
 
 def test_what_the_hub_says_is_one_line_without_what_steers_a_terminal():
     error = answered(418, message="first\nsecond\x1b[2J\u202e {line}")
-    with pytest.raises(InputError) as caught, explained("asking"):
+    with pytest.raises(InputError) as caught, hub_errors("asking"):
         raise error
     assert str(caught.value) == "asking failed: the Hub answers 418 (first; second [2J  {line})"
 
@@ -222,7 +222,7 @@ def test_what_the_hub_says_is_one_line_without_what_steers_a_terminal():
 def test_no_token_is_told_not_even_in_the_traceback(monkeypatch, error, cause):
     given, saved = "secret-1", "saved-2"
     monkeypatch.setenv("HF_TOKEN", saved)
-    with pytest.raises(InputError) as caught, explained("asking", f"{given}\n"):
+    with pytest.raises(InputError) as caught, hub_errors("asking", f"{given}\n"):
         raise error from cause
     told = "".join(traceback.format_exception(caught.value)) + repr(caught.value)
     assert not any(secret in told for secret in (TOKEN, given, saved))
@@ -245,7 +245,7 @@ def test_no_token_is_told_not_even_in_the_traceback(monkeypatch, error, cause):
     ],
 )
 def test_tokens_are_redacted_and_nothing_else(text, redacted):
-    assert blot_tokens(text) == redacted
+    assert redact_tokens(text) == redacted
 
 
 def test_text_from_outside_cannot_steer_a_terminal():

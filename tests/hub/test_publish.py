@@ -11,7 +11,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.hub.upload import upload
 from ssdd_hub.sets import parquet
 from ssdd_hub.sets.distilled import DistilledSet
-from ssdd_hub.sets.publish import Additions, plan_set, push_set
+from ssdd_hub.sets.publish import CardOverrides, plan_set, push_set
 
 REPO = "ann/tiny"
 FILES = {".gitattributes", "README.md", PARQUET, "preview.png", "ssdd_hub.json"}
@@ -109,7 +109,7 @@ def test_another_set_takes_the_place_of_the_old_one_whole(hub, tmp_path, folder,
 
 def test_what_is_stated_besides_is_in_record_and_card(hub, folder):
     scores = [{"set": "distilled", "protocol": "knn", "metric": "accuracy", "mean": 0.5, "std": 0.1, "n": 3}]
-    push(folder, additions=Additions(license="mit", teacher="ann/teacher", scores=scores))
+    push(folder, additions=CardOverrides(license="mit", teacher="ann/teacher", scores=scores))
     sent = hub.files(REPO)
     provenance = json.loads(sent["ssdd_hub.json"])["provenance"]
     assert (provenance["license"], provenance["scores"]) == ("mit", scores)
@@ -123,8 +123,8 @@ def test_what_is_stated_besides_is_in_record_and_card(hub, folder):
 def test_a_licence_that_allows_what_a_part_forbids_is_refused_and_nothing_sent(hub, tmp_path, part, stated):
     folder = make_set(provenance={part: {"license": stated}}).save(tmp_path / "set")
     message = f"the {part} is under {stated}, .*cannot be published under mit"
-    assert_refused(hub, message, push, folder, additions=Additions(license="mit"))
-    push(folder, additions=Additions(license="mit", license_reason="permission of the owner"))
+    assert_refused(hub, message, push, folder, additions=CardOverrides(license="mit"))
+    push(folder, additions=CardOverrides(license="mit", license_reason="permission of the owner"))
     assert "| Reason | permission of the owner |" in hub.files(REPO)["README.md"].decode()
 
 

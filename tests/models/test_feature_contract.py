@@ -136,7 +136,7 @@ def test_a_saved_teacher_gives_the_same_features_through_timm_alone_and_as_a_tea
         again = build_teacher(f"local-dir:{tmp_path / 'teacher'}", features=kind)
         torch.testing.assert_close(again(pixels), as_teacher(backbone, kind)(pixels), rtol=0, atol=1e-6)
         assert (again.input_size, again.license, again.name) == (32, "mit", name)
-        assert again.describe() == as_teacher(backbone, kind, name).describe()
+        assert again.identity() == as_teacher(backbone, kind, name).identity()
 
 
 def test_a_class_token_of_another_name_is_not_averaged_with_the_patches():

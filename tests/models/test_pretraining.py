@@ -9,7 +9,7 @@ from ssdd_hub.data.augment import draw_views
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.models.convnet import ConvNet
-from ssdd_hub.models.pretraining import UseSettings, fit_student
+from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import draw_batch, generator
 from ssdd_hub.selection.source import SourcePairs
@@ -21,7 +21,7 @@ from ssdd_hub.targets.transform import TargetTransform
 # Black is -2, -1 and -3 here, and all sums of sixteenths are exact.
 SPACE = PixelSpace((0.5, 0.25, 0.75), (0.25, 0.25, 0.25))
 BLACK = np.array([-2.0, -1.0, -3.0])
-FAST = UseSettings(epochs=3, batch_size=4, learning_rate=0.01, momentum=0.7, weight_decay=0.02)
+FAST = StudentTrainingSettings(epochs=3, batch_size=4, learning_rate=0.01, momentum=0.7, weight_decay=0.02)
 
 
 def make_set(size=6, views=0, width=2, seed=0):
@@ -135,7 +135,7 @@ def test_what_a_crop_lacks_is_black_and_the_rest_is_the_image(augment):
     views = draw_views(20, torch.Generator().manual_seed(0))[:, None]
     made = DistilledSet(white, torch.zeros(20, 2), space, views=views, view_targets=torch.zeros(20, 1, 2))
     student = watched(108)
-    fit_student(student, SetPairs(made), UseSettings(epochs=1, augment=augment), 0)
+    fit_student(student, SetPairs(made), StudentTrainingSettings(epochs=1, augment=augment), 0)
     dark = student.seen[0] == space.normalise(torch.zeros(3, 1, 1))
     torch.testing.assert_close(student.seen[0][~dark], white[~dark], rtol=0, atol=1e-6)
     assert 0.1 < dark.double().mean() < 0.8 and torch.equal(dark.all(1), dark.any(1))
@@ -153,7 +153,7 @@ def make_pairs(images, targets):
     ],
 )
 def test_an_epoch_shows_every_image_once(size, batch_size, epochs, most, steps):
-    settings = UseSettings(epochs=epochs, max_steps=most, batch_size=batch_size, learning_rate=1e-3)
+    settings = StudentTrainingSettings(epochs=epochs, max_steps=most, batch_size=batch_size, learning_rate=1e-3)
     student = watched(4, 3)
     images = torch.arange(size).float()[:, None, None, None].expand(-1, 1, 2, 2)
     fit_student(student, make_pairs(images, torch.zeros(size, 3)), settings, seed=0)
@@ -187,7 +187,9 @@ def test_views_are_refused_where_there_are_none():
     settings = replace(FAST, augment="views")
     source = SourcePairs(make_source(), torch.zeros(6, 2), PixelSpace.raw(1))
     for pairs in (SetPairs(make_set()), source):
-        with pytest.raises(InputError, match="use.augment is views, and the set holds none: make some with"):
+        with pytest.raises(
+            InputError, match="student_training.augment is views, and the set holds none: make some with"
+        ):
             fit_student(watched(), pairs, settings, 0)
 
 
@@ -226,20 +228,22 @@ def test_pairs_of_a_source_are_normalised_images_with_their_targets():
 def test_settings_out_of_range_are_all_named():
     wrong = {"batch_size": 0, "learning_rate": 0, "momentum": 1, "weight_decay": -1, "augment": "colour"}
     with pytest.raises(SettingsError) as caught:
-        UseSettings(epochs=-1, max_steps=0, **wrong)
+        StudentTrainingSettings(epochs=-1, max_steps=0, **wrong)
     assert caught.value.problems == [
-        "use.epochs must be at least 0, got -1",
-        "use.max_steps must be at least 1, got 0",
-        "use.batch_size must be at least 1, got 0",
-        "use.learning_rate must be above 0, got 0",
-        "use.momentum must be in [0, 1), got 1",
-        "use.weight_decay must be at least 0, got -1",
-        "use.augment must be one of none, flip, crop-flip, views, got 'colour'",
+        "student_training.epochs must be at least 0, got -1",
+        "student_training.max_steps must be at least 1, got 0",
+        "student_training.batch_size must be at least 1, got 0",
+        "student_training.learning_rate must be above 0, got 0",
+        "student_training.momentum must be in [0, 1), got 1",
+        "student_training.weight_decay must be at least 0, got -1",
+        "student_training.augment must be one of none, flip, crop-flip, views, got 'colour'",
     ]
 
 
 def test_the_recipe_of_a_card_holds_all_settings():
-    use = UseSettings(epochs=3, batch_size=4, learning_rate=0.2, momentum=0.1, weight_decay=0.3, augment="flip")
+    use = StudentTrainingSettings(
+        epochs=3, batch_size=4, learning_rate=0.2, momentum=0.1, weight_decay=0.3, augment="flip"
+    )
     recipe = {"loss": "mean squared error of the head's output to the target", "optimizer": "SGD"}
     recipe |= {"learning_rate": 0.2, "momentum": 0.1, "weight_decay": 0.3, "epochs": 3, "batch_size": 4}
     recipe |= {"augmentation": "flip"}

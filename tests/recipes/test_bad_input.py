@@ -63,9 +63,9 @@ CASES = {
     "unknown student": (["--student.name", "ssdd_convnet9"], ["ssdd_convnet9", "ssdd_convnet3"]),
     "student too deep": (["--student.model-args.widths", "[4, 4, 4, 4, 4]"], ["at least 32 pixels", "got 16"]),
     "unknown student argument": (["--student.model-args.colour", "3"], ["colour"]),
-    "unknown objective": (["--pretrain.objective", "simclear"], ["simclear", "barlow_twins"]),
-    "unknown objective setting": (["--pretrain.objective-args.tau", "0.1"], ["tau"]),
-    "unknown view setting": (["--pretrain.view-args.zoom", "2"], ["zoom"]),
+    "unknown objective": (["--teacher-training.objective", "simclear"], ["simclear", "barlow_twins"]),
+    "unknown objective setting": (["--teacher-training.objective-args.tau", "0.1"], ["tau"]),
+    "unknown view setting": (["--teacher-training.view-args.zoom", "2"], ["zoom"]),
     "unsupported precision": (["--run.mixed-precision", "fp16"], ["no or bf16", "fp16"]),
     "unknown tracker": (["--run.trackers", "[pencil]"], ["pencil"]),
 }

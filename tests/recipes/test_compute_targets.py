@@ -164,7 +164,16 @@ def test_a_distillation_of_fixed_views_finds_all_features_of_its_source_images(l
     made = states()
     assert len(made) == 3 * 3 and str(tmp_path) not in "".join(path.read_text() for path in cache.rglob("*.json"))
     small = ["--config", ROOT / "recipes" / "configs" / "smoke.yaml", "--teacher.model-args", "{}"]
-    small += ["--distiller.steps", "2", "--distiller.augment", "true", "--evaluate.seeds", "1", "--use.epochs", "2"]
+    small += [
+        "--distiller.steps",
+        "2",
+        "--distiller.augment",
+        "true",
+        "--evaluate.seeds",
+        "1",
+        "--student-training.epochs",
+        "2",
+    ]
     launch("distill", *small, *given, "--output", tmp_path / "run", "--run.cache", cache)
     now = states()
     assert {path: now[path] for path in made} == made

@@ -94,7 +94,7 @@ def test_of_several_files_the_later_wins_and_the_default_file_is_not_read(parse,
 
 
 @pytest.mark.parametrize(
-    "argv", [["--objective", "vicreg"], ["--objective=vicreg"], ["--pretrain.objective", "vicreg"]]
+    "argv", [["--objective", "vicreg"], ["--objective=vicreg"], ["--teacher-training.objective", "vicreg"]]
 )
 def test_a_setting_may_have_a_short_name(parse, argv):
     assert parse(*argv, recipe=TrainTeacherConfig).pretrain.objective == "vicreg"
@@ -103,9 +103,12 @@ def test_a_setting_may_have_a_short_name(parse, argv):
 def test_a_short_name_is_shown_needs_a_value_and_belongs_to_its_recipe(parse, capsys):
     with pytest.raises(SystemExit):
         parse("--help", recipe=TrainTeacherConfig)
-    assert "--objective is short for --pretrain.objective." in " ".join(capsys.readouterr().out.split())
+    assert "--objective is short for --teacher-training.objective." in " ".join(capsys.readouterr().out.split())
     assert problems(parse, "--objective", "--seed", "1", recipe=TrainTeacherConfig) == ["--objective needs a value"]
-    assert "objective is not a setting; the nearest is pretrain.objective" in problems(parse, "--objective", "x")[0]
+    assert (
+        "objective is not a setting; the nearest is teacher_training.objective"
+        in problems(parse, "--objective", "x")[0]
+    )
 
 
 def test_a_teacher_is_trained_from_fresh_weights_and_its_folder_is_named_after_data_and_objective(parse):
@@ -215,7 +218,7 @@ def test_what_is_stated_is_printed_and_has_its_own_errors(parse, capsys):
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.1e-3", "1.0e-04", ".1e-3", "0.0001"])
 def test_every_way_to_write_a_number_is_a_number_also_inside_a_dictionary(parse, text):
     config = parse(files=[f"pretrain: {{learning_rate: {text}, view_args: {{cj_bright: {text}}}}}"])
-    assert config.pretrain.learning_rate == config.pretrain.view_args["cj_bright"] == 1e-4
+    assert config.teacher_training.learning_rate == config.teacher_training.view_args["cj_bright"] == 1e-4
 
 
 def test_words_that_look_like_something_else_stay_words(parse):
@@ -349,7 +352,7 @@ def test_an_evaluation_is_named_after_its_first_set(parse, place):
         ("image_size", "data.image_size"),
         ("data.seed", "seed"),
         ("distiller.lr", "distiller.lr_images or distiller.lr_targets"),
-        ("learning_rate", "pretrain.learning_rate or pool.learning_rate or use.learning_rate"),
+        ("learning_rate", "teacher_training.learning_rate or pool.learning_rate or student_training.learning_rate"),
         ("targts.transform", "targets.transform"),
     ],
 )

@@ -141,7 +141,7 @@ def test_a_ready_made_teacher_and_fixed_views_and_raw_pixels_work(finished, tmp_
     overrides += ["--distiller.augment", "true", "--targets.views", "2", "--distiller.pixel-space", "raw"]
     overrides += ["--pool.renewal", "never-train", "--distiller.micro-batch", "7"]
     overrides += ["--targets.transform", "pca", "--targets.dim", "7", "--targets.dtype", "float16"]
-    start(tmp_path / "run", *overrides, "--distiller.steps", "4", "--use.epochs", "2").finish()
+    start(tmp_path / "run", *overrides, "--distiller.steps", "4", "--student-training.epochs", "2").finish()
     distilled = DistilledSet.load(tmp_path / "run" / "distilled")
     provenance = distilled.provenance
     assert distilled.pixel_space.mean == (0.0,) and provenance["student_pixel_space"]["mean"][0] > 0.2

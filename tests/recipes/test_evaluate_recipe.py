@@ -41,8 +41,8 @@ FOLDER = "shapes"
 def made(launch, tmp_path_factory):
     """A folder of what there is to evaluate: a run, another set like its own, and labelled pictures."""
     folder = tmp_path_factory.mktemp("made")
-    small = ["--data.max-images", "100", "--pretrain.epochs", "1", "--distiller.steps", "2"]
-    small += ["--evaluate.seeds", "1", "--use.epochs", "2", "--probe.draws", "1", "--seed", "3"]
+    small = ["--data.max-images", "100", "--teacher-training.epochs", "1", "--distiller.steps", "2"]
+    small += ["--evaluate.seeds", "1", "--student-training.epochs", "2", "--probe.draws", "1", "--seed", "3"]
     launch("distill", "--config", SMOKE, "--output", folder / "smoke", *small)
     distilled = DistilledSet.load(folder / "smoke" / "distilled")
     replace(distilled, targets=-distilled.targets).save(folder / "other" / "distilled")
@@ -60,7 +60,7 @@ def finished(launch, made, tmp_path_factory):
     """Two sets side by side, by everything there is, on two datasets."""
     arguments = ["--config", made / "tiny.yaml", "--output", tmp_path_factory.mktemp("runs") / "scores"]
     arguments += ["--set", made / "smoke" / "distilled", "--set", made / "other" / "distilled"]
-    arguments += ["--targets", f"source,{FOLDER}", f"--target-args.{FOLDER}.name", made / FOLDER]
+    arguments += ["--targets", f"source,{FOLDER}", f"--dataset-args.{FOLDER}.name", made / FOLDER]
     launch("evaluate", *arguments)
     return arguments
 
@@ -152,7 +152,7 @@ def test_table_page_and_pictures_show_all_sets(finished):
 
 def test_started_again_it_measures_nothing_and_writes_the_same_records(finished, launch, monkeypatch):
     def files():
-        names = ("cells", "references", "features")
+        names = ("scores", "references", "features")
         return {path: path.stat().st_mtime_ns for name in names for path in (finished[3] / name).rglob("*.*")}
 
     before, measured = read_scores(finished)["records"], files()
@@ -184,7 +184,7 @@ def test_other_settings_go_on_in_the_same_folder_with_what_is_measured(finished,
 
 PART = ["--references", "none,random", "--protocol", "teacher_error,probe,knn", "--evaluate.seeds", "4"]
 # Long enough that there is a middle.
-PART += ["--use.epochs", "200", "--use.max-steps", "60"]
+PART += ["--student-training.epochs", "200", "--student-training.max-steps", "60"]
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def unbroken(launch, made, tmp_path_factory):
 
 def test_an_evaluation_killed_with_kill_9_goes_on_to_the_same_table(unbroken, launch, kill_when, tmp_path):
     arguments, expected = unbroken
-    arguments, cells = [*arguments, "--output", tmp_path / "broken"], tmp_path / "broken" / "cells"
+    arguments, cells = [*arguments, "--output", tmp_path / "broken"], tmp_path / "broken" / "scores"
     kill_when(Running(RECIPE, *arguments), lambda: len(list(cells.glob("*.json"))) >= 9)
     kept = {path: path.read_bytes() for path in cells.glob("*.json")}
     assert any(b'"seconds"' in content for content in kept.values())
@@ -240,7 +240,7 @@ def foreign(tmp_path):
     return folder
 
 
-QUICK = ["--evaluate.seeds", "1", "--use.max-steps", "1", "--probe.labels", "[0.5]", "--probe.draws", "1"]
+QUICK = ["--evaluate.seeds", "1", "--student-training.max-steps", "1", "--probe.labels", "[0.5]", "--probe.draws", "1"]
 
 
 def test_a_pair_of_tensors_is_evaluated_as_it_is(foreign, made, launch, tmp_path):
@@ -279,15 +279,32 @@ CASES = {
     "target absent": (["--targets", "./no/folder"], ["./no/folder"]),
     "target without labels": (["--targets", "{tmp}/plain"], ["no labels", "label_column"]),
     "unknown setting of a target": (
-        ["--targets", "shapes", "--target-args.shapes", "{{name: {made}/shapes, colour: red}}"],
+        ["--targets", "shapes", "--dataset-args.shapes", "{{name: {made}/shapes, colour: red}}"],
         ["colour"],
     ),
     "no data": (["--source.name", "none", "--references", "none"], ["nothing to measure on", "--targets"]),
     "too few architectures": (["--rank.variants", "[]"], ["rank.variants must be at least 3"]),
     "several mistakes at once": (
-        ["--references", "best", "--protocol", "vibes", "--targets", "[]", "--seeds", "3", "--use.augment", "zoom"]
+        [
+            "--references",
+            "best",
+            "--protocol",
+            "vibes",
+            "--targets",
+            "[]",
+            "--seeds",
+            "3",
+            "--student-training.augment",
+            "zoom",
+        ]
         + ["--evaluate.seeds", "0", "--student-args.x.y", "1"],
-        ["got best", "got vibes", "targets must name at least one dataset", "use.augment must be one of", "lack ['x']"]
+        [
+            "got best",
+            "got vibes",
+            "targets must name at least one dataset",
+            "student_training.augment must be one of",
+            "lack ['x']",
+        ]
         + ["evaluate.seeds must be at least 1", "seeds is not a setting"],
     ),
 }

@@ -25,14 +25,28 @@ from ssdd_hub.teachers.training import Pretraining
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SIZE, COUNTS = 16, {"train": 40, "test": 12}
-DISTIL = ["--config", RECIPES / "configs" / "smoke.yaml", "--pretrain.epochs", "1", "--distiller.steps", "2"]
-DISTIL += ["--pretrain.batch-size", "20", "--distiller.num-images", "6", "--distiller.batch-size", "16"]
-DISTIL += ["--evaluate.seeds", "1", "--use.epochs", "1", "--probe.labels", "[20]", "--probe.draws", "1"]
+DISTIL = ["--config", RECIPES / "configs" / "smoke.yaml", "--teacher-training.epochs", "1", "--distiller.steps", "2"]
+DISTIL += ["--teacher-training.batch-size", "20", "--distiller.num-images", "6", "--distiller.batch-size", "16"]
+DISTIL += ["--evaluate.seeds", "1", "--student-training.epochs", "1", "--probe.labels", "[20]", "--probe.draws", "1"]
 # Of most held-out images the first evaluation sees nothing.
 DISTIL += ["--evaluate.max-heldout", "2"]
-TRAIN = ["--teacher.backbone", "ssdd_convnet3", "--teacher.model-args", "{widths: [8, 16]}", "--pretrain.epochs", "2"]
-TRAIN += ["--pretrain.batch-size", "20", "--pretrain.workers", "0", "--pretrain.checkpoint-every", "1"]
-TRAIN += ["--pretrain.objective-args", "{hidden_dim: 8, output_dim: 8}", "--watch.probe", "20"]
+TRAIN = [
+    "--teacher.backbone",
+    "ssdd_convnet3",
+    "--teacher.model-args",
+    "{widths: [8, 16]}",
+    "--teacher-training.epochs",
+    "2",
+]
+TRAIN += [
+    "--teacher-training.batch-size",
+    "20",
+    "--teacher-training.workers",
+    "0",
+    "--teacher-training.checkpoint-every",
+    "1",
+]
+TRAIN += ["--teacher-training.objective-args", "{hidden_dim: 8, output_dim: 8}", "--watch.probe", "20"]
 
 
 @pytest.fixture
@@ -332,7 +346,16 @@ def test_a_trained_teacher_that_was_replaced_is_not_scored(trained, refused, tmp
 # Evaluation
 
 QUICK = ["--evaluate.seeds", "1"]
-QUICK += ["--use.epochs", "1", "--probe.labels", "[20]", "--probe.draws", "1", "--evaluate.max-heldout", "8"]
+QUICK += [
+    "--student-training.epochs",
+    "1",
+    "--probe.labels",
+    "[20]",
+    "--probe.draws",
+    "1",
+    "--evaluate.max-heldout",
+    "8",
+]
 EVALUATE = ["--references", "none,random,full", "--protocol", "teacher_error,probe,knn", *QUICK]
 
 
@@ -421,7 +444,7 @@ def test_a_ready_teacher_of_the_same_weights_that_are_read_otherwise_is_refused(
         (teacher / "config.json").write_text(before)
 
 
-IN_RUN = ["run/log.jsonl", "run/cells/*", "run/features/*/index.json", "run/features/*/*.safetensors"]
+IN_RUN = ["run/log.jsonl", "run/scores/*", "run/features/*/index.json", "run/features/*/*.safetensors"]
 
 
 @pytest.mark.parametrize("place", [*IN_RUN, "cache/*/index.json", "cache/*/*.safetensors"])
@@ -449,7 +472,7 @@ def test_an_evaluation_measures_anew_what_has_changed_at_the_same_place(evaluate
 
     def anew(*kinds):
         """Evaluates again; what is kept in folders of these kinds must be new for the change."""
-        before = {kind: names(folder, kind) for kind in ("cells", "references", "features")}
+        before = {kind: names(folder, kind) for kind in ("scores", "references", "features")}
         scores = evaluate(*given)
         grown = {kind for kind, found in before.items() if names(folder, kind) > found}
         assert grown == set(kinds)
@@ -457,15 +480,15 @@ def test_an_evaluation_measures_anew_what_has_changed_at_the_same_place(evaluate
 
     # The images that are drawn among them.
     paint(folder / "images", "test", COUNTS["test"])
-    scores = anew("cells", "features")
+    scores = anew("scores", "features")
     assert scores["random", "teacher_error"] != first["random", "teacher_error"]
 
     paint(folder / "images", "train")
-    assert anew("cells", "references", "features")["full", "teacher_error"] != scores["full", "teacher_error"]
+    assert anew("scores", "references", "features")["full", "teacher_error"] != scores["full", "teacher_error"]
 
     scores = evaluate(*given)
     negate(folder / "run" / "teacher")
-    others = anew("cells", "references", "features")
+    others = anew("scores", "references", "features")
     assert others["random", "teacher_error"] != scores["random", "teacher_error"]
     # Its targets are not of this teacher.
     assert ("distilled", "teacher_error") in scores and ("distilled", "teacher_error") not in others
@@ -475,7 +498,7 @@ def test_an_evaluation_measures_anew_what_has_changed_at_the_same_place(evaluate
     made.images.neg_()
     shutil.rmtree(own)
     made.save(own)
-    again = anew("cells")
+    again = anew("scores")
     assert again["distilled", "probe"] is not None and again["random", "knn"] == others["random", "knn"]
 
 
@@ -488,7 +511,7 @@ def test_scores_that_need_labels_are_measured_anew_when_the_labels_have_changed(
     where = ["--source.name", "none", "--references", "none", "--targets", save_table(tmp_path / "images")]
     where += ["--protocol", "probe,knn"]
     first = evaluate()
-    count = len(list((tmp_path / "scores" / "cells").iterdir()))
+    count = len(list((tmp_path / "scores" / "scores").iterdir()))
     save_table(tmp_path / "images", heldout_label=1)
     assert evaluate() != first
-    assert len(list((tmp_path / "scores" / "cells").iterdir())) == 2 * count - 1  # the cost has no labels
+    assert len(list((tmp_path / "scores" / "scores").iterdir())) == 2 * count - 1  # the cost has no labels

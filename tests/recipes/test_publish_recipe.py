@@ -29,7 +29,7 @@ def folders(tmp_path_factory):
     root, teacher = tmp_path_factory.mktemp("folders"), new_teacher()
     teacher.save(root / "teacher", MADE)
     new_teacher(seed=1).save(root / "other", MADE)
-    full_set(teacher=teacher.describe()).save(root / "set")
+    full_set(teacher=teacher.identity()).save(root / "set")
     full_set(student=None).save(root / "plain")
     return root
 

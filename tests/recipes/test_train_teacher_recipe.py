@@ -11,8 +11,17 @@ from reference.warm import Running
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["--teacher.backbone", "ssdd_convnet3", "--teacher.model-args", "{widths: [8, 16]}", "--watch.every", "1"]
-SMALL += ["--pretrain.epochs", "3", "--pretrain.batch-size", "32", "--pretrain.workers", "0", "--watch.probe", "100"]
-SMALL += ["--pretrain.checkpoint-every", "4", "--data.max-images", "160"]
+SMALL += [
+    "--teacher-training.epochs",
+    "3",
+    "--teacher-training.batch-size",
+    "32",
+    "--teacher-training.workers",
+    "0",
+    "--watch.probe",
+    "100",
+]
+SMALL += ["--teacher-training.checkpoint-every", "4", "--data.max-images", "160"]
 
 
 def start(output):
@@ -57,7 +66,7 @@ def test_timm_loads_the_teacher_and_its_card_tells_how_it_was_made(finished):
 
 def test_a_teacher_can_be_distilled_from_and_stays_named(finished, launch, tmp_path):
     small = ["--config", RECIPES / "configs" / "smoke.yaml", "--teacher.model-args", "{}", "--distiller.steps", "2"]
-    small += ["--use.epochs", "1", "--evaluate.seeds", "1", "--output", tmp_path / "run"]
+    small += ["--student-training.epochs", "1", "--evaluate.seeds", "1", "--output", tmp_path / "run"]
     launch("distill", *small, "--teacher.backbone", f"local-dir:{finished[0] / 'teacher'}", "--teacher.pretrained")
     assert not (tmp_path / "run" / "teacher").exists()
     facts = json.loads((tmp_path / "run" / "distilled" / "ssdd_hub.json").read_text())["provenance"]["teacher"]
@@ -80,9 +89,9 @@ def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, kill_when,
     [
         (["--objective", "simclr2"], "objective 'simclr2' is unknown"),
         (["--objective", "mae"], "mae hides patches from a timm VisionTransformer"),
-        (["--pretrain.batch-size", "1"], "pretrain.batch_size must be at least 2, got 1"),
+        (["--teacher-training.batch-size", "1"], "teacher_training.batch_size must be at least 2, got 1"),
         (["--teacher.pretrained"], "trains a teacher from fresh weights"),
-        (["--pretrain.optimizer", "adam"], "pretrain.optimizer must be auto, sgd, adamw, lars"),
+        (["--teacher-training.optimizer", "adam"], "teacher_training.optimizer must be auto, sgd, adamw, lars"),
         (["--teacher.backbone", "resnet_9000"], "'resnet_9000'"),
     ],
 )

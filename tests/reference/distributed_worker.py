@@ -11,14 +11,14 @@ from ssdd_hub.data.bank import ImageBank, fingerprint_pixels
 from ssdd_hub.distill.batches import build_batches
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
-from ssdd_hub.evaluation.entries import Candidate, none_contender, set_contender
+from ssdd_hub.evaluation.entries import StudentEntry, entry_of_none, entry_of_set
 from ssdd_hub.evaluation.evaluation import Evaluation
 from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
 from ssdd_hub.evaluation.real_data import RealData
-from ssdd_hub.evaluation.store import CellStore
+from ssdd_hub.evaluation.store import ScoreStore
 from ssdd_hub.models.convnet import ConvNet
-from ssdd_hub.models.pretraining import UseSettings
+from ssdd_hub.models.pretraining import StudentTrainingSettings
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import save_tree
 from ssdd_hub.sets.distilled import DistilledSet
@@ -74,13 +74,13 @@ def score(accelerator, folder):
     made = DistilledSet(data.images(bank, chosen), targets[chosen], space)
     protocols = [TeacherError(), LinearProbe(ProbeSettings(labels=[10], draws=1))]
     evaluation = Evaluation(
-        [set_contender("random", made, accelerator.device), none_contender()],
-        [Candidate("tiny", lambda: ConvNet((4,), "batch", 1, 8, 3), "tiny", protocols)],
+        [entry_of_set("random", made, accelerator.device), entry_of_none()],
+        [StudentEntry("tiny", lambda: ConvNet((4,), "batch", 1, 8, 3), "tiny", protocols)],
         [data],
-        UseSettings(epochs=3, batch_size=4),
+        StudentTrainingSettings(epochs=3, batch_size=4),
         seeds=3,
         seed=0,
-        store=CellStore(folder / f"cells-{accelerator.num_processes}"),
+        store=ScoreStore(folder / f"cells-{accelerator.num_processes}"),
         facts={},
     )
     return [record for record in evaluation.run(accelerator) if record["metric"] != "seconds"]

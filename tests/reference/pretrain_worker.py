@@ -11,7 +11,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import Checkpoints, save_tree
 from ssdd_hub.runs.folder import RunLog
 from ssdd_hub.teachers.monitor import Watch, WatchSettings
-from ssdd_hub.teachers.training import Pretraining, PretrainSettings, new_backbone
+from ssdd_hub.teachers.training import Pretraining, TeacherTrainingSettings, new_backbone
 
 
 class Interrupted(Exception):
@@ -19,7 +19,7 @@ class Interrupted(Exception):
 
 
 def prepare(accelerator, source, objective):
-    settings = PretrainSettings(
+    settings = TeacherTrainingSettings(
         objective=objective,
         objective_args={"hidden_dim": 16, "output_dim": 8},
         batch_size=24,

@@ -79,7 +79,7 @@ def test_all_that_decides_the_features_of_a_teacher_names_it_and_nothing_else(sm
     def facts(backbone=None, size=16, name="x", licence="mit", space=None, **options):
         first = small_teacher()
         backbone = small_backbone() if backbone is None else backbone
-        return deciding_facts(Teacher(backbone, space or first.pixel_space, size, name, licence, **options).describe())
+        return deciding_facts(Teacher(backbone, space or first.pixel_space, size, name, licence, **options).identity())
 
     strided = small_backbone()
     next(m for m in strided.modules() if isinstance(m, torch.nn.Conv2d)).padding = (0, 0)

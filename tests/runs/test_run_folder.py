@@ -178,7 +178,7 @@ def test_a_run_begun_before_there_was_a_setting_goes_on_with_its_default(tmp_pat
 @dataclass(frozen=True)
 class Renamed(Defaults):
     RENAMED: ClassVar = {
-        **{"use": "pretraining", "use.epochs": "pretraining.passes"},
+        **{"use": "pretraining", "student_training.epochs": "pretraining.passes"},
         **{"distiller.steps": "distiller.outer.steps", "gone.a": "b"},
     }
 

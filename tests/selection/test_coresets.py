@@ -4,7 +4,7 @@ import torch
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.selection import coresets
-from ssdd_hub.selection.coresets import Points, choose_by_mean, choose_central, choose_far
+from ssdd_hub.selection.coresets import Points, herding, kcenter, kmeans
 
 EXACT = {"exact": 1000, "iterations": 50, "batch_size": 16}
 BATCHES = {**EXACT, "exact": 0}
@@ -56,7 +56,7 @@ def test_points_that_are_not_finite_are_refused(wrong):
 @pytest.mark.parametrize("effort", [EXACT, BATCHES])
 def test_kmeans_chooses_the_middle_of_each_blob(effort):
     matrix, numbers = blobs()
-    chosen = choose_central(points(matrix), 5, 0, **effort)
+    chosen = kmeans(points(matrix), 5, 0, **effort)
     assert sorted(numbers[chosen].tolist()) == [0, 1, 2, 3, 4]
     if effort is EXACT:
         for number in range(5):
@@ -85,7 +85,7 @@ def test_centres_that_share_their_nearest_point_take_the_next(monkeypatch, neare
 def test_kmeans_of_a_sample_looks_at_all_points(monkeypatch):
     matrix, numbers = blobs(count=3, size=20)
     monkeypatch.setattr(coresets, "MOST_HELD", 4 * 6 * 30)
-    chosen = choose_central(points(matrix), 3, 0, **EXACT)
+    chosen = kmeans(points(matrix), 3, 0, **EXACT)
     assert sorted(numbers[chosen].tolist()) == [0, 1, 2]
 
 
@@ -100,9 +100,9 @@ def slow_far(matrix, first, count):
 def test_kcenter_is_the_greedy_choice(monkeypatch):
     monkeypatch.setattr(coresets, "_MOST_IN_PART", 7)
     matrix = randn(30, 4)
-    chosen = choose_far(points(matrix), 12, 3).tolist()
+    chosen = kcenter(points(matrix), 12, 3).tolist()
     assert chosen == slow_far(matrix, chosen[0], 12)
-    assert len({int(choose_far(points(matrix), 1, seed)) for seed in range(20)}) > 5
+    assert len({int(kcenter(points(matrix), 1, seed)) for seed in range(20)}) > 5
 
 
 def slow_herding(matrix, count):
@@ -120,7 +120,7 @@ def slow_herding(matrix, count):
 def test_herding_is_the_greedy_choice_and_nearer_to_the_mean_than_chance(monkeypatch, offset):
     monkeypatch.setattr(coresets, "_MOST_IN_PART", 7)
     matrix = randn(40, 4) + offset
-    chosen = choose_by_mean(points(matrix), 15)
+    chosen = herding(points(matrix), 15)
     assert chosen.tolist() == slow_herding(matrix, 15)
 
     def error(rows):
@@ -134,10 +134,10 @@ def test_herding_is_the_greedy_choice_and_nearer_to_the_mean_than_chance(monkeyp
 @pytest.mark.parametrize(
     "choose",
     [
-        lambda given, count: choose_central(given, count, 0, **EXACT),
-        lambda given, count: choose_central(given, count, 0, **BATCHES),
-        lambda given, count: choose_far(given, count, 0),
-        choose_by_mean,
+        lambda given, count: kmeans(given, count, 0, **EXACT),
+        lambda given, count: kmeans(given, count, 0, **BATCHES),
+        lambda given, count: kcenter(given, count, 0),
+        herding,
     ],
 )
 def test_no_point_is_chosen_twice_also_among_equal_points(choose, kind):

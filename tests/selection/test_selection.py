@@ -49,7 +49,7 @@ def test_a_selection_tells_how_it_was_made(source):
     assert made["method"] == "selection/herding" and made["seed"] == made["selection"]["seed"] == 3
     assert made["selection"]["indices_sha256"] == hashlib.sha256(rows.numpy().astype("<i8").tobytes()).hexdigest()
     assert made["selection"]["expert_steps"] == 3 and made["selection"]["count"] == 4
-    assert made["source"] == given.bank.source and made["license"] == "mit"
+    assert made["source"] == given.bank.provenance and made["license"] == "mit"
     assert made["teacher"]["weights_sha256"] == given.teacher.weights_sha256()
     assert made["target_transform"]["kind"] == "standardise"
     assert made["student_pixel_space"] == given.pixel_space.to_dict()

@@ -21,7 +21,7 @@ from ssdd_hub.models.build import build_student
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.pretrain import pretrain_student
-from ssdd_hub.sets.publish import Additions, push_set
+from ssdd_hub.sets.publish import CardOverrides, push_set
 from ssdd_hub.sets.release import Student, check_teacher, pack_model, save_student
 from ssdd_hub.teachers.teacher import Teacher, build_teacher
 
@@ -83,7 +83,7 @@ def folder(tmp_path):
 
 def test_a_teacher_that_is_read_otherwise_than_the_set_records_is_not_published_beside_it(folder, tmp_path):
     teacher, versions = build_teacher(f"local-dir:{folder}"), describe_versions()
-    own = full_set(teacher=teacher.describe(), versions=versions).save(tmp_path / "set")
+    own = full_set(teacher=teacher.identity(), versions=versions).save(tmp_path / "set")
     check_teacher(own, folder)
     path = folder / "config.json"
     path.write_text(path.read_text().replace("bicubic", "bilinear"))
@@ -96,14 +96,14 @@ def test_a_teacher_is_read_before_publication_as_the_set_records_that_it_was_rea
     read = {"features": "mean", "mean": [0.1], "std": [0.9]}
     teacher = build_teacher(f"local-dir:{folder}", **read)
     settings = {"teacher": {"backbone": "local-dir:gone", "pretrained": True, "model_args": {}, **read}}
-    facts = {"teacher": teacher.describe(), "versions": describe_versions()}
+    facts = {"teacher": teacher.identity(), "versions": describe_versions()}
     check_teacher(full_set(**facts, settings=settings).save(tmp_path / "set"), folder)
     with pytest.raises(InputError, match="pixel_space is recorded as"):
         check_teacher(full_set(**facts).save(tmp_path / "plain"), folder)
     wrong = {"teacher": {"pretrained": True, "mean": "dark", "std": [1.0]}}
     with pytest.raises(InputError, match="read as the set records it|mean"):
         check_teacher(full_set(**facts, settings=wrong).save(tmp_path / "wrong"), folder)
-    told = {**facts, "teacher": {**teacher.describe(), "structure_sha256": "0" * 64}, "versions": {"timm": "0.1"}}
+    told = {**facts, "teacher": {**teacher.identity(), "structure_sha256": "0" * 64}, "versions": {"timm": "0.1"}}
     assert not caplog.records
     check_teacher(full_set(**told, settings=settings).save(tmp_path / "old"), folder)
     assert "the structure of the teacher could not be compared" in caplog.text
@@ -126,7 +126,7 @@ def published(tmp_path_factory, one_thread):
         server.add_user("ann", "hf_ann")
         teacher, distilled = new_teacher(), full_set()
         teacher.save(root / "teacher", MADE)
-        sent = push_set(distilled.save(root / "set"), SET, token="hf_ann", additions=Additions(teacher=TEACHER))
+        sent = push_set(distilled.save(root / "set"), SET, token="hf_ann", additions=CardOverrides(teacher=TEACHER))
         publish(root / "teacher", TEACHER, [SET])
         source = {"name": SET, "revision": sent.revision}
         student = save_student("ssdd_convnet3", distilled, root / "student", source, **STUDENT["model_args"])
@@ -194,7 +194,7 @@ def test_the_card_of_a_student_says_what_it_is_and_of_which_set(published):
 def test_a_published_model_is_a_teacher_again(published):
     with connected(published.hub, published.root / "again"):
         again = build_teacher(f"hf-hub:{TEACHER}")
-    assert again.describe() == {**new_teacher().describe(), "name": f"hf-hub:{TEACHER}"}
+    assert again.identity() == {**new_teacher().identity(), "name": f"hf-hub:{TEACHER}"}
     assert again.provenance == {**MADE, "sets": [SET]} and again.license == "mit"
 
 

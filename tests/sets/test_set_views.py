@@ -9,7 +9,7 @@ from test_distilled import PARQUET, bits, make_set
 from ssdd_hub.data.augment import crop_flip
 from ssdd_hub.errors import InputError
 from ssdd_hub.models.convnet import ConvNet
-from ssdd_hub.models.pretraining import UseSettings, fit_student
+from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.pretrain import SetPairs
@@ -134,7 +134,7 @@ def test_what_does_not_fit_the_set_is_refused(real, small_teacher):
         add_views(made, teacher, transform, 0, 0)
     with pytest.raises(InputError, match="targets of the set's width 24, got 5"):
         add_views(made, teacher, TargetTransform.fit("pca", teacher(torch.rand(30, 1, 16, 16)), 5), 1, 0)
-    stated = replace(made, provenance={"teacher": teacher.describe()})
+    stated = replace(made, provenance={"teacher": teacher.identity()})
     assert add_views(stated, teacher, transform, 1, 0).views is not None
     with pytest.raises(
         InputError, match="than small-1 .weights_sha256 is .*: give the teacher that the set was made with"
@@ -163,7 +163,7 @@ def test_pairs_give_the_image_or_the_view_that_is_asked_for(real, space):
 def train(made, augment, seed=0):
     torch.manual_seed(0)
     student = ConvNet((4, 4), "batch", 1, 16, made.targets.shape[1])
-    settings = UseSettings(epochs=4, batch_size=3, learning_rate=0.05, augment=augment)
+    settings = StudentTrainingSettings(epochs=4, batch_size=3, learning_rate=0.05, augment=augment)
     return fit_student(student, SetPairs(made), settings, seed).state_dict()
 
 
@@ -190,5 +190,5 @@ def test_a_view_trains_as_the_image_that_it_shows(real, monkeypatch):
 
 
 def test_views_that_are_not_there_cannot_be_used(real):
-    with pytest.raises(InputError, match="use.augment is views, and the set holds none"):
+    with pytest.raises(InputError, match="student_training.augment is views, and the set holds none"):
         train(real()[0], "views")

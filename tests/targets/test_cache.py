@@ -21,7 +21,7 @@ class Listed:
 
     def __init__(self, pixels, corrupt=()):
         self.pixels, self.corrupt, self.decoded = pixels, corrupt, []
-        self.source = {"name": "listed", "license": "cc0-1.0"}
+        self.provenance = {"name": "listed", "license": "cc0-1.0"}
         self.fingerprint, self.num_rows = f"listed {len(pixels)} {corrupt}", None
 
     def rows(self):
@@ -340,11 +340,11 @@ def test_the_index_says_whose_features_of_what_they_are(cache, bank, small_teach
     teacher.name, teacher.license = f"local-dir:{stored}", "cc-by-4.0"
     teacher.provenance = {"objective": {"name": "vicreg"}, "seed": 7, "elsewhere": 1}
     images = Listed(bank.pixels)
-    images.source = {"name": str(tmp_path / "photos"), "license": "cc0-1.0", "split": "train"}
+    images.provenance = {"name": str(tmp_path / "photos"), "license": "cc0-1.0", "split": "train"}
     folder = cache(teacher).features(images).folder
     about = index_of(folder)["about"]
     assert about["source"] == {"name": "photos", "license": "cc0-1.0", "split": "train"}
-    expected = {**teacher.describe(), "name": "local-dir:stored", "objective": {"name": "vicreg"}, "seed": 7}
+    expected = {**teacher.identity(), "name": "local-dir:stored", "objective": {"name": "vicreg"}, "seed": 7}
     assert about["teacher"] == json.loads(json.dumps(expected)) and about["teacher"]["license"] == "cc-by-4.0"
     assert str(tmp_path) not in (folder / "index.json").read_text()
     assert FeatureBank(folder).index.about == about

@@ -404,7 +404,7 @@ def mirrored(image):
     ("transform", "message"),
     [
         (only(v2.GaussianBlur(3)), "the step torchvision.GaussianBlur: make views on CPU workers"),
-        (only(v2.RandomPosterize(4)), r"torchvision.RandomPosterize.*\(--pretrain.views workers\)"),
+        (only(v2.RandomPosterize(4)), r"torchvision.RandomPosterize.*\(--teacher-training.views workers\)"),
         (only(v2.RandomApply([v2.RandomInvert()])), "the step torchvision.RandomInvert"),
         (only(mirrored), r"the step \w+.function"),
         (only(v2.RandomApply([v2.RandomResizedCrop(8)])), "RandomApply of torchvision.RandomResizedCrop"),

@@ -90,7 +90,7 @@ def test_a_watch_scores_pre_logits_in_the_backbones_pixel_space_and_changes_noth
 
 def test_images_of_unknown_class_neither_vote_nor_count(banks, small_backbone):
     source, heldout = banks
-    cut = ImageBank(source.pixels, source.labels.clone(), None, source.source)
+    cut = ImageBank(source.pixels, source.labels.clone(), None, source.provenance)
     cut.labels[150:] = -1
     parts = [(bank, heldout) for bank in (cut, source.subset(range(150)))]
     first, second = (scores_of(part, small_backbone(), neighbours=3)["knn"] for part in parts)
@@ -100,7 +100,7 @@ def test_images_of_unknown_class_neither_vote_nor_count(banks, small_backbone):
 @pytest.mark.parametrize("unlabelled", [0, 1])
 def test_without_labels_only_the_rank_is_watched(banks, small_backbone, unlabelled):
     banks = [
-        ImageBank(bank.pixels, None if number == unlabelled else bank.labels, None, bank.source)
+        ImageBank(bank.pixels, None if number == unlabelled else bank.labels, None, bank.provenance)
         for number, bank in enumerate(banks)
     ]
     assert scores_of(banks, small_backbone()).keys() == {"rank"}

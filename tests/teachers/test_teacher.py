@@ -120,10 +120,10 @@ def test_the_hash_depends_on_each_bit_shape_and_type_and_not_on_the_memory_layou
 
 def test_a_teacher_describes_itself_as_json(small_teacher):
     teacher = small_teacher()
-    assert json.loads(json.dumps(teacher.describe())) == {
+    assert json.loads(json.dumps(teacher.identity())) == {
         "name": "small-0",
         "weights_sha256": teacher.weights_sha256(),
-        "structure_sha256": teacher.describe()["structure_sha256"],
+        "structure_sha256": teacher.identity()["structure_sha256"],
         "license": "mit",
         "feature_dim": 24,
         "features": "pre_logits",
@@ -137,7 +137,7 @@ def test_networks_of_equal_weights_and_other_padding_are_told_apart():
     facts = []
     for padding in (1, 2):
         torch.manual_seed(0)
-        facts.append(small_resnet(stem_padding=padding).describe())
+        facts.append(small_resnet(stem_padding=padding).identity())
     assert facts[0]["weights_sha256"] == facts[1]["weights_sha256"]
     assert facts[0]["structure_sha256"] != facts[1]["structure_sha256"]
 
@@ -224,8 +224,8 @@ def test_the_making_of_a_teacher_survives_saving_loading_and_saving_again(traine
     assert (first.name, first.license, first.provenance) == ("ssdd_convnet3", "cc-by-4.0", PROVENANCE)
     first.save(tmp_path / "second")
     second = load(tmp_path / "second")
-    assert second.describe() == first.describe() == trained.describe()
-    assert second.origin() == {name: PROVENANCE[name] for name in ("objective", "source", "seed")}
+    assert second.identity() == first.identity() == trained.identity()
+    assert second.public_provenance() == {name: PROVENANCE[name] for name in ("objective", "source", "seed")}
     cards = [(tmp_path / name / "README.md").read_text() for name in ("first", "second")]
     assert cards[1] == cards[0].replace("local-dir:first", "local-dir:second")
 
@@ -508,7 +508,7 @@ def test_a_checkpoint_makes_a_ready_teacher_of_unknown_licence(checkpoint):
     teacher = build_teacher(settings.backbone, **settings.building())
     torch.testing.assert_close(teacher(draw_pixels()), network((draw_pixels() - 0.4) / 0.3), rtol=1e-5, atol=1e-5)
     assert teacher.license == "unknown"
-    assert teacher.origin() == {
+    assert teacher.public_provenance() == {
         "checkpoint": {"file": "last.ckpt", "layout": "names", "prefix": "backbone.", "ignored": {}}
     }
 

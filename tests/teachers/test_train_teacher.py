@@ -7,7 +7,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.teachers.monitor import Watch, WatchSettings
 from ssdd_hub.teachers.teacher import TeacherSettings
-from ssdd_hub.teachers.training import Pretraining, PretrainSettings, new_backbone, train_teacher
+from ssdd_hub.teachers.training import Pretraining, TeacherTrainingSettings, new_backbone, train_teacher
 
 PROVENANCE = {"source": {"name": "digits"}, "license": "bsd-3-clause", "command": "accelerate launch recipe.py"}
 
@@ -25,7 +25,7 @@ def train(digits, tmp_path, accelerator):
         small = {"epochs": 1, "batch_size": 16, "workers": 0, "objective_args": {"hidden_dim": 8, "output_dim": 8}}
         return train_teacher(
             TeacherSettings(backbone, model_args={"widths": (4, 6)}),
-            PretrainSettings(**{**small, **pretrain}),
+            TeacherTrainingSettings(**{**small, **pretrain}),
             source,
             space,
             RunFolder(tmp_path / "run", {"seed": 0}),

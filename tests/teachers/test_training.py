@@ -10,7 +10,7 @@ from ssdd_hub.runs.checkpoints import Checkpoints, load_tree
 from ssdd_hub.runs.folder import RunLog
 from ssdd_hub.teachers import training as pretrain
 from ssdd_hub.teachers.monitor import Watch, WatchSettings
-from ssdd_hub.teachers.training import Pretraining, PretrainSettings, new_backbone
+from ssdd_hub.teachers.training import Pretraining, TeacherTrainingSettings, new_backbone
 
 DIGITS = {"min_scale": 0.4, "hf_prob": 0.0, "random_gray_scale": 0.0, "cj_strength": 0.5, "solarization_prob": 0.0}
 SMALL = {
@@ -34,7 +34,7 @@ def train(pixels):
 
     def train(seed=0, pixels=pixels, accelerator=None, **settings):
         backbone = new_backbone("ssdd_convnet3", 1, 16, seed, widths=(4, 8))
-        settings = PretrainSettings(**{**SMALL, **settings})
+        settings = TeacherTrainingSettings(**{**SMALL, **settings})
         accelerator = accelerator or Accelerator(cpu=True)
         return Pretraining(backbone, pixels, PixelSpace.of(pixels), settings, seed=seed, accelerator=accelerator)
 
@@ -59,7 +59,7 @@ def same(first, second):
 def test_the_loss_falls_on_real_images(digits, tmp_path, accelerator):
     pixels = digits[0].pixels[:192]
     backbone = new_backbone("ssdd_resnet10", 1, 16, seed=0, channels=(8, 8, 16, 16))
-    settings = PretrainSettings(**{**SMALL, "batch_size": 64, "epochs": 6, "learning_rate": 0.06})
+    settings = TeacherTrainingSettings(**{**SMALL, "batch_size": 64, "epochs": 6, "learning_rate": 0.06})
     training = Pretraining(backbone, pixels, PixelSpace.of(pixels), settings, seed=0, accelerator=accelerator)
     with torch.no_grad():
         before = [training.objective(training.batches[step]).item() for step in range(100, 103)]
@@ -156,7 +156,9 @@ def test_the_mean_loss_of_an_epoch_is_recorded(train, tmp_path):
 @pytest.mark.parametrize("checkpoint_every", [1, 2000])
 def test_a_training_that_diverges_is_refused_and_never_saved(train, tmp_path, checkpoint_every):
     training = train(learning_rate=1e30, checkpoint_every=checkpoint_every)
-    with pytest.raises(InputError, match="the teacher's loss is nan by step [23]: choose a lower --pretrain.learning"):
+    with pytest.raises(
+        InputError, match="the teacher's loss is nan by step [23]: choose a lower --teacher-training.learning"
+    ):
         run(training, tmp_path)
     for path in tmp_path.glob("checkpoints/*"):
         assert all(tensor.isfinite().all() for tensor in load_tree(path)["objective"].values())
@@ -292,18 +294,18 @@ def test_settings_out_of_range_are_all_named():
     zero = dict.fromkeys(["epochs", "max_steps", "learning_rate", "max_grad_norm", "checkpoint_every"], 0)
     other = {"batch_size": 1, "warmup": 1, "weight_decay": -1, "workers": -1, "views": "gpu", "optimizer": "adam"}
     with pytest.raises(SettingsError) as caught:
-        PretrainSettings(objective_args={"image_size": 8, "backbone": 1}, **zero, **other)
+        TeacherTrainingSettings(objective_args={"image_size": 8, "backbone": 1}, **zero, **other)
     assert caught.value.problems == [
-        "pretrain.views must be workers or device, got 'gpu'",
-        "pretrain.epochs must be at least 1, got 0",
-        "pretrain.max_steps must be at least 1, got 0",
-        "pretrain.batch_size must be at least 2, got 1",
-        "pretrain.optimizer must be auto, sgd, adamw, lars, got 'adam'",
-        "pretrain.learning_rate must be above 0, got 0",
-        "pretrain.warmup must be in [0, 1), got 1",
-        "pretrain.weight_decay must be at least 0, got -1",
-        "pretrain.max_grad_norm must be above 0, got 0",
-        "pretrain.workers must be at least 0, got -1",
-        "pretrain.checkpoint_every must be at least 1, got 0",
-        "pretrain.objective_args must leave out backbone, image_size, which other settings decide",
+        "teacher_training.views must be workers or device, got 'gpu'",
+        "teacher_training.epochs must be at least 1, got 0",
+        "teacher_training.max_steps must be at least 1, got 0",
+        "teacher_training.batch_size must be at least 2, got 1",
+        "teacher_training.optimizer must be auto, sgd, adamw, lars, got 'adam'",
+        "teacher_training.learning_rate must be above 0, got 0",
+        "teacher_training.warmup must be in [0, 1), got 1",
+        "teacher_training.weight_decay must be at least 0, got -1",
+        "teacher_training.max_grad_norm must be above 0, got 0",
+        "teacher_training.workers must be at least 0, got -1",
+        "teacher_training.checkpoint_every must be at least 1, got 0",
+        "teacher_training.objective_args must leave out backbone, image_size, which other settings decide",
     ]

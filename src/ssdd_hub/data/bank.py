@@ -104,7 +104,7 @@ class ImageBank:
     pixels: Tensor  # (N, C, H, W), uint8, on the CPU; a memory map when above the budget
     labels: Tensor | None  # (N,), int64, for evaluation only; -1 marks an unknown one
     label_names: list[str] | None  # one per class
-    source: dict[str, Any]
+    provenance: dict[str, Any]
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -131,15 +131,15 @@ class ImageBank:
     @property
     def fingerprint(self) -> str:
         """The sha256 of the shape and the pixels, as stored in `source`."""
-        return str(self.source["fingerprint"])
+        return str(self.provenance["fingerprint"])
 
     def subset(self, indices: Tensor | Sequence[int]) -> "ImageBank":
         """Returns a bank of some of the images, copied into memory, in the order of the indices."""
         indices = torch.as_tensor(indices, dtype=torch.int64)
         pixels = self.pixels[indices]
         labels = None if self.labels is None else self.labels[indices]
-        source = {**self.source, "num_images": len(pixels), "fingerprint": fingerprint_pixels(pixels)}
-        return replace(self, pixels=pixels, labels=labels, source=source)
+        source = {**self.provenance, "num_images": len(pixels), "fingerprint": fingerprint_pixels(pixels)}
+        return replace(self, pixels=pixels, labels=labels, provenance=source)
 
 
 def fingerprint_pixels(pixels: Tensor, chunk: int = 4096) -> str:
@@ -169,7 +169,7 @@ def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) ->
         source = DatasetSource(*place, *columns, progress, settings.follow_links)
     chosen, heldout_chosen = _choose(source, settings, seed)
     images = _load(source, chosen, settings, progress)
-    settings = replace(settings, image_size=images.image_size, mode=images.source["mode"])
+    settings = replace(settings, image_size=images.image_size, mode=images.provenance["mode"])
     return images, _load(source, heldout_chosen, settings, progress)
 
 

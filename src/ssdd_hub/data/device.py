@@ -14,12 +14,12 @@ def may_stay(num_bytes: int, device: torch.device | str) -> bool:
     return device.type == "cuda" and num_bytes <= min(RESIDENT, SHARE * torch.cuda.mem_get_info(device)[0])
 
 
-def keep(tensor: Tensor, device: torch.device | str, copies: int = 1) -> Tensor:
+def keep_on_device(tensor: Tensor, device: torch.device | str, copies: int = 1) -> Tensor:
     """Moves a tensor to a GPU that has room for `copies` of its size; returns it unchanged otherwise."""
     return tensor.to(device) if may_stay(tensor.nbytes * copies, device) else tensor
 
 
-def send(tensor: Tensor, device: torch.device | str) -> Tensor:
+def copy_async(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Copies a tensor to a device; the host does not wait, since the copy is from pinned memory."""
     device = torch.device(device)
     if device.type == "cuda" and tensor.device.type == "cpu":
@@ -27,8 +27,8 @@ def send(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device)
 
 
-def take(rows: Tensor, indices: Tensor, device: torch.device | str) -> Tensor:
+def gather(rows: Tensor, indices: Tensor, device: torch.device | str) -> Tensor:
     """Returns on `device` the rows at `indices (n,)`, on the CPU, of `rows (N, ...)`, on the CPU or the device."""
     if rows.device.type == "cpu":
-        return send(rows[indices], device)
-    return rows[send(indices, rows.device)]
+        return copy_async(rows[indices], device)
+    return rows[copy_async(indices, rows.device)]

@@ -52,8 +52,8 @@ class ImageStream:
         return CHANNELS[self.mode]
 
     @property
-    def source(self) -> dict[str, Any]:
-        """Where the images come from: `ImageBank.source` without the counts of images, known only after a pass."""
+    def provenance(self) -> dict[str, Any]:
+        """Where the images come from: `ImageBank.provenance` without the counts of images, known only after a pass."""
         count = self._settings.max_images
         return {
             "name": shareable_name(self._settings.name),

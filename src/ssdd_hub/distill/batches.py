@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssdd_hub.data.augment import crop_flip, draw_views
 from ssdd_hub.data.bank import ImageBank
-from ssdd_hub.data.device import keep, may_stay, send, take
+from ssdd_hub.data.device import copy_async, gather, keep_on_device, may_stay
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import draw_batch, generator
 from ssdd_hub.targets.cache import FeatureCache, fixed_views
@@ -46,13 +46,13 @@ class RealBatches:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        self.pixels = keep(self.pixels, self.device)
+        self.pixels = keep_on_device(self.pixels, self.device)
 
     def _take(self, step: int, rank: int, world: int) -> tuple[slice, Tensor, Tensor]:
         """Returns this process's slice of the batch, its indices, and its pixels in `[0, 1]`."""
         mine = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
         indices = draw_batch(len(self.pixels), self.batch_size, self.seed, "real batch", step)[mine]
-        pixels = take(self.pixels, indices, self.device).to(self.dtype) / 255
+        pixels = gather(self.pixels, indices, self.device).to(self.dtype) / 255
         return mine, indices, pixels
 
 
@@ -73,7 +73,7 @@ class CachedBatches(RealBatches):
 
 
 @dataclass(kw_only=True)
-class ViewBatches(RealBatches):
+class FixedCropBatches(RealBatches):
     """One of the `K` views of each image that `fixed_views` gives, drawn for every batch; targets `(N, D)` of each."""
 
     targets: Sequence[Targets | Tensor]
@@ -93,8 +93,8 @@ class ViewBatches(RealBatches):
         # Views are grouped to read each bank once; a stable sort's inverse puts the targets back in their order.
         order = views.argsort(stable=True)
         parts = [_rows(part, indices[views == view], self.device) for view, part in enumerate(self.targets)]
-        targets = take(torch.cat(parts), order.argsort(), self.device)
-        pixels = crop_flip(pixels, send(self.crops[views, indices].long(), self.device))
+        targets = gather(torch.cat(parts), order.argsort(), self.device)
+        pixels = crop_flip(pixels, copy_async(self.crops[views, indices].long(), self.device))
         return self.pixel_space.normalise(pixels), targets.to(self.dtype)
 
 
@@ -109,7 +109,7 @@ class AugmentedBatches(RealBatches):
         """See `Batches.__call__`."""
         mine, _, pixels = self._take(step, rank, world)
         views = draw_views(self.batch_size, generator(self.seed, "augment", step))[mine]
-        pixels = crop_flip(pixels, send(views, self.device))
+        pixels = crop_flip(pixels, copy_async(views, self.device))
         targets = self.transform(self.teacher(pixels))
         return self.pixel_space.normalise(pixels), targets.to(self.device, self.dtype)
 
@@ -140,13 +140,13 @@ class Ahead:
 
 
 def _rows(targets: Targets | Tensor, indices: Tensor, device: torch.device | str) -> Tensor:
-    return take(targets, indices, device) if isinstance(targets, Tensor) else send(targets[indices], device)
+    return gather(targets, indices, device) if isinstance(targets, Tensor) else copy_async(targets[indices], device)
 
 
 def _ready(targets: Targets | Tensor, device: torch.device | str, copies: int = 1) -> Targets | Tensor:
     """Returns targets on a GPU as a whole where it has room for `copies` of them, and unchanged otherwise."""
     if isinstance(targets, Tensor):
-        return keep(targets, device, copies)
+        return keep_on_device(targets, device, copies)
     size = len(targets) * targets.width * targets.dtype.itemsize
     return targets[:].to(device) if may_stay(size * copies, device) else targets
 
@@ -181,5 +181,5 @@ def build_batches(
         return CachedBatches(**common, targets=targets)
     if views:
         banks = [cache.features(source, view, seed) for view in range(views)]
-        return ViewBatches(**common, targets=[Targets(bank, targets.transform, dtype) for bank in banks])
+        return FixedCropBatches(**common, targets=[Targets(bank, targets.transform, dtype) for bank in banks])
     return AugmentedBatches(**common, teacher=cache.teacher, transform=targets.transform.to(device, dtype))

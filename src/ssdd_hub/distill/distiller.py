@@ -12,7 +12,7 @@ from ssdd_hub.bounds import Count, Natural, Positive, Settings, Share, Weight, o
 from ssdd_hub.distill.batches import Batches
 from ssdd_hub.distill.engine.base import Engine, EngineSettings, Precision
 from ssdd_hub.distill.engine.build import build_engine
-from ssdd_hub.distill.engine.memory import Parts
+from ssdd_hub.distill.engine.memory import MicroBatches
 from ssdd_hub.distill.engine.timing import Stopwatch
 from ssdd_hub.distill.method import Method, Problem
 from ssdd_hub.distill.methods.krr_st import KrrSt, KrrStSettings
@@ -160,11 +160,11 @@ class Distiller:
         return self.engine.watch
 
     @property
-    def parts(self) -> Parts | None:
+    def parts(self) -> MicroBatches | None:
         """How images pass the students, once the first outer step has planned it."""
         return self.engine.parts
 
-    def record_nothing(self) -> None:
+    def disable_cuda_graphs(self) -> None:
         """Replays no CUDA graph from now on, so that the parts of a step can be timed on a GPU."""
         self.engine.launch_one_by_one()
 

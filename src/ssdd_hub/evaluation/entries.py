@@ -32,7 +32,7 @@ REFERENCES = (NONE, *SELECTIONS, FULL, TEACHER)
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
+class SetEntry:
     """A set that students are pre-trained on, or a reference in its place."""
 
     name: str
@@ -45,7 +45,7 @@ class Contender:
 
 
 @dataclass(frozen=True, eq=False)
-class Candidate:
+class StudentEntry:
     """An architecture that is pre-trained."""
 
     name: str
@@ -61,7 +61,7 @@ class Candidate:
         protocols: Sequence[EvaluationProtocol],
         title: str | None = None,
         **shape: Any,
-    ) -> "Candidate":
+    ) -> "StudentEntry":
         """Returns a timm model as a candidate, of its timm name or another in the scores.
 
         `shape` holds `num_targets`, `in_chans` and `image_size`. An `InputError` says why it cannot be built.
@@ -71,17 +71,17 @@ class Candidate:
         return cls(title or name, build, {"name": name, "model_args": dict(model_args), **shape}, protocols)
 
 
-def set_contender(
+def entry_of_set(
     name: str, distilled: DistilledSet, device: torch.device | str, same_targets: bool = True
-) -> Contender:
+) -> SetEntry:
     """Returns a set as a contender, for students on a device; every student sees the same pairs."""
     identity = describe_pairs(distilled)
-    return Contender(name, lambda k: SetPairs(distilled, device), lambda k: identity, same_targets)
+    return SetEntry(name, lambda k: SetPairs(distilled, device), lambda k: identity, same_targets)
 
 
-def none_contender(name: str = NONE) -> Contender:
+def entry_of_none(name: str = NONE) -> SetEntry:
     """Returns the reference of no pre-training."""
-    return Contender(name, _no_pairs, lambda k: NONE)
+    return SetEntry(name, _no_pairs, lambda k: NONE)
 
 
 def _no_pairs(k: int) -> Pairs | None:
@@ -106,8 +106,8 @@ def _hash_tensors(owner: object, *names: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, eq=False)
-class References:
-    """References; selections of source images among them, one for each student, are kept as distilled sets."""
+class Baselines:
+    """Baselines; selections of source images among them, one for each student, are kept as distilled sets."""
 
     folder: Path  # what is there is not selected again
     source: Source
@@ -115,27 +115,27 @@ class References:
     seed: int
     num_views: int = 0  # views `K` stored with each image of a selection
 
-    def contender(self, method: str, count: int, name: str | None = None) -> Contender:
+    def contender(self, method: str, count: int, name: str | None = None) -> SetEntry:
         """Returns one of `REFERENCES`, selections of `count` images, under its own name or another."""
         name, source = name or method, self.source
         if method == NONE:
-            return none_contender(name)
+            return entry_of_none(name)
         if method == TEACHER:
-            about = {"teacher": source.teacher.describe(), "pixel_space": source.pixel_space.to_dict()}
+            about = {"teacher": source.teacher.identity(), "pixel_space": source.pixel_space.to_dict()}
             protocols = ("probe", "probe_mkdt", "knn")
-            return Contender(name, _no_pairs, lambda k: about, network=self._teacher, protocols=protocols)
+            return SetEntry(name, _no_pairs, lambda k: about, network=self._teacher, protocols=protocols)
         if method == FULL:
             pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
-            return Contender(name, lambda k: pairs, lambda k: {"full": self._origin})
+            return SetEntry(name, lambda k: pairs, lambda k: {"full": self._origin})
         if method not in SELECTIONS:
             raise InputError(f"there is no reference {method!r}: use some of {', '.join(REFERENCES)}")
 
         def load(k: int) -> DistilledSet:
             return DistilledSet.load(self._path(method, count, k))
 
-        return Contender(name, lambda k: SetPairs(load(k), source.device), lambda k: describe_pairs(load(k)))
+        return SetEntry(name, lambda k: SetPairs(load(k), source.device), lambda k: describe_pairs(load(k)))
 
-    def contenders(self, methods: Sequence[str], counts: Sequence[int]) -> list[Contender]:
+    def contenders(self, methods: Sequence[str], counts: Sequence[int]) -> list[SetEntry]:
         """Returns references beside sets of these numbers of images: a selection for each number, all else once."""
         found = []
         for method in methods:
@@ -160,7 +160,7 @@ class References:
         source = self.source
         return {
             "images": source.bank.fingerprint,
-            "teacher": source.teacher.describe(),
+            "teacher": source.teacher.identity(),
             "transform": [source.transform.describe(), describe_matrix(source.transform)],
             "pixel_space": source.pixel_space.to_dict(),
         }
@@ -209,7 +209,7 @@ def select(method: str, source: Source, count: int, seed: int, settings: Selecti
         source.pixel_space,
         labels=labels,
         provenance=describe_selection(
-            method, facts, bank.source, source.teacher, source.transform, source.pixel_space
+            method, facts, bank.provenance, source.teacher, source.transform, source.pixel_space
         ),
         label_names=None if labels is None else bank.label_names,
         target_transform=None if source.transform.kind == "none" else source.transform,

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from ssdd_hub.bounds import Count, Settings
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluation.entries import Candidate, Contender
+from ssdd_hub.evaluation.entries import SetEntry, StudentEntry
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, Measure, Pretrained
 from ssdd_hub.evaluation.real_data import RealData
-from ssdd_hub.evaluation.store import CellStore
-from ssdd_hub.models.pretraining import UseSettings, fit_student
+from ssdd_hub.evaluation.store import ScoreStore
+from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
 from ssdd_hub.seeds import derive_seed, seeded
 
 Record = dict[str, Any]
@@ -51,13 +51,13 @@ class EvaluateSettings(Settings, section="evaluate"):
 class Evaluation:
     """All cells of an evaluation: those of every set, student, dataset and protocol."""
 
-    contenders: Sequence[Contender]
-    candidates: Sequence[Candidate]
+    contenders: Sequence[SetEntry]
+    candidates: Sequence[StudentEntry]
     datasets: Sequence[RealData]
-    use: UseSettings
+    use: StudentTrainingSettings
     seeds: int  # students per set
     seed: int
-    store: CellStore
+    store: ScoreStore
     facts: Mapping[str, Any]  # entries that every record gets, such as `source`
 
     def __post_init__(self) -> None:
@@ -111,8 +111,8 @@ class _Job:
     """One student pre-trained on one set, and all cells that need it."""
 
     evaluation: Evaluation
-    candidate: Candidate
-    contender: Contender
+    candidate: StudentEntry
+    contender: SetEntry
     k: int
 
     @cached_property

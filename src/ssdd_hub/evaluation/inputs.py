@@ -30,7 +30,7 @@ from ssdd_hub.teachers.teacher import Teacher
 
 ABSENT = "none"
 CONFIG_FILE, TEACHER_FOLDER = "config.yaml", "teacher"
-# What `ImageBank.source` says of a whole split; and what decides nothing then.
+# What `ImageBank.provenance` says of a whole split; and what decides nothing then.
 _ALL, _DRAWN = "all", ("seed", "heldout_fraction")
 _ANOTHER_TEACHER = ("teacher.backbone.", "teacher.checkpoint.", "teacher.model_args.")
 # Facts of a teacher that follow from a setting, the first of them as it is given.
@@ -41,7 +41,7 @@ _DECIDED_FACTS = {
     "std": ("pixel_space",),
 }
 _LOG = logging.getLogger(__name__)
-TARGETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "cars": "tanganke/stanford_cars"}
+DATASETS = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "cars": "tanganke/stanford_cars"}
 """Short names of labelled datasets of the Hub."""
 
 
@@ -103,7 +103,7 @@ def stated_settings(place: str, given: Collection[str] = ()) -> dict[str, Any]:
     if Path(place).is_dir() and (run / CONFIG_FILE).exists():
         return _of_run(run, given)
     provenance = load_set(place).provenance
-    settings, found = section(provenance, "settings"), {"use": stated_use(provenance)}
+    settings, found = section(provenance, "settings"), {"student_training": stated_use(provenance)}
     if "seed" in provenance:
         found["seed"] = provenance["seed"]
     data = section(settings, "data") if "data" in settings else None
@@ -117,8 +117,10 @@ def _of_run(run: Path, given: Collection[str]) -> dict[str, Any]:
         if path.stat().st_size > LARGEST_CONFIG:
             raise ValueError(f"it has more than {LARGEST_CONFIG} bytes")
         config = load_plain_yaml(path.read_text(encoding="utf-8"))
-        data, teacher, use = dict(config["data"]), dict(config["teacher"]), dict(config.get("use") or {})
-        found = {"use": use, "seed": config["seed"]}
+        data, teacher = dict(config["data"]), dict(config["teacher"])
+        # Older runs have it by its old name.
+        use = dict(config.get("student_training") or config.get("use") or {})
+        found = {"student_training": use, "seed": config["seed"]}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path} is not that of a run ({error!r}): move the set elsewhere") from error
     check_use(use)
@@ -183,7 +185,7 @@ def check_stated_images(
     for words, name, bank in (("source images", "source", source), ("held-out images", "heldout", heldout)):
         recorded = section(provenance, name).get("fingerprint")
         # Where all images of a split are taken, nothing is drawn.
-        whole = _ALL in (section(provenance, name).get("selection"), bank.source.get("selection"))
+        whole = _ALL in (section(provenance, name).get("selection"), bank.provenance.get("selection"))
         idle = _DRAWN if whole and len(bank) <= (settings.max_images or len(bank)) else ()
         others = [f"{key} {show(stated[key])} there, {show(now[key])} now" for key in differing if key not in idle]
         if recorded is not None and others:
@@ -239,30 +241,30 @@ def check_alike(sets: Mapping[str, DistilledSet]) -> None:
         )
 
 
-def load_target(
+def load_dataset(
     name: str, args: Mapping[str, Any], distilled: DistilledSet, most: int, seed: int, device: torch.device
 ) -> RealData:
     """Loads a dataset to measure on, in the size and mode of a set's images.
 
     Args:
-        name: A Hub id, a folder, a name of `TARGETS`, or any name when `args` have one.
+        name: A Hub id, a folder, a name of `DATASETS`, or any name when `args` have one.
         args: Settings of its data, of `DataSettings`.
         distilled: The set.
         most: Held-out images at most.
         seed: Draws them.
         device: Where the students are.
     """
-    given = {"name": TARGETS.get(name, name), **args, "image_size": distilled.images.shape[-1]}
+    given = {"name": DATASETS.get(name, name), **args, "image_size": distilled.images.shape[-1]}
     try:
         settings = DataSettings(**{**given, "mode": _mode(distilled)})
     except TypeError as error:
-        raise InputError(f"--target-args.{name} holds an unknown setting of its data: {error}") from error
+        raise InputError(f"--dataset-args.{name} holds an unknown setting of its data: {error}") from error
     train, heldout = load_images(settings, seed)
     heldout = draw_heldout(heldout, most, seed)
     data = RealData(Path(name).name, train, heldout, distilled.student_pixel_space, device)
     if not data.labelled:
         raise InputError(
             f"the target {name} has no labels of two classes, and nothing can be measured on it: name their column by "
-            f"--target-args.{name}.label_column, or choose another target"
+            f"--dataset-args.{name}.label_column, or choose another target"
         )
     return data

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from ssdd_hub.data.bank import DataSettings, draw_heldout, load_images
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluation.entries import Candidate, Contender, References, set_contender
+from ssdd_hub.evaluation.entries import Baselines, SetEntry, StudentEntry, entry_of_set
 from ssdd_hub.evaluation.inputs import (
     ABSENT,
     check_alike,
@@ -17,8 +17,8 @@ from ssdd_hub.evaluation.inputs import (
     check_stated_images,
     check_stated_teacher,
     has_targets_of,
+    load_dataset,
     load_set,
-    load_target,
     name_sets,
 )
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
@@ -87,9 +87,9 @@ class Loader:
         found = [own] if own is not None and "source" in names else []
         for name in names:
             if name != "source":
-                found.append(load_target(name, args.get(name, {}), self.first, self.most, self.seed, device))
+                found.append(load_dataset(name, args.get(name, {}), self.first, self.most, self.seed, device))
         if not found:
-            raise InputError("there is nothing to measure on: give --source.name, or --targets that are datasets")
+            raise InputError("there is nothing to measure on: give --source.name, or --datasets that are datasets")
         return found
 
     def targets(self, own: RealData, teacher: Teacher, folder: Path) -> tuple[Source, RealData]:
@@ -102,7 +102,7 @@ class Loader:
 
     def candidates(
         self, students: Sequence[str], args: Mapping[str, Any], protocols: Sequence[EvaluationProtocol]
-    ) -> list[Candidate]:
+    ) -> list[StudentEntry]:
         """Returns the students; `own` is what the first set was distilled with."""
         own = stated_student(self.first.provenance) or {"name": "ssdd_convnet3", "model_args": {}}
         named = {name: (name, args.get(name, {})) for name in students}
@@ -110,23 +110,23 @@ class Loader:
             title = f"own {own['name']}" if own["name"] in named else own["name"]
             named = {title: (own["name"], own["model_args"]), **named}
         shape = shape_of(self.first)
-        return [Candidate.of(*each, protocols, title, **shape) for title, each in named.items()]
+        return [StudentEntry.of(*each, protocols, title, **shape) for title, each in named.items()]
 
-    def variants(self, variants: Sequence[Mapping[str, Any]], protocol: EvaluationProtocol) -> list[Candidate]:
+    def variants(self, variants: Sequence[Mapping[str, Any]], protocol: EvaluationProtocol) -> list[StudentEntry]:
         """Returns the architectures to be ranked, which one protocol scores."""
         found = []
         for variant in variants:
             args = {key: value for key, value in variant.items() if key != "name"}
             title = f"{variant['name']} {' '.join(f'{key}={value}' for key, value in args.items())}"
-            found.append(Candidate.of(variant["name"], args, [protocol], title, **shape_of(self.first)))
+            found.append(StudentEntry.of(variant["name"], args, [protocol], title, **shape_of(self.first)))
         return found
 
-    def contenders(self, sets: Mapping[str, DistilledSet], source: Source | None) -> list[Contender]:
+    def contenders(self, sets: Mapping[str, DistilledSet], source: Source | None) -> list[SetEntry]:
         """Returns the sets; without a source nothing is known of their targets."""
         found = []
         for name, distilled in sets.items():
             same = source is not None and has_targets_of(distilled, source.teacher, self.first.target_transform)
-            found.append(set_contender(name, distilled, self.accelerator.device, same))
+            found.append(entry_of_set(name, distilled, self.accelerator.device, same))
         return found
 
 
@@ -137,8 +137,8 @@ def shape_of(distilled: DistilledSet) -> dict[str, Any]:
 
 
 def prepare_references(
-    references: References, methods: Sequence[str], counts: Sequence[int], seeds: int, accelerator: Accelerator
-) -> list[Contender]:
+    references: Baselines, methods: Sequence[str], counts: Sequence[int], seeds: int, accelerator: Accelerator
+) -> list[SetEntry]:
     """Returns references; one process makes the selections that are not there yet, and the others wait."""
     if accelerator.is_main_process:
         references.prepare(methods, counts, seeds)

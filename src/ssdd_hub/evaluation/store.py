@@ -13,7 +13,7 @@ from ssdd_hub.record import hash_json
 Key = dict[str, Any]
 
 
-class CellStore:
+class ScoreStore:
     """One small JSON file for each cell, named by a hash of all that its numbers depend on.
 
     A cell appears whole or not at all: an evaluation can be stopped at any moment and goes on where it was.

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, errors, get_token
 from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined]  # either of its two HTTP libraries
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.text import HUB_ID, blot_tokens, first_line, printable
+from ssdd_hub.text import HUB_ID, first_line, printable, redact_tokens
 
 Result = TypeVar("Result")
 Token = str | bool | None
@@ -58,7 +58,7 @@ _STATUSES = dict.fromkeys(_PASSING, _BUSY) | {
 }
 
 
-def patiently(
+def with_retries(
     call: Callable[[], Result], tries: int = TRIES, landed: Callable[[], Result | None] = lambda: None
 ) -> Result:
     """Calls the Hub up to `tries` times, with growing waits, while it fails in a way that passes.
@@ -93,7 +93,7 @@ class Repo:
     def call(self, method: Callable[..., Result], *args: Any, tries: int = TRIES, **how: Any) -> Result:
         """Calls a method of `HfApi` for this repository; twice at most where the client itself tries six times."""
         api = HfApi(token=self.token)
-        return patiently(lambda: method(api, self.repo_id, *args, repo_type=self.kind, **how), tries)
+        return with_retries(lambda: method(api, self.repo_id, *args, repo_type=self.kind, **how), tries)
 
 
 @contextmanager
@@ -143,7 +143,7 @@ def wait_after(error: BaseException, attempt: int) -> float:
 
 
 @contextmanager
-def explained(doing: str, token: Token = None) -> Iterator[None]:
+def hub_errors(doing: str, token: Token = None) -> Iterator[None]:
     """Raises errors of client, network and disk as an `InputError`: what was tried, why it failed, what to do.
 
     The message holds neither the `token` in use nor that of the login.
@@ -156,7 +156,7 @@ def explained(doing: str, token: Token = None) -> Iterator[None]:
             if isinstance(secret, str) and secret.strip():
                 message = message.replace(secret.strip(), "<token>")
         # Without its cause, which a traceback would show with any token in it.
-        raise InputError(printable(blot_tokens(message))) from None
+        raise InputError(printable(redact_tokens(message))) from None
 
 
 def saved_token() -> str | None:
@@ -192,8 +192,8 @@ def full_id(repo_id: str, token: Token = None, reads_only: bool = False) -> str:
         return repo_id
     if token is False:
         raise InputError(f"publishing {repo_id} needs a token, and token=False says to use none: leave it out")
-    with explained(f"publishing {repo_id}", token):
-        user = patiently(HfApi(token=token).whoami)
+    with hub_errors(f"publishing {repo_id}", token):
+        user = with_retries(HfApi(token=token).whoami)
     access = (user.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read" and not reads_only:
         raise InputError("the token may only read, and publishing writes: make a token with the right to write")

@@ -14,7 +14,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import replaced_folder
-from ssdd_hub.hub.client import ERRORS, TRIES, Repo, Result, Token, explained, is_passing
+from ssdd_hub.hub.client import ERRORS, TRIES, Repo, Result, Token, hub_errors, is_passing
 from ssdd_hub.record import CARD_FILE, LARGEST_CARD, METADATA_FILE, MOST_BYTES, PREVIEW_FILE, TRANSFORM_FILE
 from ssdd_hub.text import HUB_ID
 
@@ -75,7 +75,7 @@ def pull_set(
     """
     repo, place = Repo(repo_id, token), Path(folder).resolve()
     _check_id(repo_id)
-    with explained(f"pulling {_name(repo, revision)} to {folder}", token), replaced_folder(place) as new:
+    with hub_errors(f"pulling {_name(repo, revision)} to {folder}", token), replaced_folder(place) as new:
         commit, files = _list(repo, revision)
         _check_room(repo_id, files.values(), place)
         _fetch(repo, commit, files, local_dir=new)
@@ -87,7 +87,7 @@ def pull_set(
 def list_files(repo_id: str, revision: str, token: Token = None) -> list[str]:
     """Returns the paths of all files of a dataset repository, those of the set and others."""
     repo = Repo(repo_id, token)
-    with explained(f"looking at {_name(repo, revision)}", token):
+    with hub_errors(f"looking at {_name(repo, revision)}", token):
         return repo.call(HfApi.list_repo_files, revision=revision, tries=2)
 
 
@@ -109,7 +109,7 @@ def _to_cache(repo: Repo, revision: str | None, doing: str, patterns: list[str])
     """Downloads files of a set into the cache; returns their folder, and the commit if the Hub could be reached."""
     _check_id(repo.repo_id)
     doing = f"{doing} {_name(repo, revision)}"
-    with explained(doing, repo.token):
+    with hub_errors(doing, repo.token):
         try:
             commit, files = _list(repo, revision, _FEW_TRIES)
         except ERRORS as error:
@@ -124,7 +124,7 @@ def _to_cache(repo: Repo, revision: str | None, doing: str, patterns: list[str])
             lacking = [file for path, file in files.items() if not isinstance(found[path], str)]
             _check_room(repo.repo_id, lacking, Path(constants.HF_HUB_CACHE))
             return _fetch(repo, commit, files), commit
-    with explained(f"{doing}, of which the cache has no whole copy,", repo.token):
+    with hub_errors(f"{doing}, of which the cache has no whole copy,", repo.token):
         try:
             folder = snapshot(repo, revision, patterns, local_files_only=True)
         except LocalEntryNotFoundError:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub.client import Repo, Token, explained, patiently, saved_token
+from ssdd_hub.hub.client import Repo, Token, hub_errors, saved_token, with_retries
 from ssdd_hub.hub.download import snapshot
 
 _BEFOREHAND = {".gitattributes", "README.md"}  # what a repository may hold that was made on the Hub, and is empty
@@ -104,7 +104,7 @@ def plan_upload(
             file holds the token, or the Hub cannot be reached.
     """
     repo, branch = Repo(repo_id, token, parcel.kind), revision or "main"
-    with explained(f"looking at {repo_id}", token):
+    with hub_errors(f"looking at {repo_id}", token):
         info = find_repo(repo)
         refs = _list_refs(repo) if info else {}
         own_head = refs.get(f"refs/heads/{branch}")
@@ -126,7 +126,7 @@ def plan_upload(
     is_new = branch != "main" and own_head is None
     private = private if info is None else bool(info.private)
     plan = Plan(parcel, repo_id, private, branch, head, is_new, remove, create_pr, tag)
-    with explained(f"looking at {repo_id}", token):
+    with hub_errors(f"looking at {repo_id}", token):
         tagged = refs.get(f"refs/tags/{tag}")
         if tagged and not _is_held(repo, plan, tagged):
             raise InputError(f"{repo_id} has a tag {tag} already, of commit {tagged[:8]}: choose another one")
@@ -169,7 +169,7 @@ def upload(plan: Plan, message: str, token: Token = None) -> Published:
     if not message.strip():
         raise InputError("a commit needs a title, and the message is empty: leave it out, or write one")
     repo = Repo(plan.repo_id, token, plan.parcel.kind)
-    with explained(f"publishing {plan.repo_id}", token):
+    with hub_errors(f"publishing {plan.repo_id}", token):
         if plan.head is None:
             repo.call(HfApi.create_repo, private=plan.private, exist_ok=True)
             plan = replace(plan, head=_check_new(repo, plan))
@@ -178,7 +178,7 @@ def upload(plan: Plan, message: str, token: Token = None) -> Published:
         commit, revision = _commit(repo, plan, message)
     _verify(repo, plan, commit)
     if plan.tag is not None:
-        with explained(f"tagging {plan.repo_id} (the commit {commit[:8]} itself is published and verified)", token):
+        with hub_errors(f"tagging {plan.repo_id} (the commit {commit[:8]} itself is published and verified)", token):
             repo.call(HfApi.create_tag, tag=plan.tag, revision=commit, exist_ok=True)
             tagged = _list_refs(repo).get(f"refs/tags/{plan.tag}", commit)
             if tagged != commit and not _is_held(repo, plan, tagged):
@@ -215,7 +215,7 @@ def _commit(repo: Repo, plan: Plan, message: str) -> tuple[str, str]:
         return done.oid, (done.pr_revision if plan.create_pr else None) or done.oid
 
     repo.call(HfApi.preupload_lfs_files, files, free_memory=False, tries=2, **where)
-    return patiently(send, landed=lambda: _find_landed(repo, plan, before))
+    return with_retries(send, landed=lambda: _find_landed(repo, plan, before))
 
 
 def _find_landed(repo: Repo, plan: Plan, before: Mapping[str, str]) -> tuple[str, str] | None:
@@ -252,7 +252,7 @@ def _verify(repo: Repo, plan: Plan, commit: str) -> None:
     """Downloads a commit and compares it with what was sent; twice, since a download may be damaged too."""
     for _ in range(2):
         with tempfile.TemporaryDirectory(prefix="ssdd-hub-verify-") as scratch:
-            with explained(f"fetching {plan.repo_id} again to verify commit {commit[:8]}", repo.token):
+            with hub_errors(f"fetching {plan.repo_id} again to verify commit {commit[:8]}", repo.token):
                 wrong = _fetch_differing(repo, plan, commit, plan.parcel.files, Path(scratch))
             if not wrong:
                 return plan.parcel.check(Path(scratch))

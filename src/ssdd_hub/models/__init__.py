@@ -5,7 +5,7 @@ from ssdd_hub.models.build import StudentSettings, build_student, list_students
 from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.models.features import create_backbone, measure_width, pre_logits, read_features, read_pixel_space
 from ssdd_hub.models.mobilenetv2 import MobileNetV2
-from ssdd_hub.models.pretraining import Pairs, UseSettings, fit_student
+from ssdd_hub.models.pretraining import Pairs, StudentTrainingSettings, fit_student
 from ssdd_hub.models.resnet import SmallImageResNet
 from ssdd_hub.models.vgg import PlainNet
 
@@ -17,7 +17,7 @@ __all__ = [
     "SmallImageResNet",
     "StudentNetwork",
     "StudentSettings",
-    "UseSettings",
+    "StudentTrainingSettings",
     "build_student",
     "create_backbone",
     "fit_student",

@@ -17,7 +17,7 @@ from ssdd_hub.models.stored_models import create_model
 MOST_PARAMETERS = 2**30
 """The most parameters of a student: 4 GiB in single precision."""
 # Arguments of a student that data and teacher decide.
-DECIDED = ("in_chans", "image_size", "name", "num_targets")
+RESERVED_ARGS = ("in_chans", "image_size", "name", "num_targets")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StudentSettings(Settings, section="student"):
     def conflicts(self) -> Iterable[Check]:
         """Returns the checks of the model's arguments."""
         by = "the data and other settings decide"
-        return argument_checks("student.model_args", self.model_args, DECIDED, by)
+        return argument_checks("student.model_args", self.model_args, RESERVED_ARGS, by)
 
 
 def list_students() -> list[str]:

@@ -18,7 +18,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class UseSettings(Settings, section="use"):
+class StudentTrainingSettings(Settings, section="student_training"):
     """How a student is pre-trained on a set; the defaults are those of Lee et al. (ICLR 2024) for their own sets.
 
     Attributes:
@@ -76,7 +76,7 @@ class Pairs(Protocol):
 
 
 def fit_student(
-    student: nn.Module, pairs: Pairs, settings: UseSettings, seed: int, progress: bool = False
+    student: nn.Module, pairs: Pairs, settings: StudentTrainingSettings, seed: int, progress: bool = False
 ) -> nn.Module:
     """Pre-trains a student by SGD on the mean squared error of its head to the targets; returns it in eval mode.
 
@@ -87,8 +87,8 @@ def fit_student(
     """
     if settings.augment == "views" and not pairs.num_views:
         raise InputError(
-            "use.augment is views, and the set holds none: make some with ssdd_hub.add_views, or choose none, flip or "
-            "crop-flip"
+            "student_training.augment is views, and the set holds none: make some with ssdd_hub.add_views, or choose "
+            "none, flip or crop-flip"
         )
     optimizer = torch.optim.SGD(
         student.parameters(), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay

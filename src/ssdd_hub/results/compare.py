@@ -9,8 +9,8 @@ from ssdd_hub.hub.markdown import escape
 from ssdd_hub.results.tables import Record, Table, build_tables, metric_of, number, spread, usual_n
 
 KEY = ("protocol", "target", "student", "use", "labels", "metric")
-CEILINGS = ("full", "teacher")  # upper bounds, which no distilled set is expected to beat
-NO_CONTEST = ("cost",)  # protocols without a ranking: no pre-training always costs least
+UPPER_BOUNDS = ("full", "teacher")  # upper bounds, which no distilled set is expected to beat
+NOT_RANKED = ("cost",)  # protocols without a ranking: no pre-training always costs least
 LEVEL = 0.05
 BETTER, WORSE = "▲", "▼"
 _TEST = "two-sided paired t-test over the seeds; raw p, not corrected for the number of comparisons"
@@ -108,7 +108,7 @@ def share_of_way(records: list[Record], name: str, low: str = "random", high: st
     shares = []
     for key, sets in _by_measurement(records).items():
         means = [sets[part]["mean"] for part in (name, low, high) if part in sets]
-        if key[0] in NO_CONTEST or len(means) < 3 or None in means:
+        if key[0] in NOT_RANKED or len(means) < 3 or None in means:
             continue
         score, start, end = means
         share = (score - start) / (end - start) if end != start else None
@@ -170,16 +170,16 @@ def _place(record: Record) -> tuple[Any, ...]:
 
 
 def _mark(result: Record) -> str:
-    if result["protocol"] in NO_CONTEST or result["p"] is None or result["p"] >= LEVEL or result["improves"] is None:
+    if result["protocol"] in NOT_RANKED or result["p"] is None or result["p"] >= LEVEL or result["improves"] is None:
         return ""
     return f" {BETTER if result['improves'] else WORSE}"
 
 
 def _best(column: dict[str, Record]) -> set[str]:
-    means = {name: r["mean"] for name, r in column.items() if name not in CEILINGS and r["mean"] is not None}
+    means = {name: r["mean"] for name, r in column.items() if name not in UPPER_BOUNDS and r["mean"] is not None}
     first = next(iter(column.values()))
     direction = metric_of(first).direction
-    if len(means) < 2 or not direction or first["protocol"] in NO_CONTEST:
+    if len(means) < 2 or not direction or first["protocol"] in NOT_RANKED:
         return set()
     best = (max if direction == "higher" else min)(means.values())
     return {name for name, mean in means.items() if mean == best}
@@ -195,7 +195,9 @@ def score_note(records: list[Record], comparisons: list[Record]) -> str:
         f"Mean ± standard deviation over {seeds}." if usual > 1 or others else f"Values of {seeds}.",
         "Accuracies are in %." if "accuracy" in {record["metric"] for record in records} else "",
         "Bold: the best set of a column.",
-        "full and teacher are ceilings, not rivals." if any(record["set"] in CEILINGS for record in records) else "",
+        "full and teacher are ceilings, not rivals."
+        if any(record["set"] in UPPER_BOUNDS for record in records)
+        else "",
         f"{BETTER} better, {WORSE} worse than random with p < {LEVEL} ({_TEST})." if tested else "",
     ]
     return " ".join(filter(None, sentences))
@@ -217,7 +219,7 @@ def markdown_table(records: list[Record], baselines: Sequence[str] = ("random",)
     parts = [*map(_markdown, score_tables(records, against_random)), note]
     for baseline in baselines:
         results = compare(records, baseline)
-        results = [r for r in results if {r["set"], r["protocol"]}.isdisjoint(CEILINGS + NO_CONTEST)]
+        results = [r for r in results if {r["set"], r["protocol"]}.isdisjoint(UPPER_BOUNDS + NOT_RANKED)]
         if results:
             parts.append(f"**Difference to {escape(baseline)}.** {DIFFERENCE_NOTE}")
             parts += map(_markdown, difference_tables(results))

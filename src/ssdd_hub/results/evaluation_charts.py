@@ -15,7 +15,7 @@ from ssdd_hub.results.charts import (
     spans_decades,
     styles_of,
 )
-from ssdd_hub.results.compare import NO_CONTEST
+from ssdd_hub.results.compare import NOT_RANKED
 from ssdd_hub.results.tables import Record, amount, group, sort_columns
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def draw_evaluation(records: Sequence[Record]) -> list[Picture]:
     """
     known = [record for record in records if record["mean"] is not None]
     styles = styles_of(record["set"] for record in known)
-    scores = [record for record in known if record["protocol"] not in (*NO_CONTEST, _RANK)]
+    scores = [record for record in known if record["protocol"] not in (*NOT_RANKED, _RANK)]
     pictures: list[Picture] = []
     for (protocol,), part in sorted(group(scores, "protocol").items(), key=lambda item: item[0] != ("probe",)):
         for (student, use, _), same in list(group(part, "student", "use", "metric").items())[:_MOST_STUDENTS]:
@@ -149,7 +149,7 @@ def _draw_costs(known: list[Record], scores: list[Record], styles: Styles) -> li
     seconds = {
         (record["set"], record["student"], record.get("use")): record["mean"]
         for record in known
-        if record["protocol"] in NO_CONTEST and record["metric"] == "seconds" and record["mean"] > 0
+        if record["protocol"] in NOT_RANKED and record["metric"] == "seconds" and record["mean"] > 0
     }
     measured = {record["protocol"] for record in scores}
     headline = next((name for name in _HEADLINES if name in measured), None)

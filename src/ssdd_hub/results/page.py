@@ -15,8 +15,8 @@ from torch.nn import functional
 from ssdd_hub.files import atomic_path
 from ssdd_hub.results.charts import draw_bars, new_figure, save_figures, styles_of
 from ssdd_hub.results.compare import (
-    CEILINGS,
     DIFFERENCE_NOTE,
+    UPPER_BOUNDS,
     difference_tables,
     score_note,
     score_tables,
@@ -199,7 +199,7 @@ def render_evaluation(
 
 def _sets(records: Iterable[Record]) -> list[str]:
     """Returns the sets that are neither upper bounds nor no pre-training."""
-    return list(dict.fromkeys(record["set"] for record in records if record["set"] not in (*CEILINGS, "none")))
+    return list(dict.fromkeys(record["set"] for record in records if record["set"] not in (*UPPER_BOUNDS, "none")))
 
 
 def _parts(records: list[Record], comparisons: list[Record]) -> list[tuple[str, list[Table], str]]:
@@ -208,7 +208,7 @@ def _parts(records: list[Record], comparisons: list[Record]) -> list[tuple[str, 
     for (baseline,), results in group(comparisons, "baseline").items():
         note = f"{DIFFERENCE_NOTE} In brackets the 95 % interval."
         parts.append((f"Differences to {baseline}", difference_tables(results, intervals=True), note))
-    for high in (name for name in CEILINGS if any(record["set"] == name for record in records)):
+    for high in (name for name in UPPER_BOUNDS if any(record["set"] == name for record in records)):
         sets = [name for name in _sets(records) if name != "random"]
         shares = [share for name in sets for share in share_of_way(records, name, high=high)]
         notes = " ".join(dict.fromkeys(f"* {share['note']}." for share in shares if share["note"]))

@@ -21,15 +21,15 @@ from ssdd_hub.runs.own_runs import LARGEST_CONFIG, is_own_run, remember_run
 
 # What may differ when a run goes on: it decides neither the teacher nor the distilled set.
 FREE = (
-    *("output", "evaluate", "use", "probe"),
+    *("output", "evaluate", "student_training", "probe"),
     *("run.checkpoint_every", "run.log_every", "run.cache", "run.trackers", "run.threads"),
     *("data.memory_budget_gb", "data.follow_links", "targets.refresh"),
-    *("pretrain.checkpoint_every", "pretrain.workers", "watch.every", "watch.probe"),
+    *("teacher_training.checkpoint_every", "teacher_training.workers", "watch.every", "watch.probe"),
 )
 _CONFIG_FILE = "config.yaml"
 # What a run reads or writes beside it: files; folders that may grow large; and folders of results.
 _FILES = (INPUTS_FILE, "log.jsonl", "scores.json", "scores.md", "report.html")
-_WORK_FOLDERS = ("features", "cells", "checkpoints", "references")
+_WORK_FOLDERS = ("features", "scores", "checkpoints", "references")
 _RESULT_FOLDERS = ("distilled", "teacher", "pictures")
 
 
@@ -140,6 +140,9 @@ class RunFolder:
         """
         record = check_inputs(self.path, inputs, self.is_main) if inputs else None
         if self.is_main:
+            # An evaluation of before kept its scores under another name.
+            if (self.path / "cells").is_dir() and not (self.path / "scores").exists():
+                (self.path / "cells").rename(self.path / "scores")
             config = self.path / _CONFIG_FILE
             _write(config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
             remember_run(config)

@@ -74,7 +74,7 @@ class Points:
         return torch.cat([torch.cdist(part, centre[None], compute_mode=exact)[:, 0] for _, part in self.parts()])
 
 
-def choose_central(points: Points, count: int, seed: int, exact: int, iterations: int, batch_size: int) -> Tensor:
+def kmeans(points: Points, count: int, seed: int, exact: int, iterations: int, batch_size: int) -> Tensor:
     """Chooses the point nearest to each centre of k-means, centre by centre, without replacement.
 
     Up to `exact` points, all count in each of at most `iterations` passes; of more, batches. Where the points do not
@@ -126,7 +126,7 @@ def _nearest(points: Points, centres: Tensor, free: Tensor) -> Tensor:
     return nearest
 
 
-def choose_far(points: Points, count: int, seed: int) -> Tensor:
+def kcenter(points: Points, count: int, seed: int) -> Tensor:
     """Chooses one point by seed, then repeatedly the one farthest from all chosen: greedy k-center.
 
     Sener and Savarese, ICLR 2018, arXiv 1708.00489, algorithm 1. Returns indices `(count,)`, in order of choice.
@@ -141,7 +141,7 @@ def choose_far(points: Points, count: int, seed: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def choose_by_mean(points: Points, count: int) -> Tensor:
+def herding(points: Points, count: int) -> Tensor:
     """Chooses repeatedly the point that brings the mean of the chosen nearest to the mean of all: herding.
 
     Welling (ICML 2009) takes the greatest inner product, which is the same for points of one length. This takes the

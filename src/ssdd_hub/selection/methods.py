@@ -11,10 +11,10 @@ from torch import Tensor
 from ssdd_hub.arguments import argument_checks
 from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight
 from ssdd_hub.errors import Check, InputError
-from ssdd_hub.models.build import DECIDED, build_student
-from ssdd_hub.models.pretraining import UseSettings, fit_student
+from ssdd_hub.models.build import RESERVED_ARGS, build_student
+from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
 from ssdd_hub.seeds import derive_seed, generator, seeded
-from ssdd_hub.selection.coresets import Points, choose_by_mean, choose_central, choose_far
+from ssdd_hub.selection.coresets import Points, herding, kcenter, kmeans
 from ssdd_hub.selection.source import Source, SourcePairs
 
 
@@ -53,11 +53,11 @@ class SelectionSettings(Settings, section="selection"):
     def conflicts(self) -> Iterator[Check]:
         """Yields the rules for arguments of the expert."""
         by = "the data and other settings decide"
-        yield from argument_checks("selection.expert_args", self.expert_args, DECIDED, by)
+        yield from argument_checks("selection.expert_args", self.expert_args, RESERVED_ARGS, by)
 
-    def training(self, size: int) -> UseSettings:
+    def training(self, size: int) -> StudentTrainingSettings:
         """Returns how an expert is trained on `size` images: for `expert_steps` steps."""
-        return UseSettings(
+        return StudentTrainingSettings(
             epochs=math.ceil(self.expert_steps * min(self.expert_batch_size, size) / size),
             max_steps=self.expert_steps,
             batch_size=self.expert_batch_size,
@@ -107,15 +107,15 @@ def _kmeans_pixels(source: Source, candidates: Tensor, count: int, seed: int, se
 
 def _kmeans_of(points: Points, count: int, seed: int, settings: SelectionSettings) -> Tensor:
     effort = (settings.kmeans_exact, settings.kmeans_iterations, settings.kmeans_batch_size)
-    return choose_central(points, count, seed, *effort)
+    return kmeans(points, count, seed, *effort)
 
 
 def _kcenter(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
-    return choose_far(_targets(source, candidates), count, seed)
+    return kcenter(_targets(source, candidates), count, seed)
 
 
 def _herding(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
-    return choose_by_mean(_targets(source, candidates), count)
+    return herding(_targets(source, candidates), count)
 
 
 def _high_loss(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
         stated_use as stated_use,
     )
     from ssdd_hub.sets.provenance import describe_run as describe_run, describe_training as describe_training
-    from ssdd_hub.sets.publish import plan_set as plan_set, push_set as push_set, restate_set as restate_set
+    from ssdd_hub.sets.publish import plan_set as plan_set, push_set as push_set, rerender_card as rerender_card
     from ssdd_hub.sets.release import pack_model as pack_model, save_student as save_student
     from ssdd_hub.sets.views import add_views as add_views
 else:
@@ -25,7 +25,7 @@ else:
         "interop: export_tensors import_tensors",
         "pretrain: SetPairs pretrain_student stated_use",
         "provenance: describe_run describe_training",
-        "publish: plan_set push_set restate_set",
+        "publish: plan_set push_set rerender_card",
         "release: pack_model save_student",
         "views: add_views",
     )

@@ -32,7 +32,7 @@ from ssdd_hub.sets.folder import MISTAKES, StatedSet, measure_range
 from ssdd_hub.sets.parquet import iter_tensors
 from ssdd_hub.sets.tensor_checks import check_student_space, check_tensors
 from ssdd_hub.statements import find_problems
-from ssdd_hub.text import blot_tokens, printable
+from ssdd_hub.text import printable, redact_tokens
 
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
 """Endings of files that may run code when they are loaded."""
@@ -243,5 +243,5 @@ def check_set_licence(provenance: Mapping[str, Any]) -> None:
 
 
 def _check_secrets(place: str, text: str) -> Iterator[Finding]:
-    if blot_tokens(text) != text:
+    if redact_tokens(text) != text:
         yield _error(place, "holds what looks like an access token: remove it, and revoke the token")

@@ -23,7 +23,7 @@ from ssdd_hub.sets.folder import COLUMNS, MISTAKES, StatedSet, describe_tensor, 
 from ssdd_hub.sets.publish import MESSAGE, push_set
 from ssdd_hub.sets.tensor_checks import check_student_space, check_tensors
 from ssdd_hub.targets.transform import TargetTransform
-from ssdd_hub.text import blot_tokens
+from ssdd_hub.text import redact_tokens
 
 
 @dataclass(eq=False, repr=False)
@@ -206,7 +206,7 @@ def _to_json(value: Any, path: str) -> Any:
     if isinstance(value, list | tuple):
         return [_to_json(part, f"{path}[{index}]") for index, part in enumerate(value)]
     if isinstance(value, str | os.PathLike):
-        return blot_tokens(os.fspath(value))
+        return redact_tokens(os.fspath(value))
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):

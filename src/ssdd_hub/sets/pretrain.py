@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssdd_hub.data.augment import crop_flip
 from ssdd_hub.errors import InputError
-from ssdd_hub.models.pretraining import Pair, UseSettings, fit_student
+from ssdd_hub.models.pretraining import Pair, StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import black_pixel
 from ssdd_hub.record import section
 from ssdd_hub.sets.distilled import DistilledSet
@@ -53,7 +53,7 @@ class SetPairs:
 
 
 def stated_use(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of `UseSettings` that a set's recipe states; raises an `InputError` for a bad value."""
+    """Returns what a set states for `StudentTrainingSettings`; raises an `InputError` for a bad value."""
     stated = section(provenance, "use")
     check_use(stated)
     names = ("epochs", "max_steps", "batch_size", "learning_rate", "momentum", "weight_decay")
@@ -69,7 +69,7 @@ def pretrain_student(student: nn.Module, distilled: DistilledSet, seed: int = 0,
             on the device where it is.
         distilled: The set.
         seed: Seed of the order of the images and of their augmentation.
-        **changes: Settings of `UseSettings` that differ from the recipe, such as `epochs`.
+        **changes: Settings of `StudentTrainingSettings` that differ from the recipe, such as `epochs`.
 
     Returns:
         The student, in eval mode. Real images are fed to it in `distilled.student_pixel_space`.
@@ -78,7 +78,7 @@ def pretrain_student(student: nn.Module, distilled: DistilledSet, seed: int = 0,
         InputError: The recipe, or a change of it, is not one, or the student does not fit the set.
     """
     try:
-        settings = UseSettings(**{**stated_use(distilled.provenance), **changes})
+        settings = StudentTrainingSettings(**{**stated_use(distilled.provenance), **changes})
     except TypeError as error:
         raise InputError(f"the recipe of the set cannot be followed ({error}): give its settings by name") from error
     pairs = SetPairs(distilled, next(student.parameters()).device)

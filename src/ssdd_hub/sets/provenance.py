@@ -14,7 +14,7 @@ from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.statements import without_folders
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.teacher import Teacher
-from ssdd_hub.text import blot_tokens
+from ssdd_hub.text import redact_tokens
 
 Facts = Mapping[str, Any]
 # At the start of a word of the command line, after `=` or `local-dir:`, or in quotes as in JSON.
@@ -26,8 +26,8 @@ def describe_run(
 ) -> dict[str, Any]:
     """Returns the provenance of a distilled set, but for what only the end of the run knows.
 
-    `config` holds the resolved settings, `source` is `ImageBank.source`, `transform` maps the teacher's features to
-    targets, and networks pre-trained on the set take real images in `student_space`.
+    `config` holds the resolved settings, `source` is `ImageBank.provenance`, `transform` maps features of the teacher
+    to targets, and networks pre-trained on the set take real images in `student_space`.
     """
     return {
         "method": "krr-st",
@@ -57,8 +57,8 @@ def describe_selection(
 
 
 def describe_training(config: Facts, source: Facts) -> dict[str, Any]:
-    """Returns the provenance of a teacher, but for what its training knows, from settings and `ImageBank.source`."""
-    parts = {name: config[name] for name in ("data", "teacher", "pretrain", "run", "seed")}
+    """Returns the provenance of a teacher, but for what its training knows, from its settings and source."""
+    parts = {name: config[name] for name in ("data", "teacher", "teacher_training", "run", "seed")}
     return {**_describe_origin(parts, source), "license": source["license"]}
 
 
@@ -84,7 +84,7 @@ def _describe_targets(
     source: Facts, teacher: Teacher, transform: TargetTransform, student_space: PixelSpace
 ) -> dict[str, Any]:
     return {
-        "teacher": _shareable({**teacher.describe(), **teacher.origin()}),
+        "teacher": _shareable({**teacher.identity(), **teacher.public_provenance()}),
         "target_transform": transform.describe(),
         "student_pixel_space": student_space.to_dict(),
         "license": derive_licence(source["license"], teacher.license),
@@ -97,4 +97,4 @@ def _shareable(value: Any) -> Any:
         return {key: _shareable(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return list(map(_shareable, value))
-    return blot_tokens(_ABSOLUTE_FOLDER.sub(r"\1", value)) if isinstance(value, str) else value
+    return redact_tokens(_ABSOLUTE_FOLDER.sub(r"\1", value)) if isinstance(value, str) else value

@@ -20,7 +20,7 @@ MESSAGE = "Publish the distilled set"
 
 
 @dataclass(frozen=True)
-class Additions:
+class CardOverrides:
     """Facts that are added to the record of a set when it is published.
 
     Attributes:
@@ -50,7 +50,7 @@ def pack_set(
     folder: str | Path,
     repo_id: str,
     tag: str | None = None,
-    additions: Additions | None = None,
+    additions: CardOverrides | None = None,
     branch: str | None = None,
 ) -> tuple[Parcel, str]:
     """Returns what is sent of the folder of a set, and the tag; raises an `InputError` where the linter finds errors.
@@ -58,7 +58,7 @@ def pack_set(
     The card's code loads `repo_id` at the tag; at the branch where `tag` is empty. None is a tag made of the contents.
     """
     folder = Path(folder)
-    metadata = (additions or Additions()).add(read_metadata(folder))
+    metadata = (additions or CardOverrides()).add(read_metadata(folder))
     _refuse_errors(folder, check_set(folder, metadata))
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     sources: dict[str, Path | bytes] = {name: folder / name for name in names if is_set_file(name)}
@@ -85,7 +85,7 @@ def _refuse_errors(folder: Path, found: list[Finding]) -> None:
         raise InputError("\n  ".join([f"{folder} cannot be published as it is:", *errors]))
 
 
-def restate_set(folder: str | Path, additions: Additions, location: str | None = None) -> None:
+def rerender_card(folder: str | Path, additions: CardOverrides, location: str | None = None) -> None:
     """Renders the card of a folder again, from its record with additions, and replaces both.
 
     The card's code loads `location`, by default the name of the folder. An `InputError`, as of `pack_set`, leaves the
@@ -113,7 +113,7 @@ def plan_set(
     create_pr: bool = False,
     tag: str | None = None,
     token: Token = None,
-    additions: Additions | None = None,
+    additions: CardOverrides | None = None,
     dry_run: bool = False,
 ) -> Plan:
     """Checks a set and its place on the Hub, and plans what is sent; `upload` carries it out.

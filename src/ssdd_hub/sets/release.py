@@ -14,7 +14,7 @@ from torch import nn
 
 from ssdd_hub import arguments
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub.client import explained, patiently
+from ssdd_hub.hub.client import hub_errors, with_retries
 from ssdd_hub.hub.upload import Parcel, Published, pack
 from ssdd_hub.models.build import StudentSettings, build_student
 from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, hash_json, read_metadata, section
@@ -26,7 +26,7 @@ from ssdd_hub.statements import stated_student
 from ssdd_hub.teachers.card import STUDENT_OBJECTIVE, render_teacher_card
 from ssdd_hub.teachers.recorded_teacher import UNCOMPARED, compare_teacher, load_recorded
 from ssdd_hub.teachers.teacher import Teacher, build_teacher
-from ssdd_hub.text import blot_tokens
+from ssdd_hub.text import redact_tokens
 
 _FILES = ("config.json", "model.safetensors")
 _LOG = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Pa
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is incomplete ({error!r}): save the model again") from error
     texts = {METADATA_FILE: dump_metadata(metadata), CARD_FILE: card}
-    if any(blot_tokens(text) != text for text in texts.values()):
+    if any(redact_tokens(text) != text for text in texts.values()):
         raise InputError(f"{path} holds what looks like an access token: remove it, and revoke the token")
     sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
     sources |= {name: text.encode() for name, text in texts.items()}
@@ -168,7 +168,7 @@ def plan_students(
             raise InputError(f"students has {name} twice (own is {own.get('name')}), and there is one place for it")
         build_student(name, num_targets=width, in_chans=channels, image_size=side, **settings.model_args)
         students[name] = Student(name, settings.model_args, f"{repo_id}-{name}")
-        with explained(f"publishing {students[name].repo_id}"):
+        with hub_errors(f"publishing {students[name].repo_id}"):
             validate_repo_id(students[name].repo_id)
     return list(students.values())
 
@@ -178,8 +178,8 @@ def collect(title: str, items: Mapping[str, str], namespace: str, private: bool 
     api = HfApi()
     add: Callable[..., Any] = api.add_collection_item
     make = partial(api.create_collection, title, namespace=namespace, private=private, exists_ok=True)
-    with explained(f"collecting {', '.join(items)}"):
-        collection = patiently(make)
+    with hub_errors(f"collecting {', '.join(items)}"):
+        collection = with_retries(make)
         for repo_id, kind in items.items():
-            patiently(partial(add, collection.slug, repo_id, kind, exists_ok=True))
+            with_retries(partial(add, collection.slug, repo_id, kind, exists_ok=True))
     return str(collection.url)

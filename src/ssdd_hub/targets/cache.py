@@ -74,8 +74,8 @@ class FeatureCache:
         self.batch_size, self.shard_size, self.refresh = batch_size, shard_size, refresh
         self._computed: torch.dtype = next(teacher.parameters()).dtype
         self._stored: torch.dtype = self._computed if dtype == "teacher" else getattr(torch, dtype)
-        described = teacher.describe()
-        self._about = {**described, "name": shareable_name(teacher.name), **teacher.origin()}
+        described = teacher.identity()
+        self._about = {**described, "name": shareable_name(teacher.name), **teacher.public_provenance()}
         types = {"dtype": str(self._computed), "stored": str(self._stored)}
         self._key = {"teacher": deciding_facts(described), **types, "shard_size": shard_size}
 
@@ -103,7 +103,7 @@ class FeatureCache:
             raise InputError("there are no images to compute features of")
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self._write_index(folder, key, num_rows, images.source)
+            self._write_index(folder, key, num_rows, images.provenance)
         self.accelerator.wait_for_everyone()
         return FeatureBank(folder)
 

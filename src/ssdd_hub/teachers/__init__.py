@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     )
     from ssdd_hub.teachers.training import (
         Pretraining as Pretraining,
-        PretrainSettings as PretrainSettings,
+        TeacherTrainingSettings as TeacherTrainingSettings,
         train_teacher as train_teacher,
     )
 else:
@@ -21,5 +21,5 @@ else:
         __name__,
         "monitor: Watch WatchSettings",
         "teacher: Teacher TeacherSettings build_teacher",
-        "training: PretrainSettings Pretraining train_teacher",
+        "training: TeacherTrainingSettings Pretraining train_teacher",
     )

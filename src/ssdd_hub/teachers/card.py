@@ -26,7 +26,7 @@ def render_teacher_card(metadata: Mapping[str, Any], location: str) -> str:
     """Returns the card of a teacher, Markdown with the Hub's YAML block; what is not recorded is left out or unknown.
 
     Args:
-        metadata: `architecture`, `teacher` (`Teacher.describe()`) and `provenance`.
+        metadata: `architecture`, `teacher` (`Teacher.identity()`) and `provenance`.
         location: Where the card's code loads the teacher from: `owner/name` on the Hub, or the name of the folder.
     """
     teacher, provenance = metadata["teacher"], metadata["provenance"]

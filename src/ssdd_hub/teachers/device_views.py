@@ -56,7 +56,7 @@ class DeviceViews:
 
 
 def _refuse(what: str, remedy: str = "") -> InputError:
-    remedy += "make views on CPU workers (--pretrain.views workers)"
+    remedy += "make views on CPU workers (--teacher-training.views workers)"
     return InputError(f"views on the device cannot do {what}: {remedy}")
 
 

@@ -38,7 +38,7 @@ def write_folder(
     """Writes a new folder that timm reads, which appears at once and whole, by renaming.
 
     `data_config` holds `mean`, `std`, `input_size` and `interpolation`; `metadata` holds `architecture`, `teacher`
-    (`Teacher.describe()`) and `provenance`, for `ssdd_hub.json` and the card, neither of which is written without it.
+    (`Teacher.identity()`) and `provenance`, for `ssdd_hub.json` and the card, neither of which is written without it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     # safetensors refuses channels-last weights.

@@ -11,7 +11,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.inputs import Inputs, deciding_facts
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
-from ssdd_hub.teachers.training import PretrainSettings, train_teacher
+from ssdd_hub.teachers.training import TeacherTrainingSettings, train_teacher
 
 
 def load_teacher(settings: TeacherSettings, images: ImageBank | ImageStream) -> Teacher:
@@ -23,7 +23,7 @@ def load_teacher(settings: TeacherSettings, images: ImageBank | ImageStream) -> 
 
 def load_or_train_teacher(
     settings: TeacherSettings,
-    pretrain: PretrainSettings,
+    pretrain: TeacherTrainingSettings,
     images: ImageBank,
     run: RunFolder,
     accelerator: Accelerator,
@@ -38,6 +38,6 @@ def load_or_train_teacher(
         own = {"accelerator": accelerator, "inputs": inputs, **training}
         return train_teacher(settings, pretrain, images, PixelSpace.of(images.pixels), run, **own)
     teacher = load_teacher(settings, images)
-    run.start({**inputs, "teacher": deciding_facts(teacher.describe())})
+    run.start({**inputs, "teacher": deciding_facts(teacher.identity())})
     accelerator.init_trackers("ssdd_hub")
     return teacher

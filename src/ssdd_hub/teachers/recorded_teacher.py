@@ -32,7 +32,7 @@ class TeacherComparison(NamedTuple):
 def compare_teacher(provenance: Mapping[str, Any], teacher: Teacher) -> TeacherComparison:
     """Compares a teacher with a set's provenance; what that does not state is not compared."""
     # Through JSON, as the record: with lists for tuples.
-    present: dict[str, Any] = json.loads(json.dumps(deciding_facts(teacher.describe())))
+    present: dict[str, Any] = json.loads(json.dumps(deciding_facts(teacher.identity())))
     recorded = section(provenance, "teacher")
     differing = [name for name, fact in present.items() if recorded.get(name) not in (None, fact)]
     # The hash covers the type, and the teacher of a run in double precision was hashed in it.

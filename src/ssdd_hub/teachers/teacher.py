@@ -30,7 +30,7 @@ from ssdd_hub.teachers.checkpoints import load_checkpoint
 from ssdd_hub.teachers.folder import read_record, write_folder
 
 # Arguments of a model that data and other settings decide.
-DECIDED = ("name", "pretrained", "num_classes", "image_size", "img_size", "seed", *OTHER_WEIGHTS)
+RESERVED_ARGS = ("name", "pretrained", "num_classes", "image_size", "img_size", "seed", *OTHER_WEIGHTS)
 # The part of a teacher's provenance that a set distilled from it records.
 _ORIGIN = ("objective", "source", "seed", "checkpoint")
 
@@ -77,7 +77,7 @@ class TeacherSettings(Settings, section="teacher"):
             f"leave out {own}: a teacher that is trained here sees the source images as they are",
         )
         by = "other settings decide (other weights: --teacher.checkpoint)"
-        yield from argument_checks("teacher.model_args", self.model_args, DECIDED, by)
+        yield from argument_checks("teacher.model_args", self.model_args, RESERVED_ARGS, by)
 
     @property
     def ready(self) -> bool:
@@ -161,7 +161,7 @@ class Teacher(nn.Module):
         """Returns the hash of names, types, shapes and values of all weights and buffers."""
         return hash_weights(self.backbone)
 
-    def describe(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Returns what provenance records of a teacher: name, licence and everything that its features depend on."""
         return {
             "name": self.name,
@@ -175,7 +175,7 @@ class Teacher(nn.Module):
             "pixel_space": self.pixel_space.to_dict(),
         }
 
-    def origin(self) -> dict[str, Any]:
+    def public_provenance(self) -> dict[str, Any]:
         """Returns the part of its provenance that belongs beside whatever is derived from it."""
         return {name: self.provenance[name] for name in _ORIGIN if name in self.provenance}
 
@@ -197,7 +197,7 @@ class Teacher(nn.Module):
                 f"{type(self.backbone).__name__}: build it by timm.create_model, after timm.models.register_model"
             )
         facts = self.provenance if provenance is None else dict(provenance)
-        metadata = {"architecture": stated["architecture"], "teacher": self.describe(), "provenance": facts}
+        metadata = {"architecture": stated["architecture"], "teacher": self.identity(), "provenance": facts}
         data_config = {
             "mean": self.pixel_space.mean,
             "std": self.pixel_space.std,

@@ -33,11 +33,11 @@ from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
 from ssdd_hub.teachers.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
 
 SCHEMES = ("auto", *OPTIMIZERS)
-DECIDED = {"name", "backbone", "feature_dim", "in_chans", "image_size"}
+RESERVED_ARGS = {"name", "backbone", "feature_dim", "in_chans", "image_size"}
 
 
 @dataclass(frozen=True)
-class PretrainSettings(Settings, section="pretrain"):
+class TeacherTrainingSettings(Settings, section="teacher_training"):
     """How the teacher is trained.
 
     Attributes:
@@ -76,9 +76,11 @@ class PretrainSettings(Settings, section="pretrain"):
 
     def conflicts(self) -> Iterator[Check]:
         """Yields what arguments of the objective and of its views must be."""
-        decided = sorted(DECIDED)
-        yield from argument_checks("pretrain.objective_args", self.objective_args, decided, "other settings decide")
-        yield from argument_checks("pretrain.view_args", self.view_args, (), "")
+        decided = sorted(RESERVED_ARGS)
+        yield from argument_checks(
+            "teacher_training.objective_args", self.objective_args, decided, "other settings decide"
+        )
+        yield from argument_checks("teacher_training.view_args", self.view_args, (), "")
 
 
 class Pretraining:
@@ -97,7 +99,7 @@ class Pretraining:
         backbone: nn.Module,
         pixels: Tensor,
         pixel_space: PixelSpace,
-        settings: PretrainSettings,
+        settings: TeacherTrainingSettings,
         *,
         seed: int,
         accelerator: Accelerator,
@@ -208,8 +210,8 @@ class Pretraining:
         total, count = self._losses.tolist()
         if not math.isfinite(total):
             raise InputError(
-                f"the teacher's loss is {total} by step {step}: choose a lower --pretrain.learning-rate or a longer "
-                "--pretrain.warmup, and another --output"
+                f"the teacher's loss is {total} by step {step}: choose a lower --teacher-training.learning-rate or a "
+                "longer --teacher-training.warmup, and another --output"
             )
         return float(total / count)
 
@@ -223,16 +225,16 @@ class Pretraining:
         return int(saved["step"])
 
 
-def _check_batch(settings: PretrainSettings, smallest: int, images: int, processes: int) -> None:
+def _check_batch(settings: TeacherTrainingSettings, smallest: int, images: int, processes: int) -> None:
     if settings.batch_size > images:
         raise InputError(
-            f"a batch holds each image once at most, and there are {images}: lower --pretrain.batch-size "
+            f"a batch holds each image once at most, and there are {images}: lower --teacher-training.batch-size "
             f"{settings.batch_size}, or use more images"
         )
     if settings.batch_size % processes or settings.batch_size // processes < smallest:
         raise InputError(
-            f"--pretrain.batch-size must give each of {processes} process(es) the same number of images, at least "
-            f"{smallest} for {settings.objective}; got {settings.batch_size}"
+            f"--teacher-training.batch-size must give each of {processes} process(es) the same number of images, at "
+            f"least {smallest} for {settings.objective}; got {settings.batch_size}"
         )
 
 
@@ -252,7 +254,7 @@ def new_backbone(name: str, in_chans: int, image_size: int, seed: int, **model_a
 
 def train_teacher(
     settings: TeacherSettings,
-    pretrain: PretrainSettings,
+    pretrain: TeacherTrainingSettings,
     source: ImageBank,
     pixel_space: PixelSpace,
     run: RunFolder,
@@ -282,7 +284,7 @@ def train_teacher(
     # Every process must decide alike, or some would train alone.
     if broadcast_object_list([folder.exists()])[0]:
         teacher = load()
-        run.start({**inputs, "teacher": deciding_facts(teacher.describe())})
+        run.start({**inputs, "teacher": deciding_facts(teacher.identity())})
         accelerator.init_trackers("ssdd_hub")
         return teacher
     run.start(inputs)
@@ -297,10 +299,10 @@ def train_teacher(
             "hardware": describe_machine(accelerator.device, accelerator.num_processes),
         }
         title = f"{settings.backbone} trained with {pretrain.objective} on {name}"
-        licence, kind = source.source["license"], settings.features
+        licence, kind = source.provenance["license"], settings.features
         trained = Teacher(backbone, pixel_space, source.image_size, title, licence, features=kind)
         trained.save(folder, provenance=facts)
     accelerator.wait_for_everyone()
     teacher = load()
-    run.pin({"teacher": deciding_facts(teacher.describe())})
+    run.pin({"teacher": deciding_facts(teacher.identity())})
     return teacher

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssdd_hub.data.device import keep, take
+from ssdd_hub.data.device import gather, keep_on_device
 from ssdd_hub.seeds import derive_seed, draw_batch, seeded
 from ssdd_hub.teachers.device_views import DeviceViews
 from ssdd_hub.teachers.objectives.base import Views
@@ -65,11 +65,11 @@ class DeviceViewBatches(ViewBatches):
         super().__init__(*args)
         self.device_views = DeviceViews(self.views)
         self.device = torch.device(device)
-        self.pixels = keep(self.pixels, self.device)
+        self.pixels = keep_on_device(self.pixels, self.device)
 
     def __getitem__(self, step: int) -> list[Tensor]:
         """Returns one tensor `(batch_size / world, C, H, W)` per view, on the device."""
-        pixels = take(self.pixels, self.draw(step), self.device)
+        pixels = gather(self.pixels, self.draw(step), self.device)
         with seeded(self.seed, "views", step, self.rank):
             return self.device_views(pixels)
 

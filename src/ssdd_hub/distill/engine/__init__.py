@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from ssdd_hub.distill.engine.build import build_engine as build_engine
     from ssdd_hub.distill.engine.eager import EagerEngine as EagerEngine
     from ssdd_hub.distill.engine.fast import FastEngine as FastEngine
-    from ssdd_hub.distill.engine.memory import Parts as Parts
+    from ssdd_hub.distill.engine.memory import MicroBatches as MicroBatches
     from ssdd_hub.distill.engine.timing import Stopwatch as Stopwatch
 else:
     __getattr__, __all__ = lazy_names(
@@ -18,6 +18,6 @@ else:
         "build: build_engine",
         "eager: EagerEngine",
         "fast: FastEngine",
-        "memory: Parts",
+        "memory: MicroBatches",
         "timing: Stopwatch",
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssdd_hub.bounds import Count, Positive, Settings, one_of
 from ssdd_hub.distill.batches import Batches
-from ssdd_hub.distill.engine.memory import Parts
+from ssdd_hub.distill.engine.memory import MicroBatches
 from ssdd_hub.distill.engine.timing import Stopwatch
 from ssdd_hub.distill.pairs import Pairs
 
@@ -62,7 +62,7 @@ class Engine(Protocol):
     dtype: torch.dtype
     kernel_dtype: torch.dtype
     watch: Stopwatch
-    parts: Parts | None
+    parts: MicroBatches | None
 
     def features(self, student: nn.Module, images: Tensor) -> Tensor:
         """Returns features `(n, F)` in eval mode, differentiable in the images `(n, C, H, W)`; weights are fixed."""

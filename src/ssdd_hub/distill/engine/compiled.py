@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ssdd_hub.distill.engine.gpu_layers import quicken
+from ssdd_hub.distill.engine.gpu_layers import fuse_layers
 
 Weights = Mapping[str, Tensor]
 _LOG = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class SharedForward:
 
     def __init__(self, template: nn.Module, compiled: bool) -> None:
         gpu = any(parameter.is_cuda for parameter in template.parameters())
-        self.template = quicken(template) if compiled and gpu else template
+        self.template = fuse_layers(template) if compiled and gpu else template
         self.compiled: Callable[[Weights, Tensor], Tensor] | None = None
         if compiled:
             options: Any = GPU_OPTIONS if gpu else None

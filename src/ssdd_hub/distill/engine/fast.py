@@ -18,10 +18,10 @@ from ssdd_hub.distill.engine.compiled import SharedForward, Weights, weights_of
 from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, SideStream, copy_all
 from ssdd_hub.distill.engine.folded import FoldedFeatures
 from ssdd_hub.distill.engine.krr_gradients import gradients_by_parts
-from ssdd_hub.distill.engine.memory import CPU_PART, Parts, plan_parts
+from ssdd_hub.distill.engine.memory import CPU_PART, MicroBatches, plan_micro_batches
 from ssdd_hub.distill.engine.stage import Stage, Step
 from ssdd_hub.distill.engine.timing import Stopwatch
-from ssdd_hub.distill.engine.winograd import pays, train_by_winograd
+from ssdd_hub.distill.engine.winograd import train_by_winograd, use_winograd
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.pool import regression_step
 
@@ -52,13 +52,13 @@ class FastEngine(Engine):
         self.device = accelerator.device
         self.dtype, self.kernel_dtype = settings.dtype, settings.kernel_dtype
         self.watch = Stopwatch()
-        self.parts: Parts | None = None
+        self.parts: MicroBatches | None = None
         self._settings, self._accelerator = settings, accelerator
-        self._winograd = settings.winograd and pays(accelerator.device, accelerator.mixed_precision)
+        self._winograd = settings.winograd and use_winograd(accelerator.device, accelerator.mixed_precision)
         # Inner steps, and outer gradients, each until one cannot be recorded.
         self._recording = self._recording_gradients = settings.compile and accelerator.device.type == "cuda"
         self._recorded: Recorded[tuple[Tensor, ...]] | None = None
-        self._recorded_of: tuple[nn.Module, Parts, float] | None = None
+        self._recorded_of: tuple[nn.Module, MicroBatches, float] | None = None
         self._architectures: dict[tuple[Any, ...], _Architecture] = {}
         self._known: WeakKeyDictionary[nn.Module, _Architecture] = WeakKeyDictionary()
 
@@ -67,7 +67,7 @@ class FastEngine(Engine):
         folded = self._architecture(student).folded
         read = partial(self._read, folded, folded.weights(student))
         size = self._settings.micro_batch or (CPU_PART if self.device.type == "cpu" else len(images))
-        return torch.cat([read(part) for part in Parts(size, recompute=False).split(images)])
+        return torch.cat([read(part) for part in MicroBatches(size, recompute=False).split(images)])
 
     def krr_gradients(self, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float) -> tuple[Tensor, ...]:
         """See `Engine.krr_gradients`; the parts are halved when the memory is full."""
@@ -123,7 +123,7 @@ class FastEngine(Engine):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Engine.load_state_dict`."""
-        self.parts = Parts(**state["parts"]) if state.get("parts") else None
+        self.parts = MicroBatches(**state["parts"]) if state.get("parts") else None
 
     def _read(self, folded: FoldedFeatures, weights: Weights, images: Tensor) -> Tensor:
         features: Tensor
@@ -131,21 +131,21 @@ class FastEngine(Engine):
             features = folded(weights, images.contiguous(memory_format=torch.channels_last))
         return features
 
-    def _plan(self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs) -> Parts:
+    def _plan(self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs) -> MicroBatches:
         """Returns how the images pass a student; other processes may plan otherwise."""
         forward, budget = partial(folded.plain, folded.weights(student)), self._settings.memory_budget
         size, most = self._settings.micro_batch, None if budget is None else int(budget * 2**30)
-        return plan_parts(forward, pairs.images.detach(), size, most, len(real.images))
+        return plan_micro_batches(forward, pairs.images.detach(), size, most, len(real.images))
 
     def _by_parts(
-        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float, parts: Parts
+        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float, parts: MicroBatches
     ) -> tuple[Tensor, ...]:
         features = partial(self._read, folded, folded.weights(student))
         side = SideStream(self._recording_gradients)
         return gradients_by_parts(features, pairs, real, ridge, parts, self.kernel_dtype, self.watch, side)
 
     def _replay(
-        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float, parts: Parts
+        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float, parts: MicroBatches
     ) -> tuple[Tensor, ...]:
         """Does the same by a recording, which reads copies of the set and of the batch."""
         if self._recorded is None or self._recorded_of != (student, parts, ridge):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdd_hub.distill.engine.compiled import SharedForward, Weights, weights_of
-from ssdd_hub.distill.engine.winograd import FrozenConvolution, suits, transform
+from ssdd_hub.distill.engine.winograd import FrozenConvolution, is_supported, transform
 from ssdd_hub.models.features import pre_logits
 
 
@@ -26,7 +26,7 @@ class FoldedFeatures(SharedForward):
             layer = cast(nn.Conv2d, model.get_submodule(convolution))
             layer.bias = nn.Parameter(layer.weight.new_zeros(len(layer.weight)), requires_grad=False)
             model.set_submodule(norm, nn.Identity())
-        self._transformed = [name for name, layer in model.named_modules() if winograd and suits(layer)]
+        self._transformed = [name for name, layer in model.named_modules() if winograd and is_supported(layer)]
         for name in self._transformed:
             model.set_submodule(name, FrozenConvolution(cast(nn.Conv2d, model.get_submodule(name))))
         self._names = weights_of(model).keys()

@@ -14,7 +14,7 @@ from torch.nn import functional
 FEW_CHANNELS = 4
 
 
-def quicken(module: nn.Module) -> nn.Module:
+def fuse_layers(module: nn.Module) -> nn.Module:
     """Changes the plain `nn.Sequential` blocks of a network in place, for compilation on a GPU; names stay."""
     for block in list(module.modules()):
         if type(block) is nn.Sequential:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ssdd_hub.distill.engine.cuda_graphs import SideStream
-from ssdd_hub.distill.engine.memory import Parts
+from ssdd_hub.distill.engine.memory import MicroBatches
 from ssdd_hub.distill.engine.ridge_solve import solve_ridge
 from ssdd_hub.distill.engine.timing import Stopwatch
 from ssdd_hub.distill.krr import Regression, linear_kernel
@@ -20,7 +20,7 @@ def gradients_by_parts(
     pairs: Pairs,
     real: Pairs,
     ridge: float,
-    parts: Parts,
+    parts: MicroBatches,
     dtype: torch.dtype,
     watch: Stopwatch,
     side: SideStream,

@@ -13,7 +13,7 @@ SHARE = 0.5  # of the free memory, where no budget is given
 
 
 @dataclass(frozen=True)
-class Parts:
+class MicroBatches:
     """How a batch passes a student: `size` images at a time at most, with activations kept or recomputed."""
 
     size: int
@@ -23,20 +23,20 @@ class Parts:
         """Returns parts of at most `size` images, of two sizes at most, so that few shapes are compiled."""
         return torch.tensor_split(images, -(-len(images) // self.size))
 
-    def smaller(self) -> "Parts | None":
+    def smaller(self) -> "MicroBatches | None":
         """Returns parts that need less memory; None where there are none."""
         if not self.recompute:
-            return Parts(self.size, recompute=True)
-        return Parts(-(-self.size // 2), recompute=True) if self.size > 1 else None
+            return MicroBatches(self.size, recompute=True)
+        return MicroBatches(-(-self.size // 2), recompute=True) if self.size > 1 else None
 
 
-def plan_parts(
+def plan_micro_batches(
     forward: Callable[[Tensor], Tensor],
     images: Tensor,
     size: int | None = None,
     budget: int | None = None,
     real: int = 0,
-) -> Parts:
+) -> MicroBatches:
     """Plans how images `(M, C, H, W)` pass a student, so that the activations that are kept fit a budget in bytes.
 
     `size` images at a time: None for `CPU_PART` on the CPU, and for as many as the budget allows elsewhere, where also
@@ -49,7 +49,7 @@ def plan_parts(
     if size is None:
         size = CPU_PART if images.device.type == "cpu" else max(len(images), real)
     # While a part is computed it needs about twice what is kept of it.
-    return Parts(max(1, min(size, budget // (2 * each))) if recompute else size, recompute)
+    return MicroBatches(max(1, min(size, budget // (2 * each))) if recompute else size, recompute)
 
 
 def kept_bytes(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:

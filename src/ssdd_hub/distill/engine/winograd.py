@@ -37,12 +37,12 @@ _TO_FILTER = (
 _TO_OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
-def pays(device: torch.device, mixed_precision: str) -> bool:
+def use_winograd(device: torch.device, mixed_precision: str) -> bool:
     """Whether it is quicker than direct convolution: on the CPU, without mixed precision."""
     return device.type == "cpu" and mixed_precision == "no"
 
 
-def suits(layer: nn.Module) -> bool:
+def is_supported(layer: nn.Module) -> bool:
     """Whether a layer is a 3x3 convolution of many channels that keeps the size."""
     return (
         # A subclass may change its weight before it convolves.
@@ -82,7 +82,7 @@ class TrainedConvolution(nn.Conv2d):
 def train_by_winograd(module: nn.Module) -> nn.Module:
     """Changes the convolutions that suit to Winograd's algorithm in place; names and parameters stay."""
     for layer in module.modules():
-        if suits(layer):
+        if is_supported(layer):
             layer.__class__ = TrainedConvolution
     return module
 

@@ -11,7 +11,7 @@ from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import Pairs
 
 Settings = TypeVar("Settings", bound=Any)
-DIVERGED = "a student diverges when it is pre-trained on the set: lower --use.learning-rate"
+DIVERGED = "a student diverges when it is pre-trained on the set: lower --student-training.learning-rate"
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,7 +102,7 @@ class KnowledgeDistillation(LabelledProtocol[KdSettings]):
     def __init__(self, settings: KdSettings, teacher: Teacher | None) -> None:
         super().__init__(settings)
         self.network = _choose_network(settings.classifier, teacher)
-        self._identity = self.network.describe()
+        self._identity = self.network.identity()
         # Keyed by the images, which a dataset with other held-out targets shares.
         self._classifiers: WeakKeyDictionary[ImageBank, Classifier] = WeakKeyDictionary()
         self._building = threading.Lock()

@@ -14,7 +14,7 @@ from ssdd_hub.bounds import Count, Fraction, Rule, Settings
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import Check
 from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained, require_finite
-from ssdd_hub.evaluation.protocols.logistic import Frame, Linear, fit_inside
+from ssdd_hub.evaluation.protocols.logistic import Frame, Linear, fit_principal
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.seeds import derive_seed, generator, seeded
@@ -104,8 +104,8 @@ def fit_probe(features: Tensor, labels: Tensor, num_classes: int, settings: Prob
     inside, labels = frame.coordinates(features).div_(std), labels.to(features.device)
     variances = frame.variances / std**2
     ridge, start = _choose_ridge(inside, variances, labels, num_classes, settings)
-    weight, bias = fit_inside(inside, variances, labels, ridge, num_classes, start, settings.max_iter)
-    return frame.leave((weight / std, bias)), ridge
+    weight, bias = fit_principal(inside, variances, labels, ridge, num_classes, start, settings.max_iter)
+    return frame.from_principal((weight / std, bias)), ridge
 
 
 def _choose_ridge(
@@ -121,7 +121,7 @@ def _choose_ridge(
     part, solved, found = (features[:count], variances, labels[:count]), None, []
     for ridge in ridges:
         # From the largest ridge on, each fit starts where the last one ended.
-        solved = fit_inside(*part, ridge, num_classes, solved, settings.max_iter, ROUGH)
+        solved = fit_principal(*part, ridge, num_classes, solved, settings.max_iter, ROUGH)
         odds = torch.addmm(solved[1], choosing, solved[0].T)
         score = (int((odds.argmax(1) == truth).sum()), -functional.cross_entropy(odds, truth).item())
         found.append((score, ridge, solved))

@@ -42,11 +42,11 @@ class Frame(NamedTuple):
             torch.mm(part - self.centre, self.basis, out=rows)
         return result
 
-    def enter(self, linear: Linear) -> Linear:
+    def to_principal(self, linear: Linear) -> Linear:
         """Maps weights of features to those of coordinates."""
         return linear[0] @ self.basis, linear[1] + linear[0] @ self.centre
 
-    def leave(self, linear: Linear) -> Linear:
+    def from_principal(self, linear: Linear) -> Linear:
         """Maps weights of coordinates to those of features."""
         weight = linear[0] @ self.basis.T
         return weight, linear[1] - weight @ self.centre
@@ -75,15 +75,15 @@ def fit_logistic(
         ridge: Above 0.
         num_classes: Number of classes `C`.
         start: Weight and bias to start from; zeros by default.
-        **limits: Of `fit_inside`.
+        **limits: Of `fit_principal`.
     """
     frame = Frame.of(features)
-    begin = None if start is None else frame.enter(start)
+    begin = None if start is None else frame.to_principal(start)
     inside = frame.coordinates(features)
-    return frame.leave(fit_inside(inside, frame.variances, labels, ridge, num_classes, begin, **limits))
+    return frame.from_principal(fit_principal(inside, frame.variances, labels, ridge, num_classes, begin, **limits))
 
 
-def fit_inside(
+def fit_principal(
     features: Tensor,
     variances: Tensor,
     labels: Tensor,

@@ -153,15 +153,19 @@ class Objective(nn.Module):
         """
         decided = sorted({"normalize", "input_size"} & view_args.keys())
         if decided:
-            raise InputError(f"pretrain.view_args must leave out {', '.join(decided)}, which the images decide")
-        check_arguments(f"pretrain.view_args of {self.name}", view_args)
+            raise InputError(
+                f"teacher_training.view_args must leave out {', '.join(decided)}, which the images decide"
+            )
+        check_arguments(f"teacher_training.view_args of {self.name}", view_args)
         normalize = {"mean": list(pixel_space.mean), "std": list(pixel_space.std)}
         try:
             return self.build_transform(normalize, image_size, **view_args)
         except InputError:
             raise
         except (TypeError, ValueError) as error:
-            raise InputError(f"pretrain.view_args {view_args} do not fit the views of {self.name}: {error}") from error
+            raise InputError(
+                f"teacher_training.view_args {view_args} do not fit the views of {self.name}: {error}"
+            ) from error
 
     def describe(self) -> dict[str, Any]:
         """Returns name, citation and settings, for provenance and cards."""

@@ -46,5 +46,5 @@ def check_crops(objective: Objective, channels: int, image_size: int, crop_size:
         raise InputError(
             f"{objective.name} crops local views of {crop_size} pixels from images of {image_size}, which this "
             f"{type(objective.backbone).__name__} does not take ({error}): build it for several sizes, as a vision "
-            "transformer with dynamic_img_size=True, or choose other views in pretrain.view_args"
+            "transformer with dynamic_img_size=True, or choose other views in teacher_training.view_args"
         ) from error
