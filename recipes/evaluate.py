@@ -42,7 +42,8 @@ PROTOCOLS = ("teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "
 class EvaluateConfig:
     """Everything that decides an evaluation.
 
-    Settings of `source`, `teacher`, `student_training` and `seed` that are not given are those that the first set states of itself.
+    Settings of `source`, `teacher`, `student_training` and `seed` that are not given are those that the first set
+    states of itself.
 
     Attributes:
         sets: The sets: folders, Hub ids, or folders of `x_syn.pt` and `y_syn.pt`. `--set a --set b` for several.

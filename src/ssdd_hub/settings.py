@@ -69,7 +69,9 @@ def parse_config(
     sources = [*(reader.flatten(_read_file(path)) for path in files), settings]
     given = [entry for source in sources for entry in reader.rename(source)]
     for old in sorted(reader.old_names):
-        warnings.warn(f"{old} is now {reader.renamed[old]}; the old name will go", FutureWarning, stacklevel=2)
+        warnings.warn(
+            f"{old} is now {reader.renamed[old]}; the old name goes with the next release", FutureWarning, stacklevel=2
+        )
     values = reader.type_values(given)
     if not reader.problems:
         values = reader.type_values([*reader.rename(reader.flatten(stated(values))), *given])
@@ -102,7 +104,7 @@ def _build_parser(config_class: Any, default: Path | None, description: str | No
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
         description=description,
         epilog="Dashes and underscores in names are the same."
-        + "".join(f" --{name} is short for --{setting}." for name, setting in short),
+        + "".join(f" --{name} is short for --{setting.replace('_', '-')}." for name, setting in short),
         formatter_class=_Help,
     )
     files = "YAML of settings; the last one wins"

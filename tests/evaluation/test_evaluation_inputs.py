@@ -36,7 +36,7 @@ USE = StudentTrainingSettings(7, 11, batch_size=5, learning_rate=0.02, momentum=
 CONFIG = {
     "data": {"name": "digits", "max_images": 50},
     "teacher": {"backbone": "ssdd_convnet3", "pretrained": False, "features": "mean", "model_args": {"widths": [4]}},
-    "use": {"epochs": 9, "augment": "flip"},
+    "student_training": {"epochs": 9, "augment": "flip"},
     "seed": 3,
     "output": "runs/x",
 }
@@ -65,16 +65,24 @@ def test_a_run_folder_states_source_teacher_recipe_and_seed(tmp_path):
     """The config of the run counts, not the provenance of the set."""
     stated = stated_settings(make_run(tmp_path / "run"))
     teacher = {"backbone": f"local-dir:{tmp_path / 'run' / 'teacher'}", "pretrained": True, "features": "mean"}
-    assert stated == {"source": CONFIG["data"], "use": CONFIG["use"], "seed": 3, "teacher": teacher}
-    assert TeacherSettings(**stated["teacher"]).ready and StudentTrainingSettings(**stated["use"]).epochs == 9
+    assert stated == {
+        "source": CONFIG["data"],
+        "student_training": CONFIG["student_training"],
+        "seed": 3,
+        "teacher": teacher,
+    }
+    assert (
+        TeacherSettings(**stated["teacher"]).ready
+        and StudentTrainingSettings(**stated["student_training"]).epochs == 9
+    )
     assert DataSettings(**stated["source"]).max_images == 50
 
 
 def test_a_run_with_a_ready_teacher_states_it_as_it_was_given(tmp_path):
     ready = {"backbone": "resnet18", "pretrained": True}
-    config = {name: part for name, part in CONFIG.items() if name != "use"}
+    config = {name: part for name, part in CONFIG.items() if name != "student_training"}
     stated = stated_settings(make_run(tmp_path / "run", {**config, "teacher": ready}, teacher=False))
-    assert stated == {"source": CONFIG["data"], "use": {}, "seed": 3, "teacher": ready}
+    assert stated == {"source": CONFIG["data"], "student_training": {}, "seed": 3, "teacher": ready}
 
 
 def test_features_are_pre_logits_where_the_run_says_nothing(tmp_path):
@@ -101,17 +109,17 @@ def test_a_set_alone_states_what_its_provenance_holds(tmp_path, small_teacher):
     config = {**CONFIG, "teacher": ready, "run": {"mixed_precision": "no"}, "student": {"name": "ssdd_convnet3"}}
     described = describe_run(config, about, small_teacher(), TargetTransform.fit("none", torch.zeros(2, 24)), SPACE)
     stated = stated_settings(str(make_set(**described, use=USE.describe()).save(tmp_path / "run" / "set")))
-    assert set(stated) == {"source", "seed", "teacher", "use"}
+    assert set(stated) == {"source", "seed", "teacher", "student_training"}
     assert (stated["source"], stated["seed"], stated["teacher"]) == (CONFIG["data"], 3, ready)
     # The recipe of the card gives back the settings that it was made of.
-    assert StudentTrainingSettings(**stated["use"]) == USE
+    assert StudentTrainingSettings(**stated["student_training"]) == USE
 
 
 @pytest.mark.parametrize("teacher", [{"backbone": "local-dir:teacher", "pretrained": True}, CONFIG["teacher"], {}])
 def test_a_teacher_that_cannot_be_had_is_not_stated(tmp_path, teacher):
     made = make_set(settings={"data": CONFIG["data"], "teacher": teacher})
-    assert stated_settings(str(made.save(tmp_path / "set"))) == {"source": CONFIG["data"], "use": {}}
-    assert stated_settings(str(make_set().save(tmp_path / "nothing"))) == {"use": {}}
+    assert stated_settings(str(made.save(tmp_path / "set"))) == {"source": CONFIG["data"], "student_training": {}}
+    assert stated_settings(str(make_set().save(tmp_path / "nothing"))) == {"student_training": {}}
 
 
 def test_a_pair_of_other_code_states_nothing(tmp_path):

@@ -188,7 +188,9 @@ def test_features_that_are_not_finite_are_the_students_fault(data, protocol):
         def forward_head(self, maps, pre_logits=False):
             return maps.flatten(1) * torch.nan
 
-    with pytest.raises(InputError, match="a student diverges when it is pre-trained on the set: lower --use"):
+    with pytest.raises(
+        InputError, match="a student diverges when it is pre-trained on the set: lower --student-training"
+    ):
         protocol(ProbeSettings())(pretrained(Diverged()), data)
 
 

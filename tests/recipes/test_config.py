@@ -97,7 +97,7 @@ def test_of_several_files_the_later_wins_and_the_default_file_is_not_read(parse,
     "argv", [["--objective", "vicreg"], ["--objective=vicreg"], ["--teacher-training.objective", "vicreg"]]
 )
 def test_a_setting_may_have_a_short_name(parse, argv):
-    assert parse(*argv, recipe=TrainTeacherConfig).pretrain.objective == "vicreg"
+    assert parse(*argv, recipe=TrainTeacherConfig).teacher_training.objective == "vicreg"
 
 
 def test_a_short_name_is_shown_needs_a_value_and_belongs_to_its_recipe(parse, capsys):
@@ -217,7 +217,7 @@ def test_what_is_stated_is_printed_and_has_its_own_errors(parse, capsys):
 
 @pytest.mark.parametrize("text", ["1e-4", "1E-4", "0.1e-3", "1.0e-04", ".1e-3", "0.0001"])
 def test_every_way_to_write_a_number_is_a_number_also_inside_a_dictionary(parse, text):
-    config = parse(files=[f"pretrain: {{learning_rate: {text}, view_args: {{cj_bright: {text}}}}}"])
+    config = parse(files=[f"teacher_training: {{learning_rate: {text}, view_args: {{cj_bright: {text}}}}}"])
     assert config.teacher_training.learning_rate == config.teacher_training.view_args["cj_bright"] == 1e-4
 
 
@@ -330,8 +330,8 @@ def test_nothing_is_a_reference_in_every_way_to_write_it(parse):
 
 
 def test_all_mistakes_of_an_evaluation_are_reported_together(parse):
-    found = problems(parse, "--references", "best", "--protocol", "vibes", "--targets=[]", recipe=EvaluateConfig)
-    assert [problem.split(" must ")[0] for problem in found] == ["sets", "references", "protocols", "targets"]
+    found = problems(parse, "--references", "best", "--protocol", "vibes", "--datasets=[]", recipe=EvaluateConfig)
+    assert [problem.split(" must ")[0] for problem in found] == ["sets", "references", "protocols", "datasets"]
     assert "got best" in found[1] and "got vibes" in found[2]
     twice = problems(parse, "--set", "a", "--set", "a", recipe=EvaluateConfig)
     assert twice == ["sets must differ from each other, got ['a', 'a']"]
@@ -504,3 +504,16 @@ def test_the_run_folder_is_named_after_the_data_and_stays_inside_runs(parse, nam
 def test_a_given_run_folder_is_kept_and_an_empty_one_counts_as_none(parse):
     assert parse("--output", "/tmp/x").output == "/tmp/x"
     assert parse("--output=").output == "runs/digits"
+
+
+def test_names_of_before_are_understood_with_a_warning(parse, recwarn):
+    config = parse("--use.epochs", "3", "--pretrain.epochs", "2")
+    assert (config.student_training.epochs, config.teacher_training.epochs) == (3, 2)
+    config = parse(files=["use: {epochs: 4}\npretrain: {epochs: 5}"])
+    assert (config.student_training.epochs, config.teacher_training.epochs) == (4, 5)
+    assert parse("--pretrain.epochs", "2", recipe=TrainTeacherConfig).teacher_training.epochs == 2
+    old = ["--set", "a", "--targets", "source,mine", "--target-args.mine.name", "folder", "--use.epochs", "2"]
+    config = parse(*old, recipe=EvaluateConfig)
+    assert (config.datasets, config.dataset_args) == (["source", "mine"], {"mine": {"name": "folder"}})
+    assert {warning.category for warning in recwarn.list} == {FutureWarning}
+    assert "use is now student_training; the old name goes" in " ".join(str(each.message) for each in recwarn.list)

@@ -137,7 +137,7 @@ def test_settings_that_are_not_given_are_those_of_the_run_of_the_first_set(finis
     assert config["seed"] == run["seed"] == 3 and config["source"] == run["data"]
     assert config["teacher"]["backbone"] == f"local-dir:{made / 'smoke' / 'teacher'}"
     # What is given comes first, and the rest of a section from the run.
-    assert config["use"]["epochs"] == 3 and run["use"]["epochs"] == 2
+    assert config["student_training"]["epochs"] == 3 and run["student_training"]["epochs"] == 2
 
 
 def test_table_page_and_pictures_show_all_sets(finished):

@@ -15,7 +15,7 @@ CONFIG = {
     "data": {"name": "digits", "image_size": 16, "channels": None},
     "distiller": {"lr_images": 1e-4, "steps": 10, "widths": [1, 2]},
     "evaluate": {"seeds": 5},
-    "use": {"epochs": 100},
+    "student_training": {"epochs": 100},
     "probe": {"labels": [10]},
     "run": {"log_every": 50, "mixed_precision": "no"},
     "seed": 0,
@@ -39,7 +39,14 @@ def begin(path, config=CONFIG):
 # The folder
 
 
-PLACES = ["log.jsonl", "scores.json", "cells/a.json", "features/a/index.json", "references/a/ssdd_hub.json"]
+PLACES = [
+    "log.jsonl",
+    "scores.json",
+    "scores/a.json",
+    "cells/a.json",
+    "features/a/index.json",
+    "references/a/ssdd_hub.json",
+]
 PLACES += ["checkpoints/distiller/step-1.safetensors", "distilled/data/a.parquet", "teacher/model.safetensors"]
 
 
@@ -107,7 +114,7 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(tmp_path):
 
 FREE = (
     changed(evaluate={"seeds": 9, "new": 1}),
-    changed(use={"epochs": 9}),
+    changed(student_training={"epochs": 9}),
     changed(probe={"labels": [20], "draws": 3}),
 )
 
@@ -178,13 +185,14 @@ def test_a_run_begun_before_there_was_a_setting_goes_on_with_its_default(tmp_pat
 @dataclass(frozen=True)
 class Renamed(Defaults):
     RENAMED: ClassVar = {
-        **{"use": "pretraining", "student_training.epochs": "pretraining.passes"},
+        **{"use": "pretraining", "use.epochs": "pretraining.passes"},
         **{"distiller.steps": "distiller.outer.steps", "gone.a": "b"},
     }
 
 
 def test_a_run_begun_with_old_names_goes_on_under_the_present_ones(tmp_path):
-    before = {**BEFORE, "use": {"epochs": 100, "augment": "flip"}}
+    before = {name: value for name, value in BEFORE.items() if name != "student_training"}
+    before |= {"use": {"epochs": 100, "augment": "flip"}}
     begin(tmp_path, before)
     now = {name: value for name, value in before.items() if name != "use"}
     now |= {"pretraining": {"passes": 100, "augment": "flip"}}

@@ -38,8 +38,18 @@ def test_a_run_is_described_by_all_that_its_set_depends_on(describe, small_teach
     assert described["settings"]["distiller"]["num_images"] == 2
     assert described["settings"]["run"] == {"mixed_precision": "no"}
     # How the set is used and probed may be recorded, but decides nothing of it.
-    assert described["settings"].keys() - {"run", "use", "probe"} == {
-        *("data", "teacher", "pretrain", "targets", "student", "method", "parameterisation", "init", "selection"),
+    assert described["settings"].keys() - {"run", "student_training", "probe"} == {
+        *(
+            "data",
+            "teacher",
+            "teacher_training",
+            "targets",
+            "student",
+            "method",
+            "parameterisation",
+            "init",
+            "selection",
+        ),
         *("pool", "distiller", "seed"),
     }
     assert described["student"] == {"name": "ssdd_convnet3", "model_args": {"widths": [4]}}
@@ -188,6 +198,6 @@ def test_a_training_is_described_by_all_that_its_teacher_depends_on(describe_tea
     assert described["command"] == command
     # That of a distillation, without what comes after it.
     for settings in (described["settings"], describe_teacher(DistillConfig, "distill.py")["settings"]):
-        assert settings.keys() == {"data", "teacher", "pretrain", "run", "seed"}
-    assert described["settings"]["pretrain"]["objective"] == "vicreg"
+        assert settings.keys() == {"data", "teacher", "teacher_training", "run", "seed"}
+    assert described["settings"]["teacher_training"]["objective"] == "vicreg"
     assert (described["seed"], described["source"], described["license"]) == (4, SOURCE, "cc-by-4.0")

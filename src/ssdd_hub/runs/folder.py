@@ -29,7 +29,7 @@ FREE = (
 _CONFIG_FILE = "config.yaml"
 # What a run reads or writes beside it: files; folders that may grow large; and folders of results.
 _FILES = (INPUTS_FILE, "log.jsonl", "scores.json", "scores.md", "report.html")
-_WORK_FOLDERS = ("features", "scores", "checkpoints", "references")
+_WORK_FOLDERS = ("features", "scores", "cells", "checkpoints", "references")
 _RESULT_FOLDERS = ("distilled", "teacher", "pictures")
 
 
@@ -140,7 +140,7 @@ class RunFolder:
         """
         record = check_inputs(self.path, inputs, self.is_main) if inputs else None
         if self.is_main:
-            # An evaluation of before kept its scores under another name.
+            # What `scores/` was called before.
             if (self.path / "cells").is_dir() and not (self.path / "scores").exists():
                 (self.path / "cells").rename(self.path / "scores")
             config = self.path / _CONFIG_FILE
