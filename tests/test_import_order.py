@@ -146,6 +146,7 @@ def test_a_set_loads_without_what_only_its_making_needs():
 
 
 def test_the_package_itself_imports_next_to_nothing():
+    assert {"DistilledSet", "build_student"} <= {*run("import ssdd_hub; print(*dir(ssdd_hub))")}
     assert run("import sys, ssdd_hub; print(*{'torch', 'timm', 'numpy', 'yaml'} & set(sys.modules))") == []
 
 

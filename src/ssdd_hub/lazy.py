@@ -7,7 +7,11 @@ from typing import Any
 
 
 def lazy_names(package: str, *offered: str) -> tuple[Callable[[str], Any], list[str]]:
-    """Returns `__getattr__` and `__all__` of a package from modules with their names: `"distilled: DistilledSet"`."""
+    """Returns `__getattr__` and `__all__` of a package from modules with their names: `"distilled: DistilledSet"`.
+
+    The names are also what `dir` lists, by which notebooks complete.
+    """
+    own = vars(sys.modules[package])
     places = {name: module for module, _, names in (each.partition(":") for each in offered) for name in names.split()}
 
     def find(name: str) -> Any:
@@ -15,7 +19,8 @@ def lazy_names(package: str, *offered: str) -> tuple[Callable[[str], Any], list[
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         found = getattr(import_module(f"{package}.{places[name]}"), name)
         # The next use does not come here.
-        setattr(sys.modules[package], name, found)
+        own[name] = found
         return found
 
+    own["__dir__"] = lambda: sorted({*own, *places})
     return find, sorted(places)
