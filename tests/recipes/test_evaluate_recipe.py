@@ -60,7 +60,7 @@ def finished(launch, made, tmp_path_factory):
     """Two sets side by side, by everything there is, on two datasets."""
     arguments = ["--config", made / "tiny.yaml", "--output", tmp_path_factory.mktemp("runs") / "scores"]
     arguments += ["--set", made / "smoke" / "distilled", "--set", made / "other" / "distilled"]
-    arguments += ["--targets", f"source,{FOLDER}", f"--dataset-args.{FOLDER}.name", made / FOLDER]
+    arguments += ["--datasets", f"source,{FOLDER}", f"--dataset-args.{FOLDER}.name", made / FOLDER]
     launch("evaluate", *arguments)
     return arguments
 
@@ -171,7 +171,7 @@ def test_other_settings_go_on_in_the_same_folder_with_what_is_measured(finished,
     monkeypatch.setattr(
         "ssdd_hub.evaluation.evaluation.fit_student", lambda *arguments: pytest.fail("a student is trained")
     )
-    part = ["--references", "random,none", "--protocol", "knn,probe", "--evaluate.seeds", "1", "--targets", "source"]
+    part = ["--references", "random,none", "--protocol", "knn,probe", "--evaluate.seeds", "1", "--datasets", "source"]
     launch("evaluate", *finished, *part)
     records = read_scores(finished)["records"]
     whole = {place(record): record for record in before}
@@ -244,7 +244,7 @@ QUICK = ["--evaluate.seeds", "1", "--student-training.max-steps", "1", "--probe.
 
 
 def test_a_pair_of_tensors_is_evaluated_as_it_is(foreign, made, launch, tmp_path):
-    arguments = ["--set", foreign, "--references", "none", "--targets", made / FOLDER, "--protocols", "probe,knn"]
+    arguments = ["--set", foreign, "--references", "none", "--datasets", made / FOLDER, "--protocols", "probe,knn"]
     arguments += [*QUICK, "--output", tmp_path / "run"]
     launch("evaluate", *arguments)
     records = read_scores(arguments)["records"]
@@ -272,17 +272,17 @@ CASES = {
     "the same set twice": (["--set", "{made}/smoke/distilled"], ["sets must differ from each other"]),
     "sets of two shapes": (["--set", "{tmp}/synthetic"], ["one size and targets of one width", "1x16x16, 8"]),
     "references without a source": (
-        ["--source.name", "none", "--targets", "{made}/shapes", "--protocol", "probe"],
+        ["--source.name", "none", "--datasets", "{made}/shapes", "--protocol", "probe"],
         ["references", "--source.name", "--teacher.backbone", "--references none"],
     ),
     "references without a teacher": (["--teacher.backbone", "none", "--protocol", "probe"], ["--teacher.backbone"]),
-    "target absent": (["--targets", "./no/folder"], ["./no/folder"]),
-    "target without labels": (["--targets", "{tmp}/plain"], ["no labels", "label_column"]),
+    "target absent": (["--datasets", "./no/folder"], ["./no/folder"]),
+    "target without labels": (["--datasets", "{tmp}/plain"], ["no labels", "label_column"]),
     "unknown setting of a target": (
-        ["--targets", "shapes", "--dataset-args.shapes", "{{name: {made}/shapes, colour: red}}"],
+        ["--datasets", "shapes", "--dataset-args.shapes", "{{name: {made}/shapes, colour: red}}"],
         ["colour"],
     ),
-    "no data": (["--source.name", "none", "--references", "none"], ["nothing to measure on", "--targets"]),
+    "no data": (["--source.name", "none", "--references", "none"], ["nothing to measure on", "--datasets"]),
     "too few architectures": (["--rank.variants", "[]"], ["rank.variants must be at least 3"]),
     "several mistakes at once": (
         [
@@ -290,7 +290,7 @@ CASES = {
             "best",
             "--protocol",
             "vibes",
-            "--targets",
+            "--datasets",
             "[]",
             "--seeds",
             "3",
@@ -301,7 +301,7 @@ CASES = {
         [
             "got best",
             "got vibes",
-            "targets must name at least one dataset",
+            "datasets must name at least one dataset",
             "student_training.augment must be one of",
             "lack ['x']",
         ]

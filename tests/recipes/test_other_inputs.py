@@ -508,7 +508,7 @@ def test_scores_that_need_labels_are_measured_anew_when_the_labels_have_changed(
         records = json.loads((tmp_path / "scores" / "scores.json").read_text())["records"]
         return {record["protocol"]: record["values"] for record in records if record["set"] == "none"}
 
-    where = ["--source.name", "none", "--references", "none", "--targets", save_table(tmp_path / "images")]
+    where = ["--source.name", "none", "--references", "none", "--datasets", save_table(tmp_path / "images")]
     where += ["--protocol", "probe,knn"]
     first = evaluate()
     count = len(list((tmp_path / "scores" / "scores").iterdir()))
