@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -58,6 +59,8 @@ class TimeToQualityConfig:
         seed: Seed of everything random.
         output: The folder of the results.
     """
+
+    RENAMED: ClassVar[dict[str, str]] = {"use": "student_training"}
 
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)

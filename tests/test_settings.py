@@ -83,7 +83,9 @@ def test_present_names_warn_of_nothing(parse):
 def test_all_settings_of_a_renamed_section_have_their_old_names_with_one_warning(parse, argv, text):
     config, told = parse(*argv, text=text)
     expected = {"epochs": 100, "max_steps": 7, "augment": "none", "args": {"a-b": {"c": [1]}}, "fast": True}
-    assert config["pretraining"] == expected and told == ["use is now pretraining; the old name will go"]
+    assert config["pretraining"] == expected and told == [
+        "use is now pretraining; the old name goes with the next release"
+    ]
 
 
 def test_renamed_lists_dictionaries_and_single_settings_are_read(parse):

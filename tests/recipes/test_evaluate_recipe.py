@@ -22,7 +22,7 @@ TINY = {
     "references": list(REFERENCES),
     "protocols": ["teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", "rank"],
     "evaluate": {"seeds": 2, "max_heldout": 30},
-    "use": {"epochs": 3, "max_steps": 4, "batch_size": 10},
+    "student_training": {"epochs": 3, "max_steps": 4, "batch_size": 10},
     "probe": {"labels": [20], "draws": 1, "ridges": [0.1], "max_iter": 20},
     "finetune": {"steps": 2, "batch_size": 8, "labels": [20], "augment": "none"},
     "knn": {"neighbours": 5},

@@ -23,7 +23,7 @@ targets: {transform: standardise}
 student: {model_args: {widths: [4, 8]}}
 pool: {size: 2, max_age: 4}
 distiller: {num_images: 8, steps: 6, batch_size: 16, lr_images: 1e-2, lr_targets: 1e-2, augment: true}
-use: {epochs: 3, augment: flip}
+student_training: {epochs: 3, augment: flip}
 quality: {goal: 0.99, seconds: [0.001, 600], seeds: 2, max_heldout: 20}
 """
 
