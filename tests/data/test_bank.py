@@ -172,14 +172,14 @@ def test_unknown_labels_are_minus_one_and_no_known_label_means_no_labels(tmp_pat
     assert heldout.labels is heldout.label_names is None
 
 
-def test_integer_labels_are_taken_when_named_and_text_is_refused(tmp_path):
+def test_integer_and_text_labels_are_taken_when_named(tmp_path):
     columns = {"image": [flat((i, 0, 0)) for i in range(3)], "kind": [5, 5, 5], "text": ["a", "b", "c"]}
     save_parquet(tmp_path / "set", **columns)
     assert load(tmp_path / "set")[0].labels is None
     images, _ = load(tmp_path / "set", label_column="kind")
-    assert images.labels.tolist() == [5, 5]
-    assert images.label_names is None
-    refuses(load, r"'text' \(--data.label-column\) holds no classes", tmp_path / "set", label_column="text")
+    assert images.labels.tolist() == [0, 0]
+    assert images.label_names == ["5"]
+    assert load(tmp_path / "set", label_column="text")[0].label_names == ["a", "b", "c"]
 
 
 def test_the_image_column_is_found_or_named(tmp_path):

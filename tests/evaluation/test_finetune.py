@@ -42,6 +42,11 @@ def test_labels_that_the_images_do_not_tell_leave_chance():
     assert abs(found.value - 0.5) < 5 * 0.5 / math.sqrt(200)
 
 
+def test_labels_that_are_no_classes_are_refused_before_they_are_sizes():
+    with pytest.raises(InputError, match="must be classes from 0 on, at most 1048576 .* is 1000000000000"):
+        make_data([0, 10**12] * 20).num_classes  # noqa: B018
+
+
 def test_unknown_and_unheard_of_classes():
     # Class 1 has no image to learn from; class 7 is in the held-out images alone; -1 is neither learnt nor scored.
     data = make_data([0, 2, -1] * 20, [0, 2, 7, 1, -1] * 6)

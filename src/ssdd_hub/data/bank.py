@@ -15,6 +15,8 @@ from ssdd_hub.bounds import Count, Rule, Settings, Weight, either
 from ssdd_hub.data.columns import require_split
 from ssdd_hub.data.decode import LARGEST_SIZE, SMALLEST_SIZE, CorruptImageError, PixelStore, decode_image
 from ssdd_hub.data.digits import DigitsSource
+from ssdd_hub.data.labels import Labels
+from ssdd_hub.data.left_out import refuse_left_out
 from ssdd_hub.data.sources import DatasetSource
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.seeds import generator
@@ -36,13 +38,14 @@ class DataSettings(Settings, section="data"):
             `val` and `dev` that exists, and otherwise holds out a part of `split`.
         heldout_fraction: The part of `split` held out, in (0, 1), when no split is.
         image_column: The column of the images; `auto` when there is only one.
-        label_column: The column of the classes, used by evaluations only; `auto` takes the class-label column if there
-            is one, `none` takes none.
+        label_column: The column of the classes, used by evaluations only: class labels, integers, texts or booleans,
+            which all become numbers from 0 on. `auto` takes the class-label column if there is one, `none` takes none.
         image_size: Pixels a side, 8 to 4096: the shorter side is resized to it and the centre cropped. None keeps the
             size of images that all share one square size of at most 64; `digits` are then enlarged to 16.
         mode: `rgb`, `grey`, or `auto`: grey only when every image of the split is stored without colour.
         max_images: At most this many images of the split, and of the held-out images, drawn by seed.
-        on_corrupt: `refuse` stops at an image that cannot be decoded, `skip` leaves it out and lists it.
+        on_corrupt: `refuse` stops at an image that cannot be decoded, and at image files in a folder that are in no
+            split; `skip` leaves them out and lists them.
         memory_budget_gb: Pixels that need more than this many gigabytes live in a memory-mapped temporary file.
         streaming: Read the images of the split once, in their order, without keeping them; only `compute_targets.py`
             can. `max_images` are then the first ones, none are held out, and `auto` and None above mean the mode and
@@ -98,7 +101,8 @@ class ImageBank:
     """Decoded images of one size.
 
     Their provenance `source` has `name`, `config`, `revision`, `split`, `selection`, `num_images`, `num_skipped`,
-    `skipped` (the first five), `image_column`, `image_size`, `mode`, `license` and `fingerprint`.
+    `skipped` (the first five, those left out of a folder before others), `image_column`, `image_size`, `mode`,
+    `license` and `fingerprint`.
     """
 
     pixels: Tensor  # (N, C, H, W), uint8, on the CPU; a memory map when above the budget
@@ -167,10 +171,15 @@ def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) ->
         columns = (settings.image_column, settings.label_column)
         place = (settings.name, settings.config, settings.revision)
         source = DatasetSource(*place, *columns, progress, settings.follow_links)
+    if source.left_out and settings.on_corrupt == "refuse":
+        raise refuse_left_out(settings.name, source.left_out)
     chosen, heldout_chosen = _choose(source, settings, seed)
-    images = _load(source, chosen, settings, progress)
+    # Before images are decoded, which may take hours.
+    splits = (chosen[0], heldout_chosen[0])
+    labels = dict.fromkeys(splits) if settings.label_column == "none" else source.labels(*splits)
+    images = _load(source, chosen, labels[splits[0]], settings, progress, source.left_out)
     settings = replace(settings, image_size=images.image_size, mode=images.provenance["mode"])
-    return images, _load(source, heldout_chosen, settings, progress)
+    return images, _load(source, heldout_chosen, labels[splits[1]], settings, progress)
 
 
 # A split, some of its rows, and their description in provenance.
@@ -213,7 +222,14 @@ def _draw(split: str, indices: Tensor, selection: str, most: int | None, seed: i
     return split, sorted(indices.tolist()), selection
 
 
-def _load(source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataSettings, progress: bool) -> ImageBank:
+def _load(
+    source: DigitsSource | DatasetSource,
+    chosen: _Choice,
+    labels: Labels | None,
+    settings: DataSettings,
+    progress: bool,
+    left_out: Sequence[str] = (),
+) -> ImageBank:
     split, indices, selection = chosen
     size = settings.image_size or source.default_size
     store = PixelStore(len(indices), size, settings.mode, round(settings.memory_budget_gb * 1e9))
@@ -230,20 +246,22 @@ def _load(source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataS
     if not kept:
         raise none_decoded(settings, split, skipped)
     pixels = store.pixels()
-    labels = None if settings.label_column == "none" else source.labels(split, kept)
+    numbers = None if labels is None else labels.numbers[kept]
+    if labels is None or numbers is None or not (numbers >= 0).any():
+        labels = numbers = None
     provenance = {
         "name": settings.name,
-        **source.describe(),
+        **source.describe(split),
         "split": split,
         "selection": selection,
         "num_images": len(kept),
-        "num_skipped": len(skipped),
-        "skipped": skipped[:5],
+        "num_skipped": len(left_out) + len(skipped),
+        "skipped": [*left_out, *skipped][:5],
         "image_size": store.image_size,
         "mode": store.mode,
         "fingerprint": fingerprint_pixels(pixels),
     }
-    return ImageBank(pixels, labels, None if labels is None else source.label_names, provenance)
+    return ImageBank(pixels, numbers, labels.names if labels else None, provenance)
 
 
 def decode_row(

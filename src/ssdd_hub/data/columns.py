@@ -25,19 +25,20 @@ def require_split(dataset: str, splits: Iterable[str], name: str, option: str) -
 
 def find_image_column(features: Mapping[str, Any], wanted: str) -> str:
     """Returns the column of the images: the `wanted` one of a dataset's features, or for `auto` the only one."""
-    import datasets
-
-    # Parquet files that were not written by `datasets` hold images as a plain structure.
-    plain = [name for name, kind in features.items() if isinstance(kind, dict) and set(kind) == {"bytes", "path"}]
-    candidates = [name for name, kind in features.items() if name in plain or isinstance(kind, datasets.Image)]
-    columns = f"its columns are {', '.join(features)}"
+    kinds = {name: _image_kind(kind) for name, kind in features.items()}
     if wanted != "auto":
         _require_column(features, wanted, "image-column")
-        if wanted not in candidates:
-            raise InputError(f"the column '{wanted}' (--data.image-column) holds no images; {columns}")
+        if not kinds[wanted]:
+            raise InputError(
+                f"the column '{wanted}' (--data.image-column) holds no images but {_type_of(features[wanted])}; "
+                f"{_columns(features)}; {_cast(wanted)}"
+            )
         return wanted
+    # Bytes are those of images only where nothing else is.
+    candidates = next((found for sure in (2, 1) if (found := [name for name in kinds if kinds[name] == sure])), [])
     if not candidates:
-        raise InputError(f"the dataset has no image column; {columns}")
+        likely = next(iter([*(name for name in features if "im" in name), *features]), "image")
+        raise InputError(f"the dataset has no image column; {_columns(features)}; {_cast(likely)}")
     if len(candidates) > 1:
         several = ", ".join(candidates)
         raise InputError(f"the dataset has several image columns ({several}); choose one with --data.image-column")
@@ -60,9 +61,47 @@ def find_label_column(features: Mapping[str, Any], wanted: str) -> str | None:
             )
         return preferred[0] if preferred else None
     _require_column(features, wanted, "label-column")
-    if wanted not in classes and not str(getattr(features[wanted], "dtype", "")).startswith(("int", "uint")):
-        raise InputError(f"the column '{wanted}' (--data.label-column) holds no classes, not even integers")
+    require_classes(wanted, features[wanted])
     return wanted
+
+
+def require_classes(column: str, kind: Any, where: str = "") -> None:
+    """Refuses a label column of a kind that does not tell classes; `where` follows its name in the message."""
+    import datasets
+
+    dtype = kind.dtype if isinstance(kind, datasets.Value | datasets.ClassLabel) else ""
+    if not dtype.startswith(("int", "uint", "bool", "string", "large_string")):
+        raise InputError(
+            f"the column '{column}' (--data.label-column){where} holds no classes but {_type_of(kind)}; classes are "
+            f"class labels, integers, texts or booleans: dataset.cast_column('{column}', datasets.Value('int64')), "
+            "another column, or none"
+        )
+
+
+def _image_kind(kind: Any) -> int:
+    """Returns 2 for a column of images, 1 for one of bytes, which may be images, and 0 for others."""
+    import datasets
+
+    # Parquet files that were not written by `datasets` hold images as a plain structure.
+    if isinstance(kind, datasets.Image) or isinstance(kind, dict) and set(kind) == {"bytes", "path"}:
+        return 2
+    return int(isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary"))
+
+
+def _type_of(kind: Any) -> str:
+    text = repr(kind)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _columns(features: Mapping[str, Any]) -> str:
+    return f"its columns are {', '.join(f'{name} ({_type_of(kind)})' for name, kind in features.items())}"
+
+
+def _cast(column: str) -> str:
+    return (
+        "images are a column of datasets.Image(), or of the bytes of image files; paths and arrays of uint8 become "
+        f"images by dataset.cast_column('{column}', datasets.Image())"
+    )
 
 
 def _require_column(features: Mapping[str, Any], wanted: str, option: str) -> None:

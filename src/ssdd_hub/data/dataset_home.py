@@ -82,6 +82,29 @@ class Home:
         """The licence that the card states."""
         return licence_text(self.cards[0].get("license"))
 
+    def files(self) -> Iterable[str]:
+        """Returns the names within the dataset of all its files; none where they are not known."""
+        raise NotImplementedError(f"{type(self).__name__} must implement files()")
+
+    def inside(self, path: str) -> str | None:
+        """Returns the name within the dataset of a data file."""
+        raise NotImplementedError(f"{type(self).__name__} must implement inside(path)")
+
+    def is_file(self, name: str) -> bool:
+        """Whether one of `files` is a regular file, or a link to one."""
+        return True
+
+    def is_dangling(self, name: str) -> bool:
+        """Whether one of `files` is a link that leads to nothing."""
+        return False
+
+    def is_closed(self, name: str) -> bool:
+        """Whether one of `files` is a folder that cannot be listed."""
+        return False
+
+    def check_linked_folders(self) -> None:
+        """Refuses linked folders that are not entered."""
+
     def check_link(self, subject: str, file: str) -> None:
         """Refuses a file of `find`, called `subject` in the message, that a link out of the dataset leads to."""
 
@@ -136,6 +159,30 @@ class HubHome(Home):
         within = address.removeprefix(root)
         outside = within == address or within[:1] not in ("@", "/") or "::" in within or ".." in within.split("/")
         return None if outside else address
+
+    @cached_property
+    def _names(self) -> list[str]:
+        from huggingface_hub import HfApi
+
+        try:
+            return list(
+                HfApi().list_repo_files(self.name, repo_type="dataset", revision=self.commit or self._revision)
+            )
+        except (OSError, ValueError):  # cannot be reached
+            return []
+
+    def files(self) -> Iterable[str]:
+        """Returns the names of all files of the repository; none without a connection."""
+        return self._names
+
+    def inside(self, path: str) -> str | None:
+        """Returns the name within the repository of an address, or of a file in the client's cache."""
+        if os.path.isabs(path):
+            place = Path(os.path.normpath(path))
+            parts = place.relative_to(self._snapshots).parts if place.is_relative_to(self._snapshots) else ()
+            return "/".join(parts[1:]) or None
+        match = re.fullmatch(rf"hf://datasets/{re.escape(self.name)}(?:@[^/]*)?/(.+)", path)
+        return match[1] if match else None
 
     def _find_card(self, file: str) -> Path | None:
         from huggingface_hub import hf_hub_download

@@ -22,6 +22,8 @@ SMALLEST_SIZE = 8
 LARGEST_NATIVE_SIZE = 64  # larger images cost too much to keep their size without a setting
 LARGEST_SIZE = 4096  # an image then takes 48 MiB, and the networks' features of it gigabytes
 
+MOST_RESIZED_PIXELS = 2**28  # of an image whose shorter side has its final size; a long one would fill the memory
+
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 """The Pillow modes that store no colour. A palette stores colours, even when all of them are grey."""
 
@@ -66,7 +68,7 @@ def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
     images of 16 and 32 bits are scaled from `[0, 65535]`, floating-point ones from `[0, 1]`, or from `[0, 255]` when a
     value exceeds 1. A JPEG much larger than `shorter_side`, the size that it will be resized to, is decoded at a
     fraction of its size, never below twice that one. A `CorruptImageError` says why it is in none of `FORMATS`, cut
-    short, of more pixels than Pillow holds safe, or of values outside these ranges.
+    short, of more pixels than Pillow holds safe, too long for this size, or of values outside these ranges.
     """
     try:
         with warnings.catch_warnings():
@@ -74,6 +76,7 @@ def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
             if shorter_side:
+                _check_shape(*image.size, shorter_side)
                 image.draft(None, (2 * shorter_side, 2 * shorter_side))
             image.load()
             return _to_grey_or_rgb(ImageOps.exif_transpose(image))
@@ -81,6 +84,8 @@ def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
         known = next((f"{name}, which is not accepted" for start, name in _REFUSED if data.startswith(start)), None)
         kind = known or "empty, damaged at its start, or in no accepted format"
         raise CorruptImageError(f"{kind}; convert it to one of {', '.join(_formats())}") from error
+    except CorruptImageError:
+        raise
     # Damaged files make Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
     except Exception as error:
         raise CorruptImageError(f"{type(error).__name__}: {error}") from error
@@ -175,6 +180,14 @@ def _formats() -> tuple[str, ...]:
     Image.init()
     # Pillow raises a KeyError for a name that it was built without.
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _check_shape(width: int, height: int, shorter_side: int) -> None:
+    if not width * height or max(width, height) * shorter_side**2 // min(width, height) > MOST_RESIZED_PIXELS:
+        raise CorruptImageError(
+            f"it has {width}x{height} pixels, and more than {MOST_RESIZED_PIXELS} when its shorter side is resized to "
+            f"{shorter_side}: crop it"
+        )
 
 
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+
+from ssdd_hub.data.labels import Labels
 
 
 class DigitsSource:
@@ -16,7 +17,7 @@ class DigitsSource:
 
     splits = ["train", "test"]
     default_size = 16
-    label_names = [str(digit) for digit in range(10)]
+    left_out: list[str] = []
 
     @cached_property
     def _parts(self) -> dict[str, tuple[Any, Any]]:
@@ -38,10 +39,11 @@ class DigitsSource:
             Image.fromarray(np.rint(self._parts[split][0][index] * (255 / 16)).astype(np.uint8)).save(file, "PNG")
             yield f"row {index}", file.getvalue
 
-    def labels(self, split: str, indices: Sequence[int]) -> Tensor:
-        """Returns the digit of each index, `(len(indices),)`, int64."""
-        return torch.from_numpy(self._parts[split][1])[list(indices)]
+    def labels(self, *splits: str) -> dict[str, Labels | None]:
+        """Returns the digits of splits, and their names."""
+        names = [str(digit) for digit in range(10)]
+        return {split: Labels(torch.from_numpy(self._parts[split][1]), names) for split in splits}
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, split: str) -> dict[str, Any]:
         """Returns what provenance records; the UCI archive gives the data under CC BY 4.0."""
         return {"config": None, "revision": None, "image_column": "images", "license": "cc-by-4.0"}

@@ -24,30 +24,50 @@ _SPECIAL_NAME = re.compile(r":(?=:)|\$(?=[\w{])|[\r\n]")
 _ESCAPE = "\uf8fe"
 
 
-def listed(folder: Path) -> list[str]:
-    """Returns the relative paths of all files, and of linked folders, which `datasets` does not enter either."""
-    names = []
-    for parent, folders, files in os.walk(folder):
-        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
-        names += [os.path.relpath(os.path.join(parent, name), folder) for name in files + links]
-    return sorted(names)
+def listed(folder: Path, follow_links: bool = False) -> list[str]:
+    """Returns the relative paths of all files, and of folders that are not entered: linked ones, and unreadable ones.
+
+    `datasets` enters none. With `follow_links` all are, but for those that lead to a folder that they lie in, whose
+    files are read anyway.
+    """
+    names: list[str] = []
+    # Of each folder to come, the real paths of all that it lies in, as far as it was reached by way of them.
+    above = {str(folder): frozenset[str]()}
+    unread: list[str] = []
+    walk = os.walk(folder, onerror=lambda error: unread.append(error.filename), followlinks=follow_links)
+    for parent, folders, files in walk:
+        within = above.pop(parent) | {os.path.realpath(parent)} if follow_links else frozenset()
+        closed = []
+        for name in folders:
+            path = os.path.join(parent, name)
+            if not follow_links and os.path.islink(path) or follow_links and os.path.realpath(path) in within:
+                closed.append(name)
+            elif follow_links:
+                above[path] = within
+        folders[:] = [name for name in folders if name not in closed]
+        names += [os.path.relpath(os.path.join(parent, name), folder) for name in files + closed]
+    return sorted([*names, *(os.path.relpath(path, folder) for path in unread)])
 
 
 def plain_tree(folder: Path, names: list[str]) -> Path:
-    """Returns the folder itself where its names are harmless, otherwise a tree of links to its files.
+    """Returns the folder itself where its names are harmless and in no linked folder, otherwise a tree of links.
 
     The tree lies in the cache of `datasets`, named by a hash of the folder's absolute path and its `listed` names. It
     never changes, so that processes can share it and `datasets` finds what it has prepared from it.
     """
     # `datasets` follows the links in the folder's own path.
     if not any(map(_SPECIAL_PATH.search, map(str, (folder, folder.resolve())))):
-        if not any(map(_SPECIAL_NAME.search, names)):
+        parents = {*map(Path, {*map(os.path.dirname, names)})}
+        parents |= {above for parent in parents for above in parent.parents}
+        linked = any((folder / parent).is_symlink() for parent in parents - {Path()})
+        if not linked and not any(map(_SPECIAL_NAME.search, names)):
             return folder
     import datasets
 
     trees = Path(datasets.config.HF_DATASETS_CACHE).expanduser().absolute() / "ssdd_hub_links"
     problem = (
-        f"the folder '{folder}' holds characters that need links with plain names, which cannot be made in {trees}"
+        f"the folder '{folder}' holds linked folders, or characters that need links with plain names, which cannot be "
+        f"made in {trees}"
     )
     if _SPECIAL_PATH.search(str(trees)):
         raise InputError(f"{problem}: its path has such characters too; set HF_DATASETS_CACHE to a plain path")

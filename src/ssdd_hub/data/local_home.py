@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
@@ -35,7 +36,7 @@ class LocalHome(Home):
         if (self.folder / _YAML).exists() and not (self.folder / _YAML).is_file():
             # `datasets` opens it whatever it is.
             raise InputError(f"'{_YAML}' of '{name}' must be a regular file: repair or remove it")
-        names = listed(self.folder)
+        names = self._names = listed(self.folder, follow_links)
         self.opened = str(plain_tree(self.folder, names))
         self._roots = (self.folder, self.folder.resolve())
         self._check_beside(self.folder)
@@ -51,6 +52,37 @@ class LocalHome(Home):
             # Opening a pipe would wait; a link out is refused where its file would be read.
             if file.is_file() and (follow_links or not self._leads_out(file)):
                 self._check_archive(archive)
+
+    def files(self) -> list[str]:
+        """Returns the names within the folder of all files, and of linked folders that are not entered."""
+        return self._names
+
+    def inside(self, path: str) -> str | None:
+        """Returns the name within the folder of a path."""
+        place = None if "://" in path else self._inside(os.path.normpath(path))
+        root = next((root for root in self._roots if place and place.is_relative_to(root)), None)
+        return str(place.relative_to(root)) if place and root else None
+
+    def is_file(self, name: str) -> bool:
+        """Whether one of `files` is a regular file, or a link to one."""
+        return (self.folder / name).is_file()
+
+    def is_dangling(self, name: str) -> bool:
+        """Whether one of `files` is a link that leads to nothing."""
+        return (self.folder / name).is_symlink() and not os.path.exists(self.folder / name)
+
+    def is_closed(self, name: str) -> bool:
+        """Whether one of `files` is a folder that cannot be listed."""
+        return (self.folder / name).is_dir() and not (self.folder / name).is_symlink()
+
+    def check_linked_folders(self) -> None:
+        """Refuses linked folders unless links are followed: `datasets` would leave out what is in them."""
+        for name in () if self._follow_links else self._names:
+            place = self.folder / name
+            if place.is_symlink() and place.is_dir() and not re.search(r"(^|/)\.", name):
+                shown = printable(name)
+                problem = f"the folder '{shown}' of '{self.name}' is not entered: the link '{shown}' leads"
+                raise _refuse_link(problem, place)
 
     def _find_file(self, path: str) -> str | None:
         if "://" in path or "\0" in path:
@@ -77,9 +109,7 @@ class LocalHome(Home):
 
     def shown(self, path: str) -> str:
         """Returns the path within the folder where it has one."""
-        inside = None if "://" in path else self._inside(os.path.normpath(path))
-        root = next((root for root in self._roots if inside and inside.is_relative_to(root)), None)
-        return printable(str(inside.relative_to(root))) if inside and root else super().shown(literal(path))
+        return printable(name) if (name := self.inside(path)) else super().shown(literal(path))
 
     def reason(self, error: BaseException) -> str:
         """Returns the message of an error of `datasets`, in one line, with the original names."""

@@ -6,8 +6,8 @@ import os
 import stat
 import zlib
 from lzma import LZMAError
-from pathlib import Path
 from tarfile import TarError
+from typing import Any
 from urllib.parse import unquote_to_bytes
 from zipfile import BadZipFile
 
@@ -16,15 +16,18 @@ from ssdd_hub.data.decode import CorruptImageError
 from ssdd_hub.errors import InputError
 from ssdd_hub.text import first_line
 
-_BROKEN_ARCHIVE = (BadZipFile, EOFError, LZMAError, TarError, zlib.error)
+LARGEST_FILE = 2**30  # bytes; what Pillow decodes is smaller even without compression
+
+BROKEN_ARCHIVE = (BadZipFile, EOFError, LZMAError, TarError, zlib.error)
+"""What damaged archives raise."""
 
 
 def read_row(home: Home, where: str, content: bytes | None, path: str | None) -> bytes:
     """Reads the file of the row that messages call `where`.
 
     Its content is in the row, or at `path`: a path, the address of a member of an archive or of a file on the Hub, or
-    a `data:` URL, which is the content itself. A `CorruptImageError` means that there is no such file, or that its
-    archive is damaged; other paths and what cannot be reached are an `InputError`.
+    a `data:` URL, which is the content itself. A `CorruptImageError` means that there is no such file, that it is too
+    large, or that its archive is damaged; other paths and what cannot be reached are an `InputError`.
     """
     if content is not None or not path:
         return content or b""
@@ -39,12 +42,12 @@ def read_row(home: Home, where: str, content: bytes | None, path: str | None) ->
             # Opening a pipe would wait, and a device may never end.
             raise InputError(f"the image at {where} must be a regular file, and {path!r} is none: repair or remove it")
         return _fetch(home, place)
-    except InputError:
+    except (InputError, CorruptImageError):
         raise
     except Exception as error:  # each way to the Hub or into an archive raises its own kinds
         text = getattr(error, "strerror", None) or first_line(error)
         reason = f"{type(error).__name__}: {text}"
-        if isinstance(error, _BROKEN_ARCHIVE) or _is_missing(error):
+        if isinstance(error, BROKEN_ARCHIVE) or _is_missing(error):
             raise CorruptImageError(reason) from error
         problem = f"the image at {where} cannot be read ({reason})"
         raise InputError(f"{problem}: the same command goes on where it stopped") from error
@@ -55,16 +58,27 @@ def _fetch(home: Home, place: Place) -> bytes:
     from fsspec.core import url_to_fs
 
     if os.path.isabs(place.file) and not place.protocol:
-        return Path(place.file).read_bytes()
+        with open(place.file, "rb") as opened:
+            return _read(opened)
     file = home.plain(place.file)
     address = f"{place.protocol}://{place.member}::{file}" if place.protocol else file
     if "*" not in address and "::" not in place.member:
         with xopen(address, "rb") as opened:
-            return bytes(opened.read())
+            return _read(opened)
     # `xopen` would take such a name for a pattern, or for the way into a further archive.
     files, inside = url_to_fs(f"{place.protocol}://::{file}" if place.protocol else file)
     with files.open(place.member if place.protocol else inside, "rb") as opened:
-        return bytes(opened.read())
+        return _read(opened)
+
+
+def _read(opened: Any) -> bytes:
+    # A member of an archive can be a thousand times larger than the archive.
+    content = bytearray()
+    while part := opened.read(2**20):
+        content += part
+        if len(content) > LARGEST_FILE:
+            raise CorruptImageError(f"image files must be of at most {LARGEST_FILE} bytes, and it is larger")
+    return bytes(content)
 
 
 def _inline(path: str) -> bytes:

@@ -7,18 +7,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ssdd_hub.data.columns import find_image_column, find_label_column, suggest
 from ssdd_hub.data.dataset_card import licence_text
 from ssdd_hub.data.dataset_home import HubHome
-from ssdd_hub.data.literal_folder import literal
+from ssdd_hub.data.labels import Labels, read_labels
+from ssdd_hub.data.left_out import check_archives, find_left_out, has_index, image_files
 from ssdd_hub.data.local_home import LocalHome
-from ssdd_hub.data.row_files import read_row
+from ssdd_hub.data.row_files import BROKEN_ARCHIVE, read_row
 from ssdd_hub.errors import InputError
 
-MISTAKES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+MISTAKES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, *BROKEN_ARCHIVE)
 """What `datasets` raises, beside its own errors, for tables with unexpected metadata."""
 
 # Formats that read nothing but their files, and `cache`, what `datasets` has prepared of these before. HDF5 files hold
@@ -56,8 +54,11 @@ class DatasetSource:
             self.splits = list(self._tables)
         else:
             self.splits = [str(split) for split in self._builder.info.splits or self._builder.config.data_files]
+            if isinstance(self._home, LocalHome) and _kind(self._builder) in ("imagefolder", "webdataset"):
+                check_archives(self._home, _data_files(self._builder), label_column != "none")
             if self._builder.info.features:
-                self._check_columns(self._builder.info.features)
+                self._image_column(self._builder.info)
+                find_label_column(self._builder.info.features, label_column)
 
     @cached_property
     def _tables(self) -> Mapping[str, Any]:
@@ -65,7 +66,8 @@ class DatasetSource:
 
         try:
             if self._builder is None:
-                saved = datasets.load_from_disk(self._home.opened)
+                # A format that was saved with it would hide columns, and change what rows hold.
+                saved = datasets.load_from_disk(self._home.opened).with_format(None)
                 tables = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
             else:
                 with _progress_bars(self._progress):
@@ -76,30 +78,55 @@ class DatasetSource:
         except (datasets.exceptions.DatasetsError, *MISTAKES) as error:
             if self._builder is None and isinstance(error, IndexError):  # what `load_from_disk` raises without rows
                 raise InputError(f"the dataset '{self._name}' holds no images in one of its splits") from error
-            reason = error.__cause__ or error
-            raise InputError(f"the dataset '{self._name}' cannot be read: {self._home.reason(reason)}") from error
-        for table in tables.values():
-            self._check_columns(table.features)
+            reason = self._home.reason(error.__cause__ or error)
+            if "Invalid string class label" in reason:
+                reason += " (class folders in archives must be unpacked)"
+            raise InputError(f"the dataset '{self._name}' cannot be read: {reason}") from error
         return {str(split): table for split, table in tables.items()}
 
     @cached_property
-    def _columns(self) -> tuple[str, str | None]:
-        return self._check_columns(next(iter(self._tables.values())).features)
+    def left_out(self) -> list[str]:
+        """A text for each image file of a folder of images that no split holds; see `find_left_out`."""
+        files = [] if self._builder is None else _data_files(self._builder)
+        if not files or _kind(self._builder) != "imagefolder":
+            return []
+        loaded = (
+            [*self._paths(), *(file for file in files if file.lower().endswith(".zip"))] if has_index(files) else files
+        )
+        return find_left_out(self._home, loaded, self.splits)
 
-    def _check_columns(self, features: Mapping[str, Any]) -> tuple[str, str | None]:
-        image_column, label_column = self._wanted
-        return find_image_column(features, image_column), find_label_column(features, label_column)
+    def _paths(self) -> Iterator[str]:
+        """Yields the paths of all images."""
+        import datasets
 
-    @property
-    def label_names(self) -> list[str] | None:
-        """One name per class; None without labels or when they are plain numbers."""
-        feature = next(iter(self._tables.values())).features.get(self._columns[1])
-        names = getattr(feature, "names", None)
-        return [literal(name) for name in names] if names else names
+        for table in filter(None, map(self._table, self.splits)):
+            for column in (name for name, kind in table.features.items() if isinstance(kind, datasets.Image)):
+                for batch in (
+                    table.select_columns([column]).cast_column(column, datasets.Image(decode=False)).iter(1000)
+                ):
+                    yield from (value["path"] for value in batch[column] if value and value["path"])
+
+    def _table(self, split: str) -> Any:
+        return self._tables.get(split)  # none without rows
+
+    def _image_column(self, table: Any) -> str:
+        try:
+            return find_image_column(table.features or {}, self._wanted[0])
+        except InputError as error:
+            kind = "" if self._builder is None else _kind(self._builder)
+            if kind in ("", "imagefolder") or not (images := image_files(self._home)):
+                raise
+            raise InputError(
+                f"{error}. The {len(images)} image files of '{self._name}', such as {images[0]}, are not read, as "
+                f"more of its files are of the format {kind!r}: move those out of the folder"
+            ) from error
 
     def num_rows(self, split: str) -> int:
-        """Returns the number of images of a split; the first call downloads the data and checks its columns."""
-        return len(self._tables.get(split, ()))
+        """Returns the number of images of a split; the first call downloads the data, each checks the columns."""
+        if split not in self._tables:
+            return 0
+        self._image_column(self._tables[split])
+        return len(self._tables[split])
 
     def rows(self, split: str, indices: Sequence[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
         """Yields for each image its place, for messages, and a function that reads its file; see `read_row`."""
@@ -108,7 +135,7 @@ class DatasetSource:
     def _encoded(self, table: Any, numbers: Iterable[int]) -> Iterator[tuple[str, Callable[[], bytes]]]:
         import datasets
 
-        column = self._check_columns(table.features or {})[0]
+        column = self._image_column(table)
         numbers = iter(numbers)
         table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         for batch in table.iter(batch_size=64):
@@ -117,19 +144,16 @@ class DatasetSource:
                 where = f"row {next(numbers)}" + (f" ({self._home.shown(path)})" if path else "")
                 yield where, partial(read_row, self._home, where, content, path)
 
-    def labels(self, split: str, indices: Sequence[int]) -> Tensor | None:
-        """Returns the class of each index, `(len(indices),)`, int64, -1 where unknown; None when all are unknown."""
-        column = self._columns[1]
-        if column is None:
-            return None
-        values = self._tables[split].select_columns([column]).select(indices)[:][column]
-        labels = torch.tensor([-1 if value is None else value for value in values], dtype=torch.int64)
-        return labels if (labels >= 0).any() else None
+    def labels(self, *splits: str) -> dict[str, Labels | None]:
+        """Returns the labels of splits as `read_labels` does; the first is the one that is trained on."""
+        # `datasets` gives all splits the names of all their folders.
+        declared = self._builder is None or _kind(self._builder) != "imagefolder"
+        return read_labels({split: self._tables[split] for split in splits}, self._wanted[1], declared)
 
-    def describe(self) -> dict[str, Any]:
-        """Returns what provenance records; the revision is the commit where it is known."""
+    def describe(self, split: str) -> dict[str, Any]:
+        """Returns what provenance records of a split; the revision is the commit where it is known."""
         licence = self._home.licence
-        values = {"config": None, "revision": self._revision, "image_column": self._columns[0]}
+        values = {"config": None, "revision": self._revision, "image_column": self._image_column(self._table(split))}
         if self._builder is not None:
             info = self._builder.info
             files = [*(info.download_checksums or ()), *_data_files(self._builder)]
@@ -137,6 +161,10 @@ class DatasetSource:
             values |= {"config": self._builder.config.name, "revision": commit.group(1) if commit else self._revision}
             licence = licence or licence_text(info.license)
         return {**values, "license": licence or "unknown"}
+
+
+def _kind(builder: Any) -> str:
+    return str(builder.__module__.split(".")[-1])
 
 
 def _data_files(builder: Any) -> list[str]:
@@ -178,8 +206,9 @@ def _find_home(name: str, revision: str | None, follow_links: bool) -> LocalHome
 
 def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
     home.check_cards()
+    home.check_linked_folders()
     builder = _open_builder(home, config, revision)
-    kind, files = builder.__module__.split(".")[-1], _data_files(builder)
+    kind, files = _kind(builder), _data_files(builder)
     if kind not in _FORMATS:
         raise InputError(
             f"'{home.name}' must hold image files, or tables in Parquet, Arrow, CSV, JSON or WebDataset, and its "
@@ -215,7 +244,8 @@ def _open_builder(home: LocalHome | HubHome, config: str | None, revision: str |
             problem = f"'{name}' is no local folder, and the Hub cannot be reached to look for it ({reason}); "
             problem += "check the connection, or pass a folder as --data.name"
         elif isinstance(error, FileNotFoundError):
-            problem = f"no images found under --data.name '{name}': {reason}"
+            left_out = ", ".join(find_left_out(home, [])[:5])
+            problem = f"no images found under --data.name '{name}': {left_out or reason}"
         elif isinstance(error, ValueError) and re.search("BuilderConfig|Config name", str(error)):
             known = datasets.get_dataset_config_names(home.opened, revision=revision)
             wrong = f"has no configuration '{config}'" if config else "has several configurations; pass --data.config"

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,12 @@ from torch import Tensor
 from ssdd_hub.data.bank import DataSettings, decode_row, none_decoded
 from ssdd_hub.data.columns import require_split
 from ssdd_hub.data.decode import CHANNELS, CorruptImageError, PixelStore, to_pixels
+from ssdd_hub.data.left_out import refuse_left_out
 from ssdd_hub.data.sources import MISTAKES, DatasetSource
 from ssdd_hub.errors import InputError
 from ssdd_hub.record import hash_json, shareable_name
+
+_Item = TypeVar("_Item")
 
 
 class ImageStream:
@@ -31,6 +34,9 @@ class ImageStream:
     def __init__(self, settings: DataSettings, progress: bool = True) -> None:
         self._settings = settings
         self._source = _StreamedSource(settings, progress)
+        if self._source.left_out and settings.on_corrupt == "refuse":
+            raise refuse_left_out(settings.name, self._source.left_out)
+        require_split(settings.name, self._source.splits, settings.split, "split")
         # Decides the size and the mode.
         self._store = PixelStore(1, settings.image_size, settings.mode, budget=1 << 40)
         where, image = self._first_image()
@@ -40,7 +46,7 @@ class ImageStream:
         self.num_rows = min(known) if self._source.length else None
         decided_by = {
             "files": self._source.versions,
-            **{name: self._source.describe()[name] for name in ("config", "image_column")},
+            **{name: self._source.describe(settings.split)[name] for name in ("config", "image_column")},
             **{name: getattr(settings, name) for name in ("split", "max_images", "on_corrupt", "image_size")},
             "mode": self.mode,
         }
@@ -57,12 +63,13 @@ class ImageStream:
         count = self._settings.max_images
         return {
             "name": shareable_name(self._settings.name),
-            **self._source.describe(),
+            **self._source.describe(self._settings.split),
             "split": self._settings.split,
             "selection": f"the first {count}" if count else "all",
             "image_size": self.image_size,
             "mode": self.mode,
             "fingerprint": self.fingerprint,
+            **({"left_out": left_out[:5]} if (left_out := self._source.left_out) else {}),
         }
 
     def rows(self) -> Iterator[Callable[[], Tensor]]:
@@ -101,27 +108,32 @@ class _StreamedSource(DatasetSource):
         place = (settings.name, settings.config, settings.revision)
         super().__init__(*place, settings.image_column, "none", progress, settings.follow_links)
         self._split = settings.split
-        require_split(self._name, self.splits, self._split, "split")
 
-    @cached_property
-    def _table(self) -> Any:
+    def _table(self, split: str) -> Any:
         if self._builder is None:
-            return self._tables[self._split]
+            return self._tables[split]
         if hasattr(self._builder.config, "decode_num_threads"):
             # `datasets` would decode the images of folders on the Hub by itself, in any format that Pillow knows.
             self._builder.config.decode_num_threads = 0
-        return self._builder.as_streaming_dataset(self._split)
+        return self._builder.as_streaming_dataset(split)
 
     @cached_property
-    def _columns(self) -> tuple[str, str | None]:
-        return self._check_columns(self._table.features or {})
+    def _streamed(self) -> Any:
+        return self._table(self._split)
 
     def stream(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
         """Yields as `rows` does, for all rows in their order."""
+        return self._readable(lambda: self._encoded(self._streamed, itertools.count()))
+
+    def _paths(self) -> Iterator[str]:
+        return self._readable(super()._paths)
+
+    def _readable(self, items: Callable[[], Iterator[_Item]]) -> Iterator[_Item]:
+        """Turns errors of `datasets` into those of the user's input."""
         import datasets
 
         try:
-            yield from self._encoded(self._table, itertools.count())
+            yield from items()
         except InputError:
             raise
         except (datasets.exceptions.DatasetsError, pa.ArrowException, *MISTAKES) as error:
@@ -131,7 +143,7 @@ class _StreamedSource(DatasetSource):
     def length(self) -> int | None:
         """The number of rows where it is known without reading them."""
         if self._builder is None:
-            return len(self._table)
+            return len(self._streamed)
         stated = (self._builder.info.splits or {}).get(self._split)
         return stated.num_examples or None if stated else None
 

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ssdd_hub.data.bank import ImageBank
+from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.inputs import fingerprint_labels
 from ssdd_hub.sets.folder import describe_tensor
 from ssdd_hub.targets.targets import Targets
 
+MOST_CLASSES = 2**20  # of which a classifier has a row each; labels that are years or ids would take terabytes
 CHUNK = 512  # images that a network sees at a time
 
 
@@ -48,7 +50,13 @@ class RealData:
     @property
     def num_classes(self) -> int:
         """The number of classes: one more than the largest label of the training images."""
-        return int(self.labels(self.train).max()) + 1
+        classes = int(self.labels(self.train).max()) + 1
+        if classes > MOST_CLASSES:
+            raise InputError(
+                f"labels of {self.name} must be classes from 0 on, at most {MOST_CLASSES} of them, and the largest is "
+                f"{classes - 1}: number the classes that there are"
+            )
+        return classes
 
     def known(self, bank: ImageBank) -> Tensor:
         """Returns the indices of a bank's images of known class (label 0 or above)."""
