@@ -34,11 +34,10 @@ from ssdd_hub.evaluation import (
     StudentEntry,
     entry_of_set,
 )
-from ssdd_hub.evaluation.evaluation import COST, Record
+from ssdd_hub.evaluation.evaluation import Record
 from ssdd_hub.evaluation.loading import prepare_references, shape_of
 from ssdd_hub.evaluation.protocols import LinearProbe, ProbeSettings, TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
-from ssdd_hub.results import score_table
 from ssdd_hub.runs import RunSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.runs.folder import folder_name
@@ -46,6 +45,7 @@ from ssdd_hub.runs.inputs import describe_images
 from ssdd_hub.selection import INITS, SelectionSettings, Source, start_from
 from ssdd_hub.selection.start import NOISE, explain_start
 from ssdd_hub.sets import describe_run, describe_training
+from ssdd_hub.sets.origin import describe_origin
 from ssdd_hub.sets.report import save_distillation
 from ssdd_hub.settings import parse_config, to_dict
 from ssdd_hub.targets import Targets, TargetSettings
@@ -164,7 +164,7 @@ def main() -> None:
     heldout_targets = Targets(cache.features(heldout), transform)[:]
 
     source = Source(images, targets, teacher, transform, space, accelerator.device)
-    before, first = start_from(config.init, source, settings.num_images, config.seed, config.selection, dtype)
+    before, first, rows = start_from(config.init, source, settings.num_images, config.seed, config.selection, dtype)
     own_space = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
     engine = build_engine(settings.computing(), accelerator)
     pairs = Pairs(own_space.normalise(before), first).to(engine.device, engine.dtype)
@@ -187,6 +187,7 @@ def main() -> None:
     learned = (tensor.detach().float().cpu() for tensor in (distiller.images, distiller.targets))
     kept = None if transform.kind == "none" else transform
     distilled = DistilledSet(*learned, own_space, provenance=provenance, target_transform=kept)
+    distilled.provenance |= describe_origin(config.init, rows, images, own_space.denormalise(distilled.images))
     source = replace(source, targets=Targets(features, transform), teacher=teacher.float())
     real = RealData(provenance["source"]["name"], images, heldout, space, accelerator.device, heldout_targets)
     records = evaluate(config, distilled, source, real, accelerator)
@@ -200,10 +201,9 @@ def main() -> None:
             "distillation": f"{settings.steps} outer steps, {seconds:.0f} s",
             "whole run": f"{time.perf_counter() - started:.0f} s",
         }
-        save_distillation(run, distilled, before, facts)
-        print(score_table([record for record in records if record["protocol"] != COST]))
+        print(save_distillation(run, distilled, before, facts))
         spent = f"{time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB"
-        print(f"\nIn {run.path} after {spent}: report.html, scores.json, distilled/")
+        print(f"\nIn {run.path} after {spent}: report.html, gallery.html, scores.json, distilled/")
     accelerator.end_training()
 
 

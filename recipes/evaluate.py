@@ -201,7 +201,7 @@ def main() -> None:
         machine = describe_machine(accelerator.device, accelerator.num_processes)
         seconds = time.perf_counter() - started
         print(save_evaluation(run, config, sets, records, machine, seconds))
-        print(f"\nIn {run.path} after {seconds:.0f} s: report.html, scores.md, scores.json")
+        print(f"\nIn {run.path} after {seconds:.0f} s: report.html, gallery.html, scores.md, scores.json")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from test_distilled import PARQUET, contents, make_set
 
 from ssdd_hub import DistilledSet, PixelSpace, cli
 from ssdd_hub.cli import main
+from ssdd_hub.runs.own_runs import remember_run
+from ssdd_hub.sets.gallery import keep_starts
 
 SCRIPT = Path(sys.executable).with_name("ssdd-hub")
 STUDENT = {"name": "ssdd_convnet3", "model_args": {"widths": [4, 6, 8]}}
@@ -151,6 +153,17 @@ def test_push_says_what_it_sends_and_where_and_how_to_load_it(ann, folder, ssdd)
     ]
     loaded = eval(printed[10].strip(), {"ssdd_hub": __import__("ssdd_hub")})
     assert torch.equal(loaded.images, full_set().images)
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_push_warns_of_a_source_that_may_not_be_public_and_goes_on(ann, folder, ssdd, caplog, dry):
+    alike = {"nearest": {"median": 0.9, "max": 0.95, "above_0.8": 4, "of": 5}}
+    ssdd("push", "set", "open", *dry)
+    assert not caplog.records
+    full_set(source={"name": "holiday", "revision": None}, similarity=alike).save(folder)
+    assert "to the new public dataset ann/shut" in ssdd("push", "set", "shut", *dry)
+    assert [each.getMessage().partition(":")[0] for each in caplog.records] == ["warning"] * 2
+    assert "the source, holiday, is not known to be public" in caplog.text and "in 4 of 5 images" in caplog.text
 
 
 @pytest.mark.parametrize("token", ["", "hf_ann", "hf_eve"])
@@ -454,10 +467,69 @@ def test_check_of_a_damaged_repository_says_what_is_damaged(ann, folder, ssdd, r
     assert "there is no such repository" in refusal("check", "ann/none")
 
 
-@pytest.mark.parametrize("command", ["show", "check"])
+@pytest.mark.parametrize("command", ["show", "check", "view"])
 def test_a_folder_has_no_revision(folder, refusal, command):
     message = "error: set is a folder, which has no revision 'v1': leave it out\n"
     assert refusal(command, "set", "--revision", "v1") == message
+
+
+# view
+
+
+def test_view_writes_the_gallery_of_a_folder_and_of_a_repository_alike(ann, folder, ssdd, tmp_path):
+    assert ssdd("view", "set") == "the gallery is gallery.html: open it in a browser\n"
+    page = (tmp_path / "gallery.html").read_text(encoding="utf-8")
+    assert page.count("<figure") == 5 and "<h1>set: 5 images</h1>" in page
+    ssdd("push", "set", "x", "--tag", "v1")
+    assert ssdd("view", "ann/x", "--revision", "v1", "--output", "new/x.html").startswith("the gallery is new/x.html")
+    theirs = (tmp_path / "new" / "x.html").read_text(encoding="utf-8")
+    assert theirs == page.replace("set: 5 images", "ann/x: 5 images")
+
+
+def test_view_writes_a_space(folder, ssdd, tmp_path):
+    assert "hf upload OWNER/NAME space --repo-type space" in ssdd("view", "set", "--space", "space")
+    assert sorted(path.name for path in (tmp_path / "space").iterdir()) == ["README.md", "index.html"]
+
+
+@pytest.fixture
+def run(folder, monkeypatch, tmp_path):
+    """A run that this user began, with what its set started from."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "runs" / "mine"
+    full_set().save(place / "distilled")
+    (place / "config.yaml").write_text("seed: 0\n")
+    keep_starts(place, torch.rand(5, 1, 16, 16))
+    remember_run(place / "config.yaml")
+    return place
+
+
+def test_view_shows_the_starts_of_a_run_of_this_user(run, ssdd, tmp_path):
+    for place in (run, run / "distilled"):
+        assert ssdd("view", place).startswith(f"the gallery is {run / 'gallery.html'}:")
+        page = (run / "gallery.html").read_text(encoding="utf-8")
+        assert "<h1>mine: 5 images</h1>" in page and page.count('class="tile start"') == 5
+    # What others see holds no real images.
+    ssdd("view", run, "--space", "space")
+    assert "started from" not in (tmp_path / "space" / "index.html").read_text(encoding="utf-8")
+
+
+def test_view_shows_no_starts_of_a_run_of_somebody_else(run, ssdd):
+    (run / "config.yaml").write_text("seed: 1\n")
+    ssdd("view", run)
+    assert "started from" not in (run / "gallery.html").read_text(encoding="utf-8")
+
+
+def test_view_shows_no_starts_of_other_images(run, ssdd):
+    keep_starts(run, torch.rand(4, 1, 16, 16))
+    ssdd("view", run)
+    assert "started from" not in (run / "gallery.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("place", ["nowhere", "no/where"])
+def test_view_refuses_what_is_no_set_and_writes_nothing(hub, refusal, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    refusal("view", place)
+    assert not list(tmp_path.glob("*.html"))
 
 
 # All commands
@@ -465,6 +537,7 @@ def test_a_folder_has_no_revision(folder, refusal, command):
 
 def test_every_command_has_its_help_and_a_limit_is_a_positive_number(capsys):
     shown = {"push": ["--dry-run", "--scores"], "card": ["--location"], "list": ["(50)"], "check": ["--revision"]}
+    shown["view"] = ["--space", "--output"]
     for words, parts in [((), shown), *(((name,), parts) for name, parts in shown.items())]:
         with pytest.raises(SystemExit) as ended:
             main([*words, "--help"])

@@ -1,4 +1,4 @@
-"""`ssdd-hub`: push, pull, list, show and check distilled sets, and render their cards, from the command line."""
+"""`ssdd-hub`: push, pull, list, show, view and check distilled sets, and render their cards, from the command line."""
 
 import argparse
 import json
@@ -79,8 +79,12 @@ def _build_parser() -> argparse.ArgumentParser:
     listing("--author", help="of this user or organisation")
     listing("--search", help="with this in their names")
     listing("--limit", type=_count, default=50, help="so many at most (%(default)s)")
+    view = _add("view", _view, "write the gallery of a set: its images, targets and scores, one HTML page", revision)
+    view("--output", type=Path, help="by default gallery.html, in the run folder or here")
+    view("--space", type=Path, help="write a static Space of the Hub into this folder as well")
     show = _add("show", _show, "tell what a set is, how it was made and what it scored", revision)
     check_text = "look for mistakes in a set, a teacher or a run: files, record, data, card, licence"
+    view("place", help="a set, or the folder of a run that holds one, or owner/name")
     for command in (show, _add("check", _check, check_text, revision)):
         command("place", help="a folder, or owner/name")
     return parser
@@ -194,6 +198,33 @@ def describe_set(metadata: Mapping[str, Any]) -> list[str]:
         return [*lines, *score_table(scores).splitlines()]
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         return [*lines, "the scores cannot be read"]
+
+
+def _view(arguments: argparse.Namespace) -> None:
+    # Imported here, since the other commands need no pictures.
+    from ssdd_hub.sets.distilled import DistilledSet
+    from ssdd_hub.sets.gallery import read_starts, render_gallery, write_space
+
+    folder = _folder_of(arguments)
+    run = _run_of(folder) if folder else None
+    distilled = DistilledSet.from_pretrained(
+        run / "distilled" if run else folder or arguments.place, arguments.revision
+    )
+    name = (run or folder.resolve()).name if folder else arguments.place
+    title = f"{name}: {len(distilled.images)} images"
+    page = arguments.output or (run or Path()) / "gallery.html"
+    render_gallery(distilled, page, title, read_starts(run, distilled.images) if run else None)
+    _say(f"the gallery is {page}: open it in a browser")
+    if arguments.space:
+        write_space(distilled, arguments.space, title)
+        _say(f"a static Space is in {arguments.space}: hf upload OWNER/NAME {arguments.space} --repo-type space")
+
+
+def _run_of(folder: Path) -> Path | None:
+    """Returns the run folder that a folder is, or whose set it is; None for others."""
+    folder = folder.resolve()
+    run = folder.parent if folder.name == "distilled" else folder
+    return run if (run / "config.yaml").is_file() and (run / "distilled").is_dir() else None
 
 
 def _cell(value: Any) -> Any:

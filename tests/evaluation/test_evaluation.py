@@ -146,6 +146,14 @@ def test_each_set_has_a_record_of_each_protocol_and_metric_with_its_statistics(r
     assert json.loads(text(records)) == records
 
 
+def test_accuracies_alone_state_the_number_of_classes(run):
+    three = make_data(draw_bank(9, torch.arange(9) % 3), draw_bank(6, torch.arange(6) % 3), None)
+    for record in run(Weights(), TeacherError(), datasets=[real_data(), replace(three, name="three")]):
+        known = {"made": 2, "three": 3} if record["metric"] == "accuracy" else {}
+        assert record.get("classes") == known.get(record["target"])
+        assert ("classes" in record) == bool(known)
+
+
 def test_the_values_are_those_of_one_student_after_the_other(run):
     protocols, data = {"weights": Weights(), "teacher_error": TeacherError()}, real_data()
     for record in scores(run(*protocols.values())):

@@ -1,5 +1,6 @@
 """The recipe as a user launches it."""
 
+import html
 import json
 import os
 import shutil
@@ -12,9 +13,11 @@ import pytest
 import torch
 import yaml
 from reference.warm import Running
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from ssdd_hub import DistilledSet
+from ssdd_hub.data import DataSettings, load_images
 from ssdd_hub.runs.checkpoints import load_tree
 from ssdd_hub.teachers.teacher import build_teacher
 
@@ -51,7 +54,8 @@ def finished(tmp_path_factory):
 
 def test_the_run_folder_is_complete(finished):
     output, _ = finished
-    for name in ("config.yaml", "log.jsonl", "report.html", "scores.json", "teacher/model.safetensors"):
+    files = ("config.yaml", "log.jsonl", "report.html", "gallery.html", "scores.json", "teacher/model.safetensors")
+    for name in files:
         assert (output / name).stat().st_size > 0
     for name in ("images", "loss", "scores"):
         assert (output / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -73,6 +77,33 @@ def test_load_dataset_reads_the_distilled_set(finished, tmp_path):
         assert torch.equal(images, distilled.images)
     assert torch.equal(columns["target"], distilled.targets)
     assert distilled.images.shape == (20, 1, 16, 16) and distilled.targets.shape == (20, 16 * 4 * 4)
+
+
+def test_the_set_tells_its_origin_and_the_run_keeps_the_starts_beside_it(finished):
+    output, printed = finished
+    distilled = DistilledSet.load(output / "distilled")
+    settings = distilled.provenance["settings"]
+    images, _ = load_images(DataSettings(**settings["data"]), settings["seed"])
+    start, similarity = (distilled.provenance[name] for name in ("start", "similarity"))
+    starts = load_file(output / "starts.safetensors")["starts"]
+    assert start["init"] == "random" and torch.equal(starts, images.pixels[start["indices"]])
+    assert similarity["nearest"]["of"] == similarity["start"]["of"] == 20
+    assert similarity["nearest"]["median"] >= similarity["start"]["median"] > 0.5
+    card, page = ((output / name).read_text() for name in ("distilled/README.md", "gallery.html"))
+    assert "## Origin and privacy" in card and "where a person sees the same picture" in card
+    assert page.count('class="tile start"') == 20 and "gallery.html" in printed.splitlines()[-1]
+    assert not [path for path in (output / "distilled").rglob("*") if "starts" in path.name]
+
+
+def test_the_verdict_stands_above_the_table_everywhere(finished):
+    output, printed = finished
+    lines = printed.splitlines()
+    told = next(number for number, line in enumerate(lines) if "to the teacher than random real images" in line)
+    assert lines[told + 2].split() == ["set", "teacher_error", "probe", "20", "labels"]
+    for name in ("report.html", "gallery.html", "distilled/README.md"):
+        text = html.unescape((output / name).read_text())
+        assert lines[told] in text
+    assert "chance is 10 %" in lines[told]
 
 
 def test_the_log_and_the_scores_hold_what_was_printed(finished):

@@ -146,6 +146,9 @@ def test_table_page_and_pictures_show_all_sets(finished):
     for name in ("smoke", "other", *REFERENCES):
         assert name in table and name in page
     assert FOLDER in table and "<img" in page and "data:image/png;base64" in page
+    for name, gallery in (("smoke", "gallery.html"), ("other", "gallery-2.html")):
+        assert f"<h1>{name}</h1>" in (output / gallery).read_text()
+        assert f"{name}: N" in table.split("| set |")[0] and table.index(f"{name}: N") < table.index("| set |")
     pictures = list((output / "pictures").glob("*.png"))
     assert pictures and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 

@@ -221,7 +221,7 @@ def test_every_score_is_in_a_table_and_every_picture_in_the_page(tmp_path):
         with Image.open(file) as picture:
             assert np.asarray(picture.convert("L")).std() > 5
     assert parsed.texts["h2"] == [
-        *("Pictures", "Scores", "Differences to random", "Share of the way from random to full", "Settings")
+        *("Verdict", "Pictures", "Scores", "Differences to random", "Share of the way from random to full", "Settings")
     ]
 
 
@@ -239,7 +239,7 @@ def test_differences_have_interval_and_p_and_shares_run_from_random_to_full(tmp_
 
 def test_a_share_of_a_way_that_may_not_be_there_says_so(tmp_path):
     parsed = page(tmp_path, knn_scores(random=[0.4], distilled=[0.45], full=[0.5]))
-    assert ["distilled", "50 % *"] in parsed.rows
+    assert ["distilled", "– *"] in parsed.rows
     assert "* too few seeds to tell full from random." in " ".join(parsed.texts["p"])
 
 
@@ -255,6 +255,15 @@ def test_text_from_outside_is_shown_as_text_and_nothing_is_fetched(tmp_path):
     assert parsed.texts["figcaption"][-1] == f"Images of the set {evil}"
     assert "The sets" in parsed.texts["h2"]
     assert sum(row[:1] == [evil] for row in parsed.rows) == 2  # scores, differences
+
+
+def test_the_verdict_on_every_set_comes_first(tmp_path):
+    scores = knn_scores(random=[0.40, 0.42, 0.41], a=[0.45, 0.46, 0.47], b=[0.41, 0.40, 0.42])
+    parsed = page(tmp_path, scores)
+    assert parsed.texts["h2"][0] == "Verdict"
+    told = parsed.texts["p"][:2]
+    assert told[0].startswith("a: On these classes better than random real images by knn (+5.0 points")
+    assert told[1].startswith("b: On these classes no different from random real images by knn")
 
 
 def test_an_evaluation_of_nothing_says_so(tmp_path):

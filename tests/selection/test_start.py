@@ -12,18 +12,20 @@ from ssdd_hub.selection.start import INITS, start_from
 def test_a_random_start_is_that_of_the_first_runs(source):
     given = source()
     rows = torch.randperm(20, generator=generator(3, "first images"))[:6]
-    assert torch.equal(start_from("random", given, 6, 3, SMALL)[0], given.bank.pixels[rows] / 255)
+    images, _, places = start_from("random", given, 6, 3, SMALL)
+    assert torch.equal(images, given.bank.pixels[rows] / 255) and torch.equal(places, rows)
 
 
 @pytest.mark.parametrize("init", INITS)
 def test_every_start_gives_images_with_their_targets(source, init):
     given = source()
-    images, targets = start_from(init, given, 6, 3, SMALL, torch.float64)
+    images, targets, places = start_from(init, given, 6, 3, SMALL, torch.float64)
     assert images.dtype == torch.float64 and images.shape == (6, 1, 16, 16)
     torch.testing.assert_close(targets, given.transform(given.teacher(images.float())), rtol=1e-3, atol=1e-4)
-    assert all(map(torch.equal, start_from(init, given, 6, 3, SMALL, torch.float64), (images, targets)))
+    assert all(map(torch.equal, start_from(init, given, 6, 3, SMALL, torch.float64)[:2], (images, targets)))
     real = bool((images[:, None] == given.bank.pixels.double() / 255).flatten(2).all(2).any(1).all())
-    assert real == (init != "noise")
+    assert real == (init != "noise") == (places is not None)
+    assert not real or torch.equal(given.bank.pixels[places].double() / 255, images)
 
 
 def test_noise_may_be_more_than_the_source_and_real_images_not(source):

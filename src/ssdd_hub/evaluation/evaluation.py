@@ -72,7 +72,7 @@ class Evaluation:
 
         Returns:
             The records of `scores.json`: one per set, student, dataset, protocol, metric and number of labels, with
-            mean, std (n - 1), n and all values.
+            mean, std (n - 1), n and all values; of accuracies the dataset's number of `classes` too.
         """
         entries = product(range(self.seeds), self.candidates, self.contenders)
         jobs = [_Job(self, candidate, contender, k) for k, candidate, contender in entries]
@@ -89,6 +89,10 @@ class Evaluation:
         results = {place: found for share in gather_object([measured]) for place, found in share.items()}
         return list(self._records(results))
 
+    @cached_property
+    def _classes(self) -> dict[str | None, int]:
+        return {data.name: data.num_classes for data in self.datasets if data.labelled}
+
     def _records(self, results: Mapping[tuple[str, str, int], "_Measured"]) -> Iterator[Record]:
         for candidate, contender in product(self.candidates, self.contenders):
             students = [results[candidate.name, contender.name, k] for k in range(self.seeds)]
@@ -100,7 +104,10 @@ class Evaluation:
                 for metric, labels in dict.fromkeys(kind for scores in found for kind in scores):
                     # A student without a value has None.
                     values = [scores.get((metric, labels)) for scores in found]
-                    yield {**about, "labels": labels, "metric": metric, **describe_values(values)}
+                    # So that the level of chance is known.
+                    chance = metric == "accuracy" and target in self._classes
+                    known = {"classes": self._classes[target]} if chance else {}
+                    yield {**about, "labels": labels, "metric": metric, **describe_values(values), **known}
 
 
 _Measured = dict[tuple[str, str | None], list[Measure]]  # by protocol and dataset

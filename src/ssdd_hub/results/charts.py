@@ -92,6 +92,8 @@ def _new_panels(width: float, height: float, down: int, across: int, count: int)
 def draw_bars(records: list[Record], styles: Mapping[str, Style], across: int = 2) -> "Figure":
     """Draws a panel for each thing measured, `across` of them side by side, with a bar for each set.
 
+    Accuracies whose differences an axis from zero would hide are points on a shorter axis.
+
     Raises:
         ValueError: Two records score the same set in the same way.
     """
@@ -114,9 +116,14 @@ def draw_bars(records: list[Record], styles: Mapping[str, Style], across: int = 
 
 def _fill_bars(axis: "Axes", column: dict[str, Record], styles: Mapping[str, Style], slim: bool) -> None:
     scored = {name: record for name, record in column.items() if record["mean"] is not None}
+    span = _short_axis(scored.values())
     for place, (name, record) in enumerate(scored.items()):
         mean, std = shown_values(record)
-        axis.barh(place, mean, height=0.65, color=(styles[name].colour, 0.55))
+        if span is None:
+            axis.barh(place, mean, height=0.65, color=(styles[name].colour, 0.55))
+        else:
+            # The length of a bar would mean nothing where the axis does not start at zero.
+            axis.plot(mean, place, styles[name].marker, color=styles[name].colour, markersize=9, zorder=3)
         if record["n"] > 1:
             axis.errorbar(mean, place, xerr=std, color="black", capsize=3 if slim else 6, linewidth=1.2)
         values = metric_of(record).factor * np.asarray(record.get("values", []), dtype=np.float64)
@@ -127,8 +134,25 @@ def _fill_bars(axis: "Axes", column: dict[str, Record], styles: Mapping[str, Sty
     if scored and spans_decades(scored.values()):
         least = min(record["mean"] for record in scored.values())
         axis.set(xscale="log", xlim=(least / 2, None))
+    if span is not None:
+        axis.set(xlim=span, ylim=(-0.5, len(labels) - 0.5))
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.25)
+
+
+def _short_axis(records: Iterable[Record]) -> tuple[float, float] | None:
+    """Returns the ends of an axis for accuracies that lie close together; None where the axis is to start at zero."""
+    ends = [
+        metric_of(record).factor * value
+        for record in records
+        if record["metric"] == "accuracy"
+        for spread in (-(record["std"] or 0), record["std"] or 0)
+        for value in (record["mean"] + spread, *record.get("values", []))
+        if value is not None
+    ]
+    low, high = min(ends, default=0.0), max(ends, default=0.0)
+    margin = max(0.15 * (high - low), 0.5)
+    return (low - margin, high + margin) if high - low < high / 2 else None
 
 
 def spans_decades(records: Iterable[Record]) -> bool:

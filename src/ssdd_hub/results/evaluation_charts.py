@@ -133,7 +133,7 @@ def _draw_alone(scores: list[Record], styles: Styles) -> list[Picture]:
         alone += chosen if len(group(chosen, "labels")) == 1 else []
     parts = group(alone, "protocol")
     parts = {("scores",): alone} if alone and len(sort_columns(alone)) <= _MOST_BARS else parts
-    caption = "mean (bar), standard deviation over seeds (whiskers), every seed (dots)."
+    caption = "mean (bar or marker), standard deviation over seeds (whiskers), every seed (dots)."
     return [
         Picture(f"{name} bars", f"{_join(*(p for (p,) in group(part, 'protocol')))}: {caption}", _bars(part, styles))
         for (name,), part in parts.items()

@@ -16,6 +16,7 @@ from ssdd_hub.files import atomic_path
 from ssdd_hub.results.charts import draw_bars, new_figure, save_figures, styles_of
 from ssdd_hub.results.compare import (
     DIFFERENCE_NOTE,
+    NOT_RANKED,
     UPPER_BOUNDS,
     difference_tables,
     score_note,
@@ -24,6 +25,7 @@ from ssdd_hub.results.compare import (
 )
 from ssdd_hub.results.evaluation_charts import draw_evaluation
 from ssdd_hub.results.tables import Record, Table, build_tables, group, score_rows, sort_columns, unit
+from ssdd_hub.results.verdict import own_sets, verdicts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "images": "Images of the set before and after distillation, and their difference (red: brighter, blue: darker).",
-    "loss": "Training losses: every logged value (faint) and their running median (strong).",
-    "scores": "Scores: mean (bar), standard deviation over seeds (whiskers) and every single seed (dots).",
+    "loss": (
+        "Training losses: every logged value (faint) and their running median (strong). The outer loss jumps up where "
+        "a student of the pool reached its age and was renewed: a new network fits the targets less well."
+    ),
+    "scores": "Scores: mean (bar or marker), standard deviation over seeds (whiskers) and every single seed (dots).",
 }
 MAX_SHOWN, PER_BAND = 24, 8
 LINE = "#1f6f8b"
@@ -51,6 +56,7 @@ def render_pictures(
             "the pictures need the same images (M, C, H, W), M > 0, before and after; "
             f"got {tuple(before.shape)} and {tuple(after.shape)}"
         )
+    scores = [record for record in scores if record["protocol"] not in NOT_RANKED]
     bars = draw_bars(scores, styles_of(record["set"] for record in scores))
     return save_figures(folder, {"images": _draw_images(before, after), "loss": _draw_losses(log), "scores": bars})
 
@@ -63,13 +69,18 @@ def render_report(
     `pictures` are PNG files by name, as `render_pictures` returns them, `scores` the records of `scores.json`,
     `config` the resolved configuration as YAML, and `facts` what was run, on what, for how long.
     """
-    columns = sort_columns(scores)
+    # Of the costs the seconds alone, as the last column.
+    shown = sorted(scores, key=lambda record: record["protocol"] in NOT_RANKED)
+    columns = sort_columns(
+        [each for each in shown if each["protocol"] not in NOT_RANKED or each["metric"] == "seconds"]
+    )
     return render_page(
         path,
         "report.html",
         [(picture, CAPTIONS.get(name, name)) for name, picture in pictures.items()],
         title=title,
         facts=facts,
+        verdicts=verdicts(scores),
         columns=[(heading, next(iter(column.values()))) for heading, column in columns.items()],
         rows=score_rows(columns),
         config=config,
@@ -189,9 +200,10 @@ def render_evaluation(
         folder / "report.html",
         "evaluation.html",
         shown + [(path, drawn[name].caption) for name, path in paths.items()],
-        title=f"Evaluation of {', '.join(_sets(records)) or 'nothing'}",
+        title=f"Evaluation of {', '.join(own_sets(records) or _sets(records)) or 'nothing'}",
         previews=len(shown),
         facts=facts,
+        verdicts=verdicts(records),
         parts=_parts(records, comparisons),
         config=config_text,
     )
@@ -219,5 +231,5 @@ def _parts(records: list[Record], comparisons: list[Record]) -> list[tuple[str, 
 
 
 def _share(share: Record) -> str:
-    text = "equal" if share["share"] is None else f"{100 * share['share']:.0f} %"
-    return f"{text}{' *' if share['note'] else ''}"
+    # A way that may not be there has no share.
+    return "– *" if share["note"] or share["share"] is None else f"{100 * share['share']:.0f} %"

@@ -184,7 +184,7 @@ def score_rows(columns: Columns) -> list[tuple[str, list[str]]]:
 
 def _change(column: dict[str, Record]) -> str:
     distilled, random = (column.get(name, {}).get("mean") for name in ("distilled", "random"))
-    if distilled is None or random is None:
+    if distilled is None or random is None or column["random"]["protocol"] == "cost":
         return ""
     if column["random"]["metric"] == "accuracy":
         return f"{100 * (distilled - random):+.1f} points"

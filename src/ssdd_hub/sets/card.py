@@ -1,6 +1,7 @@
 """The dataset card of a distilled set: a function of the metadata that the set carries, nothing typed by hand."""
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
@@ -12,12 +13,15 @@ from ssdd_hub.hub.licences import describe_licence
 from ssdd_hub.hub.markdown import describe, escape, fence, list_scores, one_line, rows, to_yaml
 from ssdd_hub.record import section
 from ssdd_hub.results.compare import markdown_table
+from ssdd_hub.results.verdict import verdicts
+from ssdd_hub.sets.origin import NOISES, source_address, source_on_hub, started_from, tell_origin
 from ssdd_hub.text import HUB_ID
 
 DATA_FILES = "data/train-*"
 """The pattern by which a card names the data files of its set, for `datasets`."""
-_TAGS = ["dataset-distillation", "dataset-condensation", "self-supervised", "synthetic", "ssdd_hub"]
+_TAGS = ["dataset-distillation", "dataset-condensation", "self-supervised", "ssdd_hub"]
 _SECTIONS = ("selection", "source", "teacher", "target_transform", "student", "hardware", "versions")
+_LONG_HASH = re.compile("[0-9a-f]{64,128}")
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 
 
@@ -36,10 +40,11 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
     place = json.dumps(location) + (f", revision={json.dumps(revision)}" if revision else "")
     licences = {"this set": provenance, "source": source, "teacher": teacher}
     seconds = provenance.get("seconds")
+    hashes: dict[str, str] = {}
     record = {
         "method": provenance.get("method"),
         "seed": provenance.get("seed"),
-        **{name: section(provenance, name) or None for name in _SECTIONS},
+        **{name: _shorten(section(provenance, name), name, hashes) or None for name in _SECTIONS},
         "time": None if seconds is None else f"{seconds:.1f} s",
     }
     card = DatasetCard.from_template(
@@ -58,8 +63,13 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         num_views=shapes["views"][1] if "views" in shapes else 0,
         use=rows(section(provenance, "use")),
         student=_student(provenance, shapes),
+        verdicts=_verdicts(provenance.get("scores") or []),
         scores=_scores(provenance.get("scores") or []),
+        origin=tell_origin(provenance, shapes["images"][0]),
+        source=rows(_shorten(_source(source), "source", hashes)),
+        measured=_measured(provenance.get("scores") or []),
         record=rows(record),
+        hashes=rows(hashes),
         settings=fence(to_yaml(provenance["settings"]), "yaml") if provenance.get("settings") else "",
         command=fence(str(provenance["command"]), "bash") if provenance.get("command") else "",
         teacher_link=_teacher_link(teacher),
@@ -74,9 +84,8 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
 
 def _card_data(metadata: Mapping[str, Any], title: str) -> DatasetCardData:
     provenance, tensors = metadata.get("provenance") or {}, metadata["tensors"]
-    source = section(provenance, "source")
-    # A local folder can look like a Hub id, but it has no revision.
-    on_hub = source.get("revision") and HUB_ID.fullmatch(str(source.get("name")))
+    on_hub, method = source_on_hub(section(provenance, "source")), provenance.get("method")
+    made_up = [] if started_from(provenance) not in NOISES and method != "selection/gaussian" else ["synthetic"]
     # The description is all by which the cache of `datasets` tells local sets in folders of one name apart.
     digests = ", ".join(
         f"{name} sha256 {facts['sha256'][:16]}" for name, facts in tensors.items() if "sha256" in facts
@@ -88,8 +97,9 @@ def _card_data(metadata: Mapping[str, Any], title: str) -> DatasetCardData:
         pretty_name=title,
         task_categories=["image-feature-extraction", "image-classification"],
         size_categories=next((name for limit, name in _SIZES.items() if size < limit), "1M<n<10M"),
-        source_datasets=[f"extended|{source['name']}" if on_hub else "original"],
-        tags=[*_TAGS, *(["krr-st"] if provenance.get("method") == "krr-st" else []), "timm", "lightly"],
+        # The Hub knows `original`, which derived images never are, and this form for a dataset that it has.
+        source_datasets=[f"extended|{on_hub}"] if on_hub else None,
+        tags=[*_TAGS, *made_up, *(["krr-st"] if method == "krr-st" else []), "timm", "lightly"],
         configs=[config],
     )
 
@@ -106,12 +116,37 @@ def _summary(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
     (size, *shape), (_, width) = shapes["images"], shapes["targets"]
     source, method = section(provenance, "source"), str(provenance.get("method"))
     amount = f"{source['num_images']} images" if source.get("num_images") else "images"
-    kind, verb = ("real", "chosen from") if method.startswith("selection/") else ("synthetic", "distilled from")
+    kind, verb = ("real ", "chosen from") if method.startswith("selection/") else ("", "distilled from")
     if method == "selection/gaussian":
-        kind, verb = "noise", "for comparison with"
-    origin = f" {verb} {escape(amount)} of {escape(source['name'])}" if source.get("name") else ""
+        kind, verb = "noise ", "for comparison with"
+    origin = f", {verb} {escape(amount)} of {escape(source['name'])}" if source.get("name") else ""
     sides = "x".join(map(str, shape))
-    return f"{size} {kind} images ({sides}, float32), each with a target vector of width {width},{origin}."
+    return f"{size} {kind}images ({sides}, float32), each with a target vector of width {width}{origin}."
+
+
+def _source(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what tells which images the source was, and in which version."""
+    address = source_address(source)
+    stated = {name: source.get(name) for name in ("name", "config", "split", "selection", "num_images", "revision")}
+    return {**stated, "address": address or "not recorded", "fingerprint": source.get("fingerprint") or "unknown"}
+
+
+def _measured(records: list[Any]) -> str:
+    """Returns with what networks, and on what datasets, the set was measured; empty where it was not."""
+    known = [record for record in records if isinstance(record, Mapping)]
+    parts = (dict.fromkeys(str(r[key]) for r in known if r.get(key)) for key in ("student", "target"))
+    networks, datasets = (describe(list(part)) for part in parts)
+    return f"{networks} on {datasets}" if networks and datasets else ""
+
+
+def _shorten(value: Any, path: str, hashes: dict[str, str]) -> Any:
+    """Returns facts with long hashes cut, which are collected under their places."""
+    if isinstance(value, Mapping):
+        return {name: _shorten(part, f"{path} {name}", hashes) for name, part in value.items()}
+    if isinstance(value, str) and _LONG_HASH.fullmatch(value):
+        hashes[path] = value
+        return f"{value[:12]}…"
+    return value
 
 
 def _student(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
@@ -135,6 +170,14 @@ def _scores(records: list[Any]) -> str:
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         # Of other making, or scored twice: listed one by one.
         return list_scores([record for record in records if isinstance(record, Mapping)])
+
+
+def _verdicts(records: list[Any]) -> list[str]:
+    """Returns the verdict on each set as a paragraph; none where the records are of other making."""
+    try:
+        return [escape(text) for text in verdicts(records)]
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        return []
 
 
 def _teacher_link(teacher: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Publishing the folder of a distilled set: checked, its card rendered for its new place, sent and verified."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from ssdd_hub.hub.upload import Parcel, Plan, Published, digest_of, pack, plan_u
 from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, read_metadata, section
 from ssdd_hub.sets.card import render_dataset_card
 from ssdd_hub.sets.check import Finding, check_card, check_set, check_set_licence, verify_folder
+from ssdd_hub.sets.origin import publishing_risks
 from ssdd_hub.statements import without_folders
+from ssdd_hub.text import printable
 
 MESSAGE = "Publish the distilled set"
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,14 @@ def plan_set(
 
     `repo_id` may lack the owner. A repository made here is `private`; an existing one must be so already. The commit
     goes to the branch `revision`, made if missing, or into a pull request. `tag` is by default made of the contents,
-    and none for a pull request. With `dry_run` the token need not write. Raises an `InputError` where the set, its
+    and none for a pull request. With `dry_run` the token need not write. A warning is logged where the source is not
+    known to be public, and where images resemble real ones. Raises an `InputError` where the set, its
     licence or the token is refused, or the repository holds something else.
     """
     tag = "" if create_pr and tag is None else tag
     repo_id = full_id(repo_id, token, dry_run)
+    for risk in publishing_risks(section(read_metadata(Path(folder)), "provenance")):
+        _LOG.warning("%s", printable(f"warning: {risk}"))
     parcel, chosen = pack_set(folder, repo_id, tag, additions, None if create_pr else revision)
     return plan_upload(
         parcel, repo_id, private=private, revision=revision, create_pr=create_pr, tag=chosen or None, token=token

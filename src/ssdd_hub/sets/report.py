@@ -5,26 +5,30 @@ from typing import Any
 
 from torch import Tensor
 
-from ssdd_hub.results.compare import compare, markdown_table
+from ssdd_hub.hub.markdown import escape
+from ssdd_hub.results.compare import NOT_RANKED, compare, markdown_table
 from ssdd_hub.results.page import render_evaluation, render_pictures, render_report
-from ssdd_hub.results.tables import Record
+from ssdd_hub.results.tables import Record, score_table
+from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.gallery import keep_starts, render_gallery
 from ssdd_hub.sets.preview import MOST_IMAGES, write_preview
 from ssdd_hub.sets.provenance import describe_command
 from ssdd_hub.settings import to_yaml
+from ssdd_hub.text import printable
 
 BASELINES = ("random", "kmeans")
 """The references that sets are tested against."""
 
 
-def save_distillation(run: RunFolder, distilled: DistilledSet, before: Tensor, facts: Mapping[str, str]) -> None:
-    """Writes `scores.json`, `distilled/`, `pictures/` and `report.html`.
+def save_distillation(run: RunFolder, distilled: DistilledSet, before: Tensor, facts: Mapping[str, str]) -> str:
+    """Writes `scores.json`, `distilled/`, `pictures/`, `report.html` and `gallery.html`; returns verdict and table.
 
     Args:
         run: The run.
-        distilled: The set, whose provenance holds `scores` and `hardware`.
+        distilled: The set, whose provenance holds `start`, `scores` and `hardware`.
         before: `(M, C, H, W)`, pixels in `[0, 1]`, of what it started from.
         facts: Shown in the report.
     """
@@ -37,6 +41,12 @@ def save_distillation(run: RunFolder, distilled: DistilledSet, before: Tensor, f
     title = f"{provenance['source']['name']}: {len(before)} distilled images"
     config = (run.path / "config.yaml").read_text(encoding="utf-8")
     render_report(run.path / "report.html", title=title, pictures=pictures, scores=scores, config=config, facts=facts)
+    starts = before.float().cpu() if "indices" in provenance["start"] else None
+    if starts is not None:
+        keep_starts(run.path, starts)
+    render_gallery(distilled, run.path / "gallery.html", title, starts)
+    contest = [record for record in scores if record["protocol"] not in NOT_RANKED]
+    return "\n".join([*verdicts(scores), "", score_table(contest)])
 
 
 def save_evaluation(
@@ -47,12 +57,16 @@ def save_evaluation(
     machine: Mapping[str, Any],
     seconds: float,
 ) -> str:
-    """Writes `scores.json`, `scores.md`, `pictures/` and `report.html`; returns the table of `scores.md`."""
+    """Writes `scores.json`, `scores.md`, `pictures/`, `report.html` and galleries; returns verdicts and `scores.md`.
+
+    The gallery of the first set is `gallery.html`, those of others have numbers.
+    """
     baselines = [name for name in BASELINES if name in config.references]
     comparisons = [row for name in baselines for row in compare(records, name)]
     about, table = _describe(machine), markdown_table(records, baselines)
+    told = verdicts(records)
     run.write_json("scores.json", {"records": records, "comparisons": comparisons, **about})
-    (run.path / "scores.md").write_text(table, encoding="utf-8")
+    (run.path / "scores.md").write_text("\n\n".join([*map(escape, told), table]), encoding="utf-8")
     previews = {name: run.path / "pictures" / f"set-{number}.png" for number, name in enumerate(sets, 1)}
     for name, path in previews.items():
         # Drawn here: the file of a folder from elsewhere may show anything.
@@ -60,7 +74,10 @@ def save_evaluation(
     facts = {"sets": ", ".join(config.sets), "seconds of this command": f"{seconds:.0f}"}
     facts |= {"machine": _machine(machine), "command": about["command"]}
     render_evaluation(run.path, records, comparisons, facts, to_yaml(config), previews)
-    return table
+    for number, (name, distilled) in enumerate(sets.items(), 1):
+        path = run.path / ("gallery.html" if number == 1 else f"gallery-{number}.html")
+        render_gallery(distilled, path, name, records=records)
+    return "\n".join([*map(printable, told), "", table])
 
 
 def _describe(machine: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""The verdict on a set in words: whether it helped, from paired tests against the references."""
+
+import re
+from collections.abc import Sequence
+
+from ssdd_hub.results.charts import STYLES
+from ssdd_hub.results.compare import LEVEL, NOT_RANKED, compare
+from ssdd_hub.results.tables import Record, amount, group
+
+TEACHER_ERROR = "teacher_error"
+MOST_LISTED = 2
+"""Measurements that are told one by one; more are counted."""
+NOT_NEARER = "more --distiller.steps, a larger --distiller.num-images, or a wider student"
+NOT_BETTER = (
+    "a stronger teacher (its own features bound what a set can teach: --references teacher measures them), more "
+    "--distiller.num-images, or --init kcenter"
+)
+TOO_FEW = "--evaluate.seeds 5 or more, without which no difference can be told from chance"
+
+
+def own_sets(records: Sequence[Record]) -> list[str]:
+    """Returns the names of the sets that are no references."""
+    # Every reference has a style of its own; beside sets of several sizes it is called `random-50` and the like.
+    names = [str(name) for (name,) in group(records, "set")]
+    return [name for name in names if name == "distilled" or re.sub(r"-[0-9]+$", "", name) not in STYLES]
+
+
+def verdicts(records: Sequence[Record]) -> list[str]:
+    """Returns a paragraph for each set that is no reference, with its name where there are several.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    own = own_sets(records)
+    told = {name: " ".join(sentences) for name in own if (sentences := verdict(records, name))}
+    return [f"{name}: {text}" if len(own) > 1 else text for name, text in told.items()]
+
+
+def verdict(records: Sequence[Record], name: str = "distilled") -> list[str]:
+    """Returns whether a set helped, as sentences; none where nothing was measured.
+
+    The first sentence is about the error to the teacher, the next one about the classes, against `random` (as many
+    real images) and `none` (no pre-training), by two-sided paired t-tests over the seeds at p < 0.05, uncorrected;
+    with the chance level, where the records state it. The last one says what to try where the set did not help.
+
+    Args:
+        records: The records of `scores.json`.
+        name: The set.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    records = [record for record in records if record["protocol"] not in NOT_RANKED and record["mean"] is not None]
+    results = {
+        reference: [result for result in compare(records, reference) if result["set"] == name and result["better"]]
+        for reference in ("random", "none")
+    }
+    errors = {reference: _errors(found) for reference, found in results.items()}
+    classes = {
+        reference: [each for each in found if each["metric"] == "accuracy"] for reference, found in results.items()
+    }
+    sentences = [f"{_teacher_sentence(reference, found)}." for reference, found in errors.items() if found][:1]
+    told = [_class_phrase(reference, found) for reference, found in classes.items() if found]
+    if told:
+        sentences.append(f"On these classes {'; '.join(told)}{_chance_level(records)}.")
+    return [*sentences, *_advice(errors, classes)]
+
+
+def _errors(results: list[Record]) -> list[Record]:
+    return [result for result in results if result["protocol"] == TEACHER_ERROR]
+
+
+def _outcome(result: Record) -> str:
+    """Returns `better`, `worse`, `no different` or, with one seed, `untested`."""
+    if result["p"] is None:
+        return "untested"
+    if result["p"] >= LEVEL or result["improves"] is None:
+        return "no different"
+    return "better" if result["improves"] else "worse"
+
+
+def _teacher_sentence(reference: str, results: list[Record]) -> str:
+    beside = {"random": "random real images", "none": "no pre-training"}[reference]
+    words = {
+        "better": f"Nearer to the teacher than {beside}",
+        "worse": f"Farther from the teacher than {beside}",
+        "no different": f"No nearer to the teacher than {beside}",
+        "untested": f"Not tested against {beside} (one seed tells no difference from chance)",
+    }
+    return "; ".join(f"{words[_outcome(result)]}{_figures(result)}" for result in results[:MOST_LISTED])
+
+
+def _class_phrase(reference: str, results: list[Record]) -> str:
+    beside = {"random": "random real images", "none": "no pre-training"}[reference]
+    outcomes = [_outcome(result) for result in results]
+    if len(results) > MOST_LISTED:
+        counts = [
+            f"{word} in {outcomes.count(word)}"
+            for word in ("better", "no different", "worse", "untested")
+            if word in outcomes
+        ]
+        return f"against {beside}, of {len(results)} measurements: {', '.join(counts)}"
+    words = {"better": "better than", "worse": "worse than", "no different": "no different from"}
+    told: dict[str, list[str]] = {}
+    for outcome, result in zip(outcomes, results, strict=True):
+        told.setdefault(words.get(outcome, "not tested against"), []).append(f"{_heading(result)}{_figures(result)}")
+    return ", ".join(f"{word} {beside} by {' and '.join(measured)}" for word, measured in told.items())
+
+
+def _heading(result: Record) -> str:
+    return f"{result['protocol']} {amount(result['labels'])}".rstrip()
+
+
+def _figures(result: Record) -> str:
+    if result["relative"] is not None:
+        change = f"{100 * result['relative']:+.0f} %"
+    else:
+        change = f"{100 * result['difference']:+.1f} points"
+    p = "" if result["p"] is None else "p < 0.001, " if result["p"] < 0.001 else f"p = {result['p']:.2g}, "
+    return f" ({change}, {p}n = {result['n']})"
+
+
+def _chance_level(records: Sequence[Record]) -> str:
+    levels = {f"{100 / count:.2g} %" for record in records if (count := record.get("classes"))}
+    return f"; chance is {' or '.join(sorted(levels))}" if levels else ""
+
+
+def _advice(errors: dict[str, list[Record]], classes: dict[str, list[Record]]) -> list[str]:
+    """Returns what to try, for the first thing that did not succeed."""
+    found = [*errors["random"], *classes["random"]]
+    if any(_outcome(result) == "untested" for result in found):
+        return [f"To try: {TOO_FEW}."]
+    if any(_outcome(result) != "better" for result in errors["random"]):
+        return [f"To try: {NOT_NEARER}."]
+    if classes["random"] and not any(_outcome(result) == "better" for result in classes["random"]):
+        return [f"To try: {NOT_BETTER}."]
+    return []
