@@ -22,6 +22,7 @@ from ssdd_hub.hub.client import full_id
 from ssdd_hub.hub.upload import Plan, Published, plan_upload, upload
 from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
 from ssdd_hub.runs.folder import folder_name
+from ssdd_hub.runs.lock import FolderLock
 from ssdd_hub.sets.publish import CardOverrides, plan_set
 from ssdd_hub.sets.release import check_teacher, collect, pack_model, plan_students
 from ssdd_hub.settings import parse_config
@@ -119,6 +120,8 @@ def main() -> None:
     if config.dry_run:
         print("nothing was sent")
         return
+    # Until the recipe ends.
+    FolderLock(output).acquire()
     record: dict[str, Any] = {}
 
     def send(name: str, plan: Plan, message: str) -> Published:

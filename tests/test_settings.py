@@ -1,5 +1,6 @@
 """Old names of settings, and what a misspelt name may have meant; all else of `parse_config` is in recipes/."""
 
+import time
 import warnings
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
@@ -7,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 import pytest
 
 from ssdd_hub.bounds import Count, Settings, one_of
-from ssdd_hub.errors import SettingsError
+from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.settings import parse_config, to_dict
 
 
@@ -149,3 +150,43 @@ def test_a_misspelt_choice_is_answered_by_the_nearest_one(parse):
     required = "pretraining.augment must be one of none, crop-flip, got"
     for given, hint in (("dsa", ""), ("cropflip", "; the nearest is crop-flip")):
         assert parse("--pretraining.augment", given)[0] == [f"{required} {given!r}{hint}"]
+
+
+BOMB = "dataset_args:\n  a0: &a0 [1, 1]\n" + "".join(f"  a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 25))
+LARGE = {
+    "has more than 131072 characters": ["a: 1\n" * 30_000, "#" * 2**17 + "\n"],
+    "has more than 10000 values, with aliases written out": [
+        "".join(f"k{number}: {number}\n" for number in range(9_000)),
+        f"datasets: [{'a,' * 20_000}]",
+        BOMB,
+    ],
+    "is nested more than 30 deep": [f"datasets: {'[' * 3000}{']' * 3000}", "datasets: " + "{a: " * 3000],
+    "the alias 'a' stands inside what it names": ["dataset_args: &a {b: [*a]}"],
+    "undefined alias": ["dataset_args: *a"],
+}
+
+
+@pytest.mark.parametrize(("words", "text"), [(words, text) for words, texts in LARGE.items() for text in texts])
+def test_a_file_of_settings_that_would_take_long_is_refused_at_once(parse, words, text):
+    started = time.monotonic()
+    with pytest.raises(InputError, match=f"a.yaml cannot be read as YAML: .*{words}"):
+        parse(text=text)
+    assert time.monotonic() - started < 5
+
+
+def test_a_thousand_mistakes_and_long_texts_take_no_time(parse):
+    started = time.monotonic()
+    problems, _ = parse(text="".join(f"k{number}: {number}\n" for number in range(4_000)))
+    assert len(problems) == 4_000 and "the nearest is" in problems[0] and problems[-1] == "k3999 is not a setting"
+    for value in ("[" * 9_000, "a, " * 20_000, "[&a [1, 1], *a]"):
+        (problem,) = parse("--datasets", value)[0]
+        assert "datasets must be of type list[str], got" in problem and len(problem) < 400
+    (problem,) = parse("--dataset-args", BOMB)[0]
+    assert "dataset_args must be of type dict" in problem and len(problem) < 400
+    assert time.monotonic() - started < 10
+
+
+def test_aliases_of_a_sane_size_are_read(parse):
+    found, _ = parse(text="dataset_args: {a: &a {b: [1, 2]}, c: *a, d: [*a, *a]}")
+    a = {"b": [1, 2]}
+    assert found["dataset_args"] == {"a": a, "c": a, "d": [a, a]}

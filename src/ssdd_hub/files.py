@@ -1,11 +1,15 @@
 """Files and folders that appear whole or not at all: written beside their place and renamed."""
 
+import hashlib
+import itertools
 import os
+import re
 import shutil
-import tempfile
-import threading
+import socket
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ssdd_hub.errors import InputError
@@ -14,17 +18,28 @@ from ssdd_hub.record import CARD_FILE, METADATA_FILE, PREVIEW_FILE, TRANSFORM_FI
 _OWN_ENTRIES = {METADATA_FILE, CARD_FILE, PREVIEW_FILE, TRANSFORM_FILE, "data"}
 
 
+# What is being written says whose it is: `.NAME.PROCESS-NUMBER@HOST.tmp`, and a set that is being replaced
+# `.NAME.PROCESS-NUMBER@HOST.old.tmp`. safetensors writes a file of its own first, which says nothing.
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(-\d+)?(@(?P<host>[\w-]*))?(?P<old>\.old)?\.tmp|\.tmp\w{6}")
+_STALE = 86400  # seconds after which no process still writes a temporary file
+_NUMBERS = itertools.count()
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder, renamed to `path` when the block ends well and removed otherwise.
 
-    A reader therefore sees the old file or the whole new one, also after a kill or on a full disk.
+    A reader therefore sees the old file or the whole new one, also after a kill or on a full disk. Who may read it is
+    decided by the umask alone, whatever the writer does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = _beside(path)
     try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
-        _sync(temporary)
+        _finish(mode, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -36,20 +51,18 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
     A set that was there is renamed aside first, and removed last. A block that fails leaves the old set and nothing
     else. A kill leaves the old set or the new one whole at its place; between the two renames, both whole beside it
-    in hidden folders.
+    in hidden folders, and the next call puts the old one back.
 
     Raises:
         InputError: The place is taken by something other than a distilled set.
     """
     folder = folder.resolve()
+    remove_abandoned(folder.parent, folder.name)
     _check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as scratch:
-        # One level down, because the temporary folder itself is closed to other users.
-        new, old = Path(scratch, "new"), Path(f"{scratch}.old")
-        new.mkdir()
+    with hidden_folder(folder) as new:
         yield new
-        _sync(*new.rglob("*"), new)
+        _finish_tree(new)
+        old = new.parent.with_name(new.parent.name.removesuffix(".tmp") + ".old.tmp")
         try:
             # Again, since the block may have taken long.
             _check_replaceable(folder)
@@ -61,6 +74,107 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
             raise
         _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `folder`, where nothing may be yet, when the block ends well."""
+    remove_abandoned(folder.parent, folder.name)
+    with hidden_folder(folder) as new:
+        yield new
+        _finish_tree(new)
+        new.rename(folder)
+        _sync(folder.parent)
+
+
+@contextmanager
+def hidden_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder named `new` inside a hidden one beside `folder`, which is removed in any case."""
+    scratch = _beside(folder)
+    if scratch.exists():  # of a process that was killed and had the same number
+        shutil.rmtree(scratch, ignore_errors=True)
+    new = scratch / "new"
+    new.mkdir(parents=True)
+    try:
+        yield new
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a name in a folder is one of this module's for what is being written."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_abandoned(folder: Path, name: str | None = None, *, owned: bool = False) -> None:
+    """Removes what processes that are gone were writing in a folder; a set that one had put aside is put back.
+
+    Args:
+        folder: The folder; what is inside its folders stays.
+        name: Only what was to have this name.
+        owned: Whether no other process writes here, so that everything temporary is abandoned.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for path in sorted(folder.iterdir()):
+            found = _TEMPORARY.fullmatch(path.name)
+            if not found or name not in (None, found["name"]) or not (owned or _is_abandoned(path, found)):
+                continue
+            if found["old"]:
+                _put_back(path, folder / found["name"])
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _is_abandoned(path: Path, found: re.Match[str]) -> bool:
+    import psutil  # here, because it is not needed to load a set
+
+    try:
+        modified = path.lstat().st_mtime
+        if time.time() - modified > _STALE:
+            return True
+        if found["pid"] is None or found["host"] not in (None, _host()):
+            return False
+        # The number may since have been given to another process, which is younger than the file.
+        return bool(psutil.Process(int(found["pid"])).create_time() > modified + 60)
+    except psutil.NoSuchProcess:
+        return True
+    except (OSError, OverflowError, ValueError, psutil.Error):
+        return False
+
+
+def hash_file(path: Path) -> str:
+    """Returns the sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "_", socket.gethostname(), flags=re.ASCII)[:40]
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_NUMBERS)}@{_host()}.tmp")
+
+
+def _finish(mode: int, *paths: Path) -> None:
+    """Gives files the permissions that the umask leaves, which safetensors denies to others, and writes the bytes."""
+    for path in paths:
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
+    _sync(*paths)
+
+
+def _finish_tree(folder: Path) -> None:
+    entries = sorted(folder.rglob("*"))
+    # What the umask leaves of a folder it leaves of a file too, but for searching.
+    _finish(stat.S_IMODE(folder.stat().st_mode) & 0o666, *(path for path in entries if path.is_file()))
+    _sync(*(path for path in entries if path.is_dir()), folder)
 
 
 def _put_back(old: Path, folder: Path) -> None:

@@ -9,6 +9,8 @@ import yaml
 from ssdd_hub.errors import InputError
 
 _MOST_LEVELS = 30
+LARGEST_SETTINGS = 2**17
+"""Characters of a file of settings at most: what takes PyYAML seconds is no file of settings."""
 _LONGEST_NUMBER = 100  # characters, since the time grows with their square
 # What the readers of tagged numbers and dates raise.
 MISTAKES = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -18,16 +20,30 @@ class _PlainLoader(yaml.SafeLoader):
     """YAML as the Hub and `datasets` take it: plain values, no key twice. No aliases, which make bytes gigabytes."""
 
     aliases = False
-    depth = 0
+    most_nodes = 200_000  # the card of a dataset names tens of thousands of classes
+    depth = nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if not self.aliases and self.check_event(yaml.events.AliasEvent):
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        is_alias, before = self.check_event(yaml.events.AliasEvent), self.nodes
+        if is_alias and not self.aliases:
             raise yaml.composer.ComposerError("aliases are not taken")
         if self.depth == _MOST_LEVELS:
             raise yaml.composer.ComposerError(f"it is nested more than {_MOST_LEVELS} deep")
+        if not before:
+            self.sizes = dict[str, int]()
+        if is_alias and event.anchor in self.anchors:
+            if event.anchor not in self.sizes:
+                raise yaml.composer.ComposerError(f"the alias {event.anchor!r} stands inside what it names")
+            self.nodes += self.sizes[event.anchor]
+        self.nodes += 1
+        if self.nodes > self.most_nodes:
+            raise yaml.composer.ComposerError(f"it has more than {self.most_nodes} values, with aliases written out")
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if event.anchor and not is_alias:
+            self.sizes[event.anchor] = self.nodes - before
         return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
@@ -46,9 +62,13 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class SettingsLoader(_PlainLoader):
-    """Reads scalars as YAML 1.2 does, unlike PyYAML: 1e-4 is a number, `no` and a date are words."""
+    """Reads scalars as YAML 1.2 does, unlike PyYAML: 1e-4 is a number, `no` and a date are words.
+
+    An alias counts as all that it stands for, since settings are written out again.
+    """
 
     aliases = True  # these files are the user's own
+    most_nodes = 10_000
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":bool", ":timestamp"))]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()

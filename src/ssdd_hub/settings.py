@@ -20,10 +20,12 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from ssdd_hub.bounds import plain_type
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.plain_yaml import MISTAKES, SettingsDumper, SettingsLoader
+from ssdd_hub.plain_yaml import LARGEST_SETTINGS, MISTAKES, SettingsDumper, SettingsLoader
 
 Config = TypeVar("Config")
 _NAME = re.compile("--?[A-Za-z]")  # a number may be negative, so a dash alone does not make a name
+_MOST_HINTS = 20  # problems after which no nearest name is searched, which takes long
+_LONGEST_LIST = 10_000  # characters of text that is read as YAML again
 _SWITCHES = ("help", "h", "print_config")
 Given = tuple[str, Any]  # a dotted name, and text of the command line or what a YAML file holds
 
@@ -123,7 +125,12 @@ def _build_parser(config_class: Any, default: Path | None, description: str | No
 
 def _read_file(path: Path) -> Mapping[Any, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), SettingsLoader)
+        # Not by the size, which a pipe does not have.
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_SETTINGS + 1)
+        if len(text) > LARGEST_SETTINGS:
+            raise ValueError(f"it has more than {LARGEST_SETTINGS} characters")
+        content = yaml.load(text, SettingsLoader)
     except (OSError, *MISTAKES) as error:
         raise InputError(f"--config {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, (dict, type(None))):
@@ -230,7 +237,7 @@ class _Reader:
                 values[setting] = _with_entry(values.get(setting), entry, value) if entry else _typed(value, kind)
             except (ArgumentError, *MISTAKES) as error:
                 hint = f": {error}" if type(error) is ValueError else ""
-                self.problems.append(f"{name} must be of type {formatannotation(kind)}, got {value!r}{hint}")
+                self.problems.append(f"{name} must be of type {formatannotation(kind)}, got {repr(value)[:200]}{hint}")
         return values
 
     def inside(self, section: str) -> list[str]:
@@ -238,6 +245,8 @@ class _Reader:
         return [kind for kind in self.kinds if kind.startswith(f"{section}.")]
 
     def _unknown(self, name: str) -> str:
+        if len(self.problems) >= _MOST_HINTS:
+            return f"{name} is not a setting"
         if self.inside(name):
             return f"{name} is a section; give its settings one by one, such as {self.inside(name)[0]}"
         section, _, last = name.rpartition(".")
@@ -275,6 +284,8 @@ def _typed(value: Any, kind: Any) -> Any:
         # A number of YAML is not what was written: 012 is 10.
         raise ValueError("put it in quotes")
     text = value if isinstance(value, str) else json.dumps(value)
+    if kind not in (str, str | None) and len(text) > _LONGEST_LIST:
+        raise ValueError(f"at most {_LONGEST_LIST} characters are taken")
     if kind == list[str] and not text.startswith("["):
         text = f"[{text}]"
     return _parser_of(kind).parse_args([f"--value={text}"]).value

@@ -73,6 +73,17 @@ def test_a_torn_file_counts_as_none_wherever_it_ends(store):
         assert store.read(KEY) is None
 
 
+def test_a_changed_digit_counts_as_none_and_a_file_without_a_hash_is_read(store):
+    store.write(KEY, MEASURES)
+    stored = json.loads(only_file(store).read_text())
+    stored["measures"][0]["value"] += 0.125
+    only_file(store).write_text(json.dumps(stored))
+    assert store.read(KEY) is None
+    del stored["sha256"]
+    only_file(store).write_text(json.dumps(stored))
+    assert store.read(KEY)[0].value == MEASURES[0].value + 0.125
+
+
 def test_the_file_of_another_cell_is_not_taken_for_this_one(store):
     store.write(KEY, MEASURES)
     path = only_file(store)

@@ -1,5 +1,7 @@
 """Bad input: a message that names the problem and what to do, no traceback, nothing half-written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,29 @@ def test_unknown_names_are_reported_together_before_anything_is_printed(launch, 
     printed = capsys.readouterr()
     assert [line.split()[1] for line in printed.err.splitlines()[1:]] == ["pool.size", "init", "method"]
     assert printed.out == ""
+
+
+HOLD = "import sys, time; from pathlib import Path; from ssdd_hub.runs.lock import FolderLock\n"
+HOLD += "FolderLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(600)"
+
+
+@pytest.fixture(scope="module")
+def holder(tmp_path_factory):
+    """A folder, and the process that has it to itself."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield folder, process.pid
+        process.kill()
+
+
+# The others begin by the same function; `evaluate` needs a set before that.
+RECIPES = ["distill", "train_teacher", "benchmark", "gradient_bias", "time_to_quality"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_folder_that_another_process_uses_is_refused_by_every_recipe(refuse, holder, recipe):
+    folder, process = holder
+    words = [f"{folder} is in use by process {process} on", "wait until it ends"]
+    refuse(words, recipe, "--output", folder, "--run.mixed-precision", "no")
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".owner.json"]

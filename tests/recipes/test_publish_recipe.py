@@ -16,6 +16,7 @@ from test_release import MADE, header_of, new_teacher
 
 import publish
 from ssdd_hub.errors import SettingsError
+from ssdd_hub.runs.lock import LOCK_FILE
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "publish.py"
 LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1")
@@ -173,7 +174,17 @@ def test_a_set_alone_is_published_as_the_command_line_does(hub, place, run, tmp_
     printed = run("--repo", "lab/tiny", "--private", "--tag", "v1", "--scores", "scores.json", "--output", "out")
     assert hub.repos.keys() == {("dataset", "lab/tiny")} and hub.repos["dataset", "lab/tiny"].private
     assert 'from_pretrained("lab/tiny", revision="v1")' in printed
-    assert contents(place / "out").keys() == {"published.json"} and record(place / "out").keys() == {"set"}
+    assert contents(place / "out").keys() == {"published.json", LOCK_FILE} and record(place / "out").keys() == {"set"}
+
+
+def test_the_same_command_twice_at_once_is_refused_before_anything_is_sent(hub, place, run):
+    hold = "import time; from pathlib import Path; from ssdd_hub.runs.lock import FolderLock\n"
+    hold += "FolderLock(Path('out')).acquire(); print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        message = run("--repo", "lab/tiny", "--output", "out", status=2)
+        other.kill()
+    assert f"out is in use by process {other.pid}" in message and not hub.repos
 
 
 def test_all_that_is_private_is_collected_privately_in_the_owners_namespace(hub, place, run):

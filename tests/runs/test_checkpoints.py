@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import pickle
 import subprocess
@@ -166,6 +167,51 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path, content):
     path.write_bytes(path.read_bytes()[content] if isinstance(content, slice) else content)
     with pytest.raises(InputError, match=r"step-00000003\.safetensors is not a whole checkpoint.*remove it and start"):
         checkpoints.load_newest()
+
+
+def flip_a_bit(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+TREE = {"a": torch.arange(50.0), "b": [torch.arange(9).bfloat16(), torch.tensor(3), torch.zeros(0)], "step": 7}
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path):
+    path = tmp_path / "step-00000001.safetensors"
+    save_tree(path, TREE)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        flip_a_bit(path, place)
+        try:
+            # Blanks between two parts of the header may change.
+            assert_same(load_tree(path), TREE)
+        except InputError:
+            pass
+        path.write_bytes(whole)
+    flip_a_bit(path, -3)
+    with pytest.raises(InputError, match="not a whole checkpoint .* .its sha256 is not the one that was written"):
+        load_tree(path)
+
+
+def test_the_checkpoint_before_a_damaged_one_is_taken_and_the_damaged_one_goes(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step, "a": torch.arange(9)})
+    flip_a_bit(tmp_path / "step-00000002.safetensors", -3)
+    assert checkpoints.load_newest()["step"] == 1
+    (record,) = caplog.records
+    assert "step-00000002.safetensors is not a whole checkpoint" in record.getMessage()
+    assert record.getMessage().endswith("the one before it is taken")
+    checkpoints.save(1, {"step": 1})
+    assert os.listdir(tmp_path) == ["step-00000001.safetensors"]
+
+
+def test_a_checkpoint_without_a_hash_is_read(tmp_path):
+    header = json.dumps({"items": [["a", {"tensor": "0"}], ["step", 3]]})
+    safetensors.torch.save_file({"0": torch.arange(3)}, tmp_path / "old.safetensors", metadata={"tree": header})
+    assert_same(load_tree(tmp_path / "old.safetensors"), {"a": torch.arange(3), "step": 3})
 
 
 class Bomb:

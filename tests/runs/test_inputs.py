@@ -11,6 +11,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs import inputs as inputs_module
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.inputs import INPUTS_FILE, deciding_facts, describe_bank, describe_images, fingerprint_labels
+from ssdd_hub.runs.lock import LOCK_FILES
 from ssdd_hub.teachers.teacher import Teacher
 
 CONFIG = {"data": {"name": "digits"}, "seed": 0, "output": "runs/a"}
@@ -33,7 +34,7 @@ def content(folder):
     return {
         path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name not in LOCK_FILES
     }
 
 
@@ -56,11 +57,11 @@ def make_bank(pixels, labels=None):
 def test_the_inputs_are_recorded_when_a_run_starts(tmp_path):
     begin(tmp_path, is_main=False).pin(TEACHER)
     run = RunFolder(tmp_path / "a", CONFIG)
-    assert os.listdir(tmp_path) == []
+    assert {*os.listdir(run.path)} == LOCK_FILES
     run.start({**IMAGES, **TEACHER})
     record = json.loads((run.path / INPUTS_FILE).read_text())
     assert record == {"format_version": 1, "inputs": json.loads(json.dumps({**IMAGES, **TEACHER}))}
-    assert sorted(os.listdir(run.path)) == ["config.yaml", INPUTS_FILE]
+    assert {*os.listdir(run.path)} - LOCK_FILES == {"config.yaml", INPUTS_FILE}
 
 
 def test_images_are_named_by_pixels_and_order_and_by_labels_where_these_count():

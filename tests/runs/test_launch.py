@@ -1,7 +1,16 @@
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from ssdd_hub.errors import InputError, SettingsError
@@ -48,7 +57,39 @@ def test_under_a_launcher_the_message_is_last_or_it_says_how_to_make_it_so(capsy
     assert "traceback : error: name another\n====" in str(ChildFailedError("distill.py", {0: failure}))
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("out of memory"), SystemExit(0)])
+REFUSED = (
+    (OSError(errno.ENOSPC, "No space left on device", "runs/a/log.jsonl"), r"No space left.*, runs/a/log.jsonl.*room"),
+    (OSError(errno.EFBIG, "File too large"), r"File too large\): .*ulimit -f"),
+    (PermissionError(errno.EACCES, "Permission denied", "/x"), r"Permission denied, /x\): allow"),
+    (
+        SafetensorError("Error while serializing: I/O error: No space (os error 28)"),
+        r"No space left on device\): make",
+    ),
+)
+
+
+@pytest.mark.parametrize(("error", "words"), REFUSED)
+def test_what_the_system_refuses_is_told_in_words(error, words, capsys):
+    status, printed = end(error, capsys)
+    assert status == 1 and re.search(f"^error: the system refused to go on .{words}.*What was saved", printed), printed
+
+
+def test_a_removed_working_directory_is_told_in_words(capsys, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        Path("run").resolve()
+    assert end(caught.value, capsys) == (
+        1,
+        "error: the working directory was removed: go to another one, and give the same command again\n",
+    )
+
+
+OTHERS = [ValueError("a bug"), RuntimeError("out of memory"), SystemExit(0), FileNotFoundError(2, "none", "/x")]
+
+
+@pytest.mark.parametrize("error", OTHERS)
 def test_any_other_error_keeps_its_traceback(error):
     def main():
         raise error
@@ -89,3 +130,31 @@ def test_a_launch_that_shards_the_model_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "Accelerator", Sharded)
     with pytest.raises(InputError, match="a few megabytes and is not sharded: launch without .*FSDP"):
         build_accelerator(RunSettings(), tmp_path)
+
+
+CHILD = """
+import os, sys, time
+from ssdd_hub.runs.launch import end_with_launcher
+end_with_launcher()
+print(os.getpid(), flush=True)
+time.sleep(100)
+"""
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of the end of its parent")
+@pytest.mark.parametrize("launcher", ["ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID", None])
+def test_a_process_ends_with_its_launcher_and_goes_on_without_a_shell(launcher):
+    environment = {name: value for name, value in os.environ.items() if name not in launch._LAUNCHED}
+    environment |= {launcher: "no"} if launcher else {}
+    command = [sys.executable, "-c", PARENT, CHILD]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    deadline = time.monotonic() + (30 if launcher else 1)
+    while time.monotonic() < deadline and child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
+    lives = child.is_running() and child.status() != psutil.STATUS_ZOMBIE
+    if lives:
+        child.send_signal(signal.SIGKILL)
+    assert lives == (launcher is None)

@@ -9,6 +9,7 @@ import yaml
 
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs.folder import RunFolder, RunLog, RunSettings
+from ssdd_hub.runs.lock import LOCK_FILE, LOCK_FILES
 from ssdd_hub.runs.own_runs import is_own_run, remember_run
 
 CONFIG = {
@@ -94,12 +95,15 @@ def test_settings_of_any_size_are_not_read(tmp_path):
 def test_starting_writes_the_settings_also_into_an_empty_folder_and_goes_on_with_the_same(tmp_path):
     for place in (tmp_path / "runs" / "a", tmp_path):
         run = RunFolder(place, CONFIG)
-        assert os.listdir(tmp_path) == []
+        assert {*os.listdir(place)} == LOCK_FILES
         run.start()
         text = (place / "config.yaml").read_text()
-        assert os.listdir(place) == ["config.yaml"] and list(yaml.safe_load(text).items()) == list(CONFIG.items())
+        assert {*os.listdir(place)} == {"config.yaml", *LOCK_FILES}
+        assert list(yaml.safe_load(text).items()) == list(CONFIG.items())
         run.log.write([{"stage": "distill", "step": 1}])
         assert begin(place).log.read() == [{"stage": "distill", "step": 1}]
+        run.close()
+        assert {*os.listdir(place)} == {"config.yaml", "log.jsonl", LOCK_FILE}
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
 
@@ -275,12 +279,12 @@ def test_checkpoints_of_the_two_stages_have_folders_and_json_files_are_replaced(
     for step in range(3):
         run.teacher_checkpoints.save(step, "teacher")
         run.checkpoints.save(step, "distiller")
-    assert os.listdir(tmp_path / "checkpoints" / "teacher") == ["step-00000002.safetensors"]
-    assert len(os.listdir(tmp_path / "checkpoints" / "distiller")) == 2
+    # Two, so that the one before a damaged one can be taken.
+    assert [len(os.listdir(tmp_path / "checkpoints" / name)) for name in ("teacher", "distiller")] == [2, 2]
     for content in ({"a": list(range(100))}, {"a": 1}):
         run.write_json("scores.json", content)
     assert json.loads((tmp_path / "scores.json").read_text()) == {"a": 1}
-    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "config.yaml", "scores.json"]
+    assert {*os.listdir(tmp_path)} - LOCK_FILES == {"checkpoints", "config.yaml", "scores.json"}
 
 
 # The log
@@ -320,6 +324,32 @@ def test_a_torn_last_line_is_dropped(tmp_path, length):
     assert log.path.read_bytes() == whole
     log.write(records("distill", [3]))
     assert log.read() == records("distill", [1, 2, 3])
+
+
+DAMAGED = [
+    b"\xff\xfe" * 9,
+    b"\0" * 20,
+    b"{",
+    b"3",
+    b'{"stage": "distill"}',
+    b'{"stage": 3, "step": "x"}',
+    b"[" * 9999,
+    b"",
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_a_damaged_line_is_left_out_and_named(tmp_path, caplog, line):
+    log = RunLog(tmp_path / "log.jsonl")
+    log.write(records("distill", [1, 2, 3]))
+    lines = log.path.read_bytes().split(b"\n")
+    log.path.write_bytes(b"\n".join([lines[0], line, *lines[2:]]))
+    assert log.read() == records("distill", [1, 3]) and not caplog.records
+    log.rewind("distill", 2)
+    assert log.path.read_bytes() == lines[0] + b"\n" and "log.jsonl: line(s) 2 are no whole" in caplog.text
+    caplog.clear()
+    log.rewind("distill", 2)
+    assert not caplog.records
 
 
 def test_rewinding_keeps_the_bytes_of_what_stays(tmp_path):

@@ -7,6 +7,8 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ssdd_hub.data.augment import crop_flip
 from ssdd_hub.data.decode import CorruptImageError
@@ -252,6 +254,44 @@ def test_damaged_shards_are_computed_again_and_no_others(cache, bank, damage):
     # Whether a short shard is the last one only the end of the stream tells.
     assert mended.decoded == [*damaged, *range(16, 23)]
     assert contents(folder) == whole and len(features) == 23
+
+
+@pytest.mark.parametrize("damage", [0, 1, *range(-767, 0, 150)])
+def test_a_flipped_bit_in_a_shard_is_named_and_the_shard_computed_again(cache, bank, caplog, damage):
+    folder = cache().features(Listed(bank.pixels)).folder
+    whole, path = contents(folder), shard_path(folder, 1)
+    damaged = bytearray(whole[path.name])
+    begin = 8 + int.from_bytes(damaged[:8], "little")
+    damaged[damage if damage < 0 else begin + damage] ^= 16
+    path.write_bytes(damaged)
+    mended = Listed(bank.pixels)
+    cache().features(mended)
+    # Whether a short shard is the last one only the end of the stream tells.
+    assert mended.decoded == list(range(8, 23)) and contents(folder) == whole
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} is damaged, its sha256 is not the one that was written: it is computed again"
+    ]
+
+
+def test_a_changed_header_of_a_shard_is_noticed(cache, bank):
+    folder = cache().features(Listed(bank.pixels, (9,))).folder
+    whole, path = contents(folder), shard_path(folder, 1)
+    path.write_bytes(whole[path.name].replace(b"row 9: cut", b"row 8: cut"))
+    cache().features(Listed(bank.pixels, (9,)))
+    assert contents(folder) == whole
+
+
+def test_a_shard_without_a_hash_is_taken(cache, bank):
+    folder = cache().features(Listed(bank.pixels)).folder
+    path = shard_path(folder, 0)
+    with safe_open(path, framework="pt") as file:
+        stated = json.loads(file.metadata()["shard"])
+        matrix = file.get_tensor("features")
+    del stated["sha256"]
+    save_file({"features": matrix}, path, metadata={"shard": json.dumps(stated)})
+    again = Listed(bank.pixels)
+    cache().features(again)
+    assert again.decoded == []
 
 
 def test_an_index_of_other_features_is_not_believed(cache, bank, digits):

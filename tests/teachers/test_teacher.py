@@ -183,7 +183,6 @@ def test_a_teacher_that_is_there_is_kept(trained, folder):
 
 def test_an_interrupted_save_leaves_nothing(trained, tmp_path, monkeypatch):
     def interrupted(model, folder, **options):
-        folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -228,6 +227,32 @@ def test_the_making_of_a_teacher_survives_saving_loading_and_saving_again(traine
     assert second.public_provenance() == {name: PROVENANCE[name] for name in ("objective", "source", "seed")}
     cards = [(tmp_path / name / "README.md").read_text() for name in ("first", "second")]
     assert cards[1] == cards[0].replace("local-dir:first", "local-dir:second")
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+def test_weights_that_are_not_the_recorded_ones_are_refused_with_what_to_do(trained, tmp_path):
+    folder = tmp_path / "teacher"
+    trained.save(folder, PROVENANCE)
+    flip_a_bit(folder / "model.safetensors")
+    with pytest.raises(InputError, match=r"model.safetensors is damaged or of another teacher, .* remove its folder"):
+        load(folder)
+    # A record of an earlier version has no hash.
+    record = json.loads((folder / "ssdd_hub.json").read_text())
+    del record["weights_file_sha256"]
+    (folder / "ssdd_hub.json").write_text(json.dumps(record))
+    assert load(folder).name == "ssdd_convnet3"
+
+
+def test_other_users_may_read_a_teacher(trained, tmp_path):
+    trained.save(tmp_path / "teacher", PROVENANCE)
+    (tmp_path / "plain").write_text("")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "teacher").iterdir()}
+    assert {*modes.values()} == {(tmp_path / "plain").stat().st_mode} and len(modes) == 4
 
 
 def test_what_timm_states_of_its_own_weights_is_not_said_of_others(tmp_path):

@@ -32,13 +32,18 @@ class ScoreStore:
             # As it is read back: with lists for tuples.
             if stored["key"] != json.loads(json.dumps(key)):
                 return None
+            # Earlier versions wrote no hash.
+            if stored.get("sha256") not in (None, hash_json(stored["measures"])):
+                return None
             return [Measure(**measure) for measure in stored["measures"]]
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def write(self, key: Key, measures: Sequence[Measure]) -> None:
         """Stores what was measured."""
-        content = {"key": key, "measures": [asdict(measure) for measure in measures]}
+        plain = [asdict(measure) for measure in measures]
+        # A digit that the disk has changed would be a score that nobody measured.
+        content = {"key": key, "measures": plain, "sha256": hash_json(plain)}
         with atomic_path(self._path(key)) as temporary:
             temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

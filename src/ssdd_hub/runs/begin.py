@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder
@@ -21,12 +22,23 @@ def begin(
         one_process: Refuse several processes.
         same_settings: See `RunFolder`.
         defaults: See `RunFolder`.
+
+    Raises:
+        InputError: On all processes, where one of them cannot use the folder.
     """
     accelerator = build_accelerator(config.run, Path(config.output))
     if one_process and accelerator.num_processes > 1:
         raise InputError(f"one process is required, got {accelerator.num_processes}: launch with --num_processes 1")
-    run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process, same_settings, defaults)
-    # Nothing may appear in the folder while another process still looks at it.
-    accelerator.wait_for_everyone()
+    run, problem = None, ""
+    try:
+        run = RunFolder(Path(config.output), to_dict(config), accelerator.is_main_process, same_settings, defaults)
+    except InputError as error:
+        problem = str(error)
+    # Only the main process finds the folder in use: the others would wait for it, until they are killed.
+    problems = [text for text in gather_object([problem]) if text]
+    if run is None or problems:
+        if run:
+            run.close()
+        raise InputError(problems[0])
     accelerator.print(to_yaml(config))
     return accelerator, run

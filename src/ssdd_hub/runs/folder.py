@@ -2,9 +2,13 @@
 
 import dataclasses
 import json
+import logging
+import os
 import re
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +16,15 @@ import yaml
 
 from ssdd_hub.bounds import Count, Settings, either
 from ssdd_hub.errors import InputError
-from ssdd_hub.files import atomic_path
+from ssdd_hub.files import atomic_path, is_temporary, remove_abandoned
 from ssdd_hub.plain_files import require_plain, require_plain_tree
 from ssdd_hub.plain_yaml import load_plain_yaml
 from ssdd_hub.runs.checkpoints import Checkpoints
 from ssdd_hub.runs.inputs import INPUTS_FILE, Inputs, check_inputs
+from ssdd_hub.runs.lock import LOCK_FILES, FolderLock
 from ssdd_hub.runs.own_runs import LARGEST_CONFIG, is_own_run, remember_run
+
+_LOG = logging.getLogger(__name__)
 
 # What may differ when a run goes on: it decides neither the teacher nor the distilled set.
 FREE = (
@@ -81,20 +88,41 @@ class RunLog:
                 file.writelines(json.dumps(record) + "\n" for record in records)
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drops what a resumed run will write again: the stage's records after `step`, and a torn last line."""
+        """Drops what a resumed run will write again: the stage's records after `step`, and what is no whole record."""
         if self.enabled and self.path.exists():
-            kept = [record for record in self.read() if record["stage"] != stage or record["step"] <= step]
+            records, damaged = self._read()
+            if damaged:
+                _LOG.warning(
+                    "%s: line(s) %s are no whole records, as after a kill or a full disk: they are left out",
+                    self.path,
+                    ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else ""),
+                )
+            kept = [record for record in records if record["stage"] != stage or record["step"] <= step]
             _write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
     def read(self) -> list[dict[str, Any]]:
         """Returns all whole records."""
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").split("\n")[:-1]]
+        return self._read()[0]
+
+    def _read(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """Returns all whole records, and the numbers of the lines that hold none."""
+        records, damaged = list[dict[str, Any]](), list[int]()
+        content = self.path.read_bytes() if self.path.exists() else b""
+        for number, line in enumerate(content.splitlines(keepends=True), 1):
+            try:
+                record = json.loads(line.decode())
+                if not (line.endswith(b"\n") and isinstance(record["stage"], str) and isinstance(record["step"], int)):
+                    raise ValueError("it is torn")
+                records.append(record)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                damaged.append(number)
+        return records, damaged
 
 
 class RunFolder:
     """The files of a run, in `--output`; starting a run again in its folder resumes it.
+
+    The main process has the folder to itself from here on, until `close`, the end of the recipe or of the process.
 
     Args:
         path: The folder.
@@ -105,7 +133,8 @@ class RunFolder:
             names in its `RENAMED` are understood.
 
     Raises:
-        InputError: The folder holds something else, or a run with other settings. Other inputs are refused by `start`.
+        InputError: The folder holds something else, or a run with other settings, or another process uses it. Other
+            inputs are refused by `start`.
     """
 
     def __init__(
@@ -116,16 +145,22 @@ class RunFolder:
         same_settings: bool = True,
         defaults: Any = None,
     ) -> None:
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--output {path} is a file: choose another folder")
-        _require_plain_run(path)
-        if (path / _CONFIG_FILE).exists():
-            _refuse_other_settings(path, config, same_settings, defaults)
-        elif path.exists() and any(path.iterdir()):
-            raise InputError(f"--output {path} is not empty and holds no run: choose another folder")
+        check = partial(_check_folder, path, config, same_settings, defaults)
+        check()
+        self._lock = FolderLock(path)
+        if is_main:
+            self._lock.acquire()
+            # For a notebook, where neither the process nor a recipe ends.
+            weakref.finalize(self, self._lock.release)
+            # Again, since another run may have begun before the lock was taken.
+            try:
+                check()
+            except InputError:
+                self.close()
+                raise
         self.path, self.config, self.is_main = path, config, is_main
         self.log = RunLog(path / "log.jsonl", enabled=is_main)
-        self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher", keep=1)
+        self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher")
         self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
 
     def start(self, inputs: Inputs | None = None) -> None:
@@ -140,6 +175,7 @@ class RunFolder:
         """
         record = check_inputs(self.path, inputs, self.is_main) if inputs else None
         if self.is_main:
+            _remove_leftovers(self.path)
             # What `scores/` was called before.
             if (self.path / "cells").is_dir() and not (self.path / "scores").exists():
                 (self.path / "cells").rename(self.path / "scores")
@@ -149,6 +185,10 @@ class RunFolder:
             # After the settings, without which the folder would be taken for no run.
             if record:
                 self.write_json(INPUTS_FILE, record)
+
+    def close(self) -> None:
+        """Lets other processes use the folder; the end of a recipe and of the process do so too."""
+        self._lock.release()
 
     def pin(self, inputs: Inputs) -> None:
         """Records what the run has just made and computes from, such as its own teacher; all processes call it.
@@ -170,12 +210,33 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def _check_folder(path: Path, config: dict[str, Any], same_settings: bool, defaults: Any) -> None:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--output {path} is a file: choose another folder")
+    _require_plain_run(path)
+    if (path / _CONFIG_FILE).exists():
+        _refuse_other_settings(path, config, same_settings, defaults)
+    # A run that was killed while it began has left no more than these.
+    elif path.exists() and any(entry not in LOCK_FILES and not is_temporary(entry) for entry in os.listdir(path)):
+        raise InputError(f"--output {path} is not empty and holds no run: choose another folder")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what killed processes were writing; no other process of this run is left, the lock says."""
+    shared = [path, *path.glob("*"), *path.glob("features/*")]
+    for folder in shared:
+        remove_abandoned(folder)
+    for folder in path.glob("checkpoints/*"):
+        # safetensors names its temporary files after nobody.
+        remove_abandoned(folder, owned=True)
+
+
 def _require_plain_run(path: Path) -> None:
     """Refuses a run folder in which something that is read or written is a FIFO, a device or a link.
 
     Work folders may be links, as to a larger disk, in a run that the user began; untrusted ones may lead to anything.
     """
-    require_plain(path, [_CONFIG_FILE, *_FILES])
+    require_plain(path, [_CONFIG_FILE, *_FILES, *sorted(LOCK_FILES)])
     linked = [name for name in _WORK_FOLDERS if (path / name).is_symlink() and (path / name).is_dir()]
     if linked and not is_own_run(path / _CONFIG_FILE):
         places = ", ".join(str(path / name) for name in linked)

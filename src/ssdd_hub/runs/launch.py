@@ -1,9 +1,12 @@
 """Start and end of a recipe: Accelerate, threads, the C library's allocator, error messages."""
 
 import ctypes
+import errno
 import json
 import os
 import platform
+import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +21,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs.folder import LaunchSettings
+from ssdd_hub.runs.lock import locks_released
 from ssdd_hub.runs.machine import count_cpus
 from ssdd_hub.text import printable
 
@@ -27,6 +31,24 @@ _TIMEOUT = timedelta(days=7)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 * 1024, 65536
 _NEVER = -1
+# Of Linux' prctl.h.
+_PR_SET_PDEATHSIG = 1
+# What `accelerate launch` and `torchrun` tell the processes that they start.
+_LAUNCHED = ("ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
+
+# What the system refuses for reasons outside this package, and what to do.
+_REFUSED = {
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room in your quota of the disk",
+    errno.EFBIG: "raise the limit of the size of files (ulimit -f), or use a disk that takes larger ones",
+    errno.EROFS: "make the disk writable, or choose another --output",
+    errno.EACCES: "allow yourself to read and write there, or choose another place",
+    errno.EPERM: "allow yourself to read and write there, or choose another place",
+    errno.EIO: "look after the disk, which has an error",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs, since the system has too many open files",
+    errno.ESTALE: "mount the disk again",
+}
 
 
 def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
@@ -35,6 +57,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     Raises:
         InputError: A tracker is unknown, or the processes were started with FSDP or DeepSpeed.
     """
+    end_with_launcher()
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
@@ -59,21 +82,61 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     return accelerator
 
 
+def end_with_launcher() -> None:
+    """Ends this process as soon as the launcher that started it is gone, however that was killed; on Linux.
+
+    Otherwise it would go on, where nobody stops it, and the next start would be refused because of it. A process that
+    no launcher started goes on without the shell that did: `nohup python recipe.py &`.
+    """
+    if sys.platform == "linux" and any(name in os.environ for name in _LAUNCHED):
+        # The system itself sends the signal, also while this process computes outside Python.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def report_errors(main: Callable[[], None]) -> Callable[[], None]:
     """Wraps a recipe's `main`: wrong input ends it with a message instead of a traceback, and status 2."""
 
     @wraps(main)
     def _wrapped() -> None:
         try:
-            main()
+            with locks_released():
+                main()
         except SettingsError as error:
             _stop("".join(f"\n  - {problem}" for problem in error.problems), 2)
         except InputError as error:
             _stop(f" {error}", 2)
         except KeyboardInterrupt:
             _stop(" interrupted; the same command goes on from the last checkpoint", 130)
+        except Exception as error:
+            refusal = _refusal(error)
+            if refusal is None:
+                raise
+            _stop(f" {refusal}", 1)
 
     return _wrapped
+
+
+def _refusal(error: Exception) -> str | None:
+    """Returns in words what the system refused; None for any other error."""
+    # safetensors gives the number only in its message.
+    stated = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(stated[1]) if stated else None
+    if number == errno.ENOENT and not _has_folder():
+        return "the working directory was removed: go to another one, and give the same command again"
+    if number not in _REFUSED:
+        return None
+    place = f", {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    return (
+        f"the system refused to go on ({os.strerror(number)}{place}): {_REFUSED[number]}. What was saved before is "
+        "whole: the same command goes on from there"
+    )
+
+
+def _has_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def _stop(message: str, status: int) -> None:

@@ -1,5 +1,6 @@
 """A teacher's features on the disk: a folder of shards, each a safetensors file, and an index that is written last."""
 
+import hashlib
 import itertools
 import json
 import math
@@ -31,6 +32,7 @@ class Shard(NamedTuple):
     skipped: dict[int, str]  # why images of the dataset are missing, by row
     squares: float  # sum over the features, before they were rounded
     squared_errors: float  # sum over the rounding errors
+    sha256: str | None  # of all of it and the matrix; None in a file of an earlier version
 
     @property
     def num_rows(self) -> int:
@@ -49,14 +51,35 @@ class Shard(NamedTuple):
                 count, width = matrix.get_shape()
                 dtype = _TYPES[matrix.get_dtype()]
             skipped = {int(row): str(why) for row, why in stated["skipped"].items()}
-            return cls(count, width, dtype, skipped, float(stated["squares"]), float(stated["squared_errors"]))
+            sha256 = str(stated["sha256"]) if "sha256" in stated else None
+            return cls(count, width, dtype, skipped, float(stated["squares"]), float(stated["squared_errors"]), sha256)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{path.name} is missing or damaged ({error})") from error
+
+    def describes(self, path: Path) -> bool:
+        """Whether header and matrix of a file have the stated hash, which is not known of older files."""
+        if self.sha256 is None:
+            return True
+        facts = {"skipped": self.skipped, "squares": self.squares, "squared_errors": self.squared_errors}
+        rows = torch.empty(self.num_features, self.width, dtype=self.dtype)
+        try:
+            _read_rows(path, torch.arange(self.num_features), rows)
+        except (OSError, ValueError):  # another run has replaced it meanwhile
+            return False
+        return _digest(facts, rows) == self.sha256
 
 
 def shard_path(folder: Path, number: int) -> Path:
     """Returns the path of a shard."""
     return folder / f"shard-{number:05d}.safetensors"
+
+
+def _digest(facts: dict[str, Any], stored: Tensor) -> str:
+    # SHA-256 and not a CRC, since processors compute it as fast, and the teacher takes longer.
+    facts = {**facts, "skipped": {str(row): why for row, why in facts["skipped"].items()}}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    digest.update(stored.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_shard(path: Path, features: Tensor, dtype: torch.dtype, skipped: Mapping[int, str] | None = None) -> None:
@@ -76,6 +99,7 @@ def write_shard(path: Path, features: Tensor, dtype: torch.dtype, skipped: Mappi
         squares += exact.square().sum().item()
         errors += (rounded.to(torch.float64) - exact).square().sum().item()
     facts = {"skipped": dict(skipped or {}), "squares": squares, "squared_errors": errors}
+    facts["sha256"] = _digest(facts, stored)
     with atomic_path(path) as temporary:
         # One entry only: safetensors writes several in any order.
         save_file({"features": stored}, temporary, metadata={"shard": json.dumps(facts, sort_keys=True)})
@@ -147,7 +171,7 @@ class FeatureBank:
             raise InputError(
                 f"{folder} does not hold a teacher's features, whole: {error}; compute them again"
             ) from error
-        self.width, self.dtype = self.index.width, shards[0].dtype
+        self._shards, self.width, self.dtype = shards, self.index.width, shards[0].dtype
         self._starts = torch.tensor([0, *(shard.num_features for shard in shards)]).cumsum(0)
         self._held: Tensor | None = None
 
@@ -157,6 +181,10 @@ class FeatureBank:
     def __str__(self) -> str:
         index = self.index
         return f"{len(self)} x {self.width} {index.dtype}, relative rounding error {index.rounding_error:.2g}"
+
+    def shards(self) -> list[tuple[Path, Shard]]:
+        """Returns the files of the shards, in order, and what their headers said when the bank was opened."""
+        return [(shard_path(self.folder, number), shard) for number, shard in enumerate(self._shards)]
 
     @property
     def num_bytes(self) -> int:

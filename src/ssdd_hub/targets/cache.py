@@ -2,12 +2,11 @@
 
 import itertools
 import json
-import time
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from ssdd_hub.data.augment import crop_flip, draw_views
 from ssdd_hub.data.decode import CorruptImageError
 from ssdd_hub.errors import InputError
+from ssdd_hub.files import remove_abandoned
 from ssdd_hub.plain_files import require_readable_entries
 from ssdd_hub.record import hash_json, shareable_name
 from ssdd_hub.runs.inputs import deciding_facts
@@ -33,7 +33,7 @@ DTYPES = ("teacher", "float16", "bfloat16")
 # Rows whose views come from one generator, so that those of a row do not depend on how many rows there are.
 _VIEW_BLOCK = 4096
 
-_STALE = 86400  # seconds after which no process still writes a temporary file
+_LOG = logging.getLogger(__name__)
 
 _Row = Callable[[], Tensor]
 
@@ -90,13 +90,16 @@ class FeatureCache:
         folder = self.folder / f"features-{hash_json(key)[:32]}"
         # Every process must decide alike, or some would wait for the others' shards for ever.
         bank = _open(folder, key)
-        if all(gather_object([bank is not None and not self.refresh])) and bank is not None:
+        whole = bank is not None and not self.refresh and self._is_whole(bank)
+        if all(gather_object([whole])) and bank is not None:
             return bank
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             if self.refresh:
                 (folder / INDEX_FILE).unlink(missing_ok=True)
-            _remove_abandoned(folder)
+            # Those of other features too, which may never be asked for again.
+            for each in self.folder.glob("features-*"):
+                remove_abandoned(each)
         self.accelerator.wait_for_everyone()
         num_rows = self._compute(images, folder, view, seed)
         if not num_rows:
@@ -106,6 +109,14 @@ class FeatureCache:
             self._write_index(folder, key, num_rows, images.provenance)
         self.accelerator.wait_for_everyone()
         return FeatureBank(folder)
+
+    def _is_whole(self, bank: FeatureBank) -> bool:
+        """Whether this process's share of the shards has the bytes that were written; names those that do not."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        damaged = [path for path, shard in bank.shards()[rank::world] if not shard.describes(path)]
+        for path in damaged:
+            _LOG.warning("%s is damaged, its sha256 is not the one that was written: it is computed again", path)
+        return not damaged
 
     def _compute(self, images: "ImageBank | ImageStream", folder: Path, view: int | None, seed: int) -> int:
         """Writes this process's missing shards and returns the number of rows; those of the others are not decoded."""
@@ -122,12 +133,14 @@ class FeatureCache:
         return num_rows
 
     def _is_done(self, path: Path) -> bool:
+        expected = (self.shard_size, self.teacher.feature_dim, self._stored)
         try:
             shard = Shard.read(path)
+            is_same = (shard.num_rows, shard.width, shard.dtype) == expected
+            # A stream does not say whether a short shard is its last: that one is computed again.
+            return is_same and shard.describes(path)
         except ValueError:
             return False
-        # A stream does not say whether a short shard is its last: that one is computed again.
-        return (shard.num_rows, shard.width, shard.dtype) == (self.shard_size, self.teacher.feature_dim, self._stored)
 
     @torch.no_grad()
     def _compute_shard(self, rows: Iterator[_Row], path: Path, first: int, view: int | None, seed: int) -> int:
@@ -184,14 +197,3 @@ def _open(folder: Path, key: dict[str, Any]) -> FeatureBank | None:
 
 def _disturbed(folder: Path, error: Exception) -> InputError:
     return InputError(f"another run has changed {folder} meanwhile ({error}): start again, or use a folder of its own")
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Removes temporary files of `atomic_path` whose process, whose number is in their name, is dead."""
-    for path in folder.glob(".*.tmp"):
-        try:
-            process = int(path.name.split(".")[-2].split("-")[0])
-            if time.time() - path.stat().st_mtime > _STALE or not psutil.pid_exists(process):
-                path.unlink()
-        except (FileNotFoundError, OverflowError, ValueError):
-            continue

@@ -1,7 +1,6 @@
 """The folder of a teacher: weights in timm's layout, a record of how it was made, and a model card."""
 
 import json
-import tempfile
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +13,7 @@ from timm.models import save_for_hf
 from torch import nn
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.files import hash_file, new_folder
 from ssdd_hub.models.features import shorten_error
 from ssdd_hub.plain_files import require_plain
 from ssdd_hub.record import CARD_FILE, METADATA_FILE, is_deeper, write_metadata
@@ -21,6 +21,7 @@ from ssdd_hub.statements import find_problems
 from ssdd_hub.teachers.card import render_teacher_card
 
 FORMAT_VERSION = 1
+WEIGHTS_FILE = "model.safetensors"
 _LARGEST_RECORD = 2**20  # bytes
 _LARGEST_NUMBER = 1e300
 _DEEPEST_RECORD = 20  # lists and objects inside each other
@@ -40,12 +41,9 @@ def write_folder(
     `data_config` holds `mean`, `std`, `input_size` and `interpolation`; `metadata` holds `architecture`, `teacher`
     (`Teacher.identity()`) and `provenance`, for `ssdd_hub.json` and the card, neither of which is written without it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     # safetensors refuses channels-last weights.
     backbone = deepcopy(backbone).cpu().to(memory_format=torch.contiguous_format)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        # One level down, because the temporary folder itself is closed to other users.
-        new = Path(scratch, "new")
+    with new_folder(folder) as new:
         save_for_hf(
             backbone,
             new,
@@ -55,9 +53,9 @@ def write_folder(
             model_config={"pretrained_cfg": {**dict.fromkeys(_STATED), "license": license}},
         )
         if metadata is not None:
-            write_metadata(new, {"format_version": FORMAT_VERSION, **metadata})
+            digest = {"weights_file_sha256": hash_file(new / WEIGHTS_FILE)}
+            write_metadata(new, {"format_version": FORMAT_VERSION, **metadata, **digest})
             (new / CARD_FILE).write_text(render_teacher_card(metadata, folder.name), encoding="utf-8")
-        new.rename(folder)
 
 
 def read_record(name: str) -> tuple[str, dict[str, Any]]:
@@ -114,6 +112,13 @@ def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
     if is_deeper(record, _DEEPEST_RECORD):
         raise InputError(f"{path} holds lists or objects more than {_DEEPEST_RECORD} deep in each other: {advice}")
     stated = "; ".join(find_problems({**provenance, "teacher": teacher}))
+    # Weights of another ending, such as those of a repository that has no safetensors, are not the recorded file.
+    weights, digest = path.parent / WEIGHTS_FILE, record.get("weights_file_sha256")
+    if digest is not None and weights.is_file() and hash_file(weights) != digest:
+        raise InputError(
+            f"{weights} is damaged or of another teacher, its sha256 is not the one in {path.name}: fetch the teacher "
+            "again, or remove its folder to have a run train it again"
+        )
     # It would be part of the record of whatever is derived from the teacher, which nobody would accept.
     problem = _misfit(provenance) or (stated and f"states what nobody should use ({stated})")
     if problem:
