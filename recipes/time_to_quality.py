@@ -25,6 +25,7 @@ from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Evaluation, RealData, ScoreStore, StudentEntry, entry_of_set
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
+from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.seeds import generator
@@ -99,7 +100,9 @@ def main() -> None:
         raise InputError(f"{outer.num_images} images are distilled from {len(bank)}: lower --distiller.num-images")
     teacher, student = load_teacher(config.teacher, bank).to(device), config.student
     shape = {"in_chans": bank.num_channels, "image_size": bank.image_size}
-    build_student(student.name, num_targets=1, **shape, **student.model_args)
+    batches = {"--distiller.num-images": outer.num_images}
+    batches["--student-training.batch-size"] = min(config.student_training.batch_size, outer.num_images)
+    check_batches(build_student(student.name, num_targets=1, **shape, **student.model_args), batches, **shape)
     run.start()
 
     folder = Path(config.cache or run.path / "features")

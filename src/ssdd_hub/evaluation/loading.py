@@ -21,8 +21,9 @@ from ssdd_hub.evaluation.inputs import (
     load_set,
     name_sets,
 )
-from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
+from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, LabelledProtocol
 from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches
 from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.statements import stated_student
@@ -128,6 +129,19 @@ class Loader:
             same = source is not None and has_targets_of(distilled, source.teacher, self.first.target_transform)
             found.append(entry_of_set(name, distilled, self.accelerator.device, same))
         return found
+
+
+def check_students(students: Sequence[StudentEntry], use: StudentTrainingSettings, size: int) -> None:
+    """Refuses a student that the smallest batches of its trainings after a set of `size` images cannot train."""
+    for student in students:
+        batches = {f"--student-training.batch-size {use.batch_size} on a set of {size}": min(use.batch_size, size)}
+        for protocol in student.protocols:
+            batches |= protocol.batches(size) if isinstance(protocol, LabelledProtocol) else {}
+        shape = {name: student.identity[name] for name in ("in_chans", "image_size")}
+        try:
+            check_batches(student.build(), batches, **shape)
+        except InputError as error:
+            raise InputError(f"{student.name}: {error}") from error
 
 
 def shape_of(distilled: DistilledSet) -> dict[str, Any]:

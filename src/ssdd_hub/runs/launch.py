@@ -6,8 +6,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -33,7 +33,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     """Starts Accelerate for a recipe, whose trackers write below the run folder, with the threads of the settings.
 
     Raises:
-        InputError: A tracker is unknown, or the processes were started with FSDP or DeepSpeed.
+        InputError: A tracker is unknown, or the processes were started with FSDP, DeepSpeed or accumulated gradients.
     """
     try:
         accelerator = Accelerator(
@@ -48,6 +48,11 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise InputError(
             f"the distilled set is a few megabytes and is not sharded: launch without {accelerator.distributed_type}"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise InputError(
+            "every step uses its whole batch, which --distiller.micro-batch splits where memory is short: launch "
+            f"without --gradient_accumulation_steps {accelerator.gradient_accumulation_steps}"
         )
     # TF32 would round the kernel by more than the ridge, and processes that hold the same pool must stay alike.
     torch.set_float32_matmul_precision("highest")
@@ -74,6 +79,22 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
             _stop(" interrupted; the same command goes on from the last checkpoint", 130)
 
     return _wrapped
+
+
+@contextmanager
+def keeping(finished: str, place: Path) -> Iterator[None]:
+    """Adds to an error inside the block where finished work is, if it is there yet, and how to go on."""
+    try:
+        yield
+    except Exception as error:
+        if not place.exists():
+            raise
+        hint = f"{finished} is kept in {place}: the same command goes on from there, and repeats nothing of it"
+        if isinstance(error, InputError):
+            raise InputError(f"{error}\n{hint}") from error
+        # A mistake of ours, or a machine without memory: the traceback that follows tells more.
+        sys.stderr.write(f"{printable(hint)}\n")
+        raise
 
 
 def _stop(message: str, status: int) -> None:

@@ -24,6 +24,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import Checkpoints
 from ssdd_hub.runs.folder import RunFolder, RunLog
 from ssdd_hub.runs.inputs import Inputs, deciding_facts, describe_bank
+from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.machine import describe_machine
 from ssdd_hub.seeds import seeded
 from ssdd_hub.teachers.monitor import Watch, knn_records
@@ -290,18 +291,19 @@ def train_teacher(
     run.start(inputs)
     accelerator.init_trackers("ssdd_hub")
     training.run(run.teacher_checkpoints, run.log, watch, accelerator.is_main_process)
-    if accelerator.is_main_process:
-        name = str(provenance["source"]["name"])
-        facts = {
-            **provenance,
-            "objective": training.objective.describe(),
-            "scores": knn_records(run.log.read(), {"source": name, "target": name, "student": settings.backbone}),
-            "hardware": describe_machine(accelerator.device, accelerator.num_processes),
-        }
-        title = f"{settings.backbone} trained with {pretrain.objective} on {name}"
-        licence, kind = source.provenance["license"], settings.features
-        trained = Teacher(backbone, pixel_space, source.image_size, title, licence, features=kind)
-        trained.save(folder, provenance=facts)
+    with keeping("the trained network", run.path / "checkpoints" / "teacher"):
+        if accelerator.is_main_process:
+            name = str(provenance["source"]["name"])
+            facts = {
+                **provenance,
+                "objective": training.objective.describe(),
+                "scores": knn_records(run.log.read(), {"source": name, "target": name, "student": settings.backbone}),
+                "hardware": describe_machine(accelerator.device, accelerator.num_processes),
+            }
+            title = f"{settings.backbone} trained with {pretrain.objective} on {name}"
+            licence, kind = source.provenance["license"], settings.features
+            trained = Teacher(backbone, pixel_space, source.image_size, title, licence, features=kind)
+            trained.save(folder, provenance=facts)
     accelerator.wait_for_everyone()
     teacher = load()
     run.pin({"teacher": deciding_facts(teacher.identity())})
