@@ -24,6 +24,7 @@ from ssdd_hub.distill.loop import distil
 from ssdd_hub.distill.methods import METHODS, build_method
 from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_parameterisation
 from ssdd_hub.distill.registry import MethodSettings, ParameterisationSettings
+from ssdd_hub.distill.sizes import check_sizes
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import (
     Baselines,
@@ -158,6 +159,9 @@ def main() -> None:
     batches = {"--distiller.num-images": settings.num_images}
     batches["--student-training.batch-size"] = min(config.student_training.batch_size, settings.num_images)
     check_batches(student(num_targets=1), batches, **shape)
+    chosen, shared = config.parameterisation, {**settings.shared(), "pool": config.pool}
+    pool = getattr(METHODS.settings(config.method.name, config.method.args, shared), "pool", None)
+    check_sizes(settings, pool, student(num_targets=1), accelerator, **shape)
 
     about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
     teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, accelerator, inputs, **about)
@@ -179,7 +183,6 @@ def main() -> None:
     batches, student = engine.prefetch(batches, settings.steps), partial(student, num_targets=targets.width)
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
-    chosen, shared = config.parameterisation, {**settings.shared(), "pool": config.pool}
     synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
     method = build_method(config.method.name, problem, config.method.args, shared)
     distiller = Distiller(synthetic, method, settings, accelerator)

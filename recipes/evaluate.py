@@ -22,7 +22,7 @@ from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Baselines, EvaluateSettings, Evaluation, ScoreStore, protocols as kinds
 from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, entry_of_none
 from ssdd_hub.evaluation.inputs import stated_settings
-from ssdd_hub.evaluation.loading import Loader, check_students, load_sets, prepare_references
+from ssdd_hub.evaluation.loading import Loader, check_references, check_students, load_sets, prepare_references
 from ssdd_hub.evaluation.protocols.rank import RANK
 from ssdd_hub.models import StudentTrainingSettings
 from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
@@ -180,6 +180,8 @@ def main() -> None:
     scoring = [build[name]() for name in config.protocols if name != RANK]
     candidates = loader.candidates(config.students, config.student_args, scoring)
     ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
+    if own:
+        check_references(wanted, counts, own)
     check_students([*candidates, *ranked], config.student_training, min(counts))
     # From here on nothing fails that other settings could repair.
     run.start()

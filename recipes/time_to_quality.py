@@ -21,6 +21,7 @@ import torch
 from ssdd_hub import DistilledSet, InputError, PixelSpace, build_student
 from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, PoolSettings, StudentPool, build_batches
+from ssdd_hub.distill.sizes import check_sizes
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Evaluation, RealData, ScoreStore, StudentEntry, entry_of_set
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
@@ -102,7 +103,9 @@ def main() -> None:
     shape = {"in_chans": bank.num_channels, "image_size": bank.image_size}
     batches = {"--distiller.num-images": outer.num_images}
     batches["--student-training.batch-size"] = min(config.student_training.batch_size, outer.num_images)
-    check_batches(build_student(student.name, num_targets=1, **shape, **student.model_args), batches, **shape)
+    smallest = build_student(student.name, num_targets=1, **shape, **student.model_args)
+    check_batches(smallest, batches, **shape)
+    check_sizes(outer, pool, smallest, accelerator, **shape)
     run.start()
 
     folder = Path(config.cache or run.path / "features")

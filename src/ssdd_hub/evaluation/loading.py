@@ -24,6 +24,7 @@ from ssdd_hub.evaluation.inputs import (
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, LabelledProtocol
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches
+from ssdd_hub.selection.methods import GAUSSIAN, SELECTIONS
 from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.statements import stated_student
@@ -129,6 +130,16 @@ class Loader:
             same = source is not None and has_targets_of(distilled, source.teacher, self.first.target_transform)
             found.append(entry_of_set(name, distilled, self.accelerator.device, same))
         return found
+
+
+def check_references(methods: Collection[str], counts: Sequence[int], own: RealData) -> None:
+    """Refuses references of more images than there are to select from; noise has no end."""
+    least, chosen = max(counts), [name for name in methods if name in SELECTIONS and name != GAUSSIAN]
+    if chosen and least > len(own.train):
+        raise InputError(
+            f"{least} images of the source are to be selected for the references {', '.join(chosen)}, and there are "
+            f"{len(own.train)}: raise --source.max-images, or leave these references out"
+        )
 
 
 def check_students(students: Sequence[StudentEntry], use: StudentTrainingSettings, size: int) -> None:

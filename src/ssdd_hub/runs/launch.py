@@ -1,6 +1,7 @@
 """Start and end of a recipe: Accelerate, threads, the C library's allocator, error messages."""
 
 import ctypes
+import errno
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
+from ssdd_hub.arguments import show
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs.folder import LaunchSettings
 from ssdd_hub.runs.machine import count_cpus
@@ -75,6 +77,10 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
             _stop("".join(f"\n  - {problem}" for problem in error.problems), 2)
         except InputError as error:
             _stop(f" {error}", 2)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            _stop(f" the file system takes no name as long as {show(error.filename)}: choose a shorter one", 2)
         except KeyboardInterrupt:
             _stop(" interrupted; the same command goes on from the last checkpoint", 130)
 

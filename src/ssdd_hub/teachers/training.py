@@ -32,8 +32,10 @@ from ssdd_hub.teachers.objectives.registry import build_objective
 from ssdd_hub.teachers.optimizers import OPTIMIZERS, build_optimizer
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
 from ssdd_hub.teachers.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
+from ssdd_hub.text import first_line
 
 SCHEMES = ("auto", *OPTIMIZERS)
+_TRIED = 16  # images
 RESERVED_ARGS = {"name", "backbone", "feature_dim", "in_chans", "image_size"}
 
 
@@ -129,10 +131,25 @@ class Pretraining:
         self.batches = ViewBatches(pixels, views, *share)
         if settings.views == "device":
             self.batches = DeviceViewBatches(pixels, views, *share, device=accelerator.device)
+        self._try_views(pixels[:_TRIED], views)
         self.steps_per_epoch = math.ceil(len(pixels) / settings.batch_size)
         self.num_steps = min(settings.epochs * self.steps_per_epoch, settings.max_steps or sys.maxsize)
         # Sum and number of the losses since the last record, on the device: reading each would make the host wait.
         self._losses = torch.zeros(2, device=accelerator.device)
+
+    def _try_views(self, pixels: Tensor, views: Any) -> None:
+        """Makes views of a few images, since a transform finds a wrong argument when it draws by it."""
+        own: Any = {"device": self.accelerator.device} if self.settings.views == "device" else {}
+        few = type(self.batches)(pixels, views, len(pixels), self.seed, 0, 1, **own)
+        try:
+            few[0]
+        except InputError:
+            raise
+        except Exception as error:  # transforms may raise anything
+            raise InputError(
+                f"teacher_training.view_args {self.settings.view_args} do not fit the views of {self.objective.name}: "
+                f"{first_line(error)}"
+            ) from error
 
     def run(
         self,
