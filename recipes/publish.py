@@ -75,8 +75,8 @@ class PublishConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        idle = ", ".join(name for name in self.student_args if name not in self.students)
-        no_names = ", ".join(name for name, args in self.student_args.items() if not isinstance(args, dict))
+        idle = ", ".join(str(name) for name in self.student_args if name not in self.students)
+        no_names = ", ".join(str(name) for name, args in self.student_args.items() if not isinstance(args, dict))
         require(
             (bool(self.repo), "repo must name the repository: --repo owner/name"),
             (not idle, f"student_args has arguments of {idle}, which students does not name"),

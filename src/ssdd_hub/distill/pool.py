@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssdd_hub.bounds import Count, Fraction, Positive, Settings, Weight, one_of
+from ssdd_hub.bounds import Count, Fraction, Positive, Repeats, Settings, Weight, one_of
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.runs.machine import require_memory
 from ssdd_hub.seeds import generator, seeded
@@ -35,7 +35,7 @@ class PoolSettings(Settings, section="pool"):
         weight_decay: Of the inner SGD.
     """
 
-    size: Count = 10
+    size: Repeats = 10
     max_age: Count = 1000
     renewal: Annotated[str, one_of(("train", "never-train"))] = "train"
     warm_up: bool = True

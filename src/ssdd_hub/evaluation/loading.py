@@ -81,6 +81,14 @@ class Loader:
             return None
         teacher = build_teacher(settings.backbone, **settings.building())
         check_stated_teacher(self.first, teacher, self.given)
+        transform = self.first.target_transform
+        if transform is not None and len(transform.mean) != teacher.feature_dim:
+            raise InputError(
+                f"the targets of the set are made of {len(transform.mean)} features, and the teacher {teacher.name} "
+                f"gives {teacher.feature_dim} of images of {teacher.input_size} pixels: leave out "
+                "--teacher.input-size and what else of --teacher differs from the set's own, or give "
+                "--teacher.backbone none"
+            )
         return teacher.to(self.accelerator.device)
 
     def datasets(self, names: Sequence[str], args: Mapping[str, Any], own: RealData | None) -> list[RealData]:

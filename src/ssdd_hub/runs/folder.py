@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import yaml
 
-from ssdd_hub.bounds import Count, Settings, either
+from ssdd_hub.bounds import Count, Processes, Settings, either
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.files import atomic_path
 from ssdd_hub.plain_files import require_plain, require_plain_tree
@@ -52,7 +52,7 @@ class LaunchSettings(Settings, section="run"):
     """
 
     mixed_precision: Annotated[str, either("no", "bf16")] = field(default_factory=launched_precision)
-    threads: Count | None = None
+    threads: Processes | None = None
     trackers: list[str] = field(default_factory=list)
 
     def conflicts(self) -> Iterator[Check]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssdd_hub.arguments import argument_checks
-from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Rule, Settings, Several, Weight, either
+from ssdd_hub.bounds import Count, Fraction, Positive, Rule, Settings, Several, Weight, at_least, at_most, either
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.features import create_backbone, input_args, measure_width
@@ -74,7 +74,7 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
     warmup: Fraction = 0.05
     weight_decay: Weight | None = None
     max_grad_norm: Positive | None = None
-    workers: Natural = 2
+    workers: Annotated[int, at_least(0), at_most(4096)] = 2
     checkpoint_every: Count = 2000
 
     def conflicts(self) -> Iterator[Check]:
