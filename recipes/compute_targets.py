@@ -52,7 +52,8 @@ class ComputeTargetsConfig:
         require(
             (
                 self.run.mixed_precision == "no",
-                "features are computed in the precision of the teacher: leave out --run.mixed-precision; "
+                "features are computed in the precision of the teacher: leave out --run.mixed-precision, also of "
+                "the launcher; "
                 "--targets.dtype float16 stores them in half precision",
             ),
         )

@@ -24,6 +24,7 @@ from ssdd_hub.distill.loop import distil
 from ssdd_hub.distill.methods import METHODS, build_method
 from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_parameterisation
 from ssdd_hub.distill.registry import MethodSettings, ParameterisationSettings
+from ssdd_hub.distill.sizes import check_sizes
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import (
     Baselines,
@@ -38,15 +39,17 @@ from ssdd_hub.evaluation.evaluation import Record
 from ssdd_hub.evaluation.loading import prepare_references, shape_of
 from ssdd_hub.evaluation.protocols import LinearProbe, ProbeSettings, TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
+from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.runs import RunSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.inputs import describe_images
+from ssdd_hub.runs.launch import keeping
 from ssdd_hub.selection import INITS, SelectionSettings, Source, start_from
 from ssdd_hub.selection.start import NOISE, explain_start
 from ssdd_hub.sets import describe_run, describe_training
 from ssdd_hub.sets.origin import describe_origin
-from ssdd_hub.sets.report import save_distillation
+from ssdd_hub.sets.report import keep_set, save_distillation
 from ssdd_hub.settings import parse_config, to_dict
 from ssdd_hub.targets import Targets, TargetSettings
 from ssdd_hub.targets.compute import compute_targets
@@ -153,7 +156,12 @@ def main() -> None:
     heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
     shape = {"in_chans": images.num_channels, "image_size": images.image_size}
     student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
-    student(num_targets=1)
+    batches = {"--distiller.num-images": settings.num_images}
+    batches["--student-training.batch-size"] = min(config.student_training.batch_size, settings.num_images)
+    check_batches(student(num_targets=1), batches, **shape)
+    chosen, shared = config.parameterisation, {**settings.shared(), "pool": config.pool}
+    pool = getattr(METHODS.settings(config.method.name, config.method.args, shared), "pool", None)
+    check_sizes(settings, pool, student(num_targets=1), accelerator, **shape)
 
     about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
     teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, accelerator, inputs, **about)
@@ -175,7 +183,6 @@ def main() -> None:
     batches, student = engine.prefetch(batches, settings.steps), partial(student, num_targets=targets.width)
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
-    chosen, shared = config.parameterisation, {**settings.shared(), "pool": config.pool}
     synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
     method = build_method(config.method.name, problem, config.method.args, shared)
     distiller = Distiller(synthetic, method, settings, accelerator)
@@ -190,7 +197,11 @@ def main() -> None:
     distilled.provenance |= describe_origin(config.init, rows, images, own_space.denormalise(distilled.images))
     source = replace(source, targets=Targets(features, transform), teacher=teacher.float())
     real = RealData(provenance["source"]["name"], images, heldout, space, accelerator.device, heldout_targets)
-    records = evaluate(config, distilled, source, real, accelerator)
+    if accelerator.is_main_process:
+        # First: whatever fails from here on, the set is there.
+        keep_set(run, distilled, describe_machine(accelerator.device, accelerator.num_processes))
+    with keeping("the distilled set", run.path / "distilled"):
+        records = evaluate(config, distilled, source, real, accelerator)
     if accelerator.is_main_process:
         machine = describe_machine(accelerator.device, accelerator.num_processes)
         distilled.provenance |= {"scores": records, "hardware": machine}
@@ -201,7 +212,8 @@ def main() -> None:
             "distillation": f"{settings.steps} outer steps, {seconds:.0f} s",
             "whole run": f"{time.perf_counter() - started:.0f} s",
         }
-        print(save_distillation(run, distilled, before, facts))
+        with keeping("the distilled set", run.path / "distilled"):
+            print(save_distillation(run, distilled, before, facts))
         spent = f"{time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB"
         print(f"\nIn {run.path} after {spent}: report.html, gallery.html, scores.json, distilled/")
     accelerator.end_training()

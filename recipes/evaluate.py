@@ -22,12 +22,13 @@ from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Baselines, EvaluateSettings, Evaluation, ScoreStore, protocols as kinds
 from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, entry_of_none
 from ssdd_hub.evaluation.inputs import stated_settings
-from ssdd_hub.evaluation.loading import Loader, load_sets, prepare_references
+from ssdd_hub.evaluation.loading import Loader, check_references, check_students, load_sets, prepare_references
 from ssdd_hub.evaluation.protocols.rank import RANK
 from ssdd_hub.models import StudentTrainingSettings
 from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.runs.folder import folder_name
+from ssdd_hub.runs.launch import keeping
 from ssdd_hub.selection import SelectionSettings
 from ssdd_hub.sets import SetPairs
 from ssdd_hub.sets.report import save_evaluation
@@ -179,6 +180,9 @@ def main() -> None:
     scoring = [build[name]() for name in config.protocols if name != RANK]
     candidates = loader.candidates(config.students, config.student_args, scoring)
     ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
+    if own:
+        check_references(wanted, counts, own)
+    check_students([*candidates, *ranked], config.student_training, min(counts))
     # From here on nothing fails that other settings could repair.
     run.start()
 
@@ -195,13 +199,14 @@ def main() -> None:
         contenders.append(entry_of_none())
     parts = (contenders, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)
     store, facts = ScoreStore(run.path / "scores"), {"source": own.name if own else None}
-    records = Evaluation(*parts, store, facts).run(accelerator)
-    if accelerator.is_main_process:
-        records += kinds.rank_records(records, [each.name for each in ranked], config.rank.by, FULL)
-        machine = describe_machine(accelerator.device, accelerator.num_processes)
-        seconds = time.perf_counter() - started
-        print(save_evaluation(run, config, sets, records, machine, seconds))
-        print(f"\nIn {run.path} after {seconds:.0f} s: report.html, gallery.html, scores.md, scores.json")
+    with keeping("every score so far", run.path / "scores"):
+        records = Evaluation(*parts, store, facts).run(accelerator)
+        if accelerator.is_main_process:
+            records += kinds.rank_records(records, [each.name for each in ranked], config.rank.by, FULL)
+            machine = describe_machine(accelerator.device, accelerator.num_processes)
+            seconds = time.perf_counter() - started
+            print(save_evaluation(run, config, sets, records, machine, seconds))
+            print(f"\nIn {run.path} after {seconds:.0f} s: report.html, gallery.html, scores.md, scores.json")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class GradientBiasConfig:
         require(
             (
                 self.run.mixed_precision == "no",
-                "gradients are compared in float64: leave out --run.mixed-precision",
+                "gradients are compared in float64: leave out --run.mixed-precision, also of the launcher",
             ),
             (not self.data.streaming, "the images are kept in memory: leave out --data.streaming"),
         )

@@ -22,6 +22,7 @@ from ssdd_hub.hub.client import full_id
 from ssdd_hub.hub.upload import Plan, Published, plan_upload, upload
 from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
 from ssdd_hub.runs.folder import folder_name
+from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.lock import FolderLock
 from ssdd_hub.sets.publish import CardOverrides, plan_set
 from ssdd_hub.sets.release import check_teacher, collect, pack_model, plan_students
@@ -75,8 +76,8 @@ class PublishConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        idle = ", ".join(name for name in self.student_args if name not in self.students)
-        no_names = ", ".join(name for name, args in self.student_args.items() if not isinstance(args, dict))
+        idle = ", ".join(str(name) for name in self.student_args if name not in self.students)
+        no_names = ", ".join(str(name) for name, args in self.student_args.items() if not isinstance(args, dict))
         require(
             (bool(self.repo), "repo must name the repository: --repo owner/name"),
             (not idle, f"student_args has arguments of {idle}, which students does not name"),
@@ -130,22 +131,23 @@ def main() -> None:
         note(output, record, name, vars(published))
         return published
 
-    if teacher_plan is not None:
-        print(f"published and verified: {send('teacher', teacher_plan, 'Publish the teacher').url}")
-    published = send("set", plan, "Publish the distilled set")
-    print(*describe_published(published, Path(config.set)), sep="\n")
-    own = {"licence": config.license, "seed": config.seed, "device": accelerator.device}
-    for student in students:
-        folder = student.pretrain(config.set, published, output, **own)
-        student_plan = plan_upload(pack_model(folder, student.repo_id), student.repo_id, private=plan.private)
-        print(student_plan.describe())
-        message = f"Publish a network pre-trained on {published.repo_id}"
-        print(f"published and verified: {send(f'student {student.name}', student_plan, message).url}")
-    if config.collection:
-        items = {entry["repo_id"]: "dataset" if name == "set" else "model" for name, entry in record.items()}
-        address = collect(config.collection, items, repo_id.partition("/")[0], plan.private)
-        note(output, record, "collection", address)
-        print(f"collected: {address}")
+    with keeping("the record of what was published", output / "published.json"):
+        if teacher_plan is not None:
+            print(f"published and verified: {send('teacher', teacher_plan, 'Publish the teacher').url}")
+        published = send("set", plan, "Publish the distilled set")
+        print(*describe_published(published, Path(config.set)), sep="\n")
+        own = {"licence": config.license, "seed": config.seed, "device": accelerator.device}
+        for student in students:
+            folder = student.pretrain(config.set, published, output, **own)
+            student_plan = plan_upload(pack_model(folder, student.repo_id), student.repo_id, private=plan.private)
+            print(student_plan.describe())
+            message = f"Publish a network pre-trained on {published.repo_id}"
+            print(f"published and verified: {send(f'student {student.name}', student_plan, message).url}")
+        if config.collection:
+            items = {entry["repo_id"]: "dataset" if name == "set" else "model" for name, entry in record.items()}
+            address = collect(config.collection, items, repo_id.partition("/")[0], plan.private)
+            note(output, record, "collection", address)
+            print(f"collected: {address}")
 
 
 def note(folder: Path, record: dict[str, Any], name: str, fact: Any) -> None:

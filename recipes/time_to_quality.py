@@ -22,10 +22,12 @@ import torch
 from ssdd_hub import DistilledSet, InputError, PixelSpace, build_student
 from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, PoolSettings, StudentPool, build_batches
+from ssdd_hub.distill.sizes import check_sizes
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Evaluation, RealData, ScoreStore, StudentEntry, entry_of_set
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
+from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.seeds import generator
@@ -102,7 +104,11 @@ def main() -> None:
         raise InputError(f"{outer.num_images} images are distilled from {len(bank)}: lower --distiller.num-images")
     teacher, student = load_teacher(config.teacher, bank).to(device), config.student
     shape = {"in_chans": bank.num_channels, "image_size": bank.image_size}
-    build_student(student.name, num_targets=1, **shape, **student.model_args)
+    batches = {"--distiller.num-images": outer.num_images}
+    batches["--student-training.batch-size"] = min(config.student_training.batch_size, outer.num_images)
+    smallest = build_student(student.name, num_targets=1, **shape, **student.model_args)
+    check_batches(smallest, batches, **shape)
+    check_sizes(outer, pool, smallest, accelerator, **shape)
     run.start()
 
     folder = Path(config.cache or run.path / "features")

@@ -24,6 +24,7 @@ from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, r
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.inputs import describe_images
+from ssdd_hub.runs.launch import keeping
 from ssdd_hub.sets import describe_training
 from ssdd_hub.settings import parse_config, to_dict
 from ssdd_hub.teachers import TeacherSettings, TeacherTrainingSettings, Watch, WatchSettings, train_teacher
@@ -91,26 +92,28 @@ def main() -> None:
         # Labels too: the log holds the scores of the neighbours.
         inputs=describe_images(source, heldout, labels=True),
     )
-    if accelerator.is_main_process:
-        log, name = run.log.read(), provenance["source"]["name"]
-        about = {"source": name, "target": name, "student": config.teacher.backbone}
-        records = knn_records(log, about)
-        data = RealData(name, source, heldout, space, accelerator.device)
-        if config.watch.probe and data.labelled:
-            probe = LinearProbe(ProbeSettings(labels=[config.watch.probe], draws=1))
-            backbone = teacher.backbone.to(data.device)
-            measure = probe(Pretrained(backbone, lambda: backbone, None, config.seed), data)[0]
-            records.append(accuracy_record(about, "teacher", "probe", measure.value, config.watch.probe))
-        machine = describe_machine(accelerator.device, accelerator.num_processes)
-        facts = {"machine": machine, "versions": describe_versions(), "command": provenance["command"]}
-        run.write_json("scores.json", {"records": records, **facts})
-        render_training(run.path / "pictures" / "training.png", log)
-        for record in records:
-            print(f"{record['protocol']} accuracy, {record['set']}: {100 * record['mean']:.1f} %")
-        print(
-            f"\nIn {run.path} after {time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB: "
-            f"teacher/ ({teacher.feature_dim} features), scores.json, pictures/training.png"
-        )
+    with keeping("the teacher", run.path / "teacher"):
+        if accelerator.is_main_process:
+            log, name = run.log.read(), provenance["source"]["name"]
+            about = {"source": name, "target": name, "student": config.teacher.backbone}
+            records = knn_records(log, about)
+            data = RealData(name, source, heldout, space, accelerator.device)
+            if config.watch.probe and data.labelled:
+                probe = LinearProbe(ProbeSettings(labels=[config.watch.probe], draws=1))
+                backbone = teacher.backbone.to(data.device)
+                measure = probe(Pretrained(backbone, lambda: backbone, None, config.seed), data)[0]
+                records.append(accuracy_record(about, "teacher", "probe", measure.value, config.watch.probe))
+            machine = describe_machine(accelerator.device, accelerator.num_processes)
+            facts = {"machine": machine, "versions": describe_versions(), "command": provenance["command"]}
+            run.write_json("scores.json", {"records": records, **facts})
+            render_training(run.path / "pictures" / "training.png", log)
+            for record in records:
+                print(f"{record['protocol']} accuracy, {record['set']}: {100 * record['mean']:.1f} %")
+            print(
+                f"\nIn {run.path} after {time.perf_counter() - started:.0f} s, "
+                f"at most {machine['peak_memory_gib']} GiB: "
+                f"teacher/ ({teacher.feature_dim} features), scores.json, pictures/training.png"
+            )
     accelerator.end_training()
 
 

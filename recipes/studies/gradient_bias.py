@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from krr_st_minimal import with_one
 from ssdd_hub import ConvNet, InputError, PixelSpace
-from ssdd_hub.bounds import Count, Positive, Rule, Settings, Several, at_least, either
+from ssdd_hub.arguments import show
+from ssdd_hub.bounds import Positive, Rule, Settings, Several, at_least, at_most, either
 from ssdd_hub.data import ImageBank, crop_flip
 from ssdd_hub.data.augment import PADDING
 from ssdd_hub.errors import Check
@@ -66,13 +67,13 @@ class GradientBiasSettings(Settings, section="bias"):
     """
 
     losses: list[str] = field(default_factory=lambda: ["barlow_twins", "simclr", "vicreg", "spectral"])
-    draws: Annotated[int, at_least(4)] = 512
+    draws: Annotated[int, at_least(4), at_most(1_000_000)] = 512
     num_images: Several = 10
     real_images: Annotated[int, at_least(4)] = 128
-    dim: Several = 16
+    dim: Annotated[int, at_least(2), at_most(16_384)] = 16
     widths: list[int] = field(default_factory=lambda: [8, 16])
     norm: Annotated[str, either("instance", "none")] = "instance"
-    inner_steps: Count = 3
+    inner_steps: Annotated[int, at_least(1), at_most(1000)] = 3
     step: Positive = 0.05
     shift: Annotated[int, Rule(f"in [1, {PADDING}]", lambda shift: 1 <= shift <= PADDING)] = 1
     ridge: Positive = 0.01
@@ -81,6 +82,8 @@ class GradientBiasSettings(Settings, section="bias"):
         """Yields that the losses are known."""
         unknown = ", ".join(name for name in self.losses if name not in LOSSES)
         yield not unknown, f"bias.losses must be some of {', '.join(LOSSES)}, got {unknown}"
+        fits = all(isinstance(width, int) and 1 <= width <= 16_384 for width in self.widths)
+        yield fits, f"bias.widths must be whole numbers from 1 to 16384, got {show(self.widths)}"
 
 
 @dataclass(frozen=True)

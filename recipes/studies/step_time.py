@@ -21,7 +21,7 @@ from ssdd_hub.distill.batches import CachedBatches
 from ssdd_hub.distill.engine.timing import PARTS, Stopwatch
 from ssdd_hub.models import StudentSettings, build_student
 from ssdd_hub.results.charts import new_figure, save_figures
-from ssdd_hub.runs.machine import peak_memory
+from ssdd_hub.runs.machine import peak_memory, require_memory
 from ssdd_hub.seeds import generator, seeded
 from studies.plain import PlainDistiller, giving_memory_back, real_batches
 
@@ -77,6 +77,10 @@ class Benchmark:
         self.seed, self.accelerator, self.device = seed, accelerator, accelerator.device
         self.kind = "cuda" if self.device.type == "cuda" else "cpu"
         side, source = settings.image_size, generator(seed, "benchmark")
+        targets, images = 4 * settings.num_targets, distiller.num_images
+        require_memory("--benchmark.num-source", settings.num_source, 3 * side * side + targets, "cpu")
+        require_memory("--distiller.num-images", images, 12 * side * side + targets, "cpu")
+        require_memory("--distiller.batch-size", distiller.batch_size, 12 * side * side, self.device)
         self.pixels = torch.randint(256, (settings.num_source, 3, side, side), dtype=torch.uint8, generator=source)
         self.images = torch.randn(distiller.num_images, 3, side, side, generator=source)
         self.targets = torch.randn(distiller.num_images, settings.num_targets, generator=source)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ssdd_hub import InputError
-from ssdd_hub.bounds import Count, Rule, Settings
+from ssdd_hub.bounds import Count, Repeats, Rule, Settings
 from ssdd_hub.errors import Check
 from ssdd_hub.results.charts import new_figure, save_figures
 from studies.plain import giving_memory_back
@@ -41,7 +41,7 @@ class QualitySettings(Settings, section="quality"):
     implementations: list[str] = field(default_factory=lambda: list(IMPLEMENTATIONS))
     seconds: list[float] = field(default_factory=lambda: [30.0, 60.0, 120.0, 240.0])
     goal: Annotated[float, Rule("between 0 and 1", lambda goal: 0 < goal < 1)] = 0.31
-    seeds: Count = 3
+    seeds: Repeats = 3
     max_heldout: Count = 2000
 
     def conflicts(self) -> Iterator[Check]:

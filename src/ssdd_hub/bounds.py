@@ -8,6 +8,7 @@ from operator import or_
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin
 
+from ssdd_hub.arguments import show
 from ssdd_hub.errors import Check, nearest, require
 
 
@@ -17,6 +18,11 @@ class Rule(NamedTuple):
     required: str
     holds: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
+
+
+def at_most(bound: float) -> Rule:
+    """Returns the rule of a number with an upper bound."""
+    return Rule(f"at most {bound}", lambda value: value <= bound)
 
 
 def at_least(bound: float) -> Rule:
@@ -38,26 +44,41 @@ def either(*names: str) -> Rule:
 Natural = Annotated[int, at_least(0)]
 Count = Annotated[int, at_least(1)]
 Several = Annotated[int, at_least(2)]
+Repeats = Annotated[int, at_least(1), at_most(100_000)]
+Processes = Annotated[int, at_least(1), at_most(4096)]
 Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
 Weight = Annotated[float, at_least(0)]
 Share = Annotated[float, Rule("in [0, 1]", lambda value: 0 <= value <= 1)]
 Fraction = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
 
-# Python takes true and false for numbers.
+LARGEST_WHOLE = 2**63 - 1
+"""Of the whole numbers that torch takes."""
+_LARGEST = 1e30  # float32 has room for its products with other settings
+# Python takes true and false for numbers, and its whole numbers have no end.
 _KINDS = {
-    bool: Rule("true or false", lambda value: isinstance(value, bool)),
-    int: Rule("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    float: Rule(
-        "a finite number",
-        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value),
+    bool: (Rule("true or false", lambda value: isinstance(value, bool)),),
+    int: (
+        Rule("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+        Rule("below 2**63, above -2**63", lambda value: abs(value) <= LARGEST_WHOLE),
+    ),
+    float: (
+        Rule(
+            "a finite number",
+            lambda value: (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and (isinstance(value, int) or isfinite(value))
+            ),
+        ),
+        Rule(f"from {-_LARGEST:g} to {_LARGEST:g}", lambda value: abs(value) <= _LARGEST),
     ),
 }
 
 
 def rules_of(annotation: Any) -> list[Rule]:
-    """Returns the rules of an annotation, that of its type first; only bool, int and float have one."""
-    kind = _KINDS.get(getattr(annotation, "__origin__", annotation))
-    return [rule for rule in (kind, *getattr(annotation, "__metadata__", ())) if isinstance(rule, Rule)]
+    """Returns the rules of an annotation, those of its type first; only bool, int and float have any."""
+    kind = _KINDS.get(getattr(annotation, "__origin__", annotation), ())
+    return [rule for rule in (*kind, *getattr(annotation, "__metadata__", ())) if isinstance(rule, Rule)]
 
 
 def unmet(rules: Iterable[Rule], value: Any) -> str | None:
@@ -98,7 +119,7 @@ class Settings:
             rules = rules_of(kind if optional else field.type)
             required = None if optional and value is None else unmet(rules, value)
             hint = nearest(value, [choice for rule in rules for choice in rule.choices])
-            yield required is None, f"{self.option(field.name)} must be {required}, got {value!r}{hint}"
+            yield required is None, f"{self.option(field.name)} must be {required}, got {show(value)}{hint}"
 
     @classmethod
     def option(cls, name: str) -> str:

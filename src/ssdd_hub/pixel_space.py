@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssdd_hub.errors import require
+from ssdd_hub.arguments import show
+from ssdd_hub.errors import InputError, require
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,21 @@ class PixelSpace:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        mean, std = (tuple(float(value) for value in values) for values in (self.mean, self.std))
+        try:
+            mean, std = (tuple(float(value) for value in values) for values in (self.mean, self.std))
+        except (TypeError, ValueError, OverflowError) as error:
+            stated = f"mean {show(self.mean)} and std {show(self.std)}"
+            raise InputError(f"a pixel space needs a list of numbers as mean and as std; got {stated}") from error
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
         lengths = f"a pixel space needs as many means as stds, at least one; got {mean} and {std}"
         scales = f"every std of a pixel space must be above 0; got {std}"
-        require((len(mean) == len(std) > 0, lengths), (all(value > 0 for value in std), scales))
+        finite = f"mean and std of a pixel space must be finite; got {mean} and {std}"
+        require(
+            (len(mean) == len(std) > 0, lengths),
+            (all(value > 0 for value in std), scales),
+            (all(map(isfinite, (*mean, *std))), finite),
+        )
 
     @classmethod
     def raw(cls, channels: int) -> "PixelSpace":

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from ssdd_hub.bounds import plain_type
+from ssdd_hub.arguments import show
+from ssdd_hub.bounds import LARGEST_WHOLE, plain_type
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.plain_yaml import LARGEST_SETTINGS, MISTAKES, SettingsDumper, SettingsLoader
 
@@ -237,7 +238,7 @@ class _Reader:
                 values[setting] = _with_entry(values.get(setting), entry, value) if entry else _typed(value, kind)
             except (ArgumentError, *MISTAKES) as error:
                 hint = f": {error}" if type(error) is ValueError else ""
-                self.problems.append(f"{name} must be of type {formatannotation(kind)}, got {repr(value)[:200]}{hint}")
+                self.problems.append(f"{name} must be of type {formatannotation(kind)}, got {show(value)}{hint}")
         return values
 
     def inside(self, section: str) -> list[str]:
@@ -288,7 +289,10 @@ def _typed(value: Any, kind: Any) -> Any:
         raise ValueError(f"at most {_LONGEST_LIST} characters are taken")
     if kind == list[str] and not text.startswith("["):
         text = f"[{text}]"
-    return _parser_of(kind).parse_args([f"--value={text}"]).value
+    found = _parser_of(kind).parse_args([f"--value={text}"]).value
+    if isinstance(found, int) and abs(found) > LARGEST_WHOLE:
+        raise ValueError("write one below 2**63")
+    return found
 
 
 @cache

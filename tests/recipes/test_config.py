@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -489,6 +491,20 @@ def test_arguments_of_a_method_pass_the_allow_list(parse, section):
 
 
 # The run folder
+
+
+def test_the_launchers_precision_is_what_the_run_records(parse, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert to_dict(parse())["run"]["mixed_precision"] == "bf16"
+    assert "run.mixed_precision is no" in problems(parse, "--run.mixed-precision", "no")[0]
+
+
+@pytest.mark.slow
+def test_accelerate_launch_decides_the_precision():
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--mixed_precision", "bf16"]
+    command += [str(RECIPES / "distill.py"), "--print-config"]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert yaml.safe_load(printed)["run"]["mixed_precision"] == "bf16"
 
 
 FOLDERS = {"digits": "digits", "uoft-cs/cifar100": "cifar100", "../shared/data/cifar100": "cifar100", "..": "run"}

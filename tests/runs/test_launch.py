@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs import launch
-from ssdd_hub.runs.folder import RunSettings
+from ssdd_hub.runs.folder import LaunchSettings, RunSettings
 from ssdd_hub.runs.launch import build_accelerator, report_errors
 
 
@@ -158,3 +158,23 @@ def test_a_process_ends_with_its_launcher_and_goes_on_without_a_shell(launcher):
     if lives:
         child.send_signal(signal.SIGKILL)
     assert lives == (launcher is None)
+
+
+def test_the_precision_of_the_launcher_is_the_default_and_a_conflict_is_refused(monkeypatch):
+    assert LaunchSettings().mixed_precision == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert LaunchSettings().mixed_precision == RunSettings(mixed_precision="bf16").mixed_precision == "bf16"
+    with pytest.raises(SettingsError, match="run.mixed_precision is no, and accelerate launch says .* bf16: leave"):
+        RunSettings(mixed_precision="no")
+    # What it says where the user did not.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert RunSettings(mixed_precision="bf16").mixed_precision == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    with pytest.raises(SettingsError, match="launch with --mixed_precision no or bf16"):
+        RunSettings()
+
+
+def test_gradients_that_the_launcher_accumulates_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(InputError, match="launch without --gradient_accumulation_steps 4"):
+        build_accelerator(RunSettings(), tmp_path)

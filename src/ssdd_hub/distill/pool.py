@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssdd_hub.bounds import Count, Fraction, Positive, Settings, Weight, one_of
+from ssdd_hub.bounds import Count, Fraction, Positive, Repeats, Settings, Weight, one_of
 from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.runs.machine import require_memory
 from ssdd_hub.seeds import generator, seeded
 
 InnerStep = Callable[[nn.Module, torch.optim.Optimizer, Pairs], Tensor]
@@ -34,13 +35,19 @@ class PoolSettings(Settings, section="pool"):
         weight_decay: Of the inner SGD.
     """
 
-    size: Count = 10
+    size: Repeats = 10
     max_age: Count = 1000
     renewal: Annotated[str, one_of(("train", "never-train"))] = "train"
     warm_up: bool = True
     learning_rate: Positive = 0.1
     momentum: Fraction = 0.9
     weight_decay: Weight = 1e-3
+
+
+def require_room(settings: PoolSettings, student: nn.Module, device: torch.device | str) -> None:
+    """Raises an `InputError` where a device cannot hold the weights of so many students and their momentum."""
+    weights = sum(parameter.numel() * parameter.itemsize for parameter in student.parameters())
+    require_memory("--pool.size", settings.size, 2 * weights, device)
 
 
 @dataclass
@@ -81,7 +88,9 @@ class StudentPool:
         self.build, self.settings, self.seed = build, settings, seed
         self.device, self.dtype = device, dtype
         self.step: InnerStep = step or regression_step
-        self.students = [self._fresh(slot, generation=0) for slot in range(settings.size)]
+        first = self._fresh(0, generation=0)
+        require_room(settings, first.module, device)
+        self.students = [first, *(self._fresh(slot, generation=0) for slot in range(1, settings.size))]
 
     @property
     def ages(self) -> list[int]:

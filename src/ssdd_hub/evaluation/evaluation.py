@@ -21,7 +21,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
-from ssdd_hub.bounds import Count, Settings
+from ssdd_hub.bounds import Count, Repeats, Settings
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.entries import SetEntry, StudentEntry
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, Measure, Pretrained
@@ -43,7 +43,7 @@ class EvaluateSettings(Settings, section="evaluate"):
         max_heldout: Held-out images of each dataset that scores are measured on, at most.
     """
 
-    seeds: Count = 5
+    seeds: Repeats = 5
     max_heldout: Count = 2000
 
 

@@ -21,8 +21,10 @@ from ssdd_hub.evaluation.inputs import (
     load_set,
     name_sets,
 )
-from ssdd_hub.evaluation.protocols.base import EvaluationProtocol
+from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, LabelledProtocol
 from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches
+from ssdd_hub.selection.methods import GAUSSIAN, SELECTIONS
 from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.statements import stated_student
@@ -79,6 +81,14 @@ class Loader:
             return None
         teacher = build_teacher(settings.backbone, **settings.building())
         check_stated_teacher(self.first, teacher, self.given)
+        transform = self.first.target_transform
+        if transform is not None and len(transform.mean) != teacher.feature_dim:
+            raise InputError(
+                f"the targets of the set are made of {len(transform.mean)} features, and the teacher {teacher.name} "
+                f"gives {teacher.feature_dim} of images of {teacher.input_size} pixels: leave out "
+                "--teacher.input-size and what else of --teacher differs from the set's own, or give "
+                "--teacher.backbone none"
+            )
         return teacher.to(self.accelerator.device)
 
     def datasets(self, names: Sequence[str], args: Mapping[str, Any], own: RealData | None) -> list[RealData]:
@@ -128,6 +138,29 @@ class Loader:
             same = source is not None and has_targets_of(distilled, source.teacher, self.first.target_transform)
             found.append(entry_of_set(name, distilled, self.accelerator.device, same))
         return found
+
+
+def check_references(methods: Collection[str], counts: Sequence[int], own: RealData) -> None:
+    """Refuses references of more images than there are to select from; noise has no end."""
+    least, chosen = max(counts), [name for name in methods if name in SELECTIONS and name != GAUSSIAN]
+    if chosen and least > len(own.train):
+        raise InputError(
+            f"{least} images of the source are to be selected for the references {', '.join(chosen)}, and there are "
+            f"{len(own.train)}: raise --source.max-images, or leave these references out"
+        )
+
+
+def check_students(students: Sequence[StudentEntry], use: StudentTrainingSettings, size: int) -> None:
+    """Refuses a student that the smallest batches of its trainings after a set of `size` images cannot train."""
+    for student in students:
+        batches = {f"--student-training.batch-size {use.batch_size} on a set of {size}": min(use.batch_size, size)}
+        for protocol in student.protocols:
+            batches |= protocol.batches(size) if isinstance(protocol, LabelledProtocol) else {}
+        shape = {name: student.identity[name] for name in ("in_chans", "image_size")}
+        try:
+            check_batches(student.build(), batches, **shape)
+        except InputError as error:
+            raise InputError(f"{student.name}: {error}") from error
 
 
 def shape_of(distilled: DistilledSet) -> dict[str, Any]:

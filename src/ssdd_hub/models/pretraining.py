@@ -1,5 +1,7 @@
 """Pre-training of a student: regression from images to their targets."""
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -12,6 +14,7 @@ from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight
 from ssdd_hub.data.augment import PADDING, crop_flip, draw_views
 from ssdd_hub.errors import InputError
 from ssdd_hub.seeds import draw_batch, generator
+from ssdd_hub.text import first_line
 
 AUGMENTATIONS = ("none", "flip", "crop-flip", "views")
 Pair = tuple[Tensor, Tensor]
@@ -75,6 +78,34 @@ class Pairs(Protocol):
         """Returns stored views of images, and their targets; `views` `(n,)` in `[0, K]`, of which 0 is the image."""
 
 
+def check_batches(student: nn.Module, batches: Mapping[str, int], *, in_chans: int, image_size: int) -> None:
+    """Takes a step with a copy of a student on the smallest batches that occur, so that none ends a long run.
+
+    Args:
+        student: Untrained or not; it is left as it is.
+        batches: Numbers of images, by the option that decides each.
+        in_chans: Channels of the images.
+        image_size: Their height and width.
+
+    Raises:
+        InputError: The student cannot be trained on so few images, as one with batch norms on a single one.
+    """
+    device = next(student.parameters()).device
+    for option, size in batches.items():
+        tried = copy.deepcopy(student).train()
+        # More than two are no different.
+        images = torch.zeros(min(size, 2), in_chans, image_size, image_size, device=device)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                tried(images).sum().backward()
+        except Exception as error:  # networks may raise anything
+            raise InputError(
+                f"the student cannot be trained on batches of {size} image(s), which {option} makes "
+                f"({first_line(error)}): use at least 2, or a student whose norms need no batch, such as "
+                "ssdd_convnet3 with the argument norm instance or none"
+            ) from error
+
+
 def fit_student(
     student: nn.Module, pairs: Pairs, settings: StudentTrainingSettings, seed: int, progress: bool = False
 ) -> nn.Module:
@@ -83,7 +114,7 @@ def fit_student(
     The student is fresh and on the device of the pairs; the seed decides the order and the augmentation of images.
 
     Raises:
-        InputError: `augment` is `views`, and the pairs hold none.
+        InputError: `augment` is `views`, and the pairs hold none; or the student cannot be trained on single images.
     """
     if settings.augment == "views" and not pairs.num_views:
         raise InputError(
@@ -94,6 +125,10 @@ def fit_student(
         student.parameters(), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
     size, steps = len(pairs), settings.num_steps(len(pairs))
+    if steps and min(settings.batch_size, size) == 1:
+        _, channels, _, side = pairs.batch(torch.zeros(1, dtype=torch.int64))[0].shape
+        named = f"--student-training.batch-size {settings.batch_size} on {size} image(s)"
+        check_batches(student, {named: 1}, in_chans=channels, image_size=side)
     student.train()
     for step in tqdm(range(steps), "pre-training", unit="step", disable=not progress):
         indices = draw_batch(size, min(settings.batch_size, size), seed, "use of the set", step)

@@ -26,6 +26,10 @@ def begin(
     Raises:
         InputError: On all processes, where one of them cannot use the folder.
     """
+    cache = getattr(config.run, "cache", None) or getattr(config, "cache", None)
+    if cache:
+        # It is used late, and raises now for a name that the file system does not take.
+        Path(cache).exists()
     accelerator = build_accelerator(config.run, Path(config.output))
     if one_process and accelerator.num_processes > 1:
         raise InputError(f"one process is required, got {accelerator.num_processes}: launch with --num_processes 1")

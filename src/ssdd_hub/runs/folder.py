@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import yaml
 
-from ssdd_hub.bounds import Count, Settings, either
-from ssdd_hub.errors import InputError
+from ssdd_hub.bounds import Count, Processes, Settings, either
+from ssdd_hub.errors import Check, InputError
 from ssdd_hub.files import atomic_path, is_temporary, remove_abandoned
 from ssdd_hub.plain_files import require_plain, require_plain_tree
 from ssdd_hub.plain_yaml import load_plain_yaml
@@ -40,20 +40,38 @@ _WORK_FOLDERS = ("features", "scores", "cells", "checkpoints", "references")
 _RESULT_FOLDERS = ("distilled", "teacher", "pictures")
 
 
+def launched_precision() -> str:
+    """Returns the mixed precision that the launcher says, `no` without one."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+
 @dataclass(frozen=True)
 class LaunchSettings(Settings, section="run"):
     """How the processes of a run compute.
 
     Attributes:
-        mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision.
+        mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision. When not
+            given, what `accelerate launch` says, by `--mixed_precision` or its config file.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
         trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
     """
 
-    mixed_precision: Annotated[str, either("no", "bf16")] = "no"
-    threads: Count | None = None
+    mixed_precision: Annotated[str, either("no", "bf16")] = field(default_factory=launched_precision)
+    threads: Processes | None = None
     trackers: list[str] = field(default_factory=list)
+
+    def conflicts(self) -> Iterator[Check]:
+        """Yields that the launcher must say the same, and nothing that we cannot do."""
+        launched = launched_precision()
+        # Where the user says nothing, it says no.
+        yield (
+            launched in ("no", "bf16") and launched in ("no", self.mixed_precision),
+            (
+                f"run.mixed_precision is {self.mixed_precision}, and accelerate launch says --mixed_precision "
+                f"{launched}: leave one of them out, or launch with --mixed_precision no or bf16"
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,8 @@ class RunSettings(LaunchSettings):
     """How the processes of a distillation compute, and how often they save.
 
     Attributes:
-        mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision.
+        mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision. When not
+            given, what `accelerate launch` says, by `--mixed_precision` or its config file.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
         trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.

@@ -9,8 +9,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
+from ssdd_hub.arguments import show
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs.folder import LaunchSettings
 from ssdd_hub.runs.lock import locks_released
@@ -55,7 +56,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     """Starts Accelerate for a recipe, whose trackers write below the run folder, with the threads of the settings.
 
     Raises:
-        InputError: A tracker is unknown, or the processes were started with FSDP or DeepSpeed.
+        InputError: A tracker is unknown, or the processes were started with FSDP, DeepSpeed or accumulated gradients.
     """
     end_with_launcher()
     try:
@@ -71,6 +72,11 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise InputError(
             f"the distilled set is a few megabytes and is not sharded: launch without {accelerator.distributed_type}"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise InputError(
+            "every step uses its whole batch, which --distiller.micro-batch splits where memory is short: launch "
+            f"without --gradient_accumulation_steps {accelerator.gradient_accumulation_steps}"
         )
     # TF32 would round the kernel by more than the ridge, and processes that hold the same pool must stay alike.
     torch.set_float32_matmul_precision("highest")
@@ -105,6 +111,10 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
             _stop("".join(f"\n  - {problem}" for problem in error.problems), 2)
         except InputError as error:
             _stop(f" {error}", 2)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            _stop(f" the file system takes no name as long as {show(error.filename)}: choose a shorter one", 2)
         except KeyboardInterrupt:
             _stop(" interrupted; the same command goes on from the last checkpoint", 130)
         except Exception as error:
@@ -137,6 +147,22 @@ def _has_folder() -> bool:
         return bool(os.getcwd())
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def keeping(finished: str, place: Path) -> Iterator[None]:
+    """Adds to an error inside the block where finished work is, if it is there yet, and how to go on."""
+    try:
+        yield
+    except Exception as error:
+        if not place.exists():
+            raise
+        hint = f"{finished} is kept in {place}: the same command goes on from there, and repeats nothing of it"
+        if isinstance(error, InputError):
+            raise InputError(f"{error}\n{hint}") from error
+        # A mistake of ours, or a machine without memory: the traceback that follows tells more.
+        sys.stderr.write(f"{printable(hint)}\n")
+        raise
 
 
 def _stop(message: str, status: int) -> None:

@@ -7,7 +7,10 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import psutil
 import torch
+
+from ssdd_hub.errors import InputError
 
 PACKAGES = ("ssdd-hub", "torch", "timm", "lightly", "accelerate", "datasets")
 
@@ -39,6 +42,20 @@ def describe_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
     return versions
+
+
+def require_memory(option: str, number: int, each: float, device: torch.device | str) -> None:
+    """Raises an `InputError` that names an option, whose number of things of `each` bytes has no room on a device."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        total = int(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        total = int(psutil.virtual_memory().total)
+    if number * each > total:
+        raise InputError(
+            f"{option} {number} needs at least {number * each / 2**30:.3g} GiB, and there are {total / 2**30:.3g} in "
+            f"all ({device.type}): lower it"
+        )
 
 
 def peak_memory() -> int:

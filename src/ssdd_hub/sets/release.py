@@ -17,6 +17,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.hub.client import hub_errors, with_retries
 from ssdd_hub.hub.upload import Parcel, Published, pack
 from ssdd_hub.models.build import StudentSettings, build_student
+from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, hash_json, read_metadata, section
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.seeds import seeded
@@ -154,7 +155,7 @@ def plan_students(
     """
     metadata = read_metadata(Path(folder))
     own = stated_student(section(metadata, "provenance")) or {}
-    (_, channels, _, side), (_, width) = (metadata["tensors"][name]["shape"] for name in ("images", "targets"))
+    (size, channels, _, side), (_, width) = (metadata["tensors"][name]["shape"] for name in ("images", "targets"))
     students: dict[str, Student] = {}
     for word in words:
         name = own.get("name") if word == "own" else word
@@ -166,7 +167,10 @@ def plan_students(
         settings = StudentSettings(name, args.get(word, recorded))
         if name in students:
             raise InputError(f"students has {name} twice (own is {own.get('name')}), and there is one place for it")
-        build_student(name, num_targets=width, in_chans=channels, image_size=side, **settings.model_args)
+        shape = {"in_chans": channels, "image_size": side}
+        student = build_student(name, num_targets=width, **shape, **settings.model_args)
+        batch = min(stated_use(section(metadata, "provenance")).get("batch_size", size), size)
+        check_batches(student, {"the recipe of the set": batch}, **shape)
         students[name] = Student(name, settings.model_args, f"{repo_id}-{name}")
         with hub_errors(f"publishing {students[name].repo_id}"):
             validate_repo_id(students[name].repo_id)

@@ -1,11 +1,15 @@
 """What a distillation and an evaluation write into their run folders at the end: scores, pictures, a page."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
+from ssdd_hub.errors import InputError
 from ssdd_hub.hub.markdown import escape
+from ssdd_hub.record import read_metadata
 from ssdd_hub.results.compare import NOT_RANKED, compare, markdown_table
 from ssdd_hub.results.page import render_evaluation, render_pictures, render_report
 from ssdd_hub.results.tables import Record, score_table
@@ -13,6 +17,7 @@ from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.folder import describe_tensor
 from ssdd_hub.sets.gallery import keep_starts, render_gallery
 from ssdd_hub.sets.preview import MOST_IMAGES, write_preview
 from ssdd_hub.sets.provenance import describe_command
@@ -21,6 +26,17 @@ from ssdd_hub.text import printable
 
 BASELINES = ("random", "kmeans")
 """The references that sets are tested against."""
+
+
+def keep_set(run: RunFolder, distilled: DistilledSet, machine: Mapping[str, Any]) -> None:
+    """Writes `distilled/` before the set is scored, unless the same pairs are there, which may have scores."""
+    folder = run.path / "distilled"
+    pairs = {name: describe_tensor(getattr(distilled, name)) for name in ("images", "targets")}
+    with suppress(InputError):
+        if read_metadata(folder).get("tensors") == pairs:
+            return
+    unscored = {**distilled.provenance, "hardware": machine}
+    replace(distilled, provenance=unscored).save(folder)
 
 
 def save_distillation(run: RunFolder, distilled: DistilledSet, before: Tensor, facts: Mapping[str, str]) -> str:

@@ -262,9 +262,14 @@ def build_teacher(
         report = load_checkpoint(backbone, checkpoint)
         facts = {"layout": report.layout, "prefix": report.prefix, "ignored": report.ignored}
         provenance = {"checkpoint": {"file": Path(checkpoint).name, **facts}}
-    config = resolve_model_data_config(backbone)
-    space = read_pixel_space(name, config, mean, std, model_args.get("in_chans"))
-    _, height, width = config["input_size"]
+    try:
+        config = resolve_model_data_config(backbone)
+        space = read_pixel_space(name, config, mean, std, model_args.get("in_chans"))
+        _, height, width = map(int, config["input_size"])
+    except InputError as error:
+        raise InputError(f"the teacher {name} cannot be used: {error}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"the teacher {name} states no images that it takes: {shorten_error(error)}") from error
     if height != width and input_size is None:
         raise InputError(f"the teacher {name} takes {height}x{width} pixels, ours are square: give teacher.input_size")
     size = input_size or width

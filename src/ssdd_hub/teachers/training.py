@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssdd_hub.arguments import argument_checks
-from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Rule, Settings, Several, Weight, either
+from ssdd_hub.bounds import Count, Fraction, Positive, Rule, Settings, Several, Weight, at_least, at_most, either
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.features import create_backbone, input_args, measure_width
@@ -24,6 +24,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import Checkpoints
 from ssdd_hub.runs.folder import RunFolder, RunLog
 from ssdd_hub.runs.inputs import Inputs, deciding_facts, describe_bank
+from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.machine import describe_machine
 from ssdd_hub.seeds import seeded
 from ssdd_hub.teachers.monitor import Watch, knn_records
@@ -31,8 +32,10 @@ from ssdd_hub.teachers.objectives.registry import build_objective
 from ssdd_hub.teachers.optimizers import OPTIMIZERS, build_optimizer
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
 from ssdd_hub.teachers.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
+from ssdd_hub.text import first_line
 
 SCHEMES = ("auto", *OPTIMIZERS)
+_TRIED = 16  # images
 RESERVED_ARGS = {"name", "backbone", "feature_dim", "in_chans", "image_size"}
 
 
@@ -71,7 +74,7 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
     warmup: Fraction = 0.05
     weight_decay: Weight | None = None
     max_grad_norm: Positive | None = None
-    workers: Natural = 2
+    workers: Annotated[int, at_least(0), at_most(4096)] = 2
     checkpoint_every: Count = 2000
 
     def conflicts(self) -> Iterator[Check]:
@@ -128,10 +131,25 @@ class Pretraining:
         self.batches = ViewBatches(pixels, views, *share)
         if settings.views == "device":
             self.batches = DeviceViewBatches(pixels, views, *share, device=accelerator.device)
+        self._try_views(pixels[:_TRIED], views)
         self.steps_per_epoch = math.ceil(len(pixels) / settings.batch_size)
         self.num_steps = min(settings.epochs * self.steps_per_epoch, settings.max_steps or sys.maxsize)
         # Sum and number of the losses since the last record, on the device: reading each would make the host wait.
         self._losses = torch.zeros(2, device=accelerator.device)
+
+    def _try_views(self, pixels: Tensor, views: Any) -> None:
+        """Makes views of a few images, since a transform finds a wrong argument when it draws by it."""
+        own: Any = {"device": self.accelerator.device} if self.settings.views == "device" else {}
+        few = type(self.batches)(pixels, views, len(pixels), self.seed, 0, 1, **own)
+        try:
+            few[0]
+        except InputError:
+            raise
+        except Exception as error:  # transforms may raise anything
+            raise InputError(
+                f"teacher_training.view_args {self.settings.view_args} do not fit the views of {self.objective.name}: "
+                f"{first_line(error)}"
+            ) from error
 
     def run(
         self,
@@ -290,18 +308,19 @@ def train_teacher(
     run.start(inputs)
     accelerator.init_trackers("ssdd_hub")
     training.run(run.teacher_checkpoints, run.log, watch, accelerator.is_main_process)
-    if accelerator.is_main_process:
-        name = str(provenance["source"]["name"])
-        facts = {
-            **provenance,
-            "objective": training.objective.describe(),
-            "scores": knn_records(run.log.read(), {"source": name, "target": name, "student": settings.backbone}),
-            "hardware": describe_machine(accelerator.device, accelerator.num_processes),
-        }
-        title = f"{settings.backbone} trained with {pretrain.objective} on {name}"
-        licence, kind = source.provenance["license"], settings.features
-        trained = Teacher(backbone, pixel_space, source.image_size, title, licence, features=kind)
-        trained.save(folder, provenance=facts)
+    with keeping("the trained network", run.path / "checkpoints" / "teacher"):
+        if accelerator.is_main_process:
+            name = str(provenance["source"]["name"])
+            facts = {
+                **provenance,
+                "objective": training.objective.describe(),
+                "scores": knn_records(run.log.read(), {"source": name, "target": name, "student": settings.backbone}),
+                "hardware": describe_machine(accelerator.device, accelerator.num_processes),
+            }
+            title = f"{settings.backbone} trained with {pretrain.objective} on {name}"
+            licence, kind = source.provenance["license"], settings.features
+            trained = Teacher(backbone, pixel_space, source.image_size, title, licence, features=kind)
+            trained.save(folder, provenance=facts)
     accelerator.wait_for_everyone()
     teacher = load()
     run.pin({"teacher": deciding_facts(teacher.identity())})

@@ -76,6 +76,10 @@ class LabelledProtocol(Generic[Settings]):
         """Returns all settings."""
         return asdict(self.settings)
 
+    def batches(self, size: int) -> dict[str, int]:
+        """Returns the smallest batches that a student is trained on after a set of `size` images, by option."""
+        return {}
+
     def applies(self, pretrained: Pretrained, data: RealData) -> bool:
         """Whether there are labels to learn from and to score by."""
         return data.labelled

@@ -64,6 +64,10 @@ class FineTuning(LabelledProtocol[FinetuneSettings]):
 
     name = "finetune"
 
+    def batches(self, size: int) -> dict[str, int]:
+        """See `LabelledProtocol.batches`; there are always two labelled images."""
+        return {"--finetune.batch-size": self.settings.batch_size}
+
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
         """Measures once for each number of labels."""
         known, seed, measures = data.known(data.train), pretrained.seed, []

@@ -111,6 +111,10 @@ class KnowledgeDistillation(LabelledProtocol[KdSettings]):
         """Returns the settings, and the identity of the classifier's network."""
         return {**super().key(data), "network": self._identity}
 
+    def batches(self, size: int) -> dict[str, int]:
+        """See `LabelledProtocol.batches`."""
+        return {f"--kd.batch-size {self.settings.batch_size} on a set of {size}": min(self.settings.batch_size, size)}
+
     def applies(self, pretrained: Pretrained, data: RealData) -> bool:
         """Whether there are a set to learn on, and labels of the target."""
         return pretrained.pairs is not None and data.labelled

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ssdd_hub.bounds import Count, Fraction, Rule, Settings
+from ssdd_hub.bounds import Count, Fraction, Repeats, Rule, Settings
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import Check
 from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained, require_finite
@@ -43,7 +43,7 @@ class ProbeSettings(Settings, section="probe"):
     """
 
     labels: Annotated[list[float], LABELS] = field(default_factory=lambda: [0.01, 0.05, 0.1, 0.5, 1.0])
-    draws: Count = 3
+    draws: Repeats = 3
     balanced: bool = False
     heldout: Fraction = 0.2
     ridges: Annotated[list[float], RIDGES] = field(default_factory=lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0])

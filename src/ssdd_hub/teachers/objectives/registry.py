@@ -99,7 +99,7 @@ def build_objective(
         return objective(backbone, width, **args)
     except InputError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         raise InputError(f"objective {name!r} does not take these settings {args}: {error}") from error
 
 

@@ -1,0 +1,88 @@
+"""Finished work that a later step must not lose, and the words that say where it is."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssdd_hub import DistilledSet
+from ssdd_hub.distill import Distiller
+from ssdd_hub.errors import InputError
+from ssdd_hub.runs.launch import keeping
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "configs" / "smoke.yaml"
+SHORT = ["--distiller.steps", "2", "--student-training.epochs", "2", "--teacher-training.max-steps", "2"]
+
+
+def fail(*_, **__):
+    raise InputError("a student diverges")
+
+
+@pytest.fixture
+def distil(launch, refuse, tmp_path):
+    """Distils in one folder, well or to an error that holds some words."""
+
+    def distil(words=None):
+        arguments = ["distill", "--config", SMOKE, "--output", tmp_path / "run", *SHORT]
+        return refuse(words, *arguments) if words else launch(*arguments)
+
+    return distil
+
+
+def test_a_set_is_saved_before_it_is_scored_and_the_same_command_only_scores_it(distil, tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "distilled"
+    hint = f"the distilled set is kept in {folder}: the same command goes on from there"
+    with monkeypatch.context() as broken:
+        broken.setattr("distill.evaluate", fail)
+        distil(["a student diverges", hint])
+    kept = DistilledSet.load(folder)
+    assert len(kept.images) == 20 and "scores" not in kept.provenance and kept.provenance["hardware"]["cpus"]
+    assert not (tmp_path / "run" / "scores.json").exists()
+    monkeypatch.setattr(Distiller, "step", fail)
+    with monkeypatch.context() as broken:
+        broken.setattr("distill.save_distillation", fail)
+        distil([hint])
+    distil()
+    scored = DistilledSet.load(folder)
+    assert torch.equal(scored.images, kept.images) and scored.provenance["scores"]
+    assert "probe" in (folder / "README.md").read_text()
+    # Nor does a later failure take the scores away.
+    monkeypatch.setattr("distill.evaluate", fail)
+    distil([hint])
+    assert DistilledSet.load(folder).provenance["scores"] == scored.provenance["scores"]
+
+
+def test_a_teacher_outlives_its_card_and_its_scores(launch, refuse, tmp_path, monkeypatch):
+    arguments = ["train_teacher", "--teacher.backbone", "ssdd_convnet3", "--teacher.model-args", "{widths: [4, 8]}"]
+    arguments += ["--teacher-training.max-steps", "2", "--teacher-training.workers", "0", "--data.max-images", "150"]
+    arguments += ["--teacher-training.objective-args", "{hidden_dim: 8, output_dim: 8}", "--watch.probe", "20"]
+    arguments += ["--output", tmp_path / "run"]
+    with monkeypatch.context() as broken:
+        broken.setattr("ssdd_hub.teachers.folder.render_teacher_card", fail)
+        refuse([f"the trained network is kept in {tmp_path / 'run' / 'checkpoints' / 'teacher'}"], *arguments)
+    monkeypatch.setattr("ssdd_hub.teachers.training.Pretraining._step", fail)
+    with monkeypatch.context() as broken:
+        broken.setattr("train_teacher.LinearProbe", fail)
+        refuse([f"the teacher is kept in {tmp_path / 'run' / 'teacher'}"], *arguments)
+    launch(*arguments)
+    assert (tmp_path / "run" / "scores.json").exists()
+
+
+def test_an_evaluation_without_its_report_keeps_its_scores(distil, launch, refuse, tmp_path, monkeypatch):
+    distil()
+    arguments = ["evaluate", "--set", tmp_path / "run" / "distilled", "--references", "none", "--protocol", "knn"]
+    arguments += ["--teacher.backbone", "none", "--evaluate.seeds", "1", "--output", tmp_path / "scored"]
+    with monkeypatch.context() as broken:
+        broken.setattr("evaluate.save_evaluation", fail)
+        refuse([f"every score so far is kept in {tmp_path / 'scored' / 'scores'}"], *arguments)
+    monkeypatch.setattr("ssdd_hub.evaluation.evaluation.fit_student", fail)
+    launch(*arguments)
+    assert (tmp_path / "scored" / "report.html").exists()
+
+
+def test_an_unexpected_error_keeps_its_traceback_and_says_the_same(tmp_path, capsys):
+    with pytest.raises(RuntimeError, match="^out of memory$"), keeping("the set", tmp_path):
+        raise RuntimeError("out of memory")
+    assert capsys.readouterr().err.startswith(f"the set is kept in {tmp_path}: the same command goes on")
+    with pytest.raises(InputError, match="^no$"), keeping("the set", tmp_path / "absent"):
+        raise InputError("no")
