@@ -16,6 +16,7 @@ import timm
 import torch
 
 from ssdd_hub import cli
+from ssdd_hub.procedures import RECIPES as WORDS, spell_out
 from ssdd_hub.settings import parse_config
 from ssdd_hub.teachers.objectives.registry import OBJECTIVES
 
@@ -115,6 +116,8 @@ def test_every_command_is_understood(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for words in commands(page):
         words = [PLACEHOLDERS.get(word, word) for word in words]
+        if words[0] == "ssdd-hub" and words[1:2] and words[1] in WORDS:
+            words = [f"recipes/{words[1].replace('-', '_')}.py", *spell_out(words[1], words[2:])]
         if words[0] == "ssdd-hub":
             if len(words) > 2:
                 cli._build_parser().parse_args(words[1:])
