@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 
+import ssdd_hub
 from ssdd_hub import cli
 from ssdd_hub.procedures import RECIPES as WORDS, spell_out
 from ssdd_hub.settings import parse_config
@@ -219,3 +220,13 @@ def test_the_example_of_what_was_released_loads_it(monkeypatch):
     names = {}
     exec(code_of("model_cards/README.md")[0], names)
     assert names["teacher"].feature_dim == names["distilled"].targets.shape[1]
+
+
+def test_the_calls_of_the_recipes_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    drawn = torch.Generator().manual_seed(1)
+    names = {"ssdd_hub": ssdd_hub, "images": torch.randint(0, 256, (80, 3, 16, 16), generator=drawn).byte()}
+    exec(code_of("recipes/README.md")[0], names)
+    assert names["distilled"].images.shape == (20, 3, 16, 16)
+    assert {"random", "distilled"} <= {record["set"] for record in names["records"]}

@@ -12,16 +12,22 @@ _PACKAGE = "ssdd_hub.recipes"
 
 
 class Recipe(NamedTuple):
-    """A recipe as a command: what it does, and the options that its first words stand for."""
+    """A recipe as a command: what it does, the options that its first words stand for, and settings for photographs.
+
+    Its own default settings are for the digits.
+    """
 
     text: str
     places: tuple[str, ...]
+    photos: str | None = None
 
 
 RECIPES = {
-    "distill": Recipe("distil images into a set: teacher, targets, set, first scores, report", ("data.name",)),
+    "distill": Recipe(
+        "distil images into a set: teacher, targets, set, first scores, report", ("data.name",), "photos"
+    ),
     "evaluate": Recipe("score sets beside references by several protocols and datasets", ("set",)),
-    "train-teacher": Recipe("train a teacher without labels", ("data.name",)),
+    "train-teacher": Recipe("train a teacher without labels", ("data.name",), "photos_teacher"),
     "compute-targets": Recipe("compute a teacher's features of a whole dataset", ("data.name",)),
     "publish": Recipe("publish a set with its teacher, students and a collection", ("set", "repo")),
 }
@@ -52,11 +58,14 @@ def run_recipe(name: str, words: Sequence[str]) -> int:
 
 
 def spell_out(name: str, words: Sequence[str]) -> list[str]:
-    """Returns a command line with the option written before each leading value."""
-    options, rest = list[str](), list(words)
-    for place in RECIPES[name].places:
+    """Returns a command line with the option written before each leading value, and the settings for such images."""
+    recipe, options, rest = RECIPES[name], list[str](), list(words)
+    for place in recipe.places:
         if rest and not rest[0].startswith("-"):
             options += [f"--{place}", rest.pop(0)]
+    chosen = any(word.partition("=")[0] == "--config" for word in rest)
+    if recipe.photos and options and options[1] != "digits" and not chosen:
+        options = ["--config", recipe.photos, *options]
     return [*options, *rest]
 
 

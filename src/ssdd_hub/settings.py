@@ -45,7 +45,8 @@ def parse_config(
 
     Args:
         config_class: A dataclass of dataclasses, such as `DistillConfig`.
-        default: The YAML file that is read when no `--config` is given; None for none.
+        default: The YAML file that is read when no `--config` is given; None for none. Those beside it are also known
+            by their names alone: `--config photos`.
         argv: Arguments; the process's own when None.
         description: Shown by `--help`.
         stated: Given the settings that are given, by dotted name, returns those that follow from them, nested as in
@@ -64,7 +65,8 @@ def parse_config(
     if names & {"help", "h"}:
         _build_parser(config_class, default, description).print_help()
         raise SystemExit(0)
-    files = [Path(value) for name, value in arguments if name == "config"] or list(filter(None, [default]))
+    files = [_find_file(value, default) for name, value in arguments if name == "config"]
+    files = files or list(filter(None, [default]))
     settings = [entry for entry in arguments if entry[0] not in ("config", *_SWITCHES)]
     sources = [*(reader.flatten(_read_file(path)) for path in files), settings]
     given = [entry for source in sources for entry in reader.rename(source)]
@@ -107,7 +109,7 @@ def _build_parser(config_class: Any, default: Path | None, description: str | No
         + "".join(f" --{name} is short for --{setting.replace('_', '-')}." for name, setting in short),
         formatter_class=_Help,
     )
-    files = "YAML of settings; the last one wins"
+    files = "YAML of settings, or its name in recipes/configs; the last one wins"
     parser.add_argument("--config", metavar="FILE", default=default and str(default), help=files)
     parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
     sections = {entry.name: entry.type for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)}
@@ -119,6 +121,13 @@ def _build_parser(config_class: Any, default: Path | None, description: str | No
         plain = dataclasses.make_dataclass(name, entries, namespace={"__doc__": section.__doc__})
         group.add_class_arguments(plain, name, as_group=False)
     return parser
+
+
+def _find_file(name: str, default: Path | None) -> Path:
+    """Returns a file of settings: this one, or the one beside the default that is called so, as `photos`."""
+    path = Path(name)
+    beside = default.parent / f"{path.name}.yaml" if default else path
+    return beside if path.name == name and not path.exists() and beside.is_file() else path
 
 
 def _read_file(path: Path) -> Mapping[Any, Any]:
