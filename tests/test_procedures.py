@@ -92,3 +92,26 @@ def test_a_method_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch,
     lines = capsys.readouterr().out.splitlines()
     status = lines[lines.index("  broken") + 1]
     assert status.startswith("    status: cannot be used: method 'broken'") and "no_such_module" in status
+
+
+def test_the_tab_key_completes_commands_and_the_options_of_recipes(tmp_path, capsys):
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "ssdd-hub.bash"
+    script.write_text(capsys.readouterr().out)
+
+    def complete(*words):
+        line = " ".join(f"'{word}'" for word in words)
+        code = f"source {script}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _shtab_ssdd_hub"
+        done = subprocess.run(["bash", "-c", f"{code}; echo ${{COMPREPLY[@]}}"], capture_output=True, text=True)
+        return done.stdout.split()
+
+    assert complete("ssdd-hub", "dis") == ["distill"]
+    assert complete("ssdd-hub", "distill", "--pool.m") == ["--pool.max-age", "--pool.momentum"]
+    assert complete("ssdd-hub", "push", "--dry") == ["--dry-run"]
+
+
+def test_completion_without_shtab_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "zsh"]) == 2
+    assert "pip install 'ssdd-hub[complete]'" in capsys.readouterr().err

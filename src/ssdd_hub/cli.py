@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.procedures import RECIPES, run_recipe
+from ssdd_hub.procedures import RECIPES, recipe_options, run_recipe
 from ssdd_hub.text import HUB_ID, printable
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _build_parser(options: Callable[[str], Sequence[str]] = lambda name: ()) -> argparse.ArgumentParser:
+    """Returns the parser; `options` are those of a recipe, which only completion needs here."""
     # Arguments of several commands.
     revision = argparse.ArgumentParser(add_help=False)
     revision.add_argument("--revision", help="branch, tag or sha; main by default")
@@ -66,7 +67,9 @@ def _build_parser() -> argparse.ArgumentParser:
 
     for name, recipe in RECIPES.items():
         # Their options are those of the recipe, which `main` hands them to.
-        commands.add_parser(name, help=recipe.text, add_help=False)
+        command = commands.add_parser(name, help=recipe.text, add_help=False)
+        for option in options(name):
+            command.add_argument(option)
     push = _add("push", _push, "publish the folder of a set: one commit, verified, tagged", stated)
     push("repo", help="owner/name, or a name in your own namespace")
     push("--dry-run", action="store_true", help="show what would be sent and where, and stop")
@@ -88,6 +91,8 @@ def _build_parser() -> argparse.ArgumentParser:
     check_text = "look for mistakes in a set, a teacher or a run: files, record, data, card, licence"
     for command in (show, _add("check", _check, check_text, revision)):
         command("place", help="a folder, or owner/name")
+    completion = _add("completion", _completion, "print a script by which the tab key completes words and options")
+    completion("shell", choices=("bash", "zsh", "tcsh"), help="the shell that is to read it")
     _add("methods", _methods, "list methods, parameterisations and objectives: papers, settings, status")
     return parser
 
@@ -272,3 +277,12 @@ def _methods(arguments: argparse.Namespace) -> None:
     from ssdd_hub.method_list import describe_methods
 
     _say(*describe_methods())
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    try:
+        import shtab
+    except ImportError as error:
+        raise InputError("completion needs the package shtab: pip install 'ssdd-hub[complete]'") from error
+
+    sys.stdout.write(shtab.complete(_build_parser(recipe_options), arguments.shell) + "\n")

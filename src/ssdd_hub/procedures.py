@@ -46,6 +46,15 @@ def load_recipe(name: str) -> Any:
     return import_module(f"{_PACKAGE}.{name.replace('-', '_')}")
 
 
+def recipe_options(name: str) -> list[str]:
+    """Returns the options of a recipe."""
+    # Commands that run no recipe answer without it.
+    from ssdd_hub.settings import list_options
+
+    words = "".join(word.capitalize() for word in name.split("-"))
+    return list_options(getattr(load_recipe(name), f"{words}Config"))
+
+
 def run_recipe(name: str, words: Sequence[str]) -> int:
     """Runs a recipe with its command line, which may begin with values of its `places`; returns the exit status."""
     recipe, options = load_recipe(name), spell_out(name, words)

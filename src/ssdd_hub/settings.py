@@ -88,6 +88,12 @@ def parse_config(
     return config
 
 
+def list_options(config_class: Any) -> list[str]:
+    """Returns the options of a recipe's command line."""
+    names = ["config", *_SWITCHES, *getattr(config_class, "SHORT", {}), *_kinds(config_class)]
+    return [f"--{name.replace('_', '-')}" for name in names if name != "h"]
+
+
 def to_yaml(config: Any) -> str:
     """Returns the resolved settings as YAML that `--config` accepts."""
     return yaml.dump(to_dict(config), Dumper=SettingsDumper, sort_keys=False, allow_unicode=True)
@@ -106,7 +112,9 @@ def _build_parser(
     config_class: Any, files: Sequence[Path], description: str | None, values: Mapping[str, Any], shown: str
 ) -> ArgumentParser:
     """Returns a parser for its help: of one section, of `all`, or of what stands in none; defaults are `values`."""
-    sections = {entry.name: entry for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)}
+    sections: dict[str, Any] = {
+        entry.name: entry for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)
+    }
     heads = {name: (entry.type.__doc__ or "").splitlines()[0].rstrip(".") for name, entry in sections.items()}
     shown = shown.replace("-", "_")
     if shown and shown not in (*sections, "all"):
