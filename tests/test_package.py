@@ -65,3 +65,9 @@ def test_the_installed_wheel_works_outside_of_the_clone(built, tmp_path):
     assert "push" in run(sys.executable, script, "--help", cwd=tmp_path, env=environment)
     recipe = [sys.executable, "-m", "ssdd_hub.recipes.distill", "--print-config"]
     assert "distiller:" in run(*recipe, cwd=tmp_path, env=environment)
+    # The word runs the same file, with its settings for photographs by name.
+    assert "num_images: 100" in run(
+        sys.executable, script, "distill", "a/b", "--print-config", cwd=tmp_path, env=environment
+    )
+    code = "from ssdd_hub.procedures import load_recipe; print(load_recipe('distill').__file__)"
+    assert run(sys.executable, "-c", code, cwd=tmp_path, env=environment).startswith(str(target))
