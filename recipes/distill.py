@@ -136,11 +136,12 @@ def evaluate(
     )
 
 
-@report_errors
-def main() -> None:
-    """Images, teacher, targets, start, method and parameterisation, distillation, evaluation, report."""
+def make_set(config: DistillConfig) -> DistilledSet:
+    """Images, teacher, targets, start, method and parameterisation, distillation, evaluation, report.
+
+    Returns the set, which the run folder holds too.
+    """
     started = time.perf_counter()
-    config = parse_config(DistillConfig, DEFAULT, description=__doc__)
     accelerator, run = begin(config, defaults=DistillConfig())
     settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
     if settings.batch_size < accelerator.num_processes:
@@ -217,6 +218,13 @@ def main() -> None:
         spent = f"{time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB"
         print(f"\nIn {run.path} after {spent}: report.html, gallery.html, scores.json, distilled/")
     accelerator.end_training()
+    return distilled
+
+
+@report_errors
+def main() -> None:
+    """Reads the settings and makes the set."""
+    make_set(parse_config(DistillConfig, DEFAULT, description=__doc__))
 
 
 if __name__ == "__main__":

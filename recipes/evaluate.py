@@ -21,6 +21,7 @@ from ssdd_hub.data import DataSettings
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Baselines, EvaluateSettings, Evaluation, ScoreStore, protocols as kinds
 from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, entry_of_none
+from ssdd_hub.evaluation.evaluation import Record
 from ssdd_hub.evaluation.inputs import stated_settings
 from ssdd_hub.evaluation.loading import Loader, check_references, check_students, load_sets, prepare_references
 from ssdd_hub.evaluation.protocols.rank import RANK
@@ -147,10 +148,8 @@ def builders(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, Calla
     }
 
 
-@report_errors
-def main() -> None:
-    """Sets, source, datasets, students, references; scores; table and report."""
-    started = time.perf_counter()
+def read_settings() -> tuple[EvaluateConfig, dict[str, Any]]:
+    """Returns the settings, and those of them that are given, by dotted name."""
     # The settings for the digits are not those of other sets.
     named = any(word.partition("=")[0] in ("--set", "--sets") for word in sys.argv)
     given = dict[str, Any]()
@@ -160,7 +159,12 @@ def main() -> None:
         given.update(values)
         return stated_settings(values["sets"][0], values) if values.get("sets") else {}
 
-    config = parse_config(EvaluateConfig, None if named else DEFAULT, description=__doc__, stated=stated)
+    return parse_config(EvaluateConfig, None if named else DEFAULT, description=__doc__, stated=stated), given
+
+
+def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
+    """Sets, source, datasets, students, references; scores; table and report; returns the scores."""
+    started = time.perf_counter()
     accelerator, run = begin(config, same_settings=False)
     sets = load_sets(config.sets, config.foreign)
     first, counts = next(iter(sets.values())), [len(each.images) for each in sets.values()]
@@ -207,6 +211,13 @@ def main() -> None:
             seconds = time.perf_counter() - started
             print(save_evaluation(run, config, sets, records, machine, seconds))
             print(f"\nIn {run.path} after {seconds:.0f} s: report.html, gallery.html, scores.md, scores.json")
+    return records
+
+
+@report_errors
+def main() -> None:
+    """Reads the settings and measures."""
+    measure(*read_settings())
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from ssdd_hub.runs.inputs import describe_images
 from ssdd_hub.runs.launch import keeping
 from ssdd_hub.sets import describe_training
 from ssdd_hub.settings import parse_config, to_dict
-from ssdd_hub.teachers import TeacherSettings, TeacherTrainingSettings, Watch, WatchSettings, train_teacher
+from ssdd_hub.teachers import Teacher, TeacherSettings, TeacherTrainingSettings, Watch, WatchSettings, train_teacher
 from ssdd_hub.teachers.monitor import accuracy_record, knn_records, render_training
 
 DEFAULT = Path(__file__).parent / "configs" / "teacher.yaml"
@@ -70,11 +70,9 @@ class TrainTeacherConfig:
             object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}-{self.teacher_training.objective}")
 
 
-@report_errors
-def main() -> None:
-    """Images, training, teacher, scores."""
+def make_teacher(config: TrainTeacherConfig) -> Teacher:
+    """Images, training, teacher, scores; returns the teacher."""
     started = time.perf_counter()
-    config = parse_config(TrainTeacherConfig, DEFAULT, description=__doc__)
     accelerator, run = begin(config)
     source, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
     space = PixelSpace.of(source.pixels)
@@ -115,6 +113,13 @@ def main() -> None:
                 f"teacher/ ({teacher.feature_dim} features), scores.json, pictures/training.png"
             )
     accelerator.end_training()
+    return teacher
+
+
+@report_errors
+def main() -> None:
+    """Reads the settings and makes the teacher."""
+    make_teacher(parse_config(TrainTeacherConfig, DEFAULT, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from hub_server import Fault, client_env
 from test_distilled import PARQUET, contents, make_set
 
-from ssdd_hub import DistilledSet, PixelSpace, cli
+from ssdd_hub import DistilledSet, PixelSpace
 from ssdd_hub.cli import main
 from ssdd_hub.runs.own_runs import remember_run
 from ssdd_hub.sets.gallery import keep_starts
@@ -555,7 +555,7 @@ def test_an_interrupt_ends_with_a_word_and_status_130(ann, folder, capsys, monke
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "pull_set", interrupted)
+    monkeypatch.setattr("ssdd_hub.hub.download.pull_set", interrupted)
     assert main(["pull", "ann/x"]) == 130
     assert capsys.readouterr().err == "error: interrupted; nothing was left half-written\n"
 

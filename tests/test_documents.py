@@ -15,7 +15,9 @@ import pytest
 import timm
 import torch
 
+import ssdd_hub
 from ssdd_hub import cli
+from ssdd_hub.procedures import RECIPES as WORDS, spell_out
 from ssdd_hub.settings import parse_config
 from ssdd_hub.teachers.objectives.registry import OBJECTIVES
 
@@ -115,6 +117,8 @@ def test_every_command_is_understood(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for words in commands(page):
         words = [PLACEHOLDERS.get(word, word) for word in words]
+        if words[0] == "ssdd-hub" and words[1:2] and words[1] in WORDS:
+            words = [f"recipes/{words[1].replace('-', '_')}.py", *spell_out(words[1], words[2:])]
         if words[0] == "ssdd-hub":
             if len(words) > 2:
                 cli._build_parser().parse_args(words[1:])
@@ -216,3 +220,13 @@ def test_the_example_of_what_was_released_loads_it(monkeypatch):
     names = {}
     exec(code_of("model_cards/README.md")[0], names)
     assert names["teacher"].feature_dim == names["distilled"].targets.shape[1]
+
+
+def test_the_calls_of_the_recipes_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    drawn = torch.Generator().manual_seed(1)
+    names = {"ssdd_hub": ssdd_hub, "images": torch.randint(0, 256, (80, 3, 16, 16), generator=drawn).byte()}
+    exec(code_of("recipes/README.md")[0], names)
+    assert names["distilled"].images.shape == (20, 3, 16, 16)
+    assert {"random", "distilled"} <= {record["set"] for record in names["records"]}

@@ -143,7 +143,7 @@ def test_mistakes_below_an_old_name_are_reported_by_the_present_one(parse):
     ],
 )
 def test_the_nearest_setting_is_one_whose_last_part_is_spelt_alike(parse, name, near):
-    assert parse(f"--{name}", "3")[0] == [f"{name} is not a setting; the nearest is {near} (--help lists all)"]
+    assert parse(f"--{name}", "3")[0] == [f"{name} is not a setting; the nearest is {near} (--help all lists them)"]
 
 
 def test_a_misspelt_choice_is_answered_by_the_nearest_one(parse):

@@ -10,6 +10,7 @@ from ssdd_hub.lazy import lazy_names
 from ssdd_hub.timm_registration import register_with_timm
 
 if TYPE_CHECKING:
+    from ssdd_hub.calls import distill as distill, evaluate as evaluate, train_teacher as train_teacher
     from ssdd_hub.distill.distiller import Distiller as Distiller
     from ssdd_hub.distill.methods.registry import list_methods as list_methods
     from ssdd_hub.distill.parameterisations.registry import list_parameterisations as list_parameterisations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 else:
     __getattr__, __all__ = lazy_names(
         __name__,
+        ": distill",
+        "calls: evaluate train_teacher",
         "distill.distiller: Distiller",
         "distill.methods.registry: list_methods",
         "distill.parameterisations.registry: list_parameterisations",

@@ -1,4 +1,7 @@
-"""`ssdd-hub`: push, pull, list, show, view and check distilled sets, and render their cards, from the command line."""
+"""`ssdd-hub`: make, score and publish distilled sets, by the recipes; push, pull, list, show, view and check them.
+
+Nothing heavy is imported here, so that help and completion answer at once; each command imports what it needs.
+"""
 
 import argparse
 import json
@@ -6,34 +9,31 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from huggingface_hub import HfApi
+from typing import TYPE_CHECKING, Any
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub.client import hub_errors, with_retries
-from ssdd_hub.hub.download import clashes_with_set, fetch_record, is_set_file, list_files, pull_set
-from ssdd_hub.hub.markdown import plain
-from ssdd_hub.hub.upload import Published, upload
-from ssdd_hub.record import read_metadata, section
-from ssdd_hub.results.tables import score_table
-from ssdd_hub.sets.check import PICKLES, Finding, check_folder, verify_folder
-from ssdd_hub.sets.check_places import check_place
-from ssdd_hub.sets.folder import COLUMNS
-from ssdd_hub.sets.publish import MESSAGE, CardOverrides, plan_set, rerender_card
+from ssdd_hub.procedures import RECIPES, recipe_options, run_recipe
 from ssdd_hub.text import HUB_ID, printable
+
+if TYPE_CHECKING:
+    from ssdd_hub.hub.upload import Published
+    from ssdd_hub.sets.check import Finding
+    from ssdd_hub.sets.publish import CardOverrides
 
 TAG = "ssdd_hub"
 """The tag of the cards of all sets, by which the Hub finds them."""
 _HUBS_OWN = ".gitattributes"
-_RUNNABLE = PICKLES | {".dll", ".exe", ".ipynb", ".py", ".pyc", ".sh", ".so"}
+_RUNNABLE = {".dll", ".exe", ".ipynb", ".py", ".pyc", ".sh", ".so"}
 _LONGEST_CELL = 80  # letters of a table's cell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 1 when `check` found errors, 2 for a mistake in the input."""
-    arguments = _build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if words and words[0] in RECIPES:
+            return run_recipe(words[0], words[1:])
+        arguments = _build_parser().parse_args(words)
         return int(arguments.run(arguments) or 0)
     except InputError as error:
         sys.stderr.write(f"error: {printable(str(error))}\n")
@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def _build_parser(options: Callable[[str], Sequence[str]] = lambda name: ()) -> argparse.ArgumentParser:
+    """Returns the parser; `options` are those of a recipe, which only completion needs here."""
     # Arguments of several commands.
     revision = argparse.ArgumentParser(add_help=False)
     revision.add_argument("--revision", help="branch, tag or sha; main by default")
@@ -54,7 +55,9 @@ def _build_parser() -> argparse.ArgumentParser:
     stated.add_argument("--teacher", help="the teacher's repository on the Hub, for the card")
     stated.add_argument("--scores", type=Path, help="a scores.json whose records the card shows")
 
-    parser = argparse.ArgumentParser("ssdd-hub", description=__doc__)
+    parser = argparse.ArgumentParser("ssdd-hub", description=(__doc__ or "").partition("\n")[0])
+    version = vars(sys.modules["ssdd_hub"])["__version__"]
+    parser.add_argument("--version", action="version", version=f"ssdd-hub {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def _add(name: str, run: Callable[..., int | None], text: str, *shared: argparse.ArgumentParser) -> Any:
@@ -62,6 +65,11 @@ def _build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command.add_argument
 
+    for name, recipe in RECIPES.items():
+        # Their options are those of the recipe, which `main` hands them to.
+        command = commands.add_parser(name, help=recipe.text, add_help=False)
+        for option in options(name):
+            command.add_argument(option)
     push = _add("push", _push, "publish the folder of a set: one commit, verified, tagged", stated)
     push("repo", help="owner/name, or a name in your own namespace")
     push("--dry-run", action="store_true", help="show what would be sent and where, and stop")
@@ -69,7 +77,7 @@ def _build_parser() -> argparse.ArgumentParser:
     push("--revision", help="a branch, made if it is not there; main by default")
     push("--create-pr", action="store_true", help="offer the set as a pull request")
     push("--tag", help="by default set- and eight digits made of the contents; '' for none")
-    push("--message", default=MESSAGE, help="the commit's title")
+    push("--message", help="the commit's title")
     card = _add("card", _card, "render the card of a folder again, with what is stated besides", stated)
     card("--location", help="what the card's code loads; by default the name of the folder")
     pull = _add("pull", _pull, "fetch a set into a folder of its own, checked", revision)
@@ -87,10 +95,15 @@ def _build_parser() -> argparse.ArgumentParser:
     view("place", help="a set, or the folder of a run that holds one, or owner/name")
     for command in (show, _add("check", _check, check_text, revision)):
         command("place", help="a folder, or owner/name")
+    completion = _add("completion", _completion, "print a script by which the tab key completes words and options")
+    completion("shell", choices=("bash", "zsh", "tcsh"), help="the shell that is to read it")
+    _add("methods", _methods, "list methods, parameterisations and objectives: papers, settings, status")
     return parser
 
 
-def _read_statements(arguments: argparse.Namespace) -> CardOverrides:
+def _read_statements(arguments: argparse.Namespace) -> "CardOverrides":
+    from ssdd_hub.sets.publish import CardOverrides
+
     teacher = arguments.teacher
     if teacher is not None and not HUB_ID.fullmatch(teacher):
         raise InputError(f"--teacher must be the teacher's repository on the Hub, owner/name; got {teacher!r}")
@@ -119,16 +132,21 @@ def _folder_of(arguments: argparse.Namespace) -> Path | None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
+    from ssdd_hub.hub.upload import upload
+    from ssdd_hub.sets.publish import MESSAGE, plan_set
+
     given = {name: getattr(arguments, name) for name in ("private", "revision", "create_pr", "tag", "dry_run")}
     plan = plan_set(arguments.folder, arguments.repo, additions=_read_statements(arguments), **given)
     _say(plan.describe())
     if arguments.dry_run:
         _say("nothing was sent")
     else:
-        _say(*describe_published(upload(plan, arguments.message), Path(arguments.folder)))
+        _say(*describe_published(upload(plan, arguments.message or MESSAGE), Path(arguments.folder)))
 
 
 def _card(arguments: argparse.Namespace) -> None:
+    from ssdd_hub.sets.publish import rerender_card
+
     rerender_card(arguments.folder, _read_statements(arguments), arguments.location)
     _say(f"the card of {arguments.folder} is rendered again")
 
@@ -146,8 +164,10 @@ def read_scores(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def describe_published(published: Published, folder: Path) -> list[str]:
+def describe_published(published: "Published", folder: Path) -> list[str]:
     """Returns lines that tell where a folder was published, and the code that loads it."""
+    from ssdd_hub.record import read_metadata
+
     tensors = read_metadata(folder)["tensors"]
     place = f'"{published.repo_id}", revision="{published.revision}"'
     return [
@@ -160,12 +180,19 @@ def describe_published(published: Published, folder: Path) -> list[str]:
 
 
 def _pull(arguments: argparse.Namespace) -> None:
+    from ssdd_hub.hub.download import pull_set
+    from ssdd_hub.sets.check import verify_folder
+
     folder = arguments.folder or arguments.repo.rpartition("/")[2]
     commit = pull_set(arguments.repo, folder, verify_folder, arguments.revision)
     _say(f"{arguments.repo} at commit {commit}, verified, is in {folder}")
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from huggingface_hub import HfApi
+
+    from ssdd_hub.hub.client import hub_errors, with_retries
+
     given = {"author": arguments.author, "search": arguments.search, "limit": arguments.limit}
     with hub_errors("listing sets"):
         # The client itself tries a listing again, five times.
@@ -179,12 +206,20 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    from ssdd_hub.hub.download import fetch_record
+    from ssdd_hub.record import read_metadata
+
     folder = _folder_of(arguments) or fetch_record(arguments.place, arguments.revision)
     _say(*describe_set(read_metadata(folder)))
 
 
 def describe_set(metadata: Mapping[str, Any]) -> list[str]:
     """Returns what a set's record states, in lines; any part of it may be missing or malformed."""
+    from ssdd_hub.hub.markdown import plain
+    from ssdd_hub.record import section
+    from ssdd_hub.results.tables import score_table
+    from ssdd_hub.sets.folder import COLUMNS
+
     provenance = section(metadata, "provenance")
     tensors = section(metadata, "tensors")
     facts = {name: plain(section(tensors, name).get("shape")) for name in COLUMNS}
@@ -228,10 +263,14 @@ def _run_of(folder: Path) -> Path | None:
 
 
 def _cell(value: Any) -> Any:
+    from ssdd_hub.hub.markdown import plain
+
     return plain(value)[:_LONGEST_CELL] if isinstance(value, str) else value
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from ssdd_hub.sets.check_places import check_place
+
     folder = _folder_of(arguments)
     found = check_place(folder) if folder else _check_remote(arguments.place, arguments.revision)
     _say(*map(str, found))
@@ -240,7 +279,10 @@ def _check(arguments: argparse.Namespace) -> int:
     return int(errors > 0)
 
 
-def _check_remote(repo_id: str, revision: str | None) -> list[Finding]:
+def _check_remote(repo_id: str, revision: str | None) -> list["Finding"]:
+    from ssdd_hub.hub.download import is_set_file, list_files, pull_set
+    from ssdd_hub.sets.check import check_folder
+
     with tempfile.TemporaryDirectory(prefix="ssdd-hub-check-") as scratch:
         folder = Path(scratch, "set")
         commit = pull_set(repo_id, folder, lambda fetched: None, revision)
@@ -249,11 +291,29 @@ def _check_remote(repo_id: str, revision: str | None) -> list[Finding]:
     return sorted([*found, *map(_judge_other, others)])
 
 
-def _judge_other(name: str) -> Finding:
+def _judge_other(name: str) -> "Finding":
     """Judges a file that is no part of the set, and was not fetched."""
-    if Path(name).suffix.lower() in _RUNNABLE:
+    from ssdd_hub.hub.download import clashes_with_set
+    from ssdd_hub.sets.check import PICKLES, Finding
+
+    if Path(name).suffix.lower() in PICKLES | _RUNNABLE:
         return Finding("error", name, "a file of this kind may run code when it is loaded; it was not fetched")
     if clashes_with_set(name):
         problem = "spoils the set: `datasets` loads it as a part, or parts of the set are not sent"
         return Finding("error", name, problem)
     return Finding("warning", name, "is no part of a distilled set; it was not fetched")
+
+
+def _methods(arguments: argparse.Namespace) -> None:
+    from ssdd_hub.method_list import describe_methods
+
+    _say(*describe_methods())
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    try:
+        import shtab
+    except ImportError as error:
+        raise InputError("completion needs the package shtab: pip install 'ssdd-hub[complete]'") from error
+
+    sys.stdout.write(shtab.complete(_build_parser(recipe_options), arguments.shell) + "\n")

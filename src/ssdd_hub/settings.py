@@ -20,7 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from ssdd_hub.arguments import show
 from ssdd_hub.bounds import LARGEST_WHOLE, plain_type
-from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.errors import InputError, SettingsError, nearest
 from ssdd_hub.plain_yaml import LARGEST_SETTINGS, MISTAKES, SettingsDumper, SettingsLoader
 
 Config = TypeVar("Config")
@@ -48,14 +48,16 @@ def parse_config(
 
     Args:
         config_class: A dataclass of dataclasses, such as `DistillConfig`.
-        default: The YAML file that is read when no `--config` is given; None for none.
+        default: The YAML file that is read when no `--config` is given; None for none. Those beside it are also known
+            by their names alone: `--config photos`.
         argv: Arguments; the process's own when None.
         description: Shown by `--help`.
         stated: Given the settings that are given, by dotted name, returns those that follow from them, nested as in
             a YAML file: they come between the dataclass defaults and what is given.
 
     Returns:
-        The settings, validated. `--help` and `--print-config` print and exit instead.
+        The settings, validated. `--help`, which lists the sections, `--help SECTION`, `--help all` and
+        `--print-config` print and exit instead.
 
     Raises:
         InputError: A YAML file cannot be read.
@@ -64,13 +66,15 @@ def parse_config(
     reader = _Reader(config_class)
     arguments = list(reader.split(sys.argv[1:] if argv is None else argv))
     names = {name for name, _ in arguments}
-    if names & {"help", "h"}:
-        _build_parser(config_class, default, description).print_help()
-        raise SystemExit(0)
-    files = [Path(value) for name, value in arguments if name == "config"] or list(filter(None, [default]))
+    files = [_find_file(value, default) for name, value in arguments if name == "config"]
+    files = files or list(filter(None, [default]))
     settings = [entry for entry in arguments if entry[0] not in ("config", *_SWITCHES)]
     sources = [*(reader.flatten(_read_file(path)) for path in files), settings]
     given = [entry for source in sources for entry in reader.rename(source)]
+    if names & {"help", "h"}:
+        section = next(value for name, value in reversed(arguments) if name in ("help", "h"))
+        _build_parser(config_class, files, description, reader.type_values(given), section).print_help()
+        raise SystemExit(0)
     for old in sorted(reader.old_names):
         warnings.warn(
             f"{old} is now {reader.renamed[old]}; the old name goes with the next release", FutureWarning, stacklevel=2
@@ -87,6 +91,12 @@ def parse_config(
     return config
 
 
+def list_options(config_class: Any) -> list[str]:
+    """Returns the options of a recipe's command line."""
+    names = ["config", *_SWITCHES, *getattr(config_class, "SHORT", {}), *_kinds(config_class)]
+    return [f"--{name.replace('_', '-')}" for name in names if name != "h"]
+
+
 def to_yaml(config: Any) -> str:
     """Returns the resolved settings as YAML that `--config` accepts."""
     return yaml.dump(to_dict(config), Dumper=SettingsDumper, sort_keys=False, allow_unicode=True)
@@ -101,27 +111,57 @@ class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Keeps the lines of a recipe's docstring, which are commands."""
 
 
-def _build_parser(config_class: Any, default: Path | None, description: str | None) -> ArgumentParser:
+def _build_parser(
+    config_class: Any, files: Sequence[Path], description: str | None, values: Mapping[str, Any], shown: str
+) -> ArgumentParser:
+    """Returns a parser for its help: of one section, of `all`, or of what stands in none; defaults are `values`."""
+    sections: dict[str, Any] = {
+        entry.name: entry for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)
+    }
+    heads = {name: (entry.type.__doc__ or "").splitlines()[0].rstrip(".") for name, entry in sections.items()}
+    shown = shown.replace("-", "_")
+    if shown and shown not in (*sections, "all"):
+        hint = nearest(shown, sections)
+        raise InputError(f"--help takes all, or a section, one of {', '.join(sections)}; got {shown!r}{hint}")
     short = getattr(config_class, "SHORT", {}).items()
+    notes = ["Dashes and underscores in names are the same."]
+    notes[0] += "".join(f" --{name} is short for --{setting.replace('_', '-')}." for name, setting in short)
+    if not shown:
+        width = max(map(len, heads), default=0)
+        listed = "\n".join(f"  {name:<{width}}  {head.partition(';')[0]}" for name, head in heads.items())
+        notes = ["sections, whose settings --help SECTION lists, and --help all those of all:", listed, "", *notes]
     parser = ArgumentParser(
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
-        description=description,
-        epilog="Dashes and underscores in names are the same."
-        + "".join(f" --{name} is short for --{setting.replace('_', '-')}." for name, setting in short),
+        description=description if shown in ("", "all") else None,
+        epilog="\n".join(notes),
         formatter_class=_Help,
     )
-    files = "YAML of settings; the last one wins"
-    parser.add_argument("--config", metavar="FILE", default=default and str(default), help=files)
-    parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
-    sections = {entry.name: entry.type for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)}
-    parser.add_class_arguments(config_class, skip=set(sections))
+    if shown in ("", "all"):
+        text = "YAML of settings, or its name in recipes/configs; the last one wins"
+        parser.add_argument("--config", metavar="FILE", default=", ".join(map(str, files)) or None, help=text)
+        parser.add_argument("--print-config", action="store_true", help="print the resolved settings and exit")
+        parser.add_class_arguments(config_class, skip=set(sections))
+        parser.set_defaults({name: value for name, value in values.items() if "." not in name})
     for name, section in sections.items():
-        group = parser.add_argument_group(f"{name}: {(section.__doc__ or '').splitlines()[0].rstrip('.')}")
+        if shown not in (name, "all"):
+            continue
+        group = parser.add_argument_group(f"{name}: {heads[name]}")
         # Help shows types, and the rules that annotate them have no text.
-        entries = [(entry.name, plain_type(entry.type), copy(entry)) for entry in dataclasses.fields(section)]
-        plain = dataclasses.make_dataclass(name, entries, namespace={"__doc__": section.__doc__})
+        entries = [(entry.name, plain_type(entry.type), copy(entry)) for entry in dataclasses.fields(section.type)]
+        plain = dataclasses.make_dataclass(name, entries, namespace={"__doc__": section.type.__doc__})
         group.add_class_arguments(plain, name, as_group=False)
+        # The default of a section is not always that of its class, and a file comes before both.
+        factory: Any = section.default_factory
+        defaults = {f"{name}.{entry}": value for entry, value in vars(factory()).items()}
+        parser.set_defaults({entry: values.get(entry, value) for entry, value in defaults.items()})
     return parser
+
+
+def _find_file(name: str, default: Path | None) -> Path:
+    """Returns a file of settings: this one, or the one beside the default that is called so, as `photos`."""
+    path = Path(name)
+    beside = default.parent / f"{path.name}.yaml" if default else path
+    return beside if path.name == name and not path.exists() and beside.is_file() else path
 
 
 def _read_file(path: Path) -> Mapping[Any, Any]:
@@ -186,7 +226,9 @@ class _Reader:
             plain = typed.replace("-", "_")
             plain = self.short.get(plain, plain)
             kind = self.kinds.get(self.resolve(plain))
-            if not equals and rest and plain not in _SWITCHES and not _NAME.match(rest[0]):
+            # `--help SECTION` is the only one of the switches with a value.
+            takes = plain not in _SWITCHES or plain in ("help", "h")
+            if not equals and rest and takes and not _NAME.match(rest[0]):
                 value = rest.pop(0)
             elif not equals and kind is bool:
                 value = "true"
@@ -265,7 +307,7 @@ class _Reader:
             or get_close_matches(name, self.kinds, n=1, cutoff=0.0)
         )
         names = list(dict.fromkeys(near))[:3]
-        return f"{name} is not a setting; the nearest is {' or '.join(names)} (--help lists all)"
+        return f"{name} is not a setting; the nearest is {' or '.join(names)} (--help all lists them)"
 
 
 def _with_entry(values: Any, path: str, value: Any) -> dict[str, Any]:

@@ -185,9 +185,9 @@ def test_what_is_stated_wrongly_is_reported_by_its_name(parse):
     stated = stating(pool={"sise": 2, "size": "many"}, teachers={"backbone": "x"}, data=3)
     found = problems(parse, "--pool.max-age", "0", stated=stated)
     assert found == [
-        "pool.sise is not a setting; the nearest is pool.size (--help lists all)",
+        "pool.sise is not a setting; the nearest is pool.size (--help all lists them)",
         "pool.size must be of type int, got 'many'",
-        "teachers.backbone is not a setting; the nearest is teacher.backbone (--help lists all)",
+        "teachers.backbone is not a setting; the nearest is teacher.backbone (--help all lists them)",
         "data is a section; give its settings one by one, such as data.name",
         "pool.max_age must be at least 1, got 0",
     ]
@@ -359,7 +359,7 @@ def test_an_evaluation_is_named_after_its_first_set(parse, place):
     ],
 )
 def test_an_unknown_setting_is_refused_with_the_nearest_one(parse, name, nearest):
-    message = f"{name} is not a setting; the nearest is {nearest} (--help lists all)"
+    message = f"{name} is not a setting; the nearest is {nearest} (--help all lists them)"
     assert problems(parse, f"--{name}", "2") == [message]
     section, dot, last = name.rpartition(".")
     assert problems(parse, files=[f"{section}: {{{last}: 2}}" if dot else f"{last}: 2"]) == [message]
@@ -408,7 +408,7 @@ def test_all_mistakes_of_a_command_line_and_its_files_are_reported_together(pars
     assert found == [
         "a setting is written --name value; got 'stray' alone",
         "--probe.labels needs a value",
-        "pol.size is not a setting; the nearest is pool.size (--help lists all)",
+        "pol.size is not a setting; the nearest is pool.size (--help all lists them)",
         "seed must be of type int, got 'x'",
         "pool.size must be at least 1, got 0",
         "pool.max_age must be at least 1, got 0",
@@ -450,12 +450,36 @@ def test_the_stored_settings_are_plain_json_and_yaml(parse):
     assert to_dict(DistillConfig(teacher=teacher))["teacher"]["model_args"] == {"widths": [1, 2]}
 
 
+def show_help(parse, capsys, *argv, **how):
+    with pytest.raises(SystemExit) as ended:
+        parse(*argv, **how)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_is_short_and_lists_the_sections(parse, capsys):
+    shown = show_help(parse, capsys, "-h", "--unknown", "2")
+    assert shown == show_help(parse, capsys, "--help") and len(shown.splitlines()) < 60
+    sections = [name for name, values in to_dict(DistillConfig()).items() if isinstance(values, dict)]
+    assert not [name for name in sections if f"\n  {name} " not in shown]
+    assert "A recipe." in shown and "--seed SEED" in shown and "--pool." not in shown
+
+
+def test_help_of_a_section_shows_the_defaults_that_would_run(parse, capsys):
+    shown = show_help(parse, capsys, "--help", "student-training", files=["student_training: {epochs: 77}"])
+    assert "--student_training.batch_size" in shown and "--pool." not in shown and "A recipe." not in shown
+    assert "Passes over the set. (type: int, default: 77)" in " ".join(shown.split())
+    shown = show_help(parse, capsys, "--pool.size", "5", "--help=pool")
+    assert "Number of students `P`. (type: int, default: 5)" in " ".join(shown.split())
+    with pytest.raises(
+        InputError, match="--help takes all, or a section, one of data, .* got 'poll'; the nearest is pool"
+    ):
+        parse("--help", "poll")
+
+
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_documents_every_setting_and_ends_well(parse, capsys, option):
-    with pytest.raises(SystemExit) as ended:
-        parse(option, "--unknown", "2")
-    assert ended.value.code == 0
-    shown = capsys.readouterr().out
+    shown = show_help(parse, capsys, option, "all", "--unknown", "2")
     for section, values in to_dict(DistillConfig()).items():
         for name in values if isinstance(values, dict) else ():
             assert f"--{section}.{name} " in shown

@@ -1,8 +1,11 @@
-"""Distillation: methods, parameterisations, the outer step that joins them, and the engine that computes it."""
+"""Distillation: methods, parameterisations, the outer step that joins them, and the engine that computes it.
+
+Called, as `ssdd_hub.distill(images, num_images=100)`, it makes a set: see `ssdd_hub.calls.distill`.
+"""
 
 from typing import TYPE_CHECKING
 
-from ssdd_hub.lazy import lazy_names
+from ssdd_hub.lazy import callable_package, lazy_names
 
 if TYPE_CHECKING:
     from ssdd_hub.distill.batches import build_batches as build_batches
@@ -36,3 +39,4 @@ else:
         "parameterisations.registry: build_parameterisation list_parameterisations",
         "pool: PoolSettings StudentPool",
     )
+    callable_package(__name__, "ssdd_hub.calls:distill")

@@ -43,6 +43,7 @@ class DistilledSet:
         views: `(M, K, 3)`, int64, or None: crop offsets and flip of `K` views of each image, as from
             `augment.draw_views`; what a crop lacks is black.
         view_targets: `(M, K, D)`, float32, finite: the targets of the views, given with them or not at all.
+        folder: Where it was last saved or loaded; None for neither.
 
     Raises:
         InputError: The parts do not fit together, or hold NaN or infinite values.
@@ -57,6 +58,7 @@ class DistilledSet:
     target_transform: TargetTransform | None = None
     views: Tensor | None = None
     view_targets: Tensor | None = None
+    folder: Path | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.images, self.targets = self.images.detach(), self.targets.detach()
@@ -107,6 +109,7 @@ class DistilledSet:
             write_metadata(new, metadata)
             # `datasets` cannot load ".", so the card names the folder as seen from its parent.
             (new / CARD_FILE).write_text(render_dataset_card(metadata, folder.resolve().name), encoding="utf-8")
+        self.folder = folder
         return folder
 
     @classmethod
@@ -124,13 +127,15 @@ class DistilledSet:
             raise InputError(
                 f"{folder / METADATA_FILE} is incomplete ({error!r}): fetch or make the set again"
             ) from error
-        return cls(
+        loaded = cls(
             **parquet.read_tensors(folder, stated.tensors),
             pixel_space=stated.pixel_space,
             provenance=provenance,
             label_names=stated.label_names,
             target_transform=stated.load_transform(folder),
         )
+        loaded.folder = folder
+        return loaded
 
     @property
     def student_pixel_space(self) -> PixelSpace:

@@ -13,6 +13,7 @@ from ssdd_hub.pixel_space import black_pixel
 from ssdd_hub.record import section
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.statements import check_use
+from ssdd_hub.text import first_line
 
 
 class SetPairs:
@@ -61,7 +62,9 @@ def stated_use(provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **({"augment": stated["augmentation"]} if stated.get("augmentation") else {})}
 
 
-def pretrain_student(student: nn.Module, distilled: DistilledSet, seed: int = 0, **changes: Any) -> nn.Module:
+def pretrain_student(
+    student: nn.Module, distilled: DistilledSet, seed: int = 0, *, progress: bool = True, **changes: Any
+) -> nn.Module:
     """Pre-trains a student on a set, by the recipe that the set states.
 
     Args:
@@ -69,6 +72,7 @@ def pretrain_student(student: nn.Module, distilled: DistilledSet, seed: int = 0,
             on the device where it is.
         distilled: The set.
         seed: Seed of the order of the images and of their augmentation.
+        progress: Whether to show a bar.
         **changes: Settings of `StudentTrainingSettings` that differ from the recipe, such as `epochs`.
 
     Returns:
@@ -82,4 +86,25 @@ def pretrain_student(student: nn.Module, distilled: DistilledSet, seed: int = 0,
     except TypeError as error:
         raise InputError(f"the recipe of the set cannot be followed ({error}): give its settings by name") from error
     pairs = SetPairs(distilled, next(student.parameters()).device)
-    return fit_student(student, pairs, settings, seed, progress=True)
+    _check_student(student, pairs)
+    return fit_student(student, pairs, settings, seed, progress)
+
+
+def _check_student(student: nn.Module, pairs: SetPairs) -> None:
+    """Refuses a student that does not map the set's images to its targets: torch would stretch one output over all."""
+    images, targets = pairs.batch(torch.tensor([0]))
+    shape, width = tuple(images.shape[1:]), targets.shape[1]
+    try:
+        with torch.no_grad():
+            found = student.eval()(images)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the student must take the set's images {shape}, and fails on one ({first_line(error)}): build it with "
+            f"in_chans={shape[0]} and image_size={shape[1]}"
+        ) from error
+    if not isinstance(found, torch.Tensor) or found.shape != targets.shape:
+        got = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+        raise InputError(
+            f"the student must give {width} outputs for an image, {tuple(targets.shape)}, as the set has targets; got "
+            f"{got}: build it with num_targets={width}, or call student.reset_classifier({width})"
+        )

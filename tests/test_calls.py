@@ -1,0 +1,135 @@
+"""The calls: three lines to a set, from a folder, a Dataset or a tensor, by the very recipe."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ssdd_hub
+from ssdd_hub import DistilledSet, InputError
+from ssdd_hub.sets.distilled import DistilledSet as Same
+
+SMOKE = {
+    "config": "smoke",
+    "data": {"max_images": None},
+    "teacher_training": {"epochs": 1, "batch_size": 16, "workers": 0, "view_args": {}},
+    "evaluate": {"seeds": 1},
+    "student_training": {"epochs": 2},
+    "run": {"threads": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """Runs lie in the working directory, and the CPU does the work."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def pixels(channels=3, count=40, size=16):
+    return torch.randint(0, 256, (count, channels, size, size), generator=torch.Generator().manual_seed(1)).byte()
+
+
+def labelled(count=40):
+    rows = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels(count=count)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    return datasets.Dataset.from_dict(
+        {"image": rows, "label": [index % 2 for index in range(count)]}, features=features
+    )
+
+
+def test_the_words_of_the_package_are_calls():
+    assert {"distill", "evaluate", "train_teacher"} <= {*dir(ssdd_hub)}
+    assert callable(ssdd_hub.distill) and callable(ssdd_hub.evaluate) and callable(ssdd_hub.train_teacher)
+    # The package of that name is still one.
+    from ssdd_hub.distill import Distiller
+
+    assert ssdd_hub.distill.Distiller is Distiller and ssdd_hub.Distiller is Distiller
+
+
+def test_a_tensor_becomes_a_set_which_evaluate_scores_and_the_same_call_finds_again(tmp_path, capsys):
+    distilled = ssdd_hub.distill(pixels(), num_images=8, **SMOKE)
+    assert isinstance(distilled, Same) and distilled.images.shape == (8, 3, 16, 16)
+    run = distilled.folder.parent
+    assert (run / "report.html").is_file() and distilled.provenance["scores"]
+    (source,) = (tmp_path / "runs" / "sources").iterdir()
+    assert run.name == source.name and not list((tmp_path / "runs" / "sources").glob(".*"))
+    # What is stored is what was given, and the record states how to make it again.
+    stored = datasets.load_from_disk(str(source))
+    assert torch.equal(
+        torch.from_numpy(np.stack([np.asarray(row) for row in stored["image"]])), pixels().movedim(1, -1)
+    )
+    assert distilled.provenance["command"].startswith("accelerate launch recipes/distill.py")
+    assert "--distiller.num_images=8" in distilled.provenance["command"]
+
+    again = ssdd_hub.distill(pixels(), num_images=8, **SMOKE)
+    assert torch.equal(again.images, distilled.images) and again.folder == distilled.folder
+
+    capsys.readouterr()
+    records = ssdd_hub.evaluate(again, protocols=["teacher_error"], evaluate={"seeds": 1}, run={"threads": 1})
+    assert {record["set"] for record in records} >= {"distilled", "random", "none"}
+    assert "teacher_error" in capsys.readouterr().out
+
+
+def test_a_dataset_keeps_its_classes_and_a_teacher_is_used_again(tmp_path):
+    teacher = ssdd_hub.train_teacher(
+        labelled().with_format("torch"),
+        output="runs/mine",
+        data={"image_size": 16, "max_images": None},
+        teacher={"model_args": {"channels": [4, 8, 8, 8]}},
+        teacher_training={"epochs": 1, "batch_size": 16, "workers": 0},
+        watch={"every": 0},
+        run={"threads": 1},
+    )
+    distilled = ssdd_hub.distill(labelled(), num_images=8, teacher="runs/mine", output="runs/set", **SMOKE)
+    assert distilled.targets.shape == (8, teacher.feature_dim)
+    assert (tmp_path / "runs/set/distilled/ssdd_hub.json").is_file() and not (tmp_path / "runs/set/teacher").exists()
+    assert "probe" in {record["protocol"] for record in distilled.provenance["scores"]}
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(4, 3, 8, 8), r"got a tensor of float32 \(4, 3, 8, 8\): scale to 0..255"),
+        (torch.zeros(4, 8, 8, dtype=torch.uint8), r"got a tensor of uint8 \(4, 8, 8\)"),
+        (torch.zeros(4, 2, 8, 8, dtype=torch.uint8), r"with C of 1 or 3; got a tensor of uint8 \(4, 2, 8, 8\)"),
+        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), r"got a tensor of uint8 \(0, 3, 8, 8\)"),
+        (np.zeros((4, 3, 8, 8)), "images must be a folder, a Hub id, .*; got a ndarray"),
+        ([1, 2], "got a list"),
+    ],
+)
+def test_other_images_are_refused_by_name_and_leave_nothing(images, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        ssdd_hub.distill(images)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pool": {"sise": 3}, "seed": "x"}, "pool.sise is not a setting; the nearest is pool.size.*\nseed must be"),
+        ({"num_images": 0}, "distiller.num_images must be at least 1, got 0"),
+        ({"distiller": 3}, "distiller is a section"),
+        ({"seed": torch.zeros(1)}, "settings are numbers, texts, lists"),
+        ({"teacher": 3}, "teacher must be a timm name.*got a int"),
+        ({"config": "nothing"}, "--config nothing cannot be read"),
+    ],
+)
+def test_mistakes_in_settings_are_errors_and_no_exit(settings, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        ssdd_hub.distill("digits", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_that_was_changed_is_stored_before_it_is_evaluated(tmp_path):
+    from ssdd_hub.calls import _store_set
+
+    distilled = DistilledSet(torch.randn(4, 3, 8, 8), torch.randn(4, 5), ssdd_hub.PixelSpace.raw(3))
+    distilled.save("mine")
+    assert _store_set(distilled, None) == "mine"
+    distilled.images += 1
+    place = _store_set(distilled, None)
+    assert place.startswith("runs/sources/set-") and torch.equal(DistilledSet.load(place).images, distilled.images)
+    assert _store_set(DistilledSet.load("mine"), None) == "mine"
