@@ -98,6 +98,7 @@ def test_a_dataset_keeps_its_classes_and_a_teacher_is_used_again(tmp_path):
         (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), r"got a tensor of uint8 \(0, 3, 8, 8\)"),
         (np.zeros((4, 3, 8, 8)), "images must be a folder, a Hub id, .*; got a ndarray"),
         ([1, 2], "got a list"),
+        (labelled(0), "got a dataset without rows"),
     ],
 )
 def test_other_images_are_refused_by_name_and_leave_nothing(images, said, tmp_path):
@@ -133,3 +134,12 @@ def test_a_set_that_was_changed_is_stored_before_it_is_evaluated(tmp_path):
     place = _store_set(distilled, None)
     assert place.startswith("runs/sources/set-") and torch.equal(DistilledSet.load(place).images, distilled.images)
     assert _store_set(DistilledSet.load("mine"), None) == "mine"
+
+
+def test_a_call_after_one_in_another_precision_runs_and_leaves_the_callers_accelerator(accelerator):
+    shared = {"data": {"max_images": 60}, "num_images": 8}
+    first = ssdd_hub.distill("digits", **{**SMOKE, **shared, "run": {"threads": 1, "mixed_precision": "bf16"}})
+    second = ssdd_hub.distill("digits", **{**SMOKE, **shared}, output="runs/other")
+    stated = [each.provenance["settings"]["run"]["mixed_precision"] for each in (first, second)]
+    assert stated == ["bf16", "no"]
+    assert accelerator.mixed_precision == "no" and accelerator.num_processes == 1
