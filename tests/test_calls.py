@@ -8,6 +8,7 @@ from PIL import Image
 
 import ssdd_hub
 from ssdd_hub import DistilledSet, InputError
+from ssdd_hub.cli import main
 from ssdd_hub.sets.distilled import DistilledSet as Same
 
 SMOKE = {
@@ -87,6 +88,23 @@ def test_a_dataset_keeps_its_classes_and_a_teacher_is_used_again(tmp_path):
     assert distilled.targets.shape == (8, teacher.feature_dim)
     assert (tmp_path / "runs/set/distilled/ssdd_hub.json").is_file() and not (tmp_path / "runs/set/teacher").exists()
     assert "probe" in {record["protocol"] for record in distilled.provenance["scores"]}
+
+
+def test_the_word_makes_a_set_of_a_folder_of_photographs_of_many_sizes(tmp_path):
+    for index, image in enumerate(pixels(count=30, size=70)):
+        place = tmp_path / "mine" / f"kind-{index % 2}" / f"{index}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.movedim(0, -1).numpy()).resize((40 + index, 70 - index)).save(place)
+    few = {
+        "teacher.model-args": "{channels: [4, 8, 8, 8]}",
+        "student.model-args": "{widths: [4, 6]}",
+        **{"teacher-training.max-steps": 2, "teacher-training.batch-size": 16, "teacher-training.workers": 0},
+        **{"distiller.num-images": 4, "distiller.steps": 2, "distiller.batch-size": 16},
+        **{"pool.size": 1, "pool.max-age": 2, "student-training.epochs": 1, "evaluate.seeds": 1, "run.threads": 1},
+    }
+    # All else is as `configs/photos.yaml` has it, without a word of it.
+    assert main(["distill", "mine", *(word for name, value in few.items() for word in (f"--{name}", str(value)))]) == 0
+    assert DistilledSet.load("runs/mine/distilled").images.shape == (4, 3, 32, 32)
 
 
 @pytest.mark.parametrize(
