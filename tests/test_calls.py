@@ -8,6 +8,7 @@ from PIL import Image
 
 import ssdd_hub
 from ssdd_hub import DistilledSet, InputError
+from ssdd_hub.cli import main
 from ssdd_hub.sets.distilled import DistilledSet as Same
 
 SMOKE = {
@@ -89,6 +90,23 @@ def test_a_dataset_keeps_its_classes_and_a_teacher_is_used_again(tmp_path):
     assert "probe" in {record["protocol"] for record in distilled.provenance["scores"]}
 
 
+def test_the_word_makes_a_set_of_a_folder_of_photographs_of_many_sizes(tmp_path):
+    for index, image in enumerate(pixels(count=30, size=70)):
+        place = tmp_path / "mine" / f"kind-{index % 2}" / f"{index}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.movedim(0, -1).numpy()).resize((40 + index, 70 - index)).save(place)
+    few = {
+        "teacher.model-args": "{channels: [4, 8, 8, 8]}",
+        "student.model-args": "{widths: [4, 6]}",
+        **{"teacher-training.max-steps": 2, "teacher-training.batch-size": 16, "teacher-training.workers": 0},
+        **{"distiller.num-images": 4, "distiller.steps": 2, "distiller.batch-size": 16},
+        **{"pool.size": 1, "pool.max-age": 2, "student-training.epochs": 1, "evaluate.seeds": 1, "run.threads": 1},
+    }
+    # All else is as `configs/photos.yaml` has it, without a word of it.
+    assert main(["distill", "mine", *(word for name, value in few.items() for word in (f"--{name}", str(value)))]) == 0
+    assert DistilledSet.load("runs/mine/distilled").images.shape == (4, 3, 32, 32)
+
+
 @pytest.mark.parametrize(
     ("images", "said"),
     [
@@ -98,6 +116,7 @@ def test_a_dataset_keeps_its_classes_and_a_teacher_is_used_again(tmp_path):
         (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), r"got a tensor of uint8 \(0, 3, 8, 8\)"),
         (np.zeros((4, 3, 8, 8)), "images must be a folder, a Hub id, .*; got a ndarray"),
         ([1, 2], "got a list"),
+        (labelled(0), "got a dataset without rows"),
     ],
 )
 def test_other_images_are_refused_by_name_and_leave_nothing(images, said, tmp_path):
@@ -133,3 +152,12 @@ def test_a_set_that_was_changed_is_stored_before_it_is_evaluated(tmp_path):
     place = _store_set(distilled, None)
     assert place.startswith("runs/sources/set-") and torch.equal(DistilledSet.load(place).images, distilled.images)
     assert _store_set(DistilledSet.load("mine"), None) == "mine"
+
+
+def test_a_call_after_one_in_another_precision_runs_and_leaves_the_callers_accelerator(accelerator):
+    shared = {"data": {"max_images": 60}, "num_images": 8}
+    first = ssdd_hub.distill("digits", **{**SMOKE, **shared, "run": {"threads": 1, "mixed_precision": "bf16"}})
+    second = ssdd_hub.distill("digits", **{**SMOKE, **shared}, output="runs/other")
+    stated = [each.provenance["settings"]["run"]["mixed_precision"] for each in (first, second)]
+    assert stated == ["bf16", "no"]
+    assert accelerator.mixed_precision == "no" and accelerator.num_processes == 1

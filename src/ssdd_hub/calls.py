@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from ssdd_hub.errors import InputError
@@ -56,7 +58,7 @@ def distill(
         # The arguments in a file of settings are for the teacher that it trains.
         settings["teacher"] = {"model_args": {}, **_section(settings, "teacher"), **_ready_teacher(teacher)}
     recipe = load_recipe("distill")
-    with command_line("distill", _words("distill", images, output, config, settings)):
+    with _alone(), command_line("distill", _words("distill", images, output, config, settings)):
         return cast(DistilledSet, recipe.make_set(parse_config(recipe.DistillConfig, recipe.DEFAULT)))
 
 
@@ -72,7 +74,7 @@ def train_teacher(
         InputError: Images or settings cannot be used; all mistakes in settings are named.
     """
     recipe = load_recipe("train-teacher")
-    with command_line("train-teacher", _words("train-teacher", images, output, config, settings)):
+    with _alone(), command_line("train-teacher", _words("train-teacher", images, output, config, settings)):
         return cast(Teacher, recipe.make_teacher(parse_config(recipe.TrainTeacherConfig, recipe.DEFAULT)))
 
 
@@ -98,8 +100,24 @@ def evaluate(
     """
     place = _store_set(distilled, output) if isinstance(distilled, DistilledSet) else str(distilled)
     recipe = load_recipe("evaluate")
-    with command_line("evaluate", _words("evaluate", place, output, config, settings)):
+    with _alone(), command_line("evaluate", _words("evaluate", place, output, config, settings)):
         return cast(list[Record], recipe.measure(*recipe.read_settings()))
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Gives a recipe an Accelerate as fresh as its command line would, and gives the caller's own back after it.
+
+    Accelerate keeps one state for a process, and refuses another precision than it began with.
+    """
+    shared = AcceleratorState._shared_state
+    before = dict(shared)
+    shared.clear()
+    try:
+        yield
+    finally:
+        shared.clear()
+        shared.update(before)
 
 
 def _words(
@@ -151,6 +169,9 @@ def _store_images(images: Any, output: str | Path | None) -> str:
         images = _as_dataset(images)
     if not isinstance(images, datasets.Dataset | datasets.DatasetDict):
         raise InputError(f"images must be {_TAKEN}; got a {type(images).__name__}")
+    tables = images.values() if isinstance(images, datasets.DatasetDict) else [images]
+    if not any(table.num_rows for table in tables):
+        raise InputError("images must be at least two; got a dataset without rows")
     sources = _sources(output)
     sources.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".images-", dir=sources) as scratch:
@@ -160,8 +181,12 @@ def _store_images(images: Any, output: str | Path | None) -> str:
         for file in sorted(new.rglob("*.arrow")):
             digest.update(str(file.relative_to(new)).encode() + file.read_bytes())
         place = sources / f"images-{digest.hexdigest()[:8]}"
-        if not place.exists():
+        try:
             os.rename(new, place)
+        except OSError:
+            # The same images are there already.
+            if not place.is_dir():
+                raise
     return str(place)
 
 
