@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.procedures import RECIPES, recipe_options, run_recipe
-from ssdd_hub.text import HUB_ID, printable
+from ssdd_hub.text import HUB_ID, printable, redact_tokens, refuse_tokens
 
 if TYPE_CHECKING:
     from ssdd_hub.hub.upload import Published
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _build_parser().parse_args(words)
         return int(arguments.run(arguments) or 0)
     except InputError as error:
-        sys.stderr.write(f"error: {printable(str(error))}\n")
+        sys.stderr.write(f"error: {printable(redact_tokens(str(error)))}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted; nothing was left half-written\n")
@@ -191,9 +191,10 @@ def _pull(arguments: argparse.Namespace) -> None:
 def _list(arguments: argparse.Namespace) -> None:
     from huggingface_hub import HfApi
 
-    from ssdd_hub.hub.client import hub_errors, with_retries
+    from ssdd_hub.hub.client import hub_errors, saved_token, with_retries
 
     given = {"author": arguments.author, "search": arguments.search, "limit": arguments.limit}
+    refuse_tokens({"--author": arguments.author, "--search": arguments.search}, [saved_token()])
     with hub_errors("listing sets"):
         # The client itself tries a listing again, five times.
         found = with_retries(lambda: list(HfApi().list_datasets(filter=TAG, **given)), tries=2)
@@ -217,8 +218,8 @@ def describe_set(metadata: Mapping[str, Any]) -> list[str]:
     """Returns what a set's record states, in lines; any part of it may be missing or malformed."""
     from ssdd_hub.hub.markdown import plain
     from ssdd_hub.record import section
+    from ssdd_hub.record_schema import COLUMNS
     from ssdd_hub.results.tables import score_table
-    from ssdd_hub.sets.folder import COLUMNS
 
     provenance = section(metadata, "provenance")
     tensors = section(metadata, "tensors")

@@ -1,6 +1,5 @@
 """Files and folders that appear whole or not at all: written beside their place and renamed."""
 
-import hashlib
 import itertools
 import os
 import re
@@ -143,15 +142,6 @@ def _is_abandoned(path: Path, found: re.Match[str]) -> bool:
         return True
     except (OSError, OverflowError, ValueError, psutil.Error):
         return False
-
-
-def hash_file(path: Path) -> str:
-    """Returns the sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _host() -> str:

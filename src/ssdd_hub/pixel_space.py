@@ -1,9 +1,8 @@
 """Affine pixel spaces: normalisation of pixels and its inverse."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isfinite
 from typing import Any
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from ssdd_hub.arguments import show
 from ssdd_hub.errors import InputError, require
+
+_LARGEST, _LEAST_STD = 1e6, 1e-6
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class PixelSpace:
         std: One value per channel, above 0.
 
     Raises:
-        SettingsError: The lengths differ, no channel is given, or a std is not positive.
+        SettingsError: The lengths differ, no channel is given, a std is not positive, or a number is NaN, infinite, or
+            of a size with which float32 cannot compute.
     """
 
     mean: tuple[float, ...]
@@ -37,12 +39,12 @@ class PixelSpace:
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
         lengths = f"a pixel space needs as many means as stds, at least one; got {mean} and {std}"
-        scales = f"every std of a pixel space must be above 0; got {std}"
-        finite = f"mean and std of a pixel space must be finite; got {mean} and {std}"
+        scales = f"every std of a pixel space must be above 0, from {_LEAST_STD:g} to {_LARGEST:g}; got {std}"
+        means = f"every mean of a pixel space must be a number from -{_LARGEST:g} to {_LARGEST:g}; got {mean}"
         require(
             (len(mean) == len(std) > 0, lengths),
-            (all(value > 0 for value in std), scales),
-            (all(map(isfinite, (*mean, *std))), finite),
+            (all(_LEAST_STD <= value <= _LARGEST for value in std), scales),
+            (all(abs(value) <= _LARGEST for value in mean), means),
         )
 
     @classmethod
@@ -91,8 +93,11 @@ class PixelSpace:
         return {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Sequence[Any]]) -> "PixelSpace":
-        """Reads the JSON form that `to_dict` writes."""
+    def from_dict(cls, values: Any) -> "PixelSpace":
+        """Reads the JSON form that `to_dict` writes; raises a `SettingsError` for anything else."""
+        parts = [values.get(name) if isinstance(values, Mapping) else None for name in ("mean", "std")]
+        fits = all(isinstance(part, list | tuple) and all(map(_is_number, part)) for part in parts)
+        require((fits, f"a pixel space must hold mean and std, lists of finite numbers; got {str(values)[:80]}"))
         return cls(tuple(values["mean"]), tuple(values["std"]))
 
     def _columns(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +107,11 @@ class PixelSpace:
             raise ValueError(f"floating-point images are required, got {images.dtype}: divide pixels by 255 first")
         mean, std = (_column(values, images.dtype, images.device) for values in (self.mean, self.std))
         return mean, std
+
+
+def _is_number(value: Any) -> bool:
+    # An integer of thousands of digits has no floating-point form; true and false are numbers for Python.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 # Cached, since copying numbers to a GPU waits for all work there.

@@ -6,10 +6,31 @@ without end, or none for ever.
 
 import os
 import stat
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from ssdd_hub.errors import InputError
+
+LEAST_BYTES = 2**26
+"""Bytes that a file may hold by what it states: a view or a compressed archive makes gigabytes of a few bytes."""
+_MOST_GROWTH = 2
+
+
+def require_uncompressed(path: Path) -> None:
+    """Raises an `InputError` for an archive, as of `torch.save`, that holds far more than it takes; reads its list.
+
+    Neither PyTorch nor timm compresses what it saves.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        held, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+    if held > max(LEAST_BYTES, _MOST_GROWTH * size):
+        raise InputError(
+            f"{path} is compressed: it has {size:,} bytes and unpacks to {held:,}, which no torch.save does. If you "
+            "trust it, unpack it, and pack it again without compression"
+        )
 
 
 def find_irregular(folder: Path, name: str) -> str | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.plain_files import require_plain
+from ssdd_hub.record_schema import find_misfits
+from ssdd_hub.text import refuse_tokens
 
 FORMAT_VERSION = 1
 METADATA_FILE = "ssdd_hub.json"
@@ -20,6 +22,7 @@ MEND = "fetch or make the set again"
 MOST_BYTES = 8 * 2**20  # of a record
 LARGEST_CARD = 2**20  # bytes
 _MOST_LEVELS = 30  # of a record
+_MOST_SHOWN = 5  # problems in a message
 
 
 def dump_metadata(metadata: Mapping[str, Any]) -> str:
@@ -28,7 +31,9 @@ def dump_metadata(metadata: Mapping[str, Any]) -> str:
 
 
 def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Writes `ssdd_hub.json`; raises an `InputError` where `read_metadata` would find it too large or too deep."""
+    """Writes `ssdd_hub.json`; raises an `InputError` where `read_metadata` would not take it, or it has a token."""
+    check_schema(metadata, METADATA_FILE, "correct it", of_model="tensors" not in metadata)
+    refuse_tokens({METADATA_FILE: dump_metadata(metadata)})
     text = dump_metadata(metadata).encode()
     if len(text) > MOST_BYTES or is_deeper(metadata, _MOST_LEVELS):
         raise InputError(
@@ -38,13 +43,28 @@ def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
     (folder / METADATA_FILE).write_bytes(text)
 
 
-def read_metadata(folder: Path) -> dict[str, Any]:
-    """Reads `ssdd_hub.json`.
+def check_schema(metadata: Mapping[str, Any], place: object, remedy: str = MEND, of_model: bool = False) -> None:
+    """Raises an `InputError` that names the fields of a record whose values are not what the schema has."""
+    if problems := find_misfits(metadata, of_model):
+        more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
+        kind, shown = "model" if of_model else "distilled set", "; ".join(problems[:_MOST_SHOWN])
+        raise InputError(f"{place} is not the record of a {kind} ({shown}{more}): {remedy}")
+
+
+def read_metadata(folder: Path, of_model: bool = False) -> dict[str, Any]:
+    """Reads `ssdd_hub.json` of a set, or of a model.
 
     Raises:
         InputError: The folder or the file is missing, the file is a link or no file, damaged, too large or too deep,
-            or its format is not known here.
+            its format is not known here, or a field is not what the schema has.
     """
+    metadata = read_unchecked(folder)
+    check_schema(metadata, folder / METADATA_FILE, of_model=of_model)
+    return metadata
+
+
+def read_unchecked(folder: Path) -> dict[str, Any]:
+    """Reads `ssdd_hub.json` as `read_metadata`, without looking at its fields."""
     path = folder / METADATA_FILE
     if not folder.is_dir():
         raise InputError(f"there is no distilled set at {folder}: the folder does not exist")

@@ -22,6 +22,7 @@ from ssdd_hub.arguments import show
 from ssdd_hub.bounds import LARGEST_WHOLE, plain_type
 from ssdd_hub.errors import InputError, SettingsError, nearest
 from ssdd_hub.plain_yaml import LARGEST_SETTINGS, MISTAKES, SettingsDumper, SettingsLoader
+from ssdd_hub.text import refuse_tokens
 
 Config = TypeVar("Config")
 _NAME = re.compile("--?[A-Za-z]")  # a number may be negative, so a dash alone does not make a name
@@ -85,6 +86,8 @@ def parse_config(
     config: Config = _build(config_class, values, reader.problems)
     if reader.problems:
         raise SettingsError(reader.problems)
+    # They are stored in the run folder, told to trackers, and become part of records and cards.
+    refuse_tokens(dict(_texts(to_dict(config))))
     if "print_config" in names:
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
@@ -105,6 +108,18 @@ def to_yaml(config: Any) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """Returns the resolved settings as nested dictionaries of JSON values."""
     return dict(json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yields each text among settings, names in dictionaries too, by the setting's dotted name."""
+    if isinstance(value, dict):
+        yield f"a name in {name or 'the settings'}", "\n".join(value)
+        for key, part in value.items():
+            yield from _texts(part, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        yield name, "\n".join(part if isinstance(part, str) else json.dumps(part) for part in value)
+    elif isinstance(value, str):
+        yield name, value
 
 
 class _Help(RawDescriptionHelpFormatter, DefaultHelpFormatter):

@@ -5,16 +5,15 @@ and anything that loads something else are refused.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from ssdd_hub import arguments
 from ssdd_hub.errors import InputError
-from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import section
+from ssdd_hub.record_schema import USE, Field, number
 from ssdd_hub.text import HUB_ID
 
 DIGITS = "digits"
@@ -29,10 +28,8 @@ _DATA = (
 )
 _TEACHER = ("backbone", "pretrained", "features", "input_size", "mean", "std", "model_args")
 _DECIDED = ("name", "num_targets", "num_classes", "in_chans", "image_size")
-_AUGMENTATION = re.compile(r"[a-z-]{1,40}", re.ASCII)
 
-# The check of each field, given its value and its name.
-Fields = dict[str, Callable[[Any, str], Iterator[str]]]
+Fields = dict[str, Field]
 
 
 def stated_student(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -110,12 +107,8 @@ def find_problems(provenance: Mapping[str, Any]) -> list[str]:
             stated = section(stated, name)
         found += [f"{place}: {problem}" for problem in _problems(stated, place)] if stated else []
     found += [problem for problem in _nested_arguments(provenance, "") if problem not in found]
-    space, seed = provenance.get("student_pixel_space"), provenance.get("seed", 0)
-    if space is not None and not _is_space(space):
-        shown = arguments.show(space)
-        found.append(f"student_pixel_space must hold mean and std, numbers of 1 or 3 channels, got {shown}")
-    if not isinstance(seed, int):
-        found.append(f"seed must be a whole number, got {arguments.show(seed)}")
+    if provenance.get("seed") is not None:
+        found += number(provenance["seed"], "seed", whole=True)
     return found
 
 
@@ -145,18 +138,6 @@ def _text(value: Any, key: str) -> Iterator[str]:
     parts = re.split(r"[/\\]", place)
     if "://" in value or "::" in value or place.startswith(("/", "\\", "~")) or ".." in parts or place[1:3] == ":\\":
         yield f"{key} must be a name, no address and no folder of a machine, got {arguments.show(value)}"
-
-
-def _word(value: Any, key: str) -> Iterator[str]:
-    if not (isinstance(value, str) and _AUGMENTATION.fullmatch(value)):
-        yield f"{key} must be a word, got {arguments.show(value)}"
-
-
-def _number(value: Any, key: str, *, least: int, greatest: int, whole: bool = False) -> Iterator[str]:
-    kind = int if whole else int | float
-    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= greatest:
-        number = "a whole number" if whole else "a number"
-        yield f"{key} must be {number} from {least} to {greatest}, got {arguments.show(value)}"
 
 
 def _arguments(value: Any, key: str) -> Iterator[str]:
@@ -199,14 +180,6 @@ def _nested_arguments(value: Any, path: str) -> Iterator[str]:
                 yield from _nested_arguments(part, f"{path}.{key}" if path else str(key))
 
 
-def _is_space(value: Any) -> bool:
-    try:
-        space = PixelSpace.from_dict(value)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        return False
-    return space.channels in (1, 3) and all(isfinite(number) for number in (*space.mean, *space.std))
-
-
 def _is_architecture(name: str) -> bool:
     # Imported here, since a set is read where timm is not installed; then no name can be used, and none is known.
     try:
@@ -217,19 +190,9 @@ def _is_architecture(name: str) -> bool:
 
 
 _ALL = "*"  # the check of a whole part
-_WHOLE = partial(_number, whole=True)
 _STUDENT: Fields = {"name": _architecture, "model_args": _student_arguments}
 _NAMED: Fields = dict.fromkeys(("name", "hub", "config", "revision"), _text)
 _OBJECTIVE: Fields = {"name": _text, _ALL: _objective_settings}
-_USE: Fields = {
-    "epochs": partial(_WHOLE, least=0, greatest=10**6),
-    "max_steps": partial(_WHOLE, least=1, greatest=10**8),
-    "batch_size": partial(_WHOLE, least=1, greatest=10**6),
-    "learning_rate": partial(_number, least=0, greatest=10**4),
-    "momentum": partial(_number, least=0, greatest=1),
-    "weight_decay": partial(_number, least=0, greatest=10**4),
-    **dict.fromkeys(("augmentation", "augment"), _word),
-}
 _TRAINING: Fields = {"objective": _text, **dict.fromkeys(("objective_args", "view_args"), _arguments)}
 # Of settings, their names of today and those of older records.
 _PARTS: dict[str, Fields] = {
@@ -239,17 +202,17 @@ _PARTS: dict[str, Fields] = {
     "teacher.objective": _OBJECTIVE,
     "objective": _OBJECTIVE,
     "source": _NAMED,
-    "use": _USE,
+    "use": USE,
     "settings.student": _STUDENT,
     "settings.teacher": {
         **dict.fromkeys(("backbone", "checkpoint", "features"), _text),
-        "input_size": partial(_WHOLE, least=1, greatest=LARGEST_SIDE),
+        "input_size": partial(number, whole=True, least=1, greatest=LARGEST_SIDE),
         **dict.fromkeys(("mean", "std"), _numbers),
         "model_args": _arguments,
     },
     "settings.data": dict.fromkeys(
         ("name", "config", "revision", "split", "heldout_split", "image_column", "label_column", "mode"), _text
     ),
-    **dict.fromkeys(("settings.student_training", "settings.use"), _USE),
+    "settings.use": USE,
     **dict.fromkeys(("settings.teacher_training", "settings.pretrain"), _TRAINING),
 }

@@ -1,17 +1,37 @@
 """Helpers for untrusted text: Hub ids, redaction of access tokens, removal of control characters."""
 
 import re
+from collections.abc import Iterable, Mapping
+
+from ssdd_hub.errors import SettingsError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 # Also right after a letter, as in an address: `token%3Dhf_...`.
 _HUB_TOKEN = re.compile(r"(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*")
 # No word of a sentence has a digit or an underscore.
 _BEARER = re.compile(r"(?i)\b(bearer\s+)(?=[^\s'\",}]*[0-9_])[^\s'\",}]+")
+_SHORTEST_TOKEN = 8  # a shorter one could stand in any text
 
 
 def redact_tokens(text: str) -> str:
     """Returns text with each access token of the Hub replaced by `<token>`."""
     return _BEARER.sub(r"\1<token>", _HUB_TOKEN.sub("<token>", text))
+
+
+def refuse_tokens(texts: Mapping[str, str | None], secrets: Iterable[str | None] = ()) -> None:
+    """Raises a `SettingsError` that names each text, by what it is, with an access token of the Hub in it.
+
+    All that is sent or stored passes here. `secrets` are tokens that are known, of whatever form.
+    """
+    known = [secret for secret in secrets if secret and len(secret) >= _SHORTEST_TOKEN]
+    found = []
+    for what, text in texts.items():
+        is_own = any(secret in (text or "") for secret in known)
+        if is_own or redact_tokens(text or "") != (text or ""):
+            whose = "your" if is_own else "what looks like an"
+            found.append(f"{redact_tokens(what)} holds {whose} access token: remove it, and revoke the token")
+    if found:
+        raise SettingsError(found)
 
 
 def first_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from timm.models import save_for_hf
 
 from ssdd_hub import DistilledSet
 from ssdd_hub.errors import InputError
+from ssdd_hub.models.features import hash_tensors
 from ssdd_hub.runs.inputs import INPUTS_FILE
 from ssdd_hub.runs.own_runs import remember_run
 from ssdd_hub.sets.release import check_teacher
@@ -104,7 +105,13 @@ def negate(folder):
     path = folder / "model.safetensors"
     weights = load_file(path)
     path.unlink()
-    save_file({name: -w if name.endswith("weight") else w for name, w in weights.items()}, path)
+    weights = {name: -w if name.endswith("weight") else w for name, w in weights.items()}
+    save_file(weights, path)
+    # As of another teacher, which has a record of its own; weights beside another record are not even loaded.
+    if (record := folder / "ssdd_hub.json").is_file():
+        facts = json.loads(record.read_text())
+        facts["teacher"]["weights_sha256"] = hash_tensors(weights)
+        record.write_text(json.dumps(facts))
 
 
 def restate(folder, part="pretrained_cfg", **stated):

@@ -253,7 +253,7 @@ def test_students_take_their_own_arguments_and_the_licence_that_the_set_is_publi
 BAD = {
     "no repository": ([], ["repo must name the repository: --repo owner/name"]),
     "no such set": (["--set", "gone"], ["there is no distilled set at gone"]),
-    "a teacher as set": (["--set", "teacher"], ["teacher cannot be published as it is:"]),
+    "a teacher as set": (["--set", "teacher"], ["teacher/ssdd_hub.json is not the record of a distilled set"]),
     "no such teacher": (["--teacher", "gone"], ["gone is no folder of a model", "config.json"]),
     "a set as teacher": (["--teacher", "set"], ["set is no folder of a model"]),
     "another teacher": (["--teacher", "other"], ["was distilled with another teacher", "small-0"]),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -82,7 +83,10 @@ TENSORS = (
 )
 
 
-@pytest.mark.parametrize("tree", [*TREES, *({"tensor": tensor} for tensor in TENSORS)])
+STRANGE = ('{"items": 5}', '{"items": [[[], 1]]}', "[" * 100_000, '{"tensor": []}', '{"a": 1}', "{")
+
+
+@pytest.mark.parametrize("tree", STRANGE)
 def test_nested_state_comes_back_bit_for_bit_and_tensors_without_a_graph(tmp_path, tree):
     loaded = round_trip(tmp_path / "tree.safetensors", tree)
     assert_same(loaded, tree)
@@ -241,3 +245,13 @@ def test_the_newest_checkpoints_and_other_files_stay(tmp_path, keep):
         assert checkpoints.load_newest() == {"step": step}
     newest = ["step-00000010.safetensors", "step-00000100.safetensors"][-keep:]
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", *newest]
+
+
+STRANGE = ('{"items": 5}', '{"items": [[[], 1]]}', "[" * 100_000, '{"tensor": []}', '{"a": 1}', "{")
+
+
+@pytest.mark.parametrize("tree", STRANGE)
+def test_a_checkpoint_with_a_strange_header_is_an_error(tmp_path, tree):
+    save_file({"0": torch.zeros(1)}, tmp_path / "step.safetensors", metadata={"tree": tree})
+    with pytest.raises(InputError, match="is not a whole checkpoint of this package"):
+        load_tree(tmp_path / "step.safetensors")

@@ -179,7 +179,9 @@ def test_metadata_larger_than_a_record_can_be_is_neither_read_nor_written(tmp_pa
 def test_metadata_that_lacks_a_part_is_reported(folder, changes):
     path = folder / "ssdd_hub.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(InputError, match=r"ssdd_hub\.json is incomplete .*fetch or make the set again"):
+    with pytest.raises(
+        InputError, match=rf"ssdd_hub\.json is not the record .*{next(iter(changes))}.*fetch or make the set again"
+    ):
         DistilledSet.load(folder)
 
 

@@ -243,9 +243,12 @@ def spoil_record(folder, change):
         (lambda record: record.pop("architecture"), "incomplete .KeyError..architecture"),
         (lambda record: record["teacher"].pop("pixel_space"), "incomplete .KeyError..pixel_space"),
         (lambda record: record["teacher"].update(features="guesses"), "incomplete .KeyError..guesses"),
-        (lambda record: record["teacher"].update(license=3.5, pixel_space=3), "incomplete .TypeError"),
-        (lambda record: record.update(provenance=[]), "no record of a teacher"),
-        (lambda record: record.update(format_version=9), "no record of a teacher in format 1"),
+        (
+            lambda record: record["teacher"].update(license=3.5, pixel_space=3),
+            "teacher.license must be text, got 3.5; teacher.pixel_space",
+        ),
+        (lambda record: record.update(provenance=[]), "provenance must be an object"),
+        (lambda record: record.update(format_version=9), "states format_version 9"),
     ],
 )
 def test_a_damaged_record_is_refused_with_a_message(folder, change, problem):
@@ -332,3 +335,15 @@ def test_a_student_that_cannot_be_built_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="needs at least 32 pixels a side, got 16"):
         train(tmp_path / "student", widths=[4] * 5)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_whose_licence_alone_changed_is_not_published_beside_its_set(folder, tmp_path):
+    teacher, versions = build_teacher(f"local-dir:{folder}"), describe_versions()
+    own = full_set(teacher=teacher.identity(), versions=versions).save(tmp_path / "set")
+    check_teacher(own, folder)
+    other = {**teacher.identity(), "license": "cc-by-nc-4.0"}
+    changed = full_set(teacher=other, versions=versions, license="cc-by-nc-4.0").save(tmp_path / "changed")
+    with pytest.raises(
+        InputError, match="under the licence 'cc-by-nc-4.0', and .* states 'mit': find out which holds"
+    ):
+        check_teacher(changed, folder)

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi, errors, get_token
 from huggingface_hub.utils import get_session, httpx  # type: ignore[attr-defined]  # either of its two HTTP libraries
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.text import HUB_ID, first_line, printable, redact_tokens
+from ssdd_hub.text import HUB_ID, first_line, printable, redact_tokens, refuse_tokens
 
 Result = TypeVar("Result")
 Token = str | bool | None
@@ -186,6 +186,7 @@ def full_id(repo_id: str, token: Token = None, reads_only: bool = False) -> str:
     Raises:
         InputError: The name is invalid, there is no usable token, or it may only read where something is written.
     """
+    refuse_tokens({"the name of the repository": repo_id}, (token if isinstance(token, str) else None, saved_token()))
     if not (HUB_ID.fullmatch(repo_id) or re.fullmatch(r"\w[\w.-]*", repo_id, re.ASCII)):
         raise InputError(f"a repository on the Hub is named owner/name or name, got {repo_id!r}")
     if reads_only and "/" in repo_id and (token is False or not (token or saved_token())):

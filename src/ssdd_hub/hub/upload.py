@@ -15,10 +15,10 @@ from huggingface_hub.hf_api import RepoFile
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.client import Repo, Token, hub_errors, saved_token, with_retries
 from ssdd_hub.hub.download import snapshot
+from ssdd_hub.text import refuse_tokens
 
 _BEFOREHAND = {".gitattributes", "README.md"}  # what a repository may hold that was made on the Hub, and is empty
 _NOTHING = "Nothing of yours was written; look at theirs, and publish again to replace it"
-_SHORTEST_TOKEN = 8  # a shorter one could stand in any text
 
 
 def pack(sources: Mapping[str, Path | bytes]) -> dict[str, CommitOperationAdd]:
@@ -101,8 +101,12 @@ def plan_upload(
 
     Raises:
         InputError: The repository holds something else or is public, the revision is no branch, the tag is taken, a
-            file holds the token, or the Hub cannot be reached.
+            file, a name or the tag holds a token, or the Hub cannot be reached.
     """
+    _refuse_tokens(token, {"the name of the repository": repo_id, "the branch": revision, "the tag": tag})
+    texts = ((path, file.path_or_fileobj) for path, file in parcel.files.items())
+    _refuse_tokens(token, {path: str(text, errors="replace") for path, text in texts if isinstance(text, bytes)})
+    _refuse_tokens(token, {"the name of a file": "\n".join(parcel.files)})
     repo, branch = Repo(repo_id, token, parcel.kind), revision or "main"
     with hub_errors(f"looking at {repo_id}", token):
         info = find_repo(repo)
@@ -117,11 +121,6 @@ def plan_upload(
     if info is not None and private and not info.private:
         raise InputError(f"{repo_id} is there and public: make it private in its settings first, or choose another")
     _refuse_foreign(parcel, repo_id, names)
-    secret = (token if isinstance(token, str) else saved_token()) or ""
-    for path, file in parcel.files.items():
-        content = file.path_or_fileobj
-        if len(secret) >= _SHORTEST_TOKEN and isinstance(content, bytes) and secret.encode() in content:
-            raise InputError(f"{path} holds your access token: remove it from the record, and revoke the token")
     remove = tuple(name for name in names if parcel.owns(name) and name not in parcel.files)
     is_new = branch != "main" and own_head is None
     private = private if info is None else bool(info.private)
@@ -131,6 +130,10 @@ def plan_upload(
         if tagged and not _is_held(repo, plan, tagged):
             raise InputError(f"{repo_id} has a tag {tag} already, of commit {tagged[:8]}: choose another one")
     return plan
+
+
+def _refuse_tokens(token: Token, texts: Mapping[str, str | None]) -> None:
+    refuse_tokens(texts, (token if isinstance(token, str) else None, saved_token()))
 
 
 def find_repo(repo: Repo) -> Any:
@@ -166,6 +169,7 @@ def upload(plan: Plan, message: str, token: Token = None) -> Published:
         InputError: Somebody else published in the meantime, the Hub refuses or cannot be reached, or what it gives
             back is not what was sent.
     """
+    _refuse_tokens(token, {"the message, the title of a public commit,": message})
     if not message.strip():
         raise InputError("a commit needs a title, and the message is empty: leave it out, or write one")
     repo = Repo(plan.repo_id, token, plan.parcel.kind)

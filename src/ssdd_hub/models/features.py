@@ -102,11 +102,16 @@ def measure_width(model: nn.Module, in_chans: int, image_size: int, kind: str = 
 
 def hash_weights(model: nn.Module, double: bool = False) -> str:
     """Returns the sha256 of names, types, shapes and values of all weights and buffers, as if in double on request."""
+    return hash_tensors(model.state_dict(), double)
+
+
+def hash_tensors(tensors: Mapping[str, Tensor], double: bool = False) -> str:
+    """Returns the hash of `hash_weights` for what `state_dict()` gave."""
     digest = hashlib.sha256()
-    for name, found in sorted(model.state_dict().items()):
+    for name, found in sorted(tensors.items()):
         tensor = found.double() if double and found.is_floating_point() else found
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

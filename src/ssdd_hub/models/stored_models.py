@@ -22,12 +22,13 @@ from torch.nn.modules.module import (
 
 from ssdd_hub.arguments import ARCHITECTURE, check_arguments, find_problems
 from ssdd_hub.errors import InputError
-from ssdd_hub.plain_files import require_plain_entries
+from ssdd_hub.plain_files import require_plain_entries, require_uncompressed
 from ssdd_hub.record import is_deeper
 from ssdd_hub.statements import LARGEST_SIDE
 
 CONFIG_FILE = "config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_PICKLED = (".bin", ".pt", ".pth", ".tar")  # each an archive, which timm unpacks
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pth", ".pth.tar")
 _LARGEST_CONFIG = 2**22  # bytes; the names of 21,841 classes take one MiB
 MOST_PARAMETERS = 2**34
@@ -67,6 +68,9 @@ def check_stored(name: str) -> str:
     kind, _, place = normalised_name(name).partition(":")
     if kind == "local-dir":
         require_plain_entries(Path(place))
+        for path in sorted(Path(place).glob("*")):
+            if path.suffix in _PICKLED:
+                require_uncompressed(path)
         if (Path(place) / CONFIG_FILE).is_file():
             check_config(Path(place) / CONFIG_FILE)
     elif kind in ("hf-hub", "hf_hub"):

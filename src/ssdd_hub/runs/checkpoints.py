@@ -49,7 +49,7 @@ def load_tree(path: Path) -> Tree:
         if stated not in (None, _digest(content, tensors)):
             raise ValueError("its sha256 is not the one that was written")
         return _decode(content, tensors)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         problem = f"is not a whole checkpoint of this package ({error}): remove it and start again"
         raise InputError(f"{path} {problem}") from error
 

@@ -1,5 +1,6 @@
 """The linter of a distilled set: offline checks of an untrusted folder."""
 
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
@@ -19,18 +20,21 @@ from ssdd_hub.plain_files import find_irregular, require_plain
 from ssdd_hub.record import (
     CARD_FILE,
     LARGEST_CARD,
+    MEND,
     METADATA_FILE,
     PREVIEW_FILE,
     TRANSFORM_FILE,
     dump_metadata,
     read_metadata,
+    read_unchecked,
     section,
     write_metadata,
 )
+from ssdd_hub.record_schema import find_misfits
 from ssdd_hub.sets.card import DATA_FILES, render_dataset_card
 from ssdd_hub.sets.folder import MISTAKES, StatedSet, measure_range
 from ssdd_hub.sets.parquet import iter_tensors
-from ssdd_hub.sets.tensor_checks import check_student_space, check_tensors
+from ssdd_hub.sets.tensor_checks import check_tensors
 from ssdd_hub.statements import find_problems
 from ssdd_hub.text import printable, redact_tokens
 
@@ -73,10 +77,12 @@ def check_folder(folder: str | Path) -> list[Finding]:
     if links := list(_check_links(folder)):
         return links
     try:
-        metadata = read_metadata(folder)
+        metadata = read_unchecked(folder)
     except InputError as error:
         return [_error(METADATA_FILE, str(error))]
     found = check_set(folder, metadata)
+    if find_misfits(metadata):
+        return found
     try:
         found += check_card(metadata, read_card(folder))
     except InputError as error:
@@ -88,7 +94,12 @@ def check_set(folder: Path, metadata: Mapping[str, Any]) -> list[Finding]:
     """Checks a set but for its card; the record may be another than that of the folder, as when it is published."""
     if links := list(_check_links(folder)):
         return links
-    return sorted([*_check_files(folder, metadata), *_check_data(folder, metadata), *_check_record(metadata)])
+    found = list(_check_files(folder, metadata))
+    if misfits := find_misfits(metadata):
+        # Nothing else can be computed with; a token is looked for all the same.
+        found += [_error(METADATA_FILE, f"{problem}: {MEND}") for problem in misfits]
+        return sorted([*found, *_check_secrets(METADATA_FILE, json.dumps(metadata))])
+    return sorted([*found, *_check_data(folder, metadata), *_check_record(metadata)])
 
 
 def check_card(metadata: Mapping[str, Any], card: str) -> list[Finding]:
@@ -161,7 +172,7 @@ def _check_files(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]
         yield _error(PREVIEW_FILE, "is missing: save the set again")
     elif np.fromfile(preview, np.uint8, len(_PNG)).tobytes() != _PNG:
         yield _error(PREVIEW_FILE, "is no PNG picture: save the set again")
-    if "target_transform" not in metadata and (folder / TRANSFORM_FILE).exists():
+    if not metadata.get("target_transform") and (folder / TRANSFORM_FILE).exists():
         yield _error(TRANSFORM_FILE, "is there, and the record states none: remove it")
 
 
@@ -169,18 +180,12 @@ def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
     """Reads all values once: shapes, checksums, pixel space, labels, views, range, target transform."""
     try:
         stated = StatedSet.of(metadata)
-        space = section(metadata, "provenance").get("student_pixel_space")
-        check_student_space(space, stated.pixel_space.channels)
         yield from _check_range(metadata, measure_range(_iter_pixels(folder, stated)))
         transform, width = stated.load_transform(folder), stated.tensors["targets"].shape[1]
         if transform is not None and transform.width != width:
             raise InputError(f"{TRANSFORM_FILE} gives targets of width {transform.width}, the set's have {width}")
     except InputError as error:
         yield _error("data", str(error))
-    except MISTAKES as error:
-        yield _error(METADATA_FILE, f"is incomplete ({error!r}): fetch or make the set again")
-    if not isinstance(metadata.get("provenance"), dict):
-        yield _error(METADATA_FILE, "has no provenance, an object: fetch or make the set again")
 
 
 def _iter_pixels(folder: Path, stated: StatedSet) -> Iterator[Tensor]:
@@ -206,13 +211,10 @@ def _check_range(metadata: Mapping[str, Any], measured: Mapping[str, Any]) -> It
 def _check_record(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     provenance = section(metadata, "provenance")
     yield from find_unusable(METADATA_FILE, provenance)
-    scores = provenance.get("scores") or []
-    if not isinstance(scores, list) or not all(isinstance(record, dict) for record in scores):
-        yield _error(METADATA_FILE, "its scores must be a list of the records of a scores.json")
     missing = [name for name in _RECORDED if provenance.get(name) in (None, "", {}, [])]
     if missing:
         yield _warning(METADATA_FILE, f"does not record {', '.join(missing)}")
-    if not scores:
+    if not provenance.get("scores"):
         yield _warning(METADATA_FILE, "records no scores: evaluate the set, or pass their file")
     if licences.split_licences(str(provenance.get("license") or licences.UNKNOWN)) == [licences.UNKNOWN]:
         yield _warning(METADATA_FILE, "the licence is unknown: state one if you may")
@@ -222,10 +224,12 @@ def _check_record(metadata: Mapping[str, Any]) -> Iterator[Finding]:
         yield _error(METADATA_FILE, str(error))
     # It must be written, read again and made into a card.
     try:
+        if secrets := list(_check_secrets(METADATA_FILE, dump_metadata(metadata))):
+            yield from secrets
+            return
         with tempfile.TemporaryDirectory(prefix="ssdd-hub-check-") as scratch:
             write_metadata(Path(scratch), metadata)
         render_dataset_card(metadata, "owner/name")
-        yield from _check_secrets(METADATA_FILE, dump_metadata(metadata))
     except MISTAKES as error:
         yield _error(METADATA_FILE, f"cannot be published ({error!r}): fetch or make the set again")
 

@@ -8,7 +8,8 @@ from typing import Any
 from ssdd_hub.errors import InputError
 from ssdd_hub.plain_files import find_irregular
 from ssdd_hub.plain_yaml import load_plain_yaml
-from ssdd_hub.record import METADATA_FILE, read_metadata, section
+from ssdd_hub.record import METADATA_FILE, read_unchecked, section
+from ssdd_hub.record_schema import find_misfits
 from ssdd_hub.runs.own_runs import LARGEST_CONFIG, is_own_run
 from ssdd_hub.sets.check import PICKLES, Finding, check_folder, find_unusable
 
@@ -41,7 +42,7 @@ def _is_set(folder: Path) -> bool:
     if (folder / "data").exists():
         return True
     try:
-        return "tensors" in read_metadata(folder)
+        return "tensors" in read_unchecked(folder)
     except InputError:
         return False
 
@@ -49,6 +50,7 @@ def _is_set(folder: Path) -> bool:
 def _check_model(folder: Path) -> Iterator[Finding]:
     # Imported here, since sets are checked where timm is not installed.
     from ssdd_hub.models.stored_models import find_config_problems
+    from ssdd_hub.teachers.folder import check_weights
 
     names = sorted(path.name for path in folder.iterdir())
     irregular = {name: problem for name in names if (problem := find_irregular(folder, name))}
@@ -63,10 +65,17 @@ def _check_model(folder: Path) -> Iterator[Finding]:
         yield Finding("warning", METADATA_FILE, "is missing: nothing tells how the model was made")
         return
     try:
-        record = read_metadata(folder)
+        record = read_unchecked(folder)
     except InputError as error:
         yield Finding("error", METADATA_FILE, str(error))
         return
+    misfits = find_misfits(record, of_model=True)
+    yield from (Finding("error", METADATA_FILE, problem) for problem in misfits)
+    try:
+        if not misfits:
+            check_weights(folder, record)
+    except InputError as error:
+        yield Finding("error", "model.safetensors", str(error))
     stated = {**section(record, "provenance"), "teacher": section(record, "teacher")}
     yield from find_unusable(METADATA_FILE, stated)
 

@@ -11,19 +11,20 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import InputError, require
 from ssdd_hub.files import replaced_folder
 from ssdd_hub.hub.download import fetch_set
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.record import CARD_FILE, FORMAT_VERSION, METADATA_FILE, TRANSFORM_FILE, read_metadata, write_metadata
+from ssdd_hub.record import CARD_FILE, FORMAT_VERSION, TRANSFORM_FILE, read_metadata, write_metadata
+from ssdd_hub.record_schema import COLUMNS, find_provenance_misfits
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets import parquet
 from ssdd_hub.sets.card import render_dataset_card
-from ssdd_hub.sets.folder import COLUMNS, MISTAKES, StatedSet, describe_tensor, measure_range, split_rows
+from ssdd_hub.sets.folder import StatedSet, describe_tensor, measure_range, split_rows
 from ssdd_hub.sets.publish import MESSAGE, push_set
-from ssdd_hub.sets.tensor_checks import check_student_space, check_tensors
+from ssdd_hub.sets.tensor_checks import check_tensors
 from ssdd_hub.targets.transform import TargetTransform
-from ssdd_hub.text import redact_tokens
+from ssdd_hub.text import redact_tokens, refuse_tokens
 
 
 @dataclass(eq=False, repr=False)
@@ -46,7 +47,8 @@ class DistilledSet:
         folder: Where it was last saved or loaded; None for neither.
 
     Raises:
-        InputError: The parts do not fit together, or hold NaN or infinite values.
+        InputError: The parts do not fit together, hold NaN or infinite values, or a field of the provenance that this
+            package reads is of another type than `record_schema` has.
     """
 
     images: Tensor
@@ -68,7 +70,7 @@ class DistilledSet:
             widths = f"{self.target_transform.width} and {self.targets.shape[1]}"
             raise InputError(f"the target transform must give targets of the width of the set's; got {widths}")
         self.provenance = _to_json(self.provenance, "provenance")
-        check_student_space(self.provenance.get("student_pixel_space"), self.pixel_space.channels)
+        require(*((False, text) for text in find_provenance_misfits(self.provenance, self.pixel_space.channels)))
 
     def __repr__(self) -> str:
         images, targets = tuple(self.images.shape), tuple(self.targets.shape)
@@ -94,6 +96,7 @@ class DistilledSet:
             InputError: The place is taken by something other than a distilled set.
         """
         folder, tensors = Path(folder), self._tensors()
+        refuse_tokens({"the name of the folder, which the card names,": folder.resolve().name})
         metadata = {
             "format_version": FORMAT_VERSION,
             "tensors": {name: describe_tensor(tensor) for name, tensor in tensors.items()},
@@ -121,16 +124,11 @@ class DistilledSet:
         """
         folder = Path(folder)
         metadata = read_metadata(folder)
-        try:
-            stated, provenance = StatedSet.of(metadata), dict(metadata["provenance"])
-        except MISTAKES as error:
-            raise InputError(
-                f"{folder / METADATA_FILE} is incomplete ({error!r}): fetch or make the set again"
-            ) from error
+        stated = StatedSet.of(metadata)
         loaded = cls(
             **parquet.read_tensors(folder, stated.tensors),
             pixel_space=stated.pixel_space,
-            provenance=provenance,
+            provenance=metadata["provenance"],
             label_names=stated.label_names,
             target_transform=stated.load_transform(folder),
         )

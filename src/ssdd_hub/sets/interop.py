@@ -181,6 +181,7 @@ def _read_metadata(pair: Pair) -> dict[str, Any]:
     try:
         check_size(path, _MOST_METADATA)
         metadata = json.loads(path.read_text(encoding="utf-8"))
+        set_record.check_schema(metadata, path, "export them again, or remove it and give the pixel space")
         stated, labels = StatedSet.of(metadata), metadata["labels"]
         files = {name: metadata["tensors"][name]["file"] for name in NAMES}
         if (metadata["format_version"], metadata["layout"], files) != (FORMAT_VERSION, pair.layout, pair.files):
@@ -194,6 +195,8 @@ def _read_metadata(pair: Pair) -> dict[str, Any]:
             "label_names": stated.label_names,
             "provenance": dict(metadata["provenance"]),
         }
+    except InputError:
+        raise
     except MISTAKES as error:
         raise InputError(
             f"{path} does not state the tensors beside it ({error!r}): export them again, or remove it and give the "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.plain_files import require_plain
+from ssdd_hub.plain_files import LEAST_BYTES, require_plain, require_uncompressed
 
 # Most bytes of a file, and of a tensor in it: a file of a few bytes can claim to hold any number of values.
 MAX_BYTES = 4 * 2**30
@@ -213,6 +213,7 @@ def _read_file(path: Path) -> tuple[Any, str]:
     """Returns what a file holds, and its sha256."""
     try:
         check_size(path)
+        require_uncompressed(path)
         with path.open("rb") as file:
             digest = sha_fileobj(file).hex()
             file.seek(0)
@@ -246,6 +247,12 @@ def _to_plain(content: Any, part: str, name: str, conversions: list[str]) -> Ten
     # Before anything is done with it: a view can repeat one number without end.
     if content.numel() * max(4, content.element_size()) > MAX_BYTES:
         raise InputError(f"the {part} in {name} are too large: {tuple(content.shape)} is more than {MAX_BYTES} bytes")
+    held = content.untyped_storage().nbytes()
+    if content.numel() * content.element_size() > max(LEAST_BYTES, held):
+        raise InputError(
+            f"the {part} in {name} are a view that repeats {held} bytes to {tuple(content.shape)}: save a copy, by "
+            "clone(), where they were made"
+        )
     tensor = content.detach().resolve_neg()
     if part == "targets" and tensor.ndim == 1 and tensor.dtype in _INTEGERS:
         return tensor

@@ -24,12 +24,17 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
 from ssdd_hub.record import MEND, PARQUET_FILE, PARQUET_GLOB, PREVIEW_FILE
-from ssdd_hub.sets.folder import COLUMNS, Stated, to_raw
+from ssdd_hub.record_schema import COLUMNS, Stated
+from ssdd_hub.sets.folder import to_raw
 from ssdd_hub.sets.preview import MOST_IMAGES, to_picture, to_png, write_preview
 
 # Most bytes of values, before compression, of a file and of a row group; one row at least, however large.
 SHARD_BYTES = 256 * 2**20
 ROW_GROUP_BYTES = 16 * 2**20
+
+LIMIT = "SSDD_HUB_MAX_SET_GIB"
+"""The environment variable with the most GiB of a set, of which an image with its targets may take a 64th."""
+_MOST_GIB, _MOST_ROWS = 16.0, 64
 
 _LARGEST_FOOTER = 8 * 2**20  # bytes, which become many more in memory; ours have some KiB, and the class names
 _READ_BYTES = 2**20  # read ahead in each column; by default pyarrow holds whole row groups
@@ -102,7 +107,9 @@ def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[st
     rows = max(1, ROW_GROUP_BYTES // sum(_bytes_of(name, entry.shape[1:]) for name, entry in stated.items()))
     hashes = {name: hashlib.sha256() for name in stated}
     left = {name: entry.shape[0] for name, entry in stated.items()}
-    for path in _check_shards(folder, stated):
+    paths = _check_shards(folder, stated)
+    _check_sizes(folder, stated)
+    for path in paths:
         # `ParquetFile` reads this very file, where `read_table` would take folders named `key=value` for columns.
         with _reporting(folder, path), pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
             for batch in file.iter_batches(rows, columns=list(columns.values())):
@@ -142,6 +149,23 @@ def _allocate(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
         raise InputError(
             f"the tensors of {folder} need {needed:.1f} GiB of memory, more than can be had: take a machine with more"
         ) from error
+
+
+def _check_sizes(folder: Path, stated: Mapping[str, Stated]) -> None:
+    """Refuses sizes that are only large: pixels of one value pack gigabytes into a few kilobytes."""
+    try:
+        most = float(os.environ.get(LIMIT, _MOST_GIB)) * 2**30
+    except ValueError as error:
+        raise InputError(f"{LIMIT} must be a number of GiB, got {os.environ[LIMIT]!r}") from error
+    whole = sum(_bytes_of(name, entry.shape) for name, entry in stated.items())
+    row = sum(_bytes_of(name, entry.shape[1:]) for name, entry in stated.items())
+    # `not <=`, since NaN compares as false.
+    if not (whole <= most and row <= most / _MOST_ROWS):
+        raise InputError(
+            f"the tensors of {folder} take {whole / 2**30:.2f} GiB, {row / 2**30:.2f} of them an image, and at most "
+            f"{most / 2**30:g} and {most / _MOST_ROWS / 2**30:g} are read: if you trust the set, and the memory is "
+            f"there, set {LIMIT} to a larger number of GiB"
+        )
 
 
 def _bytes_of(name: str, shape: Sequence[int]) -> int:

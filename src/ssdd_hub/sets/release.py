@@ -14,7 +14,8 @@ from torch import nn
 
 from ssdd_hub import arguments
 from ssdd_hub.errors import InputError
-from ssdd_hub.hub.client import hub_errors, with_retries
+from ssdd_hub.hub.client import hub_errors, saved_token, with_retries
+from ssdd_hub.hub.licences import split_licences
 from ssdd_hub.hub.upload import Parcel, Published, pack
 from ssdd_hub.models.build import StudentSettings, build_student
 from ssdd_hub.models.pretraining import check_batches
@@ -27,7 +28,7 @@ from ssdd_hub.statements import stated_student
 from ssdd_hub.teachers.card import STUDENT_OBJECTIVE, render_teacher_card
 from ssdd_hub.teachers.recorded_teacher import UNCOMPARED, compare_teacher, load_recorded
 from ssdd_hub.teachers.teacher import Teacher, build_teacher
-from ssdd_hub.text import redact_tokens
+from ssdd_hub.text import refuse_tokens
 
 _FILES = ("config.json", "model.safetensors")
 _LOG = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Pa
             f"{folder} is no folder of a model that can be published, it has no {', '.join(missing)}: give one that "
             "recipes/train_teacher.py, distill.py or publish.py wrote"
         )
+    path, metadata = folder / METADATA_FILE, read_metadata(folder, of_model=True)
     build_teacher(f"local-dir:{folder}")
-    path, metadata = folder / METADATA_FILE, read_metadata(folder)
     if sets:
         metadata["provenance"] = {**metadata["provenance"], "sets": list(sets)}
     try:
@@ -54,8 +55,7 @@ def pack_model(folder: str | Path, repo_id: str, sets: Sequence[str] = ()) -> Pa
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is incomplete ({error!r}): save the model again") from error
     texts = {METADATA_FILE: dump_metadata(metadata), CARD_FILE: card}
-    if any(redact_tokens(text) != text for text in texts.values()):
-        raise InputError(f"{path} holds what looks like an access token: remove it, and revoke the token")
+    refuse_tokens({str(folder / name): text for name, text in texts.items()})
     sources: dict[str, Path | bytes] = {name: folder / name for name in _FILES}
     sources |= {name: text.encode() for name, text in texts.items()}
     return Parcel("model", pack(sources), lambda path: path in sources, METADATA_FILE)
@@ -99,14 +99,22 @@ def save_student(
 
 
 def check_teacher(folder: str | Path, teacher_folder: str | Path) -> None:
-    """Raises an `InputError` for a teacher of other weights, structure or input than a set records."""
+    """Raises an `InputError` for a teacher of other weights, structure, input or licence than a set records."""
     provenance = section(read_metadata(Path(folder)), "provenance")
-    found = compare_teacher(provenance, load_recorded(provenance, str(teacher_folder)))
+    teacher = load_recorded(provenance, str(teacher_folder))
+    found = compare_teacher(provenance, teacher)
     if found.differences:
         raise InputError(
             f"{folder} was distilled with another teacher than that of {teacher_folder}, it records "
             f"{arguments.show(section(provenance, 'teacher').get('name'))} "
             f"({'; '.join(found.differences.values())}): give its own, or leave --teacher out"
+        )
+    recorded = section(provenance, "teacher").get("license")
+    # No feature depends on it, and what the set may be published under does.
+    if recorded is not None and split_licences(recorded) != split_licences(teacher.license):
+        raise InputError(
+            f"{folder} records its teacher under the licence {arguments.show(recorded)}, and {teacher_folder} states "
+            f"{arguments.show(teacher.license)}: find out which holds, and state it in both, or leave --teacher out"
         )
     if found.uncompared:
         _LOG.warning("%s: %s", teacher_folder, UNCOMPARED)
@@ -179,6 +187,7 @@ def plan_students(
 
 def collect(title: str, items: Mapping[str, str], namespace: str, private: bool = False) -> str:
     """Puts repositories, `dataset` or `model` by id, into a collection, made if missing, and returns its address."""
+    refuse_tokens({"the title of the collection": title, "the owner": namespace}, [saved_token()])
     api = HfApi()
     add: Callable[..., Any] = api.add_collection_item
     make = partial(api.create_collection, title, namespace=namespace, private=private, exists_ok=True)

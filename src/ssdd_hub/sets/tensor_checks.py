@@ -1,15 +1,15 @@
 """What the parts of a distilled set must be to fit together."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssdd_hub.data.augment import PADDING
-from ssdd_hub.errors import Check, InputError, require
+from ssdd_hub.errors import Check, require
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.sets.folder import COLUMNS, MISTAKES, split_rows
+from ssdd_hub.record_schema import COLUMNS
+from ssdd_hub.sets.folder import split_rows
 
 
 def check_tensors(tensors: Mapping[str, Tensor], pixel_space: PixelSpace, label_names: list[str] | None) -> None:
@@ -80,13 +80,3 @@ def _check_views(views: Tensor, targets: Tensor, size: int, width: int) -> None:
         ),
         _is_finite("view_targets", targets, ": make the views again with a sound teacher"),
     )
-
-
-def check_student_space(stated: Any, channels: int) -> None:
-    """Raises an `InputError` unless `stated` is None, or `mean` and `std` of so many channels."""
-    try:
-        found = channels if stated is None else PixelSpace.from_dict(stated).channels
-    except MISTAKES as error:
-        raise InputError(f"student_pixel_space must hold mean and std of each channel ({error})") from error
-    if found != channels:
-        raise InputError(f"student_pixel_space must have the {channels} channel(s) of the set's images, got {found}")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.plain_files import require_uncompressed
 from ssdd_hub.text import first_line
 
 # First parts of the file's names, by those of the backbone. A `nn.Sequential` of a ResNet's children numbers them:
@@ -29,6 +30,8 @@ _NESTED = ("state_dict", "model_state_dict", "model")
 _HEADS = ("fc", "head", "classifier", "linear", "projector", "projection_head")
 _PICKLES = (".pt", ".pth", ".ckpt")
 _SHOWN = 3
+_MOST_LEVELS = 8  # of mappings around the weights
+_MOST_PARTS, _LONGEST_PART = 100, 80  # of other networks' names, in the report
 
 
 class LoadReport(NamedTuple):
@@ -63,12 +66,16 @@ def load_checkpoint(backbone: nn.Module, path: str | Path) -> LoadReport:
     parts = {key: key.removeprefix(prefix).split(".")[0] for key in others if key.startswith(prefix)}
     _check(wanted, found, [key for key, part in parts.items() if part not in _HEADS], path, backbone)
     backbone.load_state_dict({**wanted, **found})
-    return LoadReport(layout, prefix, len(found), dict(Counter(key.split(".")[0] for key in others)))
+    ignored = Counter(key.split(".", 1)[0][:_LONGEST_PART] for key in others).most_common(_MOST_PARTS)
+    return LoadReport(layout, prefix, len(found), dict(ignored))
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    content = _read_file(path)
+    content, levels = _read_file(path), 0
     while isinstance(content, Mapping):
+        levels += 1
+        if levels > _MOST_LEVELS:  # of a mapping that holds itself there are as many as one looks for
+            raise InputError(f"{path} holds mappings more than {_MOST_LEVELS} deep: save model.state_dict()")
         weights = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
         nested = next((content[name] for name in _NESTED if isinstance(content.get(name), Mapping)), None)
         if weights:
@@ -85,9 +92,12 @@ def _read_file(path: Path) -> Any:
     if path.suffix not in (".safetensors", *_PICKLES):
         raise InputError(f"a checkpoint is a .safetensors, {', '.join(_PICKLES)} file, got {path.name}")
     try:
+        require_uncompressed(path)
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except (SafetensorError, OSError, EOFError, RuntimeError) as error:
         raise InputError(
             f"the checkpoint {path} is damaged ({first_line(error)[:200]}): fetch or make it again"
@@ -110,14 +120,17 @@ def _name_in(layout: str, name: str) -> str:
 
 def _locate(weights: Mapping[str, Tensor], wanted: list[str], path: Path) -> tuple[str, str]:
     """Returns the layout and the prefix under which most of the wanted names are found."""
-    parts = [key.split(".") for key in weights]
-    prefixes = {"".join(f"{part}." for part in key[:count]) for key in parts for count in range(len(key))}
-    counts = {
-        (layout, prefix): sum(prefix + name in weights for name in names)
-        for layout, names in ((layout, [_name_in(layout, name) for name in wanted]) for layout in LAYOUTS)
-        for prefix in prefixes
-    }
-    most = max(counts.values())
+    names = {layout: {_name_in(layout, name) for name in wanted} for layout in LAYOUTS}
+    longest = 1 + max(name.count(".") for known in names.values() for name in known)
+    counts: Counter[tuple[str, str]] = Counter()
+    for key in weights:
+        # From the end of the name, so that the time does not grow with the square of its parts.
+        for cut in range(1, longest + 1):
+            name = ".".join(key.rsplit(".", cut)[-cut:])
+            counts.update((layout, key.removesuffix(name)) for layout, known in names.items() if name in known)
+            if len(name) == len(key):
+                break
+    most = max(counts.values(), default=0)
     if most < len(wanted) / 2:  # a few names can agree by chance
         raise InputError(
             f"{path} holds no network like this backbone: it has {_list(list(weights))}, the backbone "
@@ -160,4 +173,4 @@ def _describe(tensor: Tensor) -> str:
 
 
 def _list(names: list[Any]) -> str:
-    return ", ".join(map(str, names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
+    return ", ".join(str(name)[:_LONGEST_PART] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

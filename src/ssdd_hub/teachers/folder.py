@@ -9,21 +9,23 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import nn
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.files import hash_file, new_folder
-from ssdd_hub.models.features import shorten_error
+from ssdd_hub.files import new_folder
+from ssdd_hub.models.features import hash_tensors, shorten_error
 from ssdd_hub.plain_files import require_plain
-from ssdd_hub.record import CARD_FILE, METADATA_FILE, is_deeper, write_metadata
+from ssdd_hub.record import CARD_FILE, METADATA_FILE, check_schema, is_deeper, write_metadata
 from ssdd_hub.statements import find_problems
 from ssdd_hub.teachers.card import render_teacher_card
+from ssdd_hub.text import refuse_tokens
 
 FORMAT_VERSION = 1
-WEIGHTS_FILE = "model.safetensors"
+_WEIGHTS = "model.safetensors"
 _LARGEST_RECORD = 2**20  # bytes
-_LARGEST_NUMBER = 1e300
 _DEEPEST_RECORD = 20  # lists and objects inside each other
 # What timm states of its own weights, which may not hold for those that are saved.
 _STATED = ("tag", "description", "origin_url", "paper_name", "paper_ids", "notes")
@@ -41,6 +43,7 @@ def write_folder(
     `data_config` holds `mean`, `std`, `input_size` and `interpolation`; `metadata` holds `architecture`, `teacher`
     (`Teacher.identity()`) and `provenance`, for `ssdd_hub.json` and the card, neither of which is written without it.
     """
+    refuse_tokens({"the name of the folder, which the card names,": folder.name})
     # safetensors refuses channels-last weights.
     backbone = deepcopy(backbone).cpu().to(memory_format=torch.contiguous_format)
     with new_folder(folder) as new:
@@ -53,8 +56,7 @@ def write_folder(
             model_config={"pretrained_cfg": {**dict.fromkeys(_STATED), "license": license}},
         )
         if metadata is not None:
-            digest = {"weights_file_sha256": hash_file(new / WEIGHTS_FILE)}
-            write_metadata(new, {"format_version": FORMAT_VERSION, **metadata, **digest})
+            write_metadata(new, {"format_version": FORMAT_VERSION, **metadata})
             (new / CARD_FILE).write_text(render_teacher_card(metadata, folder.name), encoding="utf-8")
 
 
@@ -64,7 +66,8 @@ def read_record(name: str) -> tuple[str, dict[str, Any]]:
     Without a record the name is a folder's last part or the name itself, and the provenance is empty.
 
     Raises:
-        InputError: The record is damaged, too large, or of an unknown format, or the Hub cannot be reached for it.
+        InputError: The record is damaged, too large, of an unknown format or of other weights, or the Hub cannot be
+            reached for it.
     """
     kind, _, place = name.partition(":")
     if kind == "local-dir":
@@ -103,41 +106,37 @@ def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         # What is no JSON text (NaN, half a surrogate pair) could not be written again after a long run.
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
-        version, teacher, provenance = (record[name] for name in ("format_version", "teacher", "provenance"))
-        name = teacher["name"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        deep = is_deeper(record, _DEEPEST_RECORD)
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no record of a teacher ({type(error).__name__}: {error}): {advice}") from error
-    if version != FORMAT_VERSION or not isinstance(provenance, dict) or not isinstance(name, str):
+    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
         raise InputError(f"{path} is no record of a teacher in format {FORMAT_VERSION}: {advice}")
-    if is_deeper(record, _DEEPEST_RECORD):
+    if deep:
         raise InputError(f"{path} holds lists or objects more than {_DEEPEST_RECORD} deep in each other: {advice}")
-    stated = "; ".join(find_problems({**provenance, "teacher": teacher}))
-    # Weights of another ending, such as those of a repository that has no safetensors, are not the recorded file.
-    weights, digest = path.parent / WEIGHTS_FILE, record.get("weights_file_sha256")
-    if digest is not None and weights.is_file() and hash_file(weights) != digest:
-        raise InputError(
-            f"{weights} is damaged or of another teacher, its sha256 is not the one in {path.name}: fetch the teacher "
-            "again, or remove its folder to have a run train it again"
-        )
+    # What a card could not format, at the end of a long run.
+    check_schema(record, path, advice, of_model=True)
     # It would be part of the record of whatever is derived from the teacher, which nobody would accept.
-    problem = _misfit(provenance) or (stated and f"states what nobody should use ({stated})")
-    if problem:
-        raise InputError(f"{path} {problem}: {advice}")
-    return name, provenance
+    if stated := "; ".join(find_problems({**record["provenance"], "teacher": record["teacher"]})):
+        raise InputError(f"{path} states what nobody should use ({stated}): {advice}")
+    check_weights(path.parent, record)
+    return record["teacher"]["name"], record["provenance"]
 
 
-def _misfit(provenance: Mapping[str, Any]) -> str:
-    """Returns what a card could not format, at the end of a long run."""
-    scores = provenance.get("scores") or []
-    if not isinstance(scores, list) or not all(isinstance(score, dict) for score in scores):
-        return "must hold a list of objects as scores"
-    numbers = {
-        "seconds": [provenance.get("seconds")],
-        **{f"{name} of scores": [score.get(name) for score in scores] for name in ("mean", "std")},
-    }
-    for name, values in numbers.items():
-        for value in values:
-            # A larger integer has no floating-point form.
-            if value is not None and not (isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER):
-                return f"must hold a number as {name}, got {str(value)[:40]!r}"
-    return ""
+def check_weights(folder: Path, record: Mapping[str, Any]) -> None:
+    """Raises an `InputError` for weights in safetensors that are not those of the record beside them.
+
+    A teacher in double precision was hashed in it.
+    """
+    path, recorded = folder / _WEIGHTS, record["teacher"].get("weights_sha256")
+    if recorded is None or not path.is_file():
+        return
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is damaged ({shorten_error(error)}): fetch the teacher again") from error
+    if recorded not in (found := hash_tensors(weights), hash_tensors(weights, double=True)):
+        raise InputError(
+            f"{path} does not hold the weights that {METADATA_FILE} beside it states (teacher: weights_sha256 is "
+            f"recorded as {recorded[:12]}..., it is {found[:12]}...): restore it, or give --teacher.backbone; without "
+            "that record the weights are used as they are"
+        )

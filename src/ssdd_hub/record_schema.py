@@ -1,0 +1,277 @@
+"""What the fields of a record must be: one schema, by which every record is checked where it is read or written.
+
+Records may be untrusted. `statements` holds what else a record must not state, where that is used.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ssdd_hub.arguments import show
+from ssdd_hub.errors import InputError, require
+from ssdd_hub.pixel_space import PixelSpace
+
+COLUMNS = {
+    "images": ("pixels", "float32"),
+    "targets": ("target", "float32"),
+    "labels": ("label", "int64"),
+    "views": ("view", "int64"),
+    "view_targets": ("view_target", "float32"),
+}
+"""The column of each tensor of a set, and the type of its values."""
+_DIMENSIONS = {"images": 4, "targets": 2, "labels": 1, "views": 3, "view_targets": 3}
+_REQUIRED = {"images", "targets"}
+_MOST_SIZES = 5  # of a tensor
+_SHA256 = re.compile("[0-9a-f]{64}")
+_WORD = re.compile(r"[a-z-]{1,40}", re.ASCII)
+_LARGEST = 1e300
+_LARGEST_WHOLE = 2**64  # seeds have so many bits; YAML, Markdown and floating point choke on thousands of digits
+
+# The check of a field: yields a sentence for each mistake, given the value and the field's name.
+Field = Callable[[Any, str], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Stated:
+    """Shape and sha256 of a tensor as `ssdd_hub.json` states them."""
+
+    shape: tuple[int, ...]
+    sha256: str
+
+    def __post_init__(self) -> None:
+        sizes = self.shape if isinstance(self.shape, list | tuple) else ()
+        fits = 0 < len(sizes) <= _MOST_SIZES and all(type(size) is int and size > 0 for size in sizes)
+        is_digest = isinstance(self.sha256, str) and _SHA256.fullmatch(self.sha256) is not None
+        require(
+            (fits, f"a shape must be 1 to {_MOST_SIZES} whole numbers above 0; got {show(self.shape)}"),
+            (is_digest, f"a sha256 must be 64 hexadecimal digits; got {show(self.sha256)}"),
+        )
+        object.__setattr__(self, "shape", tuple(sizes))
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> "dict[str, Stated]":
+        """Returns the stated tensors: `images`, `targets` and, when the set has them, labels and views.
+
+        Raises an `InputError` for others, for a missing one, and for a shape or sha256 that cannot be one.
+        """
+        entries = metadata.get("tensors")
+        if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):
+            raise InputError(f"tensors must be stated by name, with shape and sha256; got {show(entries)}")
+        missing, unknown = (sorted(names) for names in (_REQUIRED - entries.keys(), entries.keys() - COLUMNS.keys()))
+        require(
+            (not missing, f"tensors: images and targets must be stated; there are no {' and '.join(missing)}"),
+            (not unknown, f"tensors: only {', '.join(COLUMNS)} can be stated; got {', '.join(unknown)[:80]}"),
+        )
+        stated = {}
+        for name, entry in ((name, entries[name]) for name in COLUMNS if name in entries):
+            try:
+                stated[name] = cls(entry.get("shape", ()), entry.get("sha256", ""))
+            except InputError as error:
+                raise InputError(f"tensors.{name}: {_one_line(error)}") from error
+        return stated
+
+
+def find_misfits(record: Mapping[str, Any], of_model: bool = False) -> list[str]:
+    """Returns a sentence, which names the field, for each value of another type or range than the schema has.
+
+    The record is that of a set, or that of a model, such as a teacher.
+    """
+    return list(_find_unwritable(record, "")) or list((_MODEL if of_model else _set)(record, ""))
+
+
+def find_provenance_misfits(provenance: Any, channels: int) -> list[str]:
+    """Returns the same for the provenance alone of a set whose images have so many channels."""
+    return [*_PROVENANCE(provenance, "provenance"), *_misfit_of_space(provenance, channels)]
+
+
+def number(
+    value: Any, name: str, *, least: float = -_LARGEST, greatest: float = _LARGEST, whole: bool = False
+) -> Iterator[str]:
+    """Checks for a number; true and false are none, as are NaN and infinity."""
+    kind = int if whole else int | float
+    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= greatest:
+        text = "a whole number" if whole else "a number"
+        text += (
+            f" from {least} to {greatest}" if greatest < _LARGEST else f" of at least {least:g}" if least == 0 else ""
+        )
+        yield f"{name} must be {text}, got {show(value)}"
+
+
+def word(value: Any, name: str) -> Iterator[str]:
+    """Checks for a short word of small letters."""
+    if not (isinstance(value, str) and _WORD.fullmatch(value)):
+        yield f"{name} must be a word, got {show(value)}"
+
+
+def _text(value: Any, name: str) -> Iterator[str]:
+    if not isinstance(value, str):
+        yield f"{name} must be text, got {show(value)}"
+
+
+def _sha256(value: Any, name: str) -> Iterator[str]:
+    if not (isinstance(value, str) and _SHA256.fullmatch(value)):
+        yield f"{name} must be 64 hexadecimal digits, got {show(value)}"
+
+
+def _space(value: Any, name: str) -> Iterator[str]:
+    try:
+        PixelSpace.from_dict(value)
+    except InputError as error:
+        yield f"{name}: {_one_line(error)}"
+
+
+def _list(value: Any, name: str, *, each: Field, length: int | None = None) -> Iterator[str]:
+    if not isinstance(value, list) or length not in (None, len(value)):
+        yield f"{name} must be a list{f' of {length}' if length else ''}, got {show(value)}"
+        return
+    for index, part in enumerate(value):
+        yield from each(part, f"{name}[{index}]")
+
+
+def _score_value(value: Any, name: str) -> Iterator[str]:
+    # A measurement may have failed.
+    if value is not None:
+        yield from number(value, name)
+
+
+def _fields(checks: Mapping[str, Field], required: tuple[str, ...] = ()) -> Field:
+    """Returns the check of an object; what is not required may be missing or null, and others may be there."""
+
+    def check(value: Any, name: str) -> Iterator[str]:
+        if not isinstance(value, Mapping):
+            yield f"{name} must be an object, got {show(value)}"
+            return
+        for key, part in checks.items():
+            place = f"{name}.{key}".lstrip(".")
+            if value.get(key) is not None:
+                yield from part(value[key], place)
+            elif key in required:
+                yield f"{place} is missing"
+
+    return check
+
+
+def _set(record: Mapping[str, Any], name: str) -> Iterator[str]:
+    try:
+        stated = Stated.of(record)
+    except InputError as error:
+        yield _one_line(error)
+    else:
+        for tensor, entry in stated.items():
+            wanted, dtype = _DIMENSIONS[tensor], record["tensors"][tensor].get("dtype")
+            if len(entry.shape) != wanted:
+                yield f"tensors.{tensor}.shape must be {wanted} sizes, got {show(entry.shape)}"
+            if dtype not in (None, COLUMNS[tensor][1]):
+                yield f"tensors.{tensor}.dtype must be {COLUMNS[tensor][1]}, got {show(dtype)}"
+        images = stated["images"].shape
+        channels = images[1] if len(images) == _DIMENSIONS["images"] else 0
+        yield from _misfit_of_space(record, channels, "pixel_space", "")
+        yield from _misfit_of_space(record.get("provenance"), channels)
+    yield from _SET(record, name)
+
+
+def _misfit_of_space(
+    holder: Any, channels: int, name: str = "student_pixel_space", place: str = "provenance."
+) -> Iterator[str]:
+    """Checks a pixel space that is one for its number of channels; 0 where that is unknown."""
+    space = holder.get(name) if isinstance(holder, Mapping) else None
+    if channels and space is not None and not list(_space(space, name)) and len(space["mean"]) != channels:
+        yield f"{place}{name} must have the images' {channels} channel(s); got {len(space['mean'])}"
+
+
+def _find_unwritable(value: Any, name: str) -> Iterator[str]:
+    """Finds what JSON and UTF-8 cannot hold, though Python reads it, and numbers of any number of digits."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _find_unwritable(key, f"a name in {name or 'the record'}")
+            yield from _find_unwritable(part, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _find_unwritable(part, f"{name}[{index}]")
+    elif isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            yield f"{_safe(name)} must be text that UTF-8 can hold, got {show(value)}"
+    elif isinstance(value, int | float) and not abs(value) < (_LARGEST_WHOLE if isinstance(value, int) else _LARGEST):
+        yield f"{_safe(name)} must be a finite number of usual size, got {show(value)}"
+
+
+def _safe(name: str) -> str:
+    return name[:80].encode(errors="replace").decode()
+
+
+def _one_line(error: InputError) -> str:
+    return "; ".join(str(error).splitlines())
+
+
+_COUNT = partial(number, whole=True, least=0)
+_WHOLE = partial(number, whole=True)
+_OBJECT = _fields({})
+USE: dict[str, Field] = {
+    "epochs": partial(number, whole=True, least=0, greatest=10**6),
+    "max_steps": partial(number, whole=True, least=1, greatest=10**8),
+    "batch_size": partial(number, whole=True, least=1, greatest=10**6),
+    "learning_rate": partial(number, least=0, greatest=10**4),
+    "momentum": partial(number, least=0, greatest=1),
+    "weight_decay": partial(number, least=0, greatest=10**4),
+    **dict.fromkeys(("augmentation", "augment"), word),
+}
+"""The recipe for students."""
+_SOURCE = _fields(
+    {
+        **dict.fromkeys(("name", "config", "revision", "split", "license", "fingerprint", "mode"), _text),
+        **dict.fromkeys(("num_images", "num_skipped", "image_size"), _COUNT),
+    }
+)
+_OBJECTIVE = _fields(dict.fromkeys(("name", "citation"), _text))
+_TEACHER: dict[str, Field] = {
+    **dict.fromkeys(("name", "hub", "license", "features", "interpolation"), _text),
+    **dict.fromkeys(("weights_sha256", "structure_sha256"), _sha256),
+    **dict.fromkeys(("feature_dim", "input_size"), _COUNT),
+    "pixel_space": _space,
+    "objective": _OBJECTIVE,
+    "source": _SOURCE,
+    "seed": _WHOLE,
+}
+_STUDENT = _fields({"name": _text, "model_args": _OBJECT})
+_SCORE = _fields({**dict.fromkeys(("mean", "std"), number), "n": _COUNT, "values": partial(_list, each=_score_value)})
+_PROVENANCE = _fields(
+    {
+        **dict.fromkeys(("method", "license", "license_reason", "command"), _text),
+        **dict.fromkeys(("versions", "hardware", "selection", "target_transform", "views", "import"), _OBJECT),
+        "seed": _WHOLE,
+        "seconds": partial(number, least=0),
+        "source": _SOURCE,
+        "heldout": _SOURCE,
+        "teacher": _fields(_TEACHER),
+        "objective": _OBJECTIVE,
+        "student": _STUDENT,
+        "student_pixel_space": _space,
+        "use": _fields(USE),
+        "scores": partial(_list, each=_SCORE),
+        "sets": partial(_list, each=_text),
+        "settings": _fields(
+            {
+                **dict.fromkeys(("data", "teacher", "pretrain", "targets"), _OBJECT),
+                "student": _STUDENT,
+                "use": _fields(USE),
+            }
+        ),
+    }
+)
+_SET = _fields(
+    {
+        "pixel_space": _space,
+        "pixel_range": partial(_list, each=number, length=2),
+        "clip_fraction": number,
+        "label_names": partial(_list, each=_text),
+        "target_transform": _fields({"sha256": _sha256}, required=("sha256",)),
+        "provenance": _PROVENANCE,
+    },
+    required=("pixel_space", "pixel_range", "clip_fraction", "provenance"),
+)
+_MODEL = _fields(
+    {"architecture": _text, "teacher": _fields(_TEACHER, required=("name",)), "provenance": _PROVENANCE},
+    required=("teacher", "provenance"),
+)
