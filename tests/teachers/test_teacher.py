@@ -547,3 +547,13 @@ def test_a_checkpoint_takes_the_space_but_not_the_licence_that_timm_states(tmp_p
 def test_settings_that_contradict_each_other_are_refused(settings, message):
     with pytest.raises(SettingsError, match=message):
         TeacherSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    "stated", [{"mean": "text"}, {"std": ["a"]}, {"mean": [float("nan")] * 3}, {"input_size": "3"}]
+)
+def test_a_model_that_states_no_usable_images_is_refused(stated):
+    backbone = timm.create_model("test_resnet", num_classes=0)
+    backbone.pretrained_cfg = {**backbone.pretrained_cfg, **stated}
+    with pytest.raises(InputError):
+        build_teacher(backbone)
