@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from ssdd_hub.errors import SettingsError
+from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.pixel_space import PixelSpace
 
 RGB = PixelSpace((0.5, 0.4, 0.3), (0.2, 0.25, 0.5))
@@ -64,3 +64,15 @@ def test_images_of_other_channels_and_bytes_are_refused(method):
             method(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"floating-point .* required, got torch\.uint8: divide pixels by 255"):
         method(torch.zeros(3, 4, 4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("mean", ["0.5", "11", "text", 0.5, None, ["a"], [None], [10**400], [[1]]])
+def test_what_is_no_list_of_numbers_is_refused(mean):
+    with pytest.raises(InputError, match="needs a list of numbers as mean and as std"):
+        PixelSpace(mean, (1.0,))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_space_is_finite(value):
+    with pytest.raises(InputError, match="must be finite|must be above 0"):
+        PixelSpace((value,), (1.0,))

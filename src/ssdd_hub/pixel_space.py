@@ -32,6 +32,8 @@ class PixelSpace:
 
     def __post_init__(self) -> None:
         try:
+            if isinstance(self.mean, str) or isinstance(self.std, str):
+                raise TypeError("text")
             mean, std = (tuple(float(value) for value in values) for values in (self.mean, self.std))
         except (TypeError, ValueError, OverflowError) as error:
             stated = f"mean {show(self.mean)} and std {show(self.std)}"

@@ -136,6 +136,7 @@ KNOWN = [
     ("evaluate", "teacher.input_size", "32", "--teacher.input-size"),
     ("evaluate", "source.max_images", "5", "20 images of the source are to be selected"),
     ("evaluate", "evaluate.seeds", "1000000000", "evaluate.seeds must be at most"),
+    ("compute_targets", "targets.views", "1000000000", "targets.views must be at most"),
     ("benchmark", "benchmark.num_source", "1000000000", "--benchmark.num-source 1000000000 needs at least"),
     ("gradient_bias", "bias.draws", "1000000000", "bias.draws must be at most"),
 ]

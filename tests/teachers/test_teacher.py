@@ -583,3 +583,13 @@ def test_weights_that_are_not_those_of_the_record_beside_them_are_refused(traine
     assert [finding.place for finding in check_place(folder) if finding.level == "error"] == ["model.safetensors"]
     (folder / "ssdd_hub.json").unlink()
     assert load(folder).weights_sha256() != trained.weights_sha256()
+
+
+@pytest.mark.parametrize(
+    "stated", [{"mean": "text"}, {"std": ["a"]}, {"mean": [float("nan")] * 3}, {"input_size": "3"}]
+)
+def test_a_model_that_states_no_usable_images_is_refused(stated):
+    backbone = timm.create_model("test_resnet", num_classes=0)
+    backbone.pretrained_cfg = {**backbone.pretrained_cfg, **stated}
+    with pytest.raises(InputError):
+        build_teacher(backbone)

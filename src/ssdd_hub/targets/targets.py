@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ssdd_hub.bounds import Count, Natural, Settings, one_of
+from ssdd_hub.bounds import Count, Settings, at_least, at_most, one_of
 from ssdd_hub.errors import Check
 from ssdd_hub.targets.bank import FeatureBank
 from ssdd_hub.targets.cache import DTYPES
@@ -37,7 +37,7 @@ class TargetSettings(Settings, section="targets"):
 
     transform: Annotated[str, one_of(TRANSFORMS)] = "none"
     dim: Count | None = None
-    views: Natural = 0
+    views: Annotated[int, at_least(0), at_most(10_000)] = 0
     batch_size: Count = 256
     shard_size: Count = 8192
     dtype: Annotated[str, one_of(DTYPES)] = "teacher"

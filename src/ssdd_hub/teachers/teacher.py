@@ -266,8 +266,8 @@ def build_teacher(
         config = resolve_model_data_config(backbone)
         space = read_pixel_space(name, config, mean, std, model_args.get("in_chans"))
         _, height, width = map(int, config["input_size"])
-    except InputError as error:
-        raise InputError(f"the teacher {name} cannot be used: {error}") from error
+    except InputError:
+        raise
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"the teacher {name} states no images that it takes: {shorten_error(error)}") from error
     if height != width and input_size is None:
