@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssdd_hub.arguments import show
 from ssdd_hub.errors import InputError, require
+from ssdd_hub.text import show
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
-from ssdd_hub.arguments import show
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs.folder import LaunchSettings
 from ssdd_hub.runs.machine import count_cpus
-from ssdd_hub.text import printable
+from ssdd_hub.text import printable, show
 
 # Other processes wait while one decodes, scores or saves, which takes hours on a large source.
 _TIMEOUT = timedelta(days=7)
