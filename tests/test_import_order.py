@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
-    lazy timm_registration errors bounds text arguments plain_files plain_yaml seeds settings pixel_space
+    lazy timm_registration errors text bounds arguments plain_files plain_yaml seeds settings pixel_space
     record_schema record files statements
     data models hub runs teachers results targets selection distill sets evaluation
     procedures calls method_list cli

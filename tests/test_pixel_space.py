@@ -74,5 +74,5 @@ def test_what_is_no_list_of_numbers_is_refused(mean):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_space_is_finite(value):
-    with pytest.raises(InputError, match="must be finite|must be above 0"):
+    with pytest.raises(InputError, match="must be a number from|must be above 0"):
         PixelSpace((value,), (1.0,))

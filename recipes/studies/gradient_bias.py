@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from krr_st_minimal import with_one
 from ssdd_hub import ConvNet, InputError, PixelSpace
-from ssdd_hub.arguments import show
 from ssdd_hub.bounds import Positive, Rule, Settings, Several, at_least, at_most, either
 from ssdd_hub.data import ImageBank, crop_flip
 from ssdd_hub.data.augment import PADDING
@@ -32,6 +31,7 @@ from ssdd_hub.errors import Check
 from ssdd_hub.results.charts import new_figure, save_figures
 from ssdd_hub.seeds import generator, seeded
 from ssdd_hub.targets import TargetTransform
+from ssdd_hub.text import show
 from studies.inner_losses import LOSSES, InnerLoss, regression
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ssdd_hub.errors import Check, InputError
-from ssdd_hub.text import redact_tokens
+from ssdd_hub.text import show as show
 
 RESERVED = frozenset(
     {
@@ -28,7 +28,6 @@ _LARGEST = 1e12
 _LARGEST_WHOLE = 2**20
 _MOST_LEVELS = 4
 _MOST_VALUES = 1000
-_SHOWN = 60  # letters of a value in a message
 
 
 def check_arguments(what: str, arguments: Any) -> None:
@@ -95,12 +94,3 @@ def _count(value: Any) -> int:
         total += len(parts)
         left += list(parts)[:_MOST_VALUES]
     return total
-
-
-def show(value: Any) -> str:
-    """Returns an untrusted value for a message: short, without tokens and without what steers a terminal."""
-    try:
-        text = redact_tokens(repr(value))
-    except ValueError:  # Python does not write out whole numbers of thousands of digits
-        text = "a number of thousands of digits"
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -8,8 +8,8 @@ from operator import or_
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin
 
-from ssdd_hub.arguments import show
 from ssdd_hub.errors import Check, nearest, require
+from ssdd_hub.text import show
 
 
 class Rule(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssdd_hub.arguments import show
 from ssdd_hub.errors import InputError, require
+from ssdd_hub.text import show
 
 _LARGEST, _LEAST_STD = 1e6, 1e-6
 
@@ -31,13 +31,15 @@ class PixelSpace:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        stated: tuple[Any, Any] = (self.mean, self.std)
         try:
-            if isinstance(self.mean, str) or isinstance(self.std, str):
+            if any(isinstance(values, str) for values in stated):
                 raise TypeError("text")
-            mean, std = (tuple(float(value) for value in values) for values in (self.mean, self.std))
+            mean, std = (tuple(float(value) for value in values) for values in stated)
         except (TypeError, ValueError, OverflowError) as error:
-            stated = f"mean {show(self.mean)} and std {show(self.std)}"
-            raise InputError(f"a pixel space needs a list of numbers as mean and as std; got {stated}") from error
+            raise InputError(
+                f"a pixel space needs a list of numbers as mean and as std; got {' and '.join(map(show, stated))}"
+            ) from error
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
         lengths = f"a pixel space needs as many means as stds, at least one; got {mean} and {std}"

@@ -18,7 +18,7 @@ _MOST_GROWTH = 2
 
 
 def require_uncompressed(path: Path) -> None:
-    """Raises an `InputError` for an archive, as of `torch.save`, that holds far more than it takes; reads its list.
+    """Raises an `InputError` for an archive, as of weights, that holds far more than it takes; reads its list.
 
     Neither PyTorch nor timm compresses what it saves.
     """
@@ -28,7 +28,7 @@ def require_uncompressed(path: Path) -> None:
         held, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
     if held > max(LEAST_BYTES, _MOST_GROWTH * size):
         raise InputError(
-            f"{path} is compressed: it has {size:,} bytes and unpacks to {held:,}, which no torch.save does. If you "
+            f"{path} is compressed: it has {size:,} bytes and unpacks to {held:,}, as PyTorch never writes. If you "
             "trust it, unpack it, and pack it again without compression"
         )
 

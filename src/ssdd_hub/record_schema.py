@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ssdd_hub.arguments import show
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.text import show
 
 COLUMNS = {
     "images": ("pixels", "float32"),

@@ -18,11 +18,10 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from ssdd_hub.arguments import show
 from ssdd_hub.bounds import LARGEST_WHOLE, plain_type
 from ssdd_hub.errors import InputError, SettingsError, nearest
 from ssdd_hub.plain_yaml import LARGEST_SETTINGS, MISTAKES, SettingsDumper, SettingsLoader
-from ssdd_hub.text import refuse_tokens
+from ssdd_hub.text import refuse_tokens, show
 
 Config = TypeVar("Config")
 _NAME = re.compile("--?[A-Za-z]")  # a number may be negative, so a dash alone does not make a name

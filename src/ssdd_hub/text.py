@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ssdd_hub.errors import SettingsError
 
@@ -11,6 +12,8 @@ _HUB_TOKEN = re.compile(r"(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*
 # No word of a sentence has a digit or an underscore.
 _BEARER = re.compile(r"(?i)\b(bearer\s+)(?=[^\s'\",}]*[0-9_])[^\s'\",}]+")
 _SHORTEST_TOKEN = 8  # a shorter one could stand in any text
+
+_SHOWN = 60  # letters of a value in a message
 
 
 def redact_tokens(text: str) -> str:
@@ -43,3 +46,12 @@ def first_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Returns text without control characters, which could steer a terminal."""
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+
+
+def show(value: Any) -> str:
+    """Returns an untrusted value for a message: short, without tokens and without what steers a terminal."""
+    try:
+        text = redact_tokens(repr(value))
+    except ValueError:  # Python does not write out whole numbers of thousands of digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"

@@ -38,10 +38,10 @@ def test_a_stream_names_and_lists_what_is_left_out_too(tmp_path):
     flat(9).save(folder / "dog" / "x.avif")
     refused(folder, named("dog/x.avif", ".avif files are not read from folders: convert it"))
     assert load(folder, on_corrupt="skip") == stream(folder, on_corrupt="skip") == [*range(6)]
-    listing = stream_of(folder, on_corrupt="skip").source["left_out"]
+    listing = stream_of(folder, on_corrupt="skip").provenance["left_out"]
     assert listing == ["dog/x.avif (.avif files are not read from folders: convert it to PNG)"]
     (folder / "dog" / "x.avif").unlink()
-    assert "left_out" not in stream_of(folder).source
+    assert "left_out" not in stream_of(folder).provenance
 
 
 @pytest.mark.parametrize("brackets", ["set", "set[1]"])

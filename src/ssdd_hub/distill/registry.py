@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from ssdd_hub.arguments import argument_checks, check_arguments, show
+from ssdd_hub.arguments import argument_checks, check_arguments
 from ssdd_hub.bounds import Settings
 from ssdd_hub.errors import Check, InputError
+from ssdd_hub.text import show
 
 
 @dataclass(frozen=True)

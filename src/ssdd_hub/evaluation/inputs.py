@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ssdd_hub.arguments import show
 from ssdd_hub.data.bank import DataSettings, ImageBank, draw_heldout, load_images
 from ssdd_hub.data.decode import CHANNELS
 from ssdd_hub.errors import InputError
@@ -27,6 +26,7 @@ from ssdd_hub.statements import check_use, stated_source, stated_teacher
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.recorded_teacher import UNCOMPARED, compare_teacher
 from ssdd_hub.teachers.teacher import Teacher
+from ssdd_hub.text import show
 
 ABSENT = "none"
 CONFIG_FILE, TEACHER_FOLDER = "config.yaml", "teacher"

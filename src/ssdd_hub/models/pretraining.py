@@ -90,11 +90,11 @@ def check_batches(student: nn.Module, batches: Mapping[str, int], *, in_chans: i
     Raises:
         InputError: The student cannot be trained on so few images, as one with batch norms on a single one.
     """
-    device = next(student.parameters()).device
+    like = next(student.parameters())
     for option, size in batches.items():
         tried = copy.deepcopy(student).train()
         # More than two are no different.
-        images = torch.zeros(min(size, 2), in_chans, image_size, image_size, device=device)
+        images = torch.zeros(min(size, 2), in_chans, image_size, image_size, dtype=like.dtype, device=like.device)
         try:
             with torch.random.fork_rng(devices=[]):
                 tried(images).sum().backward()

@@ -19,12 +19,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
-from ssdd_hub.arguments import show
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs.folder import LaunchSettings
 from ssdd_hub.runs.lock import locks_released
 from ssdd_hub.runs.machine import count_cpus
-from ssdd_hub.text import printable
+from ssdd_hub.text import printable, show
 
 # Other processes wait while one decodes, scores or saves, which takes hours on a large source.
 _TIMEOUT = timedelta(days=7)
@@ -111,13 +110,11 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
             _stop("".join(f"\n  - {problem}" for problem in error.problems), 2)
         except InputError as error:
             _stop(f" {error}", 2)
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            _stop(f" the file system takes no name as long as {show(error.filename)}: choose a shorter one", 2)
         except KeyboardInterrupt:
             _stop(" interrupted; the same command goes on from the last checkpoint", 130)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                _stop(f" the file system takes no name as long as {show(error.filename)}: choose a shorter one", 2)
             refusal = _refusal(error)
             if refusal is None:
                 raise
