@@ -3,7 +3,9 @@
 import html
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +166,26 @@ def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, kill_when,
     assert torch.equal(ours.images, theirs.images)
     assert torch.equal(ours.targets, theirs.targets)
     assert without_cost(ours.provenance["scores"]) == without_cost(theirs.provenance["scores"])
+
+
+@pytest.mark.parametrize("interrupts", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_run_interrupted_at_any_moment_goes_on_to_the_same_bytes(finished, tmp_path, interrupts):
+    output, _ = finished
+    draw, seldom = random.Random(interrupts), ["--run.checkpoint-every", "10000"]
+    seldom += ["--teacher-training.checkpoint-every", "10000"]
+    for _ in range(interrupts):
+        running = start(tmp_path / "run", *seldom)
+        running.process.join(draw.uniform(1, 6))
+        if running.process.is_alive():
+            os.kill(running.process.pid, signal.SIGINT)
+        status, _, errors = running.wait()
+        # Before the recipe begins, Python itself is interrupted.
+        assert status in (0, 1, 130) and ("the same command goes on" in errors or status != 130), errors
+    start(tmp_path / "run", *seldom).finish()
+    for name in ("log.jsonl", "teacher/model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (output / name).read_bytes()
+    ours, theirs = (DistilledSet.load(folder / "distilled") for folder in (tmp_path / "run", output))
+    assert torch.equal(ours.images, theirs.images) and torch.equal(ours.targets, theirs.targets)
 
 
 def test_a_ready_made_teacher_and_fixed_views_and_raw_pixels_work(finished, tmp_path):

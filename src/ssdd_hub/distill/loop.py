@@ -10,6 +10,7 @@ from tqdm import tqdm
 from ssdd_hub.distill.distiller import Distiller
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder, RunSettings
+from ssdd_hub.runs.save_points import SavePoints
 
 
 def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress: bool = True) -> float:
@@ -31,13 +32,15 @@ def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress
     run.log.rewind("distill", distiller.outer_step)
     first, last, records = distiller.outer_step, distiller.settings.steps, list[dict[str, Any]]()
     bar = tqdm(range(first, last), "distil", last, unit="step", initial=first, disable=not progress)
-    for step in bar:
-        records.append({"stage": "distill", "step": step + 1, **distiller.step()})
-        due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == last
-        if due or (step + 1) % settings.log_every == 0:
-            bar.set_postfix({"loss": f"{_flush(records, run, distiller):.4g}", **_longest(distiller)})
-        if due:
-            _save(distiller, run, time.perf_counter() - started)
+    with SavePoints(settings.checkpoint_every, distiller.accelerator.num_processes == 1) as points:
+        for step in bar:
+            records.append({"stage": "distill", "step": step + 1, **distiller.step()})
+            due = points.due(step + 1) or step + 1 == last
+            if due or (step + 1) % settings.log_every == 0:
+                bar.set_postfix({"loss": f"{_flush(records, run, distiller):.4g}", **_longest(distiller)})
+            if due:
+                _save(distiller, run, time.perf_counter() - started)
+                points.end_if_asked()
     return time.perf_counter() - started
 
 

@@ -26,6 +26,7 @@ from ssdd_hub.runs.folder import RunFolder, RunLog
 from ssdd_hub.runs.inputs import Inputs, deciding_facts, describe_bank
 from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.machine import describe_machine
+from ssdd_hub.runs.save_points import SavePoints
 from ssdd_hub.seeds import seeded
 from ssdd_hub.teachers.monitor import Watch, knn_records
 from ssdd_hub.teachers.objectives.registry import build_objective
@@ -172,12 +173,14 @@ class Pretraining:
         model = self.accelerator.prepare_model(self.objective)
         steps = range(first, self.num_steps)
         on_cpu = self.accelerator.device.type == "cpu"
-        with leave_cores_to(self.settings.workers) if on_cpu else nullcontext():
+        points = SavePoints(self.settings.checkpoint_every, self.accelerator.num_processes == 1)
+        # Around the workers too, whom Ctrl-C reaches as well, and which must not end in the middle of a step.
+        with points, leave_cores_to(self.settings.workers) if on_cpu else nullcontext():
             batches = self.batches.load(steps, self.settings.workers, pin_memory=not on_cpu)
             bar = tqdm(batches, "teacher", initial=first, total=self.num_steps, unit="step", disable=not progress)
             for step, views in enumerate(bar):
                 self._step(model, first + step, views)
-                self._after_step(first + step + 1, checkpoints, log, watch, bar)
+                self._after_step(first + step + 1, points, checkpoints, log, watch, bar)
         self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
         self.objective.to(memory_format=torch.contiguous_format)
@@ -200,9 +203,15 @@ class Pretraining:
         self._losses += torch.stack([loss.detach().float(), torch.ones_like(self._losses[0])])
 
     def _after_step(
-        self, step: int, checkpoints: Checkpoints | None, log: RunLog | None, watch: Watch | None, bar: Any
+        self,
+        step: int,
+        points: SavePoints,
+        checkpoints: Checkpoints | None,
+        log: RunLog | None,
+        watch: Watch | None,
+        bar: Any,
     ) -> None:
-        ended, saved = step == self.num_steps, step % self.settings.checkpoint_every == 0
+        ended, saved = step == self.num_steps, points.due(step)
         epoch, within = divmod(step, self.steps_per_epoch)
         recorded = ended or within == 0
         if not (recorded or saved):
@@ -220,6 +229,7 @@ class Pretraining:
         if checkpoints and main and (saved or ended):
             state = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
             checkpoints.save(step, {**state, "losses": self._losses, "step": step})
+        points.end_if_asked()
 
     def _mean_loss(self, step: int) -> float:
         """Returns the mean over steps and processes, or refuses one that is not finite, before the state is saved."""
