@@ -1,0 +1,1 @@
+"""The recipes: scripts to launch, installed as `ssdd_hub.recipes`."""
