@@ -127,11 +127,11 @@ def evaluate(
     seeds, student, folder = config.evaluate.seeds, config.student, Path(config.output)
     references = Baselines(folder / "references", source, SelectionSettings(), config.seed)
     beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
-    contenders = [entry_of_set("distilled", distilled, accelerator.device), *beside]
+    set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
     protocols = [TeacherError(), LinearProbe(config.probe)]
     candidates = [StudentEntry.of(student.name, student.model_args, protocols, **shape_of(distilled))]
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
-    return Evaluation(contenders, candidates, [real], config.student_training, seeds, config.seed, store, facts).run(
+    return Evaluation(set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts).run(
         accelerator
     )
 

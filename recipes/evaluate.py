@@ -194,14 +194,14 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     if own and teacher:
         source, known = loader.targets(own, teacher, Path(config.cache or run.path / "features"))
         data = [known if entry is own else entry for entry in data]
-    contenders = loader.contenders(sets, source)
+    set_entries = loader.set_entries(sets, source)
     if source:
         views = SetPairs(first).num_views if config.student_training.augment == "views" else 0
         references = Baselines(run.path / "references", source, config.selection, config.seed, views)
-        contenders += prepare_references(references, wanted, counts, config.evaluate.seeds, accelerator)
+        set_entries += prepare_references(references, wanted, counts, config.evaluate.seeds, accelerator)
     elif wanted:
-        contenders.append(entry_of_none())
-    parts = (contenders, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)
+        set_entries.append(entry_of_none())
+    parts = (set_entries, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)
     store, facts = ScoreStore(run.path / "scores"), {"source": own.name if own else None}
     with keeping("every score so far", run.path / "scores"):
         records = Evaluation(*parts, store, facts).run(accelerator)

@@ -140,11 +140,11 @@ def main() -> None:
     sets = {START: DistilledSet(*first, own_space)}
     for name, taken in snapshots.items():
         sets |= {label(name, copy): DistilledSet(copy.images, copy.targets, own_space) for copy in taken}
-    contenders = [entry_of_set(*entry, device) for entry in sets.items()]
+    set_entries = [entry_of_set(*entry, device) for entry in sets.items()]
     candidate = StudentEntry.of(student.name, student.model_args, [TeacherError()], **shape)
     heldout_targets = Targets(cache.features(heldout), targets.transform)[:]
     real = RealData(str(bank.provenance["name"]), bank, heldout, space, device, heldout_targets)
-    parts = (contenders, [candidate], [real], config.student_training, config.quality.seeds, seed)
+    parts = (set_entries, [candidate], [real], config.student_training, config.quality.seeds, seed)
     scores = {
         record["set"]: {key: record[key] for key in ("mean", "std", "n", "values")}
         for record in Evaluation(*parts, ScoreStore(run.path / "scores"), {}).run(accelerator)

@@ -18,7 +18,7 @@ PARQUET_FILE = "data/train-{:05d}-of-{:05d}.parquet"  # number and count of the 
 PREVIEW_FILE = "preview.png"
 CARD_FILE = "README.md"
 TRANSFORM_FILE = "target_transform.safetensors"
-MEND = "fetch or make the set again"
+REMEDY = "fetch or make the set again"
 MOST_BYTES = 8 * 2**20  # of a record
 LARGEST_CARD = 2**20  # bytes
 _MOST_LEVELS = 30  # of a record
@@ -43,7 +43,7 @@ def write_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
     (folder / METADATA_FILE).write_bytes(text)
 
 
-def check_schema(metadata: Mapping[str, Any], place: object, remedy: str = MEND, of_model: bool = False) -> None:
+def check_schema(metadata: Mapping[str, Any], place: object, remedy: str = REMEDY, of_model: bool = False) -> None:
     """Raises an `InputError` that names the fields of a record whose values are not what the schema has."""
     if problems := find_misfits(metadata, of_model):
         more = f"; and {len(problems) - _MOST_SHOWN} more" if len(problems) > _MOST_SHOWN else ""
@@ -72,15 +72,15 @@ def read_unchecked(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder} is not a distilled set: it has no {METADATA_FILE}")
     if path.stat().st_size > MOST_BYTES:
-        raise InputError(f"{path} must be of at most {MOST_BYTES} bytes, got {path.stat().st_size}: {MEND}")
+        raise InputError(f"{path} must be of at most {MOST_BYTES} bytes, got {path.stat().st_size}: {REMEDY}")
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
         if is_deeper(metadata, _MOST_LEVELS):
             raise RecursionError
     except ValueError as error:
-        raise InputError(f"{path} is damaged, it is not JSON ({error}): {MEND}") from error
+        raise InputError(f"{path} is damaged, it is not JSON ({error}): {REMEDY}") from error
     except RecursionError as error:
-        raise InputError(f"{path} must be nested at most {_MOST_LEVELS} deep, and is deeper: {MEND}") from error
+        raise InputError(f"{path} must be nested at most {_MOST_LEVELS} deep, and is deeper: {REMEDY}") from error
     version = metadata.get("format_version") if isinstance(metadata, dict) else None
     if version != FORMAT_VERSION:
         raise InputError(

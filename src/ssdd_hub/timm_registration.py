@@ -15,7 +15,7 @@ NETWORKS = "ssdd_hub.models"  # importing it registers them
 class _AfterTimm(MetaPathFinder):
     """Import hook that imports the networks right after timm.
 
-    timm has no entry points for models, and importing it here would make every reader of a set wait 2 s for it.
+    timm has no entry points for models, and importing it here would double the wait of those who only read a set.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:

@@ -62,8 +62,8 @@ def make_set(seed=0, **parts):
     )
 
 
-def all_pairs(contender, k):
-    pairs = contender.pairs(k)
+def all_pairs(set_entry, k):
+    pairs = set_entry.pairs(k)
     return pairs.batch(torch.arange(len(pairs)))
 
 
@@ -76,12 +76,12 @@ def same(ours, theirs):
 
 def test_every_student_sees_the_pairs_of_the_set():
     made = make_set()
-    contender = entry_of_set("ours", made, "cpu", same_targets=False)
-    assert contender.name == "ours" and contender.same_targets is False
-    assert contender.network is contender.protocols is contender.pixel_space is None
+    set_entry = entry_of_set("ours", made, "cpu", same_targets=False)
+    assert set_entry.name == "ours" and set_entry.same_targets is False
+    assert set_entry.network is set_entry.protocols is set_entry.pixel_space is None
     for k in (0, 5):
-        assert same(all_pairs(contender, k), (made.images, made.targets))
-        assert contender.identity(k) == describe_pairs(made)
+        assert same(all_pairs(set_entry, k), (made.images, made.targets))
+        assert set_entry.identity(k) == describe_pairs(made)
     assert entry_of_set("ours", made, "cpu").same_targets
 
 
@@ -110,28 +110,28 @@ def test_a_set_is_known_by_all_that_training_on_it_depends_on():
 @pytest.mark.parametrize("method", ["random", "kcenter", "gaussian"])
 def test_a_reference_is_the_selection_of_its_student(references, source, method):
     references.prepare([method], [5], 2, progress=False)
-    contender = references.contender(method, 5)
-    assert contender.name == method and contender.same_targets
+    set_entry = references.set_entry(method, 5)
+    assert set_entry.name == method and set_entry.same_targets
     for k in range(2):
         made = select(method, source, 5, derive_seed(7, f"reference {method}", k), SETTINGS)
-        assert same(all_pairs(contender, k), (made.images, made.targets))
-        assert contender.identity(k) == describe_pairs(made)
-    assert contender.identity(0) != contender.identity(1)
+        assert same(all_pairs(set_entry, k), (made.images, made.targets))
+        assert set_entry.identity(k) == describe_pairs(made)
+    assert set_entry.identity(0) != set_entry.identity(1)
 
 
 def test_what_was_selected_is_kept(references, selected, source):
     references.prepare(["random", "herding"], [5], 2, progress=False)
     assert selected == [("random", 5)] * 2 + [("herding", 5)] * 2
-    before = all_pairs(references.contender("random", 5), 1)
+    before = all_pairs(references.set_entry("random", 5), 1)
     files = {path: path.stat().st_mtime_ns for path in references.folder.rglob("*")}
     # Another process, later.
     later = Baselines(references.folder, source, SelectionSettings(), 7)
     later.prepare(["random", "herding", "none", "full", "teacher"], [5, 5], 2, progress=False)
-    assert len(selected) == 4 and same(all_pairs(later.contender("random", 5), 1), before)
+    assert len(selected) == 4 and same(all_pairs(later.set_entry("random", 5), 1), before)
     assert {path: path.stat().st_mtime_ns for path in references.folder.rglob("*")} == files
     later.prepare(["random"], [5, 4], 3, progress=False)
     assert selected[4:] == [("random", 5), ("random", 4), ("random", 4), ("random", 4)]
-    assert same(all_pairs(later.contender("random", 5), 1), before)
+    assert same(all_pairs(later.set_entry("random", 5), 1), before)
 
 
 def test_an_interrupted_preparation_goes_on(references, selected, monkeypatch):
@@ -139,10 +139,10 @@ def test_an_interrupted_preparation_goes_on(references, selected, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         references.prepare(["random"], [5], 2, progress=False)
     with pytest.raises(InputError, match="there is no distilled set"):
-        references.contender("random", 5).identity(0)
+        references.set_entry("random", 5).identity(0)
     monkeypatch.undo()
     references.prepare(["random"], [5], 2, progress=False)
-    assert len(all_pairs(references.contender("random", 5), 1)[0]) == 5
+    assert len(all_pairs(references.set_entry("random", 5), 1)[0]) == 5
 
 
 def test_what_a_selection_depends_on_makes_another_one(references, selected, source, small_teacher):
@@ -160,7 +160,7 @@ def test_what_a_selection_depends_on_makes_another_one(references, selected, sou
         assert len(selected) == number
     assert len(list(references.folder.iterdir())) == 7
     # Its own is still its own.
-    assert references.contender("random", 5).identity(0) != others[0].contender("random", 5).identity(0)
+    assert references.set_entry("random", 5).identity(0) != others[0].set_entry("random", 5).identity(0)
 
 
 # Several sets
@@ -169,26 +169,26 @@ def test_what_a_selection_depends_on_makes_another_one(references, selected, sou
 def test_each_number_of_images_has_selections_of_its_own(references):
     kinds = ["none", "random", "full", "teacher", "kmeans"]
     for counts in ([5], [5, 5]):
-        assert [found.name for found in references.contenders(kinds, counts)] == kinds
-    assert references.contenders([], [5]) == []
+        assert [found.name for found in references.set_entries(kinds, counts)] == kinds
+    assert references.set_entries([], [5]) == []
     references.prepare(["random"], [6, 4, 6], 1, progress=False)
-    found = references.contenders(["full", "random", "none"], [6, 4, 6])
-    assert [contender.name for contender in found] == ["full", "random-6", "random-4", "none"]
-    assert [len(contender.pairs(0)) for contender in found[:3]] == [20, 6, 4]
+    found = references.set_entries(["full", "random", "none"], [6, 4, 6])
+    assert [set_entry.name for set_entry in found] == ["full", "random-6", "random-4", "none"]
+    assert [len(set_entry.pairs(0)) for set_entry in found[:3]] == [20, 6, 4]
     assert found[3].pairs(0) is found[3].network is None and found[3].identity(0) == found[3].identity(3)
 
 
 def test_an_unknown_reference_is_named(references):
     message = f"there is no reference 'randon': use some of {', '.join(REFERENCES)}"
     with pytest.raises(InputError, match=message):
-        references.contenders(["randon"], [5])
+        references.set_entries(["randon"], [5])
 
 
 # Baselines without a selection
 
 
 def test_the_whole_source_is_all_images_with_their_targets(references, source, small_teacher):
-    full = references.contender("full", 5, "all")
+    full = references.set_entry("full", 5, "all")
     images, targets = all_pairs(full, 0)
     expected = (source.bank.pixels.float() / 255 - 0.5) / 0.25
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)
@@ -199,19 +199,19 @@ def test_the_whole_source_is_all_images_with_their_targets(references, source, s
         make_source(source.teacher, transform="centre"),
         replace(source, pixel_space=PixelSpace.raw(1)),
     ]
-    kinds = [replace(references, source=other).contender("full", 5).identity(0) for other in (source, *others)]
+    kinds = [replace(references, source=other).set_entry("full", 5).identity(0) for other in (source, *others)]
     assert full.identity(0) == full.identity(1) == kinds[0]
     assert all(a != b for i, a in enumerate(kinds) for b in kinds[:i])
 
 
 def test_the_teacher_stands_for_its_own_features(references, source, small_teacher):
-    contender = references.contender("teacher", 5)
-    assert contender.pairs(0) is None and contender.protocols == ("probe", "probe_mkdt", "knn")
-    network, pixels = contender.network(), source.bank.pixels / 255
+    set_entry = references.set_entry("teacher", 5)
+    assert set_entry.pairs(0) is None and set_entry.protocols == ("probe", "probe_mkdt", "knn")
+    network, pixels = set_entry.network(), source.bank.pixels / 255
     found = pre_logits(network, SPACE.normalise(pixels))
     torch.testing.assert_close(found, source.teacher(pixels), rtol=1e-4, atol=1e-5)
-    other = replace(references, source=make_source(small_teacher(1))).contender("teacher", 5)
-    assert contender.identity(0) == contender.identity(1) != other.identity(0)
+    other = replace(references, source=make_source(small_teacher(1))).set_entry("teacher", 5)
+    assert set_entry.identity(0) == set_entry.identity(1) != other.identity(0)
     # The teacher is left as it is.
     before = {name: tensor.clone() for name, tensor in source.teacher.state_dict().items()}
     network.to(torch.float64).train()

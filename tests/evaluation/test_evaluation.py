@@ -59,7 +59,7 @@ def make_set(seed=0, size=6):
     return DistilledSet(torch.randn(size, 1, 2, 2, generator=drawn), torch.randn(size, 3, generator=drawn), SPACE)
 
 
-def contender(name, seed, **changes):
+def set_entry(name, seed, **changes):
     return replace(entry_of_set(name, make_set(seed), "cpu"), **changes)
 
 
@@ -79,7 +79,7 @@ def evaluation(tmp_path):
 
     def build(*protocols, sets=None, folder="cells", **changes):
         settings = {
-            "contenders": sets or [contender("a", 1), contender("b", 2), entry_of_none()],
+            "set_entries": sets or [set_entry("a", 1), set_entry("b", 2), entry_of_none()],
             "candidates": [candidate(*protocols)],
             "datasets": [real_data()],
             "use": USE,
@@ -258,7 +258,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_in_the_same_records(run,
 
 
 def test_what_is_added_is_all_that_is_measured(run, trained):
-    first, second, more = Weights("first"), Weights("second"), [contender("a", 1), contender("c", 3)]
+    first, second, more = Weights("first"), Weights("second"), [set_entry("a", 1), set_entry("c", 3)]
     before = run(first, sets=more[:1])
     assert (len(first.calls), len(trained)) == (3, 3)
     added = run(first, second, sets=more[:1])
@@ -289,7 +289,7 @@ def test_what_is_added_is_all_that_is_measured(run, trained):
         {"use": replace(USE, augment="flip")},
         {"use": replace(USE, max_steps=2)},
         {"seed": 8},
-        {"sets": [contender("a", 4), contender("b", 5), entry_of_none()]},
+        {"sets": [set_entry("a", 4), set_entry("b", 5), entry_of_none()]},
         {"datasets": [real_data("made", seed=3)]},
         {"datasets": [replace(real_data(), pixel_space=PixelSpace((0.5,), (0.3,)))]},
         {"datasets": [replace(real_data(), heldout_targets=torch.ones(5, 3))]},
@@ -306,7 +306,7 @@ def test_what_a_number_depends_on_has_it_measured_again(run, change):
 
 def test_names_do_not_matter(run, trained):
     first, later = run(Weights()), Weights()
-    sets = [contender("new", 1), contender("b", 2), entry_of_none("untrained")]
+    sets = [set_entry("new", 1), set_entry("b", 2), entry_of_none("untrained")]
     renamed = run(later, sets=sets, datasets=[real_data("other")])
     assert later.calls == [] and len(trained) == 6
     assert [record["values"] for record in renamed] == [record["values"] for record in first]
@@ -315,18 +315,18 @@ def test_names_do_not_matter(run, trained):
 
 def test_sets_of_the_same_content_are_measured_once(run):
     protocol = Weights()
-    records = scores(run(protocol, sets=[contender("a", 1), contender("copy", 1)]))
+    records = scores(run(protocol, sets=[set_entry("a", 1), set_entry("copy", 1)]))
     assert [record["values"] for record in records[:2]] == [record["values"] for record in records[2:]]
     assert len(protocol.calls) == 3
 
 
-# What a contender decides
+# What an entry decides
 
 
 def test_a_contender_may_have_some_protocols_only(run, trained):
     first, second = Weights("first"), Weights("second")
-    limited = contender("a", 1, protocols=("second",)), contender("c", 3, protocols=())
-    records = run(first, second, sets=[*limited, contender("b", 2)])
+    limited = set_entry("a", 1, protocols=("second",)), set_entry("c", 3, protocols=())
+    records = run(first, second, sets=[*limited, set_entry("b", 2)])
     measured = {(record["set"], record["protocol"]) for record in scores(records)}
     assert measured == {("a", "second"), ("b", "first"), ("b", "second")} and len(first.calls) == 3
     assert len(trained) == 6  # nothing is trained for c
@@ -339,7 +339,7 @@ def test_a_network_of_its_own_takes_the_students_place(run, trained):
             nn.init.constant_(self.head.weight, 0.5)
 
     own, protocol, again = SetEntry("own", lambda k: None, lambda k: "fixed", network=Fixed), Weights(), Weights()
-    records = run(protocol, sets=[own, contender("a", 1)])
+    records = run(protocol, sets=[own, set_entry("a", 1)])
     assert records[0]["values"] == [6.0] * 3 and records[0]["n"] == 3 and len(trained) == 3
     untrained = [pretrained for pretrained, _ in protocol.calls if pretrained.pairs is None]
     assert [type(found) for p in untrained for found in (p.student, p.build())] == [Fixed] * 6
@@ -349,8 +349,8 @@ def test_a_network_of_its_own_takes_the_students_place(run, trained):
 
 
 def test_another_teachers_targets_are_not_compared(run):
-    protocol, strange = Weights(), contender("b", 2, same_targets=False)
-    records = run(TeacherError(), protocol, sets=[contender("a", 1), strange], seeds=1)
+    protocol, strange = Weights(), set_entry("b", 2, same_targets=False)
+    records = run(TeacherError(), protocol, sets=[set_entry("a", 1), strange], seeds=1)
     measured = {(record["set"], record["protocol"]) for record in scores(records)}
     assert measured == {("a", "teacher_error"), ("a", "weights"), ("b", "weights")}
     assert sorted(data.heldout_targets is None for _, data in protocol.calls) == [False, True]
@@ -358,7 +358,7 @@ def test_another_teachers_targets_are_not_compared(run):
 
 def test_a_contender_may_have_a_pixel_space_of_its_own(run):
     raw, protocol = PixelSpace.raw(1), Weights()
-    run(protocol, sets=[contender("a", 1), contender("b", 1, pixel_space=raw)], seeds=1)
+    run(protocol, sets=[set_entry("a", 1), set_entry("b", 1, pixel_space=raw)], seeds=1)
     spaces = [data.pixel_space for _, data in protocol.calls]
     assert len(spaces) == 2 and SPACE in spaces and raw in spaces
 
@@ -373,11 +373,11 @@ def test_an_error_names_student_number_and_set(run):
 
     message = "^linear number 1 on b: a student diverges .* on the set: lower --student-training.learning-rate$"
     with pytest.raises(InputError, match=message):
-        run(TeacherError(), sets=[contender("a", 1), contender("b", 2, pairs=endless)])
+        run(TeacherError(), sets=[set_entry("a", 1), set_entry("b", 2, pairs=endless)])
     with pytest.raises(
         InputError, match="^linear number 0 on a: student_training.augment is views, and the set holds none"
     ):
-        run(TeacherError(), sets=[contender("a", 1)], use=replace(USE, augment="views"))
+        run(TeacherError(), sets=[set_entry("a", 1)], use=replace(USE, augment="views"))
 
 
 def test_what_diverged_is_not_kept(run):

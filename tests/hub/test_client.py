@@ -182,7 +182,7 @@ def test_pythons_own_errors_are_explained_when_the_client_raises_them_and_only_t
         ),
         (answered(401), "the Hub does not know the token, or wants one: log in by `hf auth login`"),
         (answered(403), r"the token does not allow it \(403 of the Hub\): take one with that right"),
-        (answered(429), "the Hub asks to wait, too much was asked of it: try again in some minutes"),
+        (answered(429), "the Hub limits the rate of requests: try again in some minutes"),
         (answered(503), r"the Hub is not well \(status 503\), also after 5 tries: try again later"),
         (answered(418), r"the Hub answers 418 \(418 of the Hub\)"),
         (httpx.ConnectError("refused\nmore"), r"the Hub cannot be reached \(ConnectError: refused\): try again"),

@@ -260,7 +260,7 @@ def test_without_the_hub_the_cached_copy_is_read_with_a_warning(repo, caplog, mo
 
 @both
 def test_without_the_hub_and_a_copy_the_error_is_clear(repo, place, waits, way):
-    reason = "the Hub (cannot be reached|is not well .status 503., also|asks to wait)|what answers is not the Hub"
+    reason = "the Hub (cannot be reached|is not well .status 503., also|limits the rate)|what answers is not the Hub"
     for outage in OUTAGES:
         fail(repo, **outage)
         with pytest.raises(InputError, match=rf"ann/tiny \(revision main\).* failed: ({reason})") as caught:

@@ -83,7 +83,7 @@ def test_a_pull_request_that_was_made_is_found_though_its_answer_is_lost(hub, fo
         (Fault("", drop="before answer", times=ALWAYS), r"the Hub cannot be reached \(.*\): try again"),
         (Fault(UPLOAD, drop="body", times=ALWAYS), r"the Hub cannot be reached \(.*\): try again"),
         (Fault(COMMIT, status=503, times=ALWAYS), "the Hub is not well .status 503., also after 5 tries: try again"),
-        (Fault(COMMIT, status=429, times=ALWAYS), "the Hub asks to wait, too much was asked of it"),
+        (Fault(COMMIT, status=429, times=ALWAYS), "the Hub limits the rate of requests"),
         (Fault(COMMIT, status=403), r"the token does not allow it \(fault 403\)"),
         (Fault(COMMIT, status=400), r"the Hub refuses it \(fault 400\)"),
         (Fault("POST .*/repos/create", status=403), "the token does not allow it"),

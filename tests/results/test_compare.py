@@ -144,7 +144,7 @@ GOLDEN = """\
 | none |  | 30.0 ± 14.1 (n=2) |
 
 Mean ± standard deviation over n = 3 seeds, unless a cell says otherwise. Accuracies are in %. Bold: the best set of \
-a column. full and teacher are ceilings, not rivals. ▲ better, ▼ worse than random with p < 0.05 (two-sided paired \
+a column. full and teacher are upper bounds. ▲ better, ▼ worse than random with p < 0.05 (two-sided paired \
 t-test over the seeds; raw p, not corrected for the number of comparisons). ↑ higher is better, ↓ lower is better.
 
 **Difference to random.** Set minus baseline, mean over the seeds that both have: accuracies in points, errors in % \

@@ -74,7 +74,7 @@ class StudentEntry:
 def entry_of_set(
     name: str, distilled: DistilledSet, device: torch.device | str, same_targets: bool = True
 ) -> SetEntry:
-    """Returns a set as a contender, for students on a device; every student sees the same pairs."""
+    """Returns a set as an entry of an evaluation, for students on a device; every student sees the same pairs."""
     identity = describe_pairs(distilled)
     return SetEntry(name, lambda k: SetPairs(distilled, device), lambda k: identity, same_targets)
 
@@ -115,7 +115,7 @@ class Baselines:
     seed: int
     num_views: int = 0  # views `K` stored with each image of a selection
 
-    def contender(self, method: str, count: int, name: str | None = None) -> SetEntry:
+    def set_entry(self, method: str, count: int, name: str | None = None) -> SetEntry:
         """Returns one of `REFERENCES`, selections of `count` images, under its own name or another."""
         name, source = name or method, self.source
         if method == NONE:
@@ -135,12 +135,12 @@ class Baselines:
 
         return SetEntry(name, lambda k: SetPairs(load(k), source.device), lambda k: describe_pairs(load(k)))
 
-    def contenders(self, methods: Sequence[str], counts: Sequence[int]) -> list[SetEntry]:
+    def set_entries(self, methods: Sequence[str], counts: Sequence[int]) -> list[SetEntry]:
         """Returns references beside sets of these numbers of images: a selection for each number, all else once."""
         found = []
         for method in methods:
             sizes = list(dict.fromkeys(counts)) if method in SELECTIONS else counts[:1]
-            found += [self.contender(method, n, method if len(sizes) == 1 else f"{method}-{n}") for n in sizes]
+            found += [self.set_entry(method, n, method if len(sizes) == 1 else f"{method}-{n}") for n in sizes]
         return found
 
     def prepare(self, methods: Sequence[str], counts: Sequence[int], seeds: int, progress: bool = True) -> None:

@@ -51,7 +51,7 @@ class EvaluateSettings(Settings, section="evaluate"):
 class Evaluation:
     """All cells of an evaluation: those of every set, student, dataset and protocol."""
 
-    contenders: Sequence[SetEntry]
+    set_entries: Sequence[SetEntry]
     candidates: Sequence[StudentEntry]
     datasets: Sequence[RealData]
     use: StudentTrainingSettings
@@ -61,7 +61,7 @@ class Evaluation:
     facts: Mapping[str, Any]  # entries that every record gets, such as `source`
 
     def __post_init__(self) -> None:
-        for kind in ("contenders", "candidates", "datasets"):
+        for kind in ("set_entries", "candidates", "datasets"):
             names = [entry.name for entry in getattr(self, kind)]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
@@ -74,8 +74,8 @@ class Evaluation:
             The records of `scores.json`: one per set, student, dataset, protocol, metric and number of labels, with
             mean, std (n - 1), n and all values; of accuracies the dataset's number of `classes` too.
         """
-        entries = product(range(self.seeds), self.candidates, self.contenders)
-        jobs = [_Job(self, candidate, contender, k) for k, candidate, contender in entries]
+        entries = product(range(self.seeds), self.candidates, self.set_entries)
+        jobs = [_Job(self, candidate, set_entry, k) for k, candidate, set_entry in entries]
         mine = jobs[accelerator.process_index :: accelerator.num_processes]
         todo = [job for job in mine if job.missing]
         # Jobs of the same content follow each other, so that the next finds what one has measured.
@@ -85,7 +85,7 @@ class Evaluation:
         total = sum(len(job.missing) for job in todo)
         with tqdm(total=total, desc="evaluate", unit="cell", disable=not accelerator.is_main_process) as bar:
             _run_side_by_side(list(alike.values()), bar.update, self.datasets[0].device)
-        measured = {(job.candidate.name, job.contender.name, job.k): job.measured() for job in mine}
+        measured = {(job.candidate.name, job.set_entry.name, job.k): job.measured() for job in mine}
         results = {place: found for share in gather_object([measured]) for place, found in share.items()}
         return list(self._records(results))
 
@@ -94,10 +94,10 @@ class Evaluation:
         return {data.name: data.num_classes for data in self.datasets if data.labelled}
 
     def _records(self, results: Mapping[tuple[str, str, int], "_Measured"]) -> Iterator[Record]:
-        for candidate, contender in product(self.candidates, self.contenders):
-            students = [results[candidate.name, contender.name, k] for k in range(self.seeds)]
+        for candidate, set_entry in product(self.candidates, self.set_entries):
+            students = [results[candidate.name, set_entry.name, k] for k in range(self.seeds)]
             for protocol, target in dict.fromkeys(where for student in students for where in student):
-                about = {"set": contender.name, "protocol": protocol, **self.facts, "target": target}
+                about = {"set": set_entry.name, "protocol": protocol, **self.facts, "target": target}
                 about |= {"student": candidate.name, "use": self.use.augment}
                 cells = [student.get((protocol, target), []) for student in students]
                 found = [{(measure.metric, measure.labels): measure.value for measure in cell} for cell in cells]
@@ -119,27 +119,27 @@ class _Job:
 
     evaluation: Evaluation
     candidate: StudentEntry
-    contender: SetEntry
+    set_entry: SetEntry
     k: int
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What every cell of this student depends on."""
-        named, seed = self.contender.identity(self.k), [self.evaluation.seed, self.k]
-        if self.contender.network is not None:
+        named, seed = self.set_entry.identity(self.k), [self.evaluation.seed, self.k]
+        if self.set_entry.network is not None:
             return {"network": named, "seed": seed}
         student, use = self.candidate.identity, asdict(self.evaluation.use)
         return {"set": named, "student": student, "use": use, "seed": seed}
 
     @cached_property
     def cells(self) -> list[tuple[EvaluationProtocol, RealData, dict[str, Any]]]:
-        """Protocols with their data, as this contender's students see it, and their key."""
-        found, contender = [], self.contender
+        """Protocols with their data, as this set_entry's students see it, and their key."""
+        found, set_entry = [], self.set_entry
         for data in self.evaluation.datasets:
-            targets = data.heldout_targets if contender.same_targets else None
-            data = replace(data, heldout_targets=targets, pixel_space=contender.pixel_space or data.pixel_space)
+            targets = data.heldout_targets if set_entry.same_targets else None
+            data = replace(data, heldout_targets=targets, pixel_space=set_entry.pixel_space or data.pixel_space)
             for protocol in self.candidate.protocols:
-                if contender.protocols is None or protocol.name in contender.protocols:
+                if set_entry.protocols is None or protocol.name in set_entry.protocols:
                     key = {**self.identity, "data": data.identity, "protocol": protocol.name, **protocol.key(data)}
                     found.append((protocol, data, key))
         return found
@@ -166,10 +166,10 @@ class _Job:
                     store.write(key, protocol(pretrained, data) if protocol.applies(pretrained, data) else [])
                 done()
         except InputError as error:
-            raise InputError(f"{self.candidate.name} number {self.k} on {self.contender.name}: {error}") from error
+            raise InputError(f"{self.candidate.name} number {self.k} on {self.set_entry.name}: {error}") from error
 
     def _pretrain(self) -> Pretrained:
-        use, store, pairs = self.evaluation.use, self.evaluation.store, self.contender.pairs(self.k)
+        use, store, pairs = self.evaluation.use, self.evaluation.store, self.set_entry.pairs(self.k)
         seed = derive_seed(self.evaluation.seed, "evaluated student", self.k)
         student = self._build()
         if pairs is not None:
@@ -184,7 +184,7 @@ class _Job:
 
     def _build(self) -> nn.Module:
         with seeded(self.evaluation.seed, "evaluated student", self.k):
-            student = (self.contender.network or self.candidate.build)()
+            student = (self.set_entry.network or self.candidate.build)()
         device = self.evaluation.datasets[0].device
         return student.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
 

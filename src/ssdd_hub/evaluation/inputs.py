@@ -190,7 +190,7 @@ def check_stated_images(
         others = [f"{key} {show(stated[key])} there, {show(now[key])} now" for key in differing if key not in idle]
         if recorded is not None and others:
             _LOG.warning(
-                "the %s are not those of the set, and nothing was compared: other ones are asked for (%s)",
+                "the %s are not those of the set, and nothing was compared: others were given (%s)",
                 words,
                 "; ".join(others),
             )

@@ -131,7 +131,7 @@ class Loader:
             found.append(StudentEntry.of(variant["name"], args, [protocol], title, **shape_of(self.first)))
         return found
 
-    def contenders(self, sets: Mapping[str, DistilledSet], source: Source | None) -> list[SetEntry]:
+    def set_entries(self, sets: Mapping[str, DistilledSet], source: Source | None) -> list[SetEntry]:
         """Returns the sets; without a source nothing is known of their targets."""
         found = []
         for name, distilled in sets.items():
@@ -176,4 +176,4 @@ def prepare_references(
     if accelerator.is_main_process:
         references.prepare(methods, counts, seeds)
     accelerator.wait_for_everyone()
-    return references.contenders(methods, counts)
+    return references.set_entries(methods, counts)

@@ -54,7 +54,7 @@ _STATUSES = dict.fromkeys(_PASSING, _BUSY) | {
     400: "the Hub refuses it ({line})",
     401: "the Hub does not know the token, or wants one: log in by `hf auth login`, if need be with a new token",
     403: "the token does not allow it ({line}): take one with that right",
-    429: "the Hub asks to wait, too much was asked of it: try again in some minutes",
+    429: "the Hub limits the rate of requests: try again in some minutes",
 }
 
 

@@ -195,9 +195,7 @@ def score_note(records: list[Record], comparisons: list[Record]) -> str:
         f"Mean ± standard deviation over {seeds}." if usual > 1 or others else f"Values of {seeds}.",
         "Accuracies are in %." if "accuracy" in {record["metric"] for record in records} else "",
         "Bold: the best set of a column.",
-        "full and teacher are ceilings, not rivals."
-        if any(record["set"] in UPPER_BOUNDS for record in records)
-        else "",
+        "full and teacher are upper bounds." if any(record["set"] in UPPER_BOUNDS for record in records) else "",
         f"{BETTER} better, {WORSE} worse than random with p < {LEVEL} ({_TEST})." if tested else "",
     ]
     return " ".join(filter(None, sentences))

@@ -20,9 +20,9 @@ from ssdd_hub.plain_files import find_irregular, require_plain
 from ssdd_hub.record import (
     CARD_FILE,
     LARGEST_CARD,
-    MEND,
     METADATA_FILE,
     PREVIEW_FILE,
+    REMEDY,
     TRANSFORM_FILE,
     dump_metadata,
     read_metadata,
@@ -97,7 +97,7 @@ def check_set(folder: Path, metadata: Mapping[str, Any]) -> list[Finding]:
     found = list(_check_files(folder, metadata))
     if misfits := find_misfits(metadata):
         # Nothing else can be computed with; a token is looked for all the same.
-        found += [_error(METADATA_FILE, f"{problem}: {MEND}") for problem in misfits]
+        found += [_error(METADATA_FILE, f"{problem}: {REMEDY}") for problem in misfits]
         return sorted([*found, *_check_secrets(METADATA_FILE, json.dumps(metadata))])
     return sorted([*found, *_check_data(folder, metadata), *_check_record(metadata)])
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
-from ssdd_hub.record import MEND, PARQUET_FILE, PARQUET_GLOB, PREVIEW_FILE
+from ssdd_hub.record import PARQUET_FILE, PARQUET_GLOB, PREVIEW_FILE, REMEDY
 from ssdd_hub.record_schema import COLUMNS, Stated
 from ssdd_hub.sets.folder import to_raw
 from ssdd_hub.sets.preview import MOST_IMAGES, to_picture, to_png, write_preview
@@ -123,7 +123,7 @@ def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[st
         if left[name]:
             raise _misfit(name, entry)
         if hashes[name].hexdigest() != entry.sha256:
-            raise InputError(f"the {name} are not those that were saved, their sha256 differs: {MEND}")
+            raise InputError(f"the {name} are not those that were saved, their sha256 differs: {REMEDY}")
 
 
 def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
@@ -178,11 +178,11 @@ def _find_shards(folder: Path) -> list[Path]:
     names = [path.relative_to(folder).as_posix() for path in paths]
     require_plain(folder, names)
     if not paths:
-        raise InputError(f"{folder} has no {PARQUET_GLOB}: {MEND}")
+        raise InputError(f"{folder} has no {PARQUET_GLOB}: {REMEDY}")
     if names != [PARQUET_FILE.format(number, len(paths)) for number in range(len(paths))]:
         raise InputError(
             f"{folder} must hold each of the files train-XXXXX-of-NNNNN.parquet of one set once; of the {len(paths)} "
-            f"in data, from {paths[0].name} to {paths[-1].name}, some are missing or not of this set: {MEND}"
+            f"in data, from {paths[0].name} to {paths[-1].name}, some are missing or not of this set: {REMEDY}"
         )
     return paths
 
@@ -196,7 +196,7 @@ def _reporting(folder: Path, path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # Of any kind, since extension types of `datasets`, once imported, read their damaged description.
-        raise InputError(f"the parquet files of {folder} are damaged ({path.name}: {error}): {MEND}") from error
+        raise InputError(f"the parquet files of {folder} are damaged ({path.name}: {error}): {REMEDY}") from error
 
 
 def _check_shards(folder: Path, stated: Mapping[str, Stated]) -> list[Path]:
@@ -224,7 +224,7 @@ def _check_shards(folder: Path, stated: Mapping[str, Stated]) -> list[Path]:
 def _check_type(folder: Path, schema: pa.Schema, name: str, stated: Stated) -> None:
     column, dtype = COLUMNS[name]
     if schema.names.count(column) != 1:
-        raise InputError(f"the parquet files of {folder} lack the column {column!r}, or have it twice: {MEND}")
+        raise InputError(f"the parquet files of {folder} lack the column {column!r}, or have it twice: {REMEDY}")
     kind = schema.field(column).type
     # `datasets`, once imported, makes pyarrow wrap nested lists in its own extension type.
     kind, sizes = getattr(kind, "storage_type", kind), []
@@ -232,7 +232,7 @@ def _check_type(folder: Path, schema: pa.Schema, name: str, stated: Stated) -> N
         sizes.append(kind.list_size if isinstance(kind, pa.FixedSizeListType) else None)
         kind = kind.value_type
     if kind != pa.type_for_alias(dtype):
-        raise InputError(f"column {column!r} of {folder} does not hold plain numbers of type {dtype}: {MEND}")
+        raise InputError(f"column {column!r} of {folder} does not hold plain numbers of type {dtype}: {REMEDY}")
     wanted = stated.shape[1:]
     if len(sizes) != len(wanted) or any(size not in (None, want) for size, want in zip(sizes, wanted, strict=True)):
         raise _misfit(name, stated)
@@ -256,4 +256,4 @@ def _flatten(lists: pa.Array, name: str, stated: Stated, left: int) -> Values:
 
 
 def _misfit(name: str, stated: Stated) -> InputError:
-    return InputError(f"column {COLUMNS[name][0]!r} does not hold {name} of the stated shape {stated.shape}: {MEND}")
+    return InputError(f"column {COLUMNS[name][0]!r} does not hold {name} of the stated shape {stated.shape}: {REMEDY}")

@@ -61,8 +61,8 @@ def save_distillation(run: RunFolder, distilled: DistilledSet, before: Tensor, f
     if starts is not None:
         keep_starts(run.path, starts)
     render_gallery(distilled, run.path / "gallery.html", title, starts)
-    contest = [record for record in scores if record["protocol"] not in NOT_RANKED]
-    return "\n".join([*verdicts(scores), "", score_table(contest)])
+    ranked = [record for record in scores if record["protocol"] not in NOT_RANKED]
+    return "\n".join([*verdicts(scores), "", score_table(ranked)])
 
 
 def save_evaluation(
