@@ -50,6 +50,7 @@ from ssdd_hub.selection.start import NOISE, explain_start
 from ssdd_hub.sets import describe_run, describe_training
 from ssdd_hub.sets.origin import describe_origin
 from ssdd_hub.sets.report import keep_set, save_distillation
+from ssdd_hub.sets.storage import StorageSettings, pack
 from ssdd_hub.settings import parse_config, to_dict
 from ssdd_hub.targets import Targets, TargetSettings
 from ssdd_hub.targets.compute import compute_targets
@@ -77,6 +78,7 @@ class DistillConfig:
         pool: The online students, of methods that have any.
         distiller: The outer problem.
         student_training: How students are pre-trained on the result.
+        storage: How many bytes a value of the result takes.
         evaluate: How much is measured.
         probe: The linear probe of the students' features.
         run: Where the run is kept, and how often.
@@ -99,6 +101,7 @@ class DistillConfig:
     pool: PoolSettings = field(default_factory=PoolSettings)
     distiller: DistillerSettings = field(default_factory=DistillerSettings)
     student_training: StudentTrainingSettings = field(default_factory=StudentTrainingSettings)
+    storage: StorageSettings = field(default_factory=StorageSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     run: RunSettings = field(default_factory=RunSettings)
@@ -163,6 +166,9 @@ def make_set(config: DistillConfig) -> DistilledSet:
     chosen, shared = config.parameterisation, {**settings.shared(), "pool": config.pool}
     pool = getattr(METHODS.settings(config.method.name, config.method.args, shared), "pool", None)
     check_sizes(settings, pool, student(num_targets=1), accelerator, **shape)
+    # Images that the parameterisation does not take are refused before the work.
+    trial = Pairs(torch.zeros(1, *images.pixels.shape[1:]), torch.zeros(1, 1))
+    build_parameterisation(chosen.name, trial, chosen.args, shared)
 
     about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
     teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, accelerator, inputs, **about)
@@ -192,9 +198,9 @@ def make_set(config: DistillConfig) -> DistilledSet:
     provenance = describe_run(to_dict(config), images.provenance, teacher, transform, space)
     provenance |= {"method": config.method.name.replace("_", "-"), "target_features": features.describe()}
     provenance |= {"use": config.student_training.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
-    learned = (tensor.detach().float().cpu() for tensor in (distiller.images, distiller.targets))
     kept = None if transform.kind == "none" else transform
-    distilled = DistilledSet(*learned, own_space, provenance=provenance, target_transform=kept)
+    stored = pack(synthetic, own_space, config.storage)
+    distilled = DistilledSet.of(stored, provenance=provenance, target_transform=kept)
     distilled.provenance |= describe_origin(config.init, rows, images, own_space.denormalise(distilled.images))
     source = replace(source, targets=Targets(features, transform), teacher=teacher.float())
     real = RealData(provenance["source"]["name"], images, heldout, space, accelerator.device, heldout_targets)

@@ -204,7 +204,8 @@ def _as_dataset(images: Tensor) -> Any:
 
 def _store_set(distilled: DistilledSet, output: str | Path | None) -> str:
     """Returns the folder of a set; one that has none, or was changed since, is stored first."""
-    now = {name: describe_tensor(getattr(distilled, name)) for name in ("images", "targets")}
+    stored = distilled.stored()
+    now = {name: describe_tensor(stored[name]) for name in ("images", "targets")}
     folder = distilled.folder
     if folder is not None and folder.is_dir():
         stated = section(read_metadata(folder), "tensors")

@@ -224,7 +224,7 @@ def describe_set(metadata: Mapping[str, Any]) -> list[str]:
     provenance = section(metadata, "provenance")
     tensors = section(metadata, "tensors")
     facts = {name: plain(section(tensors, name).get("shape")) for name in COLUMNS}
-    facts |= {name: plain(metadata.get(name)) for name in ("pixel_space", "pixel_range")}
+    facts |= {name: plain(metadata.get(name)) for name in ("pixel_space", "pixel_range", "num_bytes")}
     names = ("method", "license", "source", "teacher", "student", "use", "seconds", "hardware", "command")
     facts |= {name: plain(provenance.get(name)) for name in names}
     width = max(map(len, facts))

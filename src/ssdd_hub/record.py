@@ -11,7 +11,8 @@ from ssdd_hub.plain_files import require_plain
 from ssdd_hub.record_schema import find_misfits
 from ssdd_hub.text import refuse_tokens
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""Of records; 2 states how compact tensors are stored, and is written only where they are."""
 METADATA_FILE = "ssdd_hub.json"
 PARQUET_GLOB = "data/train-*.parquet"
 PARQUET_FILE = "data/train-{:05d}-of-{:05d}.parquet"  # number and count of the files
@@ -82,10 +83,9 @@ def read_unchecked(folder: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise InputError(f"{path} must be nested at most {_MOST_LEVELS} deep, and is deeper: {REMEDY}") from error
     version = metadata.get("format_version") if isinstance(metadata, dict) else None
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path} states format_version {version!r}, this ssdd_hub reads {FORMAT_VERSION}: upgrade ssdd_hub"
-        )
+    if version not in FORMAT_VERSIONS or isinstance(version, bool | float):
+        known = " and ".join(map(str, FORMAT_VERSIONS))
+        raise InputError(f"{path} states format_version {version!r}, this ssdd_hub reads {known}: upgrade ssdd_hub")
     return dict(metadata)
 
 

@@ -21,6 +21,14 @@ COLUMNS = {
     "view_targets": ("view_target", "float32"),
 }
 """The column of each tensor of a set, and the type of its values."""
+STORED_TYPES: dict[str, tuple[str, ...]] = {
+    **{name: (dtype,) for name, (_, dtype) in COLUMNS.items()},
+    "images": ("float32", "uint8"),
+    **dict.fromkeys(("targets", "view_targets"), ("float32", "float16", "int8")),
+}
+"""The types in which each tensor may be stored."""
+PICTURES = "image"
+"""The column of pictures: previews, or, of images that are stored as uint8, these images themselves."""
 _DIMENSIONS = {"images": 4, "targets": 2, "labels": 1, "views": 3, "view_targets": 3}
 _REQUIRED = {"images", "targets"}
 _MOST_SIZES = 5  # of a tensor
@@ -29,16 +37,23 @@ _WORD = re.compile(r"[a-z-]{1,40}", re.ASCII)
 _LARGEST = 1e300
 _LARGEST_WHOLE = 2**64  # seeds have so many bits; YAML, Markdown and floating point choke on thousands of digits
 
+
+def column_of(name: str, dtype: str) -> str:
+    """Returns the column of a tensor of a set that is stored in a type."""
+    return PICTURES if name == "images" and dtype == "uint8" else COLUMNS[name][0]
+
+
 # The check of a field: yields a sentence for each mistake, given the value and the field's name.
 Field = Callable[[Any, str], Iterator[str]]
 
 
 @dataclass(frozen=True)
 class Stated:
-    """Shape and sha256 of a tensor as `ssdd_hub.json` states them."""
+    """Shape, sha256 and type of a stored tensor as `ssdd_hub.json` states them."""
 
     shape: tuple[int, ...]
     sha256: str
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         sizes = self.shape if isinstance(self.shape, list | tuple) else ()
@@ -67,7 +82,8 @@ class Stated:
         stated = {}
         for name, entry in ((name, entries[name]) for name in COLUMNS if name in entries):
             try:
-                stated[name] = cls(entry.get("shape", ()), entry.get("sha256", ""))
+                dtype = entry.get("dtype") or COLUMNS[name][1]
+                stated[name] = cls(entry.get("shape", ()), entry.get("sha256", ""), dtype)
             except InputError as error:
                 raise InputError(f"tensors.{name}: {_one_line(error)}") from error
         return stated
@@ -163,8 +179,8 @@ def _set(record: Mapping[str, Any], name: str) -> Iterator[str]:
             wanted, dtype = _DIMENSIONS[tensor], record["tensors"][tensor].get("dtype")
             if len(entry.shape) != wanted:
                 yield f"tensors.{tensor}.shape must be {wanted} sizes, got {show(entry.shape)}"
-            if dtype not in (None, COLUMNS[tensor][1]):
-                yield f"tensors.{tensor}.dtype must be {COLUMNS[tensor][1]}, got {show(dtype)}"
+            if dtype not in (None, *STORED_TYPES[tensor]):
+                yield f"tensors.{tensor}.dtype must be {' or '.join(STORED_TYPES[tensor])}, got {show(dtype)}"
         images = stated["images"].shape
         channels = images[1] if len(images) == _DIMENSIONS["images"] else 0
         yield from _misfit_of_space(record, channels, "pixel_space", "")
@@ -260,9 +276,24 @@ _PROVENANCE = _fields(
         ),
     }
 )
+_LEVELS = _fields(
+    {
+        "scale": partial(_list, each=partial(number, least=1e-12, greatest=1e12)),
+        "offset": partial(_list, each=partial(number, least=-1e12, greatest=1e12)),
+    },
+    required=("scale", "offset"),
+)
+_STORAGE = _fields(
+    {
+        "parameterisation": _fields({"name": _text, "args": _OBJECT}, required=("name",)),
+        **dict.fromkeys(("images", "targets", "view_targets"), _LEVELS),
+    }
+)
 _SET = _fields(
     {
         "pixel_space": _space,
+        "storage": _STORAGE,
+        "num_bytes": _fields(dict.fromkeys(("images", "targets", "decoder", "file"), _COUNT)),
         "pixel_range": partial(_list, each=number, length=2),
         "clip_fraction": number,
         "label_names": partial(_list, each=_text),

@@ -150,8 +150,8 @@ def test_errors_stand_before_warnings(folder):
         (b"[" * 100_000, "must be nested at most 30 deep"),
         (b'{"format_version": 1, "a": ' + b"[" * 31 + b"]" * 31 + b"}", "must be nested at most 30 deep"),
         (b" " * (2**23 + 1), "must be of at most 8388608 bytes, got 8388609"),
-        (b"{}", "states format_version None, this ssdd_hub reads 1"),
-        (b'{"format_version": 2}', "states format_version 2, this ssdd_hub reads 1"),
+        (b"{}", "states format_version None, this ssdd_hub reads 1 and 2"),
+        (b'{"format_version": 3}', "states format_version 3, this ssdd_hub reads 1 and 2"),
         (b"[1]", "states format_version None"),
     ],
 )
@@ -612,7 +612,7 @@ def places_in(value, path=()):
 
 def is_needed(place, values):
     """Whether the record of a set is wrong with these values, or nothing, at a place."""
-    if place[0] == "label_names" or place[-1] == "dtype":
+    if place[0] in ("label_names", "num_bytes") or place[-1] == "dtype":
         return False
     return place[0] != "provenance" or (len(place) == 1 and values != [{}])
 

@@ -12,9 +12,11 @@ from ssdd_hub.arguments import ARCHITECTURE, find_problems
 from ssdd_hub.hub.licences import describe_licence
 from ssdd_hub.hub.markdown import describe, escape, fence, list_scores, one_line, rows, to_yaml
 from ssdd_hub.record import section
+from ssdd_hub.record_schema import Stated
 from ssdd_hub.results.compare import markdown_table
 from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.sets.origin import NOISES, source_address, source_on_hub, started_from, tell_origin
+from ssdd_hub.sets.storage import Decoder, shown_shapes
 from ssdd_hub.text import HUB_ID
 
 DATA_FILES = "data/train-*"
@@ -34,7 +36,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         revision: The tag or commit that the code loads.
     """
     provenance = metadata.get("provenance") or {}
-    shapes = {name: tensor["shape"] for name, tensor in metadata["tensors"].items()}
+    shapes = shown_shapes(metadata)
     source, teacher = section(provenance, "source"), section(provenance, "teacher")
     title = _title(provenance, shapes["images"][0])
     place = json.dumps(location) + (f", revision={json.dumps(revision)}" if revision else "")
@@ -60,6 +62,9 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         pixel_space=describe(metadata["pixel_space"]),
         student_pixel_space=describe(section(provenance, "student_pixel_space")),
         clipped=f"{metadata['clip_fraction']:.2%}",
+        stored=_stored(metadata),
+        space=metadata["pixel_space"],
+        num_bytes=_num_bytes(section(metadata, "num_bytes")),
         num_views=shapes["views"][1] if "views" in shapes else 0,
         use=rows(section(provenance, "use")),
         student=_student(provenance, shapes),
@@ -80,6 +85,23 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         citation=provenance.get("method") == "krr-st",
     )
     return f"{str(card).rstrip()}\n"
+
+
+def _stored(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what the code on the card does with stored rows; None where it need do nothing."""
+    stated = Stated.of(metadata)
+    decoder, types = Decoder.of(metadata, stated), {name: each.dtype for name, each in stated.items()}
+    if (types["images"], types["targets"], decoder.args) == ("float32", "float32", {}):
+        return None
+    found = {"factor": decoder.args.get("factor", 1), "pictures": types["images"] == "uint8"}
+    return {**found, "whole_targets": types["targets"] == "int8", "levels": bool(decoder.levels)}
+
+
+def _num_bytes(sizes: Mapping[str, Any]) -> str:
+    known = {name: sizes[name] for name in ("images", "targets", "decoder", "file") if sizes.get(name)}
+    words = {"images": "the images", "targets": "the targets", "decoder": "what decodes them", "file": "the files"}
+    listed = ", ".join(f"{words[name]} {size:,}" for name, size in known.items())
+    return f"Bytes as stored: {listed}." if listed else ""
 
 
 def _card_data(metadata: Mapping[str, Any], title: str) -> DatasetCardData:

@@ -190,10 +190,10 @@ def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _iter_pixels(folder: Path, stated: StatedSet) -> Iterator[Tensor]:
     """Yields the pixels of a set piece by piece, each of which `DistilledSet` would take."""
-    for part in iter_tensors(folder, stated.tensors):
-        tensors = {name: torch.from_numpy(values) for name, values in part.items()}
-        check_tensors(tensors, stated.pixel_space, stated.label_names)
-        yield stated.pixel_space.denormalise(tensors["images"])
+    for part in iter_tensors(folder, stated.tensors, stated.shown):
+        tensors = stated.decoder({name: torch.from_numpy(values) for name, values in part.items()})
+        check_tensors(tensors, stated.decoder.pixel_space, stated.label_names)
+        yield stated.decoder.pixel_space.denormalise(tensors["images"])
 
 
 def _check_range(metadata: Mapping[str, Any], measured: Mapping[str, Any]) -> Iterator[Finding]:

@@ -3,25 +3,30 @@
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.factor import Factor, FactorSettings
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.files import replaced_folder
 from ssdd_hub.hub.download import fetch_set
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.record import CARD_FILE, FORMAT_VERSION, TRANSFORM_FILE, read_metadata, write_metadata
+from ssdd_hub.record import CARD_FILE, PARQUET_GLOB, PREVIEW_FILE, TRANSFORM_FILE, read_metadata, write_metadata
 from ssdd_hub.record_schema import COLUMNS, find_provenance_misfits
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets import parquet
 from ssdd_hub.sets.card import render_dataset_card
 from ssdd_hub.sets.folder import StatedSet, describe_tensor, measure_range, split_rows
+from ssdd_hub.sets.preview import MOST_IMAGES, write_preview
 from ssdd_hub.sets.publish import MESSAGE, push_set
+from ssdd_hub.sets.storage import Packed, StorageSettings, num_bytes, pack
 from ssdd_hub.sets.tensor_checks import check_tensors
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.text import redact_tokens, refuse_tokens
@@ -44,6 +49,7 @@ class DistilledSet:
         views: `(M, K, 3)`, int64, or None: crop offsets and flip of `K` views of each image, as from
             `augment.draw_views`; what a crop lacks is black.
         view_targets: `(M, K, D)`, float32, finite: the targets of the views, given with them or not at all.
+        packed: What a compact set stores instead of these tensors, which are what it decodes to; see `compact`.
         folder: Where it was last saved or loaded; None for neither.
 
     Raises:
@@ -60,6 +66,7 @@ class DistilledSet:
     target_transform: TargetTransform | None = None
     views: Tensor | None = None
     view_targets: Tensor | None = None
+    packed: Packed | None = None
     folder: Path | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -80,9 +87,53 @@ class DistilledSet:
         tensors = {name: getattr(self, name) for name in COLUMNS}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
+    @classmethod
+    def of(cls, packed: Packed, **others: Any) -> "DistilledSet":
+        """Returns the set that stored tensors decode to; `others` are attributes that they do not hold."""
+        kept = packed if packed.is_compact else None
+        return cls(**packed.decode(), pixel_space=packed.decoder.pixel_space, packed=kept, **others)
+
+    def stored(self) -> dict[str, Tensor]:
+        """Returns the tensors that `save` writes.
+
+        Raises:
+            InputError: The images or targets of a compact set are no longer those that it stores.
+        """
+        tensors = self._tensors()
+        if self.packed is None:
+            return tensors
+        decoded = self.packed.decode()
+        changed = [name for name, tensor in decoded.items() if not torch.equal(tensor, tensors[name].cpu())]
+        if changed or (self.view_targets is None) != ("view_targets" not in decoded):
+            raise InputError(
+                f"the {' and '.join(changed) or 'view_targets'} of a compact set are not those that it stores: after "
+                "a change call compact() again, or set packed to None"
+            )
+        return {**tensors, **self.packed.tensors}
+
     def as_tensor_dataset(self) -> TensorDataset:
         """Returns the pairs `(image (C, H, W), target (D,))` for a `DataLoader`."""
         return TensorDataset(self.images, self.targets)
+
+    def compact(self, pixels: str = "uint8", targets: str = "int8", factor: int = 1) -> "DistilledSet":
+        """Returns the set rounded to what takes few bytes; its images and targets are the rounded ones.
+
+        Args:
+            pixels: `float32`, or `uint8`: 256 levels in each channel.
+            targets: `float32`, `float16`, or `int8`: 256 levels in each dimension; of views too.
+            factor: The images are stored with sides this many times shorter, and enlarged bilinearly.
+
+        Raises:
+            InputError: A type is unknown, or `factor` does not divide the sides of the images.
+        """
+        pairs = Pairs(self.images.cpu(), self.targets.cpu())
+        learned = Factor.start(pairs, FactorSettings(factor=factor))
+        packed = pack(learned, self.pixel_space, StorageSettings(pixels, targets), self.view_targets)
+        return replace(self, **packed.decode(), packed=packed if packed.is_compact else None)
+
+    def num_bytes(self) -> dict[str, int]:
+        """Returns the bytes of `images`, `targets` and `decoder` as they are stored; see `storage.num_bytes`."""
+        return num_bytes(self.stored(), self.packed.decoder if self.packed else None)
 
     def save(self, folder: str | Path) -> Path:
         """Writes a folder that `datasets.load_dataset(folder, split="train")` reads; it appears whole or not at all.
@@ -93,13 +144,14 @@ class DistilledSet:
             folder: The place, free or taken by a distilled set, which is replaced; its parents are created.
 
         Raises:
-            InputError: The place is taken by something other than a distilled set.
+            InputError: The place is taken by something other than a distilled set, or a compact set was changed.
         """
-        folder, tensors = Path(folder), self._tensors()
+        folder, tensors = Path(folder), self.stored()
         refuse_tokens({"the name of the folder, which the card names,": folder.resolve().name})
         metadata = {
-            "format_version": FORMAT_VERSION,
+            "format_version": 1 if self.packed is None else 2,
             "tensors": {name: describe_tensor(tensor) for name, tensor in tensors.items()},
+            **({} if self.packed is None else {"storage": self.packed.decoder.to_dict()}),
             "pixel_space": self.pixel_space.to_dict(),
             **measure_range(self.pixel_space.denormalise(part) for part in split_rows(self.images)),
             "label_names": self.label_names,
@@ -107,6 +159,9 @@ class DistilledSet:
         }
         with replaced_folder(folder) as new:
             parquet.write_tensors(new, tensors, self.pixel_space, self.label_names)
+            write_preview(new / PREVIEW_FILE, self.pixel_space.denormalise(self.images[:MOST_IMAGES]))
+            file = sum(path.stat().st_size for path in new.glob(PARQUET_GLOB))
+            metadata["num_bytes"] = {**num_bytes(tensors, self.packed and self.packed.decoder), "file": file}
             if self.target_transform is not None:
                 metadata["target_transform"] = {"sha256": self.target_transform.save(new / TRANSFORM_FILE)}
             write_metadata(new, metadata)
@@ -125,9 +180,9 @@ class DistilledSet:
         folder = Path(folder)
         metadata = read_metadata(folder)
         stated = StatedSet.of(metadata)
-        loaded = cls(
-            **parquet.read_tensors(folder, stated.tensors),
-            pixel_space=stated.pixel_space,
+        packed = Packed(parquet.read_tensors(folder, stated.tensors, stated.shown), stated.decoder)
+        loaded = cls.of(
+            packed,
             provenance=metadata["provenance"],
             label_names=stated.label_names,
             target_transform=stated.load_transform(folder),

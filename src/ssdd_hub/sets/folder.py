@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
 from ssdd_hub.record import TRANSFORM_FILE
 from ssdd_hub.record_schema import Stated
+from ssdd_hub.sets.storage import Decoder
 from ssdd_hub.targets.transform import TargetTransform
 
 # What values of the wrong kind or size raise where they are computed with.
@@ -25,16 +25,21 @@ class StatedSet(NamedTuple):
     """What the record of a set states of its data, of the right types."""
 
     tensors: dict[str, Stated]
-    pixel_space: PixelSpace
+    decoder: Decoder
     label_names: list[str] | None
     transform_sha256: str | None
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "StatedSet":
         """Reads the record of a set, which keeps to the schema."""
-        space = PixelSpace.from_dict(metadata["pixel_space"])
+        tensors = Stated.of(metadata)
         sha256 = metadata["target_transform"]["sha256"] if metadata.get("target_transform") else None
-        return cls(Stated.of(metadata), space, metadata.get("label_names") or None, sha256)
+        return cls(tensors, Decoder.of(metadata, tensors), metadata.get("label_names") or None, sha256)
+
+    @property
+    def shown(self) -> dict[str, Stated]:
+        """The tensors as they are decoded."""
+        return self.decoder.shown(self.tensors)
 
     def load_transform(self, folder: Path) -> TargetTransform | None:
         """Loads the target transform from the folder of the set; None where none is stated."""

@@ -190,7 +190,7 @@ def _read_metadata(pair: Pair) -> dict[str, Any]:
             raise ValueError("its labels are not whole numbers")
         parts = {
             "sha256": {name: stated.tensors[name].sha256 for name in NAMES},
-            "pixel_space": stated.pixel_space,
+            "pixel_space": stated.decoder.pixel_space,
             "labels": None if labels is None else torch.tensor(labels, dtype=torch.int64),
             "label_names": stated.label_names,
             "provenance": dict(metadata["provenance"]),

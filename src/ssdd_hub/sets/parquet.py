@@ -23,10 +23,10 @@ from torch import Tensor
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
-from ssdd_hub.record import PARQUET_FILE, PARQUET_GLOB, PREVIEW_FILE, REMEDY
-from ssdd_hub.record_schema import COLUMNS, Stated
+from ssdd_hub.record import PARQUET_FILE, PARQUET_GLOB, REMEDY
+from ssdd_hub.record_schema import PICTURES, Stated, column_of
 from ssdd_hub.sets.folder import to_raw
-from ssdd_hub.sets.preview import MOST_IMAGES, to_picture, to_png, write_preview
+from ssdd_hub.sets.preview import from_png, to_exact_picture, to_picture, to_png
 
 # Most bytes of values, before compression, of a file and of a row group; one row at least, however large.
 SHARD_BYTES = 256 * 2**20
@@ -47,7 +47,11 @@ Values = npt.NDArray[Any]
 def write_tensors(
     folder: Path, tensors: Mapping[str, Tensor], pixel_space: PixelSpace, label_names: Sequence[str] | None = None
 ) -> None:
-    """Writes the parquet files, and the preview pictures, in which pixels outside `[0, 1]` are clipped."""
+    """Writes the parquet files of stored tensors.
+
+    Images of type uint8 are its pictures; others are a column of their own, beside preview pictures in which pixels
+    outside `[0, 1]` are clipped.
+    """
     # Imported here, since reading needs none of it and it takes seconds.
     from datasets import Features
 
@@ -63,17 +67,18 @@ def write_tensors(
             for start, stop in _cuts(first, last, group):
                 table = _make_table(tensors, slice(start, stop), pixel_space, features)
                 writer.write_table(table, row_group_size=stop - start)
-    write_preview(folder / PREVIEW_FILE, pixel_space.denormalise(tensors["images"][:MOST_IMAGES]))
 
 
 def _describe_columns(tensors: Mapping[str, Tensor], label_names: Sequence[str] | None) -> dict[str, Any]:
     from datasets import Array3D, ClassLabel, Image, List, Value
 
-    pixels = Array3D(shape=tuple(tensors["images"].shape[1:]), dtype="float32")
-    features = {"id": Value("int64"), "image": Image(), "pixels": pixels}
+    features = {"id": Value("int64"), PICTURES: Image()}
     for name, tensor in tensors.items():
-        if name != "images":
-            column, dtype = COLUMNS[name]
+        dtype = _name_of(tensor.dtype)
+        column = column_of(name, dtype)
+        if name == "images" and column != PICTURES:
+            features[column] = Array3D(shape=tuple(tensor.shape[1:]), dtype=dtype)
+        elif name != "images":
             features[column] = Value(dtype)
             for length in reversed(tensor.shape[1:]):
                 features[column] = List(features[column], length=length)
@@ -90,25 +95,37 @@ def _cuts(first: int, last: int, step: int) -> list[tuple[int, int]]:
 def _make_table(tensors: Mapping[str, Tensor], rows: slice, pixel_space: PixelSpace, features: Any) -> pa.Table:
     from datasets import Dataset
 
-    pixels = pixel_space.denormalise(tensors["images"][rows])
-    columns: dict[str, Any] = {COLUMNS[name][0]: tensor[rows].cpu().numpy() for name, tensor in tensors.items()}
+    images, columns = tensors["images"][rows], dict[str, Any]()
+    for name, tensor in tensors.items():
+        columns[column_of(name, _name_of(tensor.dtype))] = tensor[rows].cpu().numpy()
+    if images.dtype == torch.uint8:
+        pictures = map(to_exact_picture, images)
+    else:
+        pictures = map(to_picture, pixel_space.denormalise(images))
     columns["id"] = range(rows.start, rows.stop)
-    columns["image"] = [{"bytes": to_png(to_picture(image)), "path": None} for image in pixels]
+    columns[PICTURES] = [{"bytes": to_png(picture), "path": None} for picture in pictures]
     return Dataset.from_dict({name: columns[name] for name in features}, features=features).data.table
 
 
-def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[str, Values]]:
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def iter_tensors(
+    folder: Path, stated: Mapping[str, Stated], shown: Mapping[str, Stated] | None = None
+) -> Iterator[dict[str, Values]]:
     """Yields the next rows of each stated tensor, `(m, ...)`, writable, about 16 MiB at a time, files in their order.
 
-    The sha256 is compared last: what was yielded before can be trusted only when the iteration has ended. Raises an
-    `InputError` for a missing or damaged file or column, and a tensor that is not the one stated.
+    The sha256 is compared last: what was yielded before can be trusted only when the iteration has ended. `shown` are
+    the tensors once they are decoded, where they take more memory then. Raises an `InputError` for a missing or
+    damaged file or column, and a tensor that is not the one stated or too large.
     """
-    columns = {name: COLUMNS[name][0] for name in stated}
-    rows = max(1, ROW_GROUP_BYTES // sum(_bytes_of(name, entry.shape[1:]) for name, entry in stated.items()))
+    columns = {name: column_of(name, entry.dtype) for name, entry in stated.items()}
+    rows = max(1, ROW_GROUP_BYTES // sum(_bytes_of(entry, entry.shape[1:]) for entry in stated.values()))
     hashes = {name: hashlib.sha256() for name in stated}
     left = {name: entry.shape[0] for name, entry in stated.items()}
     paths = _check_shards(folder, stated)
-    _check_sizes(folder, stated)
+    _check_sizes(folder, shown or stated)
     for path in paths:
         # `ParquetFile` reads this very file, where `read_table` would take folders named `key=value` for columns.
         with _reporting(folder, path), pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
@@ -116,7 +133,8 @@ def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[st
                 part = {}
                 for name, column in columns.items():
                     left[name] -= batch.num_rows
-                    part[name] = _flatten(batch[column], name, stated[name], left[name])
+                    read = _decode_pictures if column == PICTURES else _flatten
+                    part[name] = read(batch[column], name, stated[name], left[name])
                     hashes[name].update(to_raw(part[name]))
                 yield part
     for name, entry in stated.items():
@@ -126,9 +144,11 @@ def iter_tensors(folder: Path, stated: Mapping[str, Stated]) -> Iterator[dict[st
             raise InputError(f"the {name} are not those that were saved, their sha256 differs: {REMEDY}")
 
 
-def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
+def read_tensors(
+    folder: Path, stated: Mapping[str, Stated], shown: Mapping[str, Stated] | None = None
+) -> dict[str, Tensor]:
     """Reads tensors as `iter_tensors` does; what does not fit into memory is an `InputError` too."""
-    parts = iter_tensors(folder, stated)
+    parts = iter_tensors(folder, stated, shown)
     # A piece before memory is taken for all, since the files state their rows, and of these the sizes not always.
     first = list(islice(parts, 1))
     tensors, start = _allocate(folder, stated), 0
@@ -142,10 +162,9 @@ def read_tensors(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor
 
 def _allocate(folder: Path, stated: Mapping[str, Stated]) -> dict[str, Tensor]:
     try:
-        dtypes = {name: getattr(torch, COLUMNS[name][1]) for name in stated}
-        return {name: torch.empty(entry.shape, dtype=dtypes[name]) for name, entry in stated.items()}
+        return {name: torch.empty(entry.shape, dtype=getattr(torch, entry.dtype)) for name, entry in stated.items()}
     except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
-        needed = sum(_bytes_of(name, entry.shape) for name, entry in stated.items()) / 2**30
+        needed = sum(_bytes_of(entry, entry.shape) for entry in stated.values()) / 2**30
         raise InputError(
             f"the tensors of {folder} need {needed:.1f} GiB of memory, more than can be had: take a machine with more"
         ) from error
@@ -157,8 +176,8 @@ def _check_sizes(folder: Path, stated: Mapping[str, Stated]) -> None:
         most = float(os.environ.get(LIMIT, _MOST_GIB)) * 2**30
     except ValueError as error:
         raise InputError(f"{LIMIT} must be a number of GiB, got {os.environ[LIMIT]!r}") from error
-    whole = sum(_bytes_of(name, entry.shape) for name, entry in stated.items())
-    row = sum(_bytes_of(name, entry.shape[1:]) for name, entry in stated.items())
+    whole = sum(_bytes_of(entry, entry.shape) for entry in stated.values())
+    row = sum(_bytes_of(entry, entry.shape[1:]) for entry in stated.values())
     # `not <=`, since NaN compares as false.
     if not (whole <= most and row <= most / _MOST_ROWS):
         raise InputError(
@@ -168,8 +187,8 @@ def _check_sizes(folder: Path, stated: Mapping[str, Stated]) -> None:
         )
 
 
-def _bytes_of(name: str, shape: Sequence[int]) -> int:
-    return math.prod(shape) * np.dtype(COLUMNS[name][1]).itemsize
+def _bytes_of(stated: Stated, shape: Sequence[int]) -> int:
+    return math.prod(shape) * np.dtype(stated.dtype).itemsize
 
 
 def _find_shards(folder: Path) -> list[Path]:
@@ -222,10 +241,14 @@ def _check_shards(folder: Path, stated: Mapping[str, Stated]) -> list[Path]:
 
 
 def _check_type(folder: Path, schema: pa.Schema, name: str, stated: Stated) -> None:
-    column, dtype = COLUMNS[name]
+    column, dtype = column_of(name, stated.dtype), stated.dtype
     if schema.names.count(column) != 1:
         raise InputError(f"the parquet files of {folder} lack the column {column!r}, or have it twice: {REMEDY}")
     kind = schema.field(column).type
+    if column == PICTURES:
+        if not (isinstance(kind, pa.StructType) and kind.get_field_index("bytes") >= 0):
+            raise InputError(f"column {column!r} of {folder} does not hold pictures: {REMEDY}")
+        return
     # `datasets`, once imported, makes pyarrow wrap nested lists in its own extension type.
     kind, sizes = getattr(kind, "storage_type", kind), []
     while isinstance(kind, _LIST_TYPES):
@@ -249,11 +272,21 @@ def _flatten(lists: pa.Array, name: str, stated: Stated, left: int) -> Values:
         elif fits:
             fits = bool((np.diff(values.offsets.to_numpy()) == size).all())
         values = values.flatten() if fits else values
-    if not fits or values.null_count or values.type != pa.type_for_alias(COLUMNS[name][1]):
+    if not fits or values.null_count or values.type != pa.type_for_alias(stated.dtype):
         raise _misfit(name, stated)
     # A copy, since arrays of pyarrow cannot be written to.
     return np.array(values.to_numpy(zero_copy_only=False)).reshape(rows, *stated.shape[1:])
 
 
+def _decode_pictures(pictures: pa.Array, name: str, stated: Stated, left: int) -> Values:
+    """Returns pictures as one array, when each is a PNG of the stated size and `left` more rows at least 0."""
+    parts = [from_png(entry, stated.shape[1:]) for entry in pictures.field("bytes").to_pylist()] if left >= 0 else []
+    if left < 0 or any(part is None for part in parts):
+        raise _misfit(name, stated)
+    return np.stack([part for part in parts if part is not None])
+
+
 def _misfit(name: str, stated: Stated) -> InputError:
-    return InputError(f"column {COLUMNS[name][0]!r} does not hold {name} of the stated shape {stated.shape}: {REMEDY}")
+    return InputError(
+        f"column {column_of(name, stated.dtype)!r} does not hold {name} of the stated shape {stated.shape}: {REMEDY}"
+    )

@@ -2,9 +2,13 @@
 
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -14,8 +18,29 @@ MOST_IMAGES = 64  # in the picture of a whole set
 
 def to_picture(image: Tensor) -> Image.Image:
     """Turns pixels `(C, H, W)` into an 8-bit picture, grey for one channel."""
-    values = image.cpu().clamp(0, 1).mul(255).round().to(torch.uint8)
-    return Image.fromarray(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).numpy())
+    return to_exact_picture(image.clamp(0, 1).mul(255).round().to(torch.uint8))
+
+
+def to_exact_picture(image: Tensor) -> Image.Image:
+    """Turns `(C, H, W)`, uint8, into a picture of the same numbers."""
+    values = image.cpu()
+    return Image.fromarray(values[0].numpy() if len(values) == 1 else values.permute(1, 2, 0).contiguous().numpy())
+
+
+def from_png(data: Any, shape: Sequence[int]) -> npt.NDArray[np.uint8] | None:
+    """Returns the numbers `(C, H, W)` of the bytes of a PNG file; None where they are none of this shape."""
+    channels, height, width = shape
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Its header is read first, and nothing is decoded of a picture of another size.
+            picture = Image.open(io.BytesIO(data), formats=["PNG"])
+            if (picture.mode, picture.size) != ("L" if channels == 1 else "RGB", (width, height)):
+                return None
+            return np.array(picture).reshape(height, width, channels).transpose(2, 0, 1)
+    # Damaged files make Pillow's readers raise nearly anything.
+    except Exception:
+        return None
 
 
 def to_png(picture: Image.Image) -> bytes:

@@ -24,6 +24,7 @@ from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.seeds import seeded
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.pretrain import pretrain_student, stated_use
+from ssdd_hub.sets.storage import shown_shapes
 from ssdd_hub.statements import stated_student
 from ssdd_hub.teachers.card import STUDENT_OBJECTIVE, render_teacher_card
 from ssdd_hub.teachers.recorded_teacher import UNCOMPARED, compare_teacher, load_recorded
@@ -163,7 +164,7 @@ def plan_students(
     """
     metadata = read_metadata(Path(folder))
     own = stated_student(section(metadata, "provenance")) or {}
-    (size, channels, _, side), (_, width) = (metadata["tensors"][name]["shape"] for name in ("images", "targets"))
+    (size, channels, _, side), (_, width) = (shown_shapes(metadata)[name] for name in ("images", "targets"))
     students: dict[str, Student] = {}
     for word in words:
         name = own.get("name") if word == "own" else word

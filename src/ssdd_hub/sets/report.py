@@ -31,7 +31,7 @@ BASELINES = ("random", "kmeans")
 def keep_set(run: RunFolder, distilled: DistilledSet, machine: Mapping[str, Any]) -> None:
     """Writes `distilled/` before the set is scored, unless the same pairs are there, which may have scores."""
     folder = run.path / "distilled"
-    pairs = {name: describe_tensor(getattr(distilled, name)) for name in ("images", "targets")}
+    pairs = {name: describe_tensor(tensor) for name, tensor in distilled.stored().items()}
     with suppress(InputError):
         if read_metadata(folder).get("tensors") == pairs:
             return

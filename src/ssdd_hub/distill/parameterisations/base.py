@@ -40,11 +40,13 @@ class Parameterisation(nn.Module):
         name: Its name in recipes.
         citation: The paper.
         Settings: A frozen dataclass. Fields called `lr_images` and `lr_targets` get the recipe's.
+        decodes_by: The settings without which stored columns could not be rendered.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str]
     Settings: ClassVar[type] = LearningRates
+    decodes_by: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any, **parameters: Tensor) -> None:
         super().__init__()
@@ -82,11 +84,10 @@ class Parameterisation(nn.Module):
         """Adds parameters before a step where it is time for it: True, and the optimiser is built anew."""
         return False
 
-    def num_bytes(self) -> dict[str, int]:
-        """Returns the bytes of `images`, `targets` and `decoder` as stored, so that budgets compare."""
-        sizes = {name: parameter.numel() * parameter.itemsize for name, parameter in self.named_parameters()}
-        targets = sizes.pop("targets", 0)
-        return {"images": sum(sizes.values()), "targets": targets, "decoder": 0}
+    @classmethod
+    def shown_shape(cls, shape: tuple[int, ...], args: Mapping[str, Any]) -> tuple[int, ...]:
+        """Returns the shape of the images of which `columns` has images of such a shape, given `decodes_by`."""
+        return shape
 
     def columns(self) -> dict[str, Tensor]:
         """Returns the stored tensors by name; `from_columns` reads them."""

@@ -1,0 +1,32 @@
+"""Small images shown larger: bilinear enlargement by a whole factor, and the shrinking that precedes it."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def enlarge(tiles: Tensor, factor: int) -> Tensor:
+    """Returns images `(..., H, W)` enlarged `factor` times in each direction, bilinearly, as `(..., H f, W f)`.
+
+    The values are those of `torch.nn.functional.interpolate(mode="bilinear")`, by sums of two products each: every
+    machine computes the same bits, and the gradient adds in a fixed order, on a GPU too.
+    """
+    return tiles if factor == 1 else _stretch(_stretch(tiles, factor, -2), factor, -1)
+
+
+def _stretch(tiles: Tensor, factor: int, dim: int) -> Tensor:
+    """Enlarges one dimension: each pixel becomes `factor` points, between its centre and those of its neighbours."""
+    size = tiles.shape[dim]
+    before = torch.cat([tiles.narrow(dim, 0, 1), tiles.narrow(dim, 0, size - 1)], dim)
+    after = torch.cat([tiles.narrow(dim, 1, size - 1), tiles.narrow(dim, size - 1, 1)], dim)
+    points = []
+    for point in range(factor):
+        place = (point + 0.5) / factor - 0.5  # of the point, from the centre of its pixel, in pixels
+        neighbour, weight = (before, -place) if place < 0 else (after, place)
+        points.append(tiles * (1 - weight) + neighbour * weight if weight else tiles)
+    return torch.stack(points, dim).flatten(*((-3, -2) if dim == -2 else (-2, -1)))
+
+
+def shrink(images: Tensor, factor: int) -> Tensor:
+    """Returns images `(n, C, H, W)` shrunk `factor` times by the mean of each square; the sides must be multiples."""
+    return images if factor == 1 else functional.avg_pool2d(images, factor)
