@@ -226,12 +226,12 @@ _WHOLE = partial(number, whole=True)
 _OBJECT = _fields({})
 USE: dict[str, Field] = {
     "epochs": partial(number, whole=True, least=0, greatest=10**6),
-    "max_steps": partial(number, whole=True, least=1, greatest=10**8),
+    **dict.fromkeys(("max_steps", "steps"), partial(number, whole=True, least=1, greatest=10**8)),
     "batch_size": partial(number, whole=True, least=1, greatest=10**6),
     "learning_rate": partial(number, least=0, greatest=10**4),
-    "momentum": partial(number, least=0, greatest=1),
+    **dict.fromkeys(("momentum", "mixup", "average"), partial(number, least=0, greatest=1)),
     "weight_decay": partial(number, least=0, greatest=10**4),
-    **dict.fromkeys(("augmentation", "augment"), word),
+    **dict.fromkeys(("augmentation", "augment", "schedule"), word),
 }
 """The recipe for students."""
 _SOURCE = _fields(

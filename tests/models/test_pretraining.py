@@ -14,7 +14,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import draw_batch, generator
 from ssdd_hub.selection.source import SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
-from ssdd_hub.sets.pretrain import SetPairs
+from ssdd_hub.sets.pretrain import SetPairs, stated_use
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
 
@@ -99,6 +99,7 @@ def show(made, index, augment, row, drawn):
 def train_by_hand(made, settings, seed, steps, weight, bias):
     """SGD with momentum on the mean squared error of a linear map, its gradients written out."""
     size, augment, speed = len(made.images), settings.augment, None
+    mean = [weight, bias]
     count = min(settings.batch_size, size)
     for step in range(steps):
         rows = draw_batch(size, count, seed, "use of the set", step)
@@ -107,11 +108,33 @@ def train_by_hand(made, settings, seed, steps, weight, bias):
         drawn = draw_views(count, source) if views is None else views
         shown = [show(made, index, augment, row, drawn) for row, index in enumerate(rows.tolist())]
         images, targets = (np.stack(part).reshape(count, -1) for part in zip(*shown, strict=True))
+        if settings.mixup:
+            images, targets = mix_by_hand(images, targets, settings.mixup, generator(seed, "mixup of use", step))
         slope = 2 * (images @ weight.T + bias - targets) / targets.size
         push = [slope.T @ images + settings.weight_decay * weight, slope.sum(0) + settings.weight_decay * bias]
         speed = push if speed is None else [settings.momentum * v + p for v, p in zip(speed, push, strict=True)]
-        weight, bias = weight - settings.learning_rate * speed[0], bias - settings.learning_rate * speed[1]
-    return weight, bias
+        rate = settings.learning_rate
+        if settings.schedule == "cosine":
+            rate *= 0.5 + 0.5 * np.cos(np.pi * step / steps)
+        weight, bias = weight - rate * speed[0], bias - rate * speed[1]
+        # The first weights do not count.
+        decay = settings.average if step else 0
+        mean = [decay * m + (1 - decay) * now for m, now in zip(mean, (weight, bias), strict=True)]
+    return mean if settings.average else (weight, bias)
+
+
+def mix_by_hand(images, targets, share, source):
+    """Mixes rows one by one."""
+    others = torch.randperm(len(images), generator=source).tolist()
+    chosen, weights = torch.rand(2, len(images), generator=source).double().numpy()
+    mixed = []
+    for part in (images, targets):
+        rows = [
+            weight * part[row] + (1 - weight) * part[other] if lot < share else part[row]
+            for row, (other, lot, weight) in enumerate(zip(others, chosen, weights, strict=True))
+        ]
+        mixed.append(np.stack(rows))
+    return mixed
 
 
 @pytest.mark.parametrize("augment", ["none", "flip", "crop-flip", "views"])
@@ -126,6 +149,45 @@ def test_pre_training_is_sgd_on_the_squared_error_of_what_is_shown(augment, size
     for ours, theirs in zip((student.head.weight, student.head.bias), expected, strict=True):
         np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-11, atol=1e-13)
     assert np.abs(expected[0] - weight).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mixup": 1.0}, {"mixup": 0.5}, {"schedule": "cosine"}, {"average": 0.8}, {"steps": 9}]
+    + [{"mixup": 0.7, "schedule": "cosine", "average": 0.5, "steps": 7}],
+)
+def test_options_of_the_recipe_are_their_formulas(options):
+    made, settings, student = make_set(6), replace(FAST, augment="flip", **options), watched().double()
+    weight, bias = (tensor.detach().numpy().copy() for tensor in (student.head.weight, student.head.bias))
+    fit_student(student, Double(SetPairs(made)), settings, 5)
+    expected = train_by_hand(made, settings, 5, options.get("steps", 4), weight, bias)
+    for ours, theirs in zip((student.head.weight, student.head.bias), expected, strict=True):
+        np.testing.assert_allclose(ours.detach().numpy(), theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_other_optimizers_lower_the_error_and_depend_on_the_seed_alone(optimizer):
+    made = make_set(24, width=3)
+    settings = StudentTrainingSettings(steps=60, optimizer=optimizer, learning_rate=0.01, schedule="cosine")
+    errors, weights = [], []
+    for _ in range(2):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            student = ConvNet((4, 8), "batch", 3, 5, num_targets=3)
+        fit_student(student, SetPairs(made), settings, 5)
+        errors.append((student(made.images) - made.targets).square().mean().item())
+        weights.append(student.head.weight.detach())
+    assert errors[0] < 0.7 * made.targets.square().mean() and torch.equal(*weights)
+
+
+def test_averaged_weights_come_with_averaged_batch_statistics():
+    made = make_set(12)
+    plain, mean = (ConvNet((4,), "batch", 3, 5, num_targets=2) for _ in range(2))
+    mean.load_state_dict(plain.state_dict())
+    for student, decay in ((plain, 0.0), (mean, 0.9)):
+        fit_student(student, SetPairs(made), replace(FAST, average=decay), 0)
+    first, second = (student.blocks[0][1].running_mean for student in (plain, mean))
+    assert not torch.equal(first, second) and second.abs().max() > 0
 
 
 @pytest.mark.parametrize("augment", ["crop-flip", "views"])
@@ -171,7 +233,7 @@ def test_pre_training_moves_batch_statistics_also_of_a_student_in_eval_mode():
     assert statistics.num_batches_tracked == 6 and statistics.running_mean.abs().max() > 0
 
 
-@pytest.mark.parametrize("augment", ["none", "flip", "crop-flip", "views"])
+@pytest.mark.parametrize("augment", ["none", "flip", "crop-flip", "dsa", "views"])
 def test_training_is_a_function_of_the_seed_alone(augment):
     pairs, weights = SetPairs(make_set(views=2)), []
     for number, seed in enumerate((0, 0, 1)):
@@ -236,7 +298,7 @@ def test_settings_out_of_range_are_all_named():
         "student_training.learning_rate must be above 0, got 0",
         "student_training.momentum must be in [0, 1), got 1",
         "student_training.weight_decay must be at least 0, got -1",
-        "student_training.augment must be one of none, flip, crop-flip, views, got 'colour'",
+        "student_training.augment must be one of none, flip, crop-flip, dsa, views, got 'colour'",
     ]
 
 
@@ -249,3 +311,13 @@ def test_the_recipe_of_a_card_holds_all_settings():
     recipe |= {"augmentation": "flip"}
     assert use.describe() == recipe
     assert replace(use, max_steps=7).describe() == {**recipe, "max_steps": 7}
+    more = replace(use, steps=9, schedule="cosine", mixup=0.5, average=0.9, optimizer="muon", augment="dsa")
+    stated = more.describe()
+    assert "epochs" not in stated and stated["optimizer"] == "muon"
+    assert replace(StudentTrainingSettings(epochs=3), **stated_use({"use": stated})) == more
+
+
+def test_settings_that_came_later_do_not_change_what_was_measured_before():
+    before = {"epochs", "max_steps", "batch_size", "learning_rate", "momentum", "weight_decay", "augment"}
+    assert set(StudentTrainingSettings().identity()) == before
+    assert StudentTrainingSettings(mixup=0.5).identity()["mixup"] == 0.5

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -128,7 +128,7 @@ class _Job:
         named, seed = self.set_entry.identity(self.k), [self.evaluation.seed, self.k]
         if self.set_entry.network is not None:
             return {"network": named, "seed": seed}
-        student, use = self.candidate.identity, asdict(self.evaluation.use)
+        student, use = self.candidate.identity, self.evaluation.use.identity()
         return {"set": named, "student": student, "use": use, "seed": seed}
 
     @cached_property

@@ -1,22 +1,26 @@
 """Pre-training of a student: regression from images to their targets."""
 
 import copy
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight, one_of
-from ssdd_hub.data.augment import PADDING, crop_flip, draw_views
+from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Share, Weight, one_of
+from ssdd_hub.data.augment import PADDING, augment_dsa, crop_flip, draw_views
 from ssdd_hub.errors import InputError
 from ssdd_hub.seeds import draw_batch, generator
 from ssdd_hub.text import first_line
 
-AUGMENTATIONS = ("none", "flip", "crop-flip", "views")
+AUGMENTATIONS = ("none", "flip", "crop-flip", "dsa", "views")
+OPTIMIZERS = ("sgd", "adamw", "muon")
+SCHEDULES = ("constant", "cosine")
 Pair = tuple[Tensor, Tensor]
 
 
@@ -27,34 +31,62 @@ class StudentTrainingSettings(Settings, section="student_training"):
     Attributes:
         epochs: Passes over the set.
         max_steps: Steps at most, whatever the epochs; it bounds the pre-training on a whole source set.
+        steps: Steps of every pre-training, whatever the epochs, so that sets of any size take the same; None for
+            `epochs`.
         batch_size: Images per step; all of them where there are fewer.
-        learning_rate: SGD's, constant.
-        momentum: SGD's.
-        weight_decay: SGD's.
+        optimizer: `sgd`; or `adamw` or `muon`, timm's, which take other learning rates.
+        learning_rate: The first one.
+        schedule: Of the learning rate: `constant`, or `cosine`, to 0 at the last step.
+        momentum: Of SGD and Muon.
+        weight_decay: The optimizer's.
+        mixup: Share of the images that are mixed with another one of the batch, by a weight uniform in [0, 1]; their
+            targets are mixed alike (Zhang et al., ICLR 2018, arXiv 1710.09412).
+        average: Decay of the running mean of the weights that is kept in the end; 0 keeps the last weights.
         augment: `none`; `flip`: each image is mirrored half of the time; `crop-flip`: it is also shifted by at most 4
-            pixels; both keep the target. `views`: the image as it is or one of the views stored with it, each with the
+            pixels; both keep the target. `dsa`: one of DSA's six operations, colours and cutout among them, on each
+            batch. `views`: the image as it is or one of the views stored with it, each with the
             target stored for it.
     """
 
     epochs: Natural = 1000
     max_steps: Count | None = None
+    steps: Count | None = None
     batch_size: Count = 256
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "sgd"
     learning_rate: Positive = 0.1
+    schedule: Annotated[str, one_of(SCHEDULES)] = "constant"
     momentum: Fraction = 0.9
     weight_decay: Weight = 1e-3
+    mixup: Share = 0.0
+    average: Fraction = 0.0
     augment: Annotated[str, one_of(AUGMENTATIONS)] = "none"
 
     def num_steps(self, size: int) -> int:
         """Returns the steps of a pre-training on `size` images."""
-        steps = self.epochs * size // min(self.batch_size, size)
+        steps = self.steps or self.epochs * size // min(self.batch_size, size)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def describe(self) -> dict[str, Any]:
         """Returns the recipe for using a set, for its card."""
-        names = ("learning_rate", "momentum", "weight_decay", "epochs", "max_steps", "batch_size")
-        numbers = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        numbers = {name: getattr(self, name) for name in NUMBERS if getattr(self, name) is not None}
+        # What is off is not mentioned, nor how many epochs where the steps are fixed.
+        idle = {*(name for name in ("mixup", "average") if not numbers[name]), *(["epochs"] if self.steps else [])}
         loss = "mean squared error of the head's output to the target"
-        return {"loss": loss, "optimizer": "SGD", **numbers, "augmentation": self.augment}
+        facts = {name: value for name, value in numbers.items() if name not in idle}
+        facts |= {} if self.schedule == "constant" else {"schedule": self.schedule}
+        optimizer = "SGD" if self.optimizer == "sgd" else self.optimizer
+        return {"loss": loss, "optimizer": optimizer, **facts, "augmentation": self.augment}
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the settings as JSON, without later ones that are as they were before there was a choice."""
+        later = {"steps": None, "optimizer": "sgd", "schedule": "constant", "mixup": 0.0, "average": 0.0}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+
+
+NUMBERS = (
+    *("learning_rate", "momentum", "weight_decay", "epochs", "max_steps", "steps", "batch_size", "mixup", "average"),
+)
+"""The settings that are numbers, in the order of cards."""
 
 
 class Pairs(Protocol):
@@ -121,9 +153,11 @@ def fit_student(
             "student_training.augment is views, and the set holds none: make some with ssdd_hub.add_views, or choose "
             "none, flip or crop-flip"
         )
-    optimizer = torch.optim.SGD(
-        student.parameters(), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    optimizer = _build_optimizer(student, settings)
+    mean = None
+    if settings.average:
+        kept = get_ema_multi_avg_fn(settings.average)  # type: ignore[no-untyped-call]
+        mean = AveragedModel(student, multi_avg_fn=kept, use_buffers=True)
     size, steps = len(pairs), settings.num_steps(len(pairs))
     if steps and min(settings.batch_size, size) == 1:
         _, channels, _, side = pairs.batch(torch.zeros(1, dtype=torch.int64))[0].shape
@@ -133,11 +167,44 @@ def fit_student(
     for step in tqdm(range(steps), "pre-training", unit="step", disable=not progress):
         indices = draw_batch(size, min(settings.batch_size, size), seed, "use of the set", step)
         images, targets = _augmented(pairs, indices, settings.augment, generator(seed, "augmentation of use", step))
+        if settings.mixup:
+            images, targets = mix(images, targets, settings.mixup, generator(seed, "mixup of use", step))
         loss = functional.mse_loss(student(images), targets)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if settings.schedule == "cosine":
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.step()
+        if mean is not None:
+            mean.update_parameters(student)
+    if mean is not None:
+        student.load_state_dict(mean.module.state_dict())
     return student.eval()
+
+
+def mix(images: Tensor, targets: Tensor, share: float, drawn: torch.Generator) -> Pair:
+    """Mixes a share of the images `(n, C, H, W)` with others of the batch, and their targets `(n, D)` alike."""
+    others = torch.randperm(len(images), generator=drawn).to(images.device)
+    chosen, weights = torch.rand(2, len(images), generator=drawn).to(images)
+    weights = torch.where(chosen < share, weights, torch.ones_like(weights))
+    mixed = [
+        part * weight + part[others] * (1 - weight)
+        for part, weight in ((images, weights[:, None, None, None]), (targets, weights[:, None]))
+    ]
+    return mixed[0], mixed[1]
+
+
+def _build_optimizer(student: nn.Module, settings: StudentTrainingSettings) -> torch.optim.Optimizer:
+    rates: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(student.parameters(), momentum=settings.momentum, **rates)
+    from timm.optim import create_optimizer_v2
+
+    # AdamW's first moment has timm's usual decay.
+    own = {"momentum": settings.momentum} if settings.optimizer == "muon" else {}
+    built: torch.optim.Optimizer = create_optimizer_v2(student, opt=settings.optimizer, **rates, **own)
+    return built
 
 
 def _augmented(pairs: Pairs, indices: Tensor, augment: str, drawn: torch.Generator) -> Pair:
@@ -146,6 +213,8 @@ def _augmented(pairs: Pairs, indices: Tensor, augment: str, drawn: torch.Generat
     images, targets = pairs.batch(indices)
     if augment == "none":
         return images, targets
+    if augment == "dsa":
+        return augment_dsa(images, drawn), targets
     views = draw_views(len(images), drawn)
     if augment == "flip":
         views[:, :2] = PADDING
