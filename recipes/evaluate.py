@@ -22,8 +22,16 @@ from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Baselines, EvaluateSettings, Evaluation, ScoreStore, protocols as kinds
 from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, entry_of_none
 from ssdd_hub.evaluation.evaluation import Record
+from ssdd_hub.evaluation.forms import Form
 from ssdd_hub.evaluation.inputs import stated_settings
-from ssdd_hub.evaluation.loading import Loader, check_references, check_students, load_sets, prepare_references
+from ssdd_hub.evaluation.loading import (
+    Loader,
+    budgets_of,
+    check_references,
+    check_students,
+    load_sets,
+    prepare_references,
+)
 from ssdd_hub.evaluation.protocols.rank import RANK
 from ssdd_hub.models import StudentTrainingSettings
 from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
@@ -37,6 +45,7 @@ from ssdd_hub.settings import parse_config
 from ssdd_hub.teachers import Teacher, TeacherSettings
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
+EQUAL = ("images", "bytes", "both")
 PROTOCOLS = ("teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK)
 
 
@@ -53,6 +62,9 @@ class EvaluateConfig:
             pixel space, by `mean` and `std` or by the `dataset` for which that code has them.
         references: What they are compared with: `none` (no pre-training), `random`, `kmeans`, `kmeans-pixels`,
             `kcenter`, `herding`, `high_loss`, `gaussian`, `full` (the whole source), and `teacher` (its own features).
+        at_equal: What selections share with a set: its number of `images`, its `bytes` as stored, or `both` in turn.
+        forms: How real images are stored at equal bytes: `png`, `jpeg-QUALITY`, `factor-SIDES` (smaller images). At
+            equal numbers of images they are used as they are.
         datasets: The datasets to measure on: `source`, Hub ids, folders, or names that `dataset_args` explains.
         dataset_args: Settings of such a dataset, by its name: `--dataset-args.cars.name FOLDER`,
             `--dataset-args.cars.label_column label`.
@@ -86,6 +98,8 @@ class EvaluateConfig:
     sets: list[str] = field(default_factory=list)
     foreign: dict[str, Any] = field(default_factory=dict)
     references: list[str] = field(default_factory=lambda: ["none", "random"])
+    at_equal: str = "images"
+    forms: list[str] = field(default_factory=lambda: ["png", "jpeg-50", "factor-2"])
     datasets: list[str] = field(default_factory=lambda: ["source"])
     dataset_args: dict[str, Any] = field(default_factory=dict)
     students: list[str] = field(default_factory=lambda: ["own"])
@@ -121,6 +135,7 @@ class EvaluateConfig:
             (bool(self.sets), "sets must name at least one set: --set FOLDER_OR_HUB_ID"),
             (len(set(self.sets)) == len(self.sets), f"sets must differ from each other, got {self.sets}"),
             *((not names, f"{key} must be some of {', '.join(known)}; got {names}") for key, known, names in unknown),
+            (self.at_equal in EQUAL, f"at_equal must be one of {', '.join(EQUAL)}, got {self.at_equal!r}"),
             *((bool(getattr(self, key)), f"{key} must name at least one {what}") for key, what in empty.items()),
             (not idle, f"dataset_args and student_args are for --datasets and --students, which lack {idle}"),
             (
@@ -129,6 +144,8 @@ class EvaluateConfig:
                 "another --student-training.augment",
             ),
         )
+        for form in self.forms:
+            Form.of(form)
         if not self.output:
             place = Path(self.sets[0])
             name = place.parent.name if place.name == "distilled" else place.name
@@ -198,7 +215,9 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     if source:
         views = SetPairs(first).num_views if config.student_training.augment == "views" else 0
         references = Baselines(run.path / "references", source, config.selection, config.seed, views)
-        set_entries += prepare_references(references, wanted, counts, config.evaluate.seeds, accelerator)
+        budgets = budgets_of(sets, config.forms) if config.at_equal != "images" else {}
+        sizes = counts if config.at_equal != "bytes" else []
+        set_entries += prepare_references(references, wanted, sizes, config.evaluate.seeds, accelerator, budgets)
     elif wanted:
         set_entries.append(entry_of_none())
     parts = (set_entries, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)

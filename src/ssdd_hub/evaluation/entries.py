@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch import nn
 from tqdm import tqdm
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.evaluation.forms import Form, count_for
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, WholeNetwork
 from ssdd_hub.models.build import build_student
 from ssdd_hub.models.pretraining import Pairs
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.record import METADATA_FILE, hash_json
+from ssdd_hub.record import METADATA_FILE, hash_json, section
 from ssdd_hub.seeds import derive_seed
-from ssdd_hub.selection.methods import GAUSSIAN, SELECTIONS, SelectionSettings, choose_rows, draw_noise
+from ssdd_hub.selection.methods import CHOICES, GAUSSIAN, SELECTIONS, SelectionSettings, choose_rows, draw_noise
 from ssdd_hub.selection.source import Source, SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.folder import describe_tensor
@@ -29,6 +31,11 @@ from ssdd_hub.targets.transform import TargetTransform
 NONE, FULL, TEACHER = "none", "full", "teacher"
 REFERENCES = (NONE, *SELECTIONS, FULL, TEACHER)
 """No pre-training, selections of as many images as the set has, the whole source, and the teacher's own features."""
+_SAMPLED = 256  # images whose bytes tell how many fit
+
+
+def _no_size(k: int) -> Mapping[str, int]:
+    return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +49,7 @@ class SetEntry:
     pixel_space: PixelSpace | None = None  # in which its students see real images; None for the data's own
     network: Callable[[], nn.Module] | None = None  # takes the place of a student and is not pre-trained
     protocols: Collection[str] | None = None  # names of the protocols that apply to it; None for all
+    size: Callable[[int], Mapping[str, int]] = _no_size  # `images` and `bytes` of what student `k` is pre-trained on
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +84,15 @@ def entry_of_set(
 ) -> SetEntry:
     """Returns a set as an entry of an evaluation, for students on a device; every student sees the same pairs."""
     identity = describe_pairs(distilled)
-    return SetEntry(name, lambda k: SetPairs(distilled, device), lambda k: identity, same_targets)
+    size = size_of(distilled)
+    return SetEntry(name, lambda k: SetPairs(distilled, device), lambda k: identity, same_targets, size=lambda k: size)
+
+
+def size_of(distilled: DistilledSet) -> dict[str, int]:
+    """Returns the number of `images` of a set, and the `bytes` of its pixels, targets and decoder, as stored."""
+    stated = section(section(distilled.provenance, "selection"), "stored").get("bytes")
+    total = sum(distilled.num_bytes().values()) if stated is None else int(stated)
+    return {"images": len(distilled.images), "bytes": total}
 
 
 def entry_of_none(name: str = NONE) -> SetEntry:
@@ -115,8 +131,11 @@ class Baselines:
     seed: int
     num_views: int = 0  # views `K` stored with each image of a selection
 
-    def set_entry(self, method: str, count: int, name: str | None = None) -> SetEntry:
-        """Returns one of `REFERENCES`, selections of `count` images, under its own name or another."""
+    def set_entry(self, method: str, count: int, name: str | None = None, form: Form | None = None) -> SetEntry:
+        """Returns one of `REFERENCES`, under its own name or another.
+
+        Selections are of `count` images or, in a form, of as many as take `count` bytes.
+        """
         name, source = name or method, self.source
         if method == NONE:
             return entry_of_none(name)
@@ -131,29 +150,76 @@ class Baselines:
             raise InputError(f"there is no reference {method!r}: use some of {', '.join(REFERENCES)}")
 
         def load(k: int) -> DistilledSet:
-            return DistilledSet.load(self._path(method, count, k))
+            return DistilledSet.load(self._path(method, count, k, form))
 
-        return SetEntry(name, lambda k: SetPairs(load(k), source.device), lambda k: describe_pairs(load(k)))
+        return SetEntry(
+            name,
+            lambda k: SetPairs(load(k), source.device),
+            lambda k: describe_pairs(load(k)),
+            size=lambda k: size_of(load(k)),
+        )
 
     def set_entries(self, methods: Sequence[str], counts: Sequence[int]) -> list[SetEntry]:
         """Returns references beside sets of these numbers of images: a selection for each number, all else once."""
         found = []
         for method in methods:
-            sizes = list(dict.fromkeys(counts)) if method in SELECTIONS else counts[:1]
+            sizes = list(dict.fromkeys(counts)) if method in SELECTIONS else [*counts[:1]] or [0]
             found += [self.set_entry(method, n, method if len(sizes) == 1 else f"{method}-{n}") for n in sizes]
         return found
 
-    def prepare(self, methods: Sequence[str], counts: Sequence[int], seeds: int, progress: bool = True) -> None:
-        """Makes the selections that are not there yet: for each kind and number of images, one for each student."""
+    def set_entries_at_bytes(self, methods: Sequence[str], budgets: Mapping[int, Sequence[Form]]) -> list[SetEntry]:
+        """Returns selections in each form that take at most so many bytes, named after method, form and bytes."""
+        found = []
+        for method, (budget, forms) in product([name for name in methods if name in CHOICES], budgets.items()):
+            more = f" {budget / 1000:.0f} kB" if len(budgets) > 1 else ""
+            found += [self.set_entry(method, budget, f"{method} {form}{more}", form) for form in forms]
+        return found
+
+    def prepare(
+        self,
+        methods: Sequence[str],
+        counts: Sequence[int],
+        seeds: int,
+        progress: bool = True,
+        budgets: Mapping[int, Sequence[Form]] | None = None,
+    ) -> None:
+        """Makes the selections that are not there yet, one for each student.
+
+        Args:
+            methods: The references; those that are no selections need nothing.
+            counts: Numbers of images.
+            seeds: Students.
+            progress: Whether to show a bar.
+            budgets: Forms to be filled by number of bytes.
+        """
         chosen = [method for method in methods if method in SELECTIONS]
-        todo = [(method, count, k) for method in chosen for count in dict.fromkeys(counts) for k in range(seeds)]
+        jobs: list[tuple[str, int, Form | None]] = [(name, n, None) for name in chosen for n in dict.fromkeys(counts)]
+        for budget, forms in (budgets or {}).items():
+            jobs += [(name, budget, form) for name in chosen if name in CHOICES for form in forms]
+        todo = [(name, n, k, form) for name, n, form in jobs for k in range(seeds)]
         todo = [job for job in todo if not (self._path(*job) / METADATA_FILE).is_file()]
-        for method, count, k in tqdm(todo, "references", unit="set", disable=not (progress and todo)):
+        for method, count, k, form in tqdm(todo, "references", unit="set", disable=not (progress and todo)):
             seed = derive_seed(self.seed, f"reference {method}", k)
-            selected = select(method, self.source, count, seed, self.settings)
-            if self.num_views:
-                selected = add_views(selected, self.source.teacher, self.source.transform, self.num_views, seed)
-            selected.save(self._path(method, count, k))
+            selected = self._fill(method, count, seed, form) if form else self._select(method, count, seed)
+            selected.save(self._path(method, count, k, form))
+
+    def _select(self, method: str, count: int, seed: int) -> DistilledSet:
+        selected = select(method, self.source, count, seed, self.settings)
+        if self.num_views:
+            return add_views(selected, self.source.teacher, self.source.transform, self.num_views, seed)
+        return selected
+
+    def _fill(self, method: str, budget: int, seed: int, form: Form) -> DistilledSet:
+        """Selects as many images as take so many bytes in a form."""
+        available = len(self.source.bank)
+        count = count_for(form, self._select("random", min(_SAMPLED, available), seed), budget)
+        selected = self._select(method, min(count, available), seed)
+        stored, size = form.fit(selected, budget)
+        stored.provenance["selection"] = {
+            **section(stored.provenance, "selection"),
+            "stored": {"form": str(form), "bytes": size},
+        }
+        return stored
 
     @cached_property
     def _origin(self) -> dict[str, Any]:
@@ -165,9 +231,10 @@ class Baselines:
             "pixel_space": source.pixel_space.to_dict(),
         }
 
-    def _path(self, method: str, count: int, k: int) -> Path:
+    def _path(self, method: str, count: int, k: int, form: Form | None = None) -> Path:
         key = [self._origin, method, count, asdict(self.settings), self.seed, k, self.num_views]
-        return self.folder / f"{method}-{count}-{k}-{hash_json(key)[:8]}"
+        words = [method, *([str(form)] if form else []), str(count), str(k)]
+        return self.folder / "-".join([*words, hash_json([*key, *([asdict(form)] if form else [])])[:8]])
 
     def _teacher(self) -> nn.Module:
         """Returns the teacher as a network that takes images in the students' pixel space."""

@@ -96,9 +96,10 @@ class Evaluation:
     def _records(self, results: Mapping[tuple[str, str, int], "_Measured"]) -> Iterator[Record]:
         for candidate, set_entry in product(self.candidates, self.set_entries):
             students = [results[candidate.name, set_entry.name, k] for k in range(self.seeds)]
+            sizes = _mean_size([set_entry.size(k) for k in range(self.seeds)])
             for protocol, target in dict.fromkeys(where for student in students for where in student):
                 about = {"set": set_entry.name, "protocol": protocol, **self.facts, "target": target}
-                about |= {"student": candidate.name, "use": self.use.augment}
+                about |= {"student": candidate.name, "use": self.use.augment, **sizes}
                 cells = [student.get((protocol, target), []) for student in students]
                 found = [{(measure.metric, measure.labels): measure.value for measure in cell} for cell in cells]
                 for metric, labels in dict.fromkeys(kind for scores in found for kind in scores):
@@ -213,6 +214,11 @@ def _run_side_by_side(groups: Sequence[Sequence[_Job]], done: Callable[[], objec
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)
+
+
+def _mean_size(sizes: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Returns the mean number of `images` and of `bytes`; nothing of references that have none."""
+    return {name: round(sum(size[name] for size in sizes) / len(sizes)) for name in sizes[0]}
 
 
 def describe_values(values: Sequence[float | None]) -> dict[str, Any]:

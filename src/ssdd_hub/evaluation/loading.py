@@ -9,7 +9,8 @@ from accelerate import Accelerator
 
 from ssdd_hub.data.bank import DataSettings, draw_heldout, load_images
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluation.entries import Baselines, SetEntry, StudentEntry, entry_of_set
+from ssdd_hub.evaluation.entries import Baselines, SetEntry, StudentEntry, entry_of_set, size_of
+from ssdd_hub.evaluation.forms import Form
 from ssdd_hub.evaluation.inputs import (
     ABSENT,
     check_alike,
@@ -170,10 +171,35 @@ def shape_of(distilled: DistilledSet) -> dict[str, Any]:
 
 
 def prepare_references(
-    references: Baselines, methods: Sequence[str], counts: Sequence[int], seeds: int, accelerator: Accelerator
+    references: Baselines,
+    methods: Sequence[str],
+    counts: Sequence[int],
+    seeds: int,
+    accelerator: Accelerator,
+    budgets: Mapping[int, Sequence[Form]] | None = None,
 ) -> list[SetEntry]:
-    """Returns references; one process makes the selections that are not there yet, and the others wait."""
+    """Returns references; one process makes the selections that are not there yet, and the others wait.
+
+    Args:
+        references: What makes them.
+        methods: Their kinds.
+        counts: Numbers of images of selections.
+        seeds: Students.
+        accelerator: The processes.
+        budgets: Forms of selections to be filled by number of bytes, beside those of numbers of images.
+    """
     if accelerator.is_main_process:
-        references.prepare(methods, counts, seeds)
+        references.prepare(methods, counts, seeds, budgets=budgets)
     accelerator.wait_for_everyone()
-    return references.set_entries(methods, counts)
+    # Without numbers of images there are none of them, but all other references.
+    others = [method for method in methods if counts or method not in SELECTIONS]
+    return references.set_entries(others, counts) + references.set_entries_at_bytes(methods, budgets or {})
+
+
+def budgets_of(sets: Mapping[str, DistilledSet], forms: Sequence[str]) -> dict[int, list[Form]]:
+    """Returns the bytes of each set, with the forms to be filled by as many; targets are stored as the set's are."""
+    found = dict[int, list[Form]]()
+    for distilled in sets.values():
+        targets = str(distilled.stored()["targets"].dtype).removeprefix("torch.")
+        found[size_of(distilled)["bytes"]] = [Form.of(form, targets) for form in forms]
+    return found

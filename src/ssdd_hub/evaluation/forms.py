@@ -1,0 +1,100 @@
+"""Forms in which real images are stored, so that references take as many bytes as a set: PNG, JPEG, small images."""
+
+import io
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssdd_hub.errors import InputError
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.preview import to_exact_picture, to_png
+
+FORMS = ("png", "jpeg-QUALITY", "factor-SIDES")
+_KINDS = {"png": (None, None), "jpeg": (1, 95), "factor": (2, 64)}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to store real images with their targets.
+
+    Attributes:
+        kind: `png`: exactly, 8 bits a value; `jpeg`: as files with tables of their own; `factor`: with sides
+            `number` times shorter, as PNG files, enlarged bilinearly when they are used.
+        number: Quality of a JPEG, or the factor.
+        targets: `float32`, `float16` or `int8`, as the targets of the set that they are compared with.
+    """
+
+    kind: str
+    number: int = 1
+    targets: str = "float32"
+
+    @classmethod
+    def of(cls, text: str, targets: str = "float32") -> "Form":
+        """Reads `png`, `jpeg-75` or `factor-2`; an `InputError` names what there is."""
+        kind, _, number = text.partition("-")
+        least, most = _KINDS.get(kind, (0, 0))
+        if least is None and not number:
+            return cls(kind, 1, targets)
+        if not (least and most and number.isdecimal() and least <= int(number) <= most):
+            raise InputError(
+                f"a form must be png, jpeg-QUALITY with a quality from 1 to 95, or factor-SIDES from 2 to 64, such as "
+                f"jpeg-75 or factor-2; got {text!r}"
+            )
+        return cls(kind, int(number), targets)
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "png" else f"{self.kind}-{self.number}"
+
+    def store(self, selected: DistilledSet) -> tuple[DistilledSet, Tensor]:
+        """Returns real images in this form, and the bytes of each, `(M,)`, with its target."""
+        if self.kind == "jpeg":
+            pixels = selected.pixel_space.denormalise(selected.images).mul(255).round().to(torch.uint8)
+            files = [_to_jpeg(image, self.number) for image in pixels]
+            decoded = torch.stack([_to_pixels(file, pixels.shape[1]) for file in files])
+            images = selected.pixel_space.normalise(decoded.float() / 255)
+            stored = replace(selected, images=images).compact("uint8", self.targets)
+        else:
+            stored = selected.compact("uint8", self.targets, self.number)
+            files = [to_png(to_exact_picture(image)) for image in stored.stored()["images"]]
+        return stored, torch.tensor([len(file) for file in files]) + _bytes_of_targets(stored)
+
+    def fit(self, selected: DistilledSet, budget: int) -> tuple[DistilledSet, int]:
+        """Returns the first of the images that take `budget` bytes at most in this form, at least one, and the bytes.
+
+        The scales of the targets count too.
+        """
+        stored, sizes = self.store(selected)
+        fixed = stored.num_bytes()["decoder"]
+        count = max(1, int((fixed + sizes.cumsum(0) <= budget).sum()))
+        first = {name: getattr(selected, name)[:count] for name in ("images", "targets")}
+        first |= {} if selected.labels is None else {"labels": selected.labels[:count]}
+        if selected.views is not None and selected.view_targets is not None:
+            first |= {"views": selected.views[:count], "view_targets": selected.view_targets[:count]}
+        kept, sizes = self.store(replace(selected, **first))
+        return kept, fixed + int(sizes.sum())
+
+
+def count_for(form: Form, sample: DistilledSet, budget: int) -> int:
+    """Returns about how many images fit, and some more, going by a sample of them."""
+    _, sizes = form.store(sample)
+    return int(budget / float(sizes.double().mean()) * 1.05) + 2
+
+
+def _bytes_of_targets(stored: DistilledSet) -> int:
+    return stored.num_bytes()["targets"] // len(stored.images)
+
+
+def _to_jpeg(image: Tensor, quality: int) -> bytes:
+    file = io.BytesIO()
+    to_exact_picture(image).save(file, "JPEG", quality=quality, optimize=True)
+    return file.getvalue()
+
+
+def _to_pixels(file: bytes, channels: int) -> Tensor:
+    with Image.open(io.BytesIO(file), formats=["JPEG"]) as picture:
+        pixels: Any = np.array(picture)
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1).copy())
