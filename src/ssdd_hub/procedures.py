@@ -29,6 +29,7 @@ RECIPES = {
     "evaluate": Recipe("score sets beside references by several protocols and datasets", ("set",)),
     "train-teacher": Recipe("train a teacher without labels", ("data.name",), "photos_teacher"),
     "compute-targets": Recipe("compute a teacher's features of a whole dataset", ("data.name",)),
+    "audit": Recipe("measure how much a set tells of the images that it was made from", ("set",)),
     "publish": Recipe("publish a set with its teacher, students and a collection", ("set", "repo")),
 }
 """The recipes that are commands of `ssdd-hub`, with a dash in the name where the file has an underscore."""

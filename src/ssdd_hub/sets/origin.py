@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ssdd_hub.hub.markdown import escape
 from ssdd_hub.record import section
+from ssdd_hub.sets.audit import tell_audit
 from ssdd_hub.sets.similarity import ALIKE, measure_similarity
 from ssdd_hub.statements import DIGITS
 from ssdd_hub.text import HUB_ID
@@ -81,7 +82,8 @@ def tell_origin(provenance: Mapping[str, Any], count: int) -> list[str]:
         if method.removeprefix("selection/") in NOISES:
             return ["The images are noise, and show nothing of the source."]
         return [f"The images are {count} real images of the source, unchanged.", _shows(), _contact(provenance)]
-    return [_start(provenance, method), *_similarity(provenance), _shows(), _contact(provenance)]
+    measured = [*_similarity(provenance), *tell_audit(section(provenance, "audit"))]
+    return [_start(provenance, method), *measured, _shows(), _contact(provenance)]
 
 
 def _start(provenance: Mapping[str, Any], method: str) -> str:

@@ -20,7 +20,7 @@ def correlations(images: Tensor, others: Tensor) -> Tensor:
         images: `(M, C, H, W)`, floats.
         others: `(M, C, H, W)`, floats or uint8, in any linear scale: correlation ignores brightness and contrast.
     """
-    return (_standardise(images) * _standardise(others)).sum(1)
+    return (standardise(images) * standardise(others)).sum(1)
 
 
 def nearest(images: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,11 +30,11 @@ def nearest(images: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
         images: `(M, C, H, W)`, floats.
         source: `(N, C, H, W)`, floats or uint8; read in chunks.
     """
-    flat = _standardise(images)
+    flat = standardise(images)
     best, place = torch.full((len(flat),), -2.0), torch.zeros(len(flat), dtype=torch.int64)
     step = max(1, _CHUNK // flat.shape[1])
     for start in range(0, len(source), step):
-        values, indices = (flat @ _standardise(source[start : start + step]).T).max(1)
+        values, indices = (flat @ standardise(source[start : start + step]).T).max(1)
         better = values > best
         best, place = torch.where(better, values, best), torch.where(better, indices + start, place)
     return best, place
@@ -68,6 +68,7 @@ def summarise(values: Tensor) -> dict[str, Any]:
     }
 
 
-def _standardise(images: Tensor) -> Tensor:
+def standardise(images: Tensor) -> Tensor:
+    """Returns unit vectors `(n, C H W)` of images `(n, C, H, W)`, whose products are the correlations of pixels."""
     flat = images.detach().float().cpu().flatten(1)
     return torch.nn.functional.normalize(flat - flat.mean(1, keepdim=True))

@@ -1,0 +1,82 @@
+"""The audit of a set, and compact sets, as a user runs them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ssdd_hub import DistilledSet
+from ssdd_hub.record import read_metadata
+from ssdd_hub.sets.check import check_folder
+
+SMOKE = Path(__file__).parents[2] / "recipes" / "configs" / "smoke.yaml"
+SMALL = [
+    *("--data.max-images", "100", "--teacher-training.epochs", "1", "--distiller.steps", "2", "--evaluate.seeds", "2"),
+    *("--student-training.epochs", "2", "--probe.draws", "1"),
+]
+COMPACT = ["--parameterisation", "factor", "--parameterisation.args", "{factor: 4}", "--storage.pixels", "uint8"]
+
+
+@pytest.fixture(scope="module")
+def run(launch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "run"
+    launch("distill", "--config", SMOKE, "--output", folder, *SMALL, *COMPACT, "--storage.targets", "int8")
+    return folder
+
+
+def test_a_compact_run_stores_small_pictures_and_states_their_bytes(run):
+    record = read_metadata(run / "distilled")
+    assert record["tensors"]["images"]["shape"][1:] == [1, 4, 4] and record["tensors"]["images"]["dtype"] == "uint8"
+    assert record["storage"]["parameterisation"] == {"name": "factor", "args": {"factor": 4}}
+    assert DistilledSet.load(run / "distilled").images.shape[1:] == (1, 16, 16)
+    assert not [finding for finding in check_folder(run / "distilled") if finding.level == "error"]
+    sizes = record["num_bytes"]
+    first = json.loads((run / "scores.json").read_text())["records"][0]
+    assert first["set"] == "distilled" and first["images"] == record["tensors"]["images"]["shape"][0]
+    assert first["bytes"] == sizes["images"] + sizes["targets"] + sizes["decoder"]
+
+
+def test_an_audit_is_stored_shown_and_put_on_the_card(run, launch, tmp_path, capsys):
+    place = Path(shutil.copytree(run, tmp_path / "run")) / "distilled"
+    launch("audit", "--set", place, "--output", tmp_path / "audit", "--record", "true")
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert found["pixels"]["members"] == found["pixels"]["heldout"] and len(found["teacher"]["auc"]) == 3
+    with Image.open(tmp_path / "audit" / "closest.png") as picture:
+        assert picture.width > picture.height
+    assert "AUC" in capsys.readouterr().out
+    assert read_metadata(place)["provenance"]["audit"] == {name: found[name] for name in ("pixels", "teacher")}
+    assert "Audit: telling images of the source" in (place / "README.md").read_text(encoding="utf-8")
+    assert not [finding for finding in check_folder(place) if finding.level == "error"]
+
+
+def test_references_at_equal_bytes_take_no_more_than_the_set(run, launch, tmp_path):
+    forms = ["--at-equal", "both", "--forms", "png,jpeg-50,factor-2", "--references", "none,random"]
+    less = ["--protocols", "teacher_error", "--student-training.steps", "2"]
+    launch("evaluate", "--set", run / "distilled", "--output", tmp_path / "scores", *forms, *less)
+    records = json.loads((tmp_path / "scores" / "scores.json").read_text())["records"]
+    sizes = {record["set"]: record.get("bytes") for record in records}
+    assert sizes.keys() == {"distilled", "none", "random", "random png", "random jpeg-50", "random factor-2"}
+    assert sizes["none"] is None
+    assert all(size <= sizes["distilled"] for name, size in sizes.items() if name.startswith("random "))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--forms", "gif"], ["a form must be png, jpeg-QUALITY", "'gif'"]),
+        (["--at-equal", "weight"], ["at_equal must be one of images, bytes, both", "'weight'"]),
+    ],
+)
+def test_forms_that_do_not_exist_are_refused(run, refuse, tmp_path, arguments, words):
+    refuse(words, "evaluate", "--set", run / "distilled", "--output", tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_audit_that_cannot_be_made_is_refused(run, refuse, tmp_path):
+    output = tmp_path / "out"
+    refuse(["set must name a set"], "audit", "--output", output)
+    refuse(["most must be at least 2"], "audit", "--output", output, "--most", "1", "--set", run / "distilled")
+    refuse(["there is no such folder here"], "audit", "--output", output, "--set", "nothing")
+    assert not output.exists()
