@@ -205,7 +205,7 @@ def _as_dataset(images: Tensor) -> Any:
 def _store_set(distilled: DistilledSet, output: str | Path | None) -> str:
     """Returns the folder of a set; one that has none, or was changed since, is stored first."""
     stored = distilled.stored()
-    now = {name: describe_tensor(stored[name]) for name in ("images", "targets")}
+    now = {name: describe_tensor(stored[name]) for name in ("images", "coefficients", "targets") if name in stored}
     folder = distilled.folder
     if folder is not None and folder.is_dir():
         stated = section(read_metadata(folder), "tensors")

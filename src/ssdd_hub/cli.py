@@ -172,7 +172,7 @@ def describe_published(published: "Published", folder: Path) -> list[str]:
     place = f'"{published.repo_id}", revision="{published.revision}"'
     return [
         f"published and verified: {published.url}",
-        *(f"  {name} sha256 {tensors[name]['sha256']}" for name in ("images", "targets")),
+        *(f"  {name} sha256 {entry['sha256']}" for name, entry in tensors.items() if name not in ("labels", "views")),
         "load it by",
         f"  ssdd_hub.DistilledSet.from_pretrained({place})",
         f'  datasets.load_dataset({place}, split="train")',
@@ -218,12 +218,12 @@ def describe_set(metadata: Mapping[str, Any]) -> list[str]:
     """Returns what a set's record states, in lines; any part of it may be missing or malformed."""
     from ssdd_hub.hub.markdown import plain
     from ssdd_hub.record import section
-    from ssdd_hub.record_schema import COLUMNS
+    from ssdd_hub.record_schema import STORED
     from ssdd_hub.results.tables import score_table
 
     provenance = section(metadata, "provenance")
     tensors = section(metadata, "tensors")
-    facts = {name: plain(section(tensors, name).get("shape")) for name in COLUMNS}
+    facts = {name: plain(section(tensors, name).get("shape")) for name in STORED}
     facts |= {name: plain(metadata.get(name)) for name in ("pixel_space", "pixel_range", "num_bytes")}
     names = ("method", "license", "source", "teacher", "student", "use", "seconds", "hardware", "command")
     facts |= {name: plain(provenance.get(name)) for name in names}

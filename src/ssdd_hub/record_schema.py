@@ -21,16 +21,17 @@ COLUMNS = {
     "view_targets": ("view_target", "float32"),
 }
 """The column of each tensor of a set, and the type of its values."""
+STORED = {**COLUMNS, "coefficients": ("coefficients", "float32")}
+"""The same of each tensor that a set may store; coefficients take the place of images."""
 STORED_TYPES: dict[str, tuple[str, ...]] = {
-    **{name: (dtype,) for name, (_, dtype) in COLUMNS.items()},
-    "images": ("float32", "uint8"),
+    **{name: (dtype,) for name, (_, dtype) in STORED.items()},
+    **{"images": ("float32", "uint8"), "coefficients": ("float32", "int8")},
     **dict.fromkeys(("targets", "view_targets"), ("float32", "float16", "int8")),
 }
 """The types in which each tensor may be stored."""
 PICTURES = "image"
 """The column of pictures: previews, or, of images that are stored as uint8, these images themselves."""
-_DIMENSIONS = {"images": 4, "targets": 2, "labels": 1, "views": 3, "view_targets": 3}
-_REQUIRED = {"images", "targets"}
+_DIMENSIONS = {"images": 4, "targets": 2, "labels": 1, "views": 3, "view_targets": 3, "coefficients": 2}
 _MOST_SIZES = 5  # of a tensor
 _SHA256 = re.compile("[0-9a-f]{64}")
 _WORD = re.compile(r"[a-z-]{1,40}", re.ASCII)
@@ -40,7 +41,7 @@ _LARGEST_WHOLE = 2**64  # seeds have so many bits; YAML, Markdown and floating p
 
 def column_of(name: str, dtype: str) -> str:
     """Returns the column of a tensor of a set that is stored in a type."""
-    return PICTURES if name == "images" and dtype == "uint8" else COLUMNS[name][0]
+    return PICTURES if name == "images" and dtype == "uint8" else STORED[name][0]
 
 
 # The check of a field: yields a sentence for each mistake, given the value and the field's name.
@@ -74,15 +75,17 @@ class Stated:
         entries = metadata.get("tensors")
         if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):
             raise InputError(f"tensors must be stated by name, with shape and sha256; got {show(entries)}")
-        missing, unknown = (sorted(names) for names in (_REQUIRED - entries.keys(), entries.keys() - COLUMNS.keys()))
+        first, other = ("coefficients", "images") if "coefficients" in entries else ("images", "coefficients")
+        missing = sorted({first, "targets"} - entries.keys())
+        unknown = sorted(entries.keys() - (STORED.keys() - {other}))
         require(
             (not missing, f"tensors: images and targets must be stated; there are no {' and '.join(missing)}"),
-            (not unknown, f"tensors: only {', '.join(COLUMNS)} can be stated; got {', '.join(unknown)[:80]}"),
+            (not unknown, f"tensors: only {', '.join(STORED)} can be stated; got {', '.join(unknown)[:80]}"),
         )
         stated = {}
-        for name, entry in ((name, entries[name]) for name in COLUMNS if name in entries):
+        for name, entry in ((name, entries[name]) for name in STORED if name in entries):
             try:
-                dtype = entry.get("dtype") or COLUMNS[name][1]
+                dtype = entry.get("dtype") or STORED[name][1]
                 stated[name] = cls(entry.get("shape", ()), entry.get("sha256", ""), dtype)
             except InputError as error:
                 raise InputError(f"tensors.{name}: {_one_line(error)}") from error
@@ -181,7 +184,7 @@ def _set(record: Mapping[str, Any], name: str) -> Iterator[str]:
                 yield f"tensors.{tensor}.shape must be {wanted} sizes, got {show(entry.shape)}"
             if dtype not in (None, *STORED_TYPES[tensor]):
                 yield f"tensors.{tensor}.dtype must be {' or '.join(STORED_TYPES[tensor])}, got {show(dtype)}"
-        images = stated["images"].shape
+        images = stated["images"].shape if "images" in stated else ()
         channels = images[1] if len(images) == _DIMENSIONS["images"] else 0
         yield from _misfit_of_space(record, channels, "pixel_space", "")
         yield from _misfit_of_space(record.get("provenance"), channels)
@@ -286,7 +289,7 @@ _LEVELS = _fields(
 _STORAGE = _fields(
     {
         "parameterisation": _fields({"name": _text, "args": _OBJECT}, required=("name",)),
-        **dict.fromkeys(("images", "targets", "view_targets"), _LEVELS),
+        **dict.fromkeys(("images", "coefficients", "targets", "view_targets"), _LEVELS),
     }
 )
 _SET = _fields(

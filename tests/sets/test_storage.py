@@ -5,18 +5,21 @@ import re
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from scipy.fft import dctn
 from test_distilled import GREY, RGB, contents
 
 from ssdd_hub import InputError
 from ssdd_hub.data.tiles import enlarge
 from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.dct import Dct, DctSettings
 from ssdd_hub.distill.parameterisations.factor import Factor, FactorSettings
 from ssdd_hub.record import read_metadata
 from ssdd_hub.sets.check import check_folder
 from ssdd_hub.sets.distilled import DistilledSet
-from ssdd_hub.sets.storage import StorageSettings, pack
+from ssdd_hub.sets.storage import StorageSettings, num_bytes, pack
 
 FORMS = [
     (pixels, targets, factor)
@@ -36,6 +39,19 @@ def make_set(channels=3, views=False, size=6):
         extra = {"views": torch.zeros(size, 2, 3, dtype=torch.int64)}
         extra["view_targets"] = torch.randn(size, 2, 5, generator=source)
     return DistilledSet(space.normalise(pixels), torch.randn(size, 5, generator=source) * 3, space, **extra)
+
+
+DCT = DctSettings(luma=40, chroma=12, step=0.3, target_step=0.25)
+
+
+def make_dct(settings=DCT, channels=3, views=None):
+    whole = make_set(channels)
+    learned = Dct.start(Pairs(whole.images, whole.targets), settings)
+    return learned, pack(learned, whole.pixel_space, StorageSettings(), views)
+
+
+def zstd(tensor):
+    return pa.Codec("zstd", 19).compress(tensor.numpy().tobytes(), asbytes=True)
 
 
 def same(one, other):
@@ -67,8 +83,8 @@ def test_rounding_moves_a_value_by_half_a_level_at_most(pixels, targets, factor)
     shown = space.denormalise(enlarge(tiles, factor))
     step = 1.5 / 255 if pixels == "uint8" else 1e-6  # the pixels reach from about -0.2 to 1.2
     assert (space.denormalise(compact.images) - shown).abs().max() <= step / 2 + 1e-5
-    span = whole.targets.amax(0) - whole.targets.amin(0)
-    steps = {"float32": span * 0, "float16": whole.targets.abs().amax(0) * 2**-10, "int8": span / 255}[targets]
+    most = whole.targets.abs().max()
+    steps = {"float32": most * 0, "float16": most * 2**-10, "int8": most / 127}[targets]
     assert ((compact.targets - whole.targets).abs() <= steps / 2 + 1e-5).all()
 
 
@@ -93,7 +109,16 @@ def test_the_picture_column_is_the_data_and_the_code_of_the_card_decodes_it(tmp_
 @every_form
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_code_on_the_card_gives_what_the_set_holds(tmp_path, monkeypatch, pixels, targets, factor, channels):
-    compact = make_set(channels).compact(pixels, targets, factor)
+    follow_the_card(make_set(channels).compact(pixels, targets, factor), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("settings", [DCT, DctSettings(luma=50, chroma=20, step=0)])
+def test_the_code_on_the_card_decodes_coefficients(tmp_path, monkeypatch, settings, channels):
+    follow_the_card(DistilledSet.of(make_dct(settings, channels)[1]), tmp_path, monkeypatch)
+
+
+def follow_the_card(compact, tmp_path, monkeypatch):
     card = (compact.save(tmp_path / "set") / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -105,6 +130,73 @@ def test_the_code_on_the_card_gives_what_the_set_holds(tmp_path, monkeypatch, pi
     torch.testing.assert_close(names["targets"], compact.targets, rtol=0, atol=1e-5)
     sizes = read_metadata(tmp_path / "set")["num_bytes"]
     assert f"Bytes as stored: the images {sizes['images']:,}, the targets {sizes['targets']:,}" in card
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("settings", [DCT, DctSettings(luma=64, chroma=64, step=0), DctSettings(target_step=2.0)])
+def test_coefficients_come_back_bit_for_bit_and_are_what_was_learned(tmp_path, channels, settings):
+    learned, packed = make_dct(settings, channels)
+    made = DistilledSet.of(packed)
+    torch.testing.assert_close(made.images, learned().images.detach(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(made.targets, learned().targets.detach(), rtol=0, atol=1e-6)
+    folder = made.save(tmp_path / "set")
+    loaded = DistilledSet.load(folder)
+    same(loaded, made)
+    assert not [finding for finding in check_folder(folder) if finding.level == "error"]
+    loaded.save(tmp_path / "again" / "set")
+    assert contents(tmp_path / "again" / "set") == contents(folder)
+    table = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert table["coefficients"][:] == packed.tensors["coefficients"].tolist()
+
+
+def test_stored_coefficients_are_numbers_of_steps_of_the_discrete_cosine_transform():
+    """In NumPy, by SciPy's transform of each opponent colour."""
+    whole, (_, packed) = make_set(), make_dct()
+    red, green, blue = whole.images.double().numpy().transpose(1, 0, 2, 3)
+    colours = [(red + green + blue) / 3**0.5, (red - blue) / 2**0.5, (red - 2 * green + blue) / 6**0.5]
+    order = sorted(range(64), key=lambda i: ((i // 8) ** 2 + (i % 8) ** 2, i))
+    expected = [
+        dctn(plane, axes=(1, 2), norm="ortho").reshape(6, 64)[:, order[:count]]
+        for plane, count in zip(colours, (40, 12, 12), strict=True)
+    ]
+    numbers = np.concatenate(expected, 1) / 0.3
+    clear = np.abs(numbers - np.floor(numbers) - 0.5) > 1e-4
+    assert np.array_equal(packed.tensors["coefficients"].numpy()[clear], np.round(numbers)[clear])
+    assert np.array_equal(packed.tensors["targets"].numpy(), np.round(whole.targets.numpy() / 0.25))
+    sizes = num_bytes(packed.tensors, packed.decoder)
+    stored = packed.tensors
+    assert sizes == {
+        "images": len(zstd(stored["coefficients"])),
+        "targets": len(zstd(stored["targets"])),
+        "decoder": 16,
+    }
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"shape": [3, 8, 9]}, None),
+        ({"shape": [2, 8, 8]}, "dct is for grey or RGB images, got 2 channels"),
+        ({"shape": "large"}, "shape must be channels, height and width"),
+        ({"shape": [3, 10**6, 10**6]}, "at most 67108864"),
+        ({"luma": 65}, "luma of dct must be at most 64"),
+        ({"luma": 41}, "does not fit the stored coefficients"),
+        ({"step": "wide"}, "step must be a finite number"),
+        ({"more": 1}, "does not fit the stored coefficients"),
+    ],
+)
+def test_a_record_of_coefficients_that_is_wrong_is_refused(tmp_path, args, message):
+    _, packed = make_dct()
+    folder = DistilledSet.of(packed).save(tmp_path / "set")
+    record = json.loads((folder / "ssdd_hub.json").read_text())
+    record["storage"]["parameterisation"]["args"] |= args
+    (folder / "ssdd_hub.json").write_text(json.dumps(record))
+    if message is None:
+        assert DistilledSet.load(folder).images.shape == (6, 3, 8, 9)
+        return
+    with pytest.raises(InputError) as refused:
+        DistilledSet.load(folder)
+    assert message in str(refused.value)
 
 
 def test_what_a_parameterisation_learned_is_what_is_stored():
@@ -128,8 +220,13 @@ def test_bytes_are_those_that_are_stored(tmp_path, pixels, targets, factor):
         rows = datasets.load_dataset(str(folder), split="train", streaming=True).decode(False)
         assert sizes["images"] == sum(len(row["image"]["bytes"]) for row in rows)
     width = {"float32": 4, "float16": 2, "int8": 1}[targets]
-    assert sizes["targets"] == 6 * 5 * 3 * width + 6 * 2 * 3 * 8
-    assert sizes["decoder"] == 4 * 2 * (3 * (pixels == "uint8") + 10 * (targets == "int8"))
+    views = len(zstd(torch.zeros(6, 2, 3, dtype=torch.int64)))
+    if targets == "int8":
+        stored = compact.packed.tensors
+        assert sizes["targets"] == len(zstd(stored["targets"])) + len(zstd(stored["view_targets"])) + views
+    else:
+        assert sizes["targets"] == 6 * 5 * 3 * width + views
+    assert sizes["decoder"] == 4 * 2 * (3 * (pixels == "uint8") + 2 * (targets == "int8"))
     stated = read_metadata(compact.save(tmp_path / "set"))["num_bytes"]
     assert stated.pop("file") > 0 and stated == sizes
 
@@ -159,11 +256,12 @@ def test_a_changed_compact_set_is_not_saved_as_what_it_was(tmp_path):
     [
         (("storage",), None, "scale and offset of images, targets must be stated"),
         (("storage", "images"), None, "scale and offset of images must be stated"),
-        (("storage", "images", "scale"), [0.1], "storage.images must state 3 scales"),
-        (("storage", "targets", "scale"), [0.1, 0, 0, 0, 0], "storage.targets.scale[1] must be a number from"),
-        (("storage", "targets", "offset"), ["a"] * 5, "storage.targets.offset[0] must be a number"),
+        (("storage", "images", "scale"), [0.1], "storage.images must state 3 scale"),
+        (("storage", "targets", "scale"), [0], "storage.targets.scale[0] must be a number from"),
+        (("storage", "targets", "offset"), ["a"], "storage.targets.offset[0] must be a number"),
         (("storage", "parameterisation", "name"), "os.system", "storage.parameterisation must be one of"),
-        (("storage", "parameterisation", "args"), {"factor": 2, "x": 1}, "storage.parameterisation must be one of"),
+        (("storage", "parameterisation", "args"), {"factor": 2, "x": 1}, "unexpected keyword argument 'x'"),
+        (("storage", "parameterisation", "args"), {}, "storage.parameterisation factor with {} does not fit"),
         (("storage", "parameterisation", "args"), {"factor": 10**9}, "factor must be"),
         (("storage", "parameterisation", "args"), {"factor": True}, "factor must be"),
         (("tensors", "images", "dtype"), "int8", "tensors.images.dtype must be float32 or uint8"),

@@ -91,10 +91,11 @@ def _stored(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns what the code on the card does with stored rows; None where it need do nothing."""
     stated = Stated.of(metadata)
     decoder, types = Decoder.of(metadata, stated), {name: each.dtype for name, each in stated.items()}
-    if (types["images"], types["targets"], decoder.args) == ("float32", "float32", {}):
+    if (types.get("images"), types["targets"], decoder.args) == ("float32", "float32", {}):
         return None
-    found = {"factor": decoder.args.get("factor", 1), "pictures": types["images"] == "uint8"}
-    return {**found, "whole_targets": types["targets"] == "int8", "levels": bool(decoder.levels)}
+    found = {"factor": decoder.args.get("factor", 1), "pictures": types.get("images") == "uint8"}
+    found |= {"coefficients": types.get("coefficients"), "whole_targets": types["targets"] == "int8"}
+    return {**found, "record": bool(decoder.levels) or "coefficients" in types}
 
 
 def _num_bytes(sizes: Mapping[str, Any]) -> str:
@@ -113,7 +114,7 @@ def _card_data(metadata: Mapping[str, Any], title: str) -> DatasetCardData:
         f"{name} sha256 {facts['sha256'][:16]}" for name, facts in tensors.items() if "sha256" in facts
     )
     config = {"config_name": "default", "description": digests, "data_files": [{"split": "train", "path": DATA_FILES}]}
-    size = tensors["images"]["shape"][0]
+    size = tensors["targets"]["shape"][0]
     return DatasetCardData(
         **describe_licence(str(provenance.get("license") or "unknown")),
         pretty_name=title,

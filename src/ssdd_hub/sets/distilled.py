@@ -19,7 +19,7 @@ from ssdd_hub.files import replaced_folder
 from ssdd_hub.hub.download import fetch_set
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import CARD_FILE, PARQUET_GLOB, PREVIEW_FILE, TRANSFORM_FILE, read_metadata, write_metadata
-from ssdd_hub.record_schema import COLUMNS, find_provenance_misfits
+from ssdd_hub.record_schema import COLUMNS, STORED, find_provenance_misfits
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets import parquet
 from ssdd_hub.sets.card import render_dataset_card
@@ -109,7 +109,9 @@ class DistilledSet:
                 f"the {' and '.join(changed) or 'view_targets'} of a compact set are not those that it stores: after "
                 "a change call compact() again, or set packed to None"
             )
-        return {**tensors, **self.packed.tensors}
+        tensors |= self.packed.tensors
+        names = [name for name in STORED if name in tensors]
+        return {name: tensors[name] for name in names if name != "images" or "coefficients" not in names}
 
     def as_tensor_dataset(self) -> TensorDataset:
         """Returns the pairs `(image (C, H, W), target (D,))` for a `DataLoader`."""

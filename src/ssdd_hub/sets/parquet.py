@@ -57,13 +57,17 @@ def write_tensors(
 
     features = Features(_describe_columns(tensors, label_names))
     # The bytes of a row: id, preview and tensors; a preview counts as its pixels, which PNG seldom makes more of.
-    row = 8 + tensors["images"][0].numel() + sum(part[0].numel() * part.element_size() for part in tensors.values())
-    shards, group = _cuts(0, len(tensors["images"]), SHARD_BYTES // row), ROW_GROUP_BYTES // row
+    pictures = tensors["images"][0].numel() if "images" in tensors else 0
+    row = 8 + pictures + sum(part[0].numel() * part.element_size() for part in tensors.values())
+    shards, group = _cuts(0, len(tensors["targets"]), SHARD_BYTES // row), ROW_GROUP_BYTES // row
+    level = 19 if any(part.dtype == torch.int8 for part in tensors.values()) else None
     (folder / "data").mkdir()
     for number, (first, last) in enumerate(shards):
         path = folder / PARQUET_FILE.format(number, len(shards))
         # The schema carries the features, so `load_dataset` needs no more than these files.
-        with pq.ParquetWriter(path, features.arrow_schema, compression="zstd", use_dictionary=False) as writer:
+        with pq.ParquetWriter(
+            path, features.arrow_schema, compression="zstd", compression_level=level, use_dictionary=False
+        ) as writer:
             for start, stop in _cuts(first, last, group):
                 table = _make_table(tensors, slice(start, stop), pixel_space, features)
                 writer.write_table(table, row_group_size=stop - start)
@@ -72,9 +76,9 @@ def write_tensors(
 def _describe_columns(tensors: Mapping[str, Tensor], label_names: Sequence[str] | None) -> dict[str, Any]:
     from datasets import Array3D, ClassLabel, Image, List, Value
 
-    features = {"id": Value("int64"), PICTURES: Image()}
+    features = {"id": Value("int64"), **({PICTURES: Image()} if "images" in tensors else {})}
     for name, tensor in tensors.items():
-        dtype = _name_of(tensor.dtype)
+        dtype = _type_of(tensor.dtype)
         column = column_of(name, dtype)
         if name == "images" and column != PICTURES:
             features[column] = Array3D(shape=tuple(tensor.shape[1:]), dtype=dtype)
@@ -95,19 +99,18 @@ def _cuts(first: int, last: int, step: int) -> list[tuple[int, int]]:
 def _make_table(tensors: Mapping[str, Tensor], rows: slice, pixel_space: PixelSpace, features: Any) -> pa.Table:
     from datasets import Dataset
 
-    images, columns = tensors["images"][rows], dict[str, Any]()
+    columns: dict[str, Any] = {"id": range(rows.start, rows.stop)}
     for name, tensor in tensors.items():
-        columns[column_of(name, _name_of(tensor.dtype))] = tensor[rows].cpu().numpy()
-    if images.dtype == torch.uint8:
-        pictures = map(to_exact_picture, images)
-    else:
-        pictures = map(to_picture, pixel_space.denormalise(images))
-    columns["id"] = range(rows.start, rows.stop)
-    columns[PICTURES] = [{"bytes": to_png(picture), "path": None} for picture in pictures]
+        columns[column_of(name, _type_of(tensor.dtype))] = tensor[rows].cpu().numpy()
+    if "images" in tensors:
+        images = tensors["images"][rows]
+        exact = images.dtype == torch.uint8
+        pictures = map(to_exact_picture, images) if exact else map(to_picture, pixel_space.denormalise(images))
+        columns[PICTURES] = [{"bytes": to_png(picture), "path": None} for picture in pictures]
     return Dataset.from_dict({name: columns[name] for name in features}, features=features).data.table
 
 
-def _name_of(dtype: torch.dtype) -> str:
+def _type_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 

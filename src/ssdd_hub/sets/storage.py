@@ -4,28 +4,34 @@ What is stored are the columns of a parameterisation, such as small images, each
 *is* what they decode to: nothing is known of the values before the rounding.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
 from ssdd_hub.bounds import Settings, one_of
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import Parameterisation
+from ssdd_hub.distill.parameterisations.dct import Dct
 from ssdd_hub.distill.parameterisations.factor import Factor
 from ssdd_hub.distill.parameterisations.pixels import Pixels
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record_schema import COLUMNS, STORED_TYPES, Stated
 from ssdd_hub.sets.preview import to_exact_picture, to_png
-from ssdd_hub.text import show
+from ssdd_hub.text import first_line, show
 
-_KINDS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (Pixels, Factor)}
-_AXIS = {"images": 1, "targets": 1, "view_targets": 2}
-"""The dimension along which each value of a tensor has a scale of its own."""
+_KINDS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (Pixels, Factor, Dct)}
+_COLUMNS = ("images", "coefficients", "targets", "view_targets")
+"""The stored tensors that a decoder changes."""
 _LARGEST_HALF = torch.finfo(torch.float16).max
+_CODEC = ("zstd", 19)
+_MOST_TRIED = 2**26  # values of an image that is decoded to see whether a record fits
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class StorageSettings(Settings, section="storage"):
 
     Attributes:
         pixels: `float32`, or `uint8`: 256 levels in each channel, stored as the PNG pictures that viewers show.
-        targets: `float32`, `float16`, or `int8`: 256 levels in each dimension.
+        targets: `float32`, `float16`, or `int8`: 255 levels, the same in all dimensions.
     """
 
     pixels: Annotated[str, one_of(STORED_TYPES["images"])] = "float32"
@@ -42,33 +48,39 @@ class StorageSettings(Settings, section="storage"):
 
 
 class Levels(NamedTuple):
-    """The values of stored whole numbers, `number * scale + offset`, with one scale for each channel or dimension."""
+    """The values of stored whole numbers, `number * scale + offset`: of each channel of images, or the same of all."""
 
     scale: tuple[float, ...]
     offset: tuple[float, ...]
 
     @classmethod
-    def between(cls, least: Tensor, greatest: Tensor, dtype: torch.dtype) -> "Levels":
-        """Returns the levels that reach from least to greatest values `(n,)`."""
-        first = torch.iinfo(dtype).min
-        span = greatest - least
-        # A channel or dimension of one value has any scale.
-        scale = torch.where(span > 0, span, torch.ones_like(span)).float() / 255
-        return cls(tuple(scale.tolist()), tuple((least.float() - first * scale).tolist()))
+    def of_pixels(cls, pixels: Tensor) -> "Levels":
+        """Returns 256 levels of each channel of pixels `(M, C, H, W)`, which reach from 0 to 1 at least.
 
-    def encode(self, values: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+        So pictures look like what they show, and real images are stored as they are.
+        """
+        least, greatest = pixels.amin((0, 2, 3)).clamp_max(0), pixels.amax((0, 2, 3)).clamp_min(1)
+        scale = (greatest - least).float() / 255
+        return cls(tuple(scale.tolist()), tuple(least.float().tolist()))
+
+    @classmethod
+    def of_step(cls, step: float) -> "Levels":
+        """Returns the multiples of a step."""
+        return cls((float(np.float32(step)),), (0.0,))
+
+    def encode(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns the nearest numbers of a type."""
-        scale, offset = self._along(values, axis)
+        scale, offset = self._shaped(values)
         limits = torch.iinfo(dtype)
         return ((values - offset) / scale).round().clamp(limits.min, limits.max).to(dtype)
 
-    def decode(self, numbers: Tensor, axis: int) -> Tensor:
+    def decode(self, numbers: Tensor) -> Tensor:
         """Returns the values, float32, of which every machine computes the same bits."""
-        scale, offset = self._along(numbers, axis)
+        scale, offset = self._shaped(numbers)
         return numbers.float() * scale + offset
 
-    def _along(self, tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        shape = [-1 if dim == axis else 1 for dim in range(tensor.ndim)]
+    def _shaped(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1,) if len(self.scale) == 1 else (-1, 1, 1)
         scale, offset = (torch.tensor(part, device=tensor.device).view(shape) for part in self)
         return scale, offset
 
@@ -94,15 +106,15 @@ class Decoder:
         values = {name: self._values(name, tensor) for name, tensor in stored.items()}
         if self.kind is Pixels:
             return values
-        columns = {name: values.pop(name) for name in ("images", "targets")}
+        columns = {name: values.pop(name) for name in [*values] if name in ("images", "coefficients", "targets")}
         with torch.no_grad():
-            pairs: Pairs = self.kind.from_columns(columns, self.kind.Settings(**self.args))()
+            pairs: Pairs = self.kind.from_columns(columns, self.args)()
         return {**pairs.detached()._asdict(), **values}
 
     def _values(self, name: str, tensor: Tensor) -> Tensor:
         if name not in self.levels:
             return tensor.float() if tensor.dtype == torch.float16 else tensor
-        values = self.levels[name].decode(tensor, _AXIS[name])
+        values = self.levels[name].decode(tensor)
         return self.pixel_space.normalise(values) if name == "images" else values
 
     def num_bytes(self) -> int:
@@ -126,23 +138,43 @@ class Decoder:
         missing = [name for name in whole if storage.get(name) is None]
         require((not missing, f"storage: scale and offset of {', '.join(missing)} must be stated"))
         levels = {name: Levels(*(tuple(storage[name][part]) for part in Levels._fields)) for name in whole}
+        channels = space.channels
         for name, each in levels.items():
-            size = stated[name].shape[_AXIS[name]]
-            fits = all(len(part) == size for part in each)
-            require((fits, f"storage.{name} must state {size} scales and offsets, as the stored tensor has values"))
+            wanted = channels if name == "images" else 1
+            fits = all(len(part) == wanted for part in each)
+            require((fits, f"storage.{name} must state {wanted} scale(s) and offset(s)"))
         chosen = storage.get("parameterisation") or {"name": Pixels.name}
         kind, args = _KINDS.get(str(chosen["name"])), chosen.get("args") or {}
-        if kind is None or set(args) != set(kind.decodes_by):
-            known = "; ".join(f"{name}, args {list(each.decodes_by)}" for name, each in _KINDS.items())
-            raise InputError(f"storage.parameterisation must be one of {known}; got {show(chosen)}")
-        kind.Settings(**args)  # checks the values
-        return cls(space, kind, args, levels)
+        if kind is None:
+            raise InputError(f"storage.parameterisation must be one of {', '.join(_KINDS)}; got {show(chosen)}")
+        decoder = cls(space, kind, args, levels)
+        decoder.shown(stated)
+        return decoder
 
     def shown(self, stated: Mapping[str, Stated]) -> dict[str, Stated]:
-        """Returns the tensors as they are decoded; their sha256 are those of the stored ones."""
-        decoded = {name: replace(each, dtype=COLUMNS[name][1]) for name, each in stated.items()}
-        decoded["images"] = replace(decoded["images"], shape=self.kind.shown_shape(stated["images"].shape, self.args))
-        return decoded
+        """Returns the tensors as they are decoded; their sha256 are those of the stored ones.
+
+        Raises:
+            InputError: The parameterisation takes other settings, or stores other tensors.
+        """
+        shapes = {name: each.shape[1:] for name, each in stated.items() if name in ("images", "coefficients")}
+        try:
+            shape = self.kind.shown_shape(shapes, self.args)
+            if all(0 < math.prod(each) <= _MOST_TRIED for each in (shape, *shapes.values())):
+                # One row, to see whether it fits.
+                row = {"targets": torch.zeros(1, 1), **{name: torch.zeros(1, *each) for name, each in shapes.items()}}
+                with torch.no_grad():
+                    shape = tuple(self.kind.from_columns(row, self.args)().images.shape[1:])
+        except InputError:
+            raise
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"storage.parameterisation {self.kind.name} with {show(self.args)} does not fit the stored "
+                f"{' and '.join(shapes)}: {first_line(error)}"
+            ) from error
+        decoded = {name: replace(each, dtype=COLUMNS[name][1]) for name, each in stated.items() if name in COLUMNS}
+        first = stated["images" if "images" in stated else "coefficients"]
+        return {**decoded, "images": replace(first, shape=(first.shape[0], *shape), dtype="float32")}
 
 
 def shown_shapes(metadata: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -155,14 +187,21 @@ def shown_shapes(metadata: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def num_bytes(stored: Mapping[str, Tensor], decoder: Decoder | None = None) -> dict[str, int]:
     """Returns the bytes of the `images`, `targets` and `decoder` of a set as they are stored.
 
-    Images of 256 levels count as their PNG files; targets with those of views, and which views; the decoder as its
-    numbers, of four bytes each. The target transform is left out: nobody needs it to pre-train.
+    Images of 256 levels count as their PNG files, other whole numbers as compressed as in the set's files; targets
+    with those of views, and which views; the decoder as its numbers, of four bytes each. The target transform is left
+    out: nobody needs it to pre-train.
     """
-    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in stored.items()}
-    if stored["images"].dtype == torch.uint8:
-        sizes["images"] = sum(len(to_png(to_exact_picture(image))) for image in stored["images"])
+    sizes = {name: _bytes_of(name, tensor) for name, tensor in stored.items()}
+    images = sizes.get("images", 0) + sizes.get("coefficients", 0)
     targets = sum(sizes.get(name, 0) for name in ("targets", "views", "view_targets"))
-    return {"images": sizes["images"], "targets": targets, "decoder": decoder.num_bytes() if decoder else 0}
+    return {"images": images, "targets": targets, "decoder": decoder.num_bytes() if decoder else 0}
+
+
+def _bytes_of(name: str, tensor: Tensor) -> int:
+    if name == "images" and tensor.dtype == torch.uint8:
+        return sum(len(to_png(to_exact_picture(image))) for image in tensor)
+    raw = tensor.contiguous().cpu().numpy().tobytes()
+    return len(raw) if tensor.is_floating_point() else len(pa.Codec(*_CODEC).compress(raw, asbytes=True))
 
 
 class Packed(NamedTuple):
@@ -174,7 +213,7 @@ class Packed(NamedTuple):
     @property
     def is_compact(self) -> bool:
         """Whether anything is stored otherwise than it is used."""
-        types = {self.tensors[name].dtype for name in ("images", "targets")}
+        types = {tensor.dtype for name, tensor in self.tensors.items() if name in _COLUMNS}
         return self.decoder.kind is not Pixels or types != {torch.float32}
 
     def decode(self) -> dict[str, Any]:
@@ -201,8 +240,8 @@ def pack(
     Raises:
         InputError: Values are not finite, or too large for float16.
     """
-    kind, columns = type(parameterisation), parameterisation.columns()
-    args = {name: getattr(parameterisation.settings, name) for name in kind.decodes_by}
+    kind, columns, args = type(parameterisation), parameterisation.columns(), parameterisation.decoding()
+    steps = parameterisation.steps()
     if _KINDS.get(kind.name) is not kind or (kind is Factor and args["factor"] == 1):
         with torch.no_grad():
             kind, columns, args = Pixels, parameterisation().detached()._asdict(), {}
@@ -211,26 +250,22 @@ def pack(
     stored, levels = dict[str, Tensor](), dict[str, Levels]()
     for name, tensor in columns.items():
         values = tensor.detach().float().cpu()
-        chosen = settings.pixels if name == "images" else settings.targets
         if not values.isfinite().all():
-            raise InputError(
-                f"the {name} hold NaN or infinite values, the distillation diverged: lower its learning rates"
-            )
-        stored[name], found = _round(name, values, getattr(torch, chosen), pixel_space)
-        levels |= {} if found is None else {name: found}
+            advice = "the distillation diverged: lower its learning rates"
+            raise InputError(f"the {name} hold NaN or infinite values, {advice}")
+        if steps.get(name):
+            levels[name], dtype = Levels.of_step(steps[name]), torch.int8
+        elif name == "coefficients":
+            dtype = torch.float32
+        else:
+            dtype = getattr(torch, settings.pixels if name == "images" else settings.targets)
+        if name == "images" and dtype == torch.uint8:
+            values = pixel_space.denormalise(values)
+            levels[name] = Levels.of_pixels(values)
+        elif dtype == torch.int8 and name not in levels:
+            levels[name] = Levels.of_step(values.abs().max().item() / 127 or 1.0)
+        elif dtype == torch.float16 and values.abs().max() > _LARGEST_HALF:
+            most = values.abs().max()
+            raise InputError(f"float16 holds values up to {_LARGEST_HALF:g}, and the {name} have {most:g}")
+        stored[name] = levels[name].encode(values, dtype) if name in levels else values.to(dtype)
     return Packed(stored, Decoder(pixel_space, kind, args, levels))
-
-
-def _round(name: str, values: Tensor, dtype: torch.dtype, space: PixelSpace) -> tuple[Tensor, Levels | None]:
-    if dtype == torch.float16 and values.abs().max() > _LARGEST_HALF:
-        raise InputError(f"float16 holds values up to {_LARGEST_HALF:g}, and the {name} have {values.abs().max():g}")
-    if dtype.is_floating_point:
-        return values.to(dtype), None
-    values = space.denormalise(values) if name == "images" else values
-    others = [dim for dim in range(values.ndim) if dim != _AXIS[name]]
-    least, greatest = values.amin(others), values.amax(others)
-    if name == "images":
-        # So that pictures look like what they show, and real images are stored as they are.
-        least, greatest = least.clamp_max(0), greatest.clamp_min(1)
-    levels = Levels.between(least, greatest, dtype)
-    return levels.encode(values, _AXIS[name], dtype), levels

@@ -40,13 +40,11 @@ class Parameterisation(nn.Module):
         name: Its name in recipes.
         citation: The paper.
         Settings: A frozen dataclass. Fields called `lr_images` and `lr_targets` get the recipe's.
-        decodes_by: The settings without which stored columns could not be rendered.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str]
     Settings: ClassVar[type] = LearningRates
-    decodes_by: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any, **parameters: Tensor) -> None:
         super().__init__()
@@ -84,19 +82,27 @@ class Parameterisation(nn.Module):
         """Adds parameters before a step where it is time for it: True, and the optimiser is built anew."""
         return False
 
-    @classmethod
-    def shown_shape(cls, shape: tuple[int, ...], args: Mapping[str, Any]) -> tuple[int, ...]:
-        """Returns the shape of the images of which `columns` has images of such a shape, given `decodes_by`."""
-        return shape
-
     def columns(self) -> dict[str, Tensor]:
-        """Returns the stored tensors by name; `from_columns` reads them."""
+        """Returns the stored tensors by name, a row for each pair; `from_columns` reads them."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
 
+    def decoding(self) -> dict[str, Any]:
+        """Returns what else `from_columns` needs, as JSON."""
+        return {}
+
+    def steps(self) -> dict[str, float]:
+        """Returns of which step the values of some of `columns` are multiples, 127 at most; 0 where of none."""
+        return {}
+
     @classmethod
-    def from_columns(cls, columns: Mapping[str, Tensor], settings: Any) -> Self:
-        """Returns the parameterisation that `columns` described."""
-        return cls(settings, **columns)
+    def from_columns(cls, columns: Mapping[str, Tensor], args: Mapping[str, Any]) -> Self:
+        """Returns the parameterisation that `columns` and `decoding` described, with other learning rates."""
+        return cls(cls.Settings(**args), **columns)
+
+    @classmethod
+    def shown_shape(cls, shapes: Mapping[str, tuple[int, ...]], args: Mapping[str, Any]) -> tuple[int, ...]:
+        """Returns the shape `(C, H, W)` of an image, given those of a row of each of `columns` and `decoding`."""
+        return shapes["images"]
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Restores what `state_dict` returned.

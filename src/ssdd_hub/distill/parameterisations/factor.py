@@ -36,7 +36,6 @@ class Factor(Parameterisation):
     name = "factor"
     citation = "Kim et al., ICML 2022, arXiv 2205.14959"
     Settings = FactorSettings
-    decodes_by = ("factor",)
     settings: FactorSettings
     images: Tensor
     targets: Tensor
@@ -61,8 +60,13 @@ class Factor(Parameterisation):
         """Returns `M`."""
         return len(self.images)
 
+    def decoding(self) -> dict[str, Any]:
+        """Returns the factor."""
+        return {"factor": self.settings.factor}
+
     @classmethod
-    def shown_shape(cls, shape: tuple[int, ...], args: Mapping[str, Any]) -> tuple[int, ...]:
-        """Returns the shape with both sides times `factor`."""
-        *rest, height, width = shape
-        return (*rest, height * args["factor"], width * args["factor"])
+    def shown_shape(cls, shapes: Mapping[str, tuple[int, ...]], args: Mapping[str, Any]) -> tuple[int, ...]:
+        """Returns the shape with both sides times the factor."""
+        channels, height, width = shapes["images"]
+        factor = FactorSettings(factor=args["factor"]).factor
+        return (channels, height * factor, width * factor)

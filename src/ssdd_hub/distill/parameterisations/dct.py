@@ -1,0 +1,166 @@
+"""DCT: images are learned and stored as their low frequencies, in opponent colours, rounded to steps.
+
+Source: Shin et al., "Frequency Domain-based Dataset Distillation", NeurIPS 2023, arXiv 2311.08819 (FreD): what is
+learned are coefficients of the discrete cosine transform. There they are those of largest variance; here those of
+lowest frequency, which need no list, with fewer for colour, as in JPEG, and one step for all, so that those that are
+nearly 0 everywhere take nearly no bytes once they are compressed.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from ssdd_hub.bounds import Count, Natural, Weight
+from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisation
+from ssdd_hub.errors import require
+from ssdd_hub.text import show
+
+MOST_STEPS = 127
+"""Steps from 0 to the largest coefficient, so that whole numbers of 8 bits hold it."""
+_MOST_VALUES = 2**26
+_COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))  # brightness, red against blue, green against both
+
+
+@dataclass(frozen=True)
+class DctSettings(LearningRates):
+    """Settings of `dct`.
+
+    Attributes:
+        luma: Coefficients of the brightness of an image, the lowest frequencies; all, where there are fewer.
+        chroma: Coefficients of each of its two opponent colours; grey images have none.
+        step: Coefficients are rounded to its multiples, up to 127 of them, in the loop as they are when stored;
+            gradients pass as if they were not. In units of the students' pixel space. 0 leaves them as they are.
+        target_step: The same of targets.
+    """
+
+    luma: Count = 256
+    chroma: Natural = 64
+    step: Weight = 1.5
+    target_step: Weight = 0.0
+
+
+class Dct(Parameterisation):
+    """Coefficients `(M, K)`, `K = luma + 2 chroma` of colour images, and targets `(M, D)`."""
+
+    name = "dct"
+    citation = "Shin et al., NeurIPS 2023, arXiv 2311.08819"
+    Settings = DctSettings
+    settings: DctSettings
+    coefficients: Tensor
+    targets: Tensor
+
+    def __init__(self, settings: DctSettings, shape: tuple[int, int, int], **parameters: Tensor) -> None:
+        super().__init__(settings, **parameters)
+        self.shape = shape
+
+    @classmethod
+    def start(cls, pairs: Pairs, settings: DctSettings) -> Self:
+        """Takes the coefficients of the images; what they leave out is lost."""
+        channels, height, width = pairs.images.shape[1:]
+        shape, most = (channels, height, width), height * width
+        chroma = min(settings.chroma, most) if channels == 3 else 0
+        settings = replace(settings, luma=min(settings.luma, most), chroma=chroma)
+        _check(settings, shape)
+        waves = _waves(shape, settings.luma, settings.chroma).to(pairs.images)
+        return cls(settings, shape, coefficients=pairs.images.flatten(1) @ waves.T, targets=pairs.targets)
+
+    def forward(self, rows: Tensor | None = None) -> Pairs:
+        """Returns the sum of each image's waves, with its target."""
+        coefficients, targets = (part if rows is None else part[rows] for part in (self.coefficients, self.targets))
+        waves = _waves(self.shape, self.settings.luma, self.settings.chroma).to(coefficients)
+        images = round_to_steps(coefficients, self.settings.step) @ waves
+        return Pairs(images.view(-1, *self.shape), round_to_steps(targets, self.settings.target_step))
+
+    def __len__(self) -> int:
+        """Returns `M`."""
+        return len(self.targets)
+
+    def decoding(self) -> dict[str, Any]:
+        """Returns the numbers of coefficients, the steps and the shape of an image."""
+        names = ("luma", "chroma", "step", "target_step")
+        return {**{name: getattr(self.settings, name) for name in names}, "shape": list(self.shape)}
+
+    def steps(self) -> dict[str, float]:
+        """Returns the steps of coefficients and targets."""
+        return {"coefficients": self.settings.step, "targets": self.settings.target_step}
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Tensor], args: Mapping[str, Any]) -> Self:
+        """Returns the parameterisation that `columns` and `decoding` described."""
+        settings = DctSettings(**{name: value for name, value in args.items() if name != "shape"})
+        channels, height, width = cls.shown_shape({}, args)
+        return cls(settings, (channels, height, width), **columns)
+
+    @classmethod
+    def shown_shape(cls, shapes: Mapping[str, tuple[int, ...]], args: Mapping[str, Any]) -> tuple[int, ...]:
+        """Returns the shape `(C, H, W)` that the arguments state, with numbers of coefficients that fit it."""
+        stated = args["shape"]
+        fits = isinstance(stated, list) and len(stated) == 3 and all(type(side) is int and side > 0 for side in stated)
+        require((fits, f"shape must be channels, height and width; got {show(stated)}"))
+        shape = (stated[0], stated[1], stated[2])
+        _check(DctSettings(**{name: value for name, value in args.items() if name != "shape"}), shape)
+        return shape
+
+
+def _check(settings: DctSettings, shape: tuple[int, int, int]) -> None:
+    """Refuses images that cannot be stored so, and numbers of coefficients that they do not have."""
+    channels, pixels = shape[0], shape[1] * shape[2]
+    named = {"luma": settings.luma, "chroma": settings.chroma}
+    size = channels * pixels * (settings.luma + (channels - 1) * settings.chroma)
+    require(
+        (channels in (1, 3), f"dct is for grey or RGB images, got {channels} channels"),
+        *(
+            (count <= pixels, f"{name} of dct must be at most {pixels}, the pixels of an image; got {count}")
+            for name, count in named.items()
+        ),
+        (
+            size <= _MOST_VALUES,
+            f"dct computes with pixels times coefficients, at most {_MOST_VALUES}; got {size}: use smaller images, or "
+            "fewer coefficients",
+        ),
+    )
+
+
+def round_to_steps(values: Tensor, step: float) -> Tensor:
+    """Returns values rounded to multiples of a step, `MOST_STEPS` at most; the gradient is that of the identity.
+
+    Source of the gradient: Bengio et al., arXiv 1308.3432, the straight-through estimator.
+    """
+    if not step:
+        return values
+    rounded = (values.detach() / step).round().clamp(-MOST_STEPS, MOST_STEPS) * step
+    return values + (rounded - values.detach()) if values.requires_grad else rounded
+
+
+@lru_cache(maxsize=8)
+def _waves(shape: tuple[int, int, int], luma: int, chroma: int) -> Tensor:
+    """Returns the orthonormal waves `(K, C H W)`, float64, those of brightness first, low frequencies first."""
+    channels, height, width = shape
+    across = [_cosines(side) for side in (height, width)]
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    # By frequency in waves per side; of equal ones the flatter first, so that the order is the same everywhere.
+    keys = (rows / height).square() + (columns / width).square()
+    order = sorted(range(height * width), key=lambda i: (round(keys.flatten()[i].item(), 9), i))
+    counts = [luma] if channels == 1 else [luma, chroma, chroma]
+    colours = torch.tensor([[1.0]] if channels == 1 else _COLOURS, dtype=torch.float64)
+    colours = colours / colours.square().sum(1, keepdim=True).sqrt()
+    waves = []
+    for colour, count in zip(colours, counts, strict=True):
+        chosen = torch.tensor(order[:count], dtype=torch.int64)
+        planes = across[0][chosen // width][:, :, None] * across[1][chosen % width][:, None]  # (count, H, W)
+        waves.append((colour[None, :, None, None] * planes[:, None]).flatten(1))
+    return torch.cat(waves)
+
+
+def _cosines(size: int) -> Tensor:
+    """Returns the orthonormal cosines `(frequency, place)` of the DCT-II."""
+    places = torch.arange(size, dtype=torch.float64) + 0.5
+    waves = (torch.arange(size, dtype=torch.float64)[:, None] * places * math.pi / size).cos()
+    return waves * torch.where(torch.arange(size) == 0, 1.0, 2.0)[:, None].to(torch.float64).div(size).sqrt()
