@@ -123,7 +123,8 @@ class Decoder:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form, read back by `of`."""
-        levels = {name: {"scale": [*each.scale], "offset": [*each.offset]} for name, each in self.levels.items()}
+        parts = ((name, self.levels[name]) for name in _COLUMNS if name in self.levels)
+        levels = {name: {"scale": [*each.scale], "offset": [*each.offset]} for name, each in parts}
         return {"parameterisation": {"name": self.kind.name, "args": dict(self.args)}, **levels}
 
     @classmethod
