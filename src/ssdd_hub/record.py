@@ -74,7 +74,7 @@ def read_unchecked(folder: Path) -> dict[str, Any]:
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"{path} must be of at most {MOST_BYTES} bytes, got {path.stat().st_size}: {REMEDY}")
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = load_json(path.read_text(encoding="utf-8"))
         if is_deeper(metadata, _MOST_LEVELS):
             raise RecursionError
     except ValueError as error:
@@ -87,6 +87,19 @@ def read_unchecked(folder: Path) -> dict[str, Any]:
             f"{path} states format_version {version!r}, this ssdd_hub reads {FORMAT_VERSION}: upgrade ssdd_hub"
         )
     return dict(metadata)
+
+
+def load_json(text: str) -> Any:
+    """Reads untrusted JSON; a `ValueError` for a name that stands twice in an object, of which readers take either."""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number]))
+        raise ValueError(f"the name {twice[:80]!r} stands twice in an object")
+    return found
 
 
 def is_deeper(value: Any, levels: int) -> bool:

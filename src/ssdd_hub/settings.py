@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import is_dataclass
@@ -19,7 +21,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from ssdd_hub.bounds import LARGEST_WHOLE, plain_type
-from ssdd_hub.errors import InputError, SettingsError, nearest
+from ssdd_hub.errors import InputError, SettingsError, nearest, require
 from ssdd_hub.plain_yaml import LARGEST_SETTINGS, MISTAKES, SettingsDumper, SettingsLoader
 from ssdd_hub.text import refuse_tokens, show
 
@@ -27,6 +29,7 @@ Config = TypeVar("Config")
 _NAME = re.compile("--?[A-Za-z]")  # a number may be negative, so a dash alone does not make a name
 _MOST_HINTS = 20  # problems after which no nearest name is searched, which takes long
 _LONGEST_LIST = 10_000  # characters of text that is read as YAML again
+_AMBIGUOUS = re.compile(r"(?<![\w.+-])[-+]?0\d|\d[:_]\d")  # 010 is 8 to some, and 1:30 is 90
 _SWITCHES = ("help", "h", "print_config")
 Given = tuple[str, Any]  # a dotted name, and text of the command line or what a YAML file holds
 
@@ -69,7 +72,7 @@ def parse_config(
     files = [_find_file(value, default) for name, value in arguments if name == "config"]
     files = files or list(filter(None, [default]))
     settings = [entry for entry in arguments if entry[0] not in ("config", *_SWITCHES)]
-    sources = [*(reader.flatten(_read_file(path)) for path in files), settings]
+    sources = [*(reader.once(path, reader.flatten(_read_file(path))) for path in files), settings]
     given = [entry for source in sources for entry in reader.rename(source)]
     if names & {"help", "h"}:
         section = next(value for name, value in reversed(arguments) if name in ("help", "h"))
@@ -86,7 +89,10 @@ def parse_config(
     if reader.problems:
         raise SettingsError(reader.problems)
     # They are stored in the run folder, told to trackers, and become part of records and cards.
-    refuse_tokens(dict(_texts(to_dict(config))))
+    texts = dict(_texts(to_dict(config)))
+    unfit = (name for name, text in texts.items() if re.search("[\0\ud800-\udfff]", text))
+    require(*((False, f"{name} must be text that UTF-8 can hold, without NUL") for name in unfit))
+    refuse_tokens(texts)
     if "print_config" in names:
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
@@ -175,11 +181,14 @@ def _find_file(name: str, default: Path | None) -> Path:
     """Returns a file of settings: this one, or the one beside the default that is called so, as `photos`."""
     path = Path(name)
     beside = default.parent / f"{path.name}.yaml" if default else path
-    return beside if path.name == name and not path.exists() and beside.is_file() else path
+    return beside if path.name == name and not os.path.exists(path) and os.path.isfile(beside) else path
 
 
 def _read_file(path: Path) -> Mapping[Any, Any]:
     try:
+        # The shell's own pipes, `<(...)`, have a writer; another one may be waited for without end.
+        if path.is_fifo() and not path.is_relative_to("/dev"):
+            raise ValueError("it is a FIFO")
         # Not by the size, which a pipe does not have.
         with path.open(encoding="utf-8") as file:
             text = file.read(LARGEST_SETTINGS + 1)
@@ -266,6 +275,13 @@ class _Reader:
             elif value is not None or not self.inside(self.resolve(name)):
                 yield name, value
 
+    def once(self, path: Path, given: Iterable[Given]) -> list[Given]:
+        """Returns what a file holds; refuses a setting that it gives twice, as with a dash and an underscore."""
+        entries = list(given)
+        counts = Counter(name.replace("-", "_") for name, _ in entries if self.resolve(name) in self.kinds)
+        self.problems += (f"{name} is given twice in {path}: leave one" for name in counts if counts[name] > 1)
+        return entries
+
     def rename(self, given: Iterable[Given]) -> Iterator[Given]:
         """Yields what one file or command line holds by present names; refuses an old name beside the new one."""
         found: dict[str, str] = {}
@@ -338,11 +354,13 @@ def _typed(value: Any, kind: Any) -> Any:
             raise ValueError("write {name: value}")
         return value
     if kind in (str, str | None) and not isinstance(value, kind):
-        # A number of YAML is not what was written: 012 is 10.
+        # A number of YAML is not what was written: 1e3 is 1000.0.
         raise ValueError("put it in quotes")
     text = value if isinstance(value, str) else json.dumps(value)
     if kind not in (str, str | None) and len(text) > _LONGEST_LIST:
         raise ValueError(f"at most {_LONGEST_LIST} characters are taken")
+    if "str" not in formatannotation(kind) and _AMBIGUOUS.search(text):
+        raise ValueError("write a number without leading zeros, colons and underscores")
     if kind == list[str] and not text.startswith("["):
         text = f"[{text}]"
     found = _parser_of(kind).parse_args([f"--value={text}"]).value

@@ -26,6 +26,7 @@ from ssdd_hub.results.compare import (
 from ssdd_hub.results.evaluation_charts import draw_evaluation
 from ssdd_hub.results.tables import Record, Table, build_tables, group, score_rows, sort_columns, unit
 from ssdd_hub.results.verdict import own_sets, verdicts
+from ssdd_hub.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,7 +101,7 @@ def render_page(path: Path, template: str, pictures: list[tuple[Path, str]], **c
     figures = [(base64.b64encode(picture.read_bytes()).decode(), caption) for picture, caption in pictures]
     page = environment.get_template(template).render(figures=figures, **context)
     with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(printable(page), encoding="utf-8")
     return path
 
 

@@ -15,7 +15,7 @@ from ssdd_hub.record import section
 from ssdd_hub.results.compare import markdown_table
 from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.sets.origin import NOISES, source_address, source_on_hub, started_from, tell_origin
-from ssdd_hub.text import HUB_ID
+from ssdd_hub.text import HUB_ID, printable
 
 DATA_FILES = "data/train-*"
 """The pattern by which a card names the data files of its set, for `datasets`."""
@@ -79,7 +79,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         ),
         citation=provenance.get("method") == "krr-st",
     )
-    return f"{str(card).rstrip()}\n"
+    return printable(f"{str(card).rstrip()}\n")
 
 
 def _card_data(metadata: Mapping[str, Any], title: str) -> DatasetCardData:

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ssdd_hub.hub.licences import describe_licence
 from ssdd_hub.hub.markdown import describe, escape, fence, list_scores, one_line, rows, to_yaml
 from ssdd_hub.record import section
-from ssdd_hub.text import HUB_ID
+from ssdd_hub.text import HUB_ID, printable
 
 STUDENT_OBJECTIVE = "regression on a distilled set"
 """The recorded objective of students that were pre-trained on a distilled set."""
@@ -60,7 +60,7 @@ def render_teacher_card(metadata: Mapping[str, Any], location: str) -> str:
         licences=rows({"this model": teacher["license"], "source": source.get("license") or "unknown"}),
         citation=describe(objective.get("citation")),
     )
-    return f"{str(card).rstrip()}\n"
+    return printable(f"{str(card).rstrip()}\n")
 
 
 def _card_data(metadata: Mapping[str, Any]) -> dict[str, Any]:
