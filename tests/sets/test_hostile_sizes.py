@@ -241,3 +241,23 @@ def test_a_record_that_takes_a_card_long_is_refused_by_its_field(tmp_path, field
 @pytest.mark.parametrize("args", [{"depth": 10**6}, {"depths": [1, 2000]}, {"layers": [10**5, 1]}])
 def test_a_depth_is_refused_before_anything_is_built(args):
     within(1, lambda: build_teacher("vit_tiny_patch16_224", pretrained=False, **args), "must be .* at most 1000, got")
+
+
+def rewrite(folder, name, values):
+    """Puts another list of numbers in the place of a column's only row."""
+    path = next((folder / "data").iterdir())
+    table = pq.read_table(path)
+    lists = values
+    for _ in range({"pixels": 3, "target": 1}[name]):
+        lists = pa.ListArray.from_arrays(np.array([0, len(lists)], np.int32), lists)
+    pq.write_table(pa.table({each: lists if each == name else table[each] for each in table.column_names}), path)
+
+
+@pytest.mark.parametrize("name", ["pixels", "target"])
+def test_a_row_of_millions_of_numbers_is_refused_undecoded(tmp_path, name, monkeypatch):
+    folder = DistilledSet(torch.zeros(1, 1, 8, 8), torch.zeros(1, 2), PIXELS).save(tmp_path / "set")
+    rewrite(folder, name, pa.array(np.zeros(20_000_000, np.float32)))
+    assert next((folder / "data").iterdir()).stat().st_size < 100_000
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *given, **how: pytest.fail("it was decoded"))
+    within(5, lambda: DistilledSet.load(folder), f"column '{name}' does not hold .* of the stated shape")
+    assert any("of the stated shape" in finding.text for finding in check_folder(folder))

@@ -26,6 +26,7 @@ from ssdd_hub.plain_files import require_plain
 from ssdd_hub.record import PARQUET_FILE, PARQUET_GLOB, PREVIEW_FILE, REMEDY
 from ssdd_hub.record_schema import COLUMNS, Stated
 from ssdd_hub.sets.folder import to_raw
+from ssdd_hub.sets.parquet_pages import OtherSizeError, count_rows
 from ssdd_hub.sets.preview import MOST_IMAGES, to_picture, to_png, write_preview
 
 # Most bytes of values, before compression, of a file and of a row group; one row at least, however large.
@@ -212,9 +213,18 @@ def _check_shards(folder: Path, stated: Mapping[str, Stated]) -> list[Path]:
             with pq.ParquetFile(path) as file:
                 # Neither `.column()` nor `.statistics` of the metadata, which end the process where it is damaged
                 # (pyarrow 26.0); tests/sets/test_damaged_footers.py shows that these calls do not.
-                rows += file.metadata.num_rows
+                stated_rows = file.metadata.num_rows
                 for name, entry in stated.items():
                     _check_type(folder, file.schema_arrow, name, entry)
+            per_row = {COLUMNS[name][0]: math.prod(entry.shape[1:]) for name, entry in stated.items()}
+            try:
+                found = count_rows(path, size, per_row)
+            except OtherSizeError as error:
+                name = next(name for name in stated if COLUMNS[name][0] == str(error))
+                raise _misfit(name, stated[name]) from error
+            if found != stated_rows:
+                raise ValueError("its row groups have not the rows that it states")
+            rows += stated_rows
     for name, entry in stated.items():
         if rows != entry.shape[0]:
             raise _misfit(name, entry)
