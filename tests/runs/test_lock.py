@@ -1,5 +1,7 @@
+import errno
 import gc
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.launch import report_errors
 from ssdd_hub.runs.lock import LOCK_FILE, LOCK_FILES, OWNER_FILE, FolderLock
+from ssdd_hub.runs.own_runs import is_own_run
 
 HOLD = "import sys, time; from pathlib import Path; from ssdd_hub.runs.lock import FolderLock\n"
 HOLD += "lock = FolderLock(Path(sys.argv[1])); lock.acquire(); print('held', flush=True); time.sleep(60)"
@@ -71,7 +74,44 @@ def test_a_place_that_cannot_be_a_folder_is_named(tmp_path):
         FolderLock(tmp_path / "file" / "run").acquire()
 
 
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(InputError, match="No locks available.*: choose another one, on a disk that has file locks"):
+        FolderLock(tmp_path / "run").acquire()
+
+
 # A run folder and its owner
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_removed_while_the_run_works_ends_it(tmp_path, again):
+    run = RunFolder(tmp_path / "run", {"seed": 1})
+    run.start()
+    record = {"stage": "teacher", "step": 1}
+    run.log.write([record])
+    shutil.rmtree(tmp_path / "run")
+    if again:
+        # What another run would have begun there.
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / LOCK_FILE).touch()
+    for write in (lambda: run.log.write([record]), lambda: run.write_json("scores.json", {})):
+        with pytest.raises(InputError, match="run was removed or replaced while this process worked in it"):
+            write()
+    run.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there a user may have no name")
+def test_a_user_without_a_home_begins_a_run(tmp_path, monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 9)
+    run = RunFolder(tmp_path / "run", {"seed": 1})
+    run.start()
+    run.close()
+    assert (tmp_path / "run" / "config.yaml").exists() and not is_own_run(tmp_path / "run" / "config.yaml")
 
 
 HOLD_RUN = """

@@ -41,6 +41,7 @@ class FolderLock:
         self._lock = FileLock(folder / LOCK_FILE, thread_local=False)
         self._missing: list[Path] = []
         self._process, self._place = 0, ""
+        self._file: os.stat_result | None = None
 
     def acquire(self) -> None:
         """Takes the lock.
@@ -51,16 +52,20 @@ class FolderLock:
         self._process, self._place = os.getpid(), os.path.realpath(self.folder)
         shared = next((lock for lock in _HELD if self._is_same(lock)), None)
         if shared:
-            self._lock, self._missing = shared._lock, shared._missing
+            self._lock, self._missing, self._file = shared._lock, shared._missing, shared._file
         else:
             self._missing = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._take()
+                self._file = os.stat(self.folder / LOCK_FILE)
                 self._write_owner()
             except (OSError, NotImplementedError) as error:
                 self._leave()
-                raise InputError(f"--output {self.folder} cannot be written: {error}") from error
+                raise InputError(
+                    f"--output {self.folder} cannot be written or locked ({error}): choose another one, on a disk "
+                    "that has file locks and that you may write to"
+                ) from error
         _HELD.append(self)
 
     def release(self) -> None:
@@ -70,6 +75,18 @@ class FolderLock:
         _HELD.remove(self)
         if not any(self._is_same(lock) for lock in _HELD):
             self._leave()
+
+    def check(self) -> None:
+        """Raises an `InputError` where the folder was removed, or made anew, since this process took the lock."""
+        if self not in _HELD or self._file is None:
+            return
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self._file, os.stat(os.path.join(self._place, LOCK_FILE))):
+                return
+        raise InputError(
+            f"--output {self.folder} was removed or replaced while this process worked in it: put it back and give "
+            "the same command again, or start afresh in another --output"
+        )
 
     def __enter__(self) -> "FolderLock":
         self.acquire()
