@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.files import atomic_path
 from ssdd_hub.runs import launch
 from ssdd_hub.runs.folder import LaunchSettings, RunSettings
 from ssdd_hub.runs.launch import build_accelerator, report_errors
@@ -75,6 +76,17 @@ REFUSED = (
 def test_what_the_system_refuses_is_told_in_words(error, words, capsys):
     status, printed = end(error, capsys)
     assert status == 1 and re.search(f"^error: the system refused to go on .{words}.*What was saved", printed), printed
+
+
+@pytest.mark.parametrize(("place", "kind"), [("run", "file"), ("run/checkpoints", "file"), ("run/a.json", "folder")])
+def test_what_is_in_the_way_of_a_file_is_named(tmp_path, capsys, place, kind):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).mkdir() if kind == "folder" else (tmp_path / place).touch()
+    name = "run/a.json" if kind == "folder" else "run/checkpoints/step"
+    with pytest.raises(OSError) as caught, atomic_path(tmp_path / name) as temporary:
+        temporary.touch()
+    words = f"{re.escape(str(tmp_path / 'run'))}.*: remove the {kind} that stands where a .* is needed"
+    assert re.search(words, end(caught.value, capsys)[1])
 
 
 def test_memory_that_torch_is_refused_is_told_in_words(capsys):
