@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -167,6 +168,25 @@ def test_a_notebook_may_begin_a_run_again_and_frees_it_by_closing_or_dropping_it
     with pytest.raises(InputError, match="other settings"):
         RunFolder(tmp_path / "run", {"seed": 2})
     assert is_free(tmp_path / "run")
+
+
+def test_another_thread_is_refused_until_the_first_ends(tmp_path):
+    held, free = threading.Event(), threading.Event()
+
+    def hold():
+        FolderLock(tmp_path / "run").acquire()
+        held.set()
+        free.wait(60)
+
+    thread = threading.Thread(target=hold, name="first")
+    thread.start()
+    assert held.wait(60)
+    with pytest.raises(InputError, match="in use by another thread of this process, first: wait until"):
+        FolderLock(tmp_path / "run").acquire()
+    free.set()
+    thread.join()
+    with FolderLock(tmp_path / "run"):
+        pass
 
 
 def test_the_end_of_a_recipe_frees_its_folder_however_it_ends(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ class FolderLock:
 
     The system itself holds the lock (`flock`, through filelock) and frees it when the process ends in any way, so a
     lock is never stale. The owner's process, host and start are written beside it for the message only. Locks of one
-    folder in one process are one: a notebook may begin a run again before the first is collected.
+    folder in one thread are one: a notebook may begin a run again before the first is collected.
 
     Args:
         folder: The folder; `acquire` creates it.
@@ -42,6 +43,7 @@ class FolderLock:
         self._missing: list[Path] = []
         self._process, self._place = 0, ""
         self._file: os.stat_result | None = None
+        self._thread = threading.current_thread()
 
     def acquire(self) -> None:
         """Takes the lock.
@@ -50,8 +52,14 @@ class FolderLock:
             InputError: Another process holds it, which is named; or the folder cannot be written.
         """
         self._process, self._place = os.getpid(), os.path.realpath(self.folder)
+        self._thread = threading.current_thread()
         shared = next((lock for lock in _HELD if self._is_same(lock)), None)
         if shared:
+            if shared._thread.is_alive() and shared._thread is not self._thread:
+                raise InputError(
+                    f"--output {self.folder} is in use by another thread of this process, {shared._thread.name}: wait "
+                    "until it ends, or choose another --output"
+                )
             self._lock, self._missing, self._file = shared._lock, shared._missing, shared._file
         else:
             self._missing = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
