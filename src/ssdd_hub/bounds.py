@@ -1,10 +1,11 @@
 """Annotations that bound a setting's value, and the base class of settings that checks them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from math import isfinite
 from operator import or_
+from os import PathLike
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin
 
@@ -74,6 +75,13 @@ _KINDS = {
     ),
 }
 
+# Types of settings alone: those of objectives are class attributes too, and not all texts there are settings.
+_PLAIN: dict[Any, Rule] = {
+    str: Rule("text", lambda value: isinstance(value, str | PathLike)),
+    list: Rule("a list", lambda value: isinstance(value, list | tuple)),
+    dict: Rule("a dictionary", lambda value: isinstance(value, Mapping)),
+}
+
 
 def rules_of(annotation: Any) -> list[Rule]:
     """Returns the rules of an annotation, those of its type first; only bool, int and float have any."""
@@ -96,8 +104,9 @@ def plain_type(annotation: Any) -> Any:
 class Settings:
     """The base of frozen dataclasses of settings, which check themselves when they are made.
 
-    `class ProbeSettings(Settings, section="probe")` annotates its fields with `bool`, `int`, `float` or the types of
-    this module, `| None` where a setting can be left open. What depends on several settings goes into `conflicts`.
+    `class ProbeSettings(Settings, section="probe")` annotates its fields with `bool`, `int`, `float`, `str`, lists,
+    dictionaries or the types of this module, `| None` where a setting can be left open. What depends on several
+    settings goes into `conflicts`.
 
     Raises:
         SettingsError: Values of another type or range than annotated, or that contradict each other; all are named.
@@ -110,13 +119,21 @@ class Settings:
         cls.section = section or cls.section
 
     def __post_init__(self) -> None:
-        require(*self._bounds(), *self.conflicts())
+        bounds, conflicts = [*self._bounds()], list[Check]()
+        try:
+            conflicts += self.conflicts()
+        except Exception:  # values of another type than annotated may raise anything
+            if all(holds for holds, _ in bounds):
+                raise
+        require(*bounds, *conflicts)
 
     def _bounds(self) -> Iterator[Check]:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             value, (kind, *others) = getattr(self, field.name), get_args(field.type) or (field.type,)
             optional = NoneType in others
-            rules = rules_of(kind if optional else field.type)
+            annotation: Any = kind if optional else field.type
+            plain = _PLAIN.get(getattr(annotation, "__origin__", annotation))
+            rules = [*([plain] if plain else []), *rules_of(annotation)]
             required = None if optional and value is None else unmet(rules, value)
             hint = nearest(value, [choice for rule in rules for choice in rule.choices])
             yield required is None, f"{self.option(field.name)} must be {required}, got {show(value)}{hint}"

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -143,6 +144,17 @@ def test_an_interrupted_preparation_goes_on(references, selected, monkeypatch):
     monkeypatch.undo()
     references.prepare(["random"], [5], 2, progress=False)
     assert len(all_pairs(references.set_entry("random", 5), 1)[0]) == 5
+
+
+@pytest.mark.parametrize("damage", ["record", "images"])
+def test_a_damaged_selection_is_named_and_made_anew(references, caplog, damage):
+    references.prepare(["random"], [5], 2, progress=False)
+    entry = references.set_entry("random", 5)
+    before, paths = all_pairs(entry, 1), sorted(references.folder.iterdir())
+    shutil.rmtree(paths[1] / "data") if damage == "images" else (paths[1] / "ssdd_hub.json").write_text("")
+    references.prepare(["random"], [5], 2, progress=False)
+    assert [record.message.split()[0] for record in caplog.records] == [str(paths[1])]
+    assert same(all_pairs(references.set_entry("random", 5), 1), before)
 
 
 def test_what_a_selection_depends_on_makes_another_one(references, selected, source, small_teacher):

@@ -1,5 +1,6 @@
 """Entries of an evaluation: sets, references, and the students pre-trained on each."""
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -25,6 +26,8 @@ from ssdd_hub.sets.pretrain import SetPairs
 from ssdd_hub.sets.provenance import describe_selection
 from ssdd_hub.sets.views import add_views
 from ssdd_hub.targets.transform import TargetTransform
+
+_LOG = logging.getLogger(__name__)
 
 NONE, FULL, TEACHER = "none", "full", "teacher"
 REFERENCES = (NONE, *SELECTIONS, FULL, TEACHER)
@@ -147,13 +150,24 @@ class Baselines:
         """Makes the selections that are not there yet: for each kind and number of images, one for each student."""
         chosen = [method for method in methods if method in SELECTIONS]
         todo = [(method, count, k) for method in chosen for count in dict.fromkeys(counts) for k in range(seeds)]
-        todo = [job for job in todo if not (self._path(*job) / METADATA_FILE).is_file()]
+        todo = [job for job in todo if not self._is_whole(self._path(*job))]
         for method, count, k in tqdm(todo, "references", unit="set", disable=not (progress and todo)):
             seed = derive_seed(self.seed, f"reference {method}", k)
             selected = select(method, self.source, count, seed, self.settings)
             if self.num_views:
                 selected = add_views(selected, self.source.teacher, self.source.transform, self.num_views, seed)
             selected.save(self._path(method, count, k))
+
+    @staticmethod
+    def _is_whole(folder: Path) -> bool:
+        if not (folder / METADATA_FILE).is_file():
+            return False
+        try:
+            DistilledSet.load(folder)
+        except InputError as error:
+            _LOG.warning("%s is damaged (%s): it is made anew", folder, error)
+            return False
+        return True
 
     @cached_property
     def _origin(self) -> dict[str, Any]:

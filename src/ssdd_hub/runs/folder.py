@@ -42,7 +42,7 @@ _RESULT_FOLDERS = ("distilled", "teacher", "pictures")
 
 def launched_precision() -> str:
     """Returns the mixed precision that the launcher says, `no` without one."""
-    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,14 @@ class RunSettings(LaunchSettings):
 class RunLog:
     """A JSONL log of a run's stages, written by one process; without times, so that a repeated run writes the same."""
 
-    def __init__(self, path: Path, enabled: bool = True) -> None:
-        self.path, self.enabled = path, enabled
+    def __init__(self, path: Path, enabled: bool = True, lock: FolderLock | None = None) -> None:
+        self.path, self.enabled, self.lock = path, enabled, lock
 
     def write(self, records: Iterable[dict[str, Any]]) -> None:
-        """Appends records, each with its `stage` and `step`."""
+        """Appends records, each with its `stage` and `step`; raises an `InputError` where the run's folder is gone."""
         if self.enabled:
+            if self.lock:
+                self.lock.check()
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)
 
@@ -178,7 +180,7 @@ class RunFolder:
                 self.close()
                 raise
         self.path, self.config, self.is_main = path, config, is_main
-        self.log = RunLog(path / "log.jsonl", enabled=is_main)
+        self.log = RunLog(path / "log.jsonl", is_main, self._lock)
         self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher")
         self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
 
@@ -220,7 +222,8 @@ class RunFolder:
             self.write_json(INPUTS_FILE, record)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes one JSON file of the run, atomically."""
+        """Writes one JSON file of the run, atomically; raises an `InputError` where the run's folder is gone."""
+        self._lock.check()
         _write(self.path / name, json.dumps(content, indent=2) + "\n")
 
 

@@ -165,11 +165,15 @@ class Pretraining:
         and logs these scores and the mean loss at the end of each epoch.
         """
         first = self._resume(checkpoints)
+        # A checkpoint is saved before the record of its step, which may have failed, is made.
+        unrecorded = self._losses[1].item() > 0 and self._is_recorded(first)
         if log:
-            log.rewind("teacher", first or -1)
+            log.rewind("teacher", first if first and not unrecorded else first - 1)
             if watch and first == 0 and self.accelerator.is_main_process:
                 log.write([{"stage": "teacher", "step": 0, **watch(self.objective.backbone)}])
         self.objective.train()
+        if unrecorded:
+            self._record(first, self._mean_loss(first), log, watch)
         model = self.accelerator.prepare_model(self.objective)
         steps = range(first, self.num_steps)
         on_cpu = self.accelerator.device.type == "cpu"
@@ -211,25 +215,35 @@ class Pretraining:
         watch: Watch | None,
         bar: Any,
     ) -> None:
-        ended, saved = step == self.num_steps, points.due(step)
-        epoch, within = divmod(step, self.steps_per_epoch)
-        recorded = ended or within == 0
+        recorded, saved = self._is_recorded(step), points.due(step) or step == self.num_steps
         if not (recorded or saved):
             return
         mean_loss = self._mean_loss(step)
-        main = self.accelerator.is_main_process
-        if recorded:
-            bar.set_postfix(loss=f"{mean_loss:.4g}")
-            self.accelerator.log({"teacher/loss": mean_loss}, step)
-            self._losses.zero_()
-        if recorded and log and main:
-            every = watch.settings.every if watch else 0
-            scores = watch(self.objective.backbone) if watch and (ended or every and epoch % every == 0) else {}
-            log.write([{"stage": "teacher", "step": step, "loss": mean_loss, **scores}])
-        if checkpoints and main and (saved or ended):
+        saved = saved or self._is_scored(step, watch)
+        if checkpoints and saved and self.accelerator.is_main_process:
             state = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
             checkpoints.save(step, {**state, "losses": self._losses, "step": step})
-        points.end_if_asked()
+        if recorded:
+            bar.set_postfix(loss=f"{mean_loss:.4g}")
+            self._record(step, mean_loss, log, watch)
+        if saved:
+            points.end_if_asked()
+
+    def _is_recorded(self, step: int) -> bool:
+        return step == self.num_steps or step % self.steps_per_epoch == 0
+
+    def _is_scored(self, step: int, watch: Watch | None) -> bool:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        every = watch.settings.every if watch else 0
+        return watch is not None and (step == self.num_steps or within == 0 and every > 0 and epoch % every == 0)
+
+    def _record(self, step: int, mean_loss: float, log: RunLog | None, watch: Watch | None) -> None:
+        """Logs the mean loss since the last record and, where they are due, the scores of the backbone."""
+        self.accelerator.log({"teacher/loss": mean_loss}, step)
+        if log and self.accelerator.is_main_process:
+            scores = watch(self.objective.backbone) if watch and self._is_scored(step, watch) else {}
+            log.write([{"stage": "teacher", "step": step, "loss": mean_loss, **scores}])
+        self._losses.zero_()
 
     def _mean_loss(self, step: int) -> float:
         """Returns the mean over steps and processes, or refuses one that is not finite, before the state is saved."""
