@@ -14,15 +14,8 @@ def by_class(means, names=None, images=None, n=5, target="made", **more):
     """The part of `scores.json`, of sets with an accuracy for each class."""
     width = len(next(iter(means.values())))
     records = [
-        {
-            "set": name,
-            "protocol": "probe",
-            "source": "made",
-            "target": target,
-            "student": "ssdd_convnet3",
-            "use": "none",
-        }
-        | {"labels": 50, "metric": "accuracy", "mean": list(mean), "n": n}
+        {"set": name, "protocol": "probe", "source": "made", "target": target, "student": "ssdd_convnet3"}
+        | {"use": "none", "labels": 50, "metric": "accuracy", "mean": list(mean), "n": n}
         | {"std": [None if value is None else 0.01 * (label + 1) for label, value in enumerate(mean)]}
         | more
         for name, mean in means.items()
