@@ -217,7 +217,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
             "teacher": teacher.name,
             "targets": f"{targets.width} dimensions, transform {transform.kind}, {features}",
             "distillation": f"{settings.steps} outer steps, {seconds:.0f} s",
-            "whole run": f"{time.perf_counter() - started:.0f} s",
+            "this command": f"{time.perf_counter() - started:.0f} s",
         }
         with keeping("the distilled set", run.path / "distilled"):
             print(save_distillation(run, distilled, before, facts, results.by_class, random))

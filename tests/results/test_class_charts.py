@@ -44,7 +44,7 @@ def texts(axis):
 def test_every_class_shows_each_set_with_its_spread_its_name_its_images_and_its_gain():
     (picture,) = draw_classes(by_class(THREE, ["cat", "dog", "no $x$"], [40, 38, 1]))
     axis = picture.figure.axes[0]
-    assert texts(axis) == ["cat (n=40, +10.0)", "dog (n=38, -10.0)", r"no \$x\$ (n=1, +0.0)"]
+    assert texts(axis) == ["cat (40 images, +10.0)", "dog (38 images, -10.0)", r"no \$x\$ (1 images, +0.0)"]
     points = drawn(axis)
     for name, accuracies in THREE.items():
         means, halves = zip(*(points[STYLES[name].colour][place] for place in range(3)), strict=True)
@@ -70,13 +70,13 @@ def test_of_many_classes_those_that_gain_and_lose_most_are_shown():
 def test_a_class_without_held_out_images_is_left_out_and_one_seed_has_no_whiskers():
     (picture,) = draw_classes(by_class({"distilled": [0.9, None], "none": [0.5, None]}, images=[40, 0], n=1))
     axis = picture.figure.axes[0]
-    assert texts(axis) == ["0 (n=40, +40.0)"]
+    assert texts(axis) == ["0 (40 images, +40.0)"]
     assert drawn(axis)[STYLES["none"].colour] == {0: (50.0, None)}
 
 
 def test_a_set_alone_has_no_gain_and_no_scores_have_no_picture():
     (picture,) = draw_classes(by_class({"distilled": [0.9, 0.8]}))
-    assert texts(picture.figure.axes[0]) == ["0 (n=40)", "1 (n=40)"]
+    assert texts(picture.figure.axes[0]) == ["0 (40 images)", "1 (40 images)"]
     assert draw_classes({}) == draw_classes({"classes": {}, "records": []}) == []
 
 

@@ -63,7 +63,7 @@ def _draw(heading: str, sets: Mapping[str, Record], about: Mapping[str, Any]) ->
     labels = []
     for label in order:
         gain = f", {100 * gains[label]:+.1f}" if baseline else ""
-        labels.append(f"{plain(names[label] if names else str(label), 24)} (n={about['images'][label]}{gain})")
+        labels.append(f"{plain(names[label] if names else str(label), 24)} ({about['images'][label]} images{gain})")
     axis.set_yticks(range(len(order)), labels, fontsize=9)
     if some:
         axis.axhline(MOST_CLASSES // 2 - 0.5, color="black", linewidth=0.8, linestyle=":")
@@ -103,3 +103,6 @@ def _fill(axis: "Axes", sets: Mapping[str, Record], styles: Mapping[str, Style],
                 zorder=3 if number == 0 else 2,
             )
     axis.grid(visible=False, axis="y")
+    # Whiskers may leave what an accuracy can be.
+    low, high = axis.get_xlim()
+    axis.set_xlim(max(low, -1), min(high, 101))

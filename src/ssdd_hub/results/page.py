@@ -181,7 +181,9 @@ def _sets(records: Iterable[Record]) -> list[str]:
 def _parts(records: list[Record], comparisons: list[Record]) -> list[tuple[str, list[Table], str]]:
     """Returns headings, tables and notes of the page."""
     parts = [("Scores", score_tables(records, comparisons), score_note(records, comparisons))]
-    for (baseline,), results in group(comparisons, "baseline").items():
+    # Costs differ by what a set is, and not by what it is worth.
+    told = [result for result in comparisons if result["protocol"] not in NOT_RANKED]
+    for (baseline,), results in group(told, "baseline").items():
         note = f"{DIFFERENCE_NOTE} In brackets the 95 % interval."
         parts.append((f"Differences to {baseline}", difference_tables(results, intervals=True), note))
     for high in (name for name in UPPER_BOUNDS if any(record["set"] == name for record in records)):

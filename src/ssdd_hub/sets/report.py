@@ -1,19 +1,22 @@
 """What a distillation and an evaluation write into their run folders at the end: scores, pictures, a page."""
 
+import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import Tensor
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.markdown import escape
 from ssdd_hub.record import read_metadata
-from ssdd_hub.results.compare import NOT_RANKED, compare, markdown_table
+from ssdd_hub.results.compare import NOT_RANKED, compare, console_table, markdown_table
 from ssdd_hub.results.page import render_evaluation, render_pictures, render_report
-from ssdd_hub.results.tables import Record, score_table
+from ssdd_hub.results.tables import CONSOLE, Record, score_table
 from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.machine import describe_versions
@@ -101,7 +104,7 @@ def save_evaluation(
     by_class: Mapping[str, Any],
     references: Mapping[str, Tensor | None],
 ) -> str:
-    """Writes `scores.json`, `scores.md`, `pictures/`, `report.html` and galleries; returns verdicts and `scores.md`.
+    """Writes `scores.json`, `scores.md`, `pictures/`, `report.html` and galleries; returns verdicts and a table.
 
     The gallery of the first set is `gallery.html`, those of others have numbers.
 
@@ -131,17 +134,21 @@ def save_evaluation(
     facts |= {"machine": _machine(machine), "command": about["command"]}
     files = ["gallery.html", *(f"gallery-{number}.html" for number in range(2, len(sets) + 1))]
     galleries = dict(zip(sets, files, strict=True))
-    links = {"scores.json": "scores.json", "scores.md": "scores.md"}
+    # A set on the Hub has its card there.
+    folders = [path for path in map(Path, config.sets) if (path / "README.md").is_file()]
+    cards = {f"card of {path.parent.name}/{path.name}": path / "README.md" for path in folders}
+    links = {name: quote(os.path.relpath(card, run.path)) for name, card in cards.items()}
+    links |= {"scores.json": "scores.json", "scores.md": "scores.md"}
     links |= {f"gallery of {name}" if len(sets) > 1 else "gallery": file for name, file in galleries.items()}
     render_evaluation(run.path, records, comparisons, facts, to_yaml(config), previews, by_class, links)
     for name, file in galleries.items():
         render_gallery(sets[name], run.path / file, name, records=records)
-    return "\n".join([*_told(map(printable, told)), "", table])
+    return "\n".join([*_told(map(printable, told)), "", printable(console_table(records))])
 
 
 def _told(verdicts: Iterable[str]) -> list[str]:
     """Returns sentences as lines of a console."""
-    return [line for verdict in verdicts for line in textwrap.wrap(verdict, 100, break_on_hyphens=False)]
+    return [line for verdict in verdicts for line in textwrap.wrap(verdict, CONSOLE, break_on_hyphens=False)]
 
 
 def _describe(machine: Mapping[str, Any]) -> dict[str, Any]:
