@@ -18,7 +18,7 @@ from ssdd_hub.targets.targets import Targets
 STAGE = "heldout"
 POINTS = 10  # after the start
 SHARE = 0.01  # of the images that pass networks in all outer steps, at most, but for very short runs
-_CHUNK = 256  # images that a network sees at a time
+_CHUNK = 64  # images that a network sees at a time
 
 
 @dataclass(frozen=True, eq=False)
