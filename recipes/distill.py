@@ -16,10 +16,12 @@ from typing import ClassVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from torch import Tensor
 
 from ssdd_hub import DistilledSet, InputError, PixelSpace, build_student
 from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, Pairs, PoolSettings, Problem, build_batches, build_engine
+from ssdd_hub.distill.heldout import HeldoutError
 from ssdd_hub.distill.loop import distil
 from ssdd_hub.distill.methods import METHODS, build_method
 from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_parameterisation
@@ -35,7 +37,8 @@ from ssdd_hub.evaluation import (
     StudentEntry,
     entry_of_set,
 )
-from ssdd_hub.evaluation.evaluation import Record
+from ssdd_hub.evaluation.entries import first_images
+from ssdd_hub.evaluation.evaluation import Results
 from ssdd_hub.evaluation.loading import prepare_references, shape_of
 from ssdd_hub.evaluation.protocols import LinearProbe, ProbeSettings, TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
@@ -122,8 +125,11 @@ class DistillConfig:
 
 def evaluate(
     config: DistillConfig, distilled: DistilledSet, source: Source, real: RealData, accelerator: Accelerator
-) -> list[Record]:
-    """Scores the set beside random real images and no pre-training; `recipes/evaluate.py` measures much more."""
+) -> tuple[Results, Tensor | None]:
+    """Scores the set beside random real images and no pre-training; `recipes/evaluate.py` measures much more.
+
+    Returns the scores, and the random images of the first student.
+    """
     seeds, student, folder = config.evaluate.seeds, config.student, Path(config.output)
     references = Baselines(folder / "references", source, SelectionSettings(), config.seed)
     beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
@@ -131,9 +137,8 @@ def evaluate(
     protocols = [TeacherError(), LinearProbe(config.probe)]
     candidates = [StudentEntry.of(student.name, student.model_args, protocols, **shape_of(distilled))]
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
-    return Evaluation(set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts).run(
-        accelerator
-    )
+    parts = (set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts)
+    return Evaluation(*parts).measure(accelerator), first_images(beside[0])
 
 
 def make_set(config: DistillConfig) -> DistilledSet:
@@ -187,7 +192,8 @@ def make_set(config: DistillConfig) -> DistilledSet:
     synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
     method = build_method(config.method.name, problem, config.method.args, shared)
     distiller = Distiller(synthetic, method, settings, accelerator)
-    seconds = distil(distiller, run, config.run, progress=accelerator.is_main_process)
+    heldout_error = HeldoutError.plan(distiller, heldout, heldout_targets, space)
+    seconds = distil(distiller, run, config.run, accelerator.is_main_process, heldout_error)
 
     provenance = describe_run(to_dict(config), images.provenance, teacher, transform, space)
     provenance |= {"method": config.method.name.replace("_", "-"), "target_features": features.describe()}
@@ -202,19 +208,19 @@ def make_set(config: DistillConfig) -> DistilledSet:
         # First: whatever fails from here on, the set is there.
         keep_set(run, distilled, describe_machine(accelerator.device, accelerator.num_processes))
     with keeping("the distilled set", run.path / "distilled"):
-        records = evaluate(config, distilled, source, real, accelerator)
+        results, random = evaluate(config, distilled, source, real, accelerator)
     if accelerator.is_main_process:
         machine = describe_machine(accelerator.device, accelerator.num_processes)
-        distilled.provenance |= {"scores": records, "hardware": machine}
+        distilled.provenance |= {"scores": results.records, "hardware": machine}
         facts = {
             "source": f"{len(images)} images of {real.name}, {images.image_size} px",
             "teacher": teacher.name,
             "targets": f"{targets.width} dimensions, transform {transform.kind}, {features}",
             "distillation": f"{settings.steps} outer steps, {seconds:.0f} s",
-            "whole run": f"{time.perf_counter() - started:.0f} s",
+            "this command": f"{time.perf_counter() - started:.0f} s",
         }
         with keeping("the distilled set", run.path / "distilled"):
-            print(save_distillation(run, distilled, before, facts))
+            print(save_distillation(run, distilled, before, facts, results.by_class, random))
         spent = f"{time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB"
         print(f"\nIn {run.path} after {spent}: report.html, gallery.html, scores.json, distilled/")
     accelerator.end_training()

@@ -20,7 +20,7 @@ from ssdd_hub import InputError
 from ssdd_hub.data import DataSettings
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Baselines, EvaluateSettings, Evaluation, ScoreStore, protocols as kinds
-from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, entry_of_none
+from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, entry_of_none, first_images
 from ssdd_hub.evaluation.evaluation import Record
 from ssdd_hub.evaluation.inputs import stated_settings
 from ssdd_hub.evaluation.loading import Loader, check_references, check_students, load_sets, prepare_references
@@ -204,12 +204,15 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     parts = (set_entries, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)
     store, facts = ScoreStore(run.path / "scores"), {"source": own.name if own else None}
     with keeping("every score so far", run.path / "scores"):
-        records = Evaluation(*parts, store, facts).run(accelerator)
+        results = Evaluation(*parts, store, facts).measure(accelerator)
+        records = results.records
         if accelerator.is_main_process:
             records += kinds.rank_records(records, [each.name for each in ranked], config.rank.by, FULL)
             machine = describe_machine(accelerator.device, accelerator.num_processes)
             seconds = time.perf_counter() - started
-            print(save_evaluation(run, config, sets, records, machine, seconds))
+            beside = [entry for entry in set_entries if entry.name.startswith("random")]
+            references = {entry.name: first_images(entry) for entry in beside}
+            print(save_evaluation(run, config, sets, records, machine, seconds, results.by_class, references))
             print(f"\nIn {run.path} after {seconds:.0f} s: report.html, gallery.html, scores.md, scores.json")
     return records
 

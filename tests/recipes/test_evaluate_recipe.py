@@ -1,8 +1,10 @@
 """The evaluation of sets as a user runs it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -149,6 +151,11 @@ def test_table_page_and_pictures_show_all_sets(finished):
     for name, gallery in (("smoke", "gallery.html"), ("other", "gallery-2.html")):
         assert f"<h1>{name}</h1>" in (output / gallery).read_text()
         assert f"{name}: N" in table.split("| set |")[0] and table.index(f"{name}: N") < table.index("| set |")
+    places = [unquote(place) for place in re.findall('<a href="([^"]+)"', page)]
+    assert {"scores.json", "scores.md", "gallery.html", "gallery-2.html"} <= {*places}
+    cards = [place for place in places if place.endswith("README.md")]
+    assert len(cards) == 2 and all((output / place).is_file() for place in places)
+    assert "Images of the set smoke" in page and "Images of the reference random" in page
     pictures = list((output / "pictures").glob("*.png"))
     assert pictures and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 

@@ -87,6 +87,15 @@ def entry_of_none(name: str = NONE) -> SetEntry:
     return SetEntry(name, _no_pairs, lambda k: NONE)
 
 
+def first_images(entry: SetEntry) -> torch.Tensor | None:
+    """Returns the images of the first student, pixels `(M, C, H, W)` in `[0, 1]`; None where it sees no set."""
+    pairs = entry.pairs(0)
+    if not isinstance(pairs, SetPairs):
+        return None
+    distilled = pairs.distilled
+    return distilled.pixel_space.denormalise(distilled.images)
+
+
 def _no_pairs(k: int) -> Pairs | None:
     return None
 

@@ -222,9 +222,16 @@ class RunFolder:
             self.write_json(INPUTS_FILE, record)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes one JSON file of the run, atomically; raises an `InputError` where the run's folder is gone."""
+        """Writes one JSON file of the run, atomically, a list of numbers in one line.
+
+        Raises:
+            InputError: The run's folder is gone.
+        """
         self._lock.check()
-        _write(self.path / name, json.dumps(content, indent=2) + "\n")
+        # JSON has no line breaks within text, so only the layout changes.
+        text = json.dumps(content, indent=2)
+        text = re.sub(r"\[\n([^\[\]{}\"]*)\]", lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
+        _write(self.path / name, text + "\n")
 
 
 def _write(path: Path, text: str) -> None:
