@@ -9,13 +9,13 @@ from accelerate.utils import gather_object
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.launch import build_accelerator
-from ssdd_hub.settings import to_dict, to_yaml
+from ssdd_hub.settings import to_dict
 
 
 def begin(
     config: Any, *, one_process: bool = False, same_settings: bool = True, defaults: Any = None
 ) -> tuple[Accelerator, RunFolder]:
-    """Starts the processes of a recipe, opens its run folder and prints its settings.
+    """Starts the processes of a recipe and opens its run folder.
 
     Args:
         config: The settings, with `run` and `output`.
@@ -44,5 +44,5 @@ def begin(
         if run:
             run.close()
         raise InputError(problems[0])
-    accelerator.print(to_yaml(config))
+    run.tell = accelerator.print
     return accelerator, run

@@ -6,15 +6,16 @@ import logging
 import os
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from ssdd_hub.bounds import Count, Processes, Settings, either
+from ssdd_hub.bounds import Count, Processes, Settings, either, some_of
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.files import atomic_path, is_temporary, remove_abandoned
 from ssdd_hub.plain_files import require_plain, require_plain_tree
@@ -54,12 +55,13 @@ class LaunchSettings(Settings, section="run"):
             given, what `accelerate launch` says, by `--mixed_precision` or its config file.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
-        trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+        trackers: Accelerate's trackers, such as `tensorboard`, of trainings and scores; the JSONL log is always
+            written.
     """
 
     mixed_precision: Annotated[str, either("no", "bf16")] = field(default_factory=launched_precision)
     threads: Processes | None = None
-    trackers: list[str] = field(default_factory=list)
+    trackers: Annotated[list[str], some_of(LOGGER_TYPE_TO_CLASS)] = field(default_factory=list)
 
     def conflicts(self) -> Iterator[Check]:
         """Yields that the launcher must say the same, and nothing that we cannot do."""
@@ -75,6 +77,22 @@ class LaunchSettings(Settings, section="run"):
 
 
 @dataclass(frozen=True)
+class UntrackedSettings(LaunchSettings):
+    """How the processes of a recipe compute that has neither training nor scores for trackers.
+
+    Attributes:
+        mixed_precision: As in `LaunchSettings`.
+        threads: As in `LaunchSettings`.
+        trackers: None: there is nothing that they could be told.
+    """
+
+    def conflicts(self) -> Iterator[Check]:
+        """Yields that there are no trackers."""
+        yield from super().conflicts()
+        yield not self.trackers, f"run.trackers must be left out here: nothing is told to {', '.join(self.trackers)}"
+
+
+@dataclass(frozen=True)
 class RunSettings(LaunchSettings):
     """How the processes of a distillation compute, and how often they save.
 
@@ -83,7 +101,8 @@ class RunSettings(LaunchSettings):
             given, what `accelerate launch` says, by `--mixed_precision` or its config file.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
-        trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+        trackers: Accelerate's trackers, such as `tensorboard`, of trainings and scores; the JSONL log is always
+            written.
         checkpoint_every: Outer steps between checkpoints.
         log_every: Outer steps between writes of the log, which holds every step.
         cache: Folder of cached teacher features; `features/` of the run folder when not given.
@@ -151,6 +170,10 @@ class RunFolder:
         defaults: The recipe's default settings, which a run that began before a setting existed is resumed with; old
             names in its `RENAMED` are understood.
 
+    Attributes:
+        goes_on: Whether a run was begun in the folder before.
+        tell: Called with a line for the user.
+
     Raises:
         InputError: The folder holds something else, or a run with other settings, or another process uses it. Other
             inputs are refused by `start`.
@@ -178,6 +201,8 @@ class RunFolder:
                 self.close()
                 raise
         self.path, self.config, self.is_main = path, config, is_main
+        self.goes_on = (path / _CONFIG_FILE).exists()
+        self.tell: Callable[[str], object] = lambda line: None
         self.log = RunLog(path / "log.jsonl", enabled=is_main)
         self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher")
         self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
@@ -201,6 +226,7 @@ class RunFolder:
             config = self.path / _CONFIG_FILE
             _write(config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
             remember_run(config)
+            self.tell(f"settings: {config}")
             # After the settings, without which the folder would be taken for no run.
             if record:
                 self.write_json(INPUTS_FILE, record)

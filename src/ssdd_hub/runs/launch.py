@@ -23,6 +23,7 @@ from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs.folder import LaunchSettings
 from ssdd_hub.runs.lock import locks_released
 from ssdd_hub.runs.machine import count_cpus
+from ssdd_hub.runs.trackers import require_trackers
 from ssdd_hub.text import printable, show
 
 # Other processes wait while one decodes, scores or saves, which takes hours on a large source.
@@ -55,9 +56,11 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     """Starts Accelerate for a recipe, whose trackers write below the run folder, with the threads of the settings.
 
     Raises:
-        InputError: A tracker is unknown, or the processes were started with FSDP, DeepSpeed or accumulated gradients.
+        InputError: A tracker is not installed, or the processes were started with FSDP, DeepSpeed or accumulated
+            gradients.
     """
     end_with_launcher()
+    require_trackers(settings.trackers)
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
@@ -66,8 +69,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
         )
     except ValueError as error:
-        given = f"--run.trackers {settings.trackers} or --run.mixed-precision"
-        raise InputError(f"{given} cannot be used: {error}") from error
+        raise InputError(f"--run.mixed-precision {settings.mixed_precision} cannot be used: {error}") from error
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise InputError(
             f"the distilled set is a few megabytes and is not sharded: launch without {accelerator.distributed_type}"

@@ -10,6 +10,7 @@ from ssdd_hub.data.stream import ImageStream
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.inputs import Inputs, deciding_facts
+from ssdd_hub.runs.trackers import start_trackers
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
 from ssdd_hub.teachers.training import TeacherTrainingSettings, train_teacher
 
@@ -39,5 +40,5 @@ def load_or_train_teacher(
         return train_teacher(settings, pretrain, images, PixelSpace.of(images.pixels), run, **own)
     teacher = load_teacher(settings, images)
     run.start({**inputs, "teacher": deciding_facts(teacher.identity())})
-    accelerator.init_trackers("ssdd_hub")
+    start_trackers(accelerator, run)
     return teacher
