@@ -109,9 +109,19 @@ class DistillConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        shared = {**self.distiller.shared(), "pool": self.pool}
+        shared, num_images = {**self.distiller.shared(), "pool": self.pool}, self.distiller.num_images
         require(
             among("init", self.init, INITS),
+            (
+                self.init in ("random", NOISE) or (self.selection.max_images or num_images) >= num_images,
+                f"selection.max_images must be at least the {num_images} images to be chosen, got "
+                f"{self.selection.max_images}",
+            ),
+            (
+                self.student_training.augment != "views",
+                "student_training.augment is views, and a set that is distilled here stores none: choose none, flip "
+                "or crop-flip",
+            ),
             (
                 self.distiller.augment or not self.targets.views,
                 "targets.views are augmented, so pass --distiller.augment true as well, or --targets.views 0",
@@ -170,6 +180,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
     check_sizes(settings, pool, student(num_targets=1), accelerator, **shape)
 
     about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
+    about["least"] = config.targets.dim or 1
     teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, accelerator, inputs, **about)
     teacher = teacher.to(accelerator.device, dtype)
     folder = Path(config.run.cache or run.path / "features")

@@ -132,7 +132,7 @@ class Settings:
             rules = rules_of(kind if optional else field.type)
             required = None if optional and value is None else unmet(rules, value)
             known = [choice for rule in rules for choice in rule.choices]
-            hint = nearest([word for word in value if word not in known] if isinstance(value, list) else value, known)
+            hint = nearest(value, known)
             yield required is None, f"{self.option(field.name)} must be {required}, got {show(value)}{hint}"
 
     @classmethod

@@ -38,6 +38,7 @@ def nearest(value: object, known: Iterable[str]) -> str:
     It is empty where nothing is near. Names that are known are in small letters.
     """
     words, names = value if isinstance(value, list | tuple) else [value], list(known)
-    near = [get_close_matches(word.lower(), names, n=1, cutoff=0.5) for word in words if isinstance(word, str)]
+    unknown = [word for word in words if isinstance(word, str) and word not in names]
+    near = [get_close_matches(word.lower(), names, n=1, cutoff=0.5) for word in unknown]
     found = " and ".join(dict.fromkeys(match for matches in near for match in matches))
     return f"; the nearest is {found}" if found else ""

@@ -147,6 +147,10 @@ def check_references(
     if HIGH_LOSS in methods:
         check_experts(settings, len(own.train), in_chans=own.train.num_channels, image_size=own.train.image_size)
     least, chosen = max(counts), [name for name in methods if name in SELECTIONS and name != GAUSSIAN]
+    if {*chosen} - {"random"} and (settings.max_images or least) < least:
+        raise InputError(
+            f"--selection.max-images must be at least the {least} to be chosen, got {settings.max_images}"
+        )
     if chosen and least > len(own.train):
         raise InputError(
             f"{least} images of the source are to be selected for the references {', '.join(chosen)}, and there are "

@@ -256,8 +256,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _check_folder(path: Path, config: dict[str, Any], same_settings: bool, defaults: Any) -> None:
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--output {path} is a file: choose another folder")
+    require_folder("--output", path)
     _require_plain_run(path)
     if (path / _CONFIG_FILE).exists():
         _refuse_other_settings(path, config, same_settings, defaults)
@@ -356,6 +355,13 @@ def _differences(before: Any, now: Any, default: Any = None, key: str = "") -> l
 def _plain(value: Any) -> Any:
     """Returns the default of a setting or of a section as a file holds it."""
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def require_folder(option: str, path: Path) -> None:
+    """Refuses a place that is no folder and cannot become one, because it is a file or inside of one."""
+    found = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
+    if found.exists() and not found.is_dir():
+        raise InputError(f"{option} {path} is {'' if found == path else 'inside '}a file: choose another folder")
 
 
 def folder_name(name: str) -> str:

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.runs.folder import LaunchSettings
+from ssdd_hub.runs.folder import LaunchSettings, require_folder
 from ssdd_hub.runs.lock import locks_released
 from ssdd_hub.runs.machine import count_cpus
 from ssdd_hub.runs.trackers import require_trackers
@@ -61,6 +61,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     """
     end_with_launcher()
     require_trackers(settings.trackers)
+    require_folder("--output", folder)
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,

@@ -294,6 +294,12 @@ def new_backbone(name: str, in_chans: int, image_size: int, seed: int, **model_a
         return create_backbone(name, pretrained=False, **{**input_args(name, in_chans, image_size), **model_args})
 
 
+def check_width(width: int, least: int) -> None:
+    """Refuses a teacher of fewer features than `--targets.dim` asks for, before it is trained or run."""
+    if width < least:
+        raise InputError(f"--targets.dim {least} exceeds the {width} features of the teacher: lower it")
+
+
 def train_teacher(
     settings: TeacherSettings,
     pretrain: TeacherTrainingSettings,
@@ -306,11 +312,13 @@ def train_teacher(
     watch: Watch | None = None,
     provenance: Mapping[str, Any],
     inputs: Inputs | None = None,
+    least: int = 1,
 ) -> Teacher:
     """Trains a teacher on all processes, unless the run already has one, and loads it from `teacher/` of the run.
 
     The run starts once the settings have proved usable; it records `inputs`, by default the source images, and keeps
     checkpoints and log. The teacher inherits the licence of `source`; `provenance` is recorded beside its weights.
+    Its features are to be `least` at least.
 
     Raises:
         InputError: The backbone or the objective cannot be built, the run was begun with other inputs, or the training
@@ -319,7 +327,8 @@ def train_teacher(
     folder = run.path / "teacher"
     backbone = new_backbone(settings.backbone, source.num_channels, source.image_size, seed, **settings.model_args)
     # A backbone without features of this kind is refused before it is trained.
-    measure_width(backbone, source.num_channels, source.image_size, settings.features)
+    width = measure_width(backbone, source.num_channels, source.image_size, settings.features)
+    check_width(width, least)
     training = Pretraining(backbone, source.pixels, pixel_space, pretrain, seed=seed, accelerator=accelerator)
     inputs = inputs or {"source": describe_bank(source)}
     load = partial(build_teacher, f"local-dir:{folder}", features=settings.features)
