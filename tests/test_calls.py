@@ -145,6 +145,13 @@ def test_mistakes_in_settings_are_errors_and_no_exit(settings, said, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("wrong", [None, {"images": 1}, ["runs/a/distilled"], torch.zeros(3)])
+def test_what_is_no_set_is_not_evaluated(wrong, tmp_path):
+    with pytest.raises(InputError, match=f"a DistilledSet, its folder or a Hub id; got a {type(wrong).__name__}"):
+        ssdd_hub.evaluate(wrong)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_set_that_was_changed_is_stored_before_it_is_evaluated(tmp_path):
     from ssdd_hub.calls import _store_set
 
