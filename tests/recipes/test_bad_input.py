@@ -84,8 +84,6 @@ CASES = {
     ),
     "a file as cache": (["--run.cache", "{tmp}/broken.yaml"], ["--run.cache", "broken.yaml is a file"]),
     "a cache inside a file": (["--run.cache", "{tmp}/broken.yaml/x"], ["broken.yaml/x is inside a file"]),
-    "a split of the digits": (["--data.split", "test"], ["digits have no splits", "--data.split"]),
-    "held-out split of the digits": (["--data.heldout-split", "test"], ["digits have no splits"]),
     "name of settings": (["--config", "smokes"], ["--config must be", "got 'smokes'; the nearest is smoke"]),
     "unknown optimizer": (["--teacher-training.optimizer", "adamwe"], ["'adamwe'; the nearest is adamw"]),
     "expert that is no network": (

@@ -89,8 +89,6 @@ class DataSettings(Settings, section="data"):
             self.name != "digits" or plain and self.label_column in ("auto", "none"),
             "digits take none of --data.config, --data.revision, --data.image-column and --data.label-column",
         )
-        whole = (self.split, self.heldout_split) == ("train", "auto")
-        yield self.name != "digits" or whole, "digits have no splits: leave out --data.split and --data.heldout-split"
         yield self.name != "digits" or not self.streaming, "digits are in memory: leave out --data.streaming"
         yield (
             self.heldout_split != self.split,
