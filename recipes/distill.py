@@ -19,6 +19,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from ssdd_hub import DistilledSet, InputError, PixelSpace, build_student
+from ssdd_hub.bounds import among
 from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, Pairs, PoolSettings, Problem, build_batches, build_engine
 from ssdd_hub.distill.heldout import HeldoutError
@@ -48,8 +49,10 @@ from ssdd_hub.runs.begin import begin
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.inputs import describe_images
 from ssdd_hub.runs.launch import keeping
+from ssdd_hub.runs.trackers import track_scores
 from ssdd_hub.selection import INITS, SelectionSettings, Source, start_from
-from ssdd_hub.selection.start import NOISE, explain_start
+from ssdd_hub.selection.methods import HIGH_LOSS, check_experts
+from ssdd_hub.selection.start import NOISE
 from ssdd_hub.sets import describe_run, describe_training
 from ssdd_hub.sets.origin import describe_origin
 from ssdd_hub.sets.report import keep_set, save_distillation
@@ -109,9 +112,19 @@ class DistillConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        shared = {**self.distiller.shared(), "pool": self.pool}
+        shared, num_images = {**self.distiller.shared(), "pool": self.pool}, self.distiller.num_images
         require(
-            (self.init in INITS, explain_start(self.init)),
+            among("init", self.init, INITS),
+            (
+                self.init in ("random", NOISE) or (self.selection.max_images or num_images) >= num_images,
+                f"selection.max_images must be at least the {num_images} images to be chosen, got "
+                f"{self.selection.max_images}",
+            ),
+            (
+                self.student_training.augment != "views",
+                "student_training.augment is views, and a set that is distilled here stores none: choose none, flip "
+                "or crop-flip",
+            ),
             (
                 self.distiller.augment or not self.targets.views,
                 "targets.views are augmented, so pass --distiller.augment true as well, or --targets.views 0",
@@ -165,11 +178,14 @@ def make_set(config: DistillConfig) -> DistilledSet:
     batches = {"--distiller.num-images": settings.num_images}
     batches["--student-training.batch-size"] = min(config.student_training.batch_size, settings.num_images)
     check_batches(student(num_targets=1), batches, **shape)
+    if config.init == HIGH_LOSS:
+        check_experts(config.selection, len(images), **shape)
     chosen, shared = config.parameterisation, {**settings.shared(), "pool": config.pool}
     pool = getattr(METHODS.settings(config.method.name, config.method.args, shared), "pool", None)
     check_sizes(settings, pool, student(num_targets=1), accelerator, **shape)
 
     about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
+    about["least"] = config.targets.dim or 1
     teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, accelerator, inputs, **about)
     teacher = teacher.to(accelerator.device, dtype)
     folder = Path(config.run.cache or run.path / "features")
@@ -209,6 +225,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
         keep_set(run, distilled, describe_machine(accelerator.device, accelerator.num_processes))
     with keeping("the distilled set", run.path / "distilled"):
         results, random = evaluate(config, distilled, source, real, accelerator)
+        track_scores(accelerator, results.records, settings.steps)
     if accelerator.is_main_process:
         machine = describe_machine(accelerator.device, accelerator.num_processes)
         distilled.provenance |= {"scores": results.records, "hardware": machine}

@@ -22,7 +22,7 @@ from ssdd_hub.files import atomic_path
 from ssdd_hub.hub.client import full_id
 from ssdd_hub.hub.upload import Plan, Published, plan_upload, upload
 from ssdd_hub.plain_files import require_plain
-from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
+from ssdd_hub.runs import UntrackedSettings, build_accelerator, report_errors
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.lock import FolderLock
@@ -75,7 +75,7 @@ class PublishConfig:
     student_args: dict[str, Any] = field(default_factory=dict)
     collection: str | None = None
     dry_run: bool = False
-    run: LaunchSettings = field(default_factory=LaunchSettings)
+    run: UntrackedSettings = field(default_factory=UntrackedSettings)
     seed: int = 0
     output: str | None = None
 

@@ -1,5 +1,7 @@
 """The calls: three lines to a set, from a folder, a Dataset or a tensor, by the very recipe."""
 
+import re
+
 import datasets
 import numpy as np
 import pytest
@@ -71,7 +73,8 @@ def test_a_tensor_becomes_a_set_which_evaluate_scores_and_the_same_call_finds_ag
     capsys.readouterr()
     records = ssdd_hub.evaluate(again, protocols=["teacher_error"], evaluate={"seeds": 1}, run={"threads": 1})
     assert {record["set"] for record in records} >= {"distilled", "random", "none"}
-    assert "teacher_error" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.match(r"settings: runs/\S+/config.yaml\n", printed) and "| none |" in printed
 
 
 def test_a_dataset_keeps_its_classes_and_a_teacher_is_used_again(tmp_path):
@@ -133,12 +136,19 @@ def test_other_images_are_refused_by_name_and_leave_nothing(images, said, tmp_pa
         ({"distiller": 3}, "distiller is a section"),
         ({"seed": torch.zeros(1)}, "settings are numbers, texts, lists"),
         ({"teacher": 3}, "teacher must be a timm name.*got a int"),
-        ({"config": "nothing"}, "--config nothing cannot be read"),
+        ({"config": "nothing"}, "--config must be the path of a YAML file, or of one of .*digits.*, got 'nothing'"),
     ],
 )
 def test_mistakes_in_settings_are_errors_and_no_exit(settings, said, tmp_path):
     with pytest.raises(InputError, match=said):
         ssdd_hub.distill("digits", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [None, {"images": 1}, ["runs/a/distilled"], torch.zeros(3)])
+def test_what_is_no_set_is_not_evaluated(wrong, tmp_path):
+    with pytest.raises(InputError, match=f"a DistilledSet, its folder or a Hub id; got a {type(wrong).__name__}"):
+        ssdd_hub.evaluate(wrong)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,7 @@
 """Annotations that bound a setting's value, and the base class of settings that checks them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from math import isfinite
 from operator import or_
@@ -18,7 +18,7 @@ class Rule(NamedTuple):
 
     required: str
     holds: Callable[[Any], bool]
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
 
 
 def at_most(bound: float) -> Rule:
@@ -40,6 +40,19 @@ def one_of(names: Iterable[str]) -> Rule:
 def either(*names: str) -> Rule:
     """Returns the rule of a name out of two or three, which a message joins by `or`."""
     return Rule(f"{', '.join(names[:-1])} or {names[-1]}", names.__contains__, names)
+
+
+def some_of(names: Collection[str]) -> Rule:
+    """Returns the rule of a list of names, for `Annotated[list[str], ...]`; `names` may grow later."""
+    return Rule(f"some of {', '.join(names)}", lambda given: all(name in names for name in given), names)
+
+
+def among(what: str, given: str | Sequence[str], known: Collection[str]) -> Check:
+    """Returns the check that a name, or each of several, is known; its message has the nearest."""
+    unknown = [name for name in ([given] if isinstance(given, str) else given) if name not in known]
+    kind = "one" if isinstance(given, str) else "some"
+    wrong = f"{', '.join(map(show, unknown))}{nearest(unknown, known)}"
+    return not unknown, f"{what} must be {kind} of {', '.join(known)}, got {wrong}"
 
 
 Natural = Annotated[int, at_least(0)]
@@ -135,7 +148,8 @@ class Settings:
             plain = _PLAIN.get(getattr(annotation, "__origin__", annotation))
             rules = [*([plain] if plain else []), *rules_of(annotation)]
             required = None if optional and value is None else unmet(rules, value)
-            hint = nearest(value, [choice for rule in rules for choice in rule.choices])
+            known = [choice for rule in rules for choice in rule.choices]
+            hint = nearest(value, known)
             yield required is None, f"{self.option(field.name)} must be {required}, got {show(value)}{hint}"
 
     @classmethod

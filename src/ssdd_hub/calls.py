@@ -98,6 +98,8 @@ def evaluate(
     Raises:
         InputError: The set or settings cannot be used; all mistakes in settings are named.
     """
+    if not isinstance(distilled, DistilledSet | str | Path):
+        raise InputError(f"a set is a DistilledSet, its folder or a Hub id; got a {type(distilled).__name__}")
     place = _store_set(distilled, output) if isinstance(distilled, DistilledSet) else str(distilled)
     recipe = load_recipe("evaluate")
     with _alone(), command_line("evaluate", _words("evaluate", place, output, config, settings)):

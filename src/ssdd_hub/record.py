@@ -70,7 +70,9 @@ def read_unchecked(folder: Path) -> dict[str, Any]:
         raise InputError(f"there is no distilled set at {folder}: the folder does not exist")
     require_plain(folder, [METADATA_FILE])
     if not path.is_file():
-        raise InputError(f"{folder} is not a distilled set: it has no {METADATA_FILE}")
+        own = folder / "distilled"
+        hint = f"; the set of this run is {own}" if (own / METADATA_FILE).is_file() else ""
+        raise InputError(f"{folder} is not a distilled set: it has no {METADATA_FILE}{hint}")
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"{path} must be of at most {MOST_BYTES} bytes, got {path.stat().st_size}: {REMEDY}")
     try:

@@ -79,7 +79,8 @@ def test_every_student_sees_the_pairs_of_the_set():
     made = make_set()
     set_entry = entry_of_set("ours", made, "cpu", same_targets=False)
     assert set_entry.name == "ours" and set_entry.same_targets is False
-    assert set_entry.network is set_entry.protocols is set_entry.pixel_space is None
+    assert set_entry.network is set_entry.protocols is None
+    assert set_entry.pixel_space == made.student_pixel_space
     for k in (0, 5):
         assert same(all_pairs(set_entry, k), (made.images, made.targets))
         assert set_entry.identity(k) == describe_pairs(made)
@@ -191,7 +192,7 @@ def test_each_number_of_images_has_selections_of_its_own(references):
 
 
 def test_an_unknown_reference_is_named(references):
-    message = f"there is no reference 'randon': use some of {', '.join(REFERENCES)}"
+    message = f"a reference must be one of {', '.join(REFERENCES)}, got 'randon'; the nearest is random"
     with pytest.raises(InputError, match=message):
         references.set_entries(["randon"], [5])
 

@@ -11,6 +11,7 @@ from compute_targets import ComputeTargetsConfig
 from distill import DistillConfig
 from evaluate import EvaluateConfig
 from gradient_bias import GradientBiasConfig
+from ssdd_hub.cli import main
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.settings import parse_config, to_dict, to_yaml
 from ssdd_hub.teachers.teacher import TeacherSettings
@@ -316,6 +317,17 @@ def test_a_list_of_words_may_be_given_one_by_one_and_replaces_that_of_a_file(par
         assert parse(*argv.format(name, name).split(), files=files, recipe=EvaluateConfig).sets == ["a", "b/c"]
 
 
+def test_a_list_of_numbers_is_written_with_commas_as_one_of_names(parse):
+    for text in ("0.1,0.5", "0.1, 0.5", "[0.1, 0.5]"):
+        assert parse("--probe.labels", text).probe.labels == [0.1, 0.5]
+    assert parse("--probe.labels", "20").probe.labels == [20]
+    teacher = ["--teacher.pretrained", "--teacher.mean", "0.5,0.4,0.4", "--teacher.std=1e-1,2,.3"]
+    assert parse(*teacher).teacher.std == [0.1, 2, 0.3] and parse("--teacher.mean", "null").teacher.mean is None
+    for text in ("4,8,16", "4, 8, 16"):
+        assert parse("--student.model-args.widths", text).student.model_args == {"widths": [4, 8, 16]}
+    assert problems(parse, "--probe.labels", "a,b") == ["probe.labels must be of type list[float], got 'a,b'"]
+
+
 def test_of_two_lists_the_later_wins_and_it_may_be_emptied(parse):
     files = ["sets: [a, b]\nprotocols: [probe]", "sets: [c]"]
     config = parse("--references", "[]", files=files, recipe=EvaluateConfig)
@@ -335,7 +347,7 @@ def test_nothing_is_a_reference_in_every_way_to_write_it(parse):
 def test_all_mistakes_of_an_evaluation_are_reported_together(parse):
     found = problems(parse, "--references", "best", "--protocol", "vibes", "--datasets=[]", recipe=EvaluateConfig)
     assert [problem.split(" must ")[0] for problem in found] == ["sets", "references", "protocols", "datasets"]
-    assert "got best" in found[1] and "got vibes" in found[2]
+    assert "got 'best'" in found[1] and "got 'vibes'" in found[2]
     twice = problems(parse, "--set", "a", "--set", "a", recipe=EvaluateConfig)
     assert twice == ["sets must differ from each other, got ['a', 'a']"]
 
@@ -428,7 +440,7 @@ def test_a_name_without_its_value_and_a_value_without_its_name_are_refused(parse
 
 
 def test_the_printed_config_read_again_gives_the_same_config(parse, tmp_path, capsys):
-    argv = ["--data.name", "1e5", "--data.config", "no", "--data.revision", "0123", "--run.trackers", "a,b"]
+    argv = ["--data.name", "1e5", "--data.config", "no", "--data.revision", "0123", "--run.trackers", "trackio,wandb"]
     argv += ["--distiller.ridge", "1e-9", "--teacher.model-args", "{a: '1e5', b: 1e5, c: '2020-01-01', d: 'yes'}"]
     expected = parse(*argv)
     with pytest.raises(SystemExit) as ended:
@@ -476,6 +488,22 @@ def test_help_of_a_section_shows_the_defaults_that_would_run(parse, capsys):
         InputError, match="--help takes all, or a section, one of data, .* got 'poll'; the nearest is pool"
     ):
         parse("--help", "poll")
+
+
+def test_help_shows_what_the_given_settings_state_where_that_can_be_read(parse, capsys):
+    shown = show_help(parse, capsys, "--help", "pool", stated=stating(pool={"size": 5, "max_age": 7}))
+    assert "Number of students `P`. (type: int, default: 5)" in " ".join(shown.split())
+
+    def fails(values):
+        raise InputError("there is no such set")
+
+    assert "--pool.size" in show_help(parse, capsys, "--help", "pool", stated=fails)
+
+
+def test_help_of_a_word_shows_the_defaults_for_such_images(capsys):
+    for words, number in ((["digits"], 50), ([], 50), (["a/folder"], 100), (["a/folder", "--config", "smoke"], 20)):
+        assert main(["distill", *words, "--help", "distiller"]) == 0
+        assert f"Distilled images `M`. (type: int, default: {number})" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])

@@ -75,6 +75,12 @@ def test_the_run_folder_is_complete(finished):
     assert not [path for path in output.rglob("*") if path.suffix in (".pt", ".pkl", ".bin") or "tmp" in path.name]
 
 
+def test_the_settings_are_in_a_file_and_its_path_on_the_screen(finished):
+    output, printed = finished
+    assert printed.splitlines()[0] == f"settings: {output / 'config.yaml'}" and len(printed.splitlines()) < 20
+    assert yaml.safe_load((output / "config.yaml").read_text())["output"] == str(output)
+
+
 def test_load_dataset_reads_the_distilled_set(finished, tmp_path):
     output, _ = finished
     rows = datasets.load_dataset(str(output / "distilled"), split="train", cache_dir=str(tmp_path))

@@ -80,6 +80,24 @@ def without_cost(records):
     return [record for record in records if record["protocol"] != "cost" and record["metric"] != "speedup"]
 
 
+def test_students_of_each_set_see_real_images_in_the_space_that_it_states(launch, made, tmp_path):
+    own = made / "smoke" / "distilled"
+    distilled = DistilledSet.load(own)
+    stated = {**distilled.provenance, "student_pixel_space": {"mean": [0.1], "std": [2.0]}}
+    stretched = replace(distilled, provenance=stated).save(tmp_path / "stretched")
+    asked = ["--config", made / "tiny.yaml", "--references", "none", "--protocol", "probe,knn", "--output"]
+
+    def values(*places):
+        output = tmp_path / f"scores-{len(list(tmp_path.iterdir()))}"
+        launch("evaluate", *asked, output, *[word for place in places for word in ("--set", place)])
+        records = without_cost(json.loads((output / "scores.json").read_text())["records"])
+        names = dict.fromkeys(record["set"] for record in records if record["set"] != "none")
+        return [[record["values"] for record in records if record["set"] == name] for name in names]
+
+    first, second = values(own, stretched)
+    assert [first] == values(own) and [second] == values(stretched) and first != second
+
+
 # Everything at once
 
 

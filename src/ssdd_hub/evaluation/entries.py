@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ssdd_hub.errors import InputError
+from ssdd_hub.bounds import among
+from ssdd_hub.errors import InputError, require
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, WholeNetwork
 from ssdd_hub.models.build import build_student
 from ssdd_hub.models.pretraining import Pairs
@@ -77,9 +78,13 @@ class StudentEntry:
 def entry_of_set(
     name: str, distilled: DistilledSet, device: torch.device | str, same_targets: bool = True
 ) -> SetEntry:
-    """Returns a set as an entry of an evaluation, for students on a device; every student sees the same pairs."""
+    """Returns a set as an entry of an evaluation, for students on a device; every student sees the same pairs.
+
+    They see real images in the space that this set states for its students, whatever other sets state.
+    """
     identity = describe_pairs(distilled)
-    return SetEntry(name, lambda k: SetPairs(distilled, device), lambda k: identity, same_targets)
+    space = distilled.student_pixel_space
+    return SetEntry(name, lambda k: SetPairs(distilled, device), lambda k: identity, same_targets, space)
 
 
 def entry_of_none(name: str = NONE) -> SetEntry:
@@ -140,7 +145,7 @@ class Baselines:
             pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
             return SetEntry(name, lambda k: pairs, lambda k: {"full": self._origin})
         if method not in SELECTIONS:
-            raise InputError(f"there is no reference {method!r}: use some of {', '.join(REFERENCES)}")
+            require(among("a reference", method, REFERENCES))
 
         def load(k: int) -> DistilledSet:
             return DistilledSet.load(self._path(method, count, k))
@@ -214,8 +219,7 @@ def select(method: str, source: Source, count: int, seed: int, settings: Selecti
     Raises:
         InputError: There is no such method, there are fewer images, targets are not finite, or an expert diverges.
     """
-    if method not in SELECTIONS:
-        raise InputError(f"there is no selection {method!r}: use one of {', '.join(SELECTIONS)}")
+    require(among("the selection", method, SELECTIONS))
     if count < 1:
         raise InputError(f"a selection needs at least 1 image, got {count}")
     bank, facts, labels = source.bank, {"seed": seed, "count": count, **asdict(settings)}, None

@@ -24,7 +24,7 @@ from ssdd_hub.evaluation.inputs import (
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, LabelledProtocol
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches
-from ssdd_hub.selection.methods import GAUSSIAN, SELECTIONS
+from ssdd_hub.selection.methods import GAUSSIAN, HIGH_LOSS, SELECTIONS, SelectionSettings, check_experts
 from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.statements import stated_student
@@ -140,9 +140,17 @@ class Loader:
         return found
 
 
-def check_references(methods: Collection[str], counts: Sequence[int], own: RealData) -> None:
-    """Refuses references of more images than there are to select from; noise has no end."""
+def check_references(
+    methods: Collection[str], counts: Sequence[int], own: RealData, settings: SelectionSettings
+) -> None:
+    """Refuses references of more images than there are, noise aside, and experts that cannot be trained."""
+    if HIGH_LOSS in methods:
+        check_experts(settings, len(own.train), in_chans=own.train.num_channels, image_size=own.train.image_size)
     least, chosen = max(counts), [name for name in methods if name in SELECTIONS and name != GAUSSIAN]
+    if {*chosen} - {"random"} and (settings.max_images or least) < least:
+        raise InputError(
+            f"--selection.max-images must be at least the {least} to be chosen, got {settings.max_images}"
+        )
     if chosen and least > len(own.train):
         raise InputError(
             f"{least} images of the source are to be selected for the references {', '.join(chosen)}, and there are "

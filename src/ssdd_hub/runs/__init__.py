@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         RunFolder as RunFolder,
         RunLog as RunLog,
         RunSettings as RunSettings,
+        UntrackedSettings as UntrackedSettings,
     )
     from ssdd_hub.runs.launch import (
         build_accelerator as build_accelerator,
@@ -22,7 +23,7 @@ else:
     __getattr__, __all__ = lazy_names(
         __name__,
         "checkpoints: Checkpoints load_tree save_tree",
-        "folder: LaunchSettings RunFolder RunLog RunSettings",
+        "folder: LaunchSettings RunFolder RunLog RunSettings UntrackedSettings",
         "launch: build_accelerator keep_freed_memory report_errors",
         "machine: describe_machine describe_versions",
     )

@@ -6,15 +6,16 @@ import logging
 import os
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from ssdd_hub.bounds import Count, Processes, Settings, either
+from ssdd_hub.bounds import Count, Processes, Settings, either, some_of
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.files import atomic_path, is_temporary, remove_abandoned
 from ssdd_hub.plain_files import require_plain, require_plain_tree
@@ -54,12 +55,13 @@ class LaunchSettings(Settings, section="run"):
             given, what `accelerate launch` says, by `--mixed_precision` or its config file.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
-        trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+        trackers: Accelerate's trackers, such as `tensorboard`, of trainings and scores; the JSONL log is always
+            written.
     """
 
     mixed_precision: Annotated[str, either("no", "bf16")] = field(default_factory=launched_precision)
     threads: Processes | None = None
-    trackers: list[str] = field(default_factory=list)
+    trackers: Annotated[list[str], some_of(LOGGER_TYPE_TO_CLASS)] = field(default_factory=list)
 
     def conflicts(self) -> Iterator[Check]:
         """Yields that the launcher must say the same, and nothing that we cannot do."""
@@ -75,6 +77,22 @@ class LaunchSettings(Settings, section="run"):
 
 
 @dataclass(frozen=True)
+class UntrackedSettings(LaunchSettings):
+    """How the processes of a recipe compute that has neither training nor scores for trackers.
+
+    Attributes:
+        mixed_precision: As in `LaunchSettings`.
+        threads: As in `LaunchSettings`.
+        trackers: None: there is nothing that they could be told.
+    """
+
+    def conflicts(self) -> Iterator[Check]:
+        """Yields that there are no trackers."""
+        yield from super().conflicts()
+        yield not self.trackers, f"run.trackers must be left out here: nothing is told to {', '.join(self.trackers)}"
+
+
+@dataclass(frozen=True)
 class RunSettings(LaunchSettings):
     """How the processes of a distillation compute, and how often they save.
 
@@ -83,7 +101,8 @@ class RunSettings(LaunchSettings):
             given, what `accelerate launch` says, by `--mixed_precision` or its config file.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
-        trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+        trackers: Accelerate's trackers, such as `tensorboard`, of trainings and scores; the JSONL log is always
+            written.
         checkpoint_every: Outer steps between checkpoints.
         log_every: Outer steps between writes of the log, which holds every step.
         cache: Folder of cached teacher features; `features/` of the run folder when not given.
@@ -153,6 +172,10 @@ class RunFolder:
         defaults: The recipe's default settings, which a run that began before a setting existed is resumed with; old
             names in its `RENAMED` are understood.
 
+    Attributes:
+        goes_on: Whether a run was begun in the folder before.
+        tell: Called with a line for the user.
+
     Raises:
         InputError: The folder holds something else, or a run with other settings, or another process uses it. Other
             inputs are refused by `start`.
@@ -180,6 +203,8 @@ class RunFolder:
                 self.close()
                 raise
         self.path, self.config, self.is_main = path, config, is_main
+        self.goes_on = (path / _CONFIG_FILE).exists()
+        self.tell: Callable[[str], object] = lambda line: None
         self.log = RunLog(path / "log.jsonl", is_main, self._lock)
         self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher")
         self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
@@ -203,6 +228,7 @@ class RunFolder:
             config = self.path / _CONFIG_FILE
             _write(config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
             remember_run(config)
+            self.tell(f"settings: {config}")
             # After the settings, without which the folder would be taken for no run.
             if record:
                 self.write_json(INPUTS_FILE, record)
@@ -240,8 +266,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _check_folder(path: Path, config: dict[str, Any], same_settings: bool, defaults: Any) -> None:
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--output {path} is a file: choose another folder")
+    require_folder("--output", path)
     _require_plain_run(path)
     if (path / _CONFIG_FILE).exists():
         _refuse_other_settings(path, config, same_settings, defaults)
@@ -340,6 +365,13 @@ def _differences(before: Any, now: Any, default: Any = None, key: str = "") -> l
 def _plain(value: Any) -> Any:
     """Returns the default of a setting or of a section as a file holds it."""
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def require_folder(option: str, path: Path) -> None:
+    """Refuses a place that is no folder and cannot become one, because it is a file or inside of one."""
+    found = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
+    if found.exists() and not found.is_dir():
+        raise InputError(f"{option} {path} is {'' if found == path else 'inside '}a file: choose another folder")
 
 
 def folder_name(name: str) -> str:

@@ -20,9 +20,10 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.runs.folder import LaunchSettings
+from ssdd_hub.runs.folder import LaunchSettings, require_folder
 from ssdd_hub.runs.lock import locks_released
 from ssdd_hub.runs.machine import count_cpus
+from ssdd_hub.runs.trackers import require_trackers
 from ssdd_hub.text import printable, show
 
 # Other processes wait while one decodes, scores or saves, which takes hours on a large source.
@@ -68,7 +69,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     """Starts Accelerate for a recipe, whose trackers write below the run folder, with the threads of the settings.
 
     Raises:
-        InputError: A tracker is unknown, or the launcher says what the recipes do not do: sharding, compiling,
+        InputError: A tracker is not installed, or the launcher says what the recipes do not do: sharding, compiling,
             accumulated gradients.
     """
     end_with_launcher()
@@ -78,6 +79,8 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
             f"a set of a few megabytes is not sharded, and the recipes compile by --distiller.compile alone: launch "
             f"without {', '.join(refused)}"
         )
+    require_trackers(settings.trackers)
+    require_folder("--output", folder)
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
@@ -86,7 +89,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
         )
     except (ValueError, ImportError) as error:
-        given = f"--run.trackers {settings.trackers} or --run.mixed-precision {settings.mixed_precision}"
+        given = f"--run.mixed-precision {settings.mixed_precision}"
         raise InputError(f"{given}, or a setting of the launcher, cannot be used: {error}") from error
     if accelerator.gradient_accumulation_steps != 1:
         raise InputError(

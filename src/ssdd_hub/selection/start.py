@@ -1,7 +1,5 @@
 """The first images of a distilled set: real ones, or noise."""
 
-import difflib
-
 import torch
 from torch import Tensor
 
@@ -11,12 +9,6 @@ from ssdd_hub.selection.source import Source
 
 NOISE = "noise"
 INITS = (*CHOICES, NOISE)
-
-
-def explain_start(init: str) -> str:
-    """Returns the message for a start that does not exist."""
-    near = difflib.get_close_matches(init, INITS, n=1, cutoff=0.0)
-    return f"init must be one of {', '.join(INITS)}, got {init!r}; the nearest is {near[0]}"
 
 
 def start_from(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ssdd_hub.bounds import among
 from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.files import atomic_path
 from ssdd_hub.plain_files import require_modest_weights
@@ -59,8 +60,7 @@ class TargetTransform:
 
         `dim` is `D'` for the kinds that project; None for all `D`, or for whitening all that have variance.
         """
-        if kind not in TRANSFORMS:
-            raise InputError(f"targets.transform must be one of {', '.join(TRANSFORMS)}, got {kind!r}")
+        require(among("targets.transform", kind, TRANSFORMS))
         if not len(features):
             raise InputError("there are no features to measure a transform of: it takes one image at least")
         width, dtype = features[:1].shape[1], features[:1].dtype

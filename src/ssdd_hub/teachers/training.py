@@ -16,7 +16,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssdd_hub.arguments import argument_checks
-from ssdd_hub.bounds import Count, Fraction, Positive, Rule, Settings, Several, Weight, at_least, at_most, either
+from ssdd_hub.bounds import (
+    Count,
+    Fraction,
+    Positive,
+    Settings,
+    Several,
+    Weight,
+    among,
+    at_least,
+    at_most,
+    either,
+    one_of,
+)
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.features import create_backbone, input_args, measure_width
@@ -27,9 +39,10 @@ from ssdd_hub.runs.inputs import Inputs, deciding_facts, describe_bank
 from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.machine import describe_machine
 from ssdd_hub.runs.save_points import SavePoints
+from ssdd_hub.runs.trackers import start_trackers
 from ssdd_hub.seeds import seeded
 from ssdd_hub.teachers.monitor import Watch, knn_records
-from ssdd_hub.teachers.objectives.registry import build_objective
+from ssdd_hub.teachers.objectives.registry import build_objective, list_objectives
 from ssdd_hub.teachers.optimizers import OPTIMIZERS, build_optimizer
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
 from ssdd_hub.teachers.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
@@ -70,7 +83,7 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
     epochs: Count = 200
     max_steps: Count | None = None
     batch_size: Several = 128
-    optimizer: Annotated[str, Rule(", ".join(SCHEMES), SCHEMES.__contains__)] = "auto"
+    optimizer: Annotated[str, one_of(SCHEMES)] = "auto"
     learning_rate: Positive | None = None
     warmup: Fraction = 0.05
     weight_decay: Weight | None = None
@@ -79,7 +92,8 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
     checkpoint_every: Count = 2000
 
     def conflicts(self) -> Iterator[Check]:
-        """Yields what arguments of the objective and of its views must be."""
+        """Yields what the objective, its arguments and those of its views must be."""
+        yield among(self.option("objective"), self.objective, list_objectives())
         decided = sorted(RESERVED_ARGS)
         yield from argument_checks(
             "teacher_training.objective_args", self.objective_args, decided, "other settings decide"
@@ -294,6 +308,12 @@ def new_backbone(name: str, in_chans: int, image_size: int, seed: int, **model_a
         return create_backbone(name, pretrained=False, **{**input_args(name, in_chans, image_size), **model_args})
 
 
+def check_width(width: int, least: int) -> None:
+    """Refuses a teacher of fewer features than `--targets.dim` asks for, before it is trained or run."""
+    if width < least:
+        raise InputError(f"--targets.dim {least} exceeds the {width} features of the teacher: lower it")
+
+
 def train_teacher(
     settings: TeacherSettings,
     pretrain: TeacherTrainingSettings,
@@ -306,11 +326,13 @@ def train_teacher(
     watch: Watch | None = None,
     provenance: Mapping[str, Any],
     inputs: Inputs | None = None,
+    least: int = 1,
 ) -> Teacher:
     """Trains a teacher on all processes, unless the run already has one, and loads it from `teacher/` of the run.
 
     The run starts once the settings have proved usable; it records `inputs`, by default the source images, and keeps
     checkpoints and log. The teacher inherits the licence of `source`; `provenance` is recorded beside its weights.
+    Its features are to be `least` at least.
 
     Raises:
         InputError: The backbone or the objective cannot be built, the run was begun with other inputs, or the training
@@ -319,7 +341,8 @@ def train_teacher(
     folder = run.path / "teacher"
     backbone = new_backbone(settings.backbone, source.num_channels, source.image_size, seed, **settings.model_args)
     # A backbone without features of this kind is refused before it is trained.
-    measure_width(backbone, source.num_channels, source.image_size, settings.features)
+    width = measure_width(backbone, source.num_channels, source.image_size, settings.features)
+    check_width(width, least)
     training = Pretraining(backbone, source.pixels, pixel_space, pretrain, seed=seed, accelerator=accelerator)
     inputs = inputs or {"source": describe_bank(source)}
     load = partial(build_teacher, f"local-dir:{folder}", features=settings.features)
@@ -327,10 +350,10 @@ def train_teacher(
     if broadcast_object_list([folder.exists()])[0]:
         teacher = load()
         run.start({**inputs, "teacher": deciding_facts(teacher.identity())})
-        accelerator.init_trackers("ssdd_hub")
+        start_trackers(accelerator, run)
         return teacher
     run.start(inputs)
-    accelerator.init_trackers("ssdd_hub")
+    start_trackers(accelerator, run)
     training.run(run.teacher_checkpoints, run.log, watch, accelerator.is_main_process)
     with keeping("the trained network", run.path / "checkpoints" / "teacher"):
         if accelerator.is_main_process:
