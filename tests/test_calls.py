@@ -110,6 +110,19 @@ def test_the_word_makes_a_set_of_a_folder_of_photographs_of_many_sizes(tmp_path)
     assert DistilledSet.load("runs/mine/distilled").images.shape == (4, 3, 32, 32)
 
 
+def test_images_of_any_kind_in_memory_are_stored_alike():
+    from ssdd_hub.calls import _store_images
+
+    images = pixels(count=4)
+    place = _store_images(images, "runs/x")
+    assert np.array_equal(datasets.load_from_disk(place)[1]["image"], images[1].permute(1, 2, 0))
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    read_only = np.frombuffer(images.numpy().tobytes(), np.uint8).reshape(images.shape)
+    spread = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    for same in (images.numpy(), read_only, spread, pictures, tuple(pictures)):
+        assert _store_images(same, "runs/x") == place
+
+
 @pytest.mark.parametrize(
     ("images", "said"),
     [
@@ -117,8 +130,14 @@ def test_the_word_makes_a_set_of_a_folder_of_photographs_of_many_sizes(tmp_path)
         (torch.zeros(4, 8, 8, dtype=torch.uint8), r"got a tensor of uint8 \(4, 8, 8\)"),
         (torch.zeros(4, 2, 8, 8, dtype=torch.uint8), r"with C of 1 or 3; got a tensor of uint8 \(4, 2, 8, 8\)"),
         (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), r"got a tensor of uint8 \(0, 3, 8, 8\)"),
-        (np.zeros((4, 3, 8, 8)), "images must be a folder, a Hub id, .*; got a ndarray"),
+        (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), r"uint8 \(4, 8, 8, 3\): call .permute\(0, 3, 1, 2\)$"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8, device="meta"), "got a tensor of uint8 .*: give it values$"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8).to_sparse(), "got a tensor of uint8 .*: give it values$"),
+        (np.zeros((4, 3, 8, 8)), "images must be a folder, a Hub id, .*; got a ndarray of float64 .*: scale"),
+        (np.zeros((4, 8, 8, 3), np.uint8), r"ndarray of uint8 .*: call .transpose\(0, 3, 1, 2\)$"),
         ([1, 2], "got a list"),
+        ([], "got a list"),
+        (labelled(4).to_iterable_dataset(), "got a IterableDataset: datasets.Dataset.from_generator takes lambda"),
         (labelled(0), "got a dataset without rows"),
     ],
 )

@@ -4,13 +4,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from torch import Tensor
 
 from ssdd_hub.errors import InputError
@@ -22,7 +24,10 @@ from ssdd_hub.sets.folder import describe_tensor
 from ssdd_hub.settings import parse_config
 from ssdd_hub.teachers.teacher import Teacher
 
-_TAKEN = "a folder, a Hub id, a datasets.Dataset or DatasetDict, or a uint8 tensor (N, C, H, W) with C of 1 or 3"
+_TAKEN = (
+    "a folder, a Hub id, a datasets.Dataset or DatasetDict, a list of PIL images, or a uint8 tensor or array "
+    "(N, C, H, W) with C of 1 or 3"
+)
 
 
 def distill(
@@ -38,8 +43,9 @@ def distill(
     The same call goes on where it was interrupted.
 
     Args:
-        images: A folder, a Hub id, `digits`, a `datasets.Dataset` or `DatasetDict`, or a uint8 tensor `(N, C, H, W)`
-            with values from 0 to 255. Images in memory are stored in `sources/` beside the run folder.
+        images: A folder, a Hub id, `digits`, a `datasets.Dataset` or `DatasetDict`, a list of PIL images, or a uint8
+            tensor or array `(N, C, H, W)` with values from 0 to 255. Images in memory are stored in `sources/` beside
+            the run folder.
         num_images: Images `M` of the set.
         teacher: A timm name, `hf-hub:OWNER/NAME`, or the folder of a teacher or of the run that trained it; by
             default one is trained on the images.
@@ -167,10 +173,14 @@ def _store_images(images: Any, output: str | Path | None) -> str:
     """Stores images that are in memory, in a folder named after their content; returns it."""
     import datasets
 
-    if isinstance(images, Tensor):
+    if isinstance(images, Tensor | np.ndarray):
+        images = _as_dataset(_pictures(images))
+    elif isinstance(images, list | tuple) and images and all(isinstance(image, Image.Image) for image in images):
         images = _as_dataset(images)
     if not isinstance(images, datasets.Dataset | datasets.DatasetDict):
-        raise InputError(f"images must be {_TAKEN}; got a {type(images).__name__}")
+        remedy = ": datasets.Dataset.from_generator takes lambda: iter(images)"
+        remedy = remedy if isinstance(images, datasets.IterableDataset) else ""
+        raise InputError(f"images must be {_TAKEN}; got a {type(images).__name__}{remedy}")
     tables = images.values() if isinstance(images, datasets.DatasetDict) else [images]
     if not any(table.num_rows for table in tables):
         raise InputError("images must be at least two; got a dataset without rows")
@@ -192,16 +202,31 @@ def _store_images(images: Any, output: str | Path | None) -> str:
     return str(place)
 
 
-def _as_dataset(images: Tensor) -> Any:
+def _as_dataset(pictures: Sequence[Image.Image]) -> Any:
     import datasets
-    from PIL import Image
 
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
-        kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
-        raise InputError(f"images must be {_TAKEN}; got a tensor of {kind}: scale to 0..255 and call .to(torch.uint8)")
-    rows = (image[0] if len(image) == 1 else image.permute(1, 2, 0) for image in images.cpu())
-    pictures = [Image.fromarray(row.contiguous().numpy()) for row in rows]
-    return datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    features = datasets.Features({"image": datasets.Image()})
+    return datasets.Dataset.from_dict({"image": list(pictures)}, features=features)
+
+
+def _pictures(images: Tensor | np.ndarray) -> list[Image.Image]:
+    """Returns the images of a tensor or array `(N, C, H, W)`, uint8."""
+    shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
+    is_tensor = isinstance(images, Tensor)
+    remedies = {
+        "give it values": isinstance(images, Tensor) and (images.is_meta or images.layout != torch.strided),
+        f"scale to 0..255 and call {'.to(torch.uint8)' if is_tensor else '.astype(numpy.uint8)'}": dtype != "uint8",
+        "add a dimension, of channels by images[:, None], of images by images[None]": len(shape) == 3,
+        f"call .{'permute' if is_tensor else 'transpose'}(0, 3, 1, 2)": (
+            len(shape) == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3)
+        ),
+    }
+    needed = [remedy for remedy, is_needed in remedies.items() if is_needed]
+    if needed or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+        found = f"a {'tensor' if is_tensor else 'ndarray'} of {dtype} {shape}"
+        raise InputError(f"images must be {_TAKEN}; got {found}{': ' if needed else ''}{'; '.join(needed)}")
+    rows = images.permute(0, 2, 3, 1).cpu().numpy() if isinstance(images, Tensor) else images.transpose(0, 2, 3, 1)
+    return [Image.fromarray(np.ascontiguousarray(row[..., 0] if shape[1] == 1 else row)) for row in rows]
 
 
 def _store_set(distilled: DistilledSet, output: str | Path | None) -> str:

@@ -193,6 +193,8 @@ def _choose(source: DigitsSource | DatasetSource, settings: DataSettings, seed: 
     wanted = (("split", split), ("heldout-split", heldout_split))
     for option, name in wanted:
         require_split(settings.name, source.splits, name, option)
+    if isinstance(source, DatasetSource) and heldout_split != split:
+        source.check_apart(split, heldout_split)
     # From here on the data is downloaded.
     for option, name in wanted:
         if source.num_rows(name) == 0:
