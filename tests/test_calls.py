@@ -3,6 +3,7 @@
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -105,6 +106,25 @@ def test_the_word_makes_a_set_of_a_folder_of_photographs_of_many_sizes(tmp_path)
     # All else is as `configs/photos.yaml` has it, without a word of it.
     assert main(["distill", "mine", *(word for name, value in few.items() for word in (f"--{name}", str(value)))]) == 0
     assert DistilledSet.load("runs/mine/distilled").images.shape == (4, 3, 32, 32)
+
+
+def test_a_network_trained_elsewhere_is_a_teacher_as_an_object_or_as_its_weights(tmp_path):
+    space = {"mean": [0.4] * 3, "std": [0.2] * 3}
+    network = timm.create_model("ssdd_convnet3", widths=[4, 6, 8], num_classes=0, img_size=16).eval()
+    expected = ssdd_hub.build_teacher(network, input_size=16, features="mean", **space)
+    sets = [ssdd_hub.distill(pixels(), num_images=8, teacher=expected, **SMOKE)]
+    (place,) = (tmp_path / "runs" / "sources").glob("teacher-*")
+    torch.save(network.state_dict(), "weights.pt")
+    settings = {"backbone": "ssdd_convnet3", "checkpoint": "weights.pt", "features": "mean", "input_size": 16, **space}
+    settings["model_args"] = {"widths": [4, 6, 8]}
+    sets.append(ssdd_hub.distill(pixels(), num_images=8, teacher=settings, output="runs/weights", **SMOKE))
+    assert sets[0].provenance["settings"]["teacher"]["backbone"] == f"local-dir:{place.relative_to(tmp_path)}"
+    for distilled in sets:
+        teacher, wanted = distilled.provenance["teacher"], expected.identity()
+        assert {name: teacher[name] for name in teacher if name in wanted and name != "name"} == {
+            name: value for name, value in wanted.items() if name in teacher and name != "name"
+        }
+    assert torch.equal(sets[0].targets, sets[1].targets)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Annotations that bound a setting's value, and the base class of settings that checks them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from math import isfinite
 from operator import or_
@@ -104,6 +104,7 @@ class Settings:
     """
 
     section: ClassVar[str]  # the first part of the settings' names in messages
+    arguments_of: ClassVar[Mapping[str, str]] = {}  # from a dictionary of arguments to the setting that names whose
 
     def __init_subclass__(cls, section: str | None = None) -> None:
         super().__init_subclass__()

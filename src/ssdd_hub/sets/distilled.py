@@ -141,6 +141,12 @@ class DistilledSet:
         stated = self.provenance.get("student_pixel_space")
         return PixelSpace.from_dict(stated) if stated else self.pixel_space
 
+    @property
+    def student_shape(self) -> dict[str, Any]:
+        """What makes a student fit the set: `build_student(name, **distilled.student_shape)`."""
+        _, channels, _, size = self.images.shape
+        return {"num_targets": self.targets.shape[1], "in_chans": channels, "image_size": size}
+
     def push_to_hub(
         self,
         repo_id: str,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -62,6 +62,8 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
         workers: Processes that make views; the views do not depend on it.
         checkpoint_every: Steps between checkpoints.
     """
+
+    arguments_of: ClassVar[dict[str, str]] = {"objective_args": "objective"}
 
     objective: str = "barlow_twins"
     objective_args: dict[str, Any] = field(default_factory=dict)
