@@ -219,7 +219,7 @@ class _Reader:
         self.renamed = {old: renamed[old] for old in sorted(renamed, key=len, reverse=True)}
         self.old_names: set[str] = set()
         self.problems: list[str] = []
-        sections = [entry for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)]
+        sections: list[Any] = [entry for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)]
         # What arguments are for, by their names, and which is the default.
         self.owners = {
             f"{entry.name}.{arguments}": (f"{entry.name}.{owner}", getattr(entry.default_factory(), owner))

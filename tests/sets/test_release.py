@@ -154,6 +154,19 @@ def test_timm_loads_from_the_hub_what_was_here_to_the_bit(published, name):
 
 
 @pytest.mark.parametrize(("name", "place"), [(TEACHER, "teacher"), (PUPIL, "student")])
+def test_the_code_of_the_card_here_runs_where_it_lies(published, name, place, monkeypatch):
+    monkeypatch.chdir(published.root / place)
+    names = {}
+    card = (published.root / place / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(block, names)
+    pixels, space = published.pixels, names["teacher"].pixel_space
+    with torch.no_grad():
+        expected = published.models[name].eval()(space.normalise(pixels))
+        assert torch.equal(names["model"](space.normalise(pixels)), expected) and names["features"].shape[0] == 1
+
+
+@pytest.mark.parametrize(("name", "place"), [(TEACHER, "teacher"), (PUPIL, "student")])
 def test_the_repository_holds_timms_layout_a_record_and_a_card_and_no_pickle(published, name, place):
     files = published.hub.files(name, repo_type="model")
     assert files.keys() == FILES | {".gitattributes"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, WholeNetwork

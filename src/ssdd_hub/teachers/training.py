@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub.arguments import argument_checks
 from ssdd_hub.bounds import Count, Fraction, Positive, Rule, Settings, Several, Weight, at_least, at_most, either
