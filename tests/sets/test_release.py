@@ -18,6 +18,7 @@ from test_distilled import contents
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.upload import Published, plan_upload, upload
 from ssdd_hub.models.build import build_student
+from ssdd_hub.models.features import pre_logits
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.pretrain import pretrain_student
@@ -162,7 +163,7 @@ def test_the_code_of_the_card_here_runs_where_it_lies(published, name, place, mo
         exec(block, names)
     pixels, space = published.pixels, names["teacher"].pixel_space
     with torch.no_grad():
-        expected = published.models[name].eval()(space.normalise(pixels))
+        expected = pre_logits(published.models[name].eval(), space.normalise(pixels))
         assert torch.equal(names["model"](space.normalise(pixels)), expected) and names["features"].shape[0] == 1
 
 
