@@ -104,5 +104,6 @@ def test_the_commands_on_looking_at_a_set_run(place, capsys):
     for line in look.splitlines():
         assert main(shlex.split(line, comments=True)[1:]) == 0
     assert (place / "runs" / "photos" / "gallery.html").is_file()
-    assert "0 error(s)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "0 error(s)" in told and "\nmethod " in told
     assert os.listdir(place / "photos") in (["cat", "dog"], ["dog", "cat"])

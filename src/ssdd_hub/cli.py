@@ -210,8 +210,10 @@ def _show(arguments: argparse.Namespace) -> None:
     from ssdd_hub.hub.download import fetch_record
     from ssdd_hub.record import read_metadata
 
-    folder = _folder_of(arguments) or fetch_record(arguments.place, arguments.revision)
-    _say(*describe_set(read_metadata(folder)))
+    folder = _folder_of(arguments)
+    run = _run_of(folder) if folder else None
+    place = run / "distilled" if run else folder or fetch_record(arguments.place, arguments.revision)
+    _say(*describe_set(read_metadata(place)))
 
 
 def describe_set(metadata: Mapping[str, Any]) -> list[str]:
