@@ -40,7 +40,7 @@ from ssdd_hub.evaluation import (
 )
 from ssdd_hub.evaluation.entries import first_images
 from ssdd_hub.evaluation.evaluation import Results
-from ssdd_hub.evaluation.loading import prepare_references, shape_of
+from ssdd_hub.evaluation.loading import prepare_references
 from ssdd_hub.evaluation.protocols import LinearProbe, ProbeSettings, TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
@@ -148,7 +148,7 @@ def evaluate(
     beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
     set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
     protocols = [TeacherError(), LinearProbe(config.probe)]
-    candidates = [StudentEntry.of(student.name, student.model_args, protocols, **shape_of(distilled))]
+    candidates = [StudentEntry.of(student.name, student.model_args, protocols, **distilled.student_shape)]
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
     parts = (set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts)
     return Evaluation(*parts).measure(accelerator), first_images(beside[0])

@@ -5,6 +5,7 @@ import re
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -121,6 +122,25 @@ def test_images_of_any_kind_in_memory_are_stored_alike():
     spread = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     for same in (images.numpy(), read_only, spread, pictures, tuple(pictures)):
         assert _store_images(same, "runs/x") == place
+
+
+def test_a_network_trained_elsewhere_is_a_teacher_as_an_object_or_as_its_weights(tmp_path):
+    space = {"mean": [0.4] * 3, "std": [0.2] * 3}
+    network = timm.create_model("ssdd_convnet3", widths=[4, 6, 8], num_classes=0, img_size=16).eval()
+    expected = ssdd_hub.build_teacher(network, input_size=16, features="mean", **space)
+    sets = [ssdd_hub.distill(pixels(), num_images=8, teacher=expected, **SMOKE)]
+    (place,) = (tmp_path / "runs" / "sources").glob("teacher-*")
+    torch.save(network.state_dict(), "weights.pt")
+    settings = {"backbone": "ssdd_convnet3", "checkpoint": "weights.pt", "features": "mean", "input_size": 16, **space}
+    settings["model_args"] = {"widths": [4, 6, 8]}
+    sets.append(ssdd_hub.distill(pixels(), num_images=8, teacher=settings, output="runs/weights", **SMOKE))
+    assert sets[0].provenance["settings"]["teacher"]["backbone"] == f"local-dir:{place.relative_to(tmp_path)}"
+    for distilled in sets:
+        teacher, wanted = distilled.provenance["teacher"], expected.identity()
+        assert {name: teacher[name] for name in teacher if name in wanted and name != "name"} == {
+            name: value for name, value in wanted.items() if name in teacher and name != "name"
+        }
+    assert torch.equal(sets[0].targets, sets[1].targets)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from krr_st_minimal import with_one
 from ssdd_hub import ConvNet, InputError, PixelSpace

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub import InputError
 from ssdd_hub.bounds import Count, Repeats, Rule, Settings, among

@@ -126,6 +126,7 @@ class Settings:
     """
 
     section: ClassVar[str]  # the first part of the settings' names in messages
+    arguments_of: ClassVar[Mapping[str, str]] = {}  # from a dictionary of arguments to the setting that names whose
 
     def __init_subclass__(cls, section: str | None = None) -> None:
         super().__init_subclass__()

@@ -18,7 +18,7 @@ from torch import Tensor
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.evaluation import Record
 from ssdd_hub.procedures import command_line, load_recipe, spell_out
-from ssdd_hub.record import read_metadata, section
+from ssdd_hub.record import hash_json, read_metadata, section
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.folder import describe_tensor
 from ssdd_hub.settings import parse_config
@@ -33,7 +33,7 @@ _TAKEN = (
 def distill(
     images: Any,
     num_images: int = 100,
-    teacher: str | Path | None = None,
+    teacher: str | Path | Teacher | Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     config: str | Path | None = None,
     **settings: Any,
@@ -47,8 +47,9 @@ def distill(
             tensor or array `(N, C, H, W)` with values from 0 to 255. Images in memory are stored in `sources/` beside
             the run folder.
         num_images: Images `M` of the set.
-        teacher: A timm name, `hf-hub:OWNER/NAME`, or the folder of a teacher or of the run that trained it; by
-            default one is trained on the images.
+        teacher: A timm name, `hf-hub:OWNER/NAME`, the folder of a teacher or of the run that trained it, a `Teacher`,
+            which is stored in `sources/` too, or settings such as `{"backbone": "resnet18", "checkpoint":
+            "weights.pt"}`; by default one is trained on the images.
         output: The run folder; `runs/NAME` by default, after the images.
         config: A file of settings, or its name in `recipes/configs`; by default `photos`, and for `digits` `digits`.
         **settings: Further settings of the recipe: `seed=1`, or sections, `distiller={"steps": 500}`.
@@ -61,8 +62,7 @@ def distill(
     """
     settings = {**settings, "distiller": {"num_images": num_images, **_section(settings, "distiller")}}
     if teacher is not None:
-        # The arguments in a file of settings are for the teacher that it trains.
-        settings["teacher"] = {"model_args": {}, **_section(settings, "teacher"), **_ready_teacher(teacher)}
+        settings["teacher"] = _teacher_settings(teacher, output)
     recipe = load_recipe("distill")
     with _alone(), command_line("distill", _words("distill", images, output, config, settings)):
         return cast(DistilledSet, recipe.make_set(parse_config(recipe.DistillConfig, recipe.DEFAULT)))
@@ -157,11 +157,17 @@ def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return given
 
 
-def _ready_teacher(teacher: str | Path) -> dict[str, Any]:
+def _teacher_settings(teacher: Any, output: str | Path | None) -> Mapping[str, Any]:
+    if isinstance(teacher, Mapping):
+        return teacher
+    if isinstance(teacher, Teacher):
+        place = _sources(output) / f"teacher-{hash_json(teacher.identity())[:8]}"
+        teacher.save(place)
+        return {"backbone": f"local-dir:{place}", "pretrained": True, "features": teacher.features}
     if not isinstance(teacher, str | Path):
         raise InputError(
-            f"teacher must be a timm name, hf-hub:OWNER/NAME, or the folder of a stored teacher; got a "
-            f"{type(teacher).__name__}: save it by recipes/train_teacher.py or ssdd_hub.train_teacher"
+            f"teacher must be a timm name, hf-hub:OWNER/NAME, the folder of a stored teacher, or a Teacher; got a "
+            f"{type(teacher).__name__}: make one of a network by build_teacher(NETWORK)"
         )
     folders = [folder for folder in (Path(teacher, "teacher"), Path(teacher)) if (folder / "config.json").is_file()]
     if isinstance(teacher, Path) and not folders:

@@ -126,6 +126,11 @@ def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {"name": value}
 
 
+def place_in_card(folder: Path) -> str:
+    """Returns a folder as the code of its card names it, which runs where the card lies; `datasets` refuses `.`."""
+    return f"../{folder.resolve().name}"
+
+
 def shareable_name(name: str) -> str:
     """Returns the name of a dataset or model; of a local folder its last part, since paths tell of the machine."""
     place = name.removeprefix("local-dir:")

@@ -47,7 +47,8 @@ def parse_config(
     """Reads a recipe's settings: the dataclass defaults, then YAML files, then the command line.
 
     `--data.image-size 32`, `--data.image-size=32` and, for switches, `--teacher.pretrained` are understood. A later
-    dictionary replaces an earlier one; `--teacher.model-args.NAME VALUE` changes one entry. A list is
+    dictionary replaces an earlier one; `--teacher.model-args.NAME VALUE` changes one entry. A file or command line
+    that names another network, objective or method than those before it takes no arguments from them. A list is
     written `a,b`, one of strings also one by one, `--set a --set b`. The class may have two class variables: `SHORT`,
     other names for the command line, and `RENAMED`, from old names of settings and sections to present ones: an old
     name, which no present setting may have, still works, with a `FutureWarning`.
@@ -77,7 +78,7 @@ def parse_config(
     files = files or list(filter(None, [default]))
     settings = [entry for entry in arguments if entry[0] not in ("config", *_SWITCHES)]
     sources = [*(reader.once(path, reader.flatten(_read_file(path))) for path in files), settings]
-    given = [entry for source in sources for entry in reader.rename(source)]
+    given = reader.join(sources)
     if names & {"help", "h"}:
         section = next(value for name, value in reversed(arguments) if name in ("help", "h"))
         values = reader.type_values(given)
@@ -91,7 +92,7 @@ def parse_config(
         )
     values = reader.type_values(given)
     if not reader.problems:
-        values = reader.type_values([*reader.rename(reader.flatten(stated(values))), *given])
+        values = reader.type_values(reader.join([reader.flatten(stated(values)), given]))
     config: Config = _build(config_class, values, reader.problems)
     if reader.problems:
         raise SettingsError(reader.problems)
@@ -240,6 +241,13 @@ class _Reader:
         self.renamed = {old: renamed[old] for old in sorted(renamed, key=len, reverse=True)}
         self.old_names: set[str] = set()
         self.problems: list[str] = []
+        sections: list[Any] = [entry for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)]
+        # What arguments are for, by their names, and which is the default.
+        self.owners = {
+            f"{entry.name}.{arguments}": (f"{entry.name}.{owner}", getattr(entry.default_factory(), owner))
+            for entry in sections
+            for arguments, owner in getattr(entry.type, "arguments_of", {}).items()
+        }
 
     def resolve(self, name: str) -> str:
         """Returns a setting's present name, with underscores; the names of a dictionary's entries stay as they are."""
@@ -294,6 +302,18 @@ class _Reader:
         counts = Counter(name.replace("-", "_") for name, _ in entries if self.resolve(name) in self.kinds)
         self.problems += (f"{name} is given twice in {path}: leave one" for name in counts if counts[name] > 1)
         return entries
+
+    def join(self, sources: Iterable[Iterable[Given]]) -> list[Given]:
+        """Returns what files and command line hold, by present names; other networks' arguments are left out."""
+        given: list[Given] = []
+        for source in sources:
+            entries = list(self.rename(source))
+            for arguments, (owner, default) in self.owners.items():
+                named, before = dict(entries).get(owner), dict(given).get(owner, default)
+                if named not in (None, before):
+                    given = [entry for entry in given if not _within(entry[0], [arguments])]
+            given += entries
+        return given
 
     def rename(self, given: Iterable[Given]) -> Iterator[Given]:
         """Yields what one file or command line holds by present names; refuses an old name beside the new one."""

@@ -286,6 +286,39 @@ def test_one_entry_of_a_dictionary_is_changed_by_its_dotted_name(parse):
 
 
 @pytest.mark.parametrize(
+    ("section", "owner", "other", "arguments"),
+    [
+        ("teacher", "backbone", "resnet18", "model_args"),
+        ("student", "name", "resnet18", "model_args"),
+        ("teacher_training", "objective", "simclr", "objective_args"),
+    ],
+)
+def test_arguments_are_those_of_the_network_or_objective_that_is_named_with_them(
+    parse, section, owner, other, arguments
+):
+    default = getattr(getattr(DistillConfig(), section), owner)
+    named, plain = (f"{section}: {{{name}{arguments}: {{a: 1}}}}" for name in (f"{owner}: {other}, ", ""))
+    option, own = f"--{section}.{owner}", f"--{section}.{arguments}.b"
+
+    def found(*words, files):
+        return getattr(getattr(parse(*words, files=files), section), arguments)
+
+    assert found(option, other, files=[plain]) == {}
+    assert found(option, other, own, "2", files=[plain]) == {"b": 2}
+    assert found(option, default, files=[named]) == {}
+    assert found(files=[named, f"{section}: {{{owner}: {default}}}"]) == {}
+    # The same one again, or nothing said of it, keeps them.
+    assert found(option, other, own, "2", files=[named]) == found(own, "2", files=[named]) == {"a": 1, "b": 2}
+    assert found(option, default, files=[plain]) == {"a": 1}
+
+
+def test_a_ready_teacher_takes_no_arguments_of_the_one_that_a_file_would_train():
+    words = ["--teacher.backbone", "resnet18.a1_in1k", "--teacher.pretrained"]
+    teacher = parse_config(DistillConfig, RECIPES / "configs" / "photos.yaml", words).teacher
+    assert (teacher.backbone, teacher.model_args) == ("resnet18.a1_in1k", {})
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("2", 2), ("1e-4", 1e-4), ("[1, 2]", [1, 2]), ("true", True), ("gelu", "gelu"), ("'2'", "2")]
 )
 def test_an_entry_of_a_dictionary_has_the_type_it_is_written_with(parse, text, value):

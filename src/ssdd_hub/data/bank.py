@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub.bounds import Count, Rule, Settings, Weight, either
 from ssdd_hub.data.columns import require_split

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub.distill.distiller import Distiller
 from ssdd_hub.distill.heldout import STAGE, HeldoutError

@@ -15,6 +15,8 @@ from ssdd_hub.text import show
 
 @dataclass(frozen=True)
 class _Choice(Settings, section="choice"):
+    arguments_of: ClassVar[dict[str, str]] = {"args": "name"}
+
     name: str
     args: dict[str, Any] = field(default_factory=dict)
 

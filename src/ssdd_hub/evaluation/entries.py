@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub.bounds import among
 from ssdd_hub.errors import InputError, require

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub.bounds import Count, Repeats, Settings
 from ssdd_hub.errors import InputError

@@ -119,7 +119,7 @@ class Loader:
         if named.pop("own", None):
             title = f"own {own['name']}" if own["name"] in named else own["name"]
             named = {title: (own["name"], own["model_args"]), **named}
-        shape = shape_of(self.first)
+        shape = self.first.student_shape
         return [StudentEntry.of(*each, protocols, title, **shape) for title, each in named.items()]
 
     def variants(self, variants: Sequence[Mapping[str, Any]], protocol: EvaluationProtocol) -> list[StudentEntry]:
@@ -128,7 +128,7 @@ class Loader:
         for variant in variants:
             args = {key: value for key, value in variant.items() if key != "name"}
             title = f"{variant['name']} {' '.join(f'{key}={value}' for key, value in args.items())}"
-            found.append(StudentEntry.of(variant["name"], args, [protocol], title, **shape_of(self.first)))
+            found.append(StudentEntry.of(variant["name"], args, [protocol], title, **self.first.student_shape))
         return found
 
     def set_entries(self, sets: Mapping[str, DistilledSet], source: Source | None) -> list[SetEntry]:
@@ -169,12 +169,6 @@ def check_students(students: Sequence[StudentEntry], use: StudentTrainingSetting
             check_batches(student.build(), batches, **shape)
         except InputError as error:
             raise InputError(f"{student.name}: {error}") from error
-
-
-def shape_of(distilled: DistilledSet) -> dict[str, Any]:
-    """Returns what decides the shape of students, as `build_student` takes it."""
-    _, channels, _, size = distilled.images.shape
-    return {"num_targets": distilled.targets.shape[1], "in_chans": channels, "image_size": size}
 
 
 def prepare_references(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -28,6 +28,8 @@ class StudentSettings(Settings, section="student"):
         name: A timm model name; `list_students()` gives ours.
         model_args: Further arguments of the model, such as `widths` and `norm` of the ConvNets.
     """
+
+    arguments_of: ClassVar[dict[str, str]] = {"model_args": "name"}
 
     name: str = "ssdd_convnet3"
     model_args: dict[str, Any] = field(default_factory=dict)

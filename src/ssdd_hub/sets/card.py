@@ -30,7 +30,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
 
     Args:
         metadata: The contents of `ssdd_hub.json`.
-        location: Where the card's code loads the set from: `owner/name` on the Hub, or the name of the folder.
+        location: Where the card's code loads the set from: `owner/name` on the Hub, or a path.
         revision: The tag or commit that the code loads.
     """
     provenance = metadata.get("provenance") or {}
@@ -54,7 +54,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         summary=_summary(provenance, shapes),
         fence=fence,
         place=place,
-        is_folder="/" not in location,
+        is_folder=not HUB_ID.fullmatch(location),
         images=tuple(shapes["images"]),
         targets=tuple(shapes["targets"]),
         pixel_space=describe(metadata["pixel_space"]),

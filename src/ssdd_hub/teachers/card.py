@@ -27,12 +27,12 @@ def render_teacher_card(metadata: Mapping[str, Any], location: str) -> str:
 
     Args:
         metadata: `architecture`, `teacher` (`Teacher.identity()`) and `provenance`.
-        location: Where the card's code loads the teacher from: `owner/name` on the Hub, or the name of the folder.
+        location: Where the card's code loads the teacher from: `owner/name` on the Hub, or a path.
     """
     teacher, provenance = metadata["teacher"], metadata["provenance"]
     source, objective = section(provenance, "source"), section(provenance, "objective")
     amount = f"{source['num_images']} images" if source.get("num_images") else "images"
-    on_hub = "/" in location
+    on_hub = HUB_ID.fullmatch(location)
     card = ModelCard.from_template(
         ModelCardData(**_card_data(metadata)),
         template_str=(files("ssdd_hub.teachers") / "templates" / "model_card.md").read_text(encoding="utf-8"),

@@ -19,7 +19,15 @@ from ssdd_hub.files import new_folder
 from ssdd_hub.models.features import hash_tensors, shorten_error
 from ssdd_hub.models.stored_models import WEIGHT_ENDINGS
 from ssdd_hub.plain_files import require_modest_weights, require_plain
-from ssdd_hub.record import CARD_FILE, METADATA_FILE, check_schema, is_deeper, load_json, write_metadata
+from ssdd_hub.record import (
+    CARD_FILE,
+    METADATA_FILE,
+    check_schema,
+    is_deeper,
+    load_json,
+    place_in_card,
+    write_metadata,
+)
 from ssdd_hub.statements import find_problems
 from ssdd_hub.teachers.card import render_teacher_card
 from ssdd_hub.text import refuse_tokens, show
@@ -58,7 +66,7 @@ def write_folder(
         )
         if metadata is not None:
             write_metadata(new, {"format_version": FORMAT_VERSION, **metadata})
-            (new / CARD_FILE).write_text(render_teacher_card(metadata, folder.name), encoding="utf-8")
+            (new / CARD_FILE).write_text(render_teacher_card(metadata, place_in_card(folder)), encoding="utf-8")
 
 
 def read_record(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from timm.data import resolve_model_data_config
@@ -50,6 +50,8 @@ class TeacherSettings(Settings, section="teacher"):
         std: Its standard deviation, likewise.
         model_args: Further arguments of the timm model, such as `channels` of `ssdd_resnet10`.
     """
+
+    arguments_of: ClassVar[dict[str, str]] = {"model_args": "backbone"}
 
     backbone: str = "ssdd_resnet18"
     pretrained: bool = False
@@ -179,7 +181,7 @@ class Teacher(nn.Module):
         """Returns the part of its provenance that belongs beside whatever is derived from it."""
         return {name: self.provenance[name] for name in _ORIGIN if name in self.provenance}
 
-    def save(self, folder: Path, provenance: Mapping[str, Any] | None = None) -> None:
+    def save(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes the backbone in timm's own layout (safetensors), for `timm.create_model("local-dir:FOLDER")`.
 
         Provenance, given or the teacher's own, is kept in `ssdd_hub.json`, for `build_teacher`, and in a model card.
@@ -188,6 +190,7 @@ class Teacher(nn.Module):
         Raises:
             InputError: The backbone is not one of timm's, so that timm could not build it again.
         """
+        folder = Path(folder)
         if folder.exists():
             return
         stated: Any = getattr(self.backbone, "pretrained_cfg", None)

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub.arguments import argument_checks
 from ssdd_hub.bounds import (
@@ -75,6 +75,8 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
         workers: Processes that make views; the views do not depend on it.
         checkpoint_every: Steps between checkpoints.
     """
+
+    arguments_of: ClassVar[dict[str, str]] = {"objective_args": "objective"}
 
     objective: str = "barlow_twins"
     objective_args: dict[str, Any] = field(default_factory=dict)
