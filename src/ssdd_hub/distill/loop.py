@@ -2,21 +2,29 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ssdd_hub.distill.distiller import Distiller
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder, RunSettings
+from ssdd_hub.runs.progress import StepBar
 from ssdd_hub.runs.save_points import SavePoints
 
 
-def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress: bool = True) -> float:
+def distil(
+    distiller: Distiller,
+    run: RunFolder,
+    settings: RunSettings,
+    progress: bool = True,
+    warmed_up: Callable[[], object] = lambda: None,
+) -> float:
     """Runs a fresh distiller to its last outer step, from the newest checkpoint on; returns the seconds of all starts.
 
-    On the CPU, images, targets and log are byte for byte those of an unbroken run.
+    On the CPU, images, targets and log are byte for byte those of an unbroken run. `warmed_up` is called before the
+    first outer step.
 
     Raises:
         InputError: The distillation diverges.
@@ -29,9 +37,10 @@ def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress
     else:
         distiller.load_state_dict(saved["distiller"])
         started -= saved["seconds"]
+    warmed_up()
     run.log.rewind("distill", distiller.outer_step)
     first, last, records = distiller.outer_step, distiller.settings.steps, list[dict[str, Any]]()
-    bar = tqdm(range(first, last), "distil", last, unit="step", initial=first, disable=not progress)
+    bar = StepBar(range(first, last), "distil", last, initial=first, disable=not progress)
     with SavePoints(settings.checkpoint_every, distiller.accelerator.num_processes == 1) as points:
         for step in bar:
             records.append({"stage": "distill", "step": step + 1, **distiller.step()})
@@ -57,7 +66,7 @@ def _longest(distiller: Distiller) -> dict[str, str]:
 
 def _warm_up(distiller: Distiller, run: RunFolder, progress: bool) -> None:
     stage, total = distiller.method.stage, distiller.method.preparation()
-    bar = tqdm(distiller.warm_up(), stage, total, unit="step", disable=not (progress and total))
+    bar = StepBar(distiller.warm_up(), stage, total, disable=not (progress and total))
     records = [{"stage": stage, "step": step, "loss": loss} for step, loss in enumerate(bar, start=1)]
     if records:
         _flush(records, run, distiller)

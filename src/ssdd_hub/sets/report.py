@@ -1,12 +1,16 @@
 """What a distillation and an evaluation write into their run folders at the end: scores, pictures, a page."""
 
+import io
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.markdown import escape
 from ssdd_hub.record import read_metadata
@@ -14,6 +18,7 @@ from ssdd_hub.results.compare import NOT_RANKED, compare, markdown_table
 from ssdd_hub.results.page import render_evaluation, render_pictures, render_report
 from ssdd_hub.results.tables import Record, score_table
 from ssdd_hub.results.verdict import verdicts
+from ssdd_hub.runs.estimate import Stage
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.distilled import DistilledSet
@@ -21,11 +26,29 @@ from ssdd_hub.sets.folder import describe_tensor
 from ssdd_hub.sets.gallery import keep_starts, render_gallery
 from ssdd_hub.sets.preview import MOST_IMAGES, write_preview
 from ssdd_hub.sets.provenance import describe_command
+from ssdd_hub.sets.similarity import nearest
 from ssdd_hub.settings import to_yaml
 from ssdd_hub.text import printable
 
 BASELINES = ("random", "kmeans")
 """The references that sets are tested against."""
+_TIMED = 2000  # images that the search of similar ones is timed on
+_FIGURES = 10  # small figures that take as long as all pictures and pages
+
+
+def time_report(images: ImageBank, size: int) -> Stage:
+    """Times what follows the training of a set of `size` images: its similarity to the source, pictures, pages."""
+    from matplotlib.figure import Figure
+
+    few = images.pixels[:_TIMED]
+    started = time.perf_counter()
+    nearest(torch.rand(size, *few.shape[1:]), few)
+    similarity = (time.perf_counter() - started) * len(images) / len(few)
+    figure = Figure(layout="constrained")
+    figure.subplots(1, 2)
+    started = time.perf_counter()
+    figure.savefig(io.BytesIO(), format="png", dpi=120)
+    return Stage("report", 0, similarity + _FIGURES * (time.perf_counter() - started))
 
 
 def keep_set(run: RunFolder, distilled: DistilledSet, machine: Mapping[str, Any]) -> None:
