@@ -4,6 +4,7 @@ Each package times its own stages, by some steps of throw-away copies; here they
 """
 
 import dataclasses
+import gc
 import json
 import logging
 import time
@@ -20,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.plain_files import require_plain
 from ssdd_hub.runs.folder import ESTIMATE_FILE, RunFolder
+from ssdd_hub.runs.launch import keep_freed_memory
 from ssdd_hub.runs.machine import peak_memory, total_memory
 from ssdd_hub.seeds import generators_kept
 from ssdd_hub.settings import to_dict
@@ -36,7 +38,15 @@ _LONGEST = 366 * 24 * 60  # minutes
 _WARM, _SHARE, _SECONDS, _MOST = 3, 0.02, 2.0, 50  # of timing: first steps left out; share, seconds and steps at most
 _LARGEST_FILE = 2**20  # bytes
 _FULL = 0.9  # of the memory, from which on a run may end by the lack of it
-_REPEAT = "leave it out to keep the steps that were chosen"
+_BEFORE = "start and images"
+# What makes a stage shorter whose steps are not chosen.
+_LOWER = {
+    _BEFORE: "--data.max-images",
+    "features": "--data.max-images",
+    "warm-up": "--pool.max-age",
+    "evaluation": "--evaluate.seeds or --student-training.epochs",
+    "its scores": "--watch.max-images",
+}
 
 
 @dataclass(frozen=True)
@@ -113,12 +123,13 @@ def fill(stages: Sequence[Stage], minutes: float, spent: float) -> tuple[list[St
     left = 60 * minutes - spent - sum(stage.seconds for stage in fixed)
     times = min(MOST_TIMES, left / usual)
     if any(times * stage.steps < 1 for stage in sized):
-        costs = ", ".join(f"{stage.name} {stage.seconds:.0f} s" for stage in fixed if stage.seconds >= 0.5)
+        costs = {_BEFORE: spent, **{stage.name: stage.seconds for stage in fixed if stage.seconds >= 0.5}}
+        told = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in costs.items())
+        options = list(dict.fromkeys(_LOWER[name] for name in costs if name in _LOWER))
         least = (60 * minutes - left + usual * _FEW) / 60
         raise InputError(
-            f"--minutes {minutes:g} are {60 * minutes:.0f} s, of which no training step can be made beside start and "
-            f"images {spent:.0f} s{', ' if costs else ''}{costs}: give {least:.2g} minutes or more, or lower "
-            "--evaluate.seeds, --student-training.epochs, --pool.max-age or --data.max-images"
+            f"--minutes {minutes:g} are {60 * minutes:.0f} s, of which no training step can be made beside {told}: "
+            f"give {least:.2g} minutes or more, or lower {', '.join(options)}"
         )
     chosen, filled = dict[str, int](), list[Stage]()
     for stage in stages:
@@ -204,7 +215,7 @@ class Estimate:
         }
 
     def __str__(self) -> str:
-        rows = [("start and images", "", self.spent)]
+        rows = [(_BEFORE, "", self.spent)]
         rows += [(stage.name, f"{stage.steps}" if stage.steps else "", stage.seconds) for stage in self.stages]
         rows += [("total", "", self.seconds)]
         width = max(len(name) for name, *_ in rows)
@@ -265,6 +276,12 @@ def estimate(
     if not found:
         return config, Estimate(run, started)
     on_gpu = accelerator.device.type == "cuda"
+    # The run plans by the memory that is free, as if nothing had been before it.
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()
+    elif keep_freed_memory(False):
+        keep_freed_memory()
     memory = {"cpu": peak_memory(), **({"device": torch.cuda.max_memory_allocated()} if on_gpu else {})}
     numbers = ([stage.seconds for stage in found], time.perf_counter() - started, memory)
     seconds, spent, memory = broadcast_object_list([numbers])[0]
