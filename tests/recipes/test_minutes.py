@@ -46,7 +46,7 @@ def test_an_estimate_tells_all_stages_and_changes_no_byte(launch, tmp_path, caps
     assert stored["taken"] > sum(stage["taken"] for stage in stored["stages"]) and stored["memory_gib"]["cpu"] > 0.1
     for words in (
         "\nestimate ",
-        "\nmemory: about ",
+        "\nmemory: at least ",
         "seconds estimated/taken: teacher ",
         "s were estimated), at most",
     ):

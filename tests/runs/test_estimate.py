@@ -113,7 +113,7 @@ def test_an_estimate_changes_no_generator_and_tells_time_and_memory(tmp_path, ac
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
     assert found is config and 40 <= made.seconds < 100
     printed = capsys.readouterr().out
-    assert "teacher                20      30.0" in printed and "total" in printed and "memory: about" in printed
+    assert "teacher                20      30.0" in printed and "total" in printed and "memory: at least" in printed
     run.start()
     made.done("teacher")
     line = made.finish("report")

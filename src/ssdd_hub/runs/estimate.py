@@ -226,7 +226,7 @@ class Estimate:
     def _told(self) -> Iterator[str]:
         for name, size in self.memory.items():
             total = total_memory(torch.device("cuda" if name == "device" else "cpu"))
-            yield f"memory: about {size / 2**30:.2g} GiB for each process, of {total / 2**30:.3g} ({name})"
+            yield f"memory: at least {size / 2**30:.2g} GiB for each process, of {total / 2**30:.3g} ({name})"
             if size > _FULL * total:
                 yield "it may not fit: lower --teacher-training.batch-size, --distiller.batch-size or --pool.size"
         if self.sizes:
