@@ -29,6 +29,7 @@ from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_paramete
 from ssdd_hub.distill.registry import MethodSettings, ParameterisationSettings
 from ssdd_hub.distill.sizes import check_sizes
 from ssdd_hub.errors import require
+from ssdd_hub.estimates import time_distilling
 from ssdd_hub.evaluation import (
     Baselines,
     EvaluateSettings,
@@ -46,6 +47,7 @@ from ssdd_hub.models import StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.runs import RunSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
+from ssdd_hub.runs.estimate import as_sized, estimate, minutes_checks
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.inputs import describe_images
 from ssdd_hub.runs.launch import keeping
@@ -57,8 +59,8 @@ from ssdd_hub.sets import describe_run, describe_training
 from ssdd_hub.sets.origin import describe_origin
 from ssdd_hub.sets.report import keep_set, save_distillation
 from ssdd_hub.settings import parse_config, to_dict
-from ssdd_hub.targets import Targets, TargetSettings
-from ssdd_hub.targets.compute import compute_targets
+from ssdd_hub.targets import FeatureCache, Targets, TargetSettings
+from ssdd_hub.targets.compute import StandInCache, compute_targets
 from ssdd_hub.teachers import TeacherSettings, TeacherTrainingSettings
 from ssdd_hub.teachers.loading import load_or_train_teacher
 
@@ -87,6 +89,8 @@ class DistillConfig:
         probe: The linear probe of the students' features.
         run: Where the run is kept, and how often.
         seed: Seed of everything random.
+        minutes: How long the run should take: chooses the steps of teacher and distillation, in the ratio of their
+            settings, from an estimate; at most 10 times these.
         output: The run folder; `runs/NAME` when not given, after the last part of `data.name`.
     """
 
@@ -109,6 +113,7 @@ class DistillConfig:
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     seed: int = 0
+    minutes: float | None = None
     output: str | None = None
 
     def __post_init__(self) -> None:
@@ -129,6 +134,7 @@ class DistillConfig:
                 self.distiller.augment or not self.targets.views,
                 "targets.views are augmented, so pass --distiller.augment true as well, or --targets.views 0",
             ),
+            *minutes_checks(self.minutes, self.run.estimate),
             METHODS.check(self.method, shared),
             PARAMETERISATIONS.check(self.parameterisation, shared),
         )
@@ -154,12 +160,33 @@ def evaluate(
     return Evaluation(*parts).measure(accelerator), first_images(beside[0])
 
 
+def build_distiller(
+    config: DistillConfig, accelerator: Accelerator, source: Source, cache: FeatureCache | StandInCache, pairs: Pairs
+) -> Distiller:
+    """Engine, real batches, students, method and parameterisation around the first pairs."""
+    settings, chosen = config.distiller, config.parameterisation
+    shared, engine = {**settings.shared(), "pool": config.pool}, build_engine(settings.computing(), accelerator)
+    # Every process chose them, and what was trained for that may differ in its last bits.
+    pairs = Pairs(*(broadcast(part.contiguous()) for part in pairs.to(engine.device, engine.dtype)))
+    drawn = {"batch_size": settings.batch_size, "seed": config.seed, "augment": settings.augment}
+    images, targets = source.bank, source.targets
+    batches = build_batches(images, cache, targets, source.pixel_space, **drawn, views=config.targets.views)
+    batches = engine.prefetch(batches, settings.steps)
+    shape = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": targets.width}
+    student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
+    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
+    synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
+    method = build_method(config.method.name, problem, config.method.args, shared)
+    return Distiller(synthetic, method, settings, accelerator)
+
+
 def make_set(config: DistillConfig) -> DistilledSet:
     """Images, teacher, targets, start, method and parameterisation, distillation, evaluation, report.
 
     Returns the set, which the run folder holds too.
     """
-    started = time.perf_counter()
+    started, config = time.perf_counter(), as_sized(config)
     accelerator, run = begin(config, defaults=DistillConfig())
     settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
     if settings.batch_size < accelerator.num_processes:
@@ -174,42 +201,43 @@ def make_set(config: DistillConfig) -> DistilledSet:
     inputs, space = describe_images(images, heldout), PixelSpace.of(images.pixels)
     heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
     shape = {"in_chans": images.num_channels, "image_size": images.image_size}
-    student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
+    student = build_student(config.student.name, **{"num_targets": 1, **shape, **config.student.model_args})
     batches = {"--distiller.num-images": settings.num_images}
     batches["--student-training.batch-size"] = min(config.student_training.batch_size, settings.num_images)
-    check_batches(student(num_targets=1), batches, **shape)
+    check_batches(student, batches, **shape)
     if config.init == HIGH_LOSS:
         check_experts(config.selection, len(images), **shape)
-    chosen, shared = config.parameterisation, {**settings.shared(), "pool": config.pool}
+    shared = {**settings.shared(), "pool": config.pool}
     pool = getattr(METHODS.settings(config.method.name, config.method.args, shared), "pool", None)
-    check_sizes(settings, pool, student(num_targets=1), accelerator, **shape)
+    check_sizes(settings, pool, student, accelerator, **shape)
+    copy = partial(build_distiller, config, accelerator)
+    stages = partial(time_distilling, config, images, heldout, run, accelerator, copy)
+    config, estimated = estimate(config, run, accelerator, started, stages)
+    settings = config.distiller
 
     about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
     about["least"] = config.targets.dim or 1
     teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, accelerator, inputs, **about)
     teacher = teacher.to(accelerator.device, dtype)
+    estimated.done("teacher")
     folder = Path(config.run.cache or run.path / "features")
     cache, targets = compute_targets(teacher, images, config.targets, folder, accelerator, dtype)
     features, transform = targets.features, targets.transform
     heldout_targets = Targets(cache.features(heldout), transform)[:]
+    estimated.done("features")
 
     source = Source(images, targets, teacher, transform, space, accelerator.device)
     before, first, rows = start_from(config.init, source, settings.num_images, config.seed, config.selection, dtype)
     own_space = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
-    engine = build_engine(settings.computing(), accelerator)
-    pairs = Pairs(own_space.normalise(before), first).to(engine.device, engine.dtype)
-    # Every process chose them, and what was trained for that may differ in its last bits.
-    pairs = Pairs(*(broadcast(part.contiguous()) for part in pairs))
-    drawn = {"batch_size": settings.batch_size, "seed": config.seed, "augment": settings.augment}
-    batches = build_batches(images, cache, targets, space, **drawn, views=config.targets.views)
-    batches, student = engine.prefetch(batches, settings.steps), partial(student, num_targets=targets.width)
-    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-    problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
-    synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
-    method = build_method(config.method.name, problem, config.method.args, shared)
-    distiller = Distiller(synthetic, method, settings, accelerator)
+    estimated.done("start")
+    pairs = Pairs(own_space.normalise(before), first)
+    distiller = build_distiller(config, accelerator, source, cache, pairs)
+    # Of views, where there are any.
+    estimated.done("features")
     heldout_error = HeldoutError.plan(distiller, heldout, heldout_targets, space)
-    seconds = distil(distiller, run, config.run, accelerator.is_main_process, heldout_error)
+    warmed_up = partial(estimated.done, "warm-up")
+    seconds = distil(distiller, run, config.run, accelerator.is_main_process, heldout_error, warmed_up)
+    estimated.done("distillation")
 
     provenance = describe_run(to_dict(config), images.provenance, teacher, transform, space)
     provenance |= {"method": config.method.name.replace("_", "-"), "target_features": features.describe()}
@@ -226,6 +254,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
     with keeping("the distilled set", run.path / "distilled"):
         results, random = evaluate(config, distilled, source, real, accelerator)
         track_scores(accelerator, results.records, settings.steps)
+    estimated.done("evaluation")
     if accelerator.is_main_process:
         machine = describe_machine(accelerator.device, accelerator.num_processes)
         distilled.provenance |= {"scores": results.records, "hardware": machine}
@@ -234,12 +263,13 @@ def make_set(config: DistillConfig) -> DistilledSet:
             "teacher": teacher.name,
             "targets": f"{targets.width} dimensions, transform {transform.kind}, {features}",
             "distillation": f"{settings.steps} outer steps, {seconds:.0f} s",
-            "this command": f"{time.perf_counter() - started:.0f} s",
+            "whole run": estimated.total(),
         }
         with keeping("the distilled set", run.path / "distilled"):
             print(save_distillation(run, distilled, before, facts, results.by_class, random))
-        spent = f"{time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB"
-        print(f"\nIn {run.path} after {spent}: report.html, gallery.html, scores.json, distilled/")
+        print(f"\n{estimated.finish('report')}")
+        spent = f"{estimated.total()}, at most {machine['peak_memory_gib']} GiB"
+        print(f"In {run.path} after {spent}: report.html, gallery.html, scores.json, distilled/")
     accelerator.end_training()
     return distilled
 

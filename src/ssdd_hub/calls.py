@@ -36,6 +36,7 @@ def distill(
     teacher: str | Path | Teacher | Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     config: str | Path | None = None,
+    minutes: float | None = None,
     **settings: Any,
 ) -> DistilledSet:
     """Distils images into a set, in this process: `recipes/distill.py`, with its progress and its run folder.
@@ -52,15 +53,21 @@ def distill(
             "weights.pt"}`; by default one is trained on the images.
         output: The run folder; `runs/NAME` by default, after the images.
         config: A file of settings, or its name in `recipes/configs`; by default `photos`, and for `digits` `digits`.
+        minutes: How long it should take: chooses the steps of teacher and distillation, by an estimate that is made
+            first, at most 10 times those of the settings.
         **settings: Further settings of the recipe: `seed=1`, or sections, `distiller={"steps": 500}`.
 
     Returns:
         The set, which `folder` says the place of; its `provenance["scores"]` are beside random images and none.
 
     Raises:
-        InputError: Images or settings cannot be used; all mistakes in settings are named.
+        InputError: Images or settings cannot be used, of which all mistakes are named; or the minutes do not suffice.
     """
-    settings = {**settings, "distiller": {"num_images": num_images, **_section(settings, "distiller")}}
+    settings = {
+        **_sizing(minutes),
+        **settings,
+        "distiller": {"num_images": num_images, **_section(settings, "distiller")},
+    }
     if teacher is not None:
         settings["teacher"] = _teacher_settings(teacher, output)
     recipe = load_recipe("distill")
@@ -69,7 +76,11 @@ def distill(
 
 
 def train_teacher(
-    images: Any, output: str | Path | None = None, config: str | Path | None = None, **settings: Any
+    images: Any,
+    output: str | Path | None = None,
+    config: str | Path | None = None,
+    minutes: float | None = None,
+    **settings: Any,
 ) -> Teacher:
     """Trains a teacher without labels, in this process: `recipes/train_teacher.py`.
 
@@ -79,7 +90,7 @@ def train_teacher(
     Raises:
         InputError: Images or settings cannot be used; all mistakes in settings are named.
     """
-    recipe = load_recipe("train-teacher")
+    recipe, settings = load_recipe("train-teacher"), {**_sizing(minutes), **settings}
     with _alone(), command_line("train-teacher", _words("train-teacher", images, output, config, settings)):
         return cast(Teacher, recipe.make_teacher(parse_config(recipe.TrainTeacherConfig, recipe.DEFAULT)))
 
@@ -148,6 +159,10 @@ def _text(value: Any) -> str:
         return str(value) if isinstance(value, str | Path) else json.dumps(value)
     except (TypeError, ValueError) as error:
         raise InputError(f"settings are numbers, texts, lists and dictionaries of them; got {value!r}") from error
+
+
+def _sizing(minutes: float | None) -> dict[str, float]:
+    return {} if minutes is None else {"minutes": minutes}
 
 
 def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:

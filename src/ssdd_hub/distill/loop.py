@@ -2,15 +2,16 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ssdd_hub.distill.distiller import Distiller
 from ssdd_hub.distill.heldout import STAGE, HeldoutError
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder, RunSettings
+from ssdd_hub.runs.progress import StepBar
 from ssdd_hub.runs.save_points import SavePoints
 
 
@@ -20,11 +21,12 @@ def distil(
     settings: RunSettings,
     progress: bool = True,
     heldout: HeldoutError | None = None,
+    warmed_up: Callable[[], object] = lambda: None,
 ) -> float:
     """Runs a fresh distiller to its last outer step, from the newest checkpoint on; returns the seconds of all starts.
 
     On the CPU, images, targets and log are byte for byte those of an unbroken run. With `heldout`, the log has its
-    records too, measured by the main process.
+    records too, measured by the main process. `warmed_up` is called before the first outer step.
 
     Raises:
         InputError: The distillation diverges.
@@ -38,10 +40,11 @@ def distil(
     else:
         distiller.load_state_dict(saved["distiller"])
         started -= saved["seconds"]
+    warmed_up()
     for stage in ("distill", STAGE):
         run.log.rewind(stage, distiller.outer_step)
     first, last, records = distiller.outer_step, distiller.settings.steps, list[dict[str, Any]]()
-    bar = tqdm(range(first, last), "distil", last, unit="step", initial=first, disable=not progress)
+    bar = StepBar(range(first, last), "distil", last, initial=first, disable=not progress)
     with SavePoints(settings.checkpoint_every, distiller.accelerator.num_processes == 1) as points:
         for step in bar:
             records.append({"stage": "distill", "step": step + 1, **distiller.step()})
@@ -69,7 +72,7 @@ def _longest(distiller: Distiller) -> dict[str, str]:
 
 def _warm_up(distiller: Distiller, run: RunFolder, progress: bool, heldout: HeldoutError | None) -> None:
     stage, total = distiller.method.stage, distiller.method.preparation()
-    bar = tqdm(distiller.warm_up(), stage, total, unit="step", disable=not (progress and total))
+    bar = StepBar(distiller.warm_up(), stage, total, disable=not (progress and total))
     records = [{"stage": stage, "step": step, "loss": loss} for step, loss in enumerate(bar, start=1)]
     if records:
         _flush(records, run, distiller)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class Evaluation:
             alike.setdefault(json.dumps(job.identity, sort_keys=True), []).append(job)
         total = sum(len(job.missing) for job in todo)
         with tqdm(total=total, desc="evaluate", unit="cell", disable=not accelerator.is_main_process) as bar:
-            _run_side_by_side(list(alike.values()), bar.update, self.datasets[0].device)
+            run_side_by_side(list(alike.values()), bar.update, self.datasets[0].device)
         measured = {(job.candidate.name, job.set_entry.name, job.k): job.measured() for job in mine}
         results = {place: found for share in gather_object([measured]) for place, found in share.items()}
         return Results(list(self._records(results)), self._by_class(results))
@@ -230,13 +230,20 @@ class _Job:
         return {**found, (COST, None): read(self.cost_key) or []}
 
 
-def _run_side_by_side(groups: Sequence[Sequence[_Job]], done: Callable[[], object], device: torch.device) -> None:
+class Job(Protocol):
+    """Work for one core."""
+
+    def run(self, done: Callable[[], object]) -> None:
+        """Does it; calls `done` after each cell."""
+
+
+def run_side_by_side(groups: Sequence[Sequence[Job]], done: Callable[[], object], device: torch.device) -> None:
     """Runs groups of jobs, on the CPU with one core each, as many at a time as torch has threads; elsewhere in turn.
 
     The steps of small students are too short to be shared by several cores.
     """
 
-    def run(jobs: Sequence[_Job]) -> None:
+    def run(jobs: Sequence[Job]) -> None:
         for job in jobs:
             job.run(done)
 

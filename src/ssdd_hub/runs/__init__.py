@@ -7,6 +7,7 @@ from ssdd_hub.lazy import lazy_names
 if TYPE_CHECKING:
     from ssdd_hub.runs.checkpoints import Checkpoints as Checkpoints, load_tree as load_tree, save_tree as save_tree
     from ssdd_hub.runs.folder import (
+        EstimatedSettings as EstimatedSettings,
         LaunchSettings as LaunchSettings,
         RunFolder as RunFolder,
         RunLog as RunLog,
@@ -23,7 +24,7 @@ else:
     __getattr__, __all__ = lazy_names(
         __name__,
         "checkpoints: Checkpoints load_tree save_tree",
-        "folder: LaunchSettings RunFolder RunLog RunSettings UntrackedSettings",
+        "folder: EstimatedSettings LaunchSettings RunFolder RunLog RunSettings UntrackedSettings",
         "launch: build_accelerator keep_freed_memory report_errors",
         "machine: describe_machine describe_versions",
     )

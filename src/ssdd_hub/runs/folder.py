@@ -31,12 +31,14 @@ _LOG = logging.getLogger(__name__)
 FREE = (
     *("output", "evaluate", "student_training", "probe"),
     *("run.checkpoint_every", "run.log_every", "run.cache", "run.trackers", "run.threads"),
+    "run.estimate",
     *("data.memory_budget_gb", "data.follow_links", "targets.refresh"),
     *("teacher_training.checkpoint_every", "teacher_training.workers", "watch.every", "watch.probe"),
 )
 _CONFIG_FILE = "config.yaml"
+ESTIMATE_FILE = "estimate.json"
 # What a run reads or writes beside it: files; folders that may grow large; and folders of results.
-_FILES = (INPUTS_FILE, "log.jsonl", "scores.json", "scores.md", "report.html")
+_FILES = (INPUTS_FILE, ESTIMATE_FILE, "log.jsonl", "scores.json", "scores.md", "report.html")
 _WORK_FOLDERS = ("features", "scores", "cells", "checkpoints", "references")
 _RESULT_FOLDERS = ("distilled", "teacher", "pictures")
 
@@ -93,7 +95,23 @@ class UntrackedSettings(LaunchSettings):
 
 
 @dataclass(frozen=True)
-class RunSettings(LaunchSettings):
+class EstimatedSettings(LaunchSettings):
+    """How the processes of a run compute, and whether its time is estimated.
+
+    Attributes:
+        mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision. When not
+            given, what `accelerate launch` says, by `--mixed_precision` or its config file.
+        threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
+            `accelerate launch` would leave each process with one.
+        trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+        estimate: Measure before the start how long a run of 100 steps or more will take, on a few steps of copies.
+    """
+
+    estimate: bool = True
+
+
+@dataclass(frozen=True)
+class RunSettings(EstimatedSettings):
     """How the processes of a distillation compute, and how often they save.
 
     Attributes:
@@ -103,6 +121,7 @@ class RunSettings(LaunchSettings):
             `accelerate launch` would leave each process with one.
         trackers: Accelerate's trackers, such as `tensorboard`, of trainings and scores; the JSONL log is always
             written.
+        estimate: Measure before the start how long a run of 100 steps or more will take, on a few steps of copies.
         checkpoint_every: Outer steps between checkpoints.
         log_every: Outer steps between writes of the log, which holds every step.
         cache: Folder of cached teacher features; `features/` of the run folder when not given.
@@ -205,12 +224,13 @@ class RunFolder:
         self.path, self.config, self.is_main = path, config, is_main
         self.goes_on = (path / _CONFIG_FILE).exists()
         self.tell: Callable[[str], object] = lambda line: None
+        self.estimate: dict[str, Any] | None = None
         self.log = RunLog(path / "log.jsonl", is_main, self._lock)
         self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher")
         self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
 
     def start(self, inputs: Inputs | None = None) -> None:
-        """Writes the settings and the inputs, once no wrong setting can end the run any more; all processes call it.
+        """Writes settings, estimate and inputs, once no wrong setting can end the run any more; all processes call it.
 
         Args:
             inputs: What the run computes from, as `describe_images` returns it; None where everything in the folder
@@ -225,6 +245,9 @@ class RunFolder:
             # What `scores/` was called before.
             if (self.path / "cells").is_dir() and not (self.path / "scores").exists():
                 (self.path / "cells").rename(self.path / "scores")
+            # Before the settings, which hold the steps that it chose.
+            if self.estimate:
+                self.write_json(ESTIMATE_FILE, self.estimate)
             config = self.path / _CONFIG_FILE
             _write(config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
             remember_run(config)
@@ -271,7 +294,9 @@ def _check_folder(path: Path, config: dict[str, Any], same_settings: bool, defau
     if (path / _CONFIG_FILE).exists():
         _refuse_other_settings(path, config, same_settings, defaults)
     # A run that was killed while it began has left no more than these.
-    elif path.exists() and any(entry not in LOCK_FILES and not is_temporary(entry) for entry in os.listdir(path)):
+    elif path.exists() and any(
+        entry not in (*LOCK_FILES, ESTIMATE_FILE) and not is_temporary(entry) for entry in os.listdir(path)
+    ):
         raise InputError(f"--output {path} is not empty and holds no run: choose another folder")
 
 

@@ -1,7 +1,9 @@
 """What a distillation and an evaluation write into their run folders at the end: scores, pictures, a page."""
 
+import io
 import os
 import textwrap
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -9,8 +11,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import torch
 from torch import Tensor
 
+from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.markdown import escape
 from ssdd_hub.record import read_metadata
@@ -18,6 +22,7 @@ from ssdd_hub.results.compare import NOT_RANKED, compare, console_table, markdow
 from ssdd_hub.results.page import render_evaluation, render_pictures, render_report
 from ssdd_hub.results.tables import CONSOLE, Record, score_table
 from ssdd_hub.results.verdict import verdicts
+from ssdd_hub.runs.estimate import Stage
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.distilled import DistilledSet
@@ -25,6 +30,7 @@ from ssdd_hub.sets.folder import describe_tensor
 from ssdd_hub.sets.gallery import keep_starts, render_gallery
 from ssdd_hub.sets.preview import MOST_IMAGES, write_preview
 from ssdd_hub.sets.provenance import describe_command
+from ssdd_hub.sets.similarity import nearest
 from ssdd_hub.settings import to_yaml
 from ssdd_hub.text import printable
 
@@ -37,6 +43,23 @@ LINKS = {
 """What the report of a distillation points to, all of it in the run folder."""
 BASELINES = ("random", "kmeans")
 """The references that sets are tested against."""
+_TIMED = 2000  # images that the search of similar ones is timed on
+_FIGURES = 10  # small figures that take as long as all pictures and pages
+
+
+def time_report(images: ImageBank, size: int) -> Stage:
+    """Times what follows the training of a set of `size` images: its similarity to the source, pictures, pages."""
+    from matplotlib.figure import Figure
+
+    few = images.pixels[:_TIMED]
+    started = time.perf_counter()
+    nearest(torch.rand(size, *few.shape[1:]), few)
+    similarity = (time.perf_counter() - started) * len(images) / len(few)
+    figure = Figure(layout="constrained")
+    figure.subplots(1, 2)
+    started = time.perf_counter()
+    figure.savefig(io.BytesIO(), format="png", dpi=120)
+    return Stage("report", 0, similarity + _FIGURES * (time.perf_counter() - started))
 
 
 def keep_set(run: RunFolder, distilled: DistilledSet, machine: Mapping[str, Any]) -> None:

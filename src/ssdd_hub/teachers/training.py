@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ClassVar
@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from ssdd_hub.arguments import argument_checks
 from ssdd_hub.bounds import (
@@ -34,10 +33,12 @@ from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.features import create_backbone, input_args, measure_width
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import Checkpoints
+from ssdd_hub.runs.estimate import time_steps
 from ssdd_hub.runs.folder import RunFolder, RunLog
 from ssdd_hub.runs.inputs import Inputs, deciding_facts, describe_bank
 from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.machine import describe_machine
+from ssdd_hub.runs.progress import StepBar
 from ssdd_hub.runs.save_points import SavePoints
 from ssdd_hub.runs.trackers import start_trackers
 from ssdd_hub.seeds import seeded
@@ -92,6 +93,14 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
     max_grad_norm: Positive | None = None
     workers: Annotated[int, at_least(0), at_most(4096)] = 2
     checkpoint_every: Count = 2000
+
+    def num_steps(self, size: int) -> int:
+        """Returns the steps of a training on `size` images."""
+        return min(self.epochs * self.steps_per_epoch(size), self.max_steps or sys.maxsize)
+
+    def steps_per_epoch(self, size: int) -> int:
+        """Returns the steps of a pass over `size` images."""
+        return math.ceil(size / self.batch_size)
 
     def conflicts(self) -> Iterator[Check]:
         """Yields what the objective, its arguments and those of its views must be."""
@@ -149,8 +158,8 @@ class Pretraining:
         if settings.views == "device":
             self.batches = DeviceViewBatches(pixels, views, *share, device=accelerator.device)
         self._try_views(pixels[:_TRIED], views)
-        self.steps_per_epoch = math.ceil(len(pixels) / settings.batch_size)
-        self.num_steps = min(settings.epochs * self.steps_per_epoch, settings.max_steps or sys.maxsize)
+        self.steps_per_epoch = settings.steps_per_epoch(len(pixels))
+        self.num_steps = settings.num_steps(len(pixels))
         # Sum and number of the losses since the last record, on the device: reading each would make the host wait.
         self._losses = torch.zeros(2, device=accelerator.device)
 
@@ -159,7 +168,7 @@ class Pretraining:
         own: Any = {"device": self.accelerator.device} if self.settings.views == "device" else {}
         few = type(self.batches)(pixels, views, len(pixels), self.seed, 0, 1, **own)
         try:
-            few[0]
+            self.view_shapes = [view.shape[1:] for view in few[0]]
         except InputError:
             raise
         except Exception as error:  # transforms may raise anything
@@ -187,23 +196,33 @@ class Pretraining:
             log.rewind("teacher", first if first and not unrecorded else first - 1)
             if watch and first == 0 and self.accelerator.is_main_process:
                 log.write([{"stage": "teacher", "step": 0, **watch(self.objective.backbone)}])
-        self.objective.train()
         if unrecorded:
             self._record(first, self._mean_loss(first), log, watch)
-        model = self.accelerator.prepare_model(self.objective)
-        steps = range(first, self.num_steps)
-        on_cpu = self.accelerator.device.type == "cpu"
         points = SavePoints(self.settings.checkpoint_every, self.accelerator.num_processes == 1)
         # Around the workers too, whom Ctrl-C reaches as well, and which must not end in the middle of a step.
-        with points, leave_cores_to(self.settings.workers) if on_cpu else nullcontext():
-            batches = self.batches.load(steps, self.settings.workers, pin_memory=not on_cpu)
-            bar = tqdm(batches, "teacher", initial=first, total=self.num_steps, unit="step", disable=not progress)
+        with points, self._loaded(first) as (model, batches):
+            bar = StepBar(batches, "teacher", self.num_steps, initial=first, disable=not progress)
             for step, views in enumerate(bar):
                 self._step(model, first + step, views)
                 self._after_step(first + step + 1, points, checkpoints, log, watch, bar)
+        self.objective.to(memory_format=torch.contiguous_format)
+
+    def time_step(self, steps: int) -> float:
+        """Returns the seconds of a step in a loop of so many; the weights are spoiled."""
+        with self._loaded(0) as (model, batches):
+            rest = enumerate(batches)
+            return time_steps(lambda: self._step(model, *next(rest)), min(steps, self.num_steps), self.accelerator)
+
+    @contextmanager
+    def _loaded(self, first: int) -> Iterator[tuple[nn.Module, Iterable[list[Tensor]]]]:
+        """Gives the network as all processes train it, and its batches from a step on, made beside the training."""
+        self.objective.train()
+        model = self.accelerator.prepare_model(self.objective)
+        on_cpu, workers = self.accelerator.device.type == "cpu", self.settings.workers
+        with leave_cores_to(workers) if on_cpu else nullcontext():
+            yield model, self.batches.load(range(first, self.num_steps), workers, pin_memory=not on_cpu)
         self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
-        self.objective.to(memory_format=torch.contiguous_format)
 
     def _step(self, model: nn.Module, step: int, views: list[Tensor]) -> None:
         share = _schedule(step, self.num_steps, self.settings.warmup)
