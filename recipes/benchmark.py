@@ -15,7 +15,7 @@ from pathlib import Path
 from ssdd_hub.distill import DistillerSettings
 from ssdd_hub.errors import require
 from ssdd_hub.models import StudentSettings
-from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
+from ssdd_hub.runs import UntrackedSettings, describe_machine, describe_versions, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.sets.provenance import describe_command
 from ssdd_hub.settings import parse_config, to_dict
@@ -40,7 +40,7 @@ class BenchmarkConfig:
     benchmark: BenchmarkSettings = field(default_factory=BenchmarkSettings)
     student: StudentSettings = field(default_factory=StudentSettings)
     distiller: DistillerSettings = field(default_factory=DistillerSettings)
-    run: LaunchSettings = field(default_factory=LaunchSettings)
+    run: UntrackedSettings = field(default_factory=UntrackedSettings)
     seed: int = 0
     output: str = "runs/benchmark"
 

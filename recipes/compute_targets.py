@@ -17,7 +17,8 @@ from pathlib import Path
 from ssdd_hub import InputError
 from ssdd_hub.data import DataSettings, ImageStream, load_images
 from ssdd_hub.errors import require
-from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
+from ssdd_hub.files import atomic_path
+from ssdd_hub.runs import UntrackedSettings, build_accelerator, report_errors
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.settings import parse_config, to_yaml
 from ssdd_hub.targets import FeatureCache, TargetSettings
@@ -44,7 +45,7 @@ class ComputeTargetsConfig:
     data: DataSettings = field(default_factory=DataSettings)
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     targets: TargetSettings = field(default_factory=TargetSettings)
-    run: LaunchSettings = field(default_factory=LaunchSettings)
+    run: UntrackedSettings = field(default_factory=UntrackedSettings)
     seed: int = 0
     output: str | None = None
 
@@ -67,7 +68,6 @@ def main() -> None:
     started = time.perf_counter()
     config = parse_config(ComputeTargetsConfig, DEFAULT, description=__doc__)
     accelerator = build_accelerator(config.run, Path(config.output))
-    accelerator.print(to_yaml(config))
     if not config.teacher.ready:
         raise InputError(
             "features need a ready-made teacher: pass --teacher.pretrained with a --teacher.backbone of timm, or with "
@@ -80,6 +80,11 @@ def main() -> None:
         images, _ = load_images(config.data, config.seed, accelerator.is_main_process)
     # What does not fit is found here, before anything is written.
     teacher = load_teacher(config.teacher, images).to(accelerator.device)
+    stored = Path(config.output) / "compute_targets.yaml"
+    if accelerator.is_main_process:
+        with atomic_path(stored) as temporary:
+            temporary.write_text(to_yaml(config), encoding="utf-8")
+    accelerator.print(f"settings: {stored}")
     cache = FeatureCache(teacher, accelerator, Path(config.output), **config.targets.computing())
     for view in (None, *range(config.targets.views)):
         features = cache.features(images, view, config.seed)

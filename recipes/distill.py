@@ -16,16 +16,20 @@ from typing import ClassVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
+from torch import Tensor
 
 from ssdd_hub import DistilledSet, InputError, PixelSpace, build_student
+from ssdd_hub.bounds import among
 from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, Pairs, PoolSettings, Problem, build_batches, build_engine
+from ssdd_hub.distill.heldout import HeldoutError
 from ssdd_hub.distill.loop import distil
 from ssdd_hub.distill.methods import METHODS, build_method
 from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_parameterisation
 from ssdd_hub.distill.registry import MethodSettings, ParameterisationSettings
 from ssdd_hub.distill.sizes import check_sizes
 from ssdd_hub.errors import require
+from ssdd_hub.estimates import time_distilling
 from ssdd_hub.evaluation import (
     Baselines,
     EvaluateSettings,
@@ -35,25 +39,29 @@ from ssdd_hub.evaluation import (
     StudentEntry,
     entry_of_set,
 )
-from ssdd_hub.evaluation.evaluation import Record
-from ssdd_hub.evaluation.loading import prepare_references, shape_of
+from ssdd_hub.evaluation.entries import first_images
+from ssdd_hub.evaluation.evaluation import Results
+from ssdd_hub.evaluation.loading import prepare_references
 from ssdd_hub.evaluation.protocols import LinearProbe, ProbeSettings, TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.runs import RunSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
+from ssdd_hub.runs.estimate import as_sized, estimate, minutes_checks
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.inputs import describe_images
 from ssdd_hub.runs.launch import keeping
+from ssdd_hub.runs.trackers import track_scores
 from ssdd_hub.selection import INITS, SelectionSettings, Source, start_from
-from ssdd_hub.selection.start import NOISE, explain_start
+from ssdd_hub.selection.methods import HIGH_LOSS, check_experts
+from ssdd_hub.selection.start import NOISE
 from ssdd_hub.sets import describe_run, describe_training
 from ssdd_hub.sets.origin import describe_origin
 from ssdd_hub.sets.report import keep_set, save_distillation
 from ssdd_hub.sets.storage import StorageSettings, pack
 from ssdd_hub.settings import parse_config, to_dict
-from ssdd_hub.targets import Targets, TargetSettings
-from ssdd_hub.targets.compute import compute_targets
+from ssdd_hub.targets import FeatureCache, Targets, TargetSettings
+from ssdd_hub.targets.compute import StandInCache, compute_targets
 from ssdd_hub.teachers import TeacherSettings, TeacherTrainingSettings
 from ssdd_hub.teachers.loading import load_or_train_teacher
 
@@ -83,6 +91,8 @@ class DistillConfig:
         probe: The linear probe of the students' features.
         run: Where the run is kept, and how often.
         seed: Seed of everything random.
+        minutes: How long the run should take: chooses the steps of teacher and distillation, in the ratio of their
+            settings, from an estimate; at most 10 times these.
         output: The run folder; `runs/NAME` when not given, after the last part of `data.name`.
     """
 
@@ -106,16 +116,28 @@ class DistillConfig:
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     seed: int = 0
+    minutes: float | None = None
     output: str | None = None
 
     def __post_init__(self) -> None:
-        shared = {**self.distiller.shared(), "pool": self.pool}
+        shared, num_images = {**self.distiller.shared(), "pool": self.pool}, self.distiller.num_images
         require(
-            (self.init in INITS, explain_start(self.init)),
+            among("init", self.init, INITS),
+            (
+                self.init in ("random", NOISE) or (self.selection.max_images or num_images) >= num_images,
+                f"selection.max_images must be at least the {num_images} images to be chosen, got "
+                f"{self.selection.max_images}",
+            ),
+            (
+                self.student_training.augment != "views",
+                "student_training.augment is views, and a set that is distilled here stores none: choose none, flip "
+                "or crop-flip",
+            ),
             (
                 self.distiller.augment or not self.targets.views,
                 "targets.views are augmented, so pass --distiller.augment true as well, or --targets.views 0",
             ),
+            *minutes_checks(self.minutes, self.run.estimate),
             METHODS.check(self.method, shared),
             PARAMETERISATIONS.check(self.parameterisation, shared),
         )
@@ -125,18 +147,41 @@ class DistillConfig:
 
 def evaluate(
     config: DistillConfig, distilled: DistilledSet, source: Source, real: RealData, accelerator: Accelerator
-) -> list[Record]:
-    """Scores the set beside random real images and no pre-training; `recipes/evaluate.py` measures much more."""
+) -> tuple[Results, Tensor | None]:
+    """Scores the set beside random real images and no pre-training; `recipes/evaluate.py` measures much more.
+
+    Returns the scores, and the random images of the first student.
+    """
     seeds, student, folder = config.evaluate.seeds, config.student, Path(config.output)
     references = Baselines(folder / "references", source, SelectionSettings(), config.seed)
     beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
     set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
     protocols = [TeacherError(), LinearProbe(config.probe)]
-    candidates = [StudentEntry.of(student.name, student.model_args, protocols, **shape_of(distilled))]
+    candidates = [StudentEntry.of(student.name, student.model_args, protocols, **distilled.student_shape)]
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
-    return Evaluation(set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts).run(
-        accelerator
-    )
+    parts = (set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts)
+    return Evaluation(*parts).measure(accelerator), first_images(beside[0])
+
+
+def build_distiller(
+    config: DistillConfig, accelerator: Accelerator, source: Source, cache: FeatureCache | StandInCache, pairs: Pairs
+) -> Distiller:
+    """Engine, real batches, students, method and parameterisation around the first pairs."""
+    settings, chosen = config.distiller, config.parameterisation
+    shared, engine = {**settings.shared(), "pool": config.pool}, build_engine(settings.computing(), accelerator)
+    # Every process chose them, and what was trained for that may differ in its last bits.
+    pairs = Pairs(*(broadcast(part.contiguous()) for part in pairs.to(engine.device, engine.dtype)))
+    drawn = {"batch_size": settings.batch_size, "seed": config.seed, "augment": settings.augment}
+    images, targets = source.bank, source.targets
+    batches = build_batches(images, cache, targets, source.pixel_space, **drawn, views=config.targets.views)
+    batches = engine.prefetch(batches, settings.steps)
+    shape = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": targets.width}
+    student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
+    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
+    synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
+    method = build_method(config.method.name, problem, config.method.args, shared)
+    return Distiller(synthetic, method, settings, accelerator)
 
 
 def make_set(config: DistillConfig) -> DistilledSet:
@@ -144,7 +189,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
 
     Returns the set, which the run folder holds too.
     """
-    started = time.perf_counter()
+    started, config = time.perf_counter(), as_sized(config)
     accelerator, run = begin(config, defaults=DistillConfig())
     settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
     if settings.batch_size < accelerator.num_processes:
@@ -159,47 +204,52 @@ def make_set(config: DistillConfig) -> DistilledSet:
     inputs, space = describe_images(images, heldout), PixelSpace.of(images.pixels)
     heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
     shape = {"in_chans": images.num_channels, "image_size": images.image_size}
-    student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
+    student = build_student(config.student.name, **{"num_targets": 1, **shape, **config.student.model_args})
     batches = {"--distiller.num-images": settings.num_images}
     batches["--student-training.batch-size"] = min(config.student_training.batch_size, settings.num_images)
-    check_batches(student(num_targets=1), batches, **shape)
-    chosen, shared = config.parameterisation, {**settings.shared(), "pool": config.pool}
+    check_batches(student, batches, **shape)
+    if config.init == HIGH_LOSS:
+        check_experts(config.selection, len(images), **shape)
+    shared = {**settings.shared(), "pool": config.pool}
     pool = getattr(METHODS.settings(config.method.name, config.method.args, shared), "pool", None)
-    check_sizes(settings, pool, student(num_targets=1), accelerator, **shape)
+    check_sizes(settings, pool, student, accelerator, **shape)
     # Images that the parameterisation does not take are refused before the work.
-    trial = Pairs(torch.zeros(1, *images.pixels.shape[1:]), torch.zeros(1, 1))
+    trial, chosen = Pairs(torch.zeros(1, *images.pixels.shape[1:]), torch.zeros(1, 1)), config.parameterisation
     build_parameterisation(chosen.name, trial, chosen.args, shared)
+    copy = partial(build_distiller, config, accelerator)
+    stages = partial(time_distilling, config, images, heldout, run, accelerator, copy)
+    config, estimated = estimate(config, run, accelerator, started, stages)
+    settings = config.distiller
 
     about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
+    about["least"] = config.targets.dim or 1
     teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, accelerator, inputs, **about)
     teacher = teacher.to(accelerator.device, dtype)
+    estimated.done("teacher")
     folder = Path(config.run.cache or run.path / "features")
     cache, targets = compute_targets(teacher, images, config.targets, folder, accelerator, dtype)
     features, transform = targets.features, targets.transform
     heldout_targets = Targets(cache.features(heldout), transform)[:]
+    estimated.done("features")
 
     source = Source(images, targets, teacher, transform, space, accelerator.device)
     before, first, rows = start_from(config.init, source, settings.num_images, config.seed, config.selection, dtype)
     own_space = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
-    engine = build_engine(settings.computing(), accelerator)
-    pairs = Pairs(own_space.normalise(before), first).to(engine.device, engine.dtype)
-    # Every process chose them, and what was trained for that may differ in its last bits.
-    pairs = Pairs(*(broadcast(part.contiguous()) for part in pairs))
-    drawn = {"batch_size": settings.batch_size, "seed": config.seed, "augment": settings.augment}
-    batches = build_batches(images, cache, targets, space, **drawn, views=config.targets.views)
-    batches, student = engine.prefetch(batches, settings.steps), partial(student, num_targets=targets.width)
-    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
-    problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
-    synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
-    method = build_method(config.method.name, problem, config.method.args, shared)
-    distiller = Distiller(synthetic, method, settings, accelerator)
-    seconds = distil(distiller, run, config.run, progress=accelerator.is_main_process)
+    estimated.done("start")
+    pairs = Pairs(own_space.normalise(before), first)
+    distiller = build_distiller(config, accelerator, source, cache, pairs)
+    # Of views, where there are any.
+    estimated.done("features")
+    heldout_error = HeldoutError.plan(distiller, heldout, heldout_targets, space)
+    warmed_up = partial(estimated.done, "warm-up")
+    seconds = distil(distiller, run, config.run, accelerator.is_main_process, heldout_error, warmed_up)
+    estimated.done("distillation")
 
     provenance = describe_run(to_dict(config), images.provenance, teacher, transform, space)
     provenance |= {"method": config.method.name.replace("_", "-"), "target_features": features.describe()}
     provenance |= {"use": config.student_training.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
     kept = None if transform.kind == "none" else transform
-    stored = pack(synthetic, own_space, config.storage)
+    stored = pack(distiller.parameterisation, own_space, config.storage)
     distilled = DistilledSet.of(stored, provenance=provenance, target_transform=kept)
     distilled.provenance |= describe_origin(config.init, rows, images, own_space.denormalise(distilled.images))
     source = replace(source, targets=Targets(features, transform), teacher=teacher.float())
@@ -208,21 +258,24 @@ def make_set(config: DistillConfig) -> DistilledSet:
         # First: whatever fails from here on, the set is there.
         keep_set(run, distilled, describe_machine(accelerator.device, accelerator.num_processes))
     with keeping("the distilled set", run.path / "distilled"):
-        records = evaluate(config, distilled, source, real, accelerator)
+        results, random = evaluate(config, distilled, source, real, accelerator)
+        track_scores(accelerator, results.records, settings.steps)
+    estimated.done("evaluation")
     if accelerator.is_main_process:
         machine = describe_machine(accelerator.device, accelerator.num_processes)
-        distilled.provenance |= {"scores": records, "hardware": machine}
+        distilled.provenance |= {"scores": results.records, "hardware": machine}
         facts = {
             "source": f"{len(images)} images of {real.name}, {images.image_size} px",
             "teacher": teacher.name,
             "targets": f"{targets.width} dimensions, transform {transform.kind}, {features}",
             "distillation": f"{settings.steps} outer steps, {seconds:.0f} s",
-            "whole run": f"{time.perf_counter() - started:.0f} s",
+            "whole run": estimated.total(),
         }
         with keeping("the distilled set", run.path / "distilled"):
-            print(save_distillation(run, distilled, before, facts))
-        spent = f"{time.perf_counter() - started:.0f} s, at most {machine['peak_memory_gib']} GiB"
-        print(f"\nIn {run.path} after {spent}: report.html, gallery.html, scores.json, distilled/")
+            print(save_distillation(run, distilled, before, facts, results.by_class, random))
+        print(f"\n{estimated.finish('report')}")
+        spent = f"{estimated.total()}, at most {machine['peak_memory_gib']} GiB"
+        print(f"In {run.path} after {spent}: report.html, gallery.html, scores.json, distilled/")
     accelerator.end_training()
     return distilled
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ssdd_hub import InputError
+from ssdd_hub.bounds import among
 from ssdd_hub.data import DataSettings
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Baselines, EvaluateSettings, Evaluation, ScoreStore, protocols as kinds
-from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, entry_of_none
+from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, entry_of_none, first_images
 from ssdd_hub.evaluation.evaluation import Record
 from ssdd_hub.evaluation.forms import Form
 from ssdd_hub.evaluation.inputs import stated_settings
@@ -38,6 +39,7 @@ from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.launch import keeping
+from ssdd_hub.runs.trackers import start_trackers, track_scores
 from ssdd_hub.selection import SelectionSettings
 from ssdd_hub.sets import SetPairs
 from ssdd_hub.sets.report import save_evaluation
@@ -125,17 +127,14 @@ class EvaluateConfig:
         # YAML has a word for nothing, which is a reference here.
         references = ["none" if name in ("null", "None") else name for name in self.references]
         object.__setattr__(self, "references", references)
-        unknown = [
-            (key, known, ", ".join(name for name in getattr(self, key) if name not in known))
-            for key, known in (("references", REFERENCES), ("protocols", PROTOCOLS))
-        ]
         idle = [*(self.dataset_args.keys() - {*self.datasets}), *(self.student_args.keys() - {*self.students})]
         empty = {"datasets": "dataset, such as source", "students": "network, such as own", "protocols": "protocol"}
         require(
             (bool(self.sets), "sets must name at least one set: --set FOLDER_OR_HUB_ID"),
             (len(set(self.sets)) == len(self.sets), f"sets must differ from each other, got {self.sets}"),
-            *((not names, f"{key} must be some of {', '.join(known)}; got {names}") for key, known, names in unknown),
-            (self.at_equal in EQUAL, f"at_equal must be one of {', '.join(EQUAL)}, got {self.at_equal!r}"),
+            among("references", references, REFERENCES),
+            among("protocols", self.protocols, PROTOCOLS),
+            among("at_equal", self.at_equal, EQUAL),
             *((bool(getattr(self, key)), f"{key} must name at least one {what}") for key, what in empty.items()),
             (not idle, f"dataset_args and student_args are for --datasets and --students, which lack {idle}"),
             (
@@ -176,7 +175,8 @@ def read_settings() -> tuple[EvaluateConfig, dict[str, Any]]:
         given.update(values)
         return stated_settings(values["sets"][0], values) if values.get("sets") else {}
 
-    return parse_config(EvaluateConfig, None if named else DEFAULT, description=__doc__, stated=stated), given
+    default, how = None if named else DEFAULT, {"description": __doc__, "stated": stated, "folder": DEFAULT.parent}
+    return parse_config(EvaluateConfig, default, **how), given
 
 
 def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
@@ -202,10 +202,11 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     candidates = loader.candidates(config.students, config.student_args, scoring)
     ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
     if own:
-        check_references(wanted, counts, own)
+        check_references(wanted, counts, own, config.selection)
     check_students([*candidates, *ranked], config.student_training, min(counts))
     # From here on nothing fails that other settings could repair.
     run.start()
+    start_trackers(accelerator, run)
 
     source = None
     if own and teacher:
@@ -223,13 +224,18 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     parts = (set_entries, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)
     store, facts = ScoreStore(run.path / "scores"), {"source": own.name if own else None}
     with keeping("every score so far", run.path / "scores"):
-        records = Evaluation(*parts, store, facts).run(accelerator)
+        results = Evaluation(*parts, store, facts).measure(accelerator)
+        records = results.records
         if accelerator.is_main_process:
             records += kinds.rank_records(records, [each.name for each in ranked], config.rank.by, FULL)
+            track_scores(accelerator, records)
             machine = describe_machine(accelerator.device, accelerator.num_processes)
             seconds = time.perf_counter() - started
-            print(save_evaluation(run, config, sets, records, machine, seconds))
+            beside = [entry for entry in set_entries if entry.name.startswith("random")]
+            references = {entry.name: first_images(entry) for entry in beside}
+            print(save_evaluation(run, config, sets, records, machine, seconds, results.by_class, references))
             print(f"\nIn {run.path} after {seconds:.0f} s: report.html, gallery.html, scores.md, scores.json")
+    accelerator.end_training()
     return records
 
 

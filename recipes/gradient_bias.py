@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ssdd_hub.data import DataSettings, load_images
 from ssdd_hub.errors import require
-from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
+from ssdd_hub.runs import UntrackedSettings, describe_machine, describe_versions, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.sets.provenance import describe_command
 from ssdd_hub.settings import parse_config
@@ -46,7 +46,7 @@ class GradientBiasConfig:
 
     data: DataSettings = field(default_factory=DataSettings)
     bias: GradientBiasSettings = field(default_factory=GradientBiasSettings)
-    run: LaunchSettings = field(default_factory=LaunchSettings)
+    run: UntrackedSettings = field(default_factory=UntrackedSettings)
     seed: int = 0
     output: str = "runs/gradient-bias"
 

@@ -15,18 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssdd_hub import InputError
 from ssdd_hub.cli import describe_published, read_scores
 from ssdd_hub.errors import require
 from ssdd_hub.files import atomic_path
 from ssdd_hub.hub.client import full_id
 from ssdd_hub.hub.upload import Plan, Published, plan_upload, upload
-from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
+from ssdd_hub.plain_files import require_plain
+from ssdd_hub.runs import UntrackedSettings, build_accelerator, report_errors
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.lock import FolderLock
 from ssdd_hub.sets.publish import CardOverrides, plan_set
 from ssdd_hub.sets.release import check_teacher, collect, pack_model, plan_students
 from ssdd_hub.settings import parse_config
+
+RECORD = "published.json"
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class PublishConfig:
     student_args: dict[str, Any] = field(default_factory=dict)
     collection: str | None = None
     dry_run: bool = False
-    run: LaunchSettings = field(default_factory=LaunchSettings)
+    run: UntrackedSettings = field(default_factory=UntrackedSettings)
     seed: int = 0
     output: str | None = None
 
@@ -123,7 +127,7 @@ def main() -> None:
         return
     # Until the recipe ends.
     FolderLock(output).acquire()
-    record: dict[str, Any] = {}
+    record = read_record(output, repo_id)
 
     def send(name: str, plan: Plan, message: str) -> Published:
         """Uploads and records it at once: whatever fails next, the record tells what is there."""
@@ -131,7 +135,7 @@ def main() -> None:
         note(output, record, name, vars(published))
         return published
 
-    with keeping("the record of what was published", output / "published.json"):
+    with keeping("the record of what was published", output / RECORD):
         if teacher_plan is not None:
             print(f"published and verified: {send('teacher', teacher_plan, 'Publish the teacher').url}")
         published = send("set", plan, "Publish the distilled set")
@@ -144,16 +148,31 @@ def main() -> None:
             message = f"Publish a network pre-trained on {published.repo_id}"
             print(f"published and verified: {send(f'student {student.name}', student_plan, message).url}")
         if config.collection:
-            items = {entry["repo_id"]: "dataset" if name == "set" else "model" for name, entry in record.items()}
+            entries = {name: entry["repo_id"] for name, entry in record.items() if name != "collection"}
+            items = {place: "dataset" if name == "set" else "model" for name, place in entries.items()}
             address = collect(config.collection, items, repo_id.partition("/")[0], plan.private)
             note(output, record, "collection", address)
             print(f"collected: {address}")
 
 
+def read_record(folder: Path, repo_id: str) -> dict[str, Any]:
+    """Returns what earlier starts published, by its name; raises an `InputError` where that is of another set."""
+    path = folder / RECORD
+    require_plain(folder, [RECORD])
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        places = [str(entry["repo_id"]) for name, entry in record.items() if name != "collection"]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is no record of what was published ({error}): choose another --output") from error
+    if not all(f"{place}-".startswith(f"{repo_id}-") for place in places):
+        raise InputError(f"{path} is the record of {', '.join(places)}, not of {repo_id}: choose another --output")
+    return dict(record)
+
+
 def note(folder: Path, record: dict[str, Any], name: str, fact: Any) -> None:
     """Adds to the record of what was published, and writes it."""
     record[name] = fact
-    with atomic_path(folder / "published.json") as temporary:
+    with atomic_path(folder / RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

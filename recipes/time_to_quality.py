@@ -28,7 +28,7 @@ from ssdd_hub.evaluation import Evaluation, RealData, ScoreStore, StudentEntry, 
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
-from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
+from ssdd_hub.runs import UntrackedSettings, describe_machine, describe_versions, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.seeds import generator
 from ssdd_hub.sets.provenance import describe_command
@@ -72,7 +72,7 @@ class TimeToQualityConfig:
     distiller: DistillerSettings = field(default_factory=DistillerSettings)
     student_training: StudentTrainingSettings = field(default_factory=StudentTrainingSettings)
     quality: QualitySettings = field(default_factory=QualitySettings)
-    run: LaunchSettings = field(default_factory=LaunchSettings)
+    run: UntrackedSettings = field(default_factory=UntrackedSettings)
     cache: str | None = None
     seed: int = 0
     output: str = "runs/time-to-quality"

@@ -11,17 +11,20 @@ Started again, a run goes on where it stopped.
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from ssdd_hub import PixelSpace
 from ssdd_hub.data import DataSettings, load_images
 from ssdd_hub.errors import require
+from ssdd_hub.estimates import time_training_alone
 from ssdd_hub.evaluation import RealData
 from ssdd_hub.evaluation.protocols.base import Pretrained
 from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
-from ssdd_hub.runs import LaunchSettings, describe_machine, describe_versions, report_errors
+from ssdd_hub.runs import EstimatedSettings, describe_machine, describe_versions, report_errors
 from ssdd_hub.runs.begin import begin
+from ssdd_hub.runs.estimate import as_sized, estimate, minutes_checks
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.inputs import describe_images
 from ssdd_hub.runs.launch import keeping
@@ -44,6 +47,8 @@ class TrainTeacherConfig:
         watch: What its progress is measured by.
         run: How the processes compute.
         seed: Seed of everything random.
+        minutes: How long the run should take: chooses the steps, by an estimate; 10 times those of the settings at
+            most.
         output: The run folder; `runs/NAME-OBJECTIVE` when not given, after the last part of `data.name`.
     """
 
@@ -54,12 +59,14 @@ class TrainTeacherConfig:
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     teacher_training: TeacherTrainingSettings = field(default_factory=TeacherTrainingSettings)
     watch: WatchSettings = field(default_factory=WatchSettings)
-    run: LaunchSettings = field(default_factory=LaunchSettings)
+    run: EstimatedSettings = field(default_factory=EstimatedSettings)
     seed: int = 0
+    minutes: float | None = None
     output: str | None = None
 
     def __post_init__(self) -> None:
         require(
+            *minutes_checks(self.minutes, self.run.estimate),
             (
                 not self.teacher.ready,
                 "this recipe trains a teacher from fresh weights: leave out --teacher.pretrained and "
@@ -72,10 +79,13 @@ class TrainTeacherConfig:
 
 def make_teacher(config: TrainTeacherConfig) -> Teacher:
     """Images, training, teacher, scores; returns the teacher."""
-    started = time.perf_counter()
+    started, config = time.perf_counter(), as_sized(config)
     accelerator, run = begin(config)
     source, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
     space = PixelSpace.of(source.pixels)
+    watch = Watch(source, heldout, space, config.watch, config.seed)
+    stages = partial(time_training_alone, config, source, watch, run, accelerator)
+    config, estimated = estimate(config, run, accelerator, started, stages)
     provenance = describe_training(to_dict(config), source.provenance)
     teacher = train_teacher(
         config.teacher,
@@ -85,11 +95,13 @@ def make_teacher(config: TrainTeacherConfig) -> Teacher:
         run,
         seed=config.seed,
         accelerator=accelerator,
-        watch=Watch(source, heldout, space, config.watch, config.seed),
+        watch=watch,
         provenance=provenance,
         # Labels too: the log holds the scores of the neighbours.
         inputs=describe_images(source, heldout, labels=True),
     )
+    # With the scores on the way.
+    estimated.done("teacher")
     with keeping("the teacher", run.path / "teacher"):
         if accelerator.is_main_process:
             log, name = run.log.read(), provenance["source"]["name"]
@@ -107,9 +119,9 @@ def make_teacher(config: TrainTeacherConfig) -> Teacher:
             render_training(run.path / "pictures" / "training.png", log)
             for record in records:
                 print(f"{record['protocol']} accuracy, {record['set']}: {100 * record['mean']:.1f} %")
+            print(f"\n{estimated.finish('report')}")
             print(
-                f"\nIn {run.path} after {time.perf_counter() - started:.0f} s, "
-                f"at most {machine['peak_memory_gib']} GiB: "
+                f"In {run.path} after {estimated.total()}, at most {machine['peak_memory_gib']} GiB: "
                 f"teacher/ ({teacher.feature_dim} features), scores.json, pictures/training.png"
             )
     accelerator.end_training()

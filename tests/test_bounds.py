@@ -1,7 +1,7 @@
 """Settings classes check their values by their annotations, and name all that is wrong at once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import pytest
@@ -20,9 +20,11 @@ class Oven(Settings, section="oven"):
     mode: Annotated[str, one_of(("bake", "grill", "toast"))] = "bake"
     door: Annotated[str, either("open", "shut")] = "shut"
     extra: dict[str, Any] | None = None
+    racks: list[float] = field(default_factory=list)
 
     def conflicts(self) -> Iterator[Check]:
         yield self.mode != "grill" or self.door == "open", "oven.door must be open to grill"
+        yield sum(self.racks) < 9 and self.mode.islower(), "oven.racks must not be too many"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ def test_every_wrong_value_and_every_conflict_is_named_in_order():
         ({"trays": None}, "a whole number, got None"),
         ({"heat": float("nan")}, "a finite number, got nan"),
         ({"minutes": "10"}, "a whole number, got '10'"),
+        ({"mode": ["bake"]}, "text, got ['bake']"),
+        ({"door": None}, "text, got None"),
+        ({"extra": [1]}, "a dictionary, got [1]"),
+        ({"racks": "ab"}, "a list, got 'ab'"),
+        ({"racks": {1: 2}}, "a list, got {1: 2}"),
     ],
     ids=str,
 )

@@ -1,8 +1,11 @@
 """The calls: three lines to a set, from a folder, a Dataset or a tensor, by the very recipe."""
 
+import re
+
 import datasets
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -71,7 +74,8 @@ def test_a_tensor_becomes_a_set_which_evaluate_scores_and_the_same_call_finds_ag
     capsys.readouterr()
     records = ssdd_hub.evaluate(again, protocols=["teacher_error"], evaluate={"seeds": 1}, run={"threads": 1})
     assert {record["set"] for record in records} >= {"distilled", "random", "none"}
-    assert "teacher_error" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.match(r"settings: runs/\S+/config.yaml\n", printed) and "| none |" in printed
 
 
 def test_a_dataset_keeps_its_classes_and_a_teacher_is_used_again(tmp_path):
@@ -107,6 +111,38 @@ def test_the_word_makes_a_set_of_a_folder_of_photographs_of_many_sizes(tmp_path)
     assert DistilledSet.load("runs/mine/distilled").images.shape == (4, 3, 32, 32)
 
 
+def test_images_of_any_kind_in_memory_are_stored_alike():
+    from ssdd_hub.calls import _store_images
+
+    images = pixels(count=4)
+    place = _store_images(images, "runs/x")
+    assert np.array_equal(datasets.load_from_disk(place)[1]["image"], images[1].permute(1, 2, 0))
+    pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    read_only = np.frombuffer(images.numpy().tobytes(), np.uint8).reshape(images.shape)
+    spread = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    for same in (images.numpy(), read_only, spread, pictures, tuple(pictures)):
+        assert _store_images(same, "runs/x") == place
+
+
+def test_a_network_trained_elsewhere_is_a_teacher_as_an_object_or_as_its_weights(tmp_path):
+    space = {"mean": [0.4] * 3, "std": [0.2] * 3}
+    network = timm.create_model("ssdd_convnet3", widths=[4, 6, 8], num_classes=0, img_size=16).eval()
+    expected = ssdd_hub.build_teacher(network, input_size=16, features="mean", **space)
+    sets = [ssdd_hub.distill(pixels(), num_images=8, teacher=expected, **SMOKE)]
+    (place,) = (tmp_path / "runs" / "sources").glob("teacher-*")
+    torch.save(network.state_dict(), "weights.pt")
+    settings = {"backbone": "ssdd_convnet3", "checkpoint": "weights.pt", "features": "mean", "input_size": 16, **space}
+    settings["model_args"] = {"widths": [4, 6, 8]}
+    sets.append(ssdd_hub.distill(pixels(), num_images=8, teacher=settings, output="runs/weights", **SMOKE))
+    assert sets[0].provenance["settings"]["teacher"]["backbone"] == f"local-dir:{place.relative_to(tmp_path)}"
+    for distilled in sets:
+        teacher, wanted = distilled.provenance["teacher"], expected.identity()
+        assert {name: teacher[name] for name in teacher if name in wanted and name != "name"} == {
+            name: value for name, value in wanted.items() if name in teacher and name != "name"
+        }
+    assert torch.equal(sets[0].targets, sets[1].targets)
+
+
 @pytest.mark.parametrize(
     ("images", "said"),
     [
@@ -114,8 +150,14 @@ def test_the_word_makes_a_set_of_a_folder_of_photographs_of_many_sizes(tmp_path)
         (torch.zeros(4, 8, 8, dtype=torch.uint8), r"got a tensor of uint8 \(4, 8, 8\)"),
         (torch.zeros(4, 2, 8, 8, dtype=torch.uint8), r"with C of 1 or 3; got a tensor of uint8 \(4, 2, 8, 8\)"),
         (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), r"got a tensor of uint8 \(0, 3, 8, 8\)"),
-        (np.zeros((4, 3, 8, 8)), "images must be a folder, a Hub id, .*; got a ndarray"),
+        (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), r"uint8 \(4, 8, 8, 3\): call .permute\(0, 3, 1, 2\)$"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8, device="meta"), "got a tensor of uint8 .*: give it values$"),
+        (torch.zeros(4, 3, 8, 8, dtype=torch.uint8).to_sparse(), "got a tensor of uint8 .*: give it values$"),
+        (np.zeros((4, 3, 8, 8)), "images must be a folder, a Hub id, .*; got a ndarray of float64 .*: scale"),
+        (np.zeros((4, 8, 8, 3), np.uint8), r"ndarray of uint8 .*: call .transpose\(0, 3, 1, 2\)$"),
         ([1, 2], "got a list"),
+        ([], "got a list"),
+        (labelled(4).to_iterable_dataset(), "got a IterableDataset: datasets.Dataset.from_generator takes lambda"),
         (labelled(0), "got a dataset without rows"),
     ],
 )
@@ -133,12 +175,19 @@ def test_other_images_are_refused_by_name_and_leave_nothing(images, said, tmp_pa
         ({"distiller": 3}, "distiller is a section"),
         ({"seed": torch.zeros(1)}, "settings are numbers, texts, lists"),
         ({"teacher": 3}, "teacher must be a timm name.*got a int"),
-        ({"config": "nothing"}, "--config nothing cannot be read"),
+        ({"config": "nothing"}, "--config must be the path of a YAML file, or of one of .*digits.*, got 'nothing'"),
     ],
 )
 def test_mistakes_in_settings_are_errors_and_no_exit(settings, said, tmp_path):
     with pytest.raises(InputError, match=said):
         ssdd_hub.distill("digits", **settings)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [None, {"images": 1}, ["runs/a/distilled"], torch.zeros(3)])
+def test_what_is_no_set_is_not_evaluated(wrong, tmp_path):
+    with pytest.raises(InputError, match=f"a DistilledSet, its folder or a Hub id; got a {type(wrong).__name__}"):
+        ssdd_hub.evaluate(wrong)
     assert not list(tmp_path.iterdir())
 
 

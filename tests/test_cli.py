@@ -119,7 +119,7 @@ def test_a_card_is_rendered_again_with_what_is_stated_besides(folder, ssdd):
         card.startswith("---\nlicense: cc-by-nc-4.0\n") and 'from_pretrained("sets/mine")' in card and "12.3" in card
     )
     ssdd("card", "set")
-    assert 'from_pretrained("set")  # the path of this folder' in (folder / "README.md").read_text()
+    assert 'from_pretrained("../set")  # the path of this folder' in (folder / "README.md").read_text()
     assert ssdd("check", "set").endswith("set: 0 error(s), 0 warning(s)\n")
 
 

@@ -214,7 +214,7 @@ def test_the_objective_of_the_example_in_plain_pytorch_trains():
 
 
 def test_the_example_of_what_was_released_loads_it(monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(ROOT / "model_cards")
     names = {}
     exec(code_of("model_cards/README.md")[0], names)
     assert names["teacher"].feature_dim == names["distilled"].targets.shape[1]

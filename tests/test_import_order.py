@@ -13,7 +13,7 @@ ORDER = """
     lazy timm_registration errors text bounds arguments plain_files plain_yaml seeds settings pixel_space
     record_schema record files statements
     data models hub runs teachers results targets selection distill sets evaluation
-    procedures calls method_list cli
+    estimates procedures calls method_list cli
 """.split()
 # Names that code outside this package uses; nothing inside does.
 KEPT = {"krr", "students", "objective"}

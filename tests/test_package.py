@@ -1,6 +1,7 @@
 """The package as it is installed: wheel and sdist hold everything that is read at run time."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,6 +24,19 @@ def run(*command, **how):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **how)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_all_recipes_start_as_modules_of_a_package_that_lies_elsewhere(tmp_path):
+    package = tmp_path / "site" / "ssdd_hub"
+    shutil.copytree(ROOT / "src/ssdd_hub", package)
+    shutil.copytree(ROOT / "recipes", package / "recipes")
+    names = sorted(path.stem for path in (ROOT / "recipes").glob("[a-z]*.py"))
+    code = "import sys; from importlib import import_module\n"
+    code += f"for name in {names}: print(import_module(f'ssdd_hub.recipes.{{name}}').__file__)\n"
+    code += "print(sys.modules['studies'].__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    places = run(sys.executable, "-c", code, cwd=tmp_path, env=environment).split()
+    assert len(places) == len(names) + 1 and all(place.startswith(str(package)) for place in places)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +79,9 @@ def test_the_installed_wheel_works_outside_of_the_clone(built, tmp_path):
     assert "push" in run(sys.executable, script, "--help", cwd=tmp_path, env=environment)
     recipe = [sys.executable, "-m", "ssdd_hub.recipes.distill", "--print-config"]
     assert "distiller:" in run(*recipe, cwd=tmp_path, env=environment)
+    for name in ("benchmark", "gradient_bias", "time_to_quality"):
+        recipe = [sys.executable, "-m", f"ssdd_hub.recipes.{name}", "--print-config"]
+        assert "mixed_precision:" in run(*recipe, cwd=tmp_path, env=environment)
     # The word runs the same file, with its settings for photographs by name.
     assert "num_images: 100" in run(
         sys.executable, script, "distill", "a/b", "--print-config", cwd=tmp_path, env=environment

@@ -1,5 +1,6 @@
 """Old names of settings, and what a misspelt name may have meant; all else of `parse_config` is in recipes/."""
 
+import os
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -190,3 +191,39 @@ def test_aliases_of_a_sane_size_are_read(parse):
     found, _ = parse(text="dataset_args: {a: &a {b: [1, 2]}, c: *a, d: [*a, *a]}")
     a = {"b": [1, 2]}
     assert found["dataset_args"] == {"a": a, "c": a, "d": [a, a]}
+
+
+@pytest.mark.parametrize("text", ["010", "-007", "1:30", "1:30.5", "1_6"])
+def test_a_number_that_is_another_one_to_others_is_none(parse, text):
+    for setting in ("distiller.steps", "pretraining.max_steps"):
+        section, name = setting.split(".")
+        for found, _ in (parse(f"--{setting}", text), parse(text=f"{section}: {{{name}: {text}}}")):
+            assert f"{setting} must be of type int" in found[0] and "without leading zeros" in found[0]
+
+
+@pytest.mark.parametrize("value", ["!!set {a, b}", "!!omap [a: 1]", "!!timestamp 2020-01-01", "!!binary aGVsbG8="])
+def test_tagged_values_are_no_settings(parse, value):
+    with pytest.raises(InputError, match="values of the kind 'tag:yaml.org,2002:[a-z]+' are not taken"):
+        parse(text=f"dataset_args: {{x: {value}}}")
+    assert parse("--dataset-args.x", value)[0] or parse("--dataset-args", f"{{x: {value}}}")[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["distiller: {inner_steps: 2, inner-steps: 3}", "distiller: {inner_steps: 2}\ndistiller.inner-steps: 3"]
+)
+def test_a_setting_stands_in_a_file_once(parse, text):
+    (problem,) = parse(text=text)[0]
+    assert "distiller.inner_steps is given twice in" in problem and problem.endswith("a.yaml: leave one")
+
+
+@pytest.mark.parametrize("escaped", ["\\0", "\\ud800"])
+def test_text_that_no_file_can_hold_is_refused_by_name(parse, escaped):
+    (problem,) = parse(text=f'dataset_args: {{a: "b{escaped}"}}')[0]
+    assert problem == "dataset_args.a must be text that UTF-8 can hold, without NUL"
+
+
+def test_a_pipe_without_a_writer_and_a_name_of_any_length_are_no_files_of_settings(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in (str(tmp_path / "pipe"), "a" * 5000, str(tmp_path)):
+        with pytest.raises(InputError, match="--config .* cannot be read as YAML"):
+            parse_config(Config, tmp_path / "a.yaml", ["--config", name])

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from krr_st_minimal import with_one
 from ssdd_hub import ConvNet, InputError, PixelSpace
-from ssdd_hub.bounds import Positive, Rule, Settings, Several, at_least, at_most, either
+from ssdd_hub.bounds import Positive, Rule, Settings, Several, among, at_least, at_most, either
 from ssdd_hub.data import ImageBank, crop_flip
 from ssdd_hub.data.augment import PADDING
 from ssdd_hub.errors import Check
@@ -80,8 +80,7 @@ class GradientBiasSettings(Settings, section="bias"):
 
     def conflicts(self) -> Iterator[Check]:
         """Yields that the losses are known."""
-        unknown = ", ".join(name for name in self.losses if name not in LOSSES)
-        yield not unknown, f"bias.losses must be some of {', '.join(LOSSES)}, got {unknown}"
+        yield among("bias.losses", self.losses, LOSSES)
         fits = all(isinstance(width, int) and 1 <= width <= 16_384 for width in self.widths)
         yield fits, f"bias.widths must be whole numbers from 1 to 16384, got {show(self.widths)}"
 

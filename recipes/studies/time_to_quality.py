@@ -13,10 +13,10 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub import InputError
-from ssdd_hub.bounds import Count, Repeats, Rule, Settings
+from ssdd_hub.bounds import Count, Repeats, Rule, Settings, among
 from ssdd_hub.errors import Check
 from ssdd_hub.results.charts import new_figure, save_figures
 from studies.plain import giving_memory_back
@@ -47,10 +47,9 @@ class QualitySettings(Settings, section="quality"):
     def conflicts(self) -> Iterator[Check]:
         """Yields what the two lists must hold."""
         given = self.implementations
-        yield (
-            bool(given) and set(given) <= set(IMPLEMENTATIONS) and len(set(given)) == len(given),
-            f"quality.implementations must be some of {', '.join(IMPLEMENTATIONS)}, each once; got {given}",
-        )
+        yield among("quality.implementations", given, IMPLEMENTATIONS)
+        once = bool(given) and len(set(given)) == len(given)
+        yield once, f"quality.implementations must name at least one, each once, got {given}"
         yield min(self.seconds, default=0) > 0, f"quality.seconds must be times above 0, got {self.seconds}"
 
 

@@ -26,6 +26,8 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", re.ASCII)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
 _LARGEST = 1e12
 _LARGEST_WHOLE = 2**20
+# Of parts in a row, each of which is built before the size of all is known.
+_LAYERS, _MOST_LAYERS = re.compile("(depths?|layers|blocks)$"), 1000
 _MOST_LEVELS = 4
 _MOST_VALUES = 1000
 
@@ -77,7 +79,7 @@ def _problems(value: Any, path: str, levels: int) -> Iterator[str]:
         if value and not _WORD.fullmatch(value):
             yield f"{path} must be a number or a short word of letters, digits, _ and -, got {show(value)}"
     elif isinstance(value, int | float):
-        largest = _LARGEST_WHOLE if isinstance(value, int) else _LARGEST
+        largest = _MOST_LAYERS if _LAYERS.search(path) else _LARGEST_WHOLE if isinstance(value, int) else _LARGEST
         # NaN compares as false.
         if not abs(value) <= largest:
             yield f"{path} must be a finite number of at most {largest:g}, got {show(value)}"

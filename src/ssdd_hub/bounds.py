@@ -1,10 +1,11 @@
 """Annotations that bound a setting's value, and the base class of settings that checks them."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from math import isfinite
 from operator import or_
+from os import PathLike
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, NamedTuple, Union, get_args, get_origin
 
@@ -17,7 +18,7 @@ class Rule(NamedTuple):
 
     required: str
     holds: Callable[[Any], bool]
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
 
 
 def at_most(bound: float) -> Rule:
@@ -39,6 +40,19 @@ def one_of(names: Iterable[str]) -> Rule:
 def either(*names: str) -> Rule:
     """Returns the rule of a name out of two or three, which a message joins by `or`."""
     return Rule(f"{', '.join(names[:-1])} or {names[-1]}", names.__contains__, names)
+
+
+def some_of(names: Collection[str]) -> Rule:
+    """Returns the rule of a list of names, for `Annotated[list[str], ...]`; `names` may grow later."""
+    return Rule(f"some of {', '.join(names)}", lambda given: all(name in names for name in given), names)
+
+
+def among(what: str, given: str | Sequence[str], known: Collection[str]) -> Check:
+    """Returns the check that a name, or each of several, is known; its message has the nearest."""
+    unknown = [name for name in ([given] if isinstance(given, str) else given) if name not in known]
+    kind = "one" if isinstance(given, str) else "some"
+    wrong = f"{', '.join(map(show, unknown))}{nearest(unknown, known)}"
+    return not unknown, f"{what} must be {kind} of {', '.join(known)}, got {wrong}"
 
 
 Natural = Annotated[int, at_least(0)]
@@ -74,6 +88,13 @@ _KINDS = {
     ),
 }
 
+# Types of settings alone: those of objectives are class attributes too, and not all texts there are settings.
+_PLAIN: dict[Any, Rule] = {
+    str: Rule("text", lambda value: isinstance(value, str | PathLike)),
+    list: Rule("a list", lambda value: isinstance(value, list | tuple)),
+    dict: Rule("a dictionary", lambda value: isinstance(value, Mapping)),
+}
+
 
 def rules_of(annotation: Any) -> list[Rule]:
     """Returns the rules of an annotation, those of its type first; only bool, int and float have any."""
@@ -96,29 +117,40 @@ def plain_type(annotation: Any) -> Any:
 class Settings:
     """The base of frozen dataclasses of settings, which check themselves when they are made.
 
-    `class ProbeSettings(Settings, section="probe")` annotates its fields with `bool`, `int`, `float` or the types of
-    this module, `| None` where a setting can be left open. What depends on several settings goes into `conflicts`.
+    `class ProbeSettings(Settings, section="probe")` annotates its fields with `bool`, `int`, `float`, `str`, lists,
+    dictionaries or the types of this module, `| None` where a setting can be left open. What depends on several
+    settings goes into `conflicts`.
 
     Raises:
         SettingsError: Values of another type or range than annotated, or that contradict each other; all are named.
     """
 
     section: ClassVar[str]  # the first part of the settings' names in messages
+    arguments_of: ClassVar[Mapping[str, str]] = {}  # from a dictionary of arguments to the setting that names whose
 
     def __init_subclass__(cls, section: str | None = None) -> None:
         super().__init_subclass__()
         cls.section = section or cls.section
 
     def __post_init__(self) -> None:
-        require(*self._bounds(), *self.conflicts())
+        bounds, conflicts = [*self._bounds()], list[Check]()
+        try:
+            conflicts += self.conflicts()
+        except Exception:  # values of another type than annotated may raise anything
+            if all(holds for holds, _ in bounds):
+                raise
+        require(*bounds, *conflicts)
 
     def _bounds(self) -> Iterator[Check]:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             value, (kind, *others) = getattr(self, field.name), get_args(field.type) or (field.type,)
             optional = NoneType in others
-            rules = rules_of(kind if optional else field.type)
+            annotation: Any = kind if optional else field.type
+            plain = _PLAIN.get(getattr(annotation, "__origin__", annotation))
+            rules = [*([plain] if plain else []), *rules_of(annotation)]
             required = None if optional and value is None else unmet(rules, value)
-            hint = nearest(value, [choice for rule in rules for choice in rule.choices])
+            known = [choice for rule in rules for choice in rule.choices]
+            hint = nearest(value, known)
             yield required is None, f"{self.option(field.name)} must be {required}, got {show(value)}{hint}"
 
     @classmethod

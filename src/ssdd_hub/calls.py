@@ -4,33 +4,39 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from torch import Tensor
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.evaluation import Record
 from ssdd_hub.procedures import command_line, load_recipe, spell_out
-from ssdd_hub.record import read_metadata, section
+from ssdd_hub.record import hash_json, read_metadata, section
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.folder import describe_tensor
 from ssdd_hub.settings import parse_config
 from ssdd_hub.teachers.teacher import Teacher
 
-_TAKEN = "a folder, a Hub id, a datasets.Dataset or DatasetDict, or a uint8 tensor (N, C, H, W) with C of 1 or 3"
+_TAKEN = (
+    "a folder, a Hub id, a datasets.Dataset or DatasetDict, a list of PIL images, or a uint8 tensor or array "
+    "(N, C, H, W) with C of 1 or 3"
+)
 
 
 def distill(
     images: Any,
     num_images: int = 100,
-    teacher: str | Path | None = None,
+    teacher: str | Path | Teacher | Mapping[str, Any] | None = None,
     output: str | Path | None = None,
     config: str | Path | None = None,
+    minutes: float | None = None,
     **settings: Any,
 ) -> DistilledSet:
     """Distils images into a set, in this process: `recipes/distill.py`, with its progress and its run folder.
@@ -38,32 +44,43 @@ def distill(
     The same call goes on where it was interrupted.
 
     Args:
-        images: A folder, a Hub id, `digits`, a `datasets.Dataset` or `DatasetDict`, or a uint8 tensor `(N, C, H, W)`
-            with values from 0 to 255. Images in memory are stored in `sources/` beside the run folder.
+        images: A folder, a Hub id, `digits`, a `datasets.Dataset` or `DatasetDict`, a list of PIL images, or a uint8
+            tensor or array `(N, C, H, W)` with values from 0 to 255. Images in memory are stored in `sources/` beside
+            the run folder.
         num_images: Images `M` of the set.
-        teacher: A timm name, `hf-hub:OWNER/NAME`, or the folder of a teacher or of the run that trained it; by
-            default one is trained on the images.
+        teacher: A timm name, `hf-hub:OWNER/NAME`, the folder of a teacher or of the run that trained it, a `Teacher`,
+            which is stored in `sources/` too, or settings such as `{"backbone": "resnet18", "checkpoint":
+            "weights.pt"}`; by default one is trained on the images.
         output: The run folder; `runs/NAME` by default, after the images.
         config: A file of settings, or its name in `recipes/configs`; by default `photos`, and for `digits` `digits`.
+        minutes: How long it should take: chooses the steps of teacher and distillation, by an estimate that is made
+            first, at most 10 times those of the settings.
         **settings: Further settings of the recipe: `seed=1`, or sections, `distiller={"steps": 500}`.
 
     Returns:
         The set, which `folder` says the place of; its `provenance["scores"]` are beside random images and none.
 
     Raises:
-        InputError: Images or settings cannot be used; all mistakes in settings are named.
+        InputError: Images or settings cannot be used, of which all mistakes are named; or the minutes do not suffice.
     """
-    settings = {**settings, "distiller": {"num_images": num_images, **_section(settings, "distiller")}}
+    settings = {
+        **_sizing(minutes),
+        **settings,
+        "distiller": {"num_images": num_images, **_section(settings, "distiller")},
+    }
     if teacher is not None:
-        # The arguments in a file of settings are for the teacher that it trains.
-        settings["teacher"] = {"model_args": {}, **_section(settings, "teacher"), **_ready_teacher(teacher)}
+        settings["teacher"] = _teacher_settings(teacher, output)
     recipe = load_recipe("distill")
     with _alone(), command_line("distill", _words("distill", images, output, config, settings)):
         return cast(DistilledSet, recipe.make_set(parse_config(recipe.DistillConfig, recipe.DEFAULT)))
 
 
 def train_teacher(
-    images: Any, output: str | Path | None = None, config: str | Path | None = None, **settings: Any
+    images: Any,
+    output: str | Path | None = None,
+    config: str | Path | None = None,
+    minutes: float | None = None,
+    **settings: Any,
 ) -> Teacher:
     """Trains a teacher without labels, in this process: `recipes/train_teacher.py`.
 
@@ -73,7 +90,7 @@ def train_teacher(
     Raises:
         InputError: Images or settings cannot be used; all mistakes in settings are named.
     """
-    recipe = load_recipe("train-teacher")
+    recipe, settings = load_recipe("train-teacher"), {**_sizing(minutes), **settings}
     with _alone(), command_line("train-teacher", _words("train-teacher", images, output, config, settings)):
         return cast(Teacher, recipe.make_teacher(parse_config(recipe.TrainTeacherConfig, recipe.DEFAULT)))
 
@@ -98,6 +115,8 @@ def evaluate(
     Raises:
         InputError: The set or settings cannot be used; all mistakes in settings are named.
     """
+    if not isinstance(distilled, DistilledSet | str | Path):
+        raise InputError(f"a set is a DistilledSet, its folder or a Hub id; got a {type(distilled).__name__}")
     place = _store_set(distilled, output) if isinstance(distilled, DistilledSet) else str(distilled)
     recipe = load_recipe("evaluate")
     with _alone(), command_line("evaluate", _words("evaluate", place, output, config, settings)):
@@ -142,6 +161,10 @@ def _text(value: Any) -> str:
         raise InputError(f"settings are numbers, texts, lists and dictionaries of them; got {value!r}") from error
 
 
+def _sizing(minutes: float | None) -> dict[str, float]:
+    return {} if minutes is None else {"minutes": minutes}
+
+
 def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     given = settings.get(name, {})
     if not isinstance(given, Mapping):
@@ -149,11 +172,17 @@ def _section(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return given
 
 
-def _ready_teacher(teacher: str | Path) -> dict[str, Any]:
+def _teacher_settings(teacher: Any, output: str | Path | None) -> Mapping[str, Any]:
+    if isinstance(teacher, Mapping):
+        return teacher
+    if isinstance(teacher, Teacher):
+        place = _sources(output) / f"teacher-{hash_json(teacher.identity())[:8]}"
+        teacher.save(place)
+        return {"backbone": f"local-dir:{place}", "pretrained": True, "features": teacher.features}
     if not isinstance(teacher, str | Path):
         raise InputError(
-            f"teacher must be a timm name, hf-hub:OWNER/NAME, or the folder of a stored teacher; got a "
-            f"{type(teacher).__name__}: save it by recipes/train_teacher.py or ssdd_hub.train_teacher"
+            f"teacher must be a timm name, hf-hub:OWNER/NAME, the folder of a stored teacher, or a Teacher; got a "
+            f"{type(teacher).__name__}: make one of a network by build_teacher(NETWORK)"
         )
     folders = [folder for folder in (Path(teacher, "teacher"), Path(teacher)) if (folder / "config.json").is_file()]
     if isinstance(teacher, Path) and not folders:
@@ -165,10 +194,14 @@ def _store_images(images: Any, output: str | Path | None) -> str:
     """Stores images that are in memory, in a folder named after their content; returns it."""
     import datasets
 
-    if isinstance(images, Tensor):
+    if isinstance(images, Tensor | np.ndarray):
+        images = _as_dataset(_pictures(images))
+    elif isinstance(images, list | tuple) and images and all(isinstance(image, Image.Image) for image in images):
         images = _as_dataset(images)
     if not isinstance(images, datasets.Dataset | datasets.DatasetDict):
-        raise InputError(f"images must be {_TAKEN}; got a {type(images).__name__}")
+        remedy = ": datasets.Dataset.from_generator takes lambda: iter(images)"
+        remedy = remedy if isinstance(images, datasets.IterableDataset) else ""
+        raise InputError(f"images must be {_TAKEN}; got a {type(images).__name__}{remedy}")
     tables = images.values() if isinstance(images, datasets.DatasetDict) else [images]
     if not any(table.num_rows for table in tables):
         raise InputError("images must be at least two; got a dataset without rows")
@@ -190,16 +223,31 @@ def _store_images(images: Any, output: str | Path | None) -> str:
     return str(place)
 
 
-def _as_dataset(images: Tensor) -> Any:
+def _as_dataset(pictures: Sequence[Image.Image]) -> Any:
     import datasets
-    from PIL import Image
 
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
-        kind = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
-        raise InputError(f"images must be {_TAKEN}; got a tensor of {kind}: scale to 0..255 and call .to(torch.uint8)")
-    rows = (image[0] if len(image) == 1 else image.permute(1, 2, 0) for image in images.cpu())
-    pictures = [Image.fromarray(row.contiguous().numpy()) for row in rows]
-    return datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    features = datasets.Features({"image": datasets.Image()})
+    return datasets.Dataset.from_dict({"image": list(pictures)}, features=features)
+
+
+def _pictures(images: Tensor | np.ndarray) -> list[Image.Image]:
+    """Returns the images of a tensor or array `(N, C, H, W)`, uint8."""
+    shape, dtype = tuple(images.shape), str(images.dtype).removeprefix("torch.")
+    is_tensor = isinstance(images, Tensor)
+    remedies = {
+        "give it values": isinstance(images, Tensor) and (images.is_meta or images.layout != torch.strided),
+        f"scale to 0..255 and call {'.to(torch.uint8)' if is_tensor else '.astype(numpy.uint8)'}": dtype != "uint8",
+        "add a dimension, of channels by images[:, None], of images by images[None]": len(shape) == 3,
+        f"call .{'permute' if is_tensor else 'transpose'}(0, 3, 1, 2)": (
+            len(shape) == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3)
+        ),
+    }
+    needed = [remedy for remedy, is_needed in remedies.items() if is_needed]
+    if needed or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+        found = f"a {'tensor' if is_tensor else 'ndarray'} of {dtype} {shape}"
+        raise InputError(f"images must be {_TAKEN}; got {found}{': ' if needed else ''}{'; '.join(needed)}")
+    rows = images.permute(0, 2, 3, 1).cpu().numpy() if isinstance(images, Tensor) else images.transpose(0, 2, 3, 1)
+    return [Image.fromarray(np.ascontiguousarray(row[..., 0] if shape[1] == 1 else row)) for row in rows]
 
 
 def _store_set(distilled: DistilledSet, output: str | Path | None) -> str:

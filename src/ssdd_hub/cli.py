@@ -79,7 +79,7 @@ def _build_parser(options: Callable[[str], Sequence[str]] = lambda name: ()) -> 
     push("--tag", help="by default set- and eight digits made of the contents; '' for none")
     push("--message", help="the commit's title")
     card = _add("card", _card, "render the card of a folder again, with what is stated besides", stated)
-    card("--location", help="what the card's code loads; by default the name of the folder")
+    card("--location", help="what the card's code loads; by default this folder, from inside it")
     pull = _add("pull", _pull, "fetch a set into a folder of its own, checked", revision)
     pull("repo", help="owner/name")
     pull("folder", nargs="?", help="the place; by default the name of the set")
@@ -210,8 +210,10 @@ def _show(arguments: argparse.Namespace) -> None:
     from ssdd_hub.hub.download import fetch_record
     from ssdd_hub.record import read_metadata
 
-    folder = _folder_of(arguments) or fetch_record(arguments.place, arguments.revision)
-    _say(*describe_set(read_metadata(folder)))
+    folder = _folder_of(arguments)
+    run = _run_of(folder) if folder else None
+    place = run / "distilled" if run else folder or fetch_record(arguments.place, arguments.revision)
+    _say(*describe_set(read_metadata(place)))
 
 
 def describe_set(metadata: Mapping[str, Any]) -> list[str]:

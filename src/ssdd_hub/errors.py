@@ -33,6 +33,12 @@ def require(*checks: Check) -> None:
 
 
 def nearest(value: object, known: Iterable[str]) -> str:
-    """Returns the end of a message that names what a misspelt word may have meant; empty where nothing is near."""
-    near = get_close_matches(value, list(known), n=1) if isinstance(value, str) else []
-    return f"; the nearest is {near[0]}" if near else ""
+    """Returns the end of a message that names what a misspelt word, or each of several, may have meant.
+
+    It is empty where nothing is near. Names that are known are in small letters.
+    """
+    words, names = value if isinstance(value, list | tuple) else [value], list(known)
+    unknown = [word for word in words if isinstance(word, str) and word not in names]
+    near = [get_close_matches(word.lower(), names, n=1, cutoff=0.5) for word in unknown]
+    found = " and ".join(dict.fromkeys(match for matches in near for match in matches))
+    return f"; the nearest is {found}" if found else ""

@@ -15,6 +15,24 @@ from ssdd_hub.errors import InputError
 LEAST_BYTES = 2**26
 """Bytes that a file may hold by what it states: a view or a compressed archive makes gigabytes of a few bytes."""
 _MOST_GROWTH = 2
+_LARGEST_HEADER = 2**21  # bytes; a tensor takes a hundred, and the largest networks have some thousands
+
+
+def require_modest_weights(path: Path) -> None:
+    """Raises an `InputError` for a file of weights that takes far more time or memory than its size lets expect.
+
+    In safetensors, a list of hundreds of thousands of empty tensors does; otherwise, a compressed archive.
+    """
+    if path.suffix != ".safetensors":
+        require_uncompressed(path)
+        return
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _LARGEST_HEADER:
+        raise InputError(
+            f"the header of {path}, its list of tensors, must be of at most {_LARGEST_HEADER:,} bytes; it states "
+            f"{length:,}: fetch the file again, or save fewer tensors"
+        )
 
 
 def require_uncompressed(path: Path) -> None:

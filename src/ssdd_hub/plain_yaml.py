@@ -20,6 +20,7 @@ class _PlainLoader(yaml.SafeLoader):
     """YAML as the Hub and `datasets` take it: plain values, no key twice. No aliases, which make bytes gigabytes."""
 
     aliases = False
+    tags = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")}
     most_nodes = 200_000  # the card of a dataset names tens of thousands of classes
     depth = nodes = 0
 
@@ -47,6 +48,8 @@ class _PlainLoader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if node.tag not in self.tags:
+            raise yaml.constructor.ConstructorError(f"values of the kind {node.tag[:80]!r} are not taken")
         if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _LONGEST_NUMBER:
             raise yaml.constructor.ConstructorError(f"a number has more than {_LONGEST_NUMBER} characters")
         return super().construct_object(node, deep)
@@ -62,15 +65,16 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class SettingsLoader(_PlainLoader):
-    """Reads scalars as YAML 1.2 does, unlike PyYAML: 1e-4 is a number, `no` and a date are words.
+    """Reads scalars as YAML 1.2 does, unlike PyYAML: 1e-4 is a number, `no`, 010, 1:30 and a date are words.
 
     An alias counts as all that it stands for, since settings are written out again.
     """
 
     aliases = True  # these files are the user's own
     most_nodes = 10_000
+    tags = _PlainLoader.tags - {"tag:yaml.org,2002:timestamp"}
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in known if not tag.endswith((":bool", ":timestamp"))]
+        first: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -79,8 +83,14 @@ class SettingsDumper(yaml.SafeDumper):
     """Puts strings that `SettingsLoader` would read as numbers in quotes."""
 
 
-_BOOL, _FLOAT = re.compile("(true|True|TRUE|false|False|FALSE)$"), re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+_BOOL = re.compile("(true|True|TRUE|false|False|FALSE)$")
+# Not 010, which is 8 to some and 10 to others.
+_INT = re.compile(r"[-+]?(0|[1-9]\d*|0x[0-9a-fA-F]+)$", re.ASCII)
+_FLOAT = re.compile(
+    r"[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|\.(nan|NaN|NAN)$", re.ASCII
+)
 SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("tTfF"))
+SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
 for _class in (SettingsLoader, SettingsDumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
 

@@ -71,11 +71,13 @@ def read_unchecked(folder: Path) -> dict[str, Any]:
         raise InputError(f"there is no distilled set at {folder}: the folder does not exist")
     require_plain(folder, [METADATA_FILE])
     if not path.is_file():
-        raise InputError(f"{folder} is not a distilled set: it has no {METADATA_FILE}")
+        own = folder / "distilled"
+        hint = f"; the set of this run is {own}" if (own / METADATA_FILE).is_file() else ""
+        raise InputError(f"{folder} is not a distilled set: it has no {METADATA_FILE}{hint}")
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"{path} must be of at most {MOST_BYTES} bytes, got {path.stat().st_size}: {REMEDY}")
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = load_json(path.read_text(encoding="utf-8"))
         if is_deeper(metadata, _MOST_LEVELS):
             raise RecursionError
     except ValueError as error:
@@ -87,6 +89,19 @@ def read_unchecked(folder: Path) -> dict[str, Any]:
         known = " and ".join(map(str, FORMAT_VERSIONS))
         raise InputError(f"{path} states format_version {version!r}, this ssdd_hub reads {known}: upgrade ssdd_hub")
     return dict(metadata)
+
+
+def load_json(text: str) -> Any:
+    """Reads untrusted JSON; a `ValueError` for a name that stands twice in an object, of which readers take either."""
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number]))
+        raise ValueError(f"the name {twice[:80]!r} stands twice in an object")
+    return found
 
 
 def is_deeper(value: Any, levels: int) -> bool:
@@ -109,6 +124,11 @@ def section(provenance: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """Returns one part of the provenance; a bare value counts as its name."""
     value = provenance.get(name) or {}
     return value if isinstance(value, Mapping) else {"name": value}
+
+
+def place_in_card(folder: Path) -> str:
+    """Returns a folder as the code of its card names it, which runs where the card lies; `datasets` refuses `.`."""
+    return f"../{folder.resolve().name}"
 
 
 def shareable_name(name: str) -> str:

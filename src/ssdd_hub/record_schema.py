@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Any
 
 from ssdd_hub.errors import InputError, require
@@ -35,6 +36,7 @@ _DIMENSIONS = {"images": 4, "targets": 2, "labels": 1, "views": 3, "view_targets
 _MOST_SIZES = 5  # of a tensor
 _SHA256 = re.compile("[0-9a-f]{64}")
 _WORD = re.compile(r"[a-z-]{1,40}", re.ASCII)
+_LONGEST_TEXT = 100_000  # characters, which a card takes seconds to escape
 _LARGEST = 1e300
 _LARGEST_WHOLE = 2**64  # seeds have so many bits; YAML, Markdown and floating point choke on thousands of digits
 
@@ -141,9 +143,12 @@ def _space(value: Any, name: str) -> Iterator[str]:
         yield f"{name}: {_one_line(error)}"
 
 
-def _list(value: Any, name: str, *, each: Field, length: int | None = None) -> Iterator[str]:
+def _list(value: Any, name: str, *, each: Field, length: int | None = None, most: float = inf) -> Iterator[str]:
     if not isinstance(value, list) or length not in (None, len(value)):
         yield f"{name} must be a list{f' of {length}' if length else ''}, got {show(value)}"
+        return
+    if len(value) > most:
+        yield f"{name} must be a list of at most {most}, got {len(value)}"
         return
     for index, part in enumerate(value):
         yield from each(part, f"{name}[{index}]")
@@ -212,6 +217,8 @@ def _find_unwritable(value: Any, name: str) -> Iterator[str]:
     elif isinstance(value, str):
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             yield f"{_safe(name)} must be text that UTF-8 can hold, got {show(value)}"
+        if len(value) > _LONGEST_TEXT:
+            yield f"{_safe(name)} must be of at most {_LONGEST_TEXT} characters, got {len(value)}"
     elif isinstance(value, int | float) and not abs(value) < (_LARGEST_WHOLE if isinstance(value, int) else _LARGEST):
         yield f"{_safe(name)} must be a finite number of usual size, got {show(value)}"
 
@@ -268,7 +275,7 @@ _PROVENANCE = _fields(
         "student": _STUDENT,
         "student_pixel_space": _space,
         "use": _fields(USE),
-        "scores": partial(_list, each=_SCORE),
+        "scores": partial(_list, each=_SCORE, most=10_000),
         "sets": partial(_list, each=_text),
         "settings": _fields(
             {

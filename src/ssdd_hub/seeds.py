@@ -5,11 +5,13 @@ runs, and runs on any number of processes, draw the same.
 """
 
 import hashlib
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+import numpy as np
 import torch
 
 # There is one global generator for all threads.
@@ -39,6 +41,19 @@ def seeded(seed: int, purpose: str, *counters: int) -> Iterator[None]:
     with _GLOBAL_GENERATOR, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, purpose, *counters))
         yield
+
+
+@contextmanager
+def generators_kept(device: torch.device | None = None) -> Iterator[None]:
+    """Restores the global generators of Python, NumPy and torch at its end, and that of a GPU that is given."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [device] if device is not None and device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
 def draw_batch(num_items: int, batch_size: int, seed: int, purpose: str, step: int) -> torch.Tensor:

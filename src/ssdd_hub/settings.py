@@ -2,31 +2,36 @@
 
 import dataclasses
 import json
+import os
 import re
 import sys
 import warnings
 from argparse import RawDescriptionHelpFormatter
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from inspect import formatannotation
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from ssdd_hub.bounds import LARGEST_WHOLE, plain_type
-from ssdd_hub.errors import InputError, SettingsError, nearest
+from ssdd_hub.errors import InputError, SettingsError, nearest, require
 from ssdd_hub.plain_yaml import LARGEST_SETTINGS, MISTAKES, SettingsDumper, SettingsLoader
 from ssdd_hub.text import refuse_tokens, show
 
 Config = TypeVar("Config")
 _NAME = re.compile("--?[A-Za-z]")  # a number may be negative, so a dash alone does not make a name
+_NUMBERS = re.compile(r"[-+.0-9eE]+( *, *[-+.0-9eE]+)+")  # a list of them
 _MOST_HINTS = 20  # problems after which no nearest name is searched, which takes long
 _LONGEST_LIST = 10_000  # characters of text that is read as YAML again
+_AMBIGUOUS = re.compile(r"(?<![\w.+-])[-+]?0\d|\d[:_]\d")  # 010 is 8 to some, and 1:30 is 90
 _SWITCHES = ("help", "h", "print_config")
 Given = tuple[str, Any]  # a dotted name, and text of the command line or what a YAML file holds
 
@@ -37,23 +42,25 @@ def parse_config(
     argv: Sequence[str] | None = None,
     description: str | None = None,
     stated: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda values: {},
+    folder: Path | None = None,
 ) -> Config:
     """Reads a recipe's settings: the dataclass defaults, then YAML files, then the command line.
 
     `--data.image-size 32`, `--data.image-size=32` and, for switches, `--teacher.pretrained` are understood. A later
-    dictionary replaces an earlier one; `--teacher.model-args.NAME VALUE` changes one entry. A list of strings is
-    written `a,b`, or one by one, `--set a --set b`. The class may have two class variables: `SHORT`, other names for
-    the command line, and `RENAMED`, from old names of settings and sections to present ones: an old name, which no
-    present setting may have, still works, with a `FutureWarning`.
+    dictionary replaces an earlier one; `--teacher.model-args.NAME VALUE` changes one entry. A file or command line
+    that names another network, objective or method than those before it takes no arguments from them. A list is
+    written `a,b`, one of strings also one by one, `--set a --set b`. The class may have two class variables: `SHORT`,
+    other names for the command line, and `RENAMED`, from old names of settings and sections to present ones: an old
+    name, which no present setting may have, still works, with a `FutureWarning`.
 
     Args:
         config_class: A dataclass of dataclasses, such as `DistillConfig`.
-        default: The YAML file that is read when no `--config` is given; None for none. Those beside it are also known
-            by their names alone: `--config photos`.
+        default: The YAML file that is read when no `--config` is given; None for none.
         argv: Arguments; the process's own when None.
         description: Shown by `--help`.
         stated: Given the settings that are given, by dotted name, returns those that follow from them, nested as in
             a YAML file: they come between the dataclass defaults and what is given.
+        folder: Its YAML files are also known by their names alone, `--config photos`; by default that of `default`.
 
     Returns:
         The settings, validated. `--help`, which lists the sections, `--help SECTION`, `--help all` and
@@ -66,14 +73,18 @@ def parse_config(
     reader = _Reader(config_class)
     arguments = list(reader.split(sys.argv[1:] if argv is None else argv))
     names = {name for name, _ in arguments}
-    files = [_find_file(value, default) for name, value in arguments if name == "config"]
+    folder = default.parent if default and not folder else folder
+    files = [_find_file(value, folder) for name, value in arguments if name == "config"]
     files = files or list(filter(None, [default]))
     settings = [entry for entry in arguments if entry[0] not in ("config", *_SWITCHES)]
-    sources = [*(reader.flatten(_read_file(path)) for path in files), settings]
-    given = [entry for source in sources for entry in reader.rename(source)]
+    sources = [*(reader.once(path, reader.flatten(_read_file(path))) for path in files), settings]
+    given = reader.join(sources)
     if names & {"help", "h"}:
         section = next(value for name, value in reversed(arguments) if name in ("help", "h"))
-        _build_parser(config_class, files, description, reader.type_values(given), section).print_help()
+        values = reader.type_values(given)
+        with suppress(InputError):  # what cannot be read is told when the recipe runs
+            values = reader.type_values([*reader.rename(reader.flatten(stated(values))), *given])
+        _build_parser(config_class, files, description, values, section).print_help()
         raise SystemExit(0)
     for old in sorted(reader.old_names):
         warnings.warn(
@@ -81,12 +92,15 @@ def parse_config(
         )
     values = reader.type_values(given)
     if not reader.problems:
-        values = reader.type_values([*reader.rename(reader.flatten(stated(values))), *given])
+        values = reader.type_values(reader.join([reader.flatten(stated(values)), given]))
     config: Config = _build(config_class, values, reader.problems)
     if reader.problems:
         raise SettingsError(reader.problems)
     # They are stored in the run folder, told to trackers, and become part of records and cards.
-    refuse_tokens(dict(_texts(to_dict(config))))
+    texts = dict(_texts(to_dict(config)))
+    unfit = (name for name, text in texts.items() if re.search("[\0\ud800-\udfff]", text))
+    require(*((False, f"{name} must be text that UTF-8 can hold, without NUL") for name in unfit))
+    refuse_tokens(texts)
     if "print_config" in names:
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
@@ -171,15 +185,24 @@ def _build_parser(
     return parser
 
 
-def _find_file(name: str, default: Path | None) -> Path:
-    """Returns a file of settings: this one, or the one beside the default that is called so, as `photos`."""
+def _find_file(name: str, folder: Path | None) -> Path:
+    """Returns a file of settings: this one, or the one in the folder that is called so, as `photos`."""
     path = Path(name)
-    beside = default.parent / f"{path.name}.yaml" if default else path
-    return beside if path.name == name and not path.exists() and beside.is_file() else path
+    # A name that the system does not take, such as a very long one, is no file.
+    if not folder or path.name != name or os.path.exists(path) or path.suffix:
+        return path
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in known:
+        named = f"or of one of {', '.join(known)}, got {show(name)}{nearest(name, known)}"
+        raise InputError(f"--config must be the path of a YAML file, {named}")
+    return folder / f"{name}.yaml"
 
 
 def _read_file(path: Path) -> Mapping[Any, Any]:
     try:
+        # The shell's own pipes, `<(...)`, have a writer; another one may be waited for without end.
+        if path.is_fifo() and not path.is_relative_to("/dev"):
+            raise ValueError("it is a FIFO")
         # Not by the size, which a pipe does not have.
         with path.open(encoding="utf-8") as file:
             text = file.read(LARGEST_SETTINGS + 1)
@@ -218,6 +241,13 @@ class _Reader:
         self.renamed = {old: renamed[old] for old in sorted(renamed, key=len, reverse=True)}
         self.old_names: set[str] = set()
         self.problems: list[str] = []
+        sections: list[Any] = [entry for entry in dataclasses.fields(config_class) if is_dataclass(entry.type)]
+        # What arguments are for, by their names, and which is the default.
+        self.owners = {
+            f"{entry.name}.{arguments}": (f"{entry.name}.{owner}", getattr(entry.default_factory(), owner))
+            for entry in sections
+            for arguments, owner in getattr(entry.type, "arguments_of", {}).items()
+        }
 
     def resolve(self, name: str) -> str:
         """Returns a setting's present name, with underscores; the names of a dictionary's entries stay as they are."""
@@ -266,6 +296,25 @@ class _Reader:
             elif value is not None or not self.inside(self.resolve(name)):
                 yield name, value
 
+    def once(self, path: Path, given: Iterable[Given]) -> list[Given]:
+        """Returns what a file holds; refuses a setting that it gives twice, as with a dash and an underscore."""
+        entries = list(given)
+        counts = Counter(name.replace("-", "_") for name, _ in entries if self.resolve(name) in self.kinds)
+        self.problems += (f"{name} is given twice in {path}: leave one" for name in counts if counts[name] > 1)
+        return entries
+
+    def join(self, sources: Iterable[Iterable[Given]]) -> list[Given]:
+        """Returns what files and command line hold, by present names; other networks' arguments are left out."""
+        given: list[Given] = []
+        for source in sources:
+            entries = list(self.rename(source))
+            for arguments, (owner, default) in self.owners.items():
+                named, before = dict(entries).get(owner), dict(given).get(owner, default)
+                if named not in (None, before):
+                    given = [entry for entry in given if not _within(entry[0], [arguments])]
+            given += entries
+        return given
+
     def rename(self, given: Iterable[Given]) -> Iterator[Given]:
         """Yields what one file or command line holds by present names; refuses an old name beside the new one."""
         found: dict[str, str] = {}
@@ -290,6 +339,7 @@ class _Reader:
                 continue
             try:
                 if isinstance(value, str) and kind == dict[str, Any]:
+                    value = f"[{value}]" if entry and _NUMBERS.fullmatch(value) else value
                     value = yaml.load(value, SettingsLoader)
                 values[setting] = _with_entry(values.get(setting), entry, value) if entry else _typed(value, kind)
             except (ArgumentError, *MISTAKES) as error:
@@ -338,12 +388,14 @@ def _typed(value: Any, kind: Any) -> Any:
             raise ValueError("write {name: value}")
         return value
     if kind in (str, str | None) and not isinstance(value, kind):
-        # A number of YAML is not what was written: 012 is 10.
+        # A number of YAML is not what was written: 1e3 is 1000.0.
         raise ValueError("put it in quotes")
     text = value if isinstance(value, str) else json.dumps(value)
     if kind not in (str, str | None) and len(text) > _LONGEST_LIST:
         raise ValueError(f"at most {_LONGEST_LIST} characters are taken")
-    if kind == list[str] and not text.startswith("["):
+    if "str" not in formatannotation(kind) and _AMBIGUOUS.search(text):
+        raise ValueError("write a number without leading zeros, colons and underscores")
+    if text != "null" and not text.startswith("[") and list in [get_origin(part) for part in (kind, *get_args(kind))]:
         text = f"[{text}]"
     found = _parser_of(kind).parse_args([f"--value={text}"]).value
     if isinstance(found, int) and abs(found) > LARGEST_WHOLE:

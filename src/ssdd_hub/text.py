@@ -8,7 +8,13 @@ from ssdd_hub.errors import SettingsError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 # Also right after a letter, as in an address: `token%3Dhf_...`.
-_HUB_TOKEN = re.compile(r"(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*")
+_TOKEN = re.compile(
+    r"(?:hf|api_org)_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}[\w.-]*"
+    # Those of other services, which a command or an address may hold.
+    r"|(?:gh[a-z]_|github_pat_|glpat-)\w{20,}|\bsk-(?:proj-)?[A-Za-z0-9]{20,}|\bAKIA[A-Z0-9]{16}\b"
+)
+# The password in an address, `https://user:password@host`.
+_PASSWORD = re.compile(r"(?<=://)([^\s/:@]*:)[^\s/@]+(?=@)")
 # No word of a sentence has a digit or an underscore.
 _BEARER = re.compile(r"(?i)\b(bearer\s+)(?=[^\s'\",}]*[0-9_])[^\s'\",}]+")
 _SHORTEST_TOKEN = 8  # a shorter one could stand in any text
@@ -17,12 +23,12 @@ _SHOWN = 60  # letters of a value in a message
 
 
 def redact_tokens(text: str) -> str:
-    """Returns text with each access token of the Hub replaced by `<token>`."""
-    return _BEARER.sub(r"\1<token>", _HUB_TOKEN.sub("<token>", text))
+    """Returns text with each access token, of the Hub above all, and password of an address replaced by `<token>`."""
+    return _PASSWORD.sub(r"\1<token>", _BEARER.sub(r"\1<token>", _TOKEN.sub("<token>", text)))
 
 
 def refuse_tokens(texts: Mapping[str, str | None], secrets: Iterable[str | None] = ()) -> None:
-    """Raises a `SettingsError` that names each text, by what it is, with an access token of the Hub in it.
+    """Raises a `SettingsError` that names each text, by what it is, with an access token in it.
 
     All that is sent or stored passes here. `secrets` are tokens that are known, of whatever form.
     """
@@ -44,8 +50,8 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns text without control characters, which could steer a terminal."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+    """Returns text without control characters, which could steer a terminal or turn the direction of writing."""
+    return re.sub("[^\n -~]", lambda letter: letter[0] if letter[0].isprintable() else " ", text)
 
 
 def show(value: Any) -> str:

@@ -32,7 +32,7 @@ from ssdd_hub.errors import InputError, SettingsError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 UNKNOWN_FORMAT = (
-    "empty, damaged at its start, or in no accepted format; convert it to one of AVIF, BMP, GIF, JPEG, JPEG2000, PNG, "
+    "damaged at its start, or in no accepted format; convert it to one of AVIF, BMP, GIF, JPEG, JPEG2000, PNG, "
     "PPM, QOI, TIFF, WEBP"
 )
 
@@ -210,7 +210,7 @@ def test_parquet_files_that_hold_images_as_plain_bytes_are_read(tmp_path):
 
 
 def test_a_zipped_imagefolder_is_read(tmp_path):
-    contents = {f"cats/{value}.png": encode(flat((value, 0, 0))) for value in range(3, 9)} | {"cats/bad.png": b"bad"}
+    contents = {f"cats/{value}.png": encode(flat((value, 0, 0))) for value in range(3, 9)} | {"cats/bad.png": b"\0"}
     banks = load(save_as(tmp_path / "set", "zip", contents), on_corrupt="skip", heldout_fraction=0.5)
     assert sorted(sum(map(reds, banks), [])) == [3, 4, 5, 6, 7, 8]
     assert [entry for bank in banks for entry in bank.provenance["skipped"]][0].endswith(
@@ -302,7 +302,7 @@ def test_a_missing_file_and_an_empty_row_are_corrupt(tmp_path):
     images, _ = load(save_references(tmp_path, None, str(tmp_path / "set" / "gone.png")), on_corrupt="skip")
     assert reds(images) == [1]
     empty, gone = images.provenance["skipped"]
-    assert empty == "row 1: " + UNKNOWN_FORMAT
+    assert empty == "row 1: the row holds no image"
     assert gone == "row 2 (gone.png): FileNotFoundError: No such file or directory"
 
 

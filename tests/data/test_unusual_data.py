@@ -7,6 +7,8 @@ import zipfile
 import data_folders
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -320,7 +322,56 @@ def test_columns_that_are_no_images_are_told_with_type_and_cast(tmp_path, column
         load(path)
 
 
-def test_labels_that_are_measurements_are_refused_with_their_type(tmp_path, pictures):
-    path = save(tmp_path / "data", image=pictures, label=[0.5 + index for index in range(12)])
+@pytest.mark.parametrize("fields", [("bytes",), ("path", "bytes"), ("bytes", "path", "width")])
+def test_structures_with_the_bytes_of_files_are_images(tmp_path, pictures, fields):
+    kinds = {"bytes": pa.binary(), "path": pa.string(), "width": pa.int64()}
+    rows = [{"bytes": png(image), "path": None, "width": 16} for image in pictures]
+    (tmp_path / "data").mkdir()
+    column = pa.array(rows, pa.struct({name: kinds[name] for name in fields}))
+    pq.write_table(pa.table({"image": column}), tmp_path / "data" / "train.parquet")
+    plain = save(tmp_path / "plain", image=pictures)
+    for given, expected in zip(load(tmp_path / "data"), load(plain), strict=True):
+        assert torch.equal(given.pixels, expected.pixels)
+
+
+def test_a_message_about_columns_shows_ten_of_them(tmp_path):
+    path = save(tmp_path / "data", **{f"pixel{index}": [0] * 4 for index in range(784)})
+    with pytest.raises(InputError, match=r"pixel9 \(Value\('int64'\)\), and 774 more; images are") as caught:
+        load(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "known"),
+    [([1.0, 0.0] * 6, ["0", "1"], [0, 1]), ([7.0, None, 3.0] * 4, ["3", "7"], [-1, 0, 1]), ([None] * 12, None, None)],
+)
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16"])
+def test_whole_fractions_are_classes_and_nothing_is_unknown(tmp_path, pictures, labels, names, known, kind):
+    column = pa.array(labels, pa.null() if names is None else pa.float64()).cast(pa.null() if names is None else kind)
+    found = datasets.Dataset.from_dict({"image": pictures}).add_column("label", [0] * 12)
+    found = datasets.Dataset(found.data.table.set_column(1, "label", column).replace_schema_metadata())
+    found.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / "data"))
+    source, heldout = load(tmp_path / "data", label_column="label", heldout_fraction=0.5)
+    assert source.label_names == names
+    if names:
+        assert sorted({*source.labels.tolist(), *heldout.labels.tolist()}) == known
+
+
+def test_classes_become_fractions_where_one_is_missing_and_still_match(tmp_path, pictures):
+    path = split_sets(tmp_path / "data", table(pictures, [4, 2] * 6), table(pictures, [2.0, None, 4.0] * 4))
+    source, heldout = load(path, label_column="label")
+    assert source.label_names == heldout.label_names == ["2", "4"] and heldout.labels.tolist() == [0, -1, 1] * 4
+
+
+@pytest.mark.parametrize("labels", [[[0, 1]] * 12, [{"id": 1}] * 12])
+def test_several_classes_of_an_image_are_refused_without_a_cast_that_would_fail(tmp_path, pictures, labels):
+    path = save(tmp_path / "data", image=pictures, label=labels)
+    with pytest.raises(InputError, match="one class label, .* for each image: another column, or --data.label-col"):
+        load(path, label_column="label")
+
+
+@pytest.mark.parametrize("value", [0.5, float("inf"), 1e300])
+def test_labels_that_are_measurements_are_refused_with_their_type(tmp_path, pictures, value):
+    path = save(tmp_path / "data", image=pictures, label=[value + index for index in range(12)])
     with pytest.raises(InputError, match="label.*float"):
         load(path, label_column="label")

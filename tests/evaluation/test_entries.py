@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -78,7 +79,8 @@ def test_every_student_sees_the_pairs_of_the_set():
     made = make_set()
     set_entry = entry_of_set("ours", made, "cpu", same_targets=False)
     assert set_entry.name == "ours" and set_entry.same_targets is False
-    assert set_entry.network is set_entry.protocols is set_entry.pixel_space is None
+    assert set_entry.network is set_entry.protocols is None
+    assert set_entry.pixel_space == made.student_pixel_space
     for k in (0, 5):
         assert same(all_pairs(set_entry, k), (made.images, made.targets))
         assert set_entry.identity(k) == describe_pairs(made)
@@ -145,6 +147,17 @@ def test_an_interrupted_preparation_goes_on(references, selected, monkeypatch):
     assert len(all_pairs(references.set_entry("random", 5), 1)[0]) == 5
 
 
+@pytest.mark.parametrize("damage", ["record", "images"])
+def test_a_damaged_selection_is_named_and_made_anew(references, caplog, damage):
+    references.prepare(["random"], [5], 2, progress=False)
+    entry = references.set_entry("random", 5)
+    before, paths = all_pairs(entry, 1), sorted(references.folder.iterdir())
+    shutil.rmtree(paths[1] / "data") if damage == "images" else (paths[1] / "ssdd_hub.json").write_text("")
+    references.prepare(["random"], [5], 2, progress=False)
+    assert [record.message.split()[0] for record in caplog.records] == [str(paths[1])]
+    assert same(all_pairs(references.set_entry("random", 5), 1), before)
+
+
 def test_what_a_selection_depends_on_makes_another_one(references, selected, source, small_teacher):
     references.prepare(["random"], [5], 1, progress=False)
     others = [
@@ -179,7 +192,7 @@ def test_each_number_of_images_has_selections_of_its_own(references):
 
 
 def test_an_unknown_reference_is_named(references):
-    message = f"there is no reference 'randon': use some of {', '.join(REFERENCES)}"
+    message = f"a reference must be one of {', '.join(REFERENCES)}, got 'randon'; the nearest is random"
     with pytest.raises(InputError, match=message):
         references.set_entries(["randon"], [5])
 

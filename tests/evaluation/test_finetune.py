@@ -30,7 +30,7 @@ QUICK = {"steps": 60, "batch_size": 16, "learning_rate": 0.02, "augment": "none"
 def test_classes_that_differ_in_brightness_are_told_apart():
     data = make_data([0, 1, 2] * 20, [0, 1, 2] * 10)
     protocol = FineTuning(FinetuneSettings(**QUICK))
-    assert protocol(pretrained(make_network()), data) == [Measure("accuracy", 1.0, 1.0)]
+    assert protocol(pretrained(make_network()), data) == [Measure("accuracy", 1.0, 1.0, [1.0, 1.0, 1.0])]
 
 
 def test_labels_that_the_images_do_not_tell_leave_chance():
@@ -175,7 +175,8 @@ def test_a_score_counts_what_is_right():
         return functional.one_hot(classes, 9).float()
 
     # Of the six that are known, the first and the fourth are mistaken.
-    assert score(student, make_data([0, 1], [0, 1, -1, 2, 1, 0, 2]), "finetune") == pytest.approx(4 / 6)
+    found = score(student, make_data([0, 1, 3], [0, 1, -1, 2, 1, 0, 2]), "finetune")
+    assert found == Measure("accuracy", pytest.approx(4 / 6), None, [0.5, 0.5, 1.0, None])
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])

@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn import functional
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluation.protocols.base import Measure
 from ssdd_hub.evaluation.protocols.linear_probe import (
     LinearProbe,
     MkdtProbe,
@@ -238,7 +237,7 @@ def test_mkdts_measure_is_that_of_its_layer_on_raw_features(data):
     # From any start the end is nearly the same, that of a ridge of twice the penalty.
     regression = LogisticRegression(C=1 / (2e-3 * 30), max_iter=5000).fit(features[chosen], labels[chosen])
     score = regression.score(test, data.heldout.labels)
-    assert measure == Measure("accuracy", pytest.approx(score, abs=0.02), 30)
+    assert (measure.value, measure.labels) == (pytest.approx(score, abs=0.02), 30)
 
 
 def test_pre_logits_are_what_is_probed(data, small_backbone):

@@ -15,7 +15,7 @@ from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.publish import CardOverrides, rerender_card
 from ssdd_hub.sets.release import collect
 from ssdd_hub.settings import parse_config
-from ssdd_hub.text import refuse_tokens
+from ssdd_hub.text import redact_tokens, refuse_tokens
 
 TOKEN = "hf_" + "abcdefgh" * 4
 # Of no form that is known: only whoever is logged in by it knows it for a token.
@@ -30,6 +30,9 @@ LEAKS = {
     "score": {"additions": CardOverrides(scores=[{"set": TOKEN, "mean": 0.5}])},
     "repository": {"repo_id": f"ann/{TOKEN}"},
 }
+
+
+ELSEWHERE = ["AKIA" + "A1" * 8, *(start + "a1" * 12 for start in ("ghp_", "github_pat_", "glpat-", "sk-proj-"))]
 
 
 @pytest.fixture
@@ -107,10 +110,34 @@ def test_settings_of_a_run_which_are_stored_and_told_to_trackers_hold_none(words
 
     with pytest.raises(InputError) as caught:
         parse_config(DistillConfig, None, words)
-    assert re.search("holds what looks like an access token|short word|must be a word", str(caught.value))
+    assert re.search(
+        "holds what looks like an access token|short word|must be a word|must be some of", str(caught.value)
+    )
     assert TOKEN not in str(caught.value) or words[0] == f"--student.model-args.{TOKEN}"
 
 
+@pytest.mark.parametrize("token", ELSEWHERE)
+def test_tokens_of_other_services_are_known(token):
+    with pytest.raises(InputError, match="holds what looks like an access token"):
+        refuse_tokens({"a": f"x={token}"})
+    assert redact_tokens(f"export KEY={token};") == "export KEY=<token>;"
+
+
+def test_the_password_of_an_address_is_known_whatever_it_is(tmp_path):
+    made = make_set(provenance={"command": "git clone https://ann:pass-w0rd@host/x", "a": "ssh://git@host/x:y@z"})
+    command = read_metadata(made.save(tmp_path / "set"))["provenance"]
+    assert command == {**command, "command": "git clone https://ann:<token>@host/x", "a": "ssh://git@host/x:y@z"}
+    with pytest.raises(InputError, match="holds what looks like an access token"):
+        refuse_tokens({"a": "https://:secret@host"})
+
+
 def test_words_that_only_look_alike_are_taken():
-    texts = {"a": "hf_hub", "b": "hf-hub:ann/teacher", "c": None, "d": "a bearer of news", "e": "x"}
+    texts = {
+        "a": "hf_hub",
+        "b": "hf-hub:ann/teacher",
+        "c": None,
+        "d": "a bearer of news",
+        "e": "x",
+        "f": "http://[::1]:80/@a",
+    }
     refuse_tokens(texts, [None, "", "x"])

@@ -302,6 +302,20 @@ def test_settings_out_of_range_are_all_named():
     ]
 
 
+LARGEST = {"epochs": 10**6, "max_steps": 10**8, "batch_size": 10**6, "learning_rate": 10**4, "weight_decay": 10**4}
+
+
+def test_whatever_recipe_is_taken_can_be_saved_with_a_set(tmp_path):
+    use = StudentTrainingSettings(**LARGEST).describe()
+    space = PixelSpace((0.5,), (0.5,))
+    DistilledSet(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3), space, provenance={"use": use}).save(tmp_path / "set")
+    with pytest.raises(SettingsError) as caught:
+        StudentTrainingSettings(**{name: 2 * most for name, most in LARGEST.items()})
+    assert [problem.split()[0] for problem in caught.value.problems] == [
+        f"student_training.{name}" for name in LARGEST
+    ]
+
+
 def test_the_recipe_of_a_card_holds_all_settings():
     use = StudentTrainingSettings(
         epochs=3, batch_size=4, learning_rate=0.2, momentum=0.1, weight_decay=0.3, augment="flip"

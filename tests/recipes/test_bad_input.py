@@ -70,6 +70,37 @@ CASES = {
     "unknown view setting": (["--teacher-training.view-args.zoom", "2"], ["zoom"]),
     "unsupported precision": (["--run.mixed-precision", "fp16"], ["no or bf16", "fp16"]),
     "unknown tracker": (["--run.trackers", "[pencil]"], ["pencil"]),
+    "more target dimensions than features": (
+        ["--targets.transform", "pca", "--targets.dim", "100000"],
+        ["--targets.dim 100000 exceeds the", "features of the teacher", "lower it"],
+    ),
+    "views that no set here has": (
+        ["--student-training.augment", "views"],
+        ["stores none", "flip or crop-flip"],
+    ),
+    "fewer candidates than images": (
+        ["--init", "kcenter", "--selection.max-images", "10"],
+        ["selection.max_images must be at least the 20 images to be chosen, got 10"],
+    ),
+    "a file as cache": (["--run.cache", "{tmp}/broken.yaml"], ["--run.cache", "broken.yaml is a file"]),
+    "a cache inside a file": (["--run.cache", "{tmp}/broken.yaml/x"], ["broken.yaml/x is inside a file"]),
+    "name of settings": (["--config", "smokes"], ["--config must be", "got 'smokes'; the nearest is smoke"]),
+    "unknown optimizer": (["--teacher-training.optimizer", "adamwe"], ["'adamwe'; the nearest is adamw"]),
+    "expert that is no network": (
+        ["--init", "high_loss", "--selection.expert", "convnet3"],
+        ["'convnet3' is not a timm model", "the nearest is ssdd_convnet3"],
+    ),
+    "expert on single images": (
+        ["--init", "high_loss", "--selection.expert", "resnet10t", "--selection.expert-args", "{{}}"]
+        + ["--selection.expert-batch-size", "1"],
+        ["batches of 1 image(s)", "--selection.expert-batch-size"],
+    ),
+    "tracker that is not installed": (
+        ["--run.trackers", "aim"],
+        ["aim: not installed: pip install aim"],
+    ),
+    "share of labels above one": (["--probe.labels", "1.5"], ["probe.labels must be shares above 0 and at most 1"]),
+    "address as data": (["--data.name", "https://huggingface.co/datasets/a/b"], ["does not exist", "a Hub id"]),
 }
 
 
@@ -90,6 +121,86 @@ def test_bad_input_ends_with_a_message_and_writes_nothing(refuse, case, tmp_path
     arguments = [fill(argument, tmp_path) for argument in arguments]
     refuse(expected, "distill", "--config", SMOKE, "--output", tmp_path / "run", *arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_inside_the_folder_of_its_images_is_refused(refuse, tmp_path):
+    make_folder(tmp_path / "images", "")
+    given = ["--data.name", tmp_path / "images", "--output", tmp_path / "images" / "runs" / "x"]
+    for recipe in ("distill", "train_teacher"):
+        refuse(["is inside --data.name", "choose another --output"], recipe, *given)
+    assert not (tmp_path / "images" / "runs").exists()
+
+
+# A run that is whole: `{run}` is its folder. Arguments by recipe, and what the message must say.
+OTHERS = {
+    "folder of a run as set": (
+        "evaluate",
+        ["--set", "{run}"],
+        ["is not a distilled set", "of this run is {run}/distilled"],
+    ),
+    "misspelt folder of a set": (
+        "evaluate",
+        ["--set", "{run}/distiled"],
+        ["here; the nearest is distilled"],
+    ),
+    "misspelt run of a set": ("evaluate", ["--set", "{run}s/distilled"], ["no such folder here; the nearest is run"]),
+    "misspelt dataset": ("evaluate", ["--set", "{run}/distilled", "--datasets", "sorce"], ["the nearest is source"]),
+    "misspelt protocol": ("evaluate", ["--set", "{run}/distilled", "--protocol", "prob"], ["the nearest is probe"]),
+    "misspelt reference": ("evaluate", ["--set", "{run}/distilled", "--references", "randon"], ["nearest is random"]),
+    "file as cache": ("evaluate", ["--set", "{run}/distilled", "--cache", "{run}/log.jsonl"], ["log.jsonl is a file"]),
+    "too few candidates": (
+        "evaluate",
+        ["--set", "{run}/distilled", "--references", "herding", "--selection.max-images", "5"],
+        ["--selection.max-images must be at least the 20 to be chosen, got 5"],
+    ),
+    "teacher's folder as set": ("evaluate", ["--set", "{run}/teacher"], ["not the record of a distilled set"]),
+    "misspelt backbone": (
+        "train_teacher",
+        ["--teacher.backbone", "resnet81"],
+        ["the nearest is resnet"],
+    ),
+    "folder in a file": ("train_teacher", ["--output", "{run}/log.jsonl/x"], ["log.jsonl/x is inside a file"]),
+    "trained teacher": ("train_teacher", ["--teacher.pretrained"], ["trains a teacher from fresh weights"]),
+    "folder of another recipe": ("train_teacher", ["--output", "{run}"], ["holds a run with other settings"]),
+    "no teacher": ("compute_targets", [], ["ready-made teacher", "--teacher.pretrained"]),
+    "trackers of features": ("compute_targets", ["--run.trackers", "trackio"], ["run.trackers must be left out here"]),
+    "features in a file": (
+        "compute_targets",
+        ["--teacher.backbone", "local-dir:{run}/teacher", "--teacher.pretrained", "--output", "{run}/log.jsonl"],
+        ["--output", "log.jsonl is a file"],
+    ),
+    "run as set to publish": (
+        "publish",
+        ["--set", "{run}", "--repo", "me/x", "--dry-run"],
+        ["is not a distilled set"],
+    ),
+    "no repository": ("publish", ["--set", "{run}/distilled", "--dry-run"], ["--repo owner/name"]),
+    "log as scores": (
+        "publish",
+        ["--set", "{run}/distilled", "--repo", "me/x", "--scores", "{run}/log.jsonl", "--dry-run"],
+        ["log.jsonl cannot be read as scores.json"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def made(launch, tmp_path_factory):
+    """A small run."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    few = ["--distiller.steps", "1", "--student-training.epochs", "1", "--teacher-training.max-steps", "1"]
+    launch("distill", "--config", SMOKE, "--evaluate.seeds", "1", *few, "--output", folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_bad_input_of_other_recipes_ends_with_a_message_and_writes_nothing(refuse, made, case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe, arguments, words = OTHERS[case]
+    before = sorted(made.rglob("*"))
+    output = [] if "--output" in arguments else ["--output", tmp_path / "out"]
+    filled = [argument.format(run=made) for argument in arguments]
+    refuse([word.format(run=made) for word in words], recipe, *filled, *output)
+    assert sorted(made.rglob("*")) == before and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(refuse, tmp_path):

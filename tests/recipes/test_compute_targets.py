@@ -82,7 +82,7 @@ def read_facts(output, rank=0):
 
 
 def features_folder(output):
-    (folder,) = output.iterdir()
+    (folder,) = output.glob("features-*")
     return folder
 
 
@@ -159,7 +159,7 @@ def test_a_distillation_of_fixed_views_finds_all_features_of_its_source_images(l
     assert printed.rstrip().splitlines()[-2].endswith("teacher, licence mit")
 
     def states():
-        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in cache.rglob("*.*")}
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in cache.rglob("features-*/*")}
 
     made = states()
     assert len(made) == 3 * 3 and str(tmp_path) not in "".join(path.read_text() for path in cache.rglob("*.json"))

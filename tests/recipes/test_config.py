@@ -11,6 +11,7 @@ from compute_targets import ComputeTargetsConfig
 from distill import DistillConfig
 from evaluate import EvaluateConfig
 from gradient_bias import GradientBiasConfig
+from ssdd_hub.cli import main
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.settings import parse_config, to_dict, to_yaml
 from ssdd_hub.teachers.teacher import TeacherSettings
@@ -228,9 +229,10 @@ def test_words_that_look_like_something_else_stay_words(parse):
     assert (config.run.mixed_precision, config.data.split, config.data.revision) == ("no", "2020-01-01", "12e45ab")
     config = parse(files=["teacher: {model_args: {a: '12', b: 'null', c: 1, d: no}}"])
     assert config.teacher.model_args == {"a": "12", "b": "null", "c": 1, "d": "no"}
-    assert parse(files=["data: {name: a/b, revision: '0123'}"]).data.revision == "0123"
-    assert problems(parse, files=["data: {revision: 0123, name: null}"]) == [
-        "data.revision must be of type str | None, got 83: put it in quotes",
+    for revision in ("'0123'", "0123", "1:30", "1_0"):
+        assert parse(files=[f"data: {{name: a/b, revision: {revision}}}"]).data.revision == revision.strip("'")
+    assert problems(parse, files=["data: {revision: 123, name: null}"]) == [
+        "data.revision must be of type str | None, got 123: put it in quotes",
         "data.name must be of type str, got None: put it in quotes",
     ]
 
@@ -267,7 +269,7 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
 def test_yaml_runs_no_code(parse, tmp_path):
     mark = tmp_path / "ran"
     for tag in ("python/object/apply:os.system", "python/object/new:os.system"):
-        with pytest.raises(InputError, match="could not determine a constructor for the tag"):
+        with pytest.raises(InputError, match="values of the kind .* are not taken"):
             parse(files=[f"seed: !!{tag} ['touch {mark}']"])
     for value in (f"!!python/object/apply:os.system ['touch {mark}']", "!!python/name:os.system"):
         assert problems(parse, "--teacher.model-args.a", value)
@@ -281,6 +283,39 @@ def test_one_entry_of_a_dictionary_is_changed_by_its_dotted_name(parse):
     files = ["teacher: {model_args: {channels: [4, 8], stem: {pool: max, size: 2}}}"]
     changed = parse("--teacher.model-args.stem_padding", "2", "--teacher.model-args.stem.size", "3", files=files)
     assert changed.teacher.model_args == {"channels": [4, 8], "stem": {"pool": "max", "size": 3}, "stem_padding": 2}
+
+
+@pytest.mark.parametrize(
+    ("section", "owner", "other", "arguments"),
+    [
+        ("teacher", "backbone", "resnet18", "model_args"),
+        ("student", "name", "resnet18", "model_args"),
+        ("teacher_training", "objective", "simclr", "objective_args"),
+    ],
+)
+def test_arguments_are_those_of_the_network_or_objective_that_is_named_with_them(
+    parse, section, owner, other, arguments
+):
+    default = getattr(getattr(DistillConfig(), section), owner)
+    named, plain = (f"{section}: {{{name}{arguments}: {{a: 1}}}}" for name in (f"{owner}: {other}, ", ""))
+    option, own = f"--{section}.{owner}", f"--{section}.{arguments}.b"
+
+    def found(*words, files):
+        return getattr(getattr(parse(*words, files=files), section), arguments)
+
+    assert found(option, other, files=[plain]) == {}
+    assert found(option, other, own, "2", files=[plain]) == {"b": 2}
+    assert found(option, default, files=[named]) == {}
+    assert found(files=[named, f"{section}: {{{owner}: {default}}}"]) == {}
+    # The same one again, or nothing said of it, keeps them.
+    assert found(option, other, own, "2", files=[named]) == found(own, "2", files=[named]) == {"a": 1, "b": 2}
+    assert found(option, default, files=[plain]) == {"a": 1}
+
+
+def test_a_ready_teacher_takes_no_arguments_of_the_one_that_a_file_would_train():
+    words = ["--teacher.backbone", "resnet18.a1_in1k", "--teacher.pretrained"]
+    teacher = parse_config(DistillConfig, RECIPES / "configs" / "photos.yaml", words).teacher
+    assert (teacher.backbone, teacher.model_args) == ("resnet18.a1_in1k", {})
 
 
 @pytest.mark.parametrize(
@@ -315,6 +350,17 @@ def test_a_list_of_words_may_be_given_one_by_one_and_replaces_that_of_a_file(par
         assert parse(*argv.format(name, name).split(), files=files, recipe=EvaluateConfig).sets == ["a", "b/c"]
 
 
+def test_a_list_of_numbers_is_written_with_commas_as_one_of_names(parse):
+    for text in ("0.1,0.5", "0.1, 0.5", "[0.1, 0.5]"):
+        assert parse("--probe.labels", text).probe.labels == [0.1, 0.5]
+    assert parse("--probe.labels", "20").probe.labels == [20]
+    teacher = ["--teacher.pretrained", "--teacher.mean", "0.5,0.4,0.4", "--teacher.std=1e-1,2,.3"]
+    assert parse(*teacher).teacher.std == [0.1, 2, 0.3] and parse("--teacher.mean", "null").teacher.mean is None
+    for text in ("4,8,16", "4, 8, 16"):
+        assert parse("--student.model-args.widths", text).student.model_args == {"widths": [4, 8, 16]}
+    assert problems(parse, "--probe.labels", "a,b") == ["probe.labels must be of type list[float], got 'a,b'"]
+
+
 def test_of_two_lists_the_later_wins_and_it_may_be_emptied(parse):
     files = ["sets: [a, b]\nprotocols: [probe]", "sets: [c]"]
     config = parse("--references", "[]", files=files, recipe=EvaluateConfig)
@@ -334,7 +380,7 @@ def test_nothing_is_a_reference_in_every_way_to_write_it(parse):
 def test_all_mistakes_of_an_evaluation_are_reported_together(parse):
     found = problems(parse, "--references", "best", "--protocol", "vibes", "--datasets=[]", recipe=EvaluateConfig)
     assert [problem.split(" must ")[0] for problem in found] == ["sets", "references", "protocols", "datasets"]
-    assert "got best" in found[1] and "got vibes" in found[2]
+    assert "got 'best'" in found[1] and "got 'vibes'" in found[2]
     twice = problems(parse, "--set", "a", "--set", "a", recipe=EvaluateConfig)
     assert twice == ["sets must differ from each other, got ['a', 'a']"]
 
@@ -427,7 +473,7 @@ def test_a_name_without_its_value_and_a_value_without_its_name_are_refused(parse
 
 
 def test_the_printed_config_read_again_gives_the_same_config(parse, tmp_path, capsys):
-    argv = ["--data.name", "1e5", "--data.config", "no", "--data.revision", "0123", "--run.trackers", "a,b"]
+    argv = ["--data.name", "1e5", "--data.config", "no", "--data.revision", "0123", "--run.trackers", "trackio,wandb"]
     argv += ["--distiller.ridge", "1e-9", "--teacher.model-args", "{a: '1e5', b: 1e5, c: '2020-01-01', d: 'yes'}"]
     expected = parse(*argv)
     with pytest.raises(SystemExit) as ended:
@@ -475,6 +521,22 @@ def test_help_of_a_section_shows_the_defaults_that_would_run(parse, capsys):
         InputError, match="--help takes all, or a section, one of data, .* got 'poll'; the nearest is pool"
     ):
         parse("--help", "poll")
+
+
+def test_help_shows_what_the_given_settings_state_where_that_can_be_read(parse, capsys):
+    shown = show_help(parse, capsys, "--help", "pool", stated=stating(pool={"size": 5, "max_age": 7}))
+    assert "Number of students `P`. (type: int, default: 5)" in " ".join(shown.split())
+
+    def fails(values):
+        raise InputError("there is no such set")
+
+    assert "--pool.size" in show_help(parse, capsys, "--help", "pool", stated=fails)
+
+
+def test_help_of_a_word_shows_the_defaults_for_such_images(capsys):
+    for words, number in ((["digits"], 50), ([], 50), (["a/folder"], 100), (["a/folder", "--config", "smoke"], 20)):
+        assert main(["distill", *words, "--help", "distiller"]) == 0
+        assert f"Distilled images `M`. (type: int, default: {number})" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])

@@ -4,6 +4,7 @@ import html
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from ssdd_hub import DistilledSet
 from ssdd_hub.data import DataSettings, load_images
+from ssdd_hub.results.verdict import verdict
 from ssdd_hub.runs.checkpoints import load_tree
 from ssdd_hub.teachers.teacher import build_teacher
 
@@ -42,6 +44,11 @@ def launch(output, *overrides, launcher):
     return done.stdout
 
 
+def verdict_of(output):
+    """Returns the verdict on a run's set in one line."""
+    return " ".join(verdict(json.loads((output / "scores.json").read_text())["records"]))
+
+
 def without_cost(records):
     """Returns what does not hang on the clock."""
     return [record for record in records if record["protocol"] != "cost"]
@@ -59,13 +66,19 @@ def test_the_run_folder_is_complete(finished):
     files = ("config.yaml", "log.jsonl", "report.html", "gallery.html", "scores.json", "teacher/model.safetensors")
     for name in files:
         assert (output / name).stat().st_size > 0
-    for name in ("images", "loss", "scores"):
+    for name in ("images", "loss", "scores", "classes"):
         assert (output / "pictures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in sorted((output / "checkpoints" / "distiller").iterdir())] == [
         "step-00000008.safetensors",
         "step-00000012.safetensors",
     ]
     assert not [path for path in output.rglob("*") if path.suffix in (".pt", ".pkl", ".bin") or "tmp" in path.name]
+
+
+def test_the_settings_are_in_a_file_and_its_path_on_the_screen(finished):
+    output, printed = finished
+    assert printed.splitlines()[0] == f"settings: {output / 'config.yaml'}" and len(printed.splitlines()) < 20
+    assert yaml.safe_load((output / "config.yaml").read_text())["output"] == str(output)
 
 
 def test_load_dataset_reads_the_distilled_set(finished, tmp_path):
@@ -99,19 +112,21 @@ def test_the_set_tells_its_origin_and_the_run_keeps_the_starts_beside_it(finishe
 
 def test_the_verdict_stands_above_the_table_everywhere(finished):
     output, printed = finished
-    lines = printed.splitlines()
-    told = next(number for number, line in enumerate(lines) if "to the teacher than random real images" in line)
-    assert lines[told + 2].split() == ["set", "teacher_error", "probe", "20", "labels"]
+    told, table, places = printed[printed.index(verdict_of(output)[:30]) :].split("\n\n")
+    assert " ".join(told.split()) == verdict_of(output) and "chance is 10 %" in verdict_of(output)
+    assert table.splitlines()[0].split() == ["set", "teacher_error", "probe", "20", "labels"]
+    assert places.startswith(f"In {output} after") and max(map(len, f"{told}\n{table}".splitlines())) <= 100
     for name in ("report.html", "gallery.html", "distilled/README.md"):
-        text = html.unescape((output / name).read_text())
-        assert lines[told] in text
-    assert "chance is 10 %" in lines[told]
+        assert verdict_of(output) in html.unescape((output / name).read_text())
 
 
 def test_the_log_and_the_scores_hold_what_was_printed(finished):
     output, printed = finished
     log = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
-    stages = [record["stage"] for record in log]
+    heldout = [record for record in log if record["stage"] == "heldout"]
+    assert [heldout[0]["step"], heldout[-1]["step"]] == [0, 12]
+    assert all(0 < record["error"] < 10 and record["images"] >= 20 for record in heldout)
+    stages = [record["stage"] for record in log if record["stage"] != "heldout"]
     assert stages == sorted(stages, key=["teacher", "pool", "distill"].index)
     losses = [record["loss"] for record in log if record["stage"] == "distill"]
     assert len(losses) == 12
@@ -127,6 +142,27 @@ def test_the_log_and_the_scores_hold_what_was_printed(finished):
         assert f"{shown:.1f}" in printed or f"{shown:.4f}" in printed
     assert scores["command"].startswith("accelerate launch recipes/distill.py")
     assert scores["machine"]["processes"] == 1
+
+
+def test_the_scores_are_known_by_class_in_one_line_each_and_the_set_is_not_burdened_with_them(finished):
+    output, _ = finished
+    text = (output / "scores.json").read_text()
+    by_class = json.loads(text)["by_class"]
+    assert by_class["classes"]["digits"]["names"] == list("0123456789")
+    assert 0 < sum(by_class["classes"]["digits"]["images"]) <= 400
+    assert [(each["set"], each["n"], len(each["mean"])) for each in by_class["records"]] == [
+        *(("distilled", 2, 10), ("random", 2, 10), ("none", 2, 10))
+    ]
+    assert f'"mean": {json.dumps(by_class["records"][0]["mean"])}' in text
+    for path in (output / "distilled").rglob("*.*"):
+        assert b"by_class" not in path.read_bytes()
+
+
+def test_the_report_points_to_what_lies_beside_it(finished):
+    output, _ = finished
+    places = re.findall('<a href="([^"]+)"', (output / "report.html").read_text())
+    assert places == ["gallery.html", "distilled/README.md", "scores.json", "log.jsonl"]
+    assert all((output / place).is_file() for place in places)
 
 
 def test_provenance_says_how_the_set_was_made(finished):

@@ -1,8 +1,10 @@
 """The evaluation of sets as a user runs it."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -78,6 +80,24 @@ def without_cost(records):
     return [record for record in records if record["protocol"] != "cost" and record["metric"] != "speedup"]
 
 
+def test_students_of_each_set_see_real_images_in_the_space_that_it_states(launch, made, tmp_path):
+    own = made / "smoke" / "distilled"
+    distilled = DistilledSet.load(own)
+    stated = {**distilled.provenance, "student_pixel_space": {"mean": [0.1], "std": [2.0]}}
+    stretched = replace(distilled, provenance=stated).save(tmp_path / "stretched")
+    asked = ["--config", made / "tiny.yaml", "--references", "none", "--protocol", "probe,knn", "--output"]
+
+    def values(*places):
+        output = tmp_path / f"scores-{len(list(tmp_path.iterdir()))}"
+        launch("evaluate", *asked, output, *[word for place in places for word in ("--set", place)])
+        records = without_cost(json.loads((output / "scores.json").read_text())["records"])
+        names = dict.fromkeys(record["set"] for record in records if record["set"] != "none")
+        return [[record["values"] for record in records if record["set"] == name] for name in names]
+
+    first, second = values(own, stretched)
+    assert [first] == values(own) and [second] == values(stretched) and first != second
+
+
 # Everything at once
 
 
@@ -149,6 +169,11 @@ def test_table_page_and_pictures_show_all_sets(finished):
     for name, gallery in (("smoke", "gallery.html"), ("other", "gallery-2.html")):
         assert f"<h1>{name}</h1>" in (output / gallery).read_text()
         assert f"{name}: N" in table.split("| set |")[0] and table.index(f"{name}: N") < table.index("| set |")
+    places = [unquote(place) for place in re.findall('<a href="([^"]+)"', page)]
+    assert {"scores.json", "scores.md", "gallery.html", "gallery-2.html"} <= {*places}
+    cards = [place for place in places if place.endswith("README.md")]
+    assert len(cards) == 2 and all((output / place).is_file() for place in places)
+    assert "Images of the set smoke" in page and "Images of the reference random" in page
     pictures = list((output / "pictures").glob("*.png"))
     assert pictures and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 

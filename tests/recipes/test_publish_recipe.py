@@ -224,6 +224,29 @@ def test_a_collection_that_fails_leaves_a_record_of_all_else(hub, place, run):
     assert list(record(place / "runs" / "tiny-published")) == ["set", "student ssdd_convnet3"]
 
 
+def test_the_record_of_earlier_starts_stays_whatever_the_next_one_does(hub, place, run):
+    output = place / "runs" / "tiny-published"
+    run(*ALL)
+    names = ["teacher", "set", "student ssdd_convnet3", "collection"]
+    assert list(record(output)) == names
+    hub.faults.append(Fault("POST /api/collections", status=400))
+    run("--repo", "tiny", "--collection", "Others", status=2)
+    assert list(record(output)) == names
+    hub.faults.clear()
+    run("--repo", "tiny", "--collection", "Tiny sets")
+    assert list(record(output)) == names
+    assert [len(collection["items"]) for collection in hub.collections.values()] == [3]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"set": 1}', '{"set": {"repo_id": "ann/other"}}'])
+def test_the_record_of_something_else_is_refused_before_anything_is_sent(hub, place, run, content):
+    (place / "out").mkdir()
+    (place / "out" / "published.json").write_text(content)
+    message = run("--repo", "tiny", "--output", "out", status=2)
+    assert "out/published.json is" in message and "choose another --output" in message and not hub.repos
+    assert (place / "out" / "published.json").read_text() == content
+
+
 def test_a_changed_set_gets_a_student_of_its_own(hub, place, run):
     students = ("--repo", "tiny", "--students", "own")
     run(*students)

@@ -8,6 +8,8 @@ import torch
 from ssdd_hub import DistilledSet, InputError, PixelSpace, build_student, pretrain_student
 from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.sets.release import plan_students
+from ssdd_hub.teachers import Teacher
+from ssdd_hub.teachers.training import new_backbone
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "configs" / "smoke.yaml"
 # Its last norms see one pixel of each image.
@@ -33,6 +35,22 @@ def make_set(count):
 def test_a_distillation_refuses_batches_of_one_before_it_starts(refuse, tmp_path, given, words):
     student = ["--student.name", DEEP, "--student.model-args", "{}"]
     refuse(words, "distill", "--config", SMOKE, "--output", tmp_path / "run", *student, *given)
+    assert not (tmp_path / "run").exists()
+
+
+ONE_BY_ONE = ["--selection.expert", DEEP, "--selection.expert-args", "{}", "--selection.expert-batch-size", "1"]
+
+
+def test_experts_of_the_start_and_of_references_are_tried_before_any_work(refuse, tmp_path):
+    words = ["batches of 1 image(s)", "--selection.expert-batch-size"]
+    refuse(words, "distill", "--config", SMOKE, "--output", tmp_path / "run", "--init", "high_loss", *ONE_BY_ONE)
+    make_set(20).save(tmp_path / "set")
+    backbone, space = new_backbone("ssdd_convnet3", 1, 16, 0, widths=(4, 6)), PixelSpace((0.5,), (0.5,))
+    Teacher(backbone, space, 16, "made").save(tmp_path / "teacher", {})
+    asked = ["--set", tmp_path / "set", "--source.name", "digits", "--source.max-images", "40", "--protocol", "knn"]
+    asked += ["--teacher.backbone", f"local-dir:{tmp_path / 'teacher'}", "--teacher.pretrained"]
+    asked += ["--references", "high_loss", "--output", tmp_path / "run"]
+    refuse(words, "evaluate", *asked, *ONE_BY_ONE)
     assert not (tmp_path / "run").exists()
 
 

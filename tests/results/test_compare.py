@@ -6,7 +6,7 @@ import pytest
 from result_cases import record as make_record
 from scipy import stats
 
-from ssdd_hub.results.compare import compare, markdown_table, share_of_way
+from ssdd_hub.results.compare import compare, console_table, markdown_table, share_of_way
 from ssdd_hub.results.tables import split_tables
 
 
@@ -112,6 +112,12 @@ def test_a_way_that_may_be_chance_is_noted():
     (share,) = share_of_way(records, "distilled")
     assert share["note"] == f"full and random do not differ significantly (p = {0.795167:.2f})"
     assert share["share"] == pytest.approx(2)
+
+
+def test_a_set_that_may_have_gone_no_way_has_no_share():
+    records = [record("random", [0.5, 0.6, 0.5]), record("distilled", [0.6, 0.5, 0.6])]
+    (share,) = share_of_way([*records, record("full", [0.8, 0.9, 0.81])], "distilled")
+    assert share["note"] == f"distilled and random do not differ significantly (p = {0.667:.2f})"
 
 
 def test_a_teacher_of_one_value_and_equal_references():
@@ -236,3 +242,36 @@ def test_ties_are_all_best_and_a_single_set_is_not_marked():
     text = markdown_table([record("a", [0.5, 0.6]), record("b", [0.6, 0.5]), record("full", [0.9, 0.9])])
     assert text.count("**55.0 ± 7.1**") == 2
     assert "**" not in markdown_table([record("a", [0.5, 0.6]), record("full", [0.9, 0.9])])
+
+
+# --- the console
+
+
+def test_the_console_has_the_marks_and_numbers_of_the_tables_without_costs_in_lines_of_100():
+    costs = [record(name, [1.0, 2.0], "cost", "seconds", None) for name in ("distilled", "random")]
+    lines = console_table([*SMALL, *costs]).splitlines()
+    assert lines[:4] == [
+        "set        teacher_error      probe 1 % labels",
+        "---------  -----------------  -----------------",
+        "distilled  0.3100 ± 0.0100 ▲  51.0 ± 1.0",
+        "random     0.4200 ± 0.0200    52.0 ± 2.6",
+    ]
+    note = " ".join(lines[lines.index("") + 1 :])
+    assert note.startswith("Mean ± standard deviation over n = 3 seeds") and max(map(len, lines)) <= 100
+    assert "cost" not in " ".join(lines) and "Bold" not in note and "▲ better" in note
+    assert console_table(costs) == "No scores were measured."
+
+
+def test_columns_that_a_line_of_the_console_has_no_room_for_follow_below():
+    wide = [record(name, [0.5, 0.6], labels=labels) for name in ("distilled", "random") for labels in range(2, 9)]
+    blocks = [block.splitlines() for block in console_table(wide).split("\n\n")[:-1]]
+    assert max(len(line) for block in blocks for line in block) <= 100
+    assert len(blocks) == 2 and [len(block) for block in blocks] == [4, 4]
+    assert all([line.split()[0] for line in block] == ["set", "-" * 9, "distilled", "random"] for block in blocks)
+    headings = [word for block in blocks for word in block[0].split("  ") if "labels" in word]
+    assert [heading.split()[1] for heading in headings] == list("2345678")
+
+
+def test_a_name_of_several_lines_breaks_no_table_of_the_console():
+    lines = console_table([record("two\n\nlines", [0.5]), record("random", [0.4])]).splitlines()
+    assert lines[2].startswith("two lines  50.0")

@@ -237,9 +237,18 @@ def test_differences_have_interval_and_p_and_shares_run_from_random_to_full(tmp_
     assert ["distilled", "50 %"] in parsed.rows
 
 
+def test_costs_are_no_differences(tmp_path):
+    costs = [record(name, "cost", "seconds", [1.0, 2.0], target=None) for name in ("distilled", "random")]
+    scores = [*costs, *knn_scores(random=[0.40, 0.42], distilled=[0.45, 0.46])]
+    heads = [row for row in page(tmp_path, scores).rows if row[0] == "set"]
+    assert ["cost" in head for head in heads] == [True, False]
+
+
 def test_a_share_of_a_way_that_may_not_be_there_says_so(tmp_path):
     parsed = page(tmp_path, knn_scores(random=[0.4], distilled=[0.45], full=[0.5]))
     assert ["distilled", "– *"] in parsed.rows
+    same = page(tmp_path, knn_scores(random=[0.4, 0.5], distilled=[0.5, 0.4], full=[0.7, 0.8]))
+    assert ["distilled", "– *"] in same.rows and "distilled and random do not differ" in " ".join(same.texts["p"])
     assert "* too few seeds to tell full from random." in " ".join(parsed.texts["p"])
 
 

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from result_cases import Page
 
-from ssdd_hub.results import charts, evaluation_charts, page as page_module
+from ssdd_hub.results import charts, class_charts, evaluation_charts, run_charts
 from ssdd_hub.results.charts import STYLES, draw_bars
-from ssdd_hub.results.page import CAPTIONS, _draw_images, _draw_losses, render_pictures, render_report
+from ssdd_hub.results.page import CAPTIONS, render_pictures, render_report
+from ssdd_hub.results.run_charts import draw_images, draw_losses
 from ssdd_hub.results.tables import score_table
 
 
@@ -83,9 +84,9 @@ def test_two_scores_of_the_same_thing_are_refused(tmp_path):
 def test_pictures_of_any_count_and_colour_are_written(tmp_path, channels, count):
     before = torch.rand(count, channels, 8, 8)
     paths = render_pictures(tmp_path / "new", before=before, after=before + 0.3, log=LOG, scores=SCORES)
-    assert paths == {name: tmp_path / "new" / f"{name}.png" for name in ("images", "loss", "scores")}
-    assert sorted(paths.values()) == sorted((tmp_path / "new").iterdir())
-    for path in paths.values():
+    assert paths == [(tmp_path / "new" / f"{name}.png", CAPTIONS[name]) for name in ("images", "loss", "scores")]
+    assert sorted(path for path, _ in paths) == sorted((tmp_path / "new").iterdir())
+    for path, _ in paths:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("L"))
         assert min(pixels.shape) > 150
@@ -106,7 +107,7 @@ def test_images_show_before_and_after_clipped_and_the_difference_around_zero():
     after[0, 0, :, :2] = 1.5
     after[1, 2, 0, 0] = -0.3
     after[1, 1, 0, 0] = -1e-6  # rounding, which does not count as clipped
-    figure = _draw_images(before, after)
+    figure = draw_images(before, after)
     shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes[:3]]
     assert np.array_equal(shown[0][:, :4], np.zeros((4, 4, 3)))
     assert np.array_equal(shown[1][:, :4], after[0].clamp(0, 1).permute(1, 2, 0).numpy())
@@ -117,9 +118,20 @@ def test_images_show_before_and_after_clipped_and_the_difference_around_zero():
     assert f"{100 * 9 / 96:.1f} % of the distilled values" in figure.get_suptitle()
 
 
+def test_as_many_random_images_of_the_same_scale_stand_below_the_set():
+    before = torch.linspace(0, 0.5, 10)[:, None, None, None].expand(10, 1, 2, 2)
+    random = torch.linspace(0.5, 1, 10)[:, None, None, None].expand(10, 1, 2, 2)
+    axes = draw_images(before, before, random).axes
+    assert [axis.get_ylabel() for axis in axes[:8]] == ["before", "after", "difference", "random"] * 2
+    shown, beside = (np.asarray(axes[row].images[0].get_array()) for row in (1, 3))
+    assert shown.shape == beside.shape and axes[1].images[0].get_clim() == axes[3].images[0].get_clim() == (0, 1)
+    np.testing.assert_allclose(beside[0, ::3], random[:8, 0, 0, 0])
+    np.testing.assert_allclose(np.asarray(axes[7].images[0].get_array())[0, 3], 1)
+
+
 def test_at_most_24_images_from_the_first_to_the_last_are_shown():
     before = torch.linspace(0, 1, 50)[:, None, None, None].expand(50, 1, 2, 2)
-    figure = _draw_images(before, before)
+    figure = draw_images(before, before)
     assert "24 of 50 images" in figure.get_suptitle()
     assert len(figure.axes) == 9 + 1  # three bands of three rows and the colour bar
     assert figure.axes[0].images[0].get_array()[0, 0] == 0
@@ -135,7 +147,7 @@ def test_pictures_of_different_or_no_images_are_refused(tmp_path, shapes):
 
 
 def test_losses_of_distillation_and_teacher_have_a_panel_each():
-    distillation, teacher = _draw_losses(LOG).axes
+    distillation, teacher = draw_losses(LOG).axes
     assert (distillation.get_title(), distillation.get_yscale()) == ("Distillation", "log")  # from 1 to 0.002
     np.testing.assert_allclose(distillation.lines[0].get_ydata(), [0.5**step for step in range(10)])
     assert teacher.get_yscale() == "linear"  # from 30 to 21
@@ -144,7 +156,7 @@ def test_losses_of_distillation_and_teacher_have_a_panel_each():
 
 def test_the_strong_line_is_a_running_median_that_ignores_single_spikes():
     log = [{"stage": "distill", "step": step, "loss": 9.0 if step == 50 else 1.0} for step in range(100)]
-    (axis,) = _draw_losses(log).axes
+    (axis,) = draw_losses(log).axes
     raw, median = axis.lines
     assert max(raw.get_ydata()) == 9
     assert set(median.get_ydata()) == {1.0}
@@ -152,9 +164,9 @@ def test_the_strong_line_is_a_running_median_that_ignores_single_spikes():
 
 def test_losses_that_are_missing_or_not_finite_are_left_out(tmp_path):
     log = [{"stage": "distill", "step": 0, "loss": float("nan")}, {"stage": "distill", "step": 1}, LOG[-1]]
-    (axis,) = _draw_losses(log).axes
+    (axis,) = draw_losses(log).axes
     assert list(axis.lines[0].get_xdata()) == [9]
-    (axis,) = _draw_losses(log[:2]).axes
+    (axis,) = draw_losses(log[:2]).axes
     assert axis.texts[0].get_text() == "no loss was logged"
 
 
@@ -198,7 +210,7 @@ def test_a_score_of_one_seed_and_an_unknown_metric_are_drawn():
     assert panel.get_xlabel() == "bits" and not empty.axison
 
 
-@pytest.mark.parametrize("module", [page_module, charts, evaluation_charts])
+@pytest.mark.parametrize("module", [charts, class_charts, evaluation_charts, run_charts])
 def test_matplotlib_is_imported_only_when_drawing_and_never_through_pyplot(module):
     tree = ast.parse(Path(module.__file__).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -211,7 +223,7 @@ def test_matplotlib_is_imported_only_when_drawing_and_never_through_pyplot(modul
 
 
 def page(path, **changes):
-    arguments = {"title": "KRR-ST on digits", "pictures": {}, "scores": SCORES, "config": "seed: 0\n", "facts": {}}
+    arguments = {"title": "KRR-ST on digits", "pictures": [], "scores": SCORES, "config": "seed: 0\n", "facts": {}}
     return Page(render_report(path, **(arguments | changes)).read_text(encoding="utf-8"))
 
 
@@ -250,7 +262,7 @@ def test_costs_are_a_column_and_in_no_picture(tmp_path):
     assert "-0.0 %" not in parsed.texts["td"] and "3.0 (n=5)" not in parsed.texts["th"]
     images = torch.rand(1, 1, 4, 4)
     with_costs, without = (
-        render_pictures(tmp_path / name, before=images, after=images, log=LOG, scores=scores)["scores"].read_bytes()
+        render_pictures(tmp_path / name, before=images, after=images, log=LOG, scores=scores)[2][0].read_bytes()
         for name, scores in (("with", [*COSTS, *SCORES]), ("without", SCORES))
     )
     assert with_costs == without
@@ -260,24 +272,52 @@ def test_the_page_says_the_verdict_above_the_table(tmp_path):
     seeds = {"values": [0.7, 0.72, 0.71], "n": 3}
     scores = [probe("distilled", 0.71, **seeds, classes=10), probe("random", 0.5, values=[0.5, 0.51, 0.49], n=3)]
     html = render_report(
-        tmp_path / "report.html", title="", pictures={}, scores=scores, config="", facts={}
+        tmp_path / "report.html", title="", pictures=[], scores=scores, config="", facts={}
     ).read_text(encoding="utf-8")
     assert html.index("better than random real images by probe 50 labels") < html.index('<th scope="col">set')
     assert "chance is 10 %" in html
 
 
-def test_the_renewal_of_students_is_explained():
-    assert "renewed" in CAPTIONS["loss"]
+def test_the_renewal_of_students_is_explained_and_marked_where_a_new_one_was_first_met():
+    assert "renewed (triangles)" in CAPTIONS["loss"]
+    visits = [(1, 0, 7), (2, 1, 3), (3, 0, 8), (4, 0, 0), (5, 1, 4), (6, 0, 1), (7, 1, 0)]
+    log = [{"stage": "distill", "step": s, "loss": 1.0, "student": slot, "age": age} for s, slot, age in visits]
+    (axis,) = draw_losses(log).axes
+    assert list(axis.lines[-1].get_xdata()) == [4, 7]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["2 renewed students, at their first step"]
+    # A method without a pool has none.
+    (axis,) = draw_losses([{"stage": "distill", "step": 1, "loss": 1.0, "student": None}]).axes
+    assert axis.get_legend() is None
+
+
+def test_the_error_on_held_out_images_has_a_panel_that_says_where_it_started():
+    points = [(0, 0.4), (10, None), (20, 0.3), (30, 0.25)]
+    log = [*LOG, *({"stage": "heldout", "step": s, "error": error, "images": 99} for s, error in points)]
+    _, axis, _ = draw_losses(log).axes
+    curve, start = axis.lines
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([0, 20, 30], [0.4, 0.3, 0.25])
+    assert set(start.get_ydata()) == {0.4} and axis.get_title() == "Error on 99 held-out images"
+    # A run that an earlier version began has no start.
+    _, axis, _ = draw_losses([*LOG, log[-1]]).axes
+    assert len(axis.lines) == 1 and axis.get_legend() is None
+
+
+def test_links_are_those_given_and_stand_above_all_else(tmp_path):
+    parsed = page(
+        tmp_path / "report.html", links={"card <of> the set": "distilled/README.md", "scores": "scores.json"}
+    )
+    assert parsed.links == ["distilled/README.md", "scores.json"]
+    assert parsed.texts["a"] == ["card <of> the set", "scores"]
 
 
 def test_the_page_holds_its_pictures_and_refers_to_nothing_outside(tmp_path):
-    pictures = {name: tmp_path / f"{name}.png" for name in ("images", "other")}
-    for name, path in pictures.items():
-        path.write_bytes(name.encode())
+    pictures = [(tmp_path / f"{name}.png", f"all {name}") for name in ("images", "other")]
+    for path, _ in pictures:
+        path.write_bytes(path.stem.encode())
     parsed = page(tmp_path / "report.html", pictures=pictures, config="url: https://example.org")
     parsed.check_whole()
     assert [base64.b64decode(link.partition(",")[2]) for link in parsed.links] == [b"images", b"other"]
-    assert parsed.texts["figcaption"] == [CAPTIONS["images"], "other"]
+    assert parsed.texts["figcaption"] == ["all images", "all other"]
 
 
 def test_text_from_outside_is_shown_as_text(tmp_path):
@@ -292,6 +332,6 @@ def test_a_page_that_cannot_be_made_leaves_the_old_one(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("old")
     with pytest.raises(FileNotFoundError):
-        page(path, pictures={"loss": tmp_path / "missing.png"})
+        page(path, pictures=[(tmp_path / "missing.png", "")])
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

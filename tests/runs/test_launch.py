@@ -9,11 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from accelerate.utils import DistributedType
+import torch
 from safetensors import SafetensorError
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.files import atomic_path
 from ssdd_hub.runs import launch
 from ssdd_hub.runs.folder import LaunchSettings, RunSettings
 from ssdd_hub.runs.launch import build_accelerator, report_errors
@@ -61,6 +62,9 @@ REFUSED = (
     (OSError(errno.ENOSPC, "No space left on device", "runs/a/log.jsonl"), r"No space left.*, runs/a/log.jsonl.*room"),
     (OSError(errno.EFBIG, "File too large"), r"File too large\): .*ulimit -f"),
     (PermissionError(errno.EACCES, "Permission denied", "/x"), r"Permission denied, /x\): allow"),
+    (MemoryError(), r"Cannot allocate memory\): close"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), r"Cannot allocate memory\): close"),
+    (torch.OutOfMemoryError("CUDA out of memory"), r"Cannot allocate memory\): .*lower sizes of batches"),
     (
         SafetensorError("Error while serializing: I/O error: No space (os error 28)"),
         r"No space left on device\): make",
@@ -72,6 +76,62 @@ REFUSED = (
 def test_what_the_system_refuses_is_told_in_words(error, words, capsys):
     status, printed = end(error, capsys)
     assert status == 1 and re.search(f"^error: the system refused to go on .{words}.*What was saved", printed), printed
+
+
+@pytest.mark.parametrize(("place", "kind"), [("run", "file"), ("run/checkpoints", "file"), ("run/a.json", "folder")])
+def test_what_is_in_the_way_of_a_file_is_named(tmp_path, capsys, place, kind):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).mkdir() if kind == "folder" else (tmp_path / place).touch()
+    name = "run/a.json" if kind == "folder" else "run/checkpoints/step"
+    with pytest.raises(OSError) as caught, atomic_path(tmp_path / name) as temporary:
+        temporary.touch()
+    words = f"{re.escape(str(tmp_path / 'run'))}.*: remove the {kind} that stands where a .* is needed"
+    assert re.search(words, end(caught.value, capsys)[1])
+
+
+def test_memory_that_torch_is_refused_is_told_in_words(capsys):
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert end(caught.value, capsys)[1].startswith("error: the system refused to go on (Cannot allocate memory)")
+
+
+STREAMS = """
+import os, sys
+from ssdd_hub.runs.launch import report_errors
+
+@report_errors
+def main():
+    print("settings", flush=True)
+    sys.stderr.write("progress\\n")
+    sys.stdin.readline()
+    print("scores", flush=True)
+    open(sys.argv[1], "w").close()
+
+main()
+"""
+
+
+def test_a_reader_of_the_output_that_is_gone_is_told_in_words(tmp_path):
+    command = [sys.executable, "-c", STREAMS, tmp_path / "done"]
+    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stdout.readline() == "settings\n"
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        told = process.stderr.read()
+    assert process.returncode == 1 and not (tmp_path / "done").exists()
+    assert told.splitlines() == [
+        "progress",
+        "error: what read the output is gone; the same command goes on from the last checkpoint",
+    ]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes streams by a shell")
+def test_closed_streams_are_no_error(tmp_path):
+    command = [sys.executable, "-c", STREAMS, str(tmp_path / "done")]
+    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&- </dev/null', "sh", *command])
+    assert done.returncode == 0 and (tmp_path / "done").exists()
 
 
 def test_a_removed_working_directory_is_told_in_words(capsys, tmp_path, monkeypatch):
@@ -112,23 +172,27 @@ def test_a_recipe_that_ends_well_is_left_alone(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_an_accelerator_keeps_its_trackers_below_the_run_folder_and_names_an_unknown_one(tmp_path):
+def test_an_accelerator_keeps_its_trackers_below_the_run_folder(tmp_path):
     accelerator = build_accelerator(RunSettings(), tmp_path)
     assert accelerator.num_processes >= 1 and accelerator.log_with == []
     assert Path(accelerator.project_dir) == tmp_path / "trackers"
-    with pytest.raises(InputError, match=r"--run.trackers \['abacus'\] .* cannot be used: .*abacus"):
-        build_accelerator(RunSettings(trackers=["abacus"]), tmp_path)
 
 
-def test_a_launch_that_shards_the_model_is_refused(tmp_path, monkeypatch):
-    class Sharded:
-        distributed_type = DistributedType.FSDP
+UNUSED = ["USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM", "USE_PARALLELISM_CONFIG", "DYNAMO_BACKEND"]
 
-        def __init__(self, **options):
-            pass
 
-    monkeypatch.setattr(launch, "Accelerator", Sharded)
-    with pytest.raises(InputError, match="a few megabytes and is not sharded: launch without .*FSDP"):
+@pytest.mark.parametrize("name", UNUSED)
+def test_a_launch_that_shards_or_compiles_is_refused_and_one_that_says_no_is_not(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_{name}", "inductor" if name == "DYNAMO_BACKEND" else "true")
+    with pytest.raises(InputError, match=f"a few megabytes is not sharded.*: launch without --{name.lower()}$"):
+        build_accelerator(RunSettings(), tmp_path)
+    monkeypatch.setenv(f"ACCELERATE_{name}", "no" if name == "DYNAMO_BACKEND" else "false")
+    build_accelerator(RunSettings(threads=1), tmp_path)
+
+
+def test_what_the_launcher_says_in_vain_is_not_blamed_on_a_setting_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "many")
+    with pytest.raises(InputError, match="or a setting of the launcher, cannot be used: .*'many'"):
         build_accelerator(RunSettings(), tmp_path)
 
 

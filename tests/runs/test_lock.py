@@ -1,9 +1,12 @@
+import errno
 import gc
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -12,6 +15,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.launch import report_errors
 from ssdd_hub.runs.lock import LOCK_FILE, LOCK_FILES, OWNER_FILE, FolderLock
+from ssdd_hub.runs.own_runs import is_own_run
 
 HOLD = "import sys, time; from pathlib import Path; from ssdd_hub.runs.lock import FolderLock\n"
 HOLD += "lock = FolderLock(Path(sys.argv[1])); lock.acquire(); print('held', flush=True); time.sleep(60)"
@@ -71,7 +75,44 @@ def test_a_place_that_cannot_be_a_folder_is_named(tmp_path):
         FolderLock(tmp_path / "file" / "run").acquire()
 
 
+def test_a_disk_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(InputError, match="No locks available.*: choose another one, on a disk that has file locks"):
+        FolderLock(tmp_path / "run").acquire()
+
+
 # A run folder and its owner
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_removed_while_the_run_works_ends_it(tmp_path, again):
+    run = RunFolder(tmp_path / "run", {"seed": 1})
+    run.start()
+    record = {"stage": "teacher", "step": 1}
+    run.log.write([record])
+    shutil.rmtree(tmp_path / "run")
+    if again:
+        # What another run would have begun there.
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / LOCK_FILE).touch()
+    for write in (lambda: run.log.write([record]), lambda: run.write_json("scores.json", {})):
+        with pytest.raises(InputError, match="run was removed or replaced while this process worked in it"):
+            write()
+    run.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there a user may have no name")
+def test_a_user_without_a_home_begins_a_run(tmp_path, monkeypatch):
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 9)
+    run = RunFolder(tmp_path / "run", {"seed": 1})
+    run.start()
+    run.close()
+    assert (tmp_path / "run" / "config.yaml").exists() and not is_own_run(tmp_path / "run" / "config.yaml")
 
 
 HOLD_RUN = """
@@ -127,6 +168,25 @@ def test_a_notebook_may_begin_a_run_again_and_frees_it_by_closing_or_dropping_it
     with pytest.raises(InputError, match="other settings"):
         RunFolder(tmp_path / "run", {"seed": 2})
     assert is_free(tmp_path / "run")
+
+
+def test_another_thread_is_refused_until_the_first_ends(tmp_path):
+    held, free = threading.Event(), threading.Event()
+
+    def hold():
+        FolderLock(tmp_path / "run").acquire()
+        held.set()
+        free.wait(60)
+
+    thread = threading.Thread(target=hold, name="first")
+    thread.start()
+    assert held.wait(60)
+    with pytest.raises(InputError, match="in use by another thread of this process, first: wait until"):
+        FolderLock(tmp_path / "run").acquire()
+    free.set()
+    thread.join()
+    with FolderLock(tmp_path / "run"):
+        pass
 
 
 def test_the_end_of_a_recipe_frees_its_folder_however_it_ends(tmp_path):

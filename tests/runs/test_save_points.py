@@ -23,9 +23,9 @@ def loop(points, steps, ask=None):
 
 
 def test_steps_decide_and_handlers_are_put_back():
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in save_points._ASKING]
     assert loop(SavePoints(4, alone=True), 9) == [4, 8]
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in save_points._ASKING] == before
 
 
 @pytest.mark.parametrize("alone, expected", [(True, [3, 6, 9, 10]), (False, [10])])
@@ -64,15 +64,23 @@ def test_a_second_interrupt_ends_at_once():
         pytest.fail("the second one had to end the loop")
 
 
-def test_sigterm_ends_the_process_as_it_would_have_after_a_save():
+def test_an_interrupt_after_the_last_save_is_not_lost():
+    with pytest.raises(KeyboardInterrupt), SavePoints(1, alone=True) as points:
+        assert points.due(1)
+        points.end_if_asked()
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_process_as_it_would_have_after_a_save(name):
     code = (
         "import signal; from ssdd_hub.runs.save_points import SavePoints\n"
         "with SavePoints(100, alone=True) as points:\n"
-        "    signal.raise_signal(signal.SIGTERM)\n"
+        f"    signal.raise_signal(signal.{name})\n"
         "    assert points.due(1); print('saved', flush=True); points.end_if_asked(); print('not reached')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "saved\n")
+    assert (done.returncode, done.stdout) == (-getattr(signal, name), "saved\n")
 
 
 def test_other_threads_and_ignored_signals_are_left_alone():

@@ -162,9 +162,11 @@ def test_targets_on_the_disk_are_read_in_parts(tmp_path, monkeypatch, source, me
 
 
 def test_what_does_not_exist_is_named(source):
-    with pytest.raises(InputError, match="no selection 'kmean': use one of random, kmeans, kmeans-pixels, kcenter"):
+    with pytest.raises(
+        InputError, match="selection must be one of random, kmeans, .* got 'kmean'; the nearest is kmeans"
+    ):
         select("kmean", source(), 3, 0, SMALL)
-    with pytest.raises(InputError, match="there is no selection 'gaussian' of real images: use one of random, kmeans"):
+    with pytest.raises(InputError, match="selection of real images must be one of random, kmeans, .*, got 'gaussian'"):
         choose_rows("gaussian", source(), 3, 0, SMALL)
     with pytest.raises(InputError, match="at least 1 image, got 0"):
         select("gaussian", source(), 0, 0, SMALL)

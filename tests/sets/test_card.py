@@ -162,13 +162,13 @@ def test_text_from_outside_stays_text():
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3, 10}
 
 
-def test_the_code_of_the_card_runs_as_it_stands(tmp_path, monkeypatch):
+def test_the_code_of_the_card_runs_where_it_lies(tmp_path, monkeypatch):
     images, targets = torch.randn(4, 3, 8, 8), torch.randn(4, 5)
     folder = DistilledSet(images, targets, PixelSpace.raw(3)).save(tmp_path / "set")
     blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     monkeypatch.setattr(ssdd_hub, "DistilledSet", DistilledSet, raising=False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     assert len(blocks) == 2
     for block in blocks:
         names: dict[str, torch.Tensor] = {}

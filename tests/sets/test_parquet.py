@@ -385,7 +385,7 @@ def test_rows_that_only_a_footer_claims_are_refused(tmp_path, claim, agreed):
     with pytest.raises(InputError, match="stated shape|are damaged|sha256 differs|GiB, .* of them an image"):
         verify(tmp_path, stated)
     huge = claim > 10**11 and agreed
-    with pytest.raises(InputError, match="GiB, .* of them an image" if huge else "stated shape|damaged|differs"):
+    with pytest.raises(InputError, match="stated shape" if huge else "stated shape|damaged|differs"):
         parquet.read_tensors(tmp_path, stated)
 
 

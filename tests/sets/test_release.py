@@ -18,6 +18,7 @@ from test_distilled import contents
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.upload import Published, plan_upload, upload
 from ssdd_hub.models.build import build_student
+from ssdd_hub.models.features import pre_logits
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets.pretrain import pretrain_student
@@ -151,6 +152,19 @@ def test_timm_loads_from_the_hub_what_was_here_to_the_bit(published, name):
         expected = published.models[name](published.pixels)
     assert torch.equal(published.outputs[name].view(torch.int32), expected.view(torch.int32))
     assert expected.shape == ((7, 8 * 4) if name == TEACHER else (7, 4)) and expected.std() > 0
+
+
+@pytest.mark.parametrize(("name", "place"), [(TEACHER, "teacher"), (PUPIL, "student")])
+def test_the_code_of_the_card_here_runs_where_it_lies(published, name, place, monkeypatch):
+    monkeypatch.chdir(published.root / place)
+    names = {}
+    card = (published.root / place / "README.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(block, names)
+    pixels, space = published.pixels, names["teacher"].pixel_space
+    with torch.no_grad():
+        expected = pre_logits(published.models[name].eval(), space.normalise(pixels))
+        assert torch.equal(names["model"](space.normalise(pixels)), expected) and names["features"].shape[0] == 1
 
 
 @pytest.mark.parametrize(("name", "place"), [(TEACHER, "teacher"), (PUPIL, "student")])

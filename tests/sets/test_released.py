@@ -1,13 +1,16 @@
 """What this repository released: its cards are what its records say, and its sets are what its records state."""
 
 import json
+import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from ssdd_hub.record import place_in_card
 from ssdd_hub.sets.card import render_dataset_card
 from ssdd_hub.sets.check import check_folder
 from ssdd_hub.sets.distilled import DistilledSet
@@ -32,9 +35,20 @@ def name(folder):
 @pytest.mark.parametrize("folder", FOLDERS, ids=name)
 def test_a_card_is_what_its_record_gives(folder):
     assert SETS and TEACHERS
-    render, place = (render_teacher_card, folder.name) if folder in TEACHERS else (render_dataset_card, name(folder))
-    card = render(record(folder), place)
+    render = render_teacher_card if folder in TEACHERS else render_dataset_card
+    card = render(record(folder), place_in_card(folder))
     assert card == (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", FOLDERS, ids=name)
+def test_the_code_of_a_card_runs_where_it_lies(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.chdir(folder)
+    names = {}
+    for block in re.findall(r"(?ms)^```python\n(.*?)^```$", (folder / "README.md").read_text(encoding="utf-8")):
+        exec(block, names)
+    assert names["outputs"].isfinite().all()
 
 
 @pytest.mark.parametrize("folder", SETS, ids=name)

@@ -120,7 +120,8 @@ def test_the_code_on_the_card_decodes_coefficients(tmp_path, monkeypatch, settin
 
 def follow_the_card(compact, tmp_path, monkeypatch):
     card = (compact.save(tmp_path / "set") / "README.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
+    # The code runs where the card lies.
+    monkeypatch.chdir(tmp_path / "set")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     _, plain = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[:2]
     assert "ssdd_hub import" not in plain

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -110,3 +111,34 @@ def test_no_value_of_any_field_ends_in_a_traceback(name, tmp_path, capsys):
 @pytest.mark.parametrize("name", KINDS)
 def test_none_of_all_values_of_all_fields_ends_in_a_traceback(name, tmp_path, capsys):
     try_all(name, cases(name), tmp_path / "set")
+
+
+def test_a_name_that_stands_twice_is_no_record(tmp_path):
+    folder = shutil.copytree(RELEASED / "cifar100-krrst-100", tmp_path / "set")
+    text = (folder / "ssdd_hub.json").read_text()
+    for twice in ('"format_version": 1, "clip_fraction": 0.9,', '"format_version": 1, "format_version": 1,'):
+        (folder / "ssdd_hub.json").write_text(text.replace('"format_version": 1,', twice, 1))
+        for use in (DistilledSet.load, read_metadata):
+            with pytest.raises(InputError, match="is not JSON .the name '[a-z_]+' stands twice in an object"):
+                use(folder)
+
+
+STEERING = "\x1b]0;x\x07\u202eevil\u2066<script>alert(1)</script>![x](http://evil/x.png)[a](javascript:a)<img src=x>"
+
+
+def test_what_steers_a_terminal_or_a_browser_is_in_no_card_and_no_page(tmp_path, capsys):
+    folder = shutil.copytree(RELEASED / "cifar100-krrst-100", tmp_path / "set")
+    record = json.loads((folder / "ssdd_hub.json").read_text(encoding="utf-8"))
+    for path in (("method",), ("source", "name"), ("teacher", "name"), ("command",), ("hardware", "python")):
+        record = put(record, ("provenance", *path), STEERING)
+    (folder / "ssdd_hub.json").write_text(json.dumps(record))
+    card = render_dataset_card(read_metadata(folder), "ann/set")
+    assert main(["view", str(folder), "--output", str(tmp_path / "g.html"), "--space", str(tmp_path / "space")]) == 0
+    assert main(["show", str(folder)]) == 0
+    page = (tmp_path / "space" / "index.html").read_text(encoding="utf-8")
+    for text in (card, page, capsys.readouterr().out):
+        assert "evil" in text and all(letter.isprintable() or letter == "\n" for letter in text)
+    body = re.sub("```.*?```", "", card.split("\n---\n", 1)[1], flags=re.DOTALL)
+    for text in (body, page):
+        assert "<script>alert" not in text and "<img src=x" not in text
+    assert "![x]" not in body and "[a](" not in body

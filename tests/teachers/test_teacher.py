@@ -329,7 +329,7 @@ def test_only_a_known_absence_of_a_record_counts_as_none(monkeypatch, error, kno
 
     monkeypatch.setattr("ssdd_hub.teachers.folder.hf_hub_download", fail)
     if known:
-        assert read_record("hf-hub:someone/teacher") == ("hf-hub:someone/teacher", {})
+        assert read_record("hf-hub:someone/teacher") == ("hf-hub:someone/teacher", {}, {})
         return
     message = r"ssdd_hub.json of someone/teacher, which tells how .* cannot be had \(.*\): try again"
     with pytest.raises(InputError, match=message):
@@ -438,7 +438,7 @@ def test_a_pickle_in_a_folder_is_not_unpickled(folder, tmp_path, name, as_tensor
         torch.save(content, folder / name)
     else:
         (folder / name).write_bytes(pickle.dumps(content))
-    with pytest.raises(InputError, match="cannot be built"):
+    with pytest.raises(InputError, match="cannot be built|its list of tensors"):
         load(folder)
     assert not mark.exists()
     with open(folder / name, "rb") as file:
@@ -568,6 +568,37 @@ def test_a_checkpoint_takes_the_space_but_not_the_licence_that_timm_states(tmp_p
 def test_settings_that_contradict_each_other_are_refused(settings, message):
     with pytest.raises(SettingsError, match=message):
         TeacherSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("stated", "match"),
+    [
+        ({"mean": [0.0]}, "pixel_space is recorded as .*config.json states .*--teacher.mean"),
+        ({"interpolation": "bilinear"}, "interpolation is recorded as 'bicubic', config.json states 'bilinear'"),
+    ],
+)
+def test_a_configuration_that_is_not_the_recorded_one_is_refused(trained, tmp_path, stated, match):
+    folder = tmp_path / "teacher"
+    trained.save(folder, PROVENANCE)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= stated
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=match):
+        load(folder)
+    # What the caller gives is not compared.
+    given = {"mean": [0.1], "std": [0.2], "input_size": 16}
+    if "interpolation" not in stated:
+        assert build_teacher(f"local-dir:{folder}", **given).pixel_space.mean == (0.1,)
+
+
+def test_weights_in_another_file_than_the_recorded_ones_are_refused(trained, tmp_path):
+    folder = tmp_path / "teacher"
+    trained.save(folder, PROVENANCE)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="must have its weights in model.safetensors, .* it has pytorch_model.bin"):
+        load(folder)
+    assert "model.safetensors" in [finding.place for finding in check_place(folder) if finding.level == "error"]
 
 
 def test_weights_that_are_not_those_of_the_record_beside_them_are_refused(trained, tmp_path):

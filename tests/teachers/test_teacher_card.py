@@ -170,7 +170,7 @@ def test_text_from_outside_stays_text():
         ("test_vit", {"img_size": 32}, "cls"),
     ],
 )
-def test_the_code_of_the_card_runs_as_it_stands(tmp_path, monkeypatch, name, args, features):
+def test_the_code_of_the_card_runs_where_it_lies(tmp_path, monkeypatch, name, args, features):
     channels = args.get("in_chans", 3)
     torch.manual_seed(0)
     backbone = timm.create_model(name, num_classes=0, **args)
@@ -178,7 +178,7 @@ def test_the_code_of_the_card_runs_as_it_stands(tmp_path, monkeypatch, name, arg
     teacher.save(tmp_path / "teacher", {"seed": 0})
     card = (tmp_path / "teacher" / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path / "teacher")
     assert len(blocks) == 2
     names = {}
     for block in blocks:

@@ -62,7 +62,7 @@ def test_a_teacher_that_is_there_is_not_trained_again(train, monkeypatch):
 
 def test_run_and_trackers_start_only_when_everything_can_be_built(train, tmp_path, accelerator):
     calls = []
-    accelerator.init_trackers = lambda name: calls.append((name, (tmp_path / "run" / "config.yaml").exists()))
+    accelerator.init_trackers = lambda name, *_: calls.append((name, (tmp_path / "run" / "config.yaml").exists()))
     for wrong in ({"backbone": "resnet_9000"}, {"objective": "simclr2"}, {"view_args": {"zoom": 2}}):
         with pytest.raises(InputError):
             train(**wrong)

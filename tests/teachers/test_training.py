@@ -215,18 +215,39 @@ def count_steps(training, killed_at=None):
     return training, steps
 
 
-@pytest.mark.parametrize("killed_at", [0, 3, 4, 6, 8])
+@pytest.mark.parametrize(("killed_at", "saved"), [(0, 0), (3, 3), (4, 4), (5, 4), (6, 6), (7, 6), (8, 8)])
 def test_a_run_that_is_killed_and_started_again_ends_like_the_unbroken_one(
-    train, watch, unbroken, tmp_path, killed_at
+    train, watch, unbroken, tmp_path, killed_at, saved
 ):
     with pytest.raises(Killed):
         run(count_steps(train(**NINE_STEPS), killed_at)[0], tmp_path, watch(every=1))
     training, redone = count_steps(train(**NINE_STEPS))
     state, log = run(training, tmp_path, watch(every=1))
-    assert len(redone) == 9 - killed_at // 4 * 4
+    assert len(redone) == 9 - saved
     assert same(state, unbroken[0])
     assert [record["step"] for record in log] == [0, 3, 6, 9] and all("knn" in record for record in log)
     assert [record["loss"] for record in log[1:]] == [record["loss"] for record in unbroken[1]]
+
+
+@pytest.mark.parametrize("step", [3, 9])
+def test_scores_that_fail_lose_no_step_and_are_made_by_the_next_start(train, watch, unbroken, tmp_path, step):
+    scores, calls = watch(every=1), []
+
+    class Failing:
+        settings = scores.settings
+
+        def __call__(self, backbone):
+            calls.append(backbone)
+            if len(calls) > step // 3:
+                raise MemoryError
+            return scores(backbone)
+
+    with pytest.raises(MemoryError):
+        run(train(**NINE_STEPS), tmp_path, Failing())
+    training, redone = count_steps(train(**NINE_STEPS))
+    state, log = run(training, tmp_path, scores)
+    assert len(redone) == 9 - step and same(state, unbroken[0])
+    assert log == run(train(**NINE_STEPS), tmp_path / "whole", watch(every=1))[1]
 
 
 def test_a_finished_training_is_not_done_again(train, tmp_path):

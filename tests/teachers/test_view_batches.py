@@ -1,9 +1,12 @@
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
 import torch
 
+from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.teachers.objectives.registry import build_objective
 from ssdd_hub.teachers.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
@@ -37,6 +40,36 @@ def test_the_views_of_a_step_do_not_depend_on_the_worker_that_makes_them(batches
     for workers in (0, 2):
         assert all(map(equal_views, alone, batches.load(steps, workers)))
     assert not torch.equal(alone[0][0], alone[1][0])
+
+
+def test_a_worker_that_the_system_ends_is_told_in_words_and_an_error_of_the_views_stays(pixels):
+    def killed(image):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def broken(image):
+        raise RuntimeError("no view")
+
+    with pytest.raises(InputError, match="the processes that make views cannot work .*--teacher-training.workers 0"):
+        list(ViewBatches(pixels, killed, 4, seed=3).load(range(2), 1))
+    with pytest.raises(RuntimeError, match="no view"):
+        list(ViewBatches(pixels, broken, 4, seed=3).load(range(2), 1))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="lowers a limit that others lack")
+# Of torch's own clean-up.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_workers_that_the_system_does_not_start_are_told_in_words(batches):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    last = os.dup(0)
+    os.close(last)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"\(.*Too many open files\).*pass --teacher-training.workers 0"):
+            list(batches.load(range(2), 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_whichever_global_generator_a_view_draws_from_depends_on_seed_and_step(pixels):

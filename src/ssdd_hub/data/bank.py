@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub.bounds import Count, Rule, Settings, Weight, either
 from ssdd_hub.data.columns import require_split
@@ -193,6 +193,8 @@ def _choose(source: DigitsSource | DatasetSource, settings: DataSettings, seed: 
     wanted = (("split", split), ("heldout-split", heldout_split))
     for option, name in wanted:
         require_split(settings.name, source.splits, name, option)
+    if isinstance(source, DatasetSource) and heldout_split != split:
+        source.check_apart(split, heldout_split)
     # From here on the data is downloaded.
     for option, name in wanted:
         if source.num_rows(name) == 0:

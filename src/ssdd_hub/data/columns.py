@@ -9,6 +9,8 @@ from ssdd_hub.errors import InputError
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 """Label columns when none is named; the first that exists is taken."""
 
+_SHOWN_COLUMNS = 10  # in a message
+
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Returns the end of a message about an unknown word: the known ones, and the nearest."""
@@ -70,12 +72,22 @@ def require_classes(column: str, kind: Any, where: str = "") -> None:
     import datasets
 
     dtype = kind.dtype if isinstance(kind, datasets.Value | datasets.ClassLabel) else ""
-    if not dtype.startswith(("int", "uint", "bool", "string", "large_string")):
-        raise InputError(
-            f"the column '{column}' (--data.label-column){where} holds no classes but {_type_of(kind)}; classes are "
-            f"class labels, integers, texts or booleans: dataset.cast_column('{column}', datasets.Value('int64')), "
-            "another column, or none"
-        )
+    if not dtype.startswith(("int", "uint", "bool", "string", "large_string", "float", "null")):
+        raise no_classes(column, kind, where)
+
+
+def no_classes(column: str, kind: Any, where: str) -> InputError:
+    """Returns the error for a label column that does not tell classes."""
+    import datasets
+
+    cast = ""
+    if isinstance(kind, datasets.Value):
+        dtype = "int64" if kind.dtype.startswith("float") else "string"
+        cast = f"dataset.cast_column('{column}', datasets.Value('{dtype}')), "
+    return InputError(
+        f"the column '{column}' (--data.label-column){where} holds no classes but {_type_of(kind)}; classes are one "
+        f"class label, integer, text or boolean for each image: {cast}another column, or --data.label-column none"
+    )
 
 
 def _image_kind(kind: Any) -> int:
@@ -83,9 +95,15 @@ def _image_kind(kind: Any) -> int:
     import datasets
 
     # Parquet files that were not written by `datasets` hold images as a plain structure.
-    if isinstance(kind, datasets.Image) or isinstance(kind, dict) and set(kind) == {"bytes", "path"}:
+    if isinstance(kind, datasets.Image) or isinstance(kind, dict) and _is_binary(kind.get("bytes")):
         return 2
-    return int(isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary"))
+    return int(_is_binary(kind))
+
+
+def _is_binary(kind: Any) -> bool:
+    import datasets
+
+    return isinstance(kind, datasets.Value) and kind.dtype in ("binary", "large_binary")
 
 
 def _type_of(kind: Any) -> str:
@@ -94,13 +112,16 @@ def _type_of(kind: Any) -> str:
 
 
 def _columns(features: Mapping[str, Any]) -> str:
-    return f"its columns are {', '.join(f'{name} ({_type_of(kind)})' for name, kind in features.items())}"
+    shown = [f"{name} ({_type_of(kind)})" for name, kind in list(features.items())[:_SHOWN_COLUMNS]]
+    more = f", and {len(features) - _SHOWN_COLUMNS} more" if len(features) > _SHOWN_COLUMNS else ""
+    return f"its columns are {', '.join(shown)}{more}"
 
 
 def _cast(column: str) -> str:
     return (
-        "images are a column of datasets.Image(), or of the bytes of image files; paths and arrays of uint8 become "
-        f"images by dataset.cast_column('{column}', datasets.Image())"
+        "images are a column of datasets.Image(), or of the bytes of image files; paths and arrays of uint8, (H, W) "
+        f"or (H, W, 3), become images by dataset.cast_column('{column}', datasets.Image()), parts of a structure "
+        "columns by dataset.flatten(), and lists of images rows by dataset.map"
     )
 
 

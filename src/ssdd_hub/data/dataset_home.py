@@ -78,6 +78,11 @@ class Home:
         raise NotImplementedError(f"{type(self).__name__} must implement _find_card(file)")
 
     @property
+    def patterns(self) -> list[str]:
+        """The patterns of files and folders that the card names as data."""
+        return [pattern for card in self.cards for config in list_configs(card) for pattern in list_patterns(config)]
+
+    @property
     def licence(self) -> str | None:
         """The licence that the card states."""
         return licence_text(self.cards[0].get("license"))
@@ -97,6 +102,10 @@ class Home:
     def is_dangling(self, name: str) -> bool:
         """Whether one of `files` is a link that leads to nothing."""
         return False
+
+    def start(self, name: str) -> bytes:
+        """Returns the first bytes of one of `files`; none where that would fetch it, or leave the dataset."""
+        return b""
 
     def is_closed(self, name: str) -> bool:
         """Whether one of `files` is a folder that cannot be listed."""

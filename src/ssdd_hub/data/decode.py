@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import shutil
 import tempfile
 import warnings
@@ -56,6 +57,8 @@ _REFUSED = (
     (b"<", "text (HTML, XML or SVG)"),
 )
 
+_SHOWN_START = 40  # bytes of a text in a message
+
 
 class CorruptImageError(ValueError):
     """An image file cannot be decoded; the message says why."""
@@ -81,9 +84,7 @@ def decode_image(data: bytes, shorter_side: int | None = None) -> Image.Image:
             image.load()
             return _to_grey_or_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        known = next((f"{name}, which is not accepted" for start, name in _REFUSED if data.startswith(start)), None)
-        kind = known or "empty, damaged at its start, or in no accepted format"
-        raise CorruptImageError(f"{kind}; convert it to one of {', '.join(_formats())}") from error
+        raise CorruptImageError(_explain(data)) from error
     except CorruptImageError:
         raise
     # Damaged files make Pillow's readers raise nearly anything: OSError, SyntaxError, struct.error, IndexError, ...
@@ -173,6 +174,20 @@ class PixelStore:
             )
         with tempfile.TemporaryFile() as file:
             return np.memmap(file, np.uint8, "w+", shape=shape)
+
+
+def _explain(data: bytes) -> str:
+    """Returns why the content of a file is no image that is decoded."""
+    start = data[:_SHOWN_START].removeprefix(b"\xef\xbb\xbf").strip()
+    if not start:
+        return "it is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS stands for it: fetch it with git lfs pull"
+    name = next((name for first, name in _REFUSED if data.startswith(first) or start.startswith(first)), None)
+    if name is None and re.fullmatch(rb"[ -~\s]+", start):
+        name = f"text that begins with {start.decode()!r}"
+    kind = f"{name}, which is not accepted" if name else "damaged at its start, or in no accepted format"
+    return f"{kind}; convert it to one of {', '.join(_formats())}"
 
 
 @cache

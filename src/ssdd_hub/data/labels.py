@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssdd_hub.data.columns import find_label_column, require_classes
+from ssdd_hub.data.columns import find_label_column, no_classes, require_classes
 from ssdd_hub.data.literal_folder import literal
 from ssdd_hub.errors import InputError
 
@@ -58,8 +58,16 @@ def _read(table: Any, column: str, split: str) -> Labels:
     from pyarrow import compute as pc
 
     kind = table.features[column]
-    require_classes(column, kind, f" of the split '{split}'")
+    where = f" of the split '{split}'"
+    require_classes(column, kind, where)
     values = table.select_columns([column]).with_format("arrow")[:][column]
+    if pa.types.is_floating(values.type) or pa.types.is_null(values.type):
+        # Tables without an integer for each image often hold fractions, all of them whole, and NaN.
+        values = values.cast(pa.float64())
+        try:
+            values = pc.if_else(pc.is_nan(values), None, values).cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            raise no_classes(column, kind, where) from error
     names = getattr(kind, "names", None)
     if names is None:
         # The values themselves would be taken for sizes: years and ids are integers too.

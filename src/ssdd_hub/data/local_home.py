@@ -71,6 +71,17 @@ class LocalHome(Home):
         """Whether one of `files` is a link that leads to nothing."""
         return (self.folder / name).is_symlink() and not os.path.exists(self.folder / name)
 
+    def start(self, name: str) -> bytes:
+        """Returns the first bytes of one of `files`; none of what is no file in the folder."""
+        file = self.folder / name
+        if not file.is_file() or self._leads_out(file) and not self._follow_links:
+            return b""
+        try:
+            with file.open("rb") as opened:
+                return opened.read(16)
+        except OSError:  # cannot be read
+            return b""
+
     def is_closed(self, name: str) -> bool:
         """Whether one of `files` is a folder that cannot be listed."""
         return (self.folder / name).is_dir() and not (self.folder / name).is_symlink()

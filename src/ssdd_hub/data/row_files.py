@@ -29,8 +29,10 @@ def read_row(home: Home, where: str, content: bytes | None, path: str | None) ->
     a `data:` URL, which is the content itself. A `CorruptImageError` means that there is no such file, that it is too
     large, or that its archive is damaged; other paths and what cannot be reached are an `InputError`.
     """
-    if content is not None or not path:
-        return content or b""
+    if content is not None:
+        return content
+    if not path:
+        raise CorruptImageError("the row holds no image")
     if path.startswith("data:"):
         return _inline(path)
     place = home.find(path)

@@ -11,7 +11,15 @@ from ssdd_hub.data.columns import find_image_column, find_label_column, suggest
 from ssdd_hub.data.dataset_card import licence_text
 from ssdd_hub.data.dataset_home import HubHome
 from ssdd_hub.data.labels import Labels, read_labels
-from ssdd_hub.data.left_out import check_archives, find_left_out, has_index, image_files
+from ssdd_hub.data.left_out import (
+    check_archives,
+    check_class_folders,
+    check_split_names,
+    describe_files,
+    find_left_out,
+    has_index,
+    image_files,
+)
 from ssdd_hub.data.local_home import LocalHome
 from ssdd_hub.data.row_files import BROKEN_ARCHIVE, read_row
 from ssdd_hub.errors import InputError
@@ -22,6 +30,17 @@ MISTAKES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, Value
 # Formats that read nothing but their files, and `cache`, what `datasets` has prepared of these before. HDF5 files hold
 # links to other files, and a Lance dataset states where its files are.
 _FORMATS = "arrow audiofolder cache csv imagefolder json parquet text videofolder webdataset".split()
+
+# What to do about texts in errors of `datasets`.
+_REMEDIES = {
+    "Invalid string class label": "class folders in archives must be unpacked",
+    "`file_name`, ": "the columns of metadata are named in its first line, between commas, or in each object of JSON "
+    "lines, and file_name is that of the images' names, which are texts",
+    "have different features": "give all files of metadata the same columns of the same types; where one has no "
+    "integer in some rows, they become fractions: write texts",
+    "list index out of range": "a file of metadata, a table or an archive has no rows",
+    "Parquet magic bytes": "where large files are pointers of Git LFS, fetch them: git lfs pull",
+}
 
 
 class DatasetSource:
@@ -54,6 +73,8 @@ class DatasetSource:
             self.splits = list(self._tables)
         else:
             self.splits = [str(split) for split in self._builder.info.splits or self._builder.config.data_files]
+            if self.splits == ["train"] and not self._home.patterns:
+                check_split_names(self._home)
             if isinstance(self._home, LocalHome) and _kind(self._builder) in ("imagefolder", "webdataset"):
                 check_archives(self._home, _data_files(self._builder), label_column != "none")
             if self._builder.info.features:
@@ -78,11 +99,13 @@ class DatasetSource:
         except (datasets.exceptions.DatasetsError, *MISTAKES) as error:
             if self._builder is None and isinstance(error, IndexError):  # what `load_from_disk` raises without rows
                 raise InputError(f"the dataset '{self._name}' holds no images in one of its splits") from error
-            reason = self._home.reason(error.__cause__ or error)
-            if "Invalid string class label" in reason:
-                reason += " (class folders in archives must be unpacked)"
-            raise InputError(f"the dataset '{self._name}' cannot be read: {reason}") from error
+            raise self._unreadable(error) from error
         return {str(split): table for split, table in tables.items()}
+
+    def _unreadable(self, error: BaseException) -> InputError:
+        reason = self._home.reason(error.__cause__ or error)
+        remedy = next((f" ({remedy})" for text, remedy in _REMEDIES.items() if text in reason), "")
+        return InputError(f"the dataset '{self._name}' cannot be read: {reason}{remedy}")
 
     @cached_property
     def left_out(self) -> list[str]:
@@ -90,10 +113,7 @@ class DatasetSource:
         files = [] if self._builder is None else _data_files(self._builder)
         if not files or _kind(self._builder) != "imagefolder":
             return []
-        loaded = (
-            [*self._paths(), *(file for file in files if file.lower().endswith(".zip"))] if has_index(files) else files
-        )
-        return find_left_out(self._home, loaded, self.splits)
+        return find_left_out(self._home, files, self._paths(), self.splits)
 
     def _paths(self) -> Iterator[str]:
         """Yields the paths of all images."""
@@ -113,13 +133,8 @@ class DatasetSource:
         try:
             return find_image_column(table.features or {}, self._wanted[0])
         except InputError as error:
-            kind = "" if self._builder is None else _kind(self._builder)
-            if kind in ("", "imagefolder") or not (images := image_files(self._home)):
-                raise
-            raise InputError(
-                f"{error}. The {len(images)} image files of '{self._name}', such as {images[0]}, are not read, as "
-                f"more of its files are of the format {kind!r}: move those out of the folder"
-            ) from error
+            kind = "imagefolder" if self._builder is None else _kind(self._builder)
+            raise InputError(f"{error}{_beside(self._home, kind)}") from error
 
     def num_rows(self, split: str) -> int:
         """Returns the number of images of a split; the first call downloads the data, each checks the columns."""
@@ -144,8 +159,26 @@ class DatasetSource:
                 where = f"row {next(numbers)}" + (f" ({self._home.shown(path)})" if path else "")
                 yield where, partial(read_row, self._home, where, content, path)
 
+    def check_apart(self, split: str, heldout_split: str) -> None:
+        """Refuses data files that are in both splits."""
+        shared = {*self._files(split)} & {*self._files(heldout_split)}
+        if shared:
+            raise InputError(
+                f"{len(shared)} files of '{self._name}', such as '{self._home.shown(min(shared))}', are in both "
+                f"splits '{split}' and '{heldout_split}', by the names of folders and files or by the card: correct "
+                "these, as held-out images must be others"
+            )
+
+    def _files(self, split: str) -> list[str]:
+        by_split = {} if self._builder is None else self._builder.config.data_files or {}
+        return [str(file) for file in by_split.get(split, [])]
+
     def labels(self, *splits: str) -> dict[str, Labels | None]:
         """Returns the labels of splits as `read_labels` does; the first is the one that is trained on."""
+        if self._builder is not None and _kind(self._builder) == "imagefolder":
+            for split in splits:
+                if len(self._tables[split].features) == 1 and not has_index(self._files(split)):
+                    check_class_folders(self._home, self._files(split), _data_files(self._builder))
         # `datasets` gives all splits the names of all their folders.
         declared = self._builder is None or _kind(self._builder) != "imagefolder"
         return read_labels({split: self._tables[split] for split in splits}, self._wanted[1], declared)
@@ -165,6 +198,18 @@ class DatasetSource:
 
 def _kind(builder: Any) -> str:
     return str(builder.__module__.split(".")[-1])
+
+
+def _beside(home: LocalHome | HubHome, kind: str) -> str:
+    """Returns what a message about files of another format adds where there are image files too."""
+    if kind == "imagefolder" or not (images := image_files(home)):
+        return ""
+    tables = ", or, if they list the images, call them metadata.csv and the column of the images' names file_name"
+    return (
+        f". The {len(images)} image files of '{home.name}', such as {images[0]}, are not read, as more of its files, "
+        f"or those that are called like splits, are of the format {kind!r}: move those out of the folder"
+        f"{tables if kind in ('csv', 'json') else ''}"
+    )
 
 
 def _data_files(builder: Any) -> list[str]:
@@ -213,6 +258,7 @@ def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str |
         raise InputError(
             f"'{home.name}' must hold image files, or tables in Parquet, Arrow, CSV, JSON or WebDataset, and its "
             f"files are of the format '{kind}', which may lead to files elsewhere: convert them to Parquet"
+            f"{_beside(home, kind)}"
         )
     if isinstance(home, HubHome):
         commits = [match[1] for file in files if (match := re.match(r"hf://[^@]+@([^/]+)/", file))]
@@ -245,6 +291,7 @@ def _open_builder(home: LocalHome | HubHome, config: str | None, revision: str |
             problem += "check the connection, or pass a folder as --data.name"
         elif isinstance(error, FileNotFoundError):
             left_out = ", ".join(find_left_out(home, [])[:5])
+            reason = describe_files(home) if isinstance(home, LocalHome) else reason
             problem = f"no images found under --data.name '{name}': {left_out or reason}"
         elif isinstance(error, ValueError) and re.search("BuilderConfig|Config name", str(error)):
             known = datasets.get_dataset_config_names(home.opened, revision=revision)

@@ -137,7 +137,7 @@ class _StreamedSource(DatasetSource):
         except InputError:
             raise
         except (datasets.exceptions.DatasetsError, pa.ArrowException, *MISTAKES) as error:
-            raise InputError(f"the dataset '{self._name}' cannot be read: {self._home.reason(error)}") from error
+            raise self._unreadable(error) from error
 
     @property
     def length(self) -> int | None:

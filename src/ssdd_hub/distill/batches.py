@@ -13,6 +13,7 @@ from ssdd_hub.data.device import copy_async, gather, keep_on_device, may_stay
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import draw_batch, generator
 from ssdd_hub.targets.cache import FeatureCache, fixed_views
+from ssdd_hub.targets.compute import StandInCache
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.teacher import Teacher
@@ -153,7 +154,7 @@ def _ready(targets: Targets | Tensor, device: torch.device | str, copies: int = 
 
 def build_batches(
     source: ImageBank,
-    cache: FeatureCache,
+    cache: FeatureCache | StandInCache,
     targets: Targets,
     pixel_space: PixelSpace,
     *,

@@ -2,21 +2,31 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from ssdd_hub.distill.distiller import Distiller
+from ssdd_hub.distill.heldout import STAGE, HeldoutError
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder, RunSettings
+from ssdd_hub.runs.progress import StepBar
 from ssdd_hub.runs.save_points import SavePoints
 
 
-def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress: bool = True) -> float:
+def distil(
+    distiller: Distiller,
+    run: RunFolder,
+    settings: RunSettings,
+    progress: bool = True,
+    heldout: HeldoutError | None = None,
+    warmed_up: Callable[[], object] = lambda: None,
+) -> float:
     """Runs a fresh distiller to its last outer step, from the newest checkpoint on; returns the seconds of all starts.
 
-    On the CPU, images, targets and log are byte for byte those of an unbroken run.
+    On the CPU, images, targets and log are byte for byte those of an unbroken run. With `heldout`, the log has its
+    records too, measured by the main process. `warmed_up` is called before the first outer step.
 
     Raises:
         InputError: The distillation diverges.
@@ -25,17 +35,22 @@ def distil(distiller: Distiller, run: RunFolder, settings: RunSettings, progress
     saved = run.checkpoints.load_newest()
     if saved is None:
         run.log.rewind(distiller.method.stage, 0)
-        _warm_up(distiller, run, progress)
+        run.log.rewind(STAGE, -1)
+        _warm_up(distiller, run, progress, heldout)
     else:
         distiller.load_state_dict(saved["distiller"])
         started -= saved["seconds"]
-    run.log.rewind("distill", distiller.outer_step)
+    warmed_up()
+    for stage in ("distill", STAGE):
+        run.log.rewind(stage, distiller.outer_step)
     first, last, records = distiller.outer_step, distiller.settings.steps, list[dict[str, Any]]()
-    bar = tqdm(range(first, last), "distil", last, unit="step", initial=first, disable=not progress)
+    bar = StepBar(range(first, last), "distil", last, initial=first, disable=not progress)
     with SavePoints(settings.checkpoint_every, distiller.accelerator.num_processes == 1) as points:
         for step in bar:
             records.append({"stage": "distill", "step": step + 1, **distiller.step()})
             due = points.due(step + 1) or step + 1 == last
+            if heldout and run.is_main and step + 1 in heldout.steps:
+                records.append(heldout.measure(distiller))
             if due or (step + 1) % settings.log_every == 0:
                 bar.set_postfix({"loss": f"{_flush(records, run, distiller):.4g}", **_longest(distiller)})
             if due:
@@ -55,12 +70,14 @@ def _longest(distiller: Distiller) -> dict[str, str]:
     return {part.replace(" ", "_"): f"{seconds[part] / total:.0%}"}
 
 
-def _warm_up(distiller: Distiller, run: RunFolder, progress: bool) -> None:
+def _warm_up(distiller: Distiller, run: RunFolder, progress: bool, heldout: HeldoutError | None) -> None:
     stage, total = distiller.method.stage, distiller.method.preparation()
-    bar = tqdm(distiller.warm_up(), stage, total, unit="step", disable=not (progress and total))
+    bar = StepBar(distiller.warm_up(), stage, total, disable=not (progress and total))
     records = [{"stage": stage, "step": step, "loss": loss} for step, loss in enumerate(bar, start=1)]
     if records:
         _flush(records, run, distiller)
+    if heldout and run.is_main:
+        run.log.write([heldout.measure(distiller)])
     _save(distiller, run, 0.0)
 
 
@@ -70,7 +87,8 @@ def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) 
         {name: value.item() if isinstance(value, Tensor) else value for name, value in record.items()}
         for record in records
     ]
-    wrong = next((record for record in plain if not math.isfinite(record["loss"])), None)
+    losses = [record for record in plain if "loss" in record]
+    wrong = next((record for record in losses if not math.isfinite(record["loss"])), None)
     if wrong is not None:
         raise InputError(
             f"the {wrong['stage']} loss is {wrong['loss']} at step {wrong['step']}: lower --distiller.lr-images, "
@@ -79,10 +97,13 @@ def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) 
             "the teacher can be used again by --teacher.backbone local-dir:OUTPUT/teacher --teacher.pretrained"
         )
     run.log.write(plain)
-    if plain[-1]["stage"] == "distill":
-        distiller.accelerator.log({"loss": plain[-1]["loss"]}, step=plain[-1]["step"])
+    last = losses[-1]
+    if last["stage"] == "distill":
+        errors = [record["error"] for record in plain if record.get("error") is not None]
+        shown = {"loss": last["loss"], **({"heldout_error": errors[-1]} if errors else {})}
+        distiller.accelerator.log(shown, step=last["step"])
     records.clear()
-    return float(plain[-1]["loss"])
+    return float(last["loss"])
 
 
 def _save(distiller: Distiller, run: RunFolder, seconds: float) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssdd_hub.distill.batches import Batches
 from ssdd_hub.distill.engine.base import Engine
 from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.seeds import seeded
 from ssdd_hub.selection.source import Source
 
 
@@ -118,6 +119,15 @@ class Method:
             What is logged: numbers, scalar tensors or None, by name.
         """
         return {}
+
+    def judge(self) -> nn.Module:
+        """Returns the network through which the held-out error of the set is measured; it is not changed.
+
+        By default an untrained one, always the same. A method that trains students on the set returns one of these.
+        """
+        engine = self.problem.engine
+        with seeded(self.problem.seed, "judge"):
+            return self.problem.build_student().to(engine.device, engine.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all state, of types that `checkpoints.save_tree` takes, so that a resumed run goes on exactly."""

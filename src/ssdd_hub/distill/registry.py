@@ -1,7 +1,6 @@
 """Classes by name with settings of their own: those of this package, and those that other packages offer."""
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,12 +9,14 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from ssdd_hub.arguments import argument_checks, check_arguments
 from ssdd_hub.bounds import Settings
-from ssdd_hub.errors import Check, InputError
+from ssdd_hub.errors import Check, InputError, nearest
 from ssdd_hub.text import show
 
 
 @dataclass(frozen=True)
 class _Choice(Settings, section="choice"):
+    arguments_of: ClassVar[dict[str, str]] = {"args": "name"}
+
     name: str
     args: dict[str, Any] = field(default_factory=dict)
 
@@ -83,7 +84,7 @@ class Registry(Generic[Kind]):
             return self.known[name]
         for point in entry_points(group=self.group, name=name):
             return self._load(point)
-        raise InputError(f"{self.noun} {name!r} is unknown: {_nearest(name, self.names())}")
+        raise InputError(f"{self.noun} {name!r} is unknown: {_known(name, self.names())}")
 
     def settings(self, name: str, args: Mapping[str, Any], shared: Mapping[str, Any]) -> Any:
         """Returns the settings of a class, of `args` and, where it has a field of the name, of `shared`.
@@ -99,7 +100,7 @@ class Registry(Generic[Kind]):
         try:
             for key, value in args.items():
                 if key not in known:
-                    hint = _nearest(key, known) if known else "it has none"
+                    hint = _known(key, known) if known else "it has none"
                     raise InputError(f"{self.noun} {name!r} has no setting {key!r}: {hint}")
                 problem = _problem(value, kinds[key])
                 if problem:
@@ -155,7 +156,5 @@ def _problem(value: Any, kind: Any) -> str | None:
     return f"of type {kind.__name__}, got {show(value)}"
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    listed = f"use one of {', '.join(known)}"
-    return f"{listed}; the nearest is {near[0]}" if near and len(known) > 1 else listed
+def _known(name: str, known: list[str]) -> str:
+    return f"use one of {', '.join(known)}{nearest(name, known)}"

@@ -1,5 +1,6 @@
 """Entries of an evaluation: sets, references, and the students pre-trained on each."""
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from ssdd_hub.errors import InputError
+from ssdd_hub.bounds import among
+from ssdd_hub.errors import InputError, require
 from ssdd_hub.evaluation.forms import Form, count_for
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, WholeNetwork
 from ssdd_hub.models.build import build_student
@@ -27,6 +29,8 @@ from ssdd_hub.sets.pretrain import SetPairs
 from ssdd_hub.sets.provenance import describe_selection
 from ssdd_hub.sets.views import add_views
 from ssdd_hub.targets.transform import TargetTransform
+
+_LOG = logging.getLogger(__name__)
 
 NONE, FULL, TEACHER = "none", "full", "teacher"
 REFERENCES = (NONE, *SELECTIONS, FULL, TEACHER)
@@ -82,10 +86,14 @@ class StudentEntry:
 def entry_of_set(
     name: str, distilled: DistilledSet, device: torch.device | str, same_targets: bool = True
 ) -> SetEntry:
-    """Returns a set as an entry of an evaluation, for students on a device; every student sees the same pairs."""
+    """Returns a set as an entry of an evaluation, for students on a device; every student sees the same pairs.
+
+    They see real images in the space that this set states for its students, whatever other sets state.
+    """
     identity = describe_pairs(distilled)
-    size = size_of(distilled)
-    return SetEntry(name, lambda k: SetPairs(distilled, device), lambda k: identity, same_targets, size=lambda k: size)
+    size, space = size_of(distilled), distilled.student_pixel_space
+    pairs = (lambda k: SetPairs(distilled, device), lambda k: identity)
+    return SetEntry(name, *pairs, same_targets, space, size=lambda k: size)
 
 
 def size_of(distilled: DistilledSet) -> dict[str, int]:
@@ -98,6 +106,15 @@ def size_of(distilled: DistilledSet) -> dict[str, int]:
 def entry_of_none(name: str = NONE) -> SetEntry:
     """Returns the reference of no pre-training."""
     return SetEntry(name, _no_pairs, lambda k: NONE)
+
+
+def first_images(entry: SetEntry) -> torch.Tensor | None:
+    """Returns the images of the first student, pixels `(M, C, H, W)` in `[0, 1]`; None where it sees no set."""
+    pairs = entry.pairs(0)
+    if not isinstance(pairs, SetPairs):
+        return None
+    distilled = pairs.distilled
+    return distilled.pixel_space.denormalise(distilled.images)
 
 
 def _no_pairs(k: int) -> Pairs | None:
@@ -147,7 +164,7 @@ class Baselines:
             pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
             return SetEntry(name, lambda k: pairs, lambda k: {"full": self._origin})
         if method not in SELECTIONS:
-            raise InputError(f"there is no reference {method!r}: use some of {', '.join(REFERENCES)}")
+            require(among("a reference", method, REFERENCES))
 
         def load(k: int) -> DistilledSet:
             return DistilledSet.load(self._path(method, count, k, form))
@@ -197,7 +214,7 @@ class Baselines:
         for budget, forms in (budgets or {}).items():
             jobs += [(name, budget, form) for name in chosen if name in CHOICES for form in forms]
         todo = [(name, n, k, form) for name, n, form in jobs for k in range(seeds)]
-        todo = [job for job in todo if not (self._path(*job) / METADATA_FILE).is_file()]
+        todo = [job for job in todo if not self._is_whole(self._path(*job))]
         for method, count, k, form in tqdm(todo, "references", unit="set", disable=not (progress and todo)):
             seed = derive_seed(self.seed, f"reference {method}", k)
             selected = self._fill(method, count, seed, form) if form else self._select(method, count, seed)
@@ -220,6 +237,17 @@ class Baselines:
             "stored": {"form": str(form), "bytes": size},
         }
         return stored
+
+    @staticmethod
+    def _is_whole(folder: Path) -> bool:
+        if not (folder / METADATA_FILE).is_file():
+            return False
+        try:
+            DistilledSet.load(folder)
+        except InputError as error:
+            _LOG.warning("%s is damaged (%s): it is made anew", folder, error)
+            return False
+        return True
 
     @cached_property
     def _origin(self) -> dict[str, Any]:
@@ -258,8 +286,7 @@ def select(method: str, source: Source, count: int, seed: int, settings: Selecti
     Raises:
         InputError: There is no such method, there are fewer images, targets are not finite, or an expert diverges.
     """
-    if method not in SELECTIONS:
-        raise InputError(f"there is no selection {method!r}: use one of {', '.join(SELECTIONS)}")
+    require(among("the selection", method, SELECTIONS))
     if count < 1:
         raise InputError(f"a selection needs at least 1 image, got {count}")
     bank, facts, labels = source.bank, {"seed": seed, "count": count, **asdict(settings)}, None

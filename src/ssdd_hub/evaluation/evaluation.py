@@ -12,14 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub.bounds import Count, Repeats, Settings
 from ssdd_hub.errors import InputError
@@ -47,6 +47,13 @@ class EvaluateSettings(Settings, section="evaluate"):
     max_heldout: Count = 2000
 
 
+class Results(NamedTuple):
+    """All numbers of an evaluation."""
+
+    records: list[Record]
+    by_class: dict[str, Any]  # as `Evaluation.measure` describes them
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """All cells of an evaluation: those of every set, student, dataset and protocol."""
@@ -68,11 +75,18 @@ class Evaluation:
                 raise InputError(f"the {kind} of an evaluation must have names of their own, got {twice} twice")
 
     def run(self, accelerator: Accelerator) -> list[Record]:
+        """Returns the records of `measure`."""
+        return self.measure(accelerator).records
+
+    def measure(self, accelerator: Accelerator) -> Results:
         """Measures the cells that are not there yet, shared out over the processes; a student may diverge.
 
         Returns:
             The records of `scores.json`: one per set, student, dataset, protocol, metric and number of labels, with
-            mean, std (n - 1), n and all values; of accuracies the dataset's number of `classes` too.
+            mean, std (n - 1), n and all values; of accuracies the dataset's number of `classes` too. And the
+            accuracies class by class: `classes`, for each dataset the `names` (None where it has none) and the number
+            of held-out `images` of each class; `records` with the lists `mean` and `std` over the classes, None for a
+            class without such images, and `n`, the seeds whose scores are known by class.
         """
         entries = product(range(self.seeds), self.candidates, self.set_entries)
         jobs = [_Job(self, candidate, set_entry, k) for k, candidate, set_entry in entries]
@@ -84,16 +98,17 @@ class Evaluation:
             alike.setdefault(json.dumps(job.identity, sort_keys=True), []).append(job)
         total = sum(len(job.missing) for job in todo)
         with tqdm(total=total, desc="evaluate", unit="cell", disable=not accelerator.is_main_process) as bar:
-            _run_side_by_side(list(alike.values()), bar.update, self.datasets[0].device)
+            run_side_by_side(list(alike.values()), bar.update, self.datasets[0].device)
         measured = {(job.candidate.name, job.set_entry.name, job.k): job.measured() for job in mine}
         results = {place: found for share in gather_object([measured]) for place, found in share.items()}
-        return list(self._records(results))
+        return Results(list(self._records(results)), self._by_class(results))
 
     @cached_property
     def _classes(self) -> dict[str | None, int]:
         return {data.name: data.num_classes for data in self.datasets if data.labelled}
 
-    def _records(self, results: Mapping[tuple[str, str, int], "_Measured"]) -> Iterator[Record]:
+    def _measurements(self, results: "_Found") -> Iterator[tuple[Record, list[Measure | None]]]:
+        """Yields what each record is about, and what was measured with each student, None where nothing was."""
         for candidate, set_entry in product(self.candidates, self.set_entries):
             students = [results[candidate.name, set_entry.name, k] for k in range(self.seeds)]
             sizes = _mean_size([set_entry.size(k) for k in range(self.seeds)])
@@ -101,17 +116,37 @@ class Evaluation:
                 about = {"set": set_entry.name, "protocol": protocol, **self.facts, "target": target}
                 about |= {"student": candidate.name, "use": self.use.augment, **sizes}
                 cells = [student.get((protocol, target), []) for student in students]
-                found = [{(measure.metric, measure.labels): measure.value for measure in cell} for cell in cells]
+                found = [{(measure.metric, measure.labels): measure for measure in cell} for cell in cells]
                 for metric, labels in dict.fromkeys(kind for scores in found for kind in scores):
-                    # A student without a value has None.
-                    values = [scores.get((metric, labels)) for scores in found]
-                    # So that the level of chance is known.
-                    chance = metric == "accuracy" and target in self._classes
-                    known = {"classes": self._classes[target]} if chance else {}
-                    yield {**about, "labels": labels, "metric": metric, **describe_values(values), **known}
+                    measures = [scores.get((metric, labels)) for scores in found]
+                    yield {**about, "labels": labels, "metric": metric}, measures
+
+    def _records(self, results: "_Found") -> Iterator[Record]:
+        for about, measures in self._measurements(results):
+            values = [None if measure is None else measure.value for measure in measures]
+            # So that the level of chance is known.
+            chance = about["metric"] == "accuracy" and about["target"] in self._classes
+            known = {"classes": self._classes[about["target"]]} if chance else {}
+            yield {**about, **describe_values(values), **known}
+
+    def _by_class(self, results: "_Found") -> dict[str, Any]:
+        records = []
+        for about, measures in self._measurements(results):
+            known = [measure.by_class for measure in measures if measure is not None and measure.by_class]
+            if known:
+                classes = [describe_values(values) for values in zip(*known, strict=True)]
+                means = [each["mean"] if each["mean"] is None else round(each["mean"], 4) for each in classes]
+                spreads = [round(each["std"], 4) if each["n"] else None for each in classes]
+                records.append({**about, "mean": means, "std": spreads, "n": len(known)})
+        there = {record["target"] for record in records}
+        return {
+            "classes": {d.name: d.describe_classes() for d in self.datasets if d.name in there},
+            "records": records,
+        }
 
 
 _Measured = dict[tuple[str, str | None], list[Measure]]  # by protocol and dataset
+_Found = Mapping[tuple[str, str, int], _Measured]  # by student, set and seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,13 +231,20 @@ class _Job:
         return {**found, (COST, None): read(self.cost_key) or []}
 
 
-def _run_side_by_side(groups: Sequence[Sequence[_Job]], done: Callable[[], object], device: torch.device) -> None:
+class Job(Protocol):
+    """Work for one core."""
+
+    def run(self, done: Callable[[], object]) -> None:
+        """Does it; calls `done` after each cell."""
+
+
+def run_side_by_side(groups: Sequence[Sequence[Job]], done: Callable[[], object], device: torch.device) -> None:
     """Runs groups of jobs, on the CPU with one core each, as many at a time as torch has threads; elsewhere in turn.
 
     The steps of small students are too short to be shared by several cores.
     """
 
-    def run(jobs: Sequence[_Job]) -> None:
+    def run(jobs: Sequence[Job]) -> None:
         for job in jobs:
             job.run(done)
 

@@ -10,7 +10,7 @@ import torch
 
 from ssdd_hub.data.bank import DataSettings, ImageBank, draw_heldout, load_images
 from ssdd_hub.data.decode import CHANNELS
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import InputError, nearest
 from ssdd_hub.evaluation.entries import REFERENCES, describe_matrix
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.pixel_space import PixelSpace
@@ -259,7 +259,12 @@ def load_dataset(
         settings = DataSettings(**{**given, "mode": _mode(distilled)})
     except TypeError as error:
         raise InputError(f"--dataset-args.{name} holds an unknown setting of its data: {error}") from error
-    train, heldout = load_images(settings, seed)
+    try:
+        train, heldout = load_images(settings, seed)
+    except InputError as error:
+        # A name alone may be a misspelt one of ours.
+        short = not args and "/" not in name
+        raise InputError(f"{error}{nearest(name, ['source', *DATASETS]) if short else ''}") from error
     heldout = draw_heldout(heldout, most, seed)
     data = RealData(Path(name).name, train, heldout, distilled.student_pixel_space, device)
     if not data.labelled:

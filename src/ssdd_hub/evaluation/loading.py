@@ -25,7 +25,7 @@ from ssdd_hub.evaluation.inputs import (
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, LabelledProtocol
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches
-from ssdd_hub.selection.methods import GAUSSIAN, SELECTIONS
+from ssdd_hub.selection.methods import GAUSSIAN, HIGH_LOSS, SELECTIONS, SelectionSettings, check_experts
 from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.statements import stated_student
@@ -120,7 +120,7 @@ class Loader:
         if named.pop("own", None):
             title = f"own {own['name']}" if own["name"] in named else own["name"]
             named = {title: (own["name"], own["model_args"]), **named}
-        shape = shape_of(self.first)
+        shape = self.first.student_shape
         return [StudentEntry.of(*each, protocols, title, **shape) for title, each in named.items()]
 
     def variants(self, variants: Sequence[Mapping[str, Any]], protocol: EvaluationProtocol) -> list[StudentEntry]:
@@ -129,7 +129,7 @@ class Loader:
         for variant in variants:
             args = {key: value for key, value in variant.items() if key != "name"}
             title = f"{variant['name']} {' '.join(f'{key}={value}' for key, value in args.items())}"
-            found.append(StudentEntry.of(variant["name"], args, [protocol], title, **shape_of(self.first)))
+            found.append(StudentEntry.of(variant["name"], args, [protocol], title, **self.first.student_shape))
         return found
 
     def set_entries(self, sets: Mapping[str, DistilledSet], source: Source | None) -> list[SetEntry]:
@@ -141,9 +141,17 @@ class Loader:
         return found
 
 
-def check_references(methods: Collection[str], counts: Sequence[int], own: RealData) -> None:
-    """Refuses references of more images than there are to select from; noise has no end."""
+def check_references(
+    methods: Collection[str], counts: Sequence[int], own: RealData, settings: SelectionSettings
+) -> None:
+    """Refuses references of more images than there are, noise aside, and experts that cannot be trained."""
+    if HIGH_LOSS in methods:
+        check_experts(settings, len(own.train), in_chans=own.train.num_channels, image_size=own.train.image_size)
     least, chosen = max(counts), [name for name in methods if name in SELECTIONS and name != GAUSSIAN]
+    if {*chosen} - {"random"} and (settings.max_images or least) < least:
+        raise InputError(
+            f"--selection.max-images must be at least the {least} to be chosen, got {settings.max_images}"
+        )
     if chosen and least > len(own.train):
         raise InputError(
             f"{least} images of the source are to be selected for the references {', '.join(chosen)}, and there are "
@@ -162,12 +170,6 @@ def check_students(students: Sequence[StudentEntry], use: StudentTrainingSetting
             check_batches(student.build(), batches, **shape)
         except InputError as error:
             raise InputError(f"{student.name}: {error}") from error
-
-
-def shape_of(distilled: DistilledSet) -> dict[str, Any]:
-    """Returns what decides the shape of students, as `build_student` takes it."""
-    _, channels, _, size = distilled.images.shape
-    return {"num_targets": distilled.targets.shape[1], "in_chans": channels, "image_size": size}
 
 
 def prepare_references(

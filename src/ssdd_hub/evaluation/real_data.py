@@ -58,6 +58,13 @@ class RealData:
             )
         return classes
 
+    def describe_classes(self) -> dict[str, Any]:
+        """Returns the `names` of the classes, None where there are none, and the held-out `images` of each."""
+        truth = self.labels(self.heldout)[self.known(self.heldout)]
+        names, count = self.train.label_names, self.num_classes
+        counts = torch.bincount(truth, minlength=count).tolist()
+        return {"names": names[:count] if names and len(names) >= count else None, "images": counts}
+
     def known(self, bank: ImageBank) -> Tensor:
         """Returns the indices of a bank's images of known class (label 0 or above)."""
         return (self.labels(bank) >= 0).nonzero()[:, 0]

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoSibling
 
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import InputError, nearest
 from ssdd_hub.files import replaced_folder
 from ssdd_hub.hub.client import ERRORS, TRIES, Repo, Result, Token, hub_errors, is_passing
 from ssdd_hub.record import CARD_FILE, LARGEST_CARD, METADATA_FILE, MOST_BYTES, PREVIEW_FILE, TRANSFORM_FILE
@@ -102,7 +102,14 @@ def _name(repo: Repo, revision: str | None) -> str:
 
 def _check_id(repo_id: str) -> None:
     if not HUB_ID.fullmatch(repo_id):
-        raise InputError(f"a set on the Hub is named owner/name, got {repo_id!r}; and there is no such folder here")
+        missing = Path(repo_id)
+        while not missing.parent.is_dir():
+            missing = missing.parent
+        beside = [entry.name for entry in missing.parent.iterdir() if entry.is_dir()]
+        raise InputError(
+            f"a set on the Hub is named owner/name, got {repo_id!r}; and there is no such folder here"
+            f"{nearest(missing.name, beside)}"
+        )
 
 
 def _to_cache(repo: Repo, revision: str | None, doing: str, patterns: list[str]) -> tuple[Path, str | None]:

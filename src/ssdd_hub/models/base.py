@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
+from ssdd_hub.bounds import among
 from ssdd_hub.errors import InputError
 
 NORMS = ("batch", "instance", "none")
@@ -75,7 +76,7 @@ def check_blocks(widths: Sequence[int], norm: str) -> tuple[tuple[bool, str], ..
     """Returns the checks of the arguments of `conv_block`, for `require`."""
     return (
         (len(widths) > 0 and all(width > 0 for width in widths), f"widths must be positive, got {list(widths)}"),
-        (norm in NORMS, f"norm must be one of {', '.join(NORMS)}, got {norm!r}"),
+        among("norm", norm, NORMS),
     )
 
 

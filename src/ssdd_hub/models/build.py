@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -10,7 +10,7 @@ from torch import nn
 
 from ssdd_hub.arguments import argument_checks
 from ssdd_hub.bounds import Settings
-from ssdd_hub.errors import Check, InputError
+from ssdd_hub.errors import Check, InputError, nearest
 from ssdd_hub.models.features import input_args, pre_logits
 from ssdd_hub.models.stored_models import create_model
 
@@ -28,6 +28,8 @@ class StudentSettings(Settings, section="student"):
         name: A timm model name; `list_students()` gives ours.
         model_args: Further arguments of the model, such as `widths` and `norm` of the ConvNets.
     """
+
+    arguments_of: ClassVar[dict[str, str]] = {"model_args": "name"}
 
     name: str = "ssdd_convnet3"
     model_args: dict[str, Any] = field(default_factory=dict)
@@ -60,7 +62,7 @@ def build_student(name: str, *, num_targets: int, in_chans: int, image_size: int
     if not timm.is_model(name):
         raise InputError(
             f"student {name!r} is not a timm model: use one of {', '.join(list_students())}, or a name from "
-            "timm.list_models()"
+            f"timm.list_models(){nearest(name, timm.list_models())}"
         )
     args = {**input_args(name, in_chans, image_size), **model_args}
     try:

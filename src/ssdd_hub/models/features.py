@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ssdd_hub.errors import InputError
+from ssdd_hub.bounds import among
+from ssdd_hub.errors import InputError, nearest, require
 from ssdd_hub.models.stored_models import create_model
 from ssdd_hub.pixel_space import PixelSpace
 
@@ -42,8 +43,7 @@ def read_features(model: nn.Module, images: Tensor, kind: str = "pre_logits") ->
     Raises:
         InputError: The kind is not known, or the model has no such features.
     """
-    if kind not in FEATURES:
-        raise InputError(f"features must be one of {', '.join(FEATURES)}, got {kind!r}")
+    require(among("features", kind, FEATURES))
     if kind == "pre_logits":
         return pre_logits(model, images)
     maps = model.forward_features(images)  # type: ignore[operator]
@@ -196,7 +196,7 @@ def create_backbone(name: str, *, pretrained: bool, input_size: int | None = Non
         raise InputError(
             f"teacher backbone {name!r} (pretrained={pretrained}, {model_args}) cannot be built: "
             f"{shorten_error(error)}. Use a name from timm.list_models(), local-dir:FOLDER with config.json and "
-            "model.safetensors, or hf-hub:OWNER/NAME"
+            f"model.safetensors, or hf-hub:OWNER/NAME{'' if ':' in name else nearest(name, timm.list_models())}"
         ) from error
     return backbone
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Share, Weight, one_of
+from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Share, Weight, at_most, one_of
 from ssdd_hub.data.augment import PADDING, augment_dsa, crop_flip, draw_views
 from ssdd_hub.errors import InputError
 from ssdd_hub.seeds import draw_batch, generator
@@ -48,15 +48,16 @@ class StudentTrainingSettings(Settings, section="student_training"):
             target stored for it.
     """
 
-    epochs: Natural = 1000
-    max_steps: Count | None = None
-    steps: Count | None = None
-    batch_size: Count = 256
+    # At most what the record of a set takes: a set that cannot be saved would be known after all its work.
+    epochs: Annotated[Natural, at_most(10**6)] = 1000
+    max_steps: Annotated[Count, at_most(10**8)] | None = None
+    steps: Annotated[Count, at_most(10**8)] | None = None
+    batch_size: Annotated[Count, at_most(10**6)] = 256
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = "sgd"
-    learning_rate: Positive = 0.1
+    learning_rate: Annotated[Positive, at_most(10**4)] = 0.1
     schedule: Annotated[str, one_of(SCHEDULES)] = "constant"
     momentum: Fraction = 0.9
-    weight_decay: Weight = 1e-3
+    weight_decay: Annotated[Weight, at_most(10**4)] = 1e-3
     mixup: Share = 0.0
     average: Fraction = 0.0
     augment: Annotated[str, one_of(AUGMENTATIONS)] = "none"

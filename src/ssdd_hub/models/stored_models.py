@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
@@ -22,14 +23,14 @@ from torch.nn.modules.module import (
 
 from ssdd_hub.arguments import ARCHITECTURE, check_arguments, find_problems
 from ssdd_hub.errors import InputError
-from ssdd_hub.plain_files import require_plain_entries, require_uncompressed
-from ssdd_hub.record import is_deeper
+from ssdd_hub.plain_files import require_modest_weights, require_plain_entries
+from ssdd_hub.record import is_deeper, load_json
 from ssdd_hub.statements import LARGEST_SIDE
 
 CONFIG_FILE = "config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_PICKLED = (".bin", ".pt", ".pth", ".tar")  # each an archive, which timm unpacks
-_WEIGHT_ENDINGS = (".safetensors", ".bin", ".pth", ".pth.tar")
+WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".tar")
+"""Of the files in which timm looks for weights."""
 _LARGEST_CONFIG = 2**22  # bytes; the names of 21,841 classes take one MiB
 MOST_PARAMETERS = 2**34
 _MOST_MODULES = 20_000
@@ -43,9 +44,11 @@ _SPACES = ("mean", "std")
 _NUMBERS = ("crop_pct", "test_crop_pct", "num_classes", "label_offset", "fixed_input_size")
 _WORDS = ("architecture", "tag", "interpolation", "crop_mode", "global_pool")
 _MODULES = ("first_conv", "classifier")
+_LABELS = ("label_names", "label_descriptions")
 _TEXTS = (
     *("description", "origin_url", "paper_name", "paper_ids", "notes"),
-    *("label_names", "label_descriptions", "labels", "num_features"),
+    *("labels", "num_features"),
+    *_LABELS,
 )
 _MODULE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9_.-]{0,100}", re.ASCII)
@@ -57,8 +60,10 @@ def normalised_name(name: str) -> str:
     return f"{kind.lower()}{colon}{place}" if colon else name
 
 
-def check_stored(name: str) -> str:
-    """Checks what a name stands for; returns the name to load, which of a repository states the checked commit.
+def check_stored(name: str, weights: bool = True) -> str:
+    """Checks what a name stands for, on request with its weights; returns the name to load.
+
+    That of a repository states the commit that was checked.
 
     Raises:
         InputError: The folder holds links, FIFOs or devices, or the configuration does not pass the allow-list.
@@ -69,8 +74,8 @@ def check_stored(name: str) -> str:
     if kind == "local-dir":
         require_plain_entries(Path(place))
         for path in sorted(Path(place).glob("*")):
-            if path.suffix in _PICKLED:
-                require_uncompressed(path)
+            if path.suffix in WEIGHT_ENDINGS and path.is_file():
+                require_modest_weights(path)
         if (Path(place) / CONFIG_FILE).is_file():
             check_config(Path(place) / CONFIG_FILE)
     elif kind in ("hf-hub", "hf_hub"):
@@ -78,7 +83,13 @@ def check_stored(name: str) -> str:
         path = Path(hf_hub_download(repo_id, CONFIG_FILE, revision=revision or None))
         check_config(path)
         # The folder of a snapshot is named by its commit, so that timm loads what was checked.
-        return f"hf-hub:{repo_id}@{path.parent.name}"
+        commit = path.parent.name
+        # In timm's order, which looks for no others; what is missing is left for it to report.
+        for file in _WEIGHTS if weights else ():
+            with suppress(EntryNotFoundError):
+                require_modest_weights(Path(hf_hub_download(repo_id, file, revision=commit)))
+                break
+        return f"hf-hub:{repo_id}@{commit}"
     return name
 
 
@@ -106,7 +117,7 @@ def create_model(
     """
     check_arguments(f"model_args of {name!r}", args)
     outputs = {} if num_classes is None else {"num_classes": num_classes}
-    checked = check_stored(name)
+    checked = check_stored(name, pretrained)
     if pretrained and (size := _weight_bytes(checked)):
         # A classifier that is built and then dropped is in no file; 2**24 are 1,000 classes of 16,384 features.
         most_parameters = min(most_parameters, size + 2**24)
@@ -124,14 +135,9 @@ def _weight_bytes(name: str) -> int:
         repo_id, _, commit = place.partition("@")
         cached = (try_to_load_from_cache(repo_id, weights, revision=commit) for weights in _WEIGHTS)
         files = {path: Path(path).stat().st_size for path in cached if isinstance(path, str)}
-        if not files:
-            # Where the Hub cannot be reached, timm cannot fetch weights either.
-            with suppress(Exception):
-                stated = HfApi().model_info(repo_id, revision=commit, files_metadata=True).siblings or []
-                files = {entry.rfilename: entry.size or 0 for entry in stated}
     else:
         files = {}
-    return max((size for path, size in files.items() if path.endswith(_WEIGHT_ENDINGS)), default=0)
+    return max((size for path, size in files.items() if path.endswith(WEIGHT_ENDINGS)), default=0)
 
 
 @contextmanager
@@ -174,7 +180,7 @@ def find_config_problems(path: Path) -> Iterator[str]:
         yield f"it must be of at most {_LARGEST_CONFIG} bytes, got {path.stat().st_size}"
         return
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         yield f"it is no JSON ({type(error).__name__}: {str(error)[:80]})"
         return
@@ -192,6 +198,8 @@ def find_config_problems(path: Path) -> Iterator[str]:
     if not isinstance(stated, Mapping):
         yield "pretrained_cfg must map names to values"
         return
+    # Which timm takes from beside it.
+    stated = {**stated, **{key: config[key] for key in ("num_classes", *_LABELS) if key in config}}
     for key, value in stated.items():
         # By identity, since 0 and 0.0 equal False.
         absent = value is None or value is False or value == "" or value == [] or value == {}
@@ -206,7 +214,11 @@ def _is_fine(key: str, value: Any) -> bool:
         length = (1, 2) if "pool" in key else (3,)
         return len(values) in length and all(type(part) is int and 0 < part <= LARGEST_SIDE for part in values)
     if key in _SPACES:
-        fine = isinstance(value, list) and 1 <= len(values) <= 4 and all(map(_is_number, values))
+        fine = (
+            isinstance(value, list)
+            and 1 <= len(values) <= 4
+            and all(_is_number(part) and not isinstance(part, bool) for part in values)
+        )
         return fine and (key == "mean" or min(values) > _LEAST_STD)
     if key in _NUMBERS:
         return _is_number(value)

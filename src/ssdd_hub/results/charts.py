@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+HEADLINES = ("probe", "finetune", "probe_mkdt", "knn")
+"""Protocols that a set is first judged by; the first of them that was measured is drawn."""
 MAX_BROAD = 5  # bars of a panel, with two lines each
 
 
@@ -23,6 +25,14 @@ class Style(NamedTuple):
     colour: str
     marker: str
     line: Literal["-", "--", ":"] = "-"
+
+
+class Picture(NamedTuple):
+    """A figure with its description in words."""
+
+    name: str
+    caption: str
+    figure: "Figure"
 
 
 # Told apart with any colour vision (after Okabe and Ito, and Tol), and by their markers in black and white.

@@ -1,18 +1,20 @@
 """Comparison of sets, paired by student: every set was scored with the same seeds."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ssdd_hub.hub.markdown import escape
-from ssdd_hub.results.tables import Record, Table, build_tables, metric_of, number, spread, usual_n
+from ssdd_hub.hub.markdown import escape, one_line
+from ssdd_hub.results.tables import CONSOLE, Record, Table, align, build_tables, metric_of, number, spread, usual_n
 
 KEY = ("protocol", "target", "student", "use", "labels", "metric")
 UPPER_BOUNDS = ("full", "teacher")  # upper bounds, which no distilled set is expected to beat
 NOT_RANKED = ("cost",)  # protocols without a ranking: no pre-training always costs least
 LEVEL = 0.05
 BETTER, WORSE = "▲", "▼"
+BOLD = "Bold: the best set of a column."
 _TEST = "two-sided paired t-test over the seeds; raw p, not corrected for the number of comparisons"
 DIFFERENCE_NOTE = (
     "Set minus baseline, mean over the seeds that both have: accuracies in points, errors in % of the baseline's, "
@@ -103,7 +105,7 @@ def share_of_way(records: list[Record], name: str, low: str = "random", high: st
 
     Returns:
         Records with `share`, `(set - low) / (high - low)` of the means, None where the references are equal; and
-        `note`, not empty where the references do not differ significantly.
+        `note`, not empty where the references, or the set and the first of them, do not differ significantly.
     """
     shares = []
     for key, sets in _by_measurement(records).items():
@@ -113,7 +115,9 @@ def share_of_way(records: list[Record], name: str, low: str = "random", high: st
         score, start, end = means
         share = (score - start) / (end - start) if end != start else None
         about = {"set": name, "low": low, "high": high, **dict(zip(KEY, key, strict=True))}
-        shares.append({**about, "share": share, "note": _doubt(_difference(sets[high], sets[low]), low, high)})
+        note = _doubt(_difference(sets[high], sets[low]), low, high)
+        note = note or _doubt(_difference(sets[name], sets[low]), low, name)
+        shares.append({**about, "share": share, "note": note})
     return shares
 
 
@@ -194,11 +198,26 @@ def score_note(records: list[Record], comparisons: list[Record]) -> str:
     sentences = [
         f"Mean ± standard deviation over {seeds}." if usual > 1 or others else f"Values of {seeds}.",
         "Accuracies are in %." if "accuracy" in {record["metric"] for record in records} else "",
-        "Bold: the best set of a column.",
+        BOLD,
         "full and teacher are upper bounds." if any(record["set"] in UPPER_BOUNDS for record in records) else "",
         f"{BETTER} better, {WORSE} worse than random with p < {LEVEL} ({_TEST})." if tested else "",
     ]
     return " ".join(filter(None, sentences))
+
+
+def console_table(records: list[Record]) -> str:
+    """Returns the tables of `score_tables` without costs as aligned text, and below them what the marks mean."""
+    records = [record for record in records if record["protocol"] not in NOT_RANKED]
+    if not records:
+        return "No scores were measured."
+    against_random, parts = compare(records, "random"), []
+    for title, columns, rows in score_tables(records, against_random):
+        head = ["set", *(heading for heading, _ in columns)]
+        body = [[name, *(cell.text for cell in cells)] for name, cells in rows]
+        lines = [[one_line(cell) for cell in row] for row in (head, *body)]
+        parts.append("\n".join([*([one_line(title)] if title else []), align(lines)]))
+    note = one_line(score_note(records, against_random).replace(BOLD, ""))
+    return "\n\n".join([*parts, textwrap.fill(note, CONSOLE)])
 
 
 def markdown_table(records: list[Record], baselines: Sequence[str] = ("random",)) -> str:

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ssdd_hub.results.charts import (
+    HEADLINES,
+    Picture,
     Style,
     draw_bars,
     draw_panels,
@@ -22,16 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Picture(NamedTuple):
-    """A figure with its description in words."""
-
-    name: str
-    caption: str
-    figure: "Figure"
-
-
 Styles = Mapping[str, Style]
-_HEADLINES = ("probe", "finetune", "probe_mkdt", "knn")  # drawn against cost: the first that was measured
 _MOST_BARS = 6  # panels of bars in one picture
 _MOST_STUDENTS = 3  # with pictures of their own; all are in the picture by student
 _RANK, _TRUTH = "rank", "full"
@@ -152,7 +145,7 @@ def _draw_costs(known: list[Record], scores: list[Record], styles: Styles) -> li
         if record["protocol"] in NOT_RANKED and record["metric"] == "seconds" and record["mean"] > 0
     }
     measured = {record["protocol"] for record in scores}
-    headline = next((name for name in _HEADLINES if name in measured), None)
+    headline = next((name for name in HEADLINES if name in measured), None)
     scores = [record for record in scores if record["protocol"] in ("teacher_error", headline)]
     pictures = []
     for (student, use), part in list(group(scores, "student", "use").items())[:_MOST_STUDENTS]:

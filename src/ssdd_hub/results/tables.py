@@ -45,6 +45,7 @@ METRICS = {
 }
 DETAILS = ("metric", "student", "target", "use")  # what tells two columns of the same protocol and labels apart
 MOST_COLUMNS = 7  # wider tables are split
+CONSOLE = 100  # characters of a line
 
 
 def metric_of(record: Record) -> Metric:
@@ -57,11 +58,27 @@ def score_table(records: list[Record]) -> str:
     columns = sort_columns(records)
     if not columns:
         return "no scores"
-    table = [["set", *columns], *([name, *cells] for name, cells in score_rows(columns))]
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    table.insert(1, ["-" * width for width in widths])
-    aligned = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in table)
-    return "\n".join("  ".join(row).rstrip() for row in aligned)
+    return align([["set", *columns], *([name, *cells] for name, cells in score_rows(columns))])
+
+
+def align(rows: Sequence[Sequence[str]], width: int = CONSOLE) -> str:
+    """Returns rows, the first of them headings, as text with aligned columns.
+
+    Columns that would make lines longer than `width` characters follow below, beside the first column again.
+    """
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    blocks: list[list[int]] = [[0]]
+    for column in range(1, len(widths)):
+        taken = sum(widths[place] + 2 for place in blocks[-1])
+        if len(blocks[-1]) > 1 and taken + widths[column] > width:
+            blocks.append([0])
+        blocks[-1].append(column)
+    ruled = [rows[0], ["-" * size for size in widths], *rows[1:]]
+    texts = [
+        "\n".join("  ".join(row[place].ljust(widths[place]) for place in block).rstrip() for row in ruled)
+        for block in blocks
+    ]
+    return "\n\n".join(texts)
 
 
 def amount(labels: float | int | None) -> str:

@@ -7,10 +7,12 @@ from ssdd_hub.lazy import lazy_names
 if TYPE_CHECKING:
     from ssdd_hub.runs.checkpoints import Checkpoints as Checkpoints, load_tree as load_tree, save_tree as save_tree
     from ssdd_hub.runs.folder import (
+        EstimatedSettings as EstimatedSettings,
         LaunchSettings as LaunchSettings,
         RunFolder as RunFolder,
         RunLog as RunLog,
         RunSettings as RunSettings,
+        UntrackedSettings as UntrackedSettings,
     )
     from ssdd_hub.runs.launch import (
         build_accelerator as build_accelerator,
@@ -22,7 +24,7 @@ else:
     __getattr__, __all__ = lazy_names(
         __name__,
         "checkpoints: Checkpoints load_tree save_tree",
-        "folder: LaunchSettings RunFolder RunLog RunSettings",
+        "folder: EstimatedSettings LaunchSettings RunFolder RunLog RunSettings UntrackedSettings",
         "launch: build_accelerator keep_freed_memory report_errors",
         "machine: describe_machine describe_versions",
     )

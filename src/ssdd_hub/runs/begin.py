@@ -7,15 +7,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.folder import RunFolder, require_folder
 from ssdd_hub.runs.launch import build_accelerator
-from ssdd_hub.settings import to_dict, to_yaml
+from ssdd_hub.settings import to_dict
 
 
 def begin(
     config: Any, *, one_process: bool = False, same_settings: bool = True, defaults: Any = None
 ) -> tuple[Accelerator, RunFolder]:
-    """Starts the processes of a recipe, opens its run folder and prints its settings.
+    """Starts the processes of a recipe and opens its run folder.
 
     Args:
         config: The settings, with `run` and `output`.
@@ -28,8 +28,9 @@ def begin(
     """
     cache = getattr(config.run, "cache", None) or getattr(config, "cache", None)
     if cache:
-        # It is used late, and raises now for a name that the file system does not take.
-        Path(cache).exists()
+        # It is used late. This also raises for a name that the file system does not take.
+        require_folder("--run.cache" if hasattr(config.run, "cache") else "--cache", Path(cache))
+    _check_apart(Path(config.output), getattr(config, "data", None))
     accelerator = build_accelerator(config.run, Path(config.output))
     if one_process and accelerator.num_processes > 1:
         raise InputError(f"one process is required, got {accelerator.num_processes}: launch with --num_processes 1")
@@ -44,5 +45,15 @@ def begin(
         if run:
             run.close()
         raise InputError(problems[0])
-    accelerator.print(to_yaml(config))
+    run.tell = accelerator.print
     return accelerator, run
+
+
+def _check_apart(output: Path, data: Any) -> None:
+    """Refuses a run inside the folder of its images, which would hold others when the run goes on."""
+    source = Path(data.name) if data is not None else output
+    if source.is_dir() and source.resolve() in output.resolve().parents:
+        raise InputError(
+            f"--output {output} is inside --data.name {source}, and what the run writes would be read as images: "
+            "choose another --output"
+        )

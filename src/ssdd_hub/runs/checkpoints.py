@@ -120,6 +120,11 @@ class Checkpoints:
                 _LOG.warning("%s; the one before it is taken", str(error).partition(": remove it")[0])
         return None
 
+    def newest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint, by its name alone; None when there is none yet."""
+        steps = (path.stem.removeprefix("step-") for path in self._paths())
+        return max((int(step) for step in steps if step.isdecimal()), default=None)
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.safetensors"
 

@@ -6,15 +6,16 @@ import logging
 import os
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-from ssdd_hub.bounds import Count, Processes, Settings, either
+from ssdd_hub.bounds import Count, Processes, Settings, either, some_of
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.files import atomic_path, is_temporary, remove_abandoned
 from ssdd_hub.plain_files import require_plain, require_plain_tree
@@ -30,19 +31,21 @@ _LOG = logging.getLogger(__name__)
 FREE = (
     *("output", "evaluate", "student_training", "probe"),
     *("run.checkpoint_every", "run.log_every", "run.cache", "run.trackers", "run.threads"),
+    "run.estimate",
     *("data.memory_budget_gb", "data.follow_links", "targets.refresh"),
     *("teacher_training.checkpoint_every", "teacher_training.workers", "watch.every", "watch.probe"),
 )
 _CONFIG_FILE = "config.yaml"
+ESTIMATE_FILE = "estimate.json"
 # What a run reads or writes beside it: files; folders that may grow large; and folders of results.
-_FILES = (INPUTS_FILE, "log.jsonl", "scores.json", "scores.md", "report.html")
+_FILES = (INPUTS_FILE, ESTIMATE_FILE, "log.jsonl", "scores.json", "scores.md", "report.html")
 _WORK_FOLDERS = ("features", "scores", "cells", "checkpoints", "references")
 _RESULT_FOLDERS = ("distilled", "teacher", "pictures")
 
 
 def launched_precision() -> str:
     """Returns the mixed precision that the launcher says, `no` without one."""
-    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower() or "no"
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,13 @@ class LaunchSettings(Settings, section="run"):
             given, what `accelerate launch` says, by `--mixed_precision` or its config file.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
-        trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+        trackers: Accelerate's trackers, such as `tensorboard`, of trainings and scores; the JSONL log is always
+            written.
     """
 
     mixed_precision: Annotated[str, either("no", "bf16")] = field(default_factory=launched_precision)
     threads: Processes | None = None
-    trackers: list[str] = field(default_factory=list)
+    trackers: Annotated[list[str], some_of(LOGGER_TYPE_TO_CLASS)] = field(default_factory=list)
 
     def conflicts(self) -> Iterator[Check]:
         """Yields that the launcher must say the same, and nothing that we cannot do."""
@@ -75,8 +79,24 @@ class LaunchSettings(Settings, section="run"):
 
 
 @dataclass(frozen=True)
-class RunSettings(LaunchSettings):
-    """How the processes of a distillation compute, and how often they save.
+class UntrackedSettings(LaunchSettings):
+    """How the processes of a recipe compute that has neither training nor scores for trackers.
+
+    Attributes:
+        mixed_precision: As in `LaunchSettings`.
+        threads: As in `LaunchSettings`.
+        trackers: None: there is nothing that they could be told.
+    """
+
+    def conflicts(self) -> Iterator[Check]:
+        """Yields that there are no trackers."""
+        yield from super().conflicts()
+        yield not self.trackers, f"run.trackers must be left out here: nothing is told to {', '.join(self.trackers)}"
+
+
+@dataclass(frozen=True)
+class EstimatedSettings(LaunchSettings):
+    """How the processes of a run compute, and whether its time is estimated.
 
     Attributes:
         mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision. When not
@@ -84,6 +104,24 @@ class RunSettings(LaunchSettings):
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
         trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
+        estimate: Measure before the start how long a run of 100 steps or more will take, on a few steps of copies.
+    """
+
+    estimate: bool = True
+
+
+@dataclass(frozen=True)
+class RunSettings(EstimatedSettings):
+    """How the processes of a distillation compute, and how often they save.
+
+    Attributes:
+        mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision. When not
+            given, what `accelerate launch` says, by `--mixed_precision` or its config file.
+        threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
+            `accelerate launch` would leave each process with one.
+        trackers: Accelerate's trackers, such as `tensorboard`, of trainings and scores; the JSONL log is always
+            written.
+        estimate: Measure before the start how long a run of 100 steps or more will take, on a few steps of copies.
         checkpoint_every: Outer steps between checkpoints.
         log_every: Outer steps between writes of the log, which holds every step.
         cache: Folder of cached teacher features; `features/` of the run folder when not given.
@@ -97,12 +135,14 @@ class RunSettings(LaunchSettings):
 class RunLog:
     """A JSONL log of a run's stages, written by one process; without times, so that a repeated run writes the same."""
 
-    def __init__(self, path: Path, enabled: bool = True) -> None:
-        self.path, self.enabled = path, enabled
+    def __init__(self, path: Path, enabled: bool = True, lock: FolderLock | None = None) -> None:
+        self.path, self.enabled, self.lock = path, enabled, lock
 
     def write(self, records: Iterable[dict[str, Any]]) -> None:
-        """Appends records, each with its `stage` and `step`."""
+        """Appends records, each with its `stage` and `step`; raises an `InputError` where the run's folder is gone."""
         if self.enabled:
+            if self.lock:
+                self.lock.check()
             with self.path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record) + "\n" for record in records)
 
@@ -151,6 +191,10 @@ class RunFolder:
         defaults: The recipe's default settings, which a run that began before a setting existed is resumed with; old
             names in its `RENAMED` are understood.
 
+    Attributes:
+        goes_on: Whether a run was begun in the folder before.
+        tell: Called with a line for the user.
+
     Raises:
         InputError: The folder holds something else, or a run with other settings, or another process uses it. Other
             inputs are refused by `start`.
@@ -178,12 +222,15 @@ class RunFolder:
                 self.close()
                 raise
         self.path, self.config, self.is_main = path, config, is_main
-        self.log = RunLog(path / "log.jsonl", enabled=is_main)
+        self.goes_on = (path / _CONFIG_FILE).exists()
+        self.tell: Callable[[str], object] = lambda line: None
+        self.estimate: dict[str, Any] | None = None
+        self.log = RunLog(path / "log.jsonl", is_main, self._lock)
         self.teacher_checkpoints = Checkpoints(path / "checkpoints" / "teacher")
         self.checkpoints = Checkpoints(path / "checkpoints" / "distiller")
 
     def start(self, inputs: Inputs | None = None) -> None:
-        """Writes the settings and the inputs, once no wrong setting can end the run any more; all processes call it.
+        """Writes settings, estimate and inputs, once no wrong setting can end the run any more; all processes call it.
 
         Args:
             inputs: What the run computes from, as `describe_images` returns it; None where everything in the folder
@@ -198,9 +245,13 @@ class RunFolder:
             # What `scores/` was called before.
             if (self.path / "cells").is_dir() and not (self.path / "scores").exists():
                 (self.path / "cells").rename(self.path / "scores")
+            # Before the settings, which hold the steps that it chose.
+            if self.estimate:
+                self.write_json(ESTIMATE_FILE, self.estimate)
             config = self.path / _CONFIG_FILE
             _write(config, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
             remember_run(config)
+            self.tell(f"settings: {config}")
             # After the settings, without which the folder would be taken for no run.
             if record:
                 self.write_json(INPUTS_FILE, record)
@@ -220,8 +271,16 @@ class RunFolder:
             self.write_json(INPUTS_FILE, record)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes one JSON file of the run, atomically."""
-        _write(self.path / name, json.dumps(content, indent=2) + "\n")
+        """Writes one JSON file of the run, atomically, a list of numbers in one line.
+
+        Raises:
+            InputError: The run's folder is gone.
+        """
+        self._lock.check()
+        # JSON has no line breaks within text, so only the layout changes.
+        text = json.dumps(content, indent=2)
+        text = re.sub(r"\[\n([^\[\]{}\"]*)\]", lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
+        _write(self.path / name, text + "\n")
 
 
 def _write(path: Path, text: str) -> None:
@@ -230,13 +289,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _check_folder(path: Path, config: dict[str, Any], same_settings: bool, defaults: Any) -> None:
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--output {path} is a file: choose another folder")
+    require_folder("--output", path)
     _require_plain_run(path)
     if (path / _CONFIG_FILE).exists():
         _refuse_other_settings(path, config, same_settings, defaults)
     # A run that was killed while it began has left no more than these.
-    elif path.exists() and any(entry not in LOCK_FILES and not is_temporary(entry) for entry in os.listdir(path)):
+    elif path.exists() and any(
+        entry not in (*LOCK_FILES, ESTIMATE_FILE) and not is_temporary(entry) for entry in os.listdir(path)
+    ):
         raise InputError(f"--output {path} is not empty and holds no run: choose another folder")
 
 
@@ -330,6 +390,13 @@ def _differences(before: Any, now: Any, default: Any = None, key: str = "") -> l
 def _plain(value: Any) -> Any:
     """Returns the default of a setting or of a section as a file holds it."""
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def require_folder(option: str, path: Path) -> None:
+    """Refuses a place that is no folder and cannot become one, because it is a file or inside of one."""
+    found = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
+    if found.exists() and not found.is_dir():
+        raise InputError(f"{option} {path} is {'' if found == path else 'inside '}a file: choose another folder")
 
 
 def folder_name(name: str) -> str:

@@ -21,7 +21,7 @@ INPUTS_FILE = "inputs.json"
 FORMAT_VERSION = 1
 _TITLES = {"source": "source images", "heldout": "held-out images", "teacher": "teacher"}
 # Files of a run that hold nothing computed from its inputs.
-_NOT_COMPUTED = {"config.yaml", "trackers", INPUTS_FILE}
+_NOT_COMPUTED = {"config.yaml", "estimate.json", "trackers", INPUTS_FILE}
 _LARGEST_RECORD = 2**20  # bytes
 _MEND = "choose another --output, or remove that folder to start afresh"
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs
 
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.runs.folder import LaunchSettings
+from ssdd_hub.runs.folder import LaunchSettings, require_folder
 from ssdd_hub.runs.lock import locks_released
 from ssdd_hub.runs.machine import count_cpus
+from ssdd_hub.runs.trackers import require_trackers
 from ssdd_hub.text import printable, show
 
 # Other processes wait while one decodes, scores or saves, which takes hours on a large source.
@@ -35,6 +36,15 @@ _NEVER = -1
 _PR_SET_PDEATHSIG = 1
 # What `accelerate launch` and `torchrun` tell the processes that they start.
 _LAUNCHED = ("ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
+# What we would ignore, or use in part, of what it tells them.
+_UNUSED = {
+    "ACCELERATE_USE_FSDP": "--use_fsdp",
+    "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed",
+    "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "--use_parallelism_config",
+    "ACCELERATE_DYNAMO_BACKEND": "--dynamo_backend",
+}
+_NO = ("", "no", "false", "0")
 
 # What the system refuses for reasons outside this package, and what to do.
 _REFUSED = {
@@ -45,8 +55,12 @@ _REFUSED = {
     errno.EACCES: "allow yourself to read and write there, or choose another place",
     errno.EPERM: "allow yourself to read and write there, or choose another place",
     errno.EIO: "look after the disk, which has an error",
+    errno.ENOTDIR: "remove the file that stands where a folder is needed, or choose another place",
+    errno.EEXIST: "remove the file that stands where a folder is needed, or choose another place",
+    errno.EISDIR: "remove the folder that stands where a file is needed, or choose another place",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "close other programs, since the system has too many open files",
+    errno.ENOMEM: "close other programs, lower sizes of batches, or use a machine with more memory",
     errno.ESTALE: "mount the disk again",
 }
 
@@ -55,9 +69,18 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     """Starts Accelerate for a recipe, whose trackers write below the run folder, with the threads of the settings.
 
     Raises:
-        InputError: A tracker is unknown, or the processes were started with FSDP, DeepSpeed or accumulated gradients.
+        InputError: A tracker is not installed, or the launcher says what the recipes do not do: sharding, compiling,
+            accumulated gradients.
     """
     end_with_launcher()
+    refused = [option for name, option in _UNUSED.items() if os.environ.get(name, "no").lower() not in _NO]
+    if refused:
+        raise InputError(
+            f"a set of a few megabytes is not sharded, and the recipes compile by --distiller.compile alone: launch "
+            f"without {', '.join(refused)}"
+        )
+    require_trackers(settings.trackers)
+    require_folder("--output", folder)
     try:
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
@@ -65,13 +88,9 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
             project_dir=folder / "trackers",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_TIMEOUT)],
         )
-    except ValueError as error:
-        given = f"--run.trackers {settings.trackers} or --run.mixed-precision"
-        raise InputError(f"{given} cannot be used: {error}") from error
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise InputError(
-            f"the distilled set is a few megabytes and is not sharded: launch without {accelerator.distributed_type}"
-        )
+    except (ValueError, ImportError) as error:
+        given = f"--run.mixed-precision {settings.mixed_precision}"
+        raise InputError(f"{given}, or a setting of the launcher, cannot be used: {error}") from error
     if accelerator.gradient_accumulation_steps != 1:
         raise InputError(
             "every step uses its whole batch, which --distiller.micro-batch splits where memory is short: launch "
@@ -103,6 +122,9 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
 
     @wraps(main)
     def _wrapped() -> None:
+        # Python has none where they were closed before its start, and libraries write to them all the same.
+        sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
+        sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
         try:
             with locks_released():
                 main()
@@ -112,6 +134,11 @@ def report_errors(main: Callable[[], None]) -> Callable[[], None]:
             _stop(f" {error}", 2)
         except KeyboardInterrupt:
             _stop(" interrupted; the same command goes on from the last checkpoint", 130)
+        except BrokenPipeError:
+            # Or Python tries to write the rest at its end.
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _stop(" what read the output is gone; the same command goes on from the last checkpoint", 1)
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
                 _stop(f" the file system takes no name as long as {show(error.filename)}: choose a shorter one", 2)
@@ -128,6 +155,8 @@ def _refusal(error: Exception) -> str | None:
     # safetensors gives the number only in its message.
     stated = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else int(stated[1]) if stated else None
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        number = errno.ENOMEM
     if number == errno.ENOENT and not _has_folder():
         return "the working directory was removed: go to another one, and give the same command again"
     if number not in _REFUSED:
@@ -172,7 +201,8 @@ def _stop(message: str, status: int) -> None:
             Path(report).write_text(json.dumps(content), encoding="utf-8")
     elif "ACCELERATE_DYNAMO_MODE" in os.environ:
         text += "\n(accelerate launch adds a traceback of its own, which --quiet leaves out)"
-    sys.stderr.write(f"{text}\n")
+    with suppress(OSError):
+        sys.stderr.write(f"{text}\n")
     sys.exit(status)
 
 

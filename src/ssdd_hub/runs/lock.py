@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ class FolderLock:
 
     The system itself holds the lock (`flock`, through filelock) and frees it when the process ends in any way, so a
     lock is never stale. The owner's process, host and start are written beside it for the message only. Locks of one
-    folder in one process are one: a notebook may begin a run again before the first is collected.
+    folder in one thread are one: a notebook may begin a run again before the first is collected.
 
     Args:
         folder: The folder; `acquire` creates it.
@@ -41,6 +42,8 @@ class FolderLock:
         self._lock = FileLock(folder / LOCK_FILE, thread_local=False)
         self._missing: list[Path] = []
         self._process, self._place = 0, ""
+        self._file: os.stat_result | None = None
+        self._thread = threading.current_thread()
 
     def acquire(self) -> None:
         """Takes the lock.
@@ -49,18 +52,28 @@ class FolderLock:
             InputError: Another process holds it, which is named; or the folder cannot be written.
         """
         self._process, self._place = os.getpid(), os.path.realpath(self.folder)
+        self._thread = threading.current_thread()
         shared = next((lock for lock in _HELD if self._is_same(lock)), None)
         if shared:
-            self._lock, self._missing = shared._lock, shared._missing
+            if shared._thread.is_alive() and shared._thread is not self._thread:
+                raise InputError(
+                    f"--output {self.folder} is in use by another thread of this process, {shared._thread.name}: wait "
+                    "until it ends, or choose another --output"
+                )
+            self._lock, self._missing, self._file = shared._lock, shared._missing, shared._file
         else:
             self._missing = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._take()
+                self._file = os.stat(self.folder / LOCK_FILE)
                 self._write_owner()
             except (OSError, NotImplementedError) as error:
                 self._leave()
-                raise InputError(f"--output {self.folder} cannot be written: {error}") from error
+                raise InputError(
+                    f"--output {self.folder} cannot be written or locked ({error}): choose another one, on a disk "
+                    "that has file locks and that you may write to"
+                ) from error
         _HELD.append(self)
 
     def release(self) -> None:
@@ -70,6 +83,18 @@ class FolderLock:
         _HELD.remove(self)
         if not any(self._is_same(lock) for lock in _HELD):
             self._leave()
+
+    def check(self) -> None:
+        """Raises an `InputError` where the folder was removed, or made anew, since this process took the lock."""
+        if self not in _HELD or self._file is None:
+            return
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self._file, os.stat(os.path.join(self._place, LOCK_FILE))):
+                return
+        raise InputError(
+            f"--output {self.folder} was removed or replaced while this process worked in it: put it back and give "
+            "the same command again, or start afresh in another --output"
+        )
 
     def __enter__(self) -> "FolderLock":
         self.acquire()

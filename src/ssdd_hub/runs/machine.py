@@ -3,12 +3,14 @@
 import os
 import platform
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from ssdd_hub.errors import InputError
 
@@ -47,15 +49,42 @@ def describe_versions() -> dict[str, str]:
 def require_memory(option: str, number: int, each: float, device: torch.device | str) -> None:
     """Raises an `InputError` that names an option, whose number of things of `each` bytes has no room on a device."""
     device = torch.device(device)
-    if device.type == "cuda":
-        total = int(torch.cuda.get_device_properties(device).total_memory)
-    else:
-        total = int(psutil.virtual_memory().total)
+    total = total_memory(device)
     if number * each > total:
         raise InputError(
             f"{option} {number} needs at least {number * each / 2**30:.3g} GiB, and there are {total / 2**30:.3g} in "
             f"all ({device.type}): lower it"
         )
+
+
+def total_memory(device: torch.device) -> int:
+    """Returns the bytes of a GPU, or else of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def free_memory(device: torch.device) -> int:
+    """Returns the free bytes of a GPU, or else of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def kept_bytes(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
+    """Returns the bytes that autograd keeps of a forward pass, weights included, each storage counted once."""
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        # The result keeps the storages alive, so that no address is used twice.
+        features = forward(images.detach().requires_grad_())
+    del features
+    return sum(kept.values())
 
 
 def peak_memory() -> int:

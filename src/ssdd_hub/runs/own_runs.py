@@ -36,5 +36,7 @@ def _entry(config: Path) -> Path | None:
         content = file.read(LARGEST_CONFIG + 1)
     if len(content) > LARGEST_CONFIG:
         return None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "ssdd_hub" / "runs" / hashlib.sha256(content).hexdigest()
+    # As in a container whose user has no name, there may be no home.
+    home = os.path.expanduser("~")
+    place = os.environ.get("XDG_CACHE_HOME") or (os.path.join(home, ".cache") if os.path.isabs(home) else None)
+    return Path(place, "ssdd_hub", "runs", hashlib.sha256(content).hexdigest()) if place else None

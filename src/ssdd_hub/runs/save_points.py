@@ -1,4 +1,4 @@
-"""When a long loop saves: by steps, by time, and before it ends by Ctrl-C or SIGTERM."""
+"""When a long loop saves: by steps, by time, and before it ends by Ctrl-C, SIGTERM or a closed terminal."""
 
 import signal
 import threading
@@ -7,14 +7,16 @@ from types import FrameType, TracebackType
 
 LONGEST = 120.0
 """Seconds of work that an interruption may cost, at most about that."""
+# Windows has no SIGHUP, which a closed terminal or connection sends.
+_ASKING = (signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)]))
 
 
 class SavePoints:
     """Decides after each step whether a loop saves; a context manager around the loop.
 
-    In one process a save is also due two minutes after the last one, and when Ctrl-C or SIGTERM asks the loop to end:
-    it finishes its step, saves, and ends as it would have ended. A second signal ends it at once. Several processes
-    save by steps alone, on which they agree without asking each other.
+    In one process a save is also due two minutes after the last one, and when Ctrl-C, SIGTERM or SIGHUP asks the loop
+    to end: it finishes its step, saves, and ends as it would have ended. A second signal ends it at once. Several
+    processes save by steps alone, on which they agree without asking each other.
 
     Args:
         every: Steps between two saves.
@@ -30,7 +32,7 @@ class SavePoints:
     def __enter__(self) -> "SavePoints":
         # Python sets handlers in its main thread only.
         if self.alone and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in _ASKING:
                 # What `nohup` ignores stays ignored.
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._before[number] = signal.signal(number, self._ask)
@@ -41,6 +43,9 @@ class SavePoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        # It may have come after the last save.
+        if error is None:
+            self.end_if_asked()
 
     def due(self, step: int) -> bool:
         """Whether to save after this step, the first of which is 1."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ssdd_hub.arguments import argument_checks
-from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight
-from ssdd_hub.errors import Check, InputError
+from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight, among
+from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.models.build import RESERVED_ARGS, build_student
-from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
+from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches, fit_student
 from ssdd_hub.seeds import derive_seed, generator, seeded
 from ssdd_hub.selection.coresets import Points, herding, kcenter, kmeans
 from ssdd_hub.selection.source import Source, SourcePairs
@@ -68,13 +68,12 @@ class SelectionSettings(Settings, section="selection"):
 
 
 Choice = Callable[[Source, Tensor, int, int, SelectionSettings], Tensor]
-GAUSSIAN = "gaussian"
+GAUSSIAN, HIGH_LOSS = "gaussian", "high_loss"
 
 
 def choose_rows(method: str, source: Source, count: int, seed: int, settings: SelectionSettings) -> Tensor:
     """Chooses `count` source images by a method of `CHOICES`; returns their indices in order of choice, none twice."""
-    if method not in CHOICES:
-        raise InputError(f"there is no selection {method!r} of real images: use one of {', '.join(CHOICES)}")
+    require(among("the selection of real images", method, CHOICES))
     size, most = len(source.bank), settings.max_images
     candidates = torch.arange(size)
     if most is not None and most < size and method != "random":
@@ -142,6 +141,15 @@ def _high_loss(source: Source, candidates: Tensor, count: int, seed: int, settin
     return losses.argsort(descending=True, stable=True)[:count]
 
 
+def check_experts(settings: SelectionSettings, size: int, **shape: int) -> None:
+    """Refuses an expert of `high_loss` that cannot be trained in its batches of `size` images, before any work.
+
+    `shape` holds `in_chans` and `image_size`.
+    """
+    expert = build_student(settings.expert, num_targets=1, **shape, **settings.expert_args)
+    check_batches(expert, {"--selection.expert-batch-size": min(settings.expert_batch_size, size)}, **shape)
+
+
 def draw_noise(source: Source, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draws images `(count, C, H, W)` from N(0, 1) in the students' pixel space; computes their targets `(count, D)`.
 
@@ -161,7 +169,7 @@ CHOICES: dict[str, Choice] = {
     "kmeans-pixels": _kmeans_pixels,
     "kcenter": _kcenter,
     "herding": _herding,
-    "high_loss": _high_loss,
+    HIGH_LOSS: _high_loss,
 }
 """Selections of real images: at random, core sets of targets or of normalised pixels, the greatest errors."""
 SELECTIONS = (*CHOICES, GAUSSIAN)

@@ -1,22 +1,43 @@
 """The first images of a distilled set: real ones, or noise."""
 
-import difflib
+import time
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ssdd_hub.runs.estimate import Stage
 from ssdd_hub.seeds import derive_seed, generator
 from ssdd_hub.selection.methods import CHOICES, SelectionSettings, choose_rows, draw_noise
 from ssdd_hub.selection.source import Source
 
 NOISE = "noise"
 INITS = (*CHOICES, NOISE)
+_TIMED = 2000  # images of a part that a choice is timed on
 
 
-def explain_start(init: str) -> str:
-    """Returns the message for a start that does not exist."""
-    near = difflib.get_close_matches(init, INITS, n=1, cutoff=0.0)
-    return f"init must be one of {', '.join(INITS)}, got {init!r}; the nearest is {near[0]}"
+def time_start(init: str, source: Source, count: int, settings: SelectionSettings) -> Stage:
+    """Times the choice of the first images by one of `INITS`, on a part of a source with any targets."""
+    name = "start"
+    if init == "random":
+        return Stage(name, 0, 0.0)
+    size, few = len(source.bank), min(len(source.bank), max(_TIMED, count))
+    targets = torch.randn(few, source.targets[:1].shape[1])
+    part = replace(source, bank=source.bank.subset(torch.arange(few)), targets=targets)
+
+    def seconds(**changed: Any) -> float:
+        started = time.perf_counter()
+        start_from(init, part, count, 0, replace(settings, max_images=None, **changed))
+        return time.perf_counter() - started
+
+    if init != "high_loss":
+        candidates = min(size, settings.max_images or size)
+        return Stage(name, 0, seconds() * (1 if init == NOISE else candidates / few))
+    # Of each expert, the steps, and one pass over all images.
+    short, longer = (seconds(experts=1, expert_steps=steps) for steps in (2, 7))
+    each = max(0.0, longer - short) / 5
+    return Stage(name, settings.experts, settings.experts * (settings.expert_steps * each + short * size / few))
 
 
 def start_from(

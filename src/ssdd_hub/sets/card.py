@@ -17,7 +17,7 @@ from ssdd_hub.results.compare import markdown_table
 from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.sets.origin import NOISES, source_address, source_on_hub, started_from, tell_origin
 from ssdd_hub.sets.storage import Decoder, shown_shapes
-from ssdd_hub.text import HUB_ID
+from ssdd_hub.text import HUB_ID, printable
 
 DATA_FILES = "data/train-*"
 """The pattern by which a card names the data files of its set, for `datasets`."""
@@ -32,7 +32,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
 
     Args:
         metadata: The contents of `ssdd_hub.json`.
-        location: Where the card's code loads the set from: `owner/name` on the Hub, or the name of the folder.
+        location: Where the card's code loads the set from: `owner/name` on the Hub, or a path.
         revision: The tag or commit that the code loads.
     """
     provenance = metadata.get("provenance") or {}
@@ -56,7 +56,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         summary=_summary(provenance, shapes),
         fence=fence,
         place=place,
-        is_folder="/" not in location,
+        is_folder=not HUB_ID.fullmatch(location),
         images=tuple(shapes["images"]),
         targets=tuple(shapes["targets"]),
         pixel_space=describe(metadata["pixel_space"]),
@@ -84,7 +84,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         ),
         citation=provenance.get("method") == "krr-st",
     )
-    return f"{str(card).rstrip()}\n"
+    return printable(f"{str(card).rstrip()}\n")
 
 
 def _stored(metadata: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -18,7 +18,15 @@ from ssdd_hub.errors import InputError, require
 from ssdd_hub.files import replaced_folder
 from ssdd_hub.hub.download import fetch_set
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.record import CARD_FILE, PARQUET_GLOB, PREVIEW_FILE, TRANSFORM_FILE, read_metadata, write_metadata
+from ssdd_hub.record import (
+    CARD_FILE,
+    PARQUET_GLOB,
+    PREVIEW_FILE,
+    TRANSFORM_FILE,
+    place_in_card,
+    read_metadata,
+    write_metadata,
+)
 from ssdd_hub.record_schema import COLUMNS, STORED, find_provenance_misfits
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets import parquet
@@ -167,8 +175,7 @@ class DistilledSet:
             if self.target_transform is not None:
                 metadata["target_transform"] = {"sha256": self.target_transform.save(new / TRANSFORM_FILE)}
             write_metadata(new, metadata)
-            # `datasets` cannot load ".", so the card names the folder as seen from its parent.
-            (new / CARD_FILE).write_text(render_dataset_card(metadata, folder.resolve().name), encoding="utf-8")
+            (new / CARD_FILE).write_text(render_dataset_card(metadata, place_in_card(folder)), encoding="utf-8")
         self.folder = folder
         return folder
 
@@ -197,6 +204,12 @@ class DistilledSet:
         """The space of real images for networks pre-trained on the set: the stated one, or that of the set."""
         stated = self.provenance.get("student_pixel_space")
         return PixelSpace.from_dict(stated) if stated else self.pixel_space
+
+    @property
+    def student_shape(self) -> dict[str, Any]:
+        """What makes a student fit the set: `build_student(name, **distilled.student_shape)`."""
+        _, channels, _, size = self.images.shape
+        return {"num_targets": self.targets.shape[1], "in_chans": channels, "image_size": size}
 
     def push_to_hub(
         self,

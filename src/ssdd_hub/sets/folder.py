@@ -46,7 +46,8 @@ class StatedSet(NamedTuple):
         if self.transform_sha256 is None:
             return None
         require_plain(folder, [TRANSFORM_FILE])
-        return TargetTransform.load(folder / TRANSFORM_FILE, self.transform_sha256)
+        width = self.tensors["targets"].shape[1]
+        return TargetTransform.load(folder / TRANSFORM_FILE, self.transform_sha256, width)
 
 
 def split_rows(tensor: Tensor) -> tuple[Tensor, ...]:

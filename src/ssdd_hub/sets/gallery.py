@@ -18,6 +18,7 @@ from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.runs.own_runs import is_own_run
 from ssdd_hub.sets.origin import Likeness, started_from
 from ssdd_hub.sets.preview import to_picture, to_png
+from ssdd_hub.text import printable
 
 if TYPE_CHECKING:
     from ssdd_hub.sets.distilled import DistilledSet
@@ -95,7 +96,7 @@ def render_gallery(
         **_scores(scores),
     )
     with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(printable(page), encoding="utf-8")
     return path
 
 

@@ -16,7 +16,8 @@ import torch
 from huggingface_hub.utils.sha import sha_fileobj
 from torch import Tensor
 
-from ssdd_hub.errors import InputError
+from ssdd_hub.bounds import among
+from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import LEAST_BYTES, require_plain, require_uncompressed
 
@@ -149,8 +150,7 @@ class Pair:
 
 def get_layout(name: str) -> Layout:
     """Returns an entry of `LAYOUTS`; raises an `InputError` where there is none of this name."""
-    if name not in LAYOUTS:
-        raise InputError(f"a layout must be one of {', '.join(LAYOUTS)}, got {name!r}")
+    require(among("a layout", name, LAYOUTS))
     return LAYOUTS[name]
 
 

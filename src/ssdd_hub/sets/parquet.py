@@ -26,6 +26,7 @@ from ssdd_hub.plain_files import require_plain
 from ssdd_hub.record import PARQUET_FILE, PARQUET_GLOB, REMEDY
 from ssdd_hub.record_schema import PICTURES, Stated, column_of
 from ssdd_hub.sets.folder import to_raw
+from ssdd_hub.sets.parquet_pages import OtherSizeError, count_rows
 from ssdd_hub.sets.preview import from_png, to_exact_picture, to_picture, to_png
 
 # Most bytes of values, before compression, of a file and of a row group; one row at least, however large.
@@ -37,6 +38,7 @@ LIMIT = "SSDD_HUB_MAX_SET_GIB"
 _MOST_GIB, _MOST_ROWS = 16.0, 64
 
 _LARGEST_FOOTER = 8 * 2**20  # bytes, which become many more in memory; ours have some KiB, and the class names
+_LARGEST_PICTURE = 2**16  # bytes of a PNG file beside its pixels
 _READ_BYTES = 2**20  # read ahead in each column; by default pyarrow holds whole row groups
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
 _LIST_TYPES = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
@@ -234,13 +236,28 @@ def _check_shards(folder: Path, stated: Mapping[str, Stated]) -> list[Path]:
             with pq.ParquetFile(path) as file:
                 # Neither `.column()` nor `.statistics` of the metadata, which end the process where it is damaged
                 # (pyarrow 26.0); tests/sets/test_damaged_footers.py shows that these calls do not.
-                rows += file.metadata.num_rows
+                stated_rows = file.metadata.num_rows
                 for name, entry in stated.items():
                     _check_type(folder, file.schema_arrow, name, entry)
+            columns = {name: column_of(name, entry.dtype) for name, entry in stated.items()}
+            per_row = {columns[name]: _values_of(columns[name], entry.shape[1:]) for name, entry in stated.items()}
+            try:
+                found = count_rows(path, size, per_row)
+            except OtherSizeError as error:
+                name = next(name for name in stated if columns[name] == str(error))
+                raise _misfit(name, stated[name]) from error
+            if found != stated_rows:
+                raise ValueError("its row groups have not the rows that it states")
+            rows += stated_rows
     for name, entry in stated.items():
         if rows != entry.shape[0]:
             raise _misfit(name, entry)
     return paths
+
+
+def _values_of(column: str, shape: Sequence[int]) -> tuple[int, int]:
+    """Returns how many values a row of a column has, and the most bytes of one with the levels of its lists."""
+    return (1, _LARGEST_PICTURE + 2 * math.prod(shape)) if column == PICTURES else (math.prod(shape), 16)
 
 
 def _check_type(folder: Path, schema: pa.Schema, name: str, stated: Stated) -> None:

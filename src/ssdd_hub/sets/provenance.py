@@ -17,6 +17,8 @@ from ssdd_hub.teachers.teacher import Teacher
 from ssdd_hub.text import redact_tokens
 
 Facts = Mapping[str, Any]
+# Settings that are no part of what a set is; of `minutes` the steps that it gave are.
+_NOT_STATED = ("output", "run", "evaluate", "minutes")
 # At the start of a word of the command line, after `=` or `local-dir:`, or in quotes as in JSON.
 _ABSOLUTE_FOLDER = re.compile(r"""(^|[=:"'])~?/(?!/)(?:[^"']*/)?(?=[^/"'])""")
 
@@ -68,7 +70,7 @@ def describe_command() -> str:
 
 
 def _describe_origin(config: Facts, source: Facts) -> dict[str, Any]:
-    settings = {name: values for name, values in config.items() if name not in ("output", "run", "evaluate")}
+    settings = {name: values for name, values in config.items() if name not in _NOT_STATED}
     settings["run"] = {"mixed_precision": config["run"]["mixed_precision"]}
     settings["data"] = {**settings["data"], "name": shareable_name(settings["data"]["name"])}
     return {

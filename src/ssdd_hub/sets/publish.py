@@ -12,7 +12,7 @@ from ssdd_hub.files import atomic_path
 from ssdd_hub.hub.client import Token, full_id
 from ssdd_hub.hub.download import clashes_with_set, is_set_file
 from ssdd_hub.hub.upload import Parcel, Plan, Published, digest_of, pack, plan_upload, upload
-from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, read_metadata, section
+from ssdd_hub.record import CARD_FILE, METADATA_FILE, dump_metadata, place_in_card, read_metadata, section
 from ssdd_hub.sets.card import render_dataset_card
 from ssdd_hub.sets.check import Finding, check_card, check_set, check_set_licence, verify_folder
 from ssdd_hub.sets.origin import publishing_risks
@@ -92,8 +92,8 @@ def _refuse_errors(folder: Path, found: list[Finding]) -> None:
 def rerender_card(folder: str | Path, additions: CardOverrides, location: str | None = None) -> None:
     """Renders the card of a folder again, from its record with additions, and replaces both.
 
-    The card's code loads `location`, by default the name of the folder. An `InputError`, as of `pack_set`, leaves the
-    folder as it was.
+    The card's code loads `location`, by default this folder, from inside it. An `InputError`, as of `pack_set`, leaves
+    the folder as it was.
     """
     folder = Path(folder)
     metadata = additions.add(read_metadata(folder))
@@ -102,7 +102,7 @@ def rerender_card(folder: str | Path, additions: CardOverrides, location: str | 
         # Runs of earlier versions recorded more of a path than its last part.
         provenance["settings"] = without_folders(section(provenance, "settings"))
     _refuse_errors(folder, check_set(folder, metadata))
-    card = _checked_card(folder, metadata, location or folder.resolve().name)
+    card = _checked_card(folder, metadata, location or place_in_card(folder))
     for name, text in ((METADATA_FILE, dump_metadata(metadata)), (CARD_FILE, card)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

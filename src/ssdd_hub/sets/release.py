@@ -77,11 +77,9 @@ def save_student(
     weights, the order of the images and their augmentation. An existing folder is kept. Returns the student in eval
     mode, on the CPU. Raises an `InputError` for a student that cannot be built, or does not fit the set.
     """
-    size, channels, _, side = distilled.images.shape
+    size, side = len(distilled.images), distilled.student_shape["image_size"]
     with seeded(seed, "published student"):
-        student = build_student(
-            name, num_targets=distilled.targets.shape[1], in_chans=channels, image_size=side, **model_args
-        )
+        student = build_student(name, **distilled.student_shape, **model_args)
         # Within the seed for the sake of dropout, which draws from the global generator.
         pretrain_student(student.to(device), distilled, seed)
     student.cpu()

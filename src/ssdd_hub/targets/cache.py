@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ssdd_hub.data.augment import crop_flip, draw_views
 from ssdd_hub.data.decode import CorruptImageError

@@ -12,8 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ssdd_hub.bounds import among
 from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.files import atomic_path
+from ssdd_hub.plain_files import require_modest_weights
 from ssdd_hub.targets.bank import FeatureBank
 
 PROJECTIONS = ("pca", "pca-standardise", "whiten")
@@ -26,7 +28,9 @@ LEAST_VARIANCE = 1e-10
 # Relative error of sums in float64.
 _ROUNDING_OF_SUMS = 1e-14
 
-_MOST_BYTES = 2**31  # of a file: a projection of 16,384 dimensions on as many
+_MOST_DIMENSIONS = 2**14  # of features and targets
+_LARGEST = 1e30  # which float32 holds, with room for products
+_PROBES = 8
 # Features read at a time; a constant, so that the sums are the same for every layout of shards.
 _PART = 4096
 
@@ -56,8 +60,7 @@ class TargetTransform:
 
         `dim` is `D'` for the kinds that project; None for all `D`, or for whitening all that have variance.
         """
-        if kind not in TRANSFORMS:
-            raise InputError(f"targets.transform must be one of {', '.join(TRANSFORMS)}, got {kind!r}")
+        require(among("targets.transform", kind, TRANSFORMS))
         if not len(features):
             raise InputError("there are no features to measure a transform of: it takes one image at least")
         width, dtype = features[:1].shape[1], features[:1].dtype
@@ -143,11 +146,13 @@ class TargetTransform:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     @classmethod
-    def load(cls, path: Path, sha256: str | None = None) -> "TargetTransform":
-        """Reads a file of `save`, and compares its sha256 if one is stated."""
+    def load(cls, path: Path, sha256: str | None = None, width: int = _MOST_DIMENSIONS) -> "TargetTransform":
+        """Reads a file of `save` for targets of a width at most, and compares its sha256 if one is stated."""
         try:
-            if path.stat().st_size > _MOST_BYTES:
-                raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+            most = 8 * _MOST_DIMENSIONS * (width + 2) + 2**16
+            if path.stat().st_size > most:
+                raise ValueError(f"it has more than {most} bytes")
+            require_modest_weights(path)
             if sha256 is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
                 raise ValueError("its sha256 differs from the one stated")
             with safe_open(path, framework="pt") as file:
@@ -171,12 +176,12 @@ class TargetTransform:
         is_share = type(explained) in (int, float) and 0 <= explained <= 1
         yield is_share, f"its explained variance is {explained!r}, not a number in [0, 1]"
         for name, tensor in self._tensors().items():
-            finite = tensor.dtype == torch.float64 and bool(tensor.isfinite().all())
-            yield finite, f"its {name} is not of finite numbers in float64"
+            finite = tensor.dtype == torch.float64 and bool((tensor.abs() <= _LARGEST).all())
+            yield finite, f"its {name} is not of finite numbers in float64, at most {_LARGEST:g}"
         fits = mean.ndim == scale.ndim == 1 and 0 < len(scale) <= len(mean)
         mismatch = f"its mean {tuple(mean.shape)} and scale {tuple(scale.shape)} do not fit"
         yield fits, mismatch
-        yield bool((scale > 0).all()), "its scale is not above 0"
+        yield bool((scale >= 1 / _LARGEST).all()), f"its scale is not above 0, at least {1 / _LARGEST:g}"
         unscaled = kind not in ("none", "centre", "pca") or bool((scale == 1).all())
         uncentred = kind != "none" or not mean.any()
         yield unscaled and uncentred, f"its numbers are not those of the kind {kind}"
@@ -186,7 +191,9 @@ class TargetTransform:
             return
         shape = tuple(self.components.shape)
         yield shape == (len(scale), len(mean)), f"its components {shape}, mean and scale do not fit"
-        error = (self.components @ self.components.T - torch.eye(len(scale))).abs().max()
+        # By some fixed vectors, since all products would take minutes.
+        probes = torch.randn(len(scale), _PROBES, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        error = (self.components @ (self.components.T @ probes) - probes).abs().max()
         yield bool(error <= 1e-4), "its components are not orthonormal"
 
 

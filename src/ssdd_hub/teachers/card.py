@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ssdd_hub.hub.licences import describe_licence
 from ssdd_hub.hub.markdown import describe, escape, fence, list_scores, one_line, rows, to_yaml
 from ssdd_hub.record import section
-from ssdd_hub.text import HUB_ID
+from ssdd_hub.text import HUB_ID, printable
 
 STUDENT_OBJECTIVE = "regression on a distilled set"
 """The recorded objective of students that were pre-trained on a distilled set."""
@@ -27,12 +27,12 @@ def render_teacher_card(metadata: Mapping[str, Any], location: str) -> str:
 
     Args:
         metadata: `architecture`, `teacher` (`Teacher.identity()`) and `provenance`.
-        location: Where the card's code loads the teacher from: `owner/name` on the Hub, or the name of the folder.
+        location: Where the card's code loads the teacher from: `owner/name` on the Hub, or a path.
     """
     teacher, provenance = metadata["teacher"], metadata["provenance"]
     source, objective = section(provenance, "source"), section(provenance, "objective")
     amount = f"{source['num_images']} images" if source.get("num_images") else "images"
-    on_hub = "/" in location
+    on_hub = HUB_ID.fullmatch(location)
     card = ModelCard.from_template(
         ModelCardData(**_card_data(metadata)),
         template_str=(files("ssdd_hub.teachers") / "templates" / "model_card.md").read_text(encoding="utf-8"),
@@ -60,7 +60,7 @@ def render_teacher_card(metadata: Mapping[str, Any], location: str) -> str:
         licences=rows({"this model": teacher["license"], "source": source.get("license") or "unknown"}),
         citation=describe(objective.get("citation")),
     )
-    return f"{str(card).rstrip()}\n"
+    return printable(f"{str(card).rstrip()}\n")
 
 
 def _card_data(metadata: Mapping[str, Any]) -> dict[str, Any]:

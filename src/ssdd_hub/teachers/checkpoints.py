@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.plain_files import require_uncompressed
+from ssdd_hub.plain_files import require_modest_weights
 from ssdd_hub.text import first_line
 
 # First parts of the file's names, by those of the backbone. A `nn.Sequential` of a ResNet's children numbers them:
@@ -92,7 +92,7 @@ def _read_file(path: Path) -> Any:
     if path.suffix not in (".safetensors", *_PICKLES):
         raise InputError(f"a checkpoint is a .safetensors, {', '.join(_PICKLES)} file, got {path.name}")
     try:
-        require_uncompressed(path)
+        require_modest_weights(path)
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -17,14 +17,23 @@ from torch import nn
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import new_folder
 from ssdd_hub.models.features import hash_tensors, shorten_error
-from ssdd_hub.plain_files import require_plain
-from ssdd_hub.record import CARD_FILE, METADATA_FILE, check_schema, is_deeper, write_metadata
+from ssdd_hub.models.stored_models import WEIGHT_ENDINGS
+from ssdd_hub.plain_files import require_modest_weights, require_plain
+from ssdd_hub.record import (
+    CARD_FILE,
+    METADATA_FILE,
+    check_schema,
+    is_deeper,
+    load_json,
+    place_in_card,
+    write_metadata,
+)
 from ssdd_hub.statements import find_problems
 from ssdd_hub.teachers.card import render_teacher_card
-from ssdd_hub.text import refuse_tokens
+from ssdd_hub.text import refuse_tokens, show
 
 FORMAT_VERSION = 1
-_WEIGHTS = "model.safetensors"
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _LARGEST_RECORD = 2**20  # bytes
 _DEEPEST_RECORD = 20  # lists and objects inside each other
 # What timm states of its own weights, which may not hold for those that are saved.
@@ -57,13 +66,14 @@ def write_folder(
         )
         if metadata is not None:
             write_metadata(new, {"format_version": FORMAT_VERSION, **metadata})
-            (new / CARD_FILE).write_text(render_teacher_card(metadata, folder.name), encoding="utf-8")
+            (new / CARD_FILE).write_text(render_teacher_card(metadata, place_in_card(folder)), encoding="utf-8")
 
 
-def read_record(name: str) -> tuple[str, dict[str, Any]]:
-    """Returns the recorded name and provenance of `local-dir:FOLDER` or `hf-hub:OWNER/NAME`, optionally `@REVISION`.
+def read_record(name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Returns what is recorded of `local-dir:FOLDER` or `hf-hub:OWNER/NAME`, optionally `@REVISION`.
 
-    Without a record the name is a folder's last part or the name itself, and the provenance is empty.
+    That is its name, its provenance and its facts, as of `Teacher.identity`. Without a record the name is a folder's
+    last part or the name itself, and the others are empty.
 
     Raises:
         InputError: The record is damaged, too large, of an unknown format or of other weights, or the Hub cannot be
@@ -73,11 +83,11 @@ def read_record(name: str) -> tuple[str, dict[str, Any]]:
     if kind == "local-dir":
         # The whole path would reveal names of the user's folders.
         require_plain(Path(place), [METADATA_FILE])
-        return _read(Path(place) / METADATA_FILE) or (f"{kind}:{Path(place).resolve().name}", {})
+        return _read(Path(place) / METADATA_FILE) or (f"{kind}:{Path(place).resolve().name}", {}, {})
     if kind in ("hf-hub", "hf_hub"):
         path = _fetch(*place.partition("@")[::2])
-        return name, ((_read(path) if path else None) or ("", {}))[1]
-    return name, {}
+        return name, *((_read(path) if path else None) or ("", {}, {}))[1:]
+    return name, {}, {}
 
 
 def _fetch(repo_id: str, revision: str) -> Path | None:
@@ -95,15 +105,15 @@ def _fetch(repo_id: str, revision: str) -> Path | None:
         ) from error
 
 
-def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
-    """Returns the name and the provenance that a file records; None where there is no file."""
+def _read(path: Path) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
+    """Returns the name, the provenance and the facts that a file records; None where there is no file."""
     if not path.is_file():
         return None
     advice = "fetch the teacher again, or remove this file to use the weights without it"
     if path.stat().st_size > _LARGEST_RECORD:
         raise InputError(f"{path} is larger than the {_LARGEST_RECORD} bytes that a record may have: {advice}")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = load_json(path.read_text(encoding="utf-8"))
         # What is no JSON text (NaN, half a surrogate pair) could not be written again after a long run.
         json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8")
         deep = is_deeper(record, _DEEPEST_RECORD)
@@ -119,7 +129,23 @@ def _read(path: Path) -> tuple[str, dict[str, Any]] | None:
     if stated := "; ".join(find_problems({**record["provenance"], "teacher": record["teacher"]})):
         raise InputError(f"{path} states what nobody should use ({stated}): {advice}")
     check_weights(path.parent, record)
-    return record["teacher"]["name"], record["provenance"]
+    return record["teacher"]["name"], record["provenance"], record["teacher"]
+
+
+def check_facts(name: str, recorded: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Raises an `InputError` for facts of a loaded teacher that are not those of the record beside its weights."""
+    # Through JSON, as the record: with lists for tuples.
+    found = json.loads(json.dumps(facts))
+    differing = [
+        f"{key} is recorded as {show(recorded[key])}, {_CONFIG} states {show(value)}"
+        for key, value in found.items()
+        if recorded.get(key) not in (None, value)
+    ]
+    if differing:
+        raise InputError(
+            f"the teacher {name} is not the one that {METADATA_FILE} records ({'; '.join(differing)}): fetch it again "
+            "or give --teacher.mean, --teacher.std and --teacher.input-size"
+        )
 
 
 def check_weights(folder: Path, record: Mapping[str, Any]) -> None:
@@ -128,8 +154,16 @@ def check_weights(folder: Path, record: Mapping[str, Any]) -> None:
     A teacher in double precision was hashed in it.
     """
     path, recorded = folder / _WEIGHTS, record["teacher"].get("weights_sha256")
-    if recorded is None or not path.is_file():
+    if recorded is None:
         return
+    if not path.is_file():
+        if others := sorted(each.name for each in folder.iterdir() if each.name.endswith(WEIGHT_ENDINGS)):
+            raise InputError(
+                f"{folder} must have its weights in {_WEIGHTS}, of which {METADATA_FILE} beside it states the sha256; "
+                f"it has {others[0]}: fetch the teacher again"
+            )
+        return
+    require_modest_weights(path)
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:

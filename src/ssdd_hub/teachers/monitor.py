@@ -44,6 +44,26 @@ class WatchSettings(Settings, section="watch"):
     probe: Annotated[int, Rule("0 or at least 2", lambda images: images == 0 or images >= 2)] = 0
 
 
+def knn_votes(
+    features: Tensor, labels: Tensor, test_features: Tensor, neighbours: int = 200, temperature: float = 0.1
+) -> Tensor:
+    """Returns the classes `(n,)` of test features `(n, D)` by a vote of their nearest among features `(N, D)`.
+
+    The protocol of Wu et al. (CVPR 2018, arXiv 1805.01978, section 3.4): a neighbour of cosine similarity `s` votes
+    for its class with weight `exp(s / temperature)`. All vote where there are fewer than `neighbours`.
+    """
+    voters, features = functional.normalize(features.float()), functional.normalize(test_features.float())
+    classes, numbers = torch.unique(labels.to(features.device), return_inverse=True)
+    found = []
+    for part in torch.split(features, 1024):
+        similarities, nearest = (part @ voters.T).topk(min(neighbours, len(voters)))
+        # Relative to the nearest, since the exponential of 1 / temperature itself may overflow.
+        weights = ((similarities - similarities[:, :1]) / temperature).exp()
+        votes = weights.new_zeros(len(part), len(classes)).scatter_add_(1, numbers[nearest], weights)
+        found.append(classes[votes.argmax(1)])
+    return torch.cat(found)
+
+
 def knn_accuracy(
     features: Tensor,
     labels: Tensor,
@@ -52,22 +72,9 @@ def knn_accuracy(
     neighbours: int = 200,
     temperature: float = 0.1,
 ) -> float:
-    """Returns the accuracy, in `[0, 1]`, of test features `(n, D)` by a vote of their nearest among features `(N, D)`.
-
-    The protocol of Wu et al. (CVPR 2018, arXiv 1805.01978, section 3.4): a neighbour of cosine similarity `s` votes
-    for its class with weight `exp(s / temperature)`. All vote where there are fewer than `neighbours`.
-    """
-    voters, features = functional.normalize(features.float()), functional.normalize(test_features.float())
-    classes, numbers = torch.unique(labels.to(features.device), return_inverse=True)
-    right = 0
-    truths = torch.split(test_labels.to(features.device), 1024)
-    for part, truth in zip(torch.split(features, 1024), truths, strict=True):
-        similarities, nearest = (part @ voters.T).topk(min(neighbours, len(voters)))
-        # Relative to the nearest, since the exponential of 1 / temperature itself may overflow.
-        weights = ((similarities - similarities[:, :1]) / temperature).exp()
-        votes = weights.new_zeros(len(part), len(classes)).scatter_add_(1, numbers[nearest], weights)
-        right += int((classes[votes.argmax(1)] == truth).sum())
-    return right / len(features)
+    """Returns the accuracy, in `[0, 1]`, of `knn_votes` by the true classes `(n,)` of the test features."""
+    votes = knn_votes(features, labels, test_features, neighbours, temperature)
+    return int((votes == test_labels.to(votes.device)).sum()) / len(votes)
 
 
 def effective_rank(features: Tensor) -> float:

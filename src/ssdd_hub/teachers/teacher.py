@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from timm.data import resolve_model_data_config
@@ -27,7 +27,7 @@ from ssdd_hub.models.features import (
 from ssdd_hub.models.stored_models import normalised_name
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.teachers.checkpoints import load_checkpoint
-from ssdd_hub.teachers.folder import read_record, write_folder
+from ssdd_hub.teachers.folder import check_facts, read_record, write_folder
 
 # Arguments of a model that data and other settings decide.
 RESERVED_ARGS = ("name", "pretrained", "num_classes", "image_size", "img_size", "seed", *OTHER_WEIGHTS)
@@ -50,6 +50,8 @@ class TeacherSettings(Settings, section="teacher"):
         std: Its standard deviation, likewise.
         model_args: Further arguments of the timm model, such as `channels` of `ssdd_resnet10`.
     """
+
+    arguments_of: ClassVar[dict[str, str]] = {"model_args": "backbone"}
 
     backbone: str = "ssdd_resnet18"
     pretrained: bool = False
@@ -179,7 +181,7 @@ class Teacher(nn.Module):
         """Returns the part of its provenance that belongs beside whatever is derived from it."""
         return {name: self.provenance[name] for name in _ORIGIN if name in self.provenance}
 
-    def save(self, folder: Path, provenance: Mapping[str, Any] | None = None) -> None:
+    def save(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
         """Writes the backbone in timm's own layout (safetensors), for `timm.create_model("local-dir:FOLDER")`.
 
         Provenance, given or the teacher's own, is kept in `ssdd_hub.json`, for `build_teacher`, and in a model card.
@@ -188,6 +190,7 @@ class Teacher(nn.Module):
         Raises:
             InputError: The backbone is not one of timm's, so that timm could not build it again.
         """
+        folder = Path(folder)
         if folder.exists():
             return
         stated: Any = getattr(self.backbone, "pretrained_cfg", None)
@@ -242,6 +245,7 @@ def build_teacher(
             images of this size, or the checkpoint does not fit.
     """
     stored = isinstance(name_or_module, str) and pretrained and checkpoint is None
+    facts: dict[str, Any] = {}
     if isinstance(name_or_module, str):
         name, provenance = normalised_name(name_or_module), dict[str, Any]()
         backbone = create_backbone(name, pretrained=stored, input_size=input_size, **model_args)
@@ -249,7 +253,7 @@ def build_teacher(
             # The record of the commit that was loaded, whatever the repository holds by now.
             loaded = (getattr(backbone, "pretrained_cfg", None) or {}).get("hf_hub_id")
             is_hub = name.startswith(("hf-hub:", "hf_hub:"))
-            recorded, provenance = read_record(f"hf-hub:{loaded}" if is_hub and loaded else name)
+            recorded, provenance, facts = read_record(f"hf-hub:{loaded}" if is_hub and loaded else name)
             name = name if is_hub else recorded
     else:
         backbone, name, provenance = name_or_module, type(name_or_module).__name__, {}
@@ -260,8 +264,8 @@ def build_teacher(
     stated = (getattr(backbone, "pretrained_cfg", None) or {}).get("license") if stored else None
     if checkpoint is not None:
         report = load_checkpoint(backbone, checkpoint)
-        facts = {"layout": report.layout, "prefix": report.prefix, "ignored": report.ignored}
-        provenance = {"checkpoint": {"file": Path(checkpoint).name, **facts}}
+        how = {"layout": report.layout, "prefix": report.prefix, "ignored": report.ignored}
+        provenance = {"checkpoint": {"file": Path(checkpoint).name, **how}}
     try:
         config = resolve_model_data_config(backbone)
         space = read_pixel_space(name, config, mean, std, model_args.get("in_chans"))
@@ -273,6 +277,10 @@ def build_teacher(
     if height != width and input_size is None:
         raise InputError(f"the teacher {name} takes {height}x{width} pixels, ours are square: give teacher.input_size")
     size = input_size or width
+    # What the caller gives takes the place of what is recorded.
+    found = {"interpolation": config["interpolation"], "input_size": size, "pixel_space": space.to_dict()}
+    given = {"input_size": input_size, "pixel_space": mean or model_args.get("in_chans")}
+    check_facts(name, facts, {key: fact for key, fact in found.items() if given.get(key) is None})
     options = {"features": features, "interpolation": config["interpolation"], "provenance": provenance}
     try:
         return Teacher(backbone, space, size, name, str(license or stated or "unknown"), **options)

@@ -2,34 +2,48 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ssdd_hub.arguments import argument_checks
-from ssdd_hub.bounds import Count, Fraction, Positive, Rule, Settings, Several, Weight, at_least, at_most, either
+from ssdd_hub.bounds import (
+    Count,
+    Fraction,
+    Positive,
+    Settings,
+    Several,
+    Weight,
+    among,
+    at_least,
+    at_most,
+    either,
+    one_of,
+)
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.features import create_backbone, input_args, measure_width
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import Checkpoints
+from ssdd_hub.runs.estimate import time_steps
 from ssdd_hub.runs.folder import RunFolder, RunLog
 from ssdd_hub.runs.inputs import Inputs, deciding_facts, describe_bank
 from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.machine import describe_machine
+from ssdd_hub.runs.progress import StepBar
 from ssdd_hub.runs.save_points import SavePoints
+from ssdd_hub.runs.trackers import start_trackers
 from ssdd_hub.seeds import seeded
 from ssdd_hub.teachers.monitor import Watch, knn_records
-from ssdd_hub.teachers.objectives.registry import build_objective
+from ssdd_hub.teachers.objectives.registry import build_objective, list_objectives
 from ssdd_hub.teachers.optimizers import OPTIMIZERS, build_optimizer
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
 from ssdd_hub.teachers.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
@@ -63,6 +77,8 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
         checkpoint_every: Steps between checkpoints.
     """
 
+    arguments_of: ClassVar[dict[str, str]] = {"objective_args": "objective"}
+
     objective: str = "barlow_twins"
     objective_args: dict[str, Any] = field(default_factory=dict)
     view_args: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +86,7 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
     epochs: Count = 200
     max_steps: Count | None = None
     batch_size: Several = 128
-    optimizer: Annotated[str, Rule(", ".join(SCHEMES), SCHEMES.__contains__)] = "auto"
+    optimizer: Annotated[str, one_of(SCHEMES)] = "auto"
     learning_rate: Positive | None = None
     warmup: Fraction = 0.05
     weight_decay: Weight | None = None
@@ -78,8 +94,17 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
     workers: Annotated[int, at_least(0), at_most(4096)] = 2
     checkpoint_every: Count = 2000
 
+    def num_steps(self, size: int) -> int:
+        """Returns the steps of a training on `size` images."""
+        return min(self.epochs * self.steps_per_epoch(size), self.max_steps or sys.maxsize)
+
+    def steps_per_epoch(self, size: int) -> int:
+        """Returns the steps of a pass over `size` images."""
+        return math.ceil(size / self.batch_size)
+
     def conflicts(self) -> Iterator[Check]:
-        """Yields what arguments of the objective and of its views must be."""
+        """Yields what the objective, its arguments and those of its views must be."""
+        yield among(self.option("objective"), self.objective, list_objectives())
         decided = sorted(RESERVED_ARGS)
         yield from argument_checks(
             "teacher_training.objective_args", self.objective_args, decided, "other settings decide"
@@ -133,8 +158,8 @@ class Pretraining:
         if settings.views == "device":
             self.batches = DeviceViewBatches(pixels, views, *share, device=accelerator.device)
         self._try_views(pixels[:_TRIED], views)
-        self.steps_per_epoch = math.ceil(len(pixels) / settings.batch_size)
-        self.num_steps = min(settings.epochs * self.steps_per_epoch, settings.max_steps or sys.maxsize)
+        self.steps_per_epoch = settings.steps_per_epoch(len(pixels))
+        self.num_steps = settings.num_steps(len(pixels))
         # Sum and number of the losses since the last record, on the device: reading each would make the host wait.
         self._losses = torch.zeros(2, device=accelerator.device)
 
@@ -143,7 +168,7 @@ class Pretraining:
         own: Any = {"device": self.accelerator.device} if self.settings.views == "device" else {}
         few = type(self.batches)(pixels, views, len(pixels), self.seed, 0, 1, **own)
         try:
-            few[0]
+            self.view_shapes = [view.shape[1:] for view in few[0]]
         except InputError:
             raise
         except Exception as error:  # transforms may raise anything
@@ -165,25 +190,39 @@ class Pretraining:
         and logs these scores and the mean loss at the end of each epoch.
         """
         first = self._resume(checkpoints)
+        # A checkpoint is saved before the record of its step, which may have failed, is made.
+        unrecorded = self._losses[1].item() > 0 and self._is_recorded(first)
         if log:
-            log.rewind("teacher", first or -1)
+            log.rewind("teacher", first if first and not unrecorded else first - 1)
             if watch and first == 0 and self.accelerator.is_main_process:
                 log.write([{"stage": "teacher", "step": 0, **watch(self.objective.backbone)}])
-        self.objective.train()
-        model = self.accelerator.prepare_model(self.objective)
-        steps = range(first, self.num_steps)
-        on_cpu = self.accelerator.device.type == "cpu"
+        if unrecorded:
+            self._record(first, self._mean_loss(first), log, watch)
         points = SavePoints(self.settings.checkpoint_every, self.accelerator.num_processes == 1)
         # Around the workers too, whom Ctrl-C reaches as well, and which must not end in the middle of a step.
-        with points, leave_cores_to(self.settings.workers) if on_cpu else nullcontext():
-            batches = self.batches.load(steps, self.settings.workers, pin_memory=not on_cpu)
-            bar = tqdm(batches, "teacher", initial=first, total=self.num_steps, unit="step", disable=not progress)
+        with points, self._loaded(first) as (model, batches):
+            bar = StepBar(batches, "teacher", self.num_steps, initial=first, disable=not progress)
             for step, views in enumerate(bar):
                 self._step(model, first + step, views)
                 self._after_step(first + step + 1, points, checkpoints, log, watch, bar)
+        self.objective.to(memory_format=torch.contiguous_format)
+
+    def time_step(self, steps: int) -> float:
+        """Returns the seconds of a step in a loop of so many; the weights are spoiled."""
+        with self._loaded(0) as (model, batches):
+            rest = enumerate(batches)
+            return time_steps(lambda: self._step(model, *next(rest)), min(steps, self.num_steps), self.accelerator)
+
+    @contextmanager
+    def _loaded(self, first: int) -> Iterator[tuple[nn.Module, Iterable[list[Tensor]]]]:
+        """Gives the network as all processes train it, and its batches from a step on, made beside the training."""
+        self.objective.train()
+        model = self.accelerator.prepare_model(self.objective)
+        on_cpu, workers = self.accelerator.device.type == "cpu", self.settings.workers
+        with leave_cores_to(workers) if on_cpu else nullcontext():
+            yield model, self.batches.load(range(first, self.num_steps), workers, pin_memory=not on_cpu)
         self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
-        self.objective.to(memory_format=torch.contiguous_format)
 
     def _step(self, model: nn.Module, step: int, views: list[Tensor]) -> None:
         share = _schedule(step, self.num_steps, self.settings.warmup)
@@ -211,25 +250,35 @@ class Pretraining:
         watch: Watch | None,
         bar: Any,
     ) -> None:
-        ended, saved = step == self.num_steps, points.due(step)
-        epoch, within = divmod(step, self.steps_per_epoch)
-        recorded = ended or within == 0
+        recorded, saved = self._is_recorded(step), points.due(step) or step == self.num_steps
         if not (recorded or saved):
             return
         mean_loss = self._mean_loss(step)
-        main = self.accelerator.is_main_process
-        if recorded:
-            bar.set_postfix(loss=f"{mean_loss:.4g}")
-            self.accelerator.log({"teacher/loss": mean_loss}, step)
-            self._losses.zero_()
-        if recorded and log and main:
-            every = watch.settings.every if watch else 0
-            scores = watch(self.objective.backbone) if watch and (ended or every and epoch % every == 0) else {}
-            log.write([{"stage": "teacher", "step": step, "loss": mean_loss, **scores}])
-        if checkpoints and main and (saved or ended):
+        saved = saved or self._is_scored(step, watch)
+        if checkpoints and saved and self.accelerator.is_main_process:
             state = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
             checkpoints.save(step, {**state, "losses": self._losses, "step": step})
-        points.end_if_asked()
+        if recorded:
+            bar.set_postfix(loss=f"{mean_loss:.4g}")
+            self._record(step, mean_loss, log, watch)
+        if saved:
+            points.end_if_asked()
+
+    def _is_recorded(self, step: int) -> bool:
+        return step == self.num_steps or step % self.steps_per_epoch == 0
+
+    def _is_scored(self, step: int, watch: Watch | None) -> bool:
+        epoch, within = divmod(step, self.steps_per_epoch)
+        every = watch.settings.every if watch else 0
+        return watch is not None and (step == self.num_steps or within == 0 and every > 0 and epoch % every == 0)
+
+    def _record(self, step: int, mean_loss: float, log: RunLog | None, watch: Watch | None) -> None:
+        """Logs the mean loss since the last record and, where they are due, the scores of the backbone."""
+        self.accelerator.log({"teacher/loss": mean_loss}, step)
+        if log and self.accelerator.is_main_process:
+            scores = watch(self.objective.backbone) if watch and self._is_scored(step, watch) else {}
+            log.write([{"stage": "teacher", "step": step, "loss": mean_loss, **scores}])
+        self._losses.zero_()
 
     def _mean_loss(self, step: int) -> float:
         """Returns the mean over steps and processes, or refuses one that is not finite, before the state is saved."""
@@ -280,6 +329,12 @@ def new_backbone(name: str, in_chans: int, image_size: int, seed: int, **model_a
         return create_backbone(name, pretrained=False, **{**input_args(name, in_chans, image_size), **model_args})
 
 
+def check_width(width: int, least: int) -> None:
+    """Refuses a teacher of fewer features than `--targets.dim` asks for, before it is trained or run."""
+    if width < least:
+        raise InputError(f"--targets.dim {least} exceeds the {width} features of the teacher: lower it")
+
+
 def train_teacher(
     settings: TeacherSettings,
     pretrain: TeacherTrainingSettings,
@@ -292,11 +347,13 @@ def train_teacher(
     watch: Watch | None = None,
     provenance: Mapping[str, Any],
     inputs: Inputs | None = None,
+    least: int = 1,
 ) -> Teacher:
     """Trains a teacher on all processes, unless the run already has one, and loads it from `teacher/` of the run.
 
     The run starts once the settings have proved usable; it records `inputs`, by default the source images, and keeps
     checkpoints and log. The teacher inherits the licence of `source`; `provenance` is recorded beside its weights.
+    Its features are to be `least` at least.
 
     Raises:
         InputError: The backbone or the objective cannot be built, the run was begun with other inputs, or the training
@@ -305,7 +362,8 @@ def train_teacher(
     folder = run.path / "teacher"
     backbone = new_backbone(settings.backbone, source.num_channels, source.image_size, seed, **settings.model_args)
     # A backbone without features of this kind is refused before it is trained.
-    measure_width(backbone, source.num_channels, source.image_size, settings.features)
+    width = measure_width(backbone, source.num_channels, source.image_size, settings.features)
+    check_width(width, least)
     training = Pretraining(backbone, source.pixels, pixel_space, pretrain, seed=seed, accelerator=accelerator)
     inputs = inputs or {"source": describe_bank(source)}
     load = partial(build_teacher, f"local-dir:{folder}", features=settings.features)
@@ -313,10 +371,10 @@ def train_teacher(
     if broadcast_object_list([folder.exists()])[0]:
         teacher = load()
         run.start({**inputs, "teacher": deciding_facts(teacher.identity())})
-        accelerator.init_trackers("ssdd_hub")
+        start_trackers(accelerator, run)
         return teacher
     run.start(inputs)
-    accelerator.init_trackers("ssdd_hub")
+    start_trackers(accelerator, run)
     training.run(run.teacher_checkpoints, run.log, watch, accelerator.is_main_process)
     with keeping("the trained network", run.path / "checkpoints" / "teacher"):
         if accelerator.is_main_process:

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ssdd_hub.data.device import gather, keep_on_device
-from ssdd_hub.seeds import derive_seed, draw_batch, seeded
+from ssdd_hub.errors import InputError
+from ssdd_hub.seeds import derive_seed, draw_batch, generators_kept, seeded
 from ssdd_hub.teachers.device_views import DeviceViews
 from ssdd_hub.teachers.objectives.base import Views
+from ssdd_hub.text import first_line
 
 
 class ViewBatches(Dataset[list[Tensor]]):
@@ -36,7 +38,7 @@ class ViewBatches(Dataset[list[Tensor]]):
     def __getitem__(self, step: int) -> list[Tensor]:
         """Returns one tensor `(batch_size / world, C, H, W)` per view."""
         views = []
-        with _generators_kept():
+        with generators_kept():
             for position, index in enumerate(self.draw(step).tolist(), start=self.part.start):
                 seed = derive_seed(self.seed, "views", step, position)
                 random.seed(seed)
@@ -50,8 +52,20 @@ class ViewBatches(Dataset[list[Tensor]]):
         return draw_batch(len(self.pixels), self.batch_size, self.seed, "pretrain batch", step)[self.part]
 
     def load(self, steps: range, workers: int, pin_memory: bool = False) -> Iterable[list[Tensor]]:
-        """Returns the batches of some steps, made ahead by worker processes."""
-        return DataLoader(self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory)
+        """Yields the batches of some steps, made ahead by worker processes.
+
+        Raises:
+            InputError: The system starts none, or one ends without an error of its own.
+        """
+        try:
+            yield from DataLoader(self, batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin_memory)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker"):
+                raise
+            raise InputError(
+                f"the processes that make views cannot work ({first_line(error)}): where shared memory (/dev/shm), "
+                "memory or open files are scarce, pass --teacher-training.workers 0, which changes no view"
+            ) from error
 
 
 class DeviceViewBatches(ViewBatches):
@@ -87,18 +101,6 @@ def leave_cores_to(workers: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """Restores the global generators, from which lightly's transforms draw."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 def _as_pil(pixels: Tensor) -> Image.Image:

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
+
+from ssdd_hub.runs.machine import free_memory, kept_bytes
 
 # On the CPU, activations of so many images stay in the caches; more are slower, not faster.
 CPU_PART = 128
@@ -50,26 +51,3 @@ def plan_micro_batches(
         size = CPU_PART if images.device.type == "cpu" else max(len(images), real)
     # While a part is computed it needs about twice what is kept of it.
     return MicroBatches(max(1, min(size, budget // (2 * each))) if recompute else size, recompute)
-
-
-def kept_bytes(forward: Callable[[Tensor], Tensor], images: Tensor) -> int:
-    """Returns the bytes that autograd keeps of a forward pass, weights included, each storage counted once."""
-    kept = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        # The result keeps the storages alive, so that no address is used twice.
-        features = forward(images.detach().requires_grad_())
-    del features
-    return sum(kept.values())
-
-
-def free_memory(device: torch.device) -> int:
-    """Returns the free bytes of a GPU, or else of the machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

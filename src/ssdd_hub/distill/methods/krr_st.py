@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdd_hub.bounds import Count, Positive, Settings
 from ssdd_hub.distill.engine.eager import krr_loss
@@ -82,6 +82,10 @@ class KrrSt(Method):
             for _ in range(self.settings.inner_steps):
                 inner_loss = self.pool.advance(slot, *pairs)
         return {"inner_loss": inner_loss, "student": slot, "age": age}
+
+    def judge(self) -> nn.Module:
+        """Returns the oldest student of the pool: young ones fit less well, whatever the set is."""
+        return max(self.pool.students, key=lambda student: student.age).module
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of the pool."""

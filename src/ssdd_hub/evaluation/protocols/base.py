@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from ssdd_hub.errors import InputError
@@ -11,6 +12,7 @@ from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import Pairs
 
 Settings = TypeVar("Settings", bound=Any)
+MOST_CLASSES = 1000  # that scores are told apart by; lists of more would be longer than anyone reads
 DIVERGED = "a student diverges when it is pre-trained on the set: lower --student-training.learning-rate"
 
 
@@ -39,11 +41,14 @@ class Measure:
         metric: `mse`, `accuracy` in `[0, 1]`, or another name, described in `results.tables.METRICS`.
         value: The number.
         labels: Labelled images it was reached with: a share in (0, 1], a count, or None where there is no choice.
+        by_class: Of an accuracy, that of each class, None for a class without held-out images; None where it is not
+            known, as of scores that an earlier version stored.
     """
 
     metric: str
     value: float
     labels: float | int | None = None
+    by_class: list[float | None] | None = None
 
 
 @runtime_checkable
@@ -99,6 +104,28 @@ class WholeNetwork(nn.Module):
     def forward_head(self, outputs: Tensor, pre_logits: bool = False) -> Tensor:
         """Returns the outputs as they are."""
         return outputs
+
+
+def measure_accuracy(
+    hits: Tensor, truth: Tensor, num_classes: int, amount: float | None = None, draws: int = 1
+) -> Measure:
+    """Returns an accuracy on held-out images, with that of each class where there are at most `MOST_CLASSES`.
+
+    Args:
+        hits: `(n,)`, how many of the `draws` classifiers are right about each image.
+        truth: The classes of the images, `(n,)`, int64, in `[0, num_classes)`.
+        num_classes: Number of classes.
+        amount: Labelled images it was reached with: a share, a whole number, or None where there is no choice.
+        draws: Classifiers that the accuracy is the mean of.
+    """
+    labels = amount if amount is None or amount <= 1 else int(amount)
+    value = int(hits.sum()) / draws / len(truth)
+    if num_classes > MOST_CLASSES:
+        return Measure("accuracy", value, labels)
+    right = torch.bincount(truth.cpu(), hits.cpu().double(), num_classes).tolist()
+    counts = torch.bincount(truth.cpu(), minlength=num_classes).tolist()
+    pairs = zip(right, counts, strict=True)
+    return Measure("accuracy", value, labels, [round(part / draws / n, 4) if n else None for part, n in pairs])
 
 
 def require_finite(values: Tensor, problem: str = DIVERGED) -> Tensor:

@@ -14,8 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssdd_hub.bounds import Count, Fraction, Positive, Settings, Weight, one_of
 from ssdd_hub.data.augment import PADDING, crop_flip, draw_views
 from ssdd_hub.errors import Check
-from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained, require_finite
-from ssdd_hub.evaluation.protocols.linear_probe import LABELS, draw_order, measure_accuracy, take_labelled
+from ssdd_hub.evaluation.protocols.base import (
+    LabelledProtocol,
+    Measure,
+    Pretrained,
+    measure_accuracy,
+    require_finite,
+)
+from ssdd_hub.evaluation.protocols.linear_probe import LABELS, draw_order, take_labelled
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.seeds import draw_batch, generator, seeded
 
@@ -76,7 +82,7 @@ class FineTuning(LabelledProtocol[FinetuneSettings]):
         for amount in self.settings.labels:
             student = with_new_head(pretrained.student, data.num_classes, seed)
             fine_tune(student, data, known[take_labelled(order, labels, amount)], self.settings, seed)
-            measures.append(measure_accuracy(score(student, data, self.name), amount))
+            measures.append(score(student, data, self.name, amount))
         return measures
 
 
@@ -136,12 +142,16 @@ def descend(
     return student.eval()
 
 
-def score(student: nn.Module, data: RealData, section: str) -> float:
-    """Returns the accuracy, in `[0, 1]`, on the held-out images of known class, in the mode that the student is in."""
+def score(student: nn.Module, data: RealData, section: str, amount: float | None = None) -> Measure:
+    """Returns the accuracy on the held-out images of known class, in the mode that the student is in.
+
+    `section` holds the learning rate that is too high where outputs are not finite; `amount` is of labelled images.
+    """
     known = data.known(data.heldout)
     problem = f"the student diverges on {data.name}: lower --{section}.learning-rate"
     outputs = require_finite(data.apply(student, data.heldout, known), problem)
-    return (outputs.argmax(1) == data.labels(data.heldout)[known]).double().mean().item()
+    truth = data.labels(data.heldout)[known]
+    return measure_accuracy(outputs.argmax(1) == truth, truth, data.num_classes, amount)
 
 
 @contextmanager

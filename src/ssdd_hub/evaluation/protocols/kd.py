@@ -128,7 +128,7 @@ class KnowledgeDistillation(LabelledProtocol[KdSettings]):
         student = with_new_head(pretrained.student, classifier.num_classes, seed)
         teach(student, pairs, lambda images: classifier.outputs(space.denormalise(images)), self.settings, seed)
         with batch_statistics(student) if self.settings.student_mode == "batch-statistics" else nullcontext():
-            return [Measure("accuracy", score(student, data, self.name))]
+            return [score(student, data, self.name)]
 
     def classifier(self, data: RealData) -> Classifier:
         """Returns the classifier of a target, built once for all threads."""

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ssdd_hub.bounds import Count, Positive, Settings
-from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained
+from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained, measure_accuracy
 from ssdd_hub.evaluation.protocols.linear_probe import frozen_features
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.seeds import generator
-from ssdd_hub.teachers.monitor import knn_accuracy
+from ssdd_hub.teachers.monitor import knn_votes
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,11 @@ class KnnSettings(Settings, section="knn"):
         drawn = torch.randperm(len(known), generator=generator(seed, "voting images"))[: self.max_images]
         return known[drawn.sort().values]
 
-    def accuracy(self, data: RealData, voters: Tensor, vectors: Tensor, test_vectors: Tensor) -> float:
+    def measure(self, data: RealData, voters: Tensor, vectors: Tensor, test_vectors: Tensor) -> Measure:
         """Returns the accuracy of the vote on held-out images of known class, by vectors of voters and of these."""
         labels, truth = data.labels(data.train)[voters], data.labels(data.heldout)[data.known(data.heldout)]
-        return knn_accuracy(vectors, labels, test_vectors, truth, self.neighbours, self.temperature)
+        hits = knn_votes(vectors, labels, test_vectors, self.neighbours, self.temperature).cpu() == truth
+        return measure_accuracy(hits, truth, data.num_classes)
 
 
 class NearestNeighbours(LabelledProtocol[KnnSettings]):
@@ -49,4 +50,4 @@ class NearestNeighbours(LabelledProtocol[KnnSettings]):
         voters = self.settings.voters(data, pretrained.seed)
         features = frozen_features(pretrained.student, data, data.train, voters)
         test = frozen_features(pretrained.student, data, data.heldout, data.known(data.heldout))
-        return [Measure("accuracy", self.settings.accuracy(data, voters, features, test))]
+        return [self.settings.measure(data, voters, features, test)]

@@ -105,7 +105,7 @@ class KernelRegression(LabelledProtocol[KrrSettings]):
             voters = self.vote.voters(data, pretrained.seed)
             vectors = data.apply(predict, data.train, voters).to(data.device)
             tested = heldout[data.known(data.heldout)].to(data.device)
-            measures.append(Measure("accuracy", self.vote.accuracy(data, voters, vectors, tested)))
+            measures.append(self.vote.measure(data, voters, vectors, tested))
         return measures
 
     @torch.no_grad()

@@ -13,7 +13,13 @@ from torch.nn import functional
 from ssdd_hub.bounds import Count, Fraction, Repeats, Rule, Settings
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import Check
-from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained, require_finite
+from ssdd_hub.evaluation.protocols.base import (
+    LabelledProtocol,
+    Measure,
+    Pretrained,
+    measure_accuracy,
+    require_finite,
+)
 from ssdd_hub.evaluation.protocols.logistic import Frame, Linear, fit_principal
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.features import pre_logits
@@ -85,11 +91,6 @@ def take_labelled(order: Tensor, labels: Tensor, amount: float) -> Tensor:
     return chosen
 
 
-def measure_accuracy(value: float, amount: float) -> Measure:
-    """Returns the measure of an accuracy that was reached with an amount of labels: a share, or a whole number."""
-    return Measure("accuracy", value, amount if amount <= 1 else int(amount))
-
-
 def fit_probe(features: Tensor, labels: Tensor, num_classes: int, settings: ProbeSettings) -> tuple[Linear, float]:
     """Fits a logistic regression to features `(n, F)`, in random order; returns it and its ridge.
 
@@ -153,13 +154,13 @@ class LinearProbe(LabelledProtocol[ProbeSettings]):
         test = frozen_features(pretrained.student, data, data.heldout, tested)
         measures = []
         for amount, draws in zip(self.settings.labels, subsets, strict=True):
-            right = 0
+            hits = torch.zeros_like(truth)
             for draw, chosen in enumerate(draws):
                 rows = torch.searchsorted(needed, chosen)
                 part, classes = features[rows.to(data.device)], labels[chosen].to(data.device)
                 weight, bias = self._fit(part, classes, data.num_classes, derive_seed(pretrained.seed, "probe", draw))
-                right += int((torch.addmm(bias, test, weight.T).argmax(1) == truth).sum())
-            measures.append(measure_accuracy(right / len(draws) / len(truth), amount))
+                hits += torch.addmm(bias, test, weight.T).argmax(1) == truth
+            measures.append(measure_accuracy(hits, truth, data.num_classes, amount, len(draws)))
         return measures
 
     def _subsets(self, labels: Tensor, seed: int) -> list[list[Tensor]]:

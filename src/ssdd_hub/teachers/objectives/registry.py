@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ssdd_hub.arguments import check_arguments
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import InputError, nearest
 from ssdd_hub.models.features import measure_width
 from ssdd_hub.teachers.objectives.barlow_twins import BarlowTwins
 from ssdd_hub.teachers.objectives.base import Objective
@@ -49,7 +49,8 @@ def find_objective(name: str) -> type[Objective]:
         return OBJECTIVES[name]
     point = next(iter(entry_points(group=GROUP, name=name)), None)
     if point is None:
-        raise InputError(f"objective {name!r} is unknown: use one of {', '.join(list_objectives())}")
+        known = list_objectives()
+        raise InputError(f"objective {name!r} is unknown: use one of {', '.join(known)}{nearest(name, known)}")
     what = f"objective {name!r} of the package {point.dist.name if point.dist else point.value}"
     try:
         found = point.load()

@@ -1,0 +1,17 @@
+"""What a distillation will take, by some steps of a copy that is thrown away."""
+
+from collections.abc import Iterator
+
+from ssdd_hub.distill.distiller import Distiller
+from ssdd_hub.runs.estimate import Stage, time_steps
+from ssdd_hub.runs.folder import RunFolder
+
+
+def time_distillation(copy: Distiller, run: RunFolder) -> Iterator[Stage]:
+    """Times the steps that warm-up and distillation of a run still have; the copy has done none, and is spoiled."""
+    saved, accelerator = run.checkpoints.newest_step(), copy.accelerator
+    first, left = copy.warm_up(), copy.settings.steps - (saved or 0)
+    steps = 0 if saved is not None else copy.method.preparation()
+    yield Stage("warm-up", steps, steps * time_steps(lambda: next(first), steps, accelerator))
+    each = time_steps(copy.step, left, accelerator)
+    yield Stage("distillation", left, left * each, lambda steps: {"distiller.steps": steps})

@@ -1,0 +1,79 @@
+"""The stages of a whole recipe, each timed by some steps of copies that are thrown away."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ssdd_hub.data.bank import ImageBank
+from ssdd_hub.distill.distiller import Distiller
+from ssdd_hub.distill.estimate import time_distillation
+from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.evaluation.entries import StudentEntry
+from ssdd_hub.evaluation.estimate import time_evaluation
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.runs.estimate import Stage, is_worth_it
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.selection.source import Source
+from ssdd_hub.selection.start import time_start
+from ssdd_hub.sets.report import time_report
+from ssdd_hub.targets.compute import StandInCache, time_features
+from ssdd_hub.teachers.estimate import stand_in, time_training, time_watch
+from ssdd_hub.teachers.monitor import Watch
+
+
+def time_distilling(
+    config: Any,
+    images: ImageBank,
+    heldout: ImageBank,
+    run: RunFolder,
+    accelerator: Accelerator,
+    build: Callable[[Source, StandInCache, Pairs], Distiller],
+) -> Iterator[Stage]:
+    """Times what `recipes/distill.py` has left to do; yields nothing of a small or an ended run.
+
+    Args:
+        config: The recipe's settings.
+        images: The source images.
+        heldout: Those that scores are measured on.
+        run: The run, whose checkpoints say what is left.
+        accelerator: Device and processes, each of which calls this.
+        build: Returns a distiller as the recipe builds it.
+    """
+    settings, device, training = config.distiller, accelerator.device, config.teacher_training
+    steps = settings.steps + (0 if config.teacher.ready else training.num_steps(len(images)))
+    saved = run.checkpoints.newest_step()
+    ended = saved == settings.steps and (run.path / "scores.json").exists()
+    if ended or not is_worth_it(config, steps):
+        return
+    yield time_training(config.teacher, training, images, run, accelerator)
+    teacher = stand_in(config.teacher, images).to(device, getattr(torch, settings.precision))
+    cache, space = StandInCache(teacher, accelerator), PixelSpace.of(images.pixels)
+    targets = cache.targets(images, config.targets)
+    source = Source(images, targets, teacher, targets.transform, space, device)
+    if saved is None:
+        yield time_features(teacher, images, heldout, config.targets, accelerator)
+        yield time_start(config.init, source, settings.num_images, config.selection)
+    rows = torch.arange(settings.num_images) % len(images)
+    yield from time_distillation(build(source, cache, Pairs(images.pixels[rows] / 255, targets[rows])), run)
+    shape: dict[str, Any] = {"in_chans": images.num_channels, "image_size": images.image_size}
+    shape["num_targets"] = targets.width
+    candidate = StudentEntry.of(config.student.name, config.student.model_args, [], **shape)
+    real = RealData("source", images, heldout, space, device, cache.targets(heldout, config.targets))
+    much = (config.student_training, config.probe, config.evaluate.seeds)
+    yield time_evaluation(candidate, settings.num_images, real, *much, accelerator)
+    yield time_report(images, settings.num_images)
+
+
+def time_training_alone(
+    config: Any, images: ImageBank, watch: Watch, run: RunFolder, accelerator: Accelerator
+) -> Iterator[Stage]:
+    """Times what `recipes/train_teacher.py` has left to do; yields nothing of a small or an ended run."""
+    training = config.teacher_training
+    if (run.path / "teacher").exists() or not is_worth_it(config, training.num_steps(len(images))):
+        return
+    trained = time_training(config.teacher, training, images, run, accelerator)
+    yield trained
+    yield time_watch(watch, config.teacher, training, trained)

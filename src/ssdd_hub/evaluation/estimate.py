@@ -1,0 +1,107 @@
+"""What the first evaluation of a set will take, by a short trial on each core."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
+
+import torch
+from accelerate import Accelerator
+
+from ssdd_hub.evaluation.entries import StudentEntry
+from ssdd_hub.evaluation.evaluation import run_side_by_side
+from ssdd_hub.evaluation.protocols.base import Pretrained
+from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
+from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
+from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.runs.estimate import Stage
+from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.pretrain import SetPairs
+
+_IMAGES, _LABELS = 512, 1000  # of a trial, at most: held-out images, and labelled ones of a probe
+_SECONDS, _STEPS = 0.5, 20  # that training is timed for, at most
+
+
+@dataclass
+class _Trial:
+    """A student that is trained for some steps and scored on few images; `seconds` of a whole training and scoring."""
+
+    candidate: StudentEntry
+    pairs: SetPairs
+    data: RealData
+    use: StudentTrainingSettings
+    probe: ProbeSettings
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self, done: Callable[[], object]) -> None:
+        """Measures both, as they are done in an evaluation."""
+        steps = self.use.num_steps(len(self.pairs))
+        student = self.candidate.build().to(self.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def fit(count: int) -> float:
+            return _timed(lambda: fit_student(student, self.pairs, replace(self.use, max_steps=count), 0)) / count
+
+        each = 0.0
+        if steps:
+            each = fit(min(2, steps))
+            each = fit(max(1, min(steps // 10, _STEPS, int(_SECONDS / each))))
+        # Not the trained one, which may have diverged.
+        fresh = self.candidate.build().to(self.data.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        pretrained = Pretrained(fresh, self.candidate.build, self.pairs, 0)
+        self.seconds = [steps * each, self._scoring(pretrained)]
+
+    def _scoring(self, pretrained: Pretrained) -> float:
+        data, count = self.data, len(self.data.heldout)
+        few = replace(data, heldout=data.heldout.subset(torch.arange(min(count, _IMAGES))))
+        if data.heldout_targets is not None:
+            few = replace(few, heldout_targets=data.heldout_targets[: len(few.heldout)])
+        image = _timed(lambda: TeacherError()(pretrained, few)) / len(few.heldout)
+        if not (data.labelled and few.labelled):
+            return count * image
+        known = len(data.known(data.train))
+        amounts = [
+            (max(2, round(amount * known) if amount <= 1 else int(amount)), amount) for amount in self.probe.labels
+        ]
+        tried = [pair for pair in amounts if pair[0] <= _LABELS] or [min(amounts)]
+        trial = LinearProbe(replace(self.probe, labels=[amount for _, amount in tried], draws=1))
+        whole, part = sum(size for size, _ in amounts), sum(size for size, _ in tried)
+        fit = _timed(lambda: trial(pretrained, few)) - image * (len(few.heldout) + max(tried)[0])
+        seen = min(known, self.probe.draws * max(amounts)[0])
+        return image * (2 * count + seen) + max(0.0, fit) * self.probe.draws * whole / part
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def time_evaluation(
+    candidate: StudentEntry,
+    size: int,
+    data: RealData,
+    use: StudentTrainingSettings,
+    probe: ProbeSettings,
+    seeds: int,
+    accelerator: Accelerator,
+) -> Stage:
+    """Times an evaluation of a set of `size` images beside as many random ones and no pre-training.
+
+    `data` needs no right targets. Students run side by side, as they will: each core does a trial.
+    """
+    shape = candidate.identity
+    images = torch.randn(size, shape["in_chans"], shape["image_size"], shape["image_size"])
+    made = DistilledSet(images, torch.randn(size, shape["num_targets"]), PixelSpace.raw(shape["in_chans"]))
+    jobs = -(-3 * seeds // accelerator.num_processes)
+    cores = min(torch.get_num_threads(), jobs) if data.device.type == "cpu" else 1
+    trials = [_Trial(candidate, SetPairs(made, data.device), data, use, probe) for _ in range(cores)]
+    run_side_by_side([[trial] for trial in trials], lambda: None, data.device)
+    training, scoring = (sum(times) / cores for times in zip(*(trial.seconds for trial in trials), strict=True))
+    # In the order of an evaluation: the set, random images, none.
+    free = [0.0] * cores
+    heapify(free)
+    for number in range(jobs):
+        heappush(free, heappop(free) + scoring + (training if number % 3 < 2 else 0.0))
+    return Stage("evaluation", 3 * seeds, max(free))
