@@ -288,8 +288,8 @@ def test_a_pair_of_tensors_is_evaluated_as_it_is(foreign, made, launch, tmp_path
 
 # Arguments, what the message must say. `{made}` is the folder of `made`, `{tmp}` one that holds `synthetic`.
 CASES = {
-    "unknown reference": (["--references", "none,kmedians"], ["references must be some of", "got kmedians"]),
-    "unknown protocol": (["--protocol", "probe,vibes"], ["protocols must be some of", "got vibes"]),
+    "unknown reference": (["--references", "none,kmedians"], ["references must be some of", "got 'kmedians'"]),
+    "unknown protocol": (["--protocol", "probe,vibes"], ["protocols must be some of", "got 'vibes'"]),
     "unknown student": (["--students", "own,ssdd_convnet9"], ["ssdd_convnet9", "ssdd_convnet3"]),
     "student too deep": (
         ["--students", "ssdd_convnet3", "--student-args.ssdd_convnet3.widths", "[4, 4, 4, 4, 4]"],
@@ -327,8 +327,8 @@ CASES = {
         ]
         + ["--evaluate.seeds", "0", "--student-args.x.y", "1"],
         [
-            "got best",
-            "got vibes",
+            "got 'best'",
+            "got 'vibes'",
             "datasets must name at least one dataset",
             "student_training.augment must be one of",
             "lack ['x']",

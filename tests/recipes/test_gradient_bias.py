@@ -259,7 +259,7 @@ def test_settings_out_of_range_are_all_named():
         ["bias.step", "above 0, got 0"],
         ["bias.shift", "in [1, 4], got 5"],
         ["bias.ridge", "above 0, got 0"],
-        ["bias.losses", "some of barlow_twins, simclr, vicreg, spectral, got byol"],
+        ["bias.losses", "some of barlow_twins, simclr, vicreg, spectral, got 'byol'"],
     ]
 
 

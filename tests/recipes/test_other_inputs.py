@@ -238,9 +238,9 @@ def ready(distilled, launch, tmp_path_factory):
 
 TEACHERS = {
     "weights": ("folder", negate, "teacher: weights_sha256"),
-    "pixel space": ("folder", lambda place: restate(place, mean=[0.1], std=[0.9]), "teacher: pixel_space"),
-    "filter": ("folder", lambda place: restate(place, interpolation="bilinear"), "teacher: interpolation bicubic"),
-    "size": ("folder", lambda place: restate(place, "model_args", img_size=[32, 32]), "input_size 16 there, 32 now"),
+    "pixel space": ("folder", lambda place: restate(place, mean=[0.1], std=[0.9]), "pixel_space is recorded as"),
+    "filter": ("folder", lambda place: restate(place, interpolation="bilinear"), "interpolation is recorded as"),
+    "size": ("folder", lambda place: restate(place, "model_args", img_size=[32, 32]), "input_size is recorded as 16"),
     "file": ("file", None, "teacher: weights_sha256"),
 }
 
@@ -256,7 +256,8 @@ def test_a_distillation_does_not_go_on_with_another_ready_teacher(ready, refused
     else:
         change(folder / "teacher")
     try:
-        refused(folder / kind, [words, *REFUSED], *commands[kind])
+        # What contradicts the record beside it is refused even before what the run began with.
+        refused(folder / kind, [words, *([] if "recorded" in words else REFUSED)], *commands[kind])
     finally:
         for path, (found, _) in kept.items():
             path.write_bytes(found)

@@ -87,11 +87,11 @@ def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, kill_when,
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["--objective", "simclr2"], "objective 'simclr2' is unknown"),
+        (["--objective", "simclr2"], "teacher_training.objective must be one of"),
         (["--objective", "mae"], "mae hides patches from a timm VisionTransformer"),
         (["--teacher-training.batch-size", "1"], "teacher_training.batch_size must be at least 2, got 1"),
         (["--teacher.pretrained"], "trains a teacher from fresh weights"),
-        (["--teacher-training.optimizer", "adam"], "teacher_training.optimizer must be auto, sgd, adamw, lars"),
+        (["--teacher-training.optimizer", "adam"], "teacher_training.optimizer must be one of auto, sgd, adamw, lars"),
         (["--teacher.backbone", "resnet_9000"], "'resnet_9000'"),
     ],
 )

@@ -117,7 +117,7 @@ def test_high_loss_ranks_by_the_mean_error_of_experts_that_are_not_trained_furth
 
 def test_an_expert_that_diverges_is_reported(source):
     with pytest.raises(InputError, match="an expert of high_loss diverges: lower --selection.expert-learning-rate"):
-        select("high_loss", source(planted=1e15), 3, 0, replace(SMALL, expert_steps=8, expert_learning_rate=1e6))
+        select("high_loss", source(planted=1e15), 3, 0, replace(SMALL, expert_steps=8, expert_learning_rate=1e4))
 
 
 @pytest.mark.parametrize("steps", [1, 7, 1000])

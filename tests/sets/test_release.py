@@ -86,8 +86,8 @@ def test_a_teacher_that_is_read_otherwise_than_the_set_records_is_not_published_
     teacher, versions = build_teacher(f"local-dir:{folder}"), describe_versions()
     own = full_set(teacher=teacher.identity(), versions=versions).save(tmp_path / "set")
     check_teacher(own, folder)
-    path = folder / "config.json"
-    path.write_text(path.read_text().replace("bicubic", "bilinear"))
+    for path in (folder / "config.json", folder / "ssdd_hub.json"):
+        path.write_text(path.read_text().replace("bicubic", "bilinear"))
     words = "interpolation is recorded as 'bicubic', it is 'bilinear'"
     with pytest.raises(InputError, match=f"was distilled with another teacher than .*small-0.*{words}.*leave --teac"):
         check_teacher(own, folder)

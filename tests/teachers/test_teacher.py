@@ -227,7 +227,7 @@ def test_the_making_of_a_teacher_survives_saving_loading_and_saving_again(traine
     assert second.identity() == first.identity() == trained.identity()
     assert second.public_provenance() == {name: PROVENANCE[name] for name in ("objective", "source", "seed")}
     cards = [(tmp_path / name / "README.md").read_text() for name in ("first", "second")]
-    assert cards[1] == cards[0].replace("local-dir:first", "local-dir:second")
+    assert cards[1] == cards[0].replace("local-dir:../first", "local-dir:../second")
 
 
 def flip_a_bit(path):

@@ -321,7 +321,7 @@ def test_settings_out_of_range_are_all_named():
         "teacher_training.epochs must be at least 1, got 0",
         "teacher_training.max_steps must be at least 1, got 0",
         "teacher_training.batch_size must be at least 2, got 1",
-        "teacher_training.optimizer must be auto, sgd, adamw, lars, got 'adam'",
+        "teacher_training.optimizer must be one of auto, sgd, adamw, lars, got 'adam'; the nearest is adamw",
         "teacher_training.learning_rate must be above 0, got 0",
         "teacher_training.warmup must be in [0, 1), got 1",
         "teacher_training.weight_decay must be at least 0, got -1",

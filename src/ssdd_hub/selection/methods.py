@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from ssdd_hub.arguments import argument_checks
-from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight, among
+from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight, among, at_most
 from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.models.build import RESERVED_ARGS, build_student
 from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches, fit_student
@@ -46,7 +46,7 @@ class SelectionSettings(Settings, section="selection"):
     experts: Count = 1
     expert_steps: Count = 1000
     expert_batch_size: Count = 256
-    expert_learning_rate: Positive = 0.1
+    expert_learning_rate: Annotated[Positive, at_most(10**4)] = 0.1
     expert_momentum: Fraction = 0.9
     expert_weight_decay: Weight = 1e-4
 
