@@ -27,7 +27,7 @@ from ssdd_hub.files import atomic_path
 from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.seeds import generator
-from ssdd_hub.sets.audit import audit, draw_closest, tell_audit
+from ssdd_hub.sets.audit import audit, draw_closest, start_places, tell_audit
 from ssdd_hub.sets.similarity import nearest, standardise
 from ssdd_hub.settings import parse_config, to_yaml
 from ssdd_hub.teachers import TeacherSettings
@@ -83,8 +83,7 @@ def measure(config: AuditConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     teacher = loader.teacher(config.teacher)
     pixels = distilled.pixel_space.denormalise(distilled.images)
     rows = torch.randperm(len(source.train), generator=generator(config.seed, "audit"))[: len(source.heldout)]
-    starts = distilled.provenance.get("start", {}).get("indices")
-    places = torch.tensor(starts) if starts and max(starts) < len(source.train) else None
+    places = start_places(distilled.provenance, len(source.train))
     parts = [source.train.pixels[rows], source.heldout.pixels]
     parts += [] if places is None else [source.train.pixels[places]]
     found = {"pixels": audit(standardise(pixels), *map(standardise, parts))}

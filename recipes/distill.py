@@ -54,7 +54,7 @@ from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.trackers import track_scores
 from ssdd_hub.selection import INITS, SelectionSettings, Source, start_from
 from ssdd_hub.selection.methods import HIGH_LOSS, check_experts
-from ssdd_hub.selection.start import NOISE
+from ssdd_hub.selection.start import MIXED, NOISE
 from ssdd_hub.sets import describe_run, describe_training
 from ssdd_hub.sets.origin import describe_origin
 from ssdd_hub.sets.report import keep_set, save_distillation
@@ -81,7 +81,7 @@ class DistillConfig:
         method: What says how good the set is.
         parameterisation: What is learned, and how it becomes images and targets.
         init: What the set starts from: `random`, `kmeans`, `kmeans-pixels`, `kcenter`, `herding`, `high_loss`, which
-            choose real images, or `noise`.
+            choose real images, `mixed`, averages of four random ones each, or `noise`.
         selection: How these are chosen.
         pool: The online students, of methods that have any.
         distiller: The outer problem.
@@ -124,7 +124,7 @@ class DistillConfig:
         require(
             among("init", self.init, INITS),
             (
-                self.init in ("random", NOISE) or (self.selection.max_images or num_images) >= num_images,
+                self.init in ("random", MIXED, NOISE) or (self.selection.max_images or num_images) >= num_images,
                 f"selection.max_images must be at least the {num_images} images to be chosen, got "
                 f"{self.selection.max_images}",
             ),
@@ -196,7 +196,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
         least = f"{accelerator.num_processes}, one image for each process"
         raise InputError(f"--distiller.batch-size must be at least {least}, got {settings.batch_size}: raise it")
     images, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
-    if settings.num_images > len(images) and config.init != NOISE:
+    if settings.num_images > len(images) and config.init not in (MIXED, NOISE):
         raise InputError(
             f"{settings.num_images} distilled images start as as many source images, and there are {len(images)}: "
             "lower --distiller.num-images, or use more images"

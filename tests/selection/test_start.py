@@ -24,8 +24,17 @@ def test_every_start_gives_images_with_their_targets(source, init):
     torch.testing.assert_close(targets, given.transform(given.teacher(images.float())), rtol=1e-3, atol=1e-4)
     assert all(map(torch.equal, start_from(init, given, 6, 3, SMALL, torch.float64)[:2], (images, targets)))
     real = bool((images[:, None] == given.bank.pixels.double() / 255).flatten(2).all(2).any(1).all())
-    assert real == (init != "noise") == (places is not None)
+    assert real == (init not in ("noise", "mixed"))
+    assert (init == "noise") == (places is None)
     assert not real or torch.equal(given.bank.pixels[places].double() / 255, images)
+
+
+def test_a_mixed_start_is_the_average_of_four_images_that_differ(source):
+    given = source()
+    images, _, places = start_from("mixed", given, 30, 3, SMALL)
+    assert places.shape == (30, 4) and all(len(set(row)) == 4 for row in places.tolist())
+    expected = [sum(given.bank.pixels[place].double() for place in row) / (4 * 255) for row in places.tolist()]
+    torch.testing.assert_close(images.double(), torch.stack(expected), rtol=0, atol=1e-6)
 
 
 def test_noise_may_be_more_than_the_source_and_real_images_not(source):

@@ -4,7 +4,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
-from ssdd_hub.sets.audit import auc_with_interval, audit, draw_closest, tell_audit
+from ssdd_hub.sets.audit import auc_with_interval, audit, draw_closest, start_places, tell_audit
 from ssdd_hub.sets.similarity import nearest, standardise
 
 
@@ -58,6 +58,17 @@ def test_an_audit_is_told_in_sentences_and_a_strange_record_in_none():
     assert "better than chance" in told[1] and "images that the set started from" in told[1]
     for strange in ({}, {"pixels": 3}, {"pixels": {"auc": [0.5, "<b>", 1]}}, {"pixels": {"auc": [0.5, 2, 1]}}):
         assert tell_audit(strange) == []
+
+
+def test_places_that_a_set_started_from_are_read_from_an_untrusted_record():
+    def read(indices):
+        places = start_places({"start": {"init": "random", "indices": indices}}, 10)
+        return None if places is None else places.tolist()
+
+    assert read([3, 1, 3]) == [1, 3] and read([[3, 1], [9, 0]]) == [0, 1, 3, 9]
+    for strange in (None, [], [10], [-1], ["a"], [[1], [True]], [1.5], "12", {"a": 1}, [[[1]]]):
+        assert read(strange) is None
+    assert start_places({"start": 3}, 10) is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])

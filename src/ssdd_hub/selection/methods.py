@@ -157,10 +157,14 @@ def draw_noise(source: Source, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """
     shape = (count, *source.bank.pixels.shape[1:])
     images = torch.randn(shape, generator=generator(seed, "selection/gaussian"))
+    return images, predict_targets(source, source.pixel_space.denormalise(images))
+
+
+def predict_targets(source: Source, pixels: Tensor) -> Tensor:
+    """Returns the teacher's targets `(n, D)`, float32, of images that need not be of the source, `(n, C, H, W)`."""
     weights = next(source.teacher.parameters())
-    parts = torch.split(source.pixel_space.denormalise(images), 256)
-    features = torch.cat([source.teacher(part.to(weights)).cpu().float() for part in parts])
-    return images, source.transform(features)
+    features = torch.cat([source.teacher(part.to(weights)).cpu().float() for part in torch.split(pixels, 256)])
+    return source.transform(features)
 
 
 CHOICES: dict[str, Choice] = {

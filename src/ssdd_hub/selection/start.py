@@ -1,4 +1,4 @@
-"""The first images of a distilled set: real ones, or noise."""
+"""The first images of a distilled set: real ones, averages of some, or noise."""
 
 import time
 from dataclasses import replace
@@ -9,18 +9,19 @@ from torch import Tensor
 
 from ssdd_hub.runs.estimate import Stage
 from ssdd_hub.seeds import derive_seed, generator
-from ssdd_hub.selection.methods import CHOICES, SelectionSettings, choose_rows, draw_noise
+from ssdd_hub.selection.methods import CHOICES, SelectionSettings, choose_rows, draw_noise, predict_targets
 from ssdd_hub.selection.source import Source
 
-NOISE = "noise"
-INITS = (*CHOICES, NOISE)
+NOISE, MIXED = "noise", "mixed"
+INITS = (*CHOICES, NOISE, MIXED)
+PARTS = 4  # real images in each of a mixed start
 _TIMED = 2000  # images of a part that a choice is timed on
 
 
 def time_start(init: str, source: Source, count: int, settings: SelectionSettings) -> Stage:
     """Times the choice of the first images by one of `INITS`, on a part of a source with any targets."""
     name = "start"
-    if init == "random":
+    if init in ("random", MIXED):
         return Stage(name, 0, 0.0)
     size, few = len(source.bank), min(len(source.bank), max(_TIMED, count))
     targets = torch.randn(few, source.targets[:1].shape[1])
@@ -46,12 +47,17 @@ def start_from(
     """Returns the first `count` images, their targets and their places, by one of `INITS` and the seed of a run.
 
     Images are `(M, C, H, W)`, of type `dtype`, in `[0, 1]` but for noise; targets are `(M, D)`; places are `(M,)`,
-    those in the source's bank, or None for noise.
+    those in the source's bank, `(M, PARTS)` for averages of random images, or None for noise.
     """
     first_images = derive_seed(seed, "first images")
     if init == NOISE:
         images, targets = draw_noise(source, count, first_images)
         return source.pixel_space.denormalise(images).to(dtype), targets, None
+    if init == MIXED:
+        drawn = generator(seed, "first images")
+        rows = torch.stack([torch.randperm(len(source.bank), generator=drawn)[:PARTS] for _ in range(count)])
+        images = torch.stack([source.bank.pixels[each].to(dtype).mean(0) / 255 for each in rows])
+        return images, predict_targets(source, images), rows
     if init == "random":
         # Not by `choose_rows`, so that earlier settings still start from the same images.
         rows = torch.randperm(len(source.bank), generator=generator(seed, "first images"))[:count]

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.stats import binomtest, norm
 from torch import Tensor
 
+from ssdd_hub.record import section
 from ssdd_hub.sets.preview import to_grid, to_picture
 
 _CHUNK = 2**26  # similarities at once
@@ -84,6 +85,15 @@ def draw_closest(images: Tensor, source: Tensor, similarity: Tensor, place: Tens
         picture.paste(column, (left, 0))
         left += column.width + 4
     return picture
+
+
+def start_places(provenance: Mapping[str, Any], size: int) -> Tensor | None:
+    """Returns which of `size` images of the source a set started from, `(m,)`; None where its record tells none."""
+    stated = section(provenance, "start").get("indices")
+    rows = stated if isinstance(stated, list) else []
+    places = [place for row in rows for place in (row if isinstance(row, list) else [row])]
+    fits = all(type(place) is int and 0 <= place < size for place in places)
+    return torch.tensor(sorted(set(places))) if places and fits else None
 
 
 def tell_audit(stated: Mapping[str, Any]) -> list[str]:

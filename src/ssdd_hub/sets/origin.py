@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ssdd_hub.hub.markdown import escape
@@ -25,11 +26,13 @@ def describe_origin(init: str, rows: Tensor | None, source: "ImageBank", pixels:
 
     Args:
         init: What the images started from, one of `selection.INITS`.
-        rows: `(M,)`, the images of `source` that they started from, or None for noise.
+        rows: `(M,)`, the images of `source` that they started from, `(M, n)` for averages, or None for noise.
         source: The source images.
         pixels: `(M, C, H, W)`, the images of the set, `[0, 1]` and beyond.
     """
     starts = None if rows is None else source.pixels[rows]
+    if rows is not None and rows.ndim == 2:
+        starts = torch.stack([source.pixels[each].float().mean(0) for each in rows])
     start = {"init": init, **({} if rows is None else {"indices": rows.tolist()})}
     return {"start": start, "similarity": measure_similarity(pixels, source.pixels, starts)}
 
@@ -95,6 +98,8 @@ def _start(provenance: Mapping[str, Any], method: str) -> str:
         where = ""
         if isinstance(rows, list):
             where = ", whose places among the images loaded are in `ssdd_hub.json` (`provenance.start.indices`)"
+        if init == "mixed":
+            return f"Distillation started from averages of several real images of the source{where}."
         return f"Distillation started from real images of the source, chosen by the method {escape(init)[:80]}{where}."
     usual = " Sets of this method usually start from real images of the source." if method == "krr-st" else ""
     return f"The record does not tell what the images started from.{usual}"
