@@ -273,7 +273,8 @@ def make_set(config: DistillConfig) -> DistilledSet:
         }
         with keeping("the distilled set", run.path / "distilled"):
             print(save_distillation(run, distilled, before, facts, results.by_class, random))
-        print(f"\n{estimated.finish('report')}")
+        ended = estimated.finish("report")
+        print(f"\n{ended}" if ended else "")
         spent = f"{estimated.total()}, at most {machine['peak_memory_gib']} GiB"
         print(f"In {run.path} after {spent}: report.html, gallery.html, scores.json, distilled/")
     accelerator.end_training()
