@@ -220,6 +220,17 @@ def test_the_example_of_what_was_released_loads_it(monkeypatch):
     assert names["teacher"].feature_dim == names["distilled"].targets.shape[1]
 
 
+def test_the_page_on_compact_sets_shows_the_bytes_that_its_code_prints(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    exec(code_of("recipes/compact.md")[0], {})
+    printed, page = capsys.readouterr().out.strip(), " ".join(read("recipes/compact.md").split())
+    whole, small = (eval(part + "}") for part in printed.replace("} {", "}|{").replace("}", "").split("|"))
+    assert str(whole) in page
+    # What zlib and zstd make of it differs a little between their versions.
+    stated = eval(re.search(r"\} (\{'images': \d+, 'targets': \d+, 'decoder': \d+\})", page)[1])
+    assert all(small[name] == pytest.approx(stated[name], rel=0.05) for name in stated)
+
+
 def test_the_calls_of_the_recipes_page_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
