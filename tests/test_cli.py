@@ -17,11 +17,12 @@ from ssdd_hub import DistilledSet, PixelSpace
 from ssdd_hub.cli import describe_set, main
 from ssdd_hub.runs.own_runs import remember_run
 from ssdd_hub.sets.gallery import keep_starts
-from ssdd_hub.text import printable
+from ssdd_hub.text import printable, show_bytes
 
 SCRIPT = Path(sys.executable).with_name("ssdd-hub")
 STUDENT = {"name": "ssdd_convnet3", "model_args": {"widths": [4, 6, 8]}}
 SCORE = {"set": "distilled", "protocol": "probe", "metric": "accuracy", "mean": 0.9, "std": 0.01, "n": 3}
+SCORE |= {"images": 5, "bytes": 5200}
 FACTS = {
     "method": "krr-st",
     "settings": {"distiller": {"num_images": 5}},
@@ -349,6 +350,7 @@ images        5, 1, 16, 16
 targets       5, 4
 pixel_space   mean: 0.3; std: 0.4
 pixel_range   -0.981975, 1.71564
+num_bytes     5.2 kB (images 5.1 kB, targets 80 B), in files of FILES
 method        krr-st
 license       cc-by-4.0, mit
 source        name: digits; license: cc-by-4.0; num images: 200
@@ -356,20 +358,26 @@ teacher       name: small-0; license: mit
 student       name: ssdd_convnet3; model args: widths: 4, 6, 8
 use           epochs: 2; batch size: 4; learning rate: 0.01; augmentation: crop-flip
 command       accelerate launch recipes/distill.py
-set        probe
----------  ------------------
-distilled  90.0 ± 1.0 % (n=3)
+set        images  bytes   probe
+---------  ------  ------  ------------------
+distilled  5       5.2 kB  90.0 ± 1.0 % (n=3)
 """
 
 
+def shown(folder):
+    """What is shown of the set; the size of its files is that of the Parquet writer at hand."""
+    size = sum(path.stat().st_size for path in (folder / "data").iterdir())
+    return SHOWN.replace("FILES", show_bytes(size))
+
+
 def test_show_tells_of_a_folder_and_of_a_repository_the_same(ann, folder, ssdd, monkeypatch):
-    assert ssdd("show", "set") == SHOWN
+    assert ssdd("show", "set") == shown(folder)
     ssdd("push", "set", "x", "--tag", "v1")
     ssdd("push", "set", "x", "--tag", "v2", "--license", "mit")
     monkeypatch.setenv("HF_TOKEN", "")
     asked = len(ann.requests)
-    assert ssdd("show", "ann/x", "--revision", "v1") == SHOWN
-    assert ssdd("show", "ann/x") == SHOWN.replace("cc-by-4.0, mit", "mit")
+    assert ssdd("show", "ann/x", "--revision", "v1") == shown(folder)
+    assert ssdd("show", "ann/x") == shown(folder).replace("cc-by-4.0, mit", "mit")
     # The record alone is fetched.
     assert not [each for each in ann.requests[asked:] if "/resolve/" in each.path and "ssdd_hub.json" not in each.path]
 
@@ -422,7 +430,7 @@ def test_a_broken_record_is_refused_with_a_message(hub, refusal, tmp_path):
     hub.commit("bob/trap", {"ssdd_hub.json": b"\x80\x04no JSON"})
     hub.commit("bob/new", {"ssdd_hub.json": b'{"format_version": 99}'})
     assert "is damaged, it is not JSON" in refusal("show", "bob/trap")
-    assert "states format_version 99, this ssdd_hub reads 1: upgrade ssdd_hub" in refusal("show", "bob/new")
+    assert "states format_version 99, this ssdd_hub reads 1 and 2: upgrade ssdd_hub" in refusal("show", "bob/new")
     assert "named owner/name, got 'gone'; and there is no such folder here" in refusal("show", "gone")
     assert "there is no such repository" in refusal("show", "bob/gone")
 
@@ -578,7 +586,7 @@ def test_a_terminal_without_a_letter_gets_it_spelt(folder, monkeypatch):
     monkeypatch.setattr(sys, "stdout", plain)
     assert main(["show", "set"]) == 0
     plain.flush()
-    assert plain.buffer.getvalue().decode() == SHOWN.replace("±", r"\xb1")
+    assert plain.buffer.getvalue().decode() == shown(folder).replace("±", r"\xb1")
 
 
 def test_the_console_script_publishes_and_ends_with_a_message_where_it_cannot(hub, folder, tmp_path):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.procedures import RECIPES, recipe_options, run_recipe
-from ssdd_hub.text import HUB_ID, printable, redact_tokens, refuse_tokens
+from ssdd_hub.text import HUB_ID, printable, redact_tokens, refuse_tokens, tell_bytes
 
 if TYPE_CHECKING:
     from ssdd_hub.hub.upload import Published
@@ -226,7 +226,8 @@ def describe_set(metadata: Mapping[str, Any]) -> list[str]:
     provenance = section(metadata, "provenance")
     tensors = section(metadata, "tensors")
     facts = {name: plain(section(tensors, name).get("shape")) for name in STORED}
-    facts |= {name: plain(metadata.get(name)) for name in ("pixel_space", "pixel_range", "num_bytes")}
+    facts |= {name: plain(metadata.get(name)) for name in ("pixel_space", "pixel_range")}
+    facts["num_bytes"] = tell_bytes(section(metadata, "num_bytes"))
     names = ("method", "license", "source", "teacher", "student", "use", "seconds", "hardware", "command")
     facts |= {name: plain(provenance.get(name)) for name in names}
     width = max(map(len, facts))

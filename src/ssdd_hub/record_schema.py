@@ -261,7 +261,13 @@ _TEACHER: dict[str, Field] = {
     "seed": _WHOLE,
 }
 _STUDENT = _fields({"name": _text, "model_args": _OBJECT})
-_SCORE = _fields({**dict.fromkeys(("mean", "std"), number), "n": _COUNT, "values": partial(_list, each=_score_value)})
+_SCORE = _fields(
+    {
+        **dict.fromkeys(("mean", "std"), number),
+        **dict.fromkeys(("n", "images", "bytes", "budget"), _COUNT),
+        "values": partial(_list, each=_score_value),
+    }
+)
 _PROVENANCE = _fields(
     {
         **dict.fromkeys(("method", "license", "license_reason", "command"), _text),

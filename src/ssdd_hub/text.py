@@ -1,4 +1,4 @@
-"""Helpers for untrusted text: Hub ids, redaction of access tokens, removal of control characters."""
+"""Helpers for text: untrusted Hub ids, redaction of access tokens, removal of control characters, sizes in words."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -20,6 +20,7 @@ _BEARER = re.compile(r"(?i)\b(bearer\s+)(?=[^\s'\",}]*[0-9_])[^\s'\",}]+")
 _SHORTEST_TOKEN = 8  # a shorter one could stand in any text
 
 _SHOWN = 60  # letters of a value in a message
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def redact_tokens(text: str) -> str:
@@ -61,3 +62,28 @@ def show(value: Any) -> str:
     except ValueError:  # Python does not write out whole numbers of thousands of digits
         text = "a number of thousands of digits"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def show_bytes(size: float) -> str:
+    """Returns a number of bytes in words, in decimal units: `512 B`, `1.2 kB`, `98.4 kB`, `300 kB`, `3.1 MB`."""
+    power = 0
+    # What rounds to 1000 is 1 of the next unit.
+    while power < len(_UNITS) - 1 and size >= 999.5 * 1000**power:
+        power += 1
+    value = size / 1000**power
+    return f"{value:.{int(power > 0 and value < 99.95)}f} {_UNITS[power]}"
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value of an untrusted record is a number of bytes or of images."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def tell_bytes(sizes: Mapping[str, Any]) -> str:
+    """Returns the `num_bytes` of a record in words, their sum first; empty where they are not known."""
+    known = {name: sizes[name] for name in ("images", "targets", "decoder") if is_size(sizes.get(name))}
+    if not known:
+        return ""
+    parts = ", ".join(f"{name} {show_bytes(size)}" for name, size in known.items() if size)
+    files = f", in files of {show_bytes(sizes['file'])}" if is_size(sizes.get("file")) else ""
+    return f"{show_bytes(sum(known.values()))} ({parts}){files}"

@@ -156,6 +156,7 @@ def test_sets_of_both_kinds_are_loaded(tmp_path):
         (["x/run", "./y/run/distilled", "/z/run"], ["x/run", "y/run", "z/run"]),
         (["a", "./a"], ["set-1-a", "set-2-a"]),
         (["../runs/a/pair", "runs/b/distilled"], ["pair", "b"]),
+        (["runs/random png/distilled", "runs/b/distilled"], ["runs/random png", "runs/b"]),
     ],
 )
 def test_sets_are_called_by_what_tells_them_apart(places, names):

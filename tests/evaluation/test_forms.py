@@ -1,6 +1,7 @@
 """Real images at equal bytes: what is stored is counted, and no more fits."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ssdd_hub.evaluation.entries import Baselines, select, size_of
 from ssdd_hub.evaluation.forms import Form
 from ssdd_hub.selection.methods import SelectionSettings
 from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.text import show_bytes
 
 ALL = [Form("png"), Form("jpeg", 60, "int8"), Form("factor", 2, "float16")]
 every_form = pytest.mark.parametrize("form", ALL, ids=str)
@@ -78,8 +80,10 @@ def test_as_many_images_are_kept_as_fit(selected, form, share):
     budget = fixed + int(share * sizes.sum())
     kept, size = form.fit(selected, budget)
     count = len(kept.images)
-    assert fixed + sizes[:count].sum() == size <= budget
-    assert count == len(selected.images) or fixed + sizes[: count + 1].sum() > budget
+    first = {name: getattr(selected, name)[:count] for name in ("images", "targets", "labels")}
+    assert fixed + form.store(replace(selected, **first))[1].sum() == pytest.approx(size) and size <= budget
+    # Targets are compressed together: those of fewer images take more bytes each.
+    assert count == len(selected.images) or fixed + sizes[: count + 1].sum() > budget - len(selected.images)
 
 
 @pytest.mark.parametrize("form", [Form("png"), Form("jpeg", 30)], ids=str)
@@ -89,10 +93,10 @@ def test_references_of_equal_bytes_fill_them_and_are_kept(tmp_path, source, form
     budgets = {budget: [form], 3 * budget: [form]}
     references.prepare(["random", "none", "gaussian"], [], 2, False, budgets)
     entries = references.set_entries_at_bytes(["random", "none", "gaussian"], budgets)
-    assert [entry.name for entry in entries] == [f"random {form} {size / 1000:.0f} kB" for size in budgets]
+    assert [entry.name for entry in entries] == [f"random {form} {show_bytes(size)}" for size in budgets]
     for entry, most in zip(entries, budgets, strict=True):
         sizes = [entry.size(k) for k in range(2)]
-        assert all(0.6 * most < size["bytes"] <= most for size in sizes)
+        assert all(0.6 * most < size["bytes"] <= most == size["budget"] for size in sizes)
         assert entry.identity(0) != entry.identity(1)
     folders = sorted(references.folder.iterdir())
     before = [(folder / "ssdd_hub.json").stat().st_mtime_ns for folder in folders]
@@ -100,6 +104,12 @@ def test_references_of_equal_bytes_fill_them_and_are_kept(tmp_path, source, form
     assert [(folder / "ssdd_hub.json").stat().st_mtime_ns for folder in folders] == before and len(folders) == 4
     loaded = DistilledSet.load(folders[0])
     assert size_of(loaded)["bytes"] == loaded.provenance["selection"]["stored"]["bytes"]
+
+
+def test_references_of_nearly_the_same_bytes_have_names_of_their_own(tmp_path, source):
+    references = Baselines(tmp_path / "references", source, SETTINGS, 7)
+    entries = references.set_entries_at_bytes(["random"], {98_400: [Form("png")], 98_401: [Form("png")]})
+    assert [entry.name for entry in entries] == ["random png 98400 B", "random png 98401 B"]
 
 
 def test_the_size_of_a_set_is_what_it_stores(selected):

@@ -10,6 +10,7 @@ from PIL import Image
 from ssdd_hub import DistilledSet
 from ssdd_hub.record import read_metadata
 from ssdd_hub.sets.check import check_folder
+from ssdd_hub.text import show_bytes
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "configs" / "smoke.yaml"
 SMALL = [
@@ -51,15 +52,30 @@ def test_an_audit_is_stored_shown_and_put_on_the_card(run, launch, tmp_path, cap
     assert not [finding for finding in check_folder(place) if finding.level == "error"]
 
 
-def test_references_at_equal_bytes_take_no_more_than_the_set(run, launch, tmp_path):
+def test_references_at_equal_bytes_take_no_more_than_the_set_which_is_tested_against_the_best(
+    run, launch, tmp_path, capsys
+):
     forms = ["--at-equal", "both", "--forms", "png,jpeg-50,factor-2", "--references", "none,random"]
     less = ["--protocols", "teacher_error", "--student-training.steps", "2"]
     launch("evaluate", "--set", run / "distilled", "--output", tmp_path / "scores", *forms, *less)
-    records = json.loads((tmp_path / "scores" / "scores.json").read_text())["records"]
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    records = scores["records"]
     sizes = {record["set"]: record.get("bytes") for record in records}
     assert sizes.keys() == {"distilled", "none", "random", "random png", "random jpeg-50", "random factor-2"}
     assert sizes["none"] is None
-    assert all(size <= sizes["distilled"] for name, size in sizes.items() if name.startswith("random "))
+    filling = {name: size for name, size in sizes.items() if name.startswith("random ")}
+    assert all(size <= sizes["distilled"] for size in filling.values())
+    (compared,) = [each for each in scores["comparisons"] if "among" in each]
+    errors = {each["set"]: each["mean"] for each in records if each["protocol"] == "teacher_error"}
+    assert compared["baseline"] == min(filling, key=errors.get) and set(compared["among"]) == filling.keys()
+    size, output = show_bytes(sizes["distilled"]), capsys.readouterr().out
+    told = f"At equal bytes ({size})"
+    assert told in " ".join(output.split())
+    assert any(line.split()[:1] == ["distilled"] and size in line for line in output.splitlines())
+    for name in ("scores.md", "report.html", "gallery.html"):
+        text = (tmp_path / "scores" / name).read_text(encoding="utf-8")
+        assert told in text and size in text and str(compared["baseline"]) in text
+    assert "worth against bytes" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

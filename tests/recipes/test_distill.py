@@ -24,6 +24,7 @@ from ssdd_hub.data import DataSettings, load_images
 from ssdd_hub.results.verdict import verdict
 from ssdd_hub.runs.checkpoints import load_tree
 from ssdd_hub.teachers.teacher import build_teacher
+from ssdd_hub.text import show_bytes
 
 ROOT = Path(__file__).parents[2]
 RECIPE, SMOKE = ROOT / "recipes" / "distill.py", ROOT / "recipes" / "configs" / "smoke.yaml"
@@ -114,7 +115,10 @@ def test_the_verdict_stands_above_the_table_everywhere(finished):
     output, printed = finished
     told, table, places = printed[printed.index(verdict_of(output)[:30]) :].split("\n\n")
     assert " ".join(told.split()) == verdict_of(output) and "chance is 10 %" in verdict_of(output)
-    assert table.splitlines()[0].split() == ["set", "teacher_error", "probe", "20", "labels"]
+    head, _, first, *_ = table.splitlines()
+    assert head.split() == ["set", "images", "bytes", "teacher_error", "probe", "20", "labels"]
+    size = sum(DistilledSet.load(output / "distilled").num_bytes().values())
+    assert first.split()[:4] == ["distilled", "20", *show_bytes(size).split()]
     assert places.startswith(f"In {output} after") and max(map(len, f"{told}\n{table}".splitlines())) <= 100
     for name in ("report.html", "gallery.html", "distilled/README.md"):
         assert verdict_of(output) in html.unescape((output / name).read_text())

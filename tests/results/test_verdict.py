@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from ssdd_hub.results.verdict import own_sets, verdict, verdicts
+from ssdd_hub.results.charts import own_sets
+from ssdd_hub.results.verdict import verdict, verdicts
 
 
 def record(name, protocol, values, metric="accuracy", labels=50, **more):

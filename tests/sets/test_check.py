@@ -174,7 +174,7 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path):
     [
         ("tensors", [[]], "ssdd_hub.json: tensors must be stated by name"),
         ("tensors.images", [], "ssdd_hub.json: tensors: images and targets must be stated; there are no images"),
-        ("tensors.weights", [{}], "view_targets can be stated; got weights"),
+        ("tensors.weights", [{}], "coefficients can be stated; got weights"),
         ("tensors.images.shape", [[6, 3, 9, 8]], "data: column 'pixels' does not hold images of the stated shape"),
         ("tensors.images.shape", [[6, 3, 0, 9]], "must be 1 to 5 whole numbers above 0; got [6, 3, 0, 9]"),
         ("tensors.images.sha256", ["0" * 64], "data: the images are not those that were saved, their sha256 differs"),

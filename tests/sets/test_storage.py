@@ -20,6 +20,7 @@ from ssdd_hub.record import read_metadata
 from ssdd_hub.sets.check import check_folder
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.storage import StorageSettings, num_bytes, pack
+from ssdd_hub.text import show_bytes
 
 FORMS = [
     (pixels, targets, factor)
@@ -130,7 +131,9 @@ def follow_the_card(compact, tmp_path, monkeypatch):
     torch.testing.assert_close(names["images"], compact.images, rtol=0, atol=1e-5)
     torch.testing.assert_close(names["targets"], compact.targets, rtol=0, atol=1e-5)
     sizes = read_metadata(tmp_path / "set")["num_bytes"]
-    assert f"Bytes as stored: the images {sizes['images']:,}, the targets {sizes['targets']:,}" in card
+    total = sum(compact.num_bytes().values())
+    assert f"As stored the set takes {show_bytes(total)} (images {show_bytes(sizes['images'])}, targets " in card
+    assert f"in files of {show_bytes(sizes['file'])}." in card
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -14,6 +14,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.inputs import stated_settings
 from ssdd_hub.models.build import build_student
 from ssdd_hub.record import read_metadata
+from ssdd_hub.record_schema import find_misfits
 from ssdd_hub.sets.card import render_dataset_card
 from ssdd_hub.sets.check_places import check_place
 from ssdd_hub.sets.distilled import DistilledSet
@@ -121,6 +122,16 @@ def test_a_name_that_stands_twice_is_no_record(tmp_path):
         for use in (DistilledSet.load, read_metadata):
             with pytest.raises(InputError, match="is not JSON .the name '[a-z_]+' stands twice in an object"):
                 use(folder)
+
+
+@pytest.mark.parametrize("size", ["images", "bytes", "budget"])
+def test_the_size_of_what_was_scored_is_a_whole_number(tmp_path, size):
+    folder = shutil.copytree(RELEASED / "cifar100-krrst-100", tmp_path / "set")
+    record = json.loads((folder / "ssdd_hub.json").read_text(encoding="utf-8"))
+    for value, misfits in ((0, 0), (98_400, 0), (None, 0), (-1, 1), (1.5, 1), (True, 1), ("1", 1), ([], 1)):
+        found = find_misfits(put(record, ("provenance", "scores", 0, size), value))
+        assert len(found) == misfits, (value, found)
+        assert all(text.startswith(f"provenance.scores[0].{size} must be a whole number") for text in found)
 
 
 STEERING = "\x1b]0;x\x07\u202eevil\u2066<script>alert(1)</script>![x](http://evil/x.png)[a](javascript:a)<img src=x>"

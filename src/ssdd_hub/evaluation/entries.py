@@ -29,6 +29,7 @@ from ssdd_hub.sets.pretrain import SetPairs
 from ssdd_hub.sets.provenance import describe_selection
 from ssdd_hub.sets.views import add_views
 from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.text import show_bytes
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,7 +54,8 @@ class SetEntry:
     pixel_space: PixelSpace | None = None  # in which its students see real images; None for the data's own
     network: Callable[[], nn.Module] | None = None  # takes the place of a student and is not pre-trained
     protocols: Collection[str] | None = None  # names of the protocols that apply to it; None for all
-    size: Callable[[int], Mapping[str, int]] = _no_size  # `images` and `bytes` of what student `k` is pre-trained on
+    # `images` and `bytes` of what student `k` is pre-trained on; of what fills the bytes of a set, these as `budget`.
+    size: Callable[[int], Mapping[str, int]] = _no_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +175,7 @@ class Baselines:
             name,
             lambda k: SetPairs(load(k), source.device),
             lambda k: describe_pairs(load(k)),
-            size=lambda k: size_of(load(k)),
+            size=lambda k: {**size_of(load(k)), **({"budget": count} if form else {})},
         )
 
     def set_entries(self, methods: Sequence[str], counts: Sequence[int]) -> list[SetEntry]:
@@ -186,9 +188,11 @@ class Baselines:
 
     def set_entries_at_bytes(self, methods: Sequence[str], budgets: Mapping[int, Sequence[Form]]) -> list[SetEntry]:
         """Returns selections in each form that take at most so many bytes, named after method, form and bytes."""
-        found = []
+        found, sizes = [], {budget: show_bytes(budget) for budget in budgets}
+        if len({*sizes.values()}) < len(sizes):
+            sizes = {budget: f"{budget} B" for budget in budgets}
         for method, (budget, forms) in product([name for name in methods if name in CHOICES], budgets.items()):
-            more = f" {budget / 1000:.0f} kB" if len(budgets) > 1 else ""
+            more = f" {sizes[budget]}" if len(budgets) > 1 else ""
             found += [self.set_entry(method, budget, f"{method} {form}{more}", form) for form in forms]
         return found
 

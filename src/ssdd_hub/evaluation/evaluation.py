@@ -83,10 +83,11 @@ class Evaluation:
 
         Returns:
             The records of `scores.json`: one per set, student, dataset, protocol, metric and number of labels, with
-            mean, std (n - 1), n and all values; of accuracies the dataset's number of `classes` too. And the
-            accuracies class by class: `classes`, for each dataset the `names` (None where it has none) and the number
-            of held-out `images` of each class; `records` with the lists `mean` and `std` over the classes, None for a
-            class without such images, and `n`, the seeds whose scores are known by class.
+            mean, std (n - 1), n and all values; of accuracies the dataset's number of `classes` too; of what has a
+            size `images` and `bytes`, and of what fills the bytes of a set, these as `budget`. And the accuracies
+            class by class: `classes`, for each dataset the `names` (None where it has none) and the number of held-out
+            `images` of each class; `records` with the lists `mean` and `std` over the classes, None for a class
+            without such images, and `n`, the seeds whose scores are known by class.
         """
         entries = product(range(self.seeds), self.candidates, self.set_entries)
         jobs = [_Job(self, candidate, set_entry, k) for k, candidate, set_entry in entries]
@@ -259,7 +260,7 @@ def run_side_by_side(groups: Sequence[Sequence[Job]], done: Callable[[], object]
 
 
 def _mean_size(sizes: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """Returns the mean number of `images` and of `bytes`; nothing of references that have none."""
+    """Returns the mean of each part of a size; nothing of references that have none."""
     return {name: round(sum(size[name] for size in sizes) / len(sizes)) for name in sizes[0]}
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.record_schema import COLUMNS
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.preview import to_exact_picture, to_png
 
@@ -50,7 +51,7 @@ class Form:
         return self.kind if self.kind == "png" else f"{self.kind}-{self.number}"
 
     def store(self, selected: DistilledSet) -> tuple[DistilledSet, Tensor]:
-        """Returns real images in this form, and the bytes of each, `(M,)`, with its target."""
+        """Returns real images in this form, and the bytes of each, `(M,)`, with its share of those of the targets."""
         if self.kind == "jpeg":
             pixels = selected.pixel_space.denormalise(selected.images).mul(255).round().to(torch.uint8)
             files = [_to_jpeg(image, self.number) for image in pixels]
@@ -60,7 +61,7 @@ class Form:
         else:
             stored = selected.compact("uint8", self.targets, self.number)
             files = [to_png(to_exact_picture(image)) for image in stored.stored()["images"]]
-        return stored, torch.tensor([len(file) for file in files]) + _bytes_of_targets(stored)
+        return stored, torch.tensor([len(file) for file in files]).double() + _bytes_of_targets(stored)
 
     def fit(self, selected: DistilledSet, budget: int) -> tuple[DistilledSet, int]:
         """Returns the first of the images that take `budget` bytes at most in this form, at least one, and the bytes.
@@ -70,22 +71,24 @@ class Form:
         stored, sizes = self.store(selected)
         fixed = stored.num_bytes()["decoder"]
         count = max(1, int((fixed + sizes.cumsum(0) <= budget).sum()))
-        first = {name: getattr(selected, name)[:count] for name in ("images", "targets")}
-        first |= {} if selected.labels is None else {"labels": selected.labels[:count]}
-        if selected.views is not None and selected.view_targets is not None:
-            first |= {"views": selected.views[:count], "view_targets": selected.view_targets[:count]}
-        kept, sizes = self.store(replace(selected, **first))
-        return kept, fixed + int(sizes.sum())
+        names = [name for name in COLUMNS if getattr(selected, name) is not None]
+        while True:
+            kept, sizes = self.store(replace(selected, **{name: getattr(selected, name)[:count] for name in names}))
+            size = fixed + round(float(sizes.sum()))
+            # Targets of fewer images are compressed less well.
+            if size <= budget or count == 1:
+                return kept, size
+            count -= 1
 
 
 def count_for(form: Form, sample: DistilledSet, budget: int) -> int:
     """Returns about how many images fit, and some more, going by a sample of them."""
     _, sizes = form.store(sample)
-    return int(budget / float(sizes.double().mean()) * 1.05) + 2
+    return int(budget / float(sizes.mean()) * 1.05) + 2
 
 
-def _bytes_of_targets(stored: DistilledSet) -> int:
-    return stored.num_bytes()["targets"] // len(stored.images)
+def _bytes_of_targets(stored: DistilledSet) -> float:
+    return stored.num_bytes()["targets"] / len(stored.images)
 
 
 def _to_jpeg(image: Tensor, quality: int) -> bytes:

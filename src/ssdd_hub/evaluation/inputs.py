@@ -1,6 +1,7 @@
 """Loads the inputs of an evaluation: sets, source images, teacher, labelled datasets."""
 
 import logging
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -79,7 +80,8 @@ def name_sets(places: list[str]) -> list[str]:
     parts = [[part for part in Path(place).parts if part not in (".", "..", "/", "distilled")] for place in places]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
-        if all(names) and len(set(names)) == len(names) and not {name.split("-")[0] for name in names} & {*REFERENCES}:
+        taken = {re.split("[- ]", name)[0] for name in names} & {*REFERENCES}
+        if all(names) and len(set(names)) == len(names) and not taken:
             return names
     return ["-".join(["set", str(number), *part[-1:]]) for number, part in enumerate(parts, 1)]
 

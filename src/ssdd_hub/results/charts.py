@@ -1,14 +1,15 @@
 """Figures of scores: bars, and panels with a legend in which a set looks the same everywhere."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from ssdd_hub.files import atomic_path
-from ssdd_hub.results.tables import Record, metric_of, score_cell, sort_columns, unit
+from ssdd_hub.results.tables import Record, group, metric_of, score_cell, sort_columns, unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,15 +51,33 @@ STYLES = {
     "teacher": Style("#222222", "*", ":"),
 }
 _SPARE = [Style("#332288", "p"), Style("#6b4c2a", ">"), Style("#117733", "h"), Style("#aa4499", "H")]
+_MARKERS = "s^DvPX<>phd*"  # of the forms in which real images are stored
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """Returns how sets are drawn: common ones always alike, others with what is left, then again."""
+    """Returns how sets are drawn: common ones always alike, others with what is left, then again.
+
+    Of references in a form, such as `random jpeg-50`, the colour tells the method, and the marker the form.
+    """
     names = list(dict.fromkeys(names))
-    free = [*_SPARE, *(style for name, style in STYLES.items() if name not in names and style.line == "-")]
-    unknown = [name for name in names if name not in STYLES]
-    found = {name: free[place % len(free)] for place, name in enumerate(unknown)}
+    parts = {name: name.partition(" ") for name in names if name not in STYLES}
+    stored = {name: (method, form) for name, (method, _, form) in parts.items() if form and method in STYLES}
+    forms = list(dict.fromkeys(form for _, form in stored.values()))
+    used = {*names, *(method for method, _ in stored.values())}
+    free = [*_SPARE, *(style for name, style in STYLES.items() if name not in used and style.line == "-")]
+    found = {name: free[place % len(free)] for place, name in enumerate(name for name in parts if name not in stored)}
+    for name, (method, form) in stored.items():
+        found[name] = Style(STYLES[method].colour, _MARKERS[forms.index(form) % len(_MARKERS)], ":")
     return {name: STYLES.get(name) or found[name] for name in names}
+
+
+def own_sets(records: Sequence[Record]) -> list[str]:
+    """Returns the names of the sets that are no references."""
+    # Those that fill the bytes of a set say so. All others have a style of their own; beside sets of several sizes
+    # they are called `random-50` and the like.
+    filling = {record["set"] for record in records if record.get("budget") is not None}
+    names = [str(name) for (name,) in group(records, "set") if name not in filling]
+    return [name for name in names if name == "distilled" or re.sub(r"-[0-9]+$", "", name) not in STYLES]
 
 
 def save_figures(folder: Path, figures: Mapping[str, "Figure"]) -> dict[str, Path]:
@@ -204,24 +223,32 @@ def draw_panels(
     return figure, axes[: len(panels)]
 
 
-def set_log_axis(axis: "Axes", label: str, values: Iterable[float]) -> None:
-    """Makes x logarithmic, over a factor of ten at least, with plain numbers: values may be nearly the same."""
+def set_log_axis(
+    axis: "Axes", label: str, values: Iterable[float], words: Callable[[float], str] = "{:g}".format
+) -> None:
+    """Makes x logarithmic, over a factor of ten at least, with numbers in words: values may be nearly the same."""
     from matplotlib.ticker import LogLocator
 
     logs = [math.log10(value) for value in values]
     middle, half = (max(logs) + min(logs)) / 2, max(0.5, 0.55 * (max(logs) - min(logs)))
     axis.set(xlabel=label, xscale="log", xlim=(10 ** (middle - half), 10 ** (middle + half)))
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if half < 1.2 else (1,)))
-    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.xaxis.set_major_formatter(lambda value, _: words(value))
     axis.minorticks_off()
 
 
 def draw_points(
-    axis: "Axes", x: Sequence[float], records: Sequence[Record], style: Style, line: bool = False, bars: bool = True
+    axis: "Axes",
+    x: Sequence[float],
+    records: Sequence[Record],
+    style: Style,
+    line: bool = False,
+    bars: bool = True,
+    first: bool | None = None,
 ) -> None:
-    """Draws the scores of one set, with whiskers; the distilled set on top of the others."""
+    """Draws the scores of one set, with whiskers; the first, by default `distilled`, on top of the others."""
     means, deviations = np.array([shown_values(record) for record in records]).T
-    first = records[0]["set"] == "distilled"
+    first = records[0]["set"] == "distilled" if first is None else first
     axis.errorbar(
         x,
         means,

@@ -4,9 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssdd_hub.results.charts import HEADLINES, Picture, Style, draw_panels, plain, styles_of
+from ssdd_hub.results.charts import HEADLINES, Picture, Style, draw_panels, own_sets, plain, styles_of
 from ssdd_hub.results.tables import Record, amount, group
-from ssdd_hub.results.verdict import own_sets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

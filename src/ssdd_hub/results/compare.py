@@ -1,12 +1,13 @@
 """Comparison of sets, paired by student: every set was scored with the same seeds."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ssdd_hub.hub.markdown import escape, one_line
+from ssdd_hub.results.charts import own_sets
 from ssdd_hub.results.tables import CONSOLE, Record, Table, align, build_tables, metric_of, number, spread, usual_n
 
 KEY = ("protocol", "target", "student", "use", "labels", "metric")
@@ -15,10 +16,16 @@ NOT_RANKED = ("cost",)  # protocols without a ranking: no pre-training always co
 LEVEL = 0.05
 BETTER, WORSE = "▲", "▼"
 BOLD = "Bold: the best set of a column."
+SIZE_NOTE = "Bytes: pixels, targets and decoder as stored."
 _TEST = "two-sided paired t-test over the seeds; raw p, not corrected for the number of comparisons"
 DIFFERENCE_NOTE = (
     "Set minus baseline, mean over the seeds that both have: accuracies in points, errors in % of the baseline's, "
     f"others as they are; p of a {_TEST}."
+)
+EQUAL_BYTES_NOTE = (
+    "The baseline, which each cell names, is the best by its mean of the references that fill as many bytes as the "
+    "set. It was chosen by the scores that it is tested with, which flatters it and makes the comparison harder for "
+    "the set: what is better is so by more than it seems, what is worse by less."
 )
 _ROUNDING = 1e-12
 
@@ -47,6 +54,33 @@ def compare(records: list[Record], baseline: str) -> list[Record]:
         if name != baseline
     ]
     return [result for result in results if result is not None]
+
+
+def compare_at_bytes(records: list[Record]) -> list[Record]:
+    """Compares each set with the best of the references that fill as many bytes, for each measurement.
+
+    The best is that of the best mean. It is chosen by the scores of the same students, which flatters it.
+
+    Returns:
+        Records as those of `compare`, with the `bytes` of the set, and `among`: the names of the references of which
+        the best, the `baseline`, was chosen. None for costs, and where it is not known what is better.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    budgets = {record["set"]: record["budget"] for record in records if record.get("budget") is not None}
+    sizes = {record["set"]: record["bytes"] for record in records if record.get("bytes") is not None}
+    own, results = {name: sizes[name] for name in own_sets(records) if name in sizes}, []
+    for sets in _by_measurement(records).values():
+        for name, first in ((name, sets[name]) for name in own if name in sets):
+            direction = metric_of(first).direction
+            beside = [r for r in sets.values() if r["mean"] is not None and budgets.get(r["set"]) == own[name]]
+            if beside and direction and first["protocol"] not in NOT_RANKED:
+                best = (max if direction == "higher" else min)(beside, key=lambda record: record["mean"])
+                result = _difference(first, best)
+                among = {"bytes": own[name], "among": [record["set"] for record in beside]}
+                results += [{**result, **among}] if result else []
+    return results
 
 
 def _by_measurement(records: list[Record]) -> dict[tuple[Any, ...], dict[str, Record]]:
@@ -148,8 +182,13 @@ def score_tables(records: list[Record], comparisons: list[Record]) -> list[Table
     return build_tables(records, _text, _best)
 
 
-def difference_tables(comparisons: list[Record], intervals: bool = False) -> list[Table]:
-    """Returns tables of the differences to one baseline, with p, and if wanted the 95 % interval and unusual n."""
+def difference_tables(
+    comparisons: list[Record], intervals: bool = False, name: Callable[[str], str] = str
+) -> list[Table]:
+    """Returns tables of differences, with p, and if wanted the 95 % interval and unusual n.
+
+    They are differences to one baseline or, where results are those of `compare_at_bytes`, to one named in each cell.
+    """
     usual = usual_n(comparisons)
 
     def _text(result: Record) -> str:
@@ -158,7 +197,8 @@ def difference_tables(comparisons: list[Record], intervals: bool = False) -> lis
             change = number(result["difference"], result, sign="+")
         else:
             change = f"{100 * result['relative']:+.1f} %"
-        lines = [f"{change}{p}{_mark(result)}"]
+        best = f" against {name(result['baseline'])}" if "among" in result else ""
+        lines = [f"{change}{p}{_mark(result)}{best}"]
         if intervals and result["interval"]:
             ends = (number(end, result, result["difference"], "+") for end in result["interval"])
             lines.append(f"[{', '.join(ends)}]")
@@ -199,6 +239,7 @@ def score_note(records: list[Record], comparisons: list[Record]) -> str:
         f"Mean ± standard deviation over {seeds}." if usual > 1 or others else f"Values of {seeds}.",
         "Accuracies are in %." if "accuracy" in {record["metric"] for record in records} else "",
         BOLD,
+        SIZE_NOTE if any(record.get("bytes") is not None for record in records) else "",
         "full and teacher are upper bounds." if any(record["set"] in UPPER_BOUNDS for record in records) else "",
         f"{BETTER} better, {WORSE} worse than random with p < {LEVEL} ({_TEST})." if tested else "",
     ]
@@ -224,7 +265,7 @@ def markdown_table(records: list[Record], baselines: Sequence[str] = ("random",)
     """Returns the records of `scores.json`, and the differences to scored baselines, as Markdown for a card.
 
     There is a row for each set, a table for each student and, where it would be too wide, for each target; below them
-    what the marks mean, and a table of differences for each baseline. Names are escaped.
+    what the marks mean, and a table of differences for each baseline and at equal bytes. Names are escaped.
 
     Raises:
         ValueError: Two records score the same set in the same way.
@@ -240,6 +281,9 @@ def markdown_table(records: list[Record], baselines: Sequence[str] = ("random",)
         if results:
             parts.append(f"**Difference to {escape(baseline)}.** {DIFFERENCE_NOTE}")
             parts += map(_markdown, difference_tables(results))
+    if at_bytes := compare_at_bytes(records):
+        parts.append(f"**Difference at equal bytes.** {DIFFERENCE_NOTE} {EQUAL_BYTES_NOTE}")
+        parts += map(_markdown, difference_tables(at_bytes, name=escape))
     return "\n\n".join(parts)
 
 

@@ -1,6 +1,7 @@
-"""Pictures of an evaluation: scores against labels, by student and against cost; the order of architectures."""
+"""Pictures of an evaluation: scores against labels, bytes and cost, and by student; the order of architectures."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from ssdd_hub.results.charts import (
     draw_bars,
     draw_panels,
     draw_points,
+    own_sets,
     plain,
     set_log_axis,
     shown_values,
@@ -19,8 +21,10 @@ from ssdd_hub.results.charts import (
 )
 from ssdd_hub.results.compare import NOT_RANKED
 from ssdd_hub.results.tables import Record, amount, group, sort_columns
+from ssdd_hub.text import show_bytes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -39,7 +43,7 @@ def draw_evaluation(records: Sequence[Record]) -> list[Picture]:
     known = [record for record in records if record["mean"] is not None]
     styles = styles_of(record["set"] for record in known)
     scores = [record for record in known if record["protocol"] not in (*NOT_RANKED, _RANK)]
-    pictures: list[Picture] = []
+    pictures = _draw_bytes(scores)
     for (protocol,), part in sorted(group(scores, "protocol").items(), key=lambda item: item[0] != ("probe",)):
         for (student, use, _), same in list(group(part, "student", "use", "metric").items())[:_MOST_STUDENTS]:
             if len(group(same, "labels")) > 1:
@@ -78,13 +82,84 @@ def _draw_curves(records: list[Record], heading: str, styles: Styles) -> "Figure
         # Whiskers of different sets stand beside each other.
         width = 0.02 * math.log(labels[-1] / labels[0])
         for (name,), curve in group(sorted(part, key=lambda record: record["labels"]), "set").items():
-            dodge = math.exp(width * (2 * names.index(name) / max(len(names) - 1, 1) - 1))
+            dodge = _dodge(names.index(name), len(names), width)
             draw_points(axis, [record["labels"] * dodge for record in curve], curve, styles[name], line=True)
         axis.set_xscale("log")
         axis.set_xticks(labels, [f"{100 * label:g} %" if kind is float else str(label) for label in labels])
         axis.minorticks_off()
         axis.set_xlabel("labelled images" if kind is int else "share of the labels")
     return figure
+
+
+def _dodge(place: int, count: int, width: float) -> float:
+    """Returns the factor by which points of one of several sets stand beside those of others on a log axis."""
+    return math.exp(width * (2 * place / max(count - 1, 1) - 1))
+
+
+def _draw_bytes(scores: list[Record]) -> list[Picture]:
+    """Draws accuracy and error against the bytes of sets, where these differ; what has no bytes is a line."""
+    sizes = {record["set"]: record["bytes"] for record in scores if record.get("bytes")}
+    if len({*sizes.values()}) < 2:
+        return []
+    scores = [{**record, "family": _family(record)} for record in _headline(scores)]
+    scores.sort(key=lambda record: record["protocol"] == "teacher_error")
+    pictures = []
+    for (student, use), part in list(group(scores, "student", "use").items())[:_MOST_STUDENTS]:
+        about = _join("worth against bytes", student, _use(scores, use))
+        caption = (
+            f"{about}: mean ± standard deviation over the seeds, against the bytes of pixels, targets and decoder as "
+            "stored; points of as many bytes stand slightly beside each other. A dashed line is what has no such "
+            "size: no pre-training, or the whole source."
+        )
+        pictures.append(Picture(about, caption, _draw_worth(part, about)))
+    return pictures
+
+
+def _headline(scores: list[Record]) -> list[Record]:
+    """Returns the scores that a set is first judged by, and the errors to the teacher."""
+    measured = {record["protocol"] for record in scores}
+    headline = next((name for name in HEADLINES if name in measured), None)
+    return [record for record in scores if record["protocol"] in ("teacher_error", headline)]
+
+
+def _family(record: Record) -> str:
+    """Returns the name of a set or reference without its size: those that differ by it alone are one line."""
+    size = "[0-9.]+ ?[kMGT]?B"
+    # The number in the name of a form, such as `random jpeg-50`, is none of images.
+    size = size if "budget" in record else f"{size}|{record.get('images')}"
+    return re.sub(f"[-_ ]({size})$", "", str(record["set"]))
+
+
+def _draw_worth(records: list[Record], heading: str) -> "Figure":
+    families = list(dict.fromkeys(record["family"] for record in records))
+    styles, panels = styles_of(families), []
+    for (protocol, target), same in group(records, "protocol", "target").items():
+        part, labels = _middle(same, smallest=True)
+        # The legend is one of families.
+        panels.append((_join(protocol, target, labels), [{**record, "set": record["family"]} for record in part]))
+    figure, axes = draw_panels(panels, styles, heading)
+    # Whiskers of many references need some height.
+    figure.set_size_inches(*(figure.get_size_inches() * (1, 1.35)))
+    for axis, (_, part) in zip(axes, panels, strict=True):
+        sizes = [record["bytes"] for record in part if record.get("bytes")]
+        width = 0.02 * math.log(max(10, max(sizes) / min(sizes))) if sizes else 0
+        for (family,), curve in group(part, "set").items():
+            points = sorted((r for r in curve if r.get("bytes")), key=lambda record: record["bytes"])
+            dodge = _dodge(families.index(family), len(families), width)
+            if points:
+                x = [record["bytes"] * dodge for record in points]
+                draw_points(axis, x, points, styles[family], line=len(points) > 1, first=bool(own_sets(points)))
+            for record in curve if not points else []:
+                _draw_level(axis, record, styles[family])
+        if sizes:
+            set_log_axis(axis, "bytes as stored", sizes, lambda value: show_bytes(value).replace(".0 ", " "))
+        if spans_decades(part):
+            axis.set_yscale("log")
+    return figure
+
+
+def _draw_level(axis: "Axes", record: Record, style: Style) -> None:
+    axis.axhline(shown_values(record)[0], color=style.colour, linestyle="--", linewidth=1.2)
 
 
 def _draw_students(protocol: str, use: str, records: list[Record], styles: Styles) -> Picture:
@@ -110,9 +185,11 @@ def _draw_students(protocol: str, use: str, records: list[Record], styles: Style
     return Picture(f"{protocol} by student", f"{about}: mean ± standard deviation over the seeds, by student.", figure)
 
 
-def _middle(records: list[Record]) -> tuple[list[Record], str]:
-    """Returns the records of one amount of labels, the middle one, and the amount in words."""
+def _middle(records: list[Record], smallest: bool = False) -> tuple[list[Record], str]:
+    """Returns the records of one amount of labels, the middle one or the smallest share, and the amount in words."""
     amounts = sorted({record["labels"] for record in records} - {None})
+    if smallest:
+        amounts = [labels for labels in amounts if isinstance(labels, float)][:1] or amounts[:1]
     labels = amounts[len(amounts) // 2] if amounts else None
     return [record for record in records if record["labels"] == labels], amount(labels)
 
@@ -144,10 +221,7 @@ def _draw_costs(known: list[Record], scores: list[Record], styles: Styles) -> li
         for record in known
         if record["protocol"] in NOT_RANKED and record["metric"] == "seconds" and record["mean"] > 0
     }
-    measured = {record["protocol"] for record in scores}
-    headline = next((name for name in HEADLINES if name in measured), None)
-    scores = [record for record in scores if record["protocol"] in ("teacher_error", headline)]
-    pictures = []
+    pictures, scores = [], _headline(scores)
     for (student, use), part in list(group(scores, "student", "use").items())[:_MOST_STUDENTS]:
         costs = {name: cost for (name, *about), cost in seconds.items() if about == [student, use]}
         if costs:
@@ -169,7 +243,7 @@ def _draw_cost(records: list[Record], heading: str, costs: Mapping[str, float], 
             if record["set"] in costs:
                 draw_points(axis, [costs[record["set"]]], [record], style)
             else:
-                axis.axhline(shown_values(record)[0], color=style.colour, linestyle="--", linewidth=1.2)
+                _draw_level(axis, record, style)
         set_log_axis(axis, "seconds of pre-training", costs.values())
         if spans_decades(part):
             axis.set_yscale("log")

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from ssdd_hub.files import atomic_path
-from ssdd_hub.results.charts import draw_bars, save_figures, styles_of
+from ssdd_hub.results.charts import draw_bars, own_sets, save_figures, styles_of
 from ssdd_hub.results.class_charts import draw_classes
 from ssdd_hub.results.compare import (
     DIFFERENCE_NOTE,
+    EQUAL_BYTES_NOTE,
     NOT_RANKED,
     UPPER_BOUNDS,
     difference_tables,
@@ -22,8 +23,8 @@ from ssdd_hub.results.compare import (
 )
 from ssdd_hub.results.evaluation_charts import draw_evaluation
 from ssdd_hub.results.run_charts import draw_images, draw_losses
-from ssdd_hub.results.tables import Record, Table, build_tables, group, score_rows, sort_columns, unit
-from ssdd_hub.results.verdict import own_sets, verdicts
+from ssdd_hub.results.tables import Record, Table, build_tables, group, headings, score_rows, sort_columns, unit
+from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.text import printable
 
 CAPTIONS = {
@@ -108,7 +109,7 @@ def render_report(
         title=title,
         facts=facts,
         verdicts=verdicts(scores),
-        columns=[(heading, next(iter(column.values()))) for heading, column in columns.items()],
+        columns=headings(columns),
         rows=score_rows(columns),
         config=config,
     )
@@ -146,7 +147,7 @@ def render_evaluation(
     Args:
         folder: Where to.
         records: The records of `scores.json`.
-        comparisons: Of `compare`, with any baselines.
+        comparisons: Of `compare`, with any baselines, and of `compare_at_bytes`.
         facts: Machine, versions and the like, in this order: text, a mapping, or a list of commands.
         config_text: The resolved configuration, YAML text.
         previews: PNG files that show some images of a set, by its name.
@@ -184,8 +185,11 @@ def _parts(records: list[Record], comparisons: list[Record]) -> list[tuple[str, 
     parts = [("Scores", score_tables(records, comparisons), score_note(records, comparisons))]
     # Costs differ by what a set is, and not by what it is worth.
     told = [result for result in comparisons if result["protocol"] not in NOT_RANKED]
-    for (baseline,), results in group(told, "baseline").items():
-        note = f"{DIFFERENCE_NOTE} In brackets the 95 % interval."
+    note = f"{DIFFERENCE_NOTE} In brackets the 95 % interval."
+    if at_bytes := [result for result in told if "among" in result]:
+        tables = difference_tables(at_bytes, intervals=True)
+        parts.append(("Differences at equal bytes", tables, f"{note} {EQUAL_BYTES_NOTE}"))
+    for (baseline,), results in group([result for result in told if "among" not in result], "baseline").items():
         parts.append((f"Differences to {baseline}", difference_tables(results, intervals=True), note))
     for high in (name for name in UPPER_BOUNDS if any(record["set"] == name for record in records)):
         sets = [name for name in _sets(records) if name != "random"]

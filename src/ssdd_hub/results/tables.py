@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ssdd_hub.text import is_size, show_bytes
+
 Record = dict[str, Any]
 # What was measured (the heading) -> set -> its record.
 Columns = dict[str, dict[str, Record]]
@@ -30,7 +32,7 @@ class Table(NamedTuple):
     """A table of scores or differences."""
 
     title: str  # empty where there is but one table
-    columns: list[tuple[str, Record]]  # headings, and one of the records below each
+    columns: list[tuple[str, Record]]  # headings, with a record that tells the metric below each
     rows: list[tuple[str, list[Cell]]]  # the name of a set and its cells
 
 
@@ -42,7 +44,11 @@ METRICS = {
     "epochs": Metric("passes over the set", "lower", 1, ".1f"),
     "tau": Metric("Kendall's tau", "higher", 1, ".3f"),
     "speedup": Metric("times as fast", "higher", 1, ".1f"),
+    "images": Metric("number"),
+    "bytes": Metric("as stored"),
 }
+SIZES: dict[str, Callable[[int], str]] = {"images": "{:,}".format, "bytes": show_bytes}
+"""What tells how large a set is, and how it is shown."""
 DETAILS = ("metric", "student", "target", "use")  # what tells two columns of the same protocol and labels apart
 MOST_COLUMNS = 7  # wider tables are split
 CONSOLE = 100  # characters of a line
@@ -58,7 +64,8 @@ def score_table(records: list[Record]) -> str:
     columns = sort_columns(records)
     if not columns:
         return "no scores"
-    return align([["set", *columns], *([name, *cells] for name, cells in score_rows(columns))])
+    head = ["set", *(heading for heading, _ in headings(columns))]
+    return align([head, *([name, *cells] for name, cells in score_rows(columns))])
 
 
 def align(rows: Sequence[Sequence[str]], width: int = CONSOLE) -> str:
@@ -171,16 +178,36 @@ def build_tables(
     text: Callable[[Record], str],
     best: Callable[[dict[str, Record]], set[str]] = lambda column: set(),
 ) -> list[Table]:
-    """Builds the tables of `split_tables`, a row for each set: its cells, and the sets that are best in a column."""
+    """Builds the tables of `split_tables`, a row for each set: its cells, and the sets that are best in a column.
+
+    Where sizes are known, images and bytes of each set stand first.
+    """
     tables = []
     for title, columns in split_tables(records):
-        sets, cells = _sets(columns), []
+        sets = _sets(columns)
+        cells = [[Cell(sizes.get(name, "")) for name in sets] for sizes in _sizes(columns).values()]
         for column in columns.values():
             winners = best(column)
             cells.append([Cell(text(column[name]), name in winners) if name in column else Cell("") for name in sets])
         rows = [(name, list(row)) for name, row in zip(sets, zip(*cells, strict=True), strict=True)]
-        tables.append(Table(title, [(heading, next(iter(c.values()))) for heading, c in columns.items()], rows))
+        tables.append(Table(title, headings(columns), rows))
     return tables
+
+
+def headings(columns: Columns) -> list[tuple[str, Record]]:
+    """Returns the headings of a table, those of known sizes first, each with a record that tells the metric."""
+    scores = [(heading, next(iter(column.values()))) for heading, column in columns.items()]
+    return [*((name, {"metric": name}) for name in _sizes(columns)), *scores]
+
+
+def _sizes(columns: Columns) -> dict[str, dict[str, str]]:
+    """Returns in words how many images and bytes each set has, without what no record tells."""
+    records = [record for column in columns.values() for record in column.values()]
+    found = {
+        size: {record["set"]: words(record[size]) for record in records if is_size(record.get(size))}
+        for size, words in SIZES.items()
+    }
+    return {size: sets for size, sets in found.items() if sets}
 
 
 def _sets(columns: Columns) -> list[str]:
@@ -193,10 +220,14 @@ def usual_n(records: list[Record]) -> int:
 
 
 def score_rows(columns: Columns) -> list[tuple[str, list[str]]]:
-    """Returns the cells of each set, and at last changes from random to distilled where both are there."""
-    rows = [(name, [score_cell(column.get(name)) for column in columns.values()]) for name in _sets(columns)]
+    """Returns the cells below `headings` of each set, at last changes from random to distilled if both are there."""
+    sizes = _sizes(columns).values()
+    rows = [
+        (name, [each.get(name, "") for each in sizes] + [score_cell(column.get(name)) for column in columns.values()])
+        for name in _sets(columns)
+    ]
     changes = [_change(column) for column in columns.values()]
-    return [*rows, *([("distilled against random", changes)] if any(changes) else [])]
+    return [*rows, *([("distilled against random", [""] * len(sizes) + changes)] if any(changes) else [])]
 
 
 def _change(column: dict[str, Record]) -> str:

@@ -1,11 +1,11 @@
 """The verdict on a set in words: whether it helped, from paired tests against the references."""
 
-import re
 from collections.abc import Sequence
 
-from ssdd_hub.results.charts import STYLES
-from ssdd_hub.results.compare import LEVEL, NOT_RANKED, compare
+from ssdd_hub.results.charts import own_sets
+from ssdd_hub.results.compare import LEVEL, NOT_RANKED, compare, compare_at_bytes
 from ssdd_hub.results.tables import Record, amount, group
+from ssdd_hub.text import show_bytes
 
 TEACHER_ERROR = "teacher_error"
 MOST_LISTED = 2
@@ -15,14 +15,8 @@ NOT_BETTER = (
     "a stronger teacher (its own features bound what a set can teach: --references teacher measures them), more "
     "--distiller.num-images, or --init kcenter"
 )
+_BESIDE = {"random": "random real images", "none": "no pre-training"}
 TOO_FEW = "--evaluate.seeds 5 or more, without which no difference can be told from chance"
-
-
-def own_sets(records: Sequence[Record]) -> list[str]:
-    """Returns the names of the sets that are no references."""
-    # Every reference has a style of its own; beside sets of several sizes it is called `random-50` and the like.
-    names = [str(name) for (name,) in group(records, "set")]
-    return [name for name in names if name == "distilled" or re.sub(r"-[0-9]+$", "", name) not in STYLES]
 
 
 def verdicts(records: Sequence[Record]) -> list[str]:
@@ -41,7 +35,8 @@ def verdict(records: Sequence[Record], name: str = "distilled") -> list[str]:
 
     The first sentence is about the error to the teacher, the next one about the classes, against `random` (as many
     real images) and `none` (no pre-training), by two-sided paired t-tests over the seeds at p < 0.05, uncorrected;
-    with the chance level, where the records state it. The last one says what to try where the set did not help.
+    with the chance level, where the records state it. Where references fill as many bytes as the set, a further one
+    is against the best of them. The last one says what to try where the set did not help.
 
     Args:
         records: The records of `scores.json`.
@@ -60,9 +55,10 @@ def verdict(records: Sequence[Record], name: str = "distilled") -> list[str]:
         reference: [each for each in found if each["metric"] == "accuracy"] for reference, found in results.items()
     }
     sentences = [f"{_teacher_sentence(reference, found)}." for reference, found in errors.items() if found][:1]
-    told = [_class_phrase(reference, found) for reference, found in classes.items() if found]
+    told = [_phrase(found) for found in classes.values() if found]
     if told:
         sentences.append(f"On these classes {'; '.join(told)}{_chance_level(records)}.")
+    sentences += _bytes_sentence([result for result in compare_at_bytes(records) if result["set"] == name])
     return [*sentences, *_advice(errors, classes)]
 
 
@@ -80,7 +76,7 @@ def _outcome(result: Record) -> str:
 
 
 def _teacher_sentence(reference: str, results: list[Record]) -> str:
-    beside = {"random": "random real images", "none": "no pre-training"}[reference]
+    beside = _BESIDE[reference]
     words = {
         "better": f"Nearer to the teacher than {beside}",
         "worse": f"Farther from the teacher than {beside}",
@@ -90,8 +86,22 @@ def _teacher_sentence(reference: str, results: list[Record]) -> str:
     return "; ".join(f"{words[_outcome(result)]}{_figures(result)}" for result in results[:MOST_LISTED])
 
 
-def _class_phrase(reference: str, results: list[Record]) -> str:
-    beside = {"random": "random real images", "none": "no pre-training"}[reference]
+def _bytes_sentence(results: list[Record]) -> list[str]:
+    """Returns how a set stands beside the best real images of as many bytes: accuracies first, then errors."""
+    kinds = group(results, "metric")
+    told = [_phrase(kinds[(metric,)]) for metric in ("accuracy", "mse") if (metric,) in kinds]
+    return [f"At equal bytes ({show_bytes(results[0]['bytes'])}) {'; '.join(told)}."] if told else []
+
+
+def _beside(result: Record, named: bool = True) -> str:
+    """Returns what a set was compared with, in words."""
+    if "among" not in result:
+        return _BESIDE[result["baseline"]]
+    best = "the best of real images" if len(result["among"]) > 1 else "real images"
+    return f"{best} ({result['baseline']})" if named else best
+
+
+def _phrase(results: list[Record]) -> str:
     outcomes = [_outcome(result) for result in results]
     if len(results) > MOST_LISTED:
         counts = [
@@ -99,12 +109,13 @@ def _class_phrase(reference: str, results: list[Record]) -> str:
             for word in ("better", "no different", "worse", "untested")
             if word in outcomes
         ]
-        return f"against {beside}, of {len(results)} measurements: {', '.join(counts)}"
+        return f"against {_beside(results[0], named=False)}, of {len(results)} measurements: {', '.join(counts)}"
     words = {"better": "better than", "worse": "worse than", "no different": "no different from"}
     told: dict[str, list[str]] = {}
     for outcome, result in zip(outcomes, results, strict=True):
-        told.setdefault(words.get(outcome, "not tested against"), []).append(f"{_heading(result)}{_figures(result)}")
-    return ", ".join(f"{word} {beside} by {' and '.join(measured)}" for word, measured in told.items())
+        against = f"{words.get(outcome, 'not tested against')} {_beside(result)}"
+        told.setdefault(against, []).append(f"{_heading(result)}{_figures(result)}")
+    return ", ".join(f"{against} by {' and '.join(measured)}" for against, measured in told.items())
 
 
 def _heading(result: Record) -> str:

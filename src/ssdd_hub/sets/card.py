@@ -17,7 +17,7 @@ from ssdd_hub.results.compare import markdown_table
 from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.sets.origin import NOISES, source_address, source_on_hub, started_from, tell_origin
 from ssdd_hub.sets.storage import Decoder, shown_shapes
-from ssdd_hub.text import HUB_ID, printable
+from ssdd_hub.text import HUB_ID, printable, tell_bytes
 
 DATA_FILES = "data/train-*"
 """The pattern by which a card names the data files of its set, for `datasets`."""
@@ -64,7 +64,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         clipped=f"{metadata['clip_fraction']:.2%}",
         stored=_stored(metadata),
         space=metadata["pixel_space"],
-        num_bytes=_num_bytes(section(metadata, "num_bytes")),
+        num_bytes=tell_bytes(section(metadata, "num_bytes")),
         num_views=shapes["views"][1] if "views" in shapes else 0,
         use=rows(section(provenance, "use")),
         student=_student(provenance, shapes),
@@ -96,13 +96,6 @@ def _stored(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     found = {"factor": decoder.args.get("factor", 1), "pictures": types.get("images") == "uint8"}
     found |= {"coefficients": types.get("coefficients"), "whole_targets": types["targets"] == "int8"}
     return {**found, "record": bool(decoder.levels) or "coefficients" in types}
-
-
-def _num_bytes(sizes: Mapping[str, Any]) -> str:
-    known = {name: sizes[name] for name in ("images", "targets", "decoder", "file") if sizes.get(name)}
-    words = {"images": "the images", "targets": "the targets", "decoder": "what decodes them", "file": "the files"}
-    listed = ", ".join(f"{words[name]} {size:,}" for name, size in known.items())
-    return f"Bytes as stored: {listed}." if listed else ""
 
 
 def _card_data(metadata: Mapping[str, Any], title: str) -> DatasetCardData:

@@ -18,7 +18,7 @@ from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.markdown import escape
 from ssdd_hub.record import read_metadata
-from ssdd_hub.results.compare import NOT_RANKED, compare, console_table, markdown_table
+from ssdd_hub.results.compare import NOT_RANKED, compare, compare_at_bytes, console_table, markdown_table
 from ssdd_hub.results.page import render_evaluation, render_pictures, render_report
 from ssdd_hub.results.tables import CONSOLE, Record, score_table
 from ssdd_hub.results.verdict import verdicts
@@ -142,7 +142,7 @@ def save_evaluation(
         references: Images of references, `(M, C, H, W)`, pixels in `[0, 1]`, to be shown beside the sets.
     """
     baselines = [name for name in BASELINES if name in config.references]
-    comparisons = [row for name in baselines for row in compare(records, name)]
+    comparisons = compare_at_bytes(records) + [row for name in baselines for row in compare(records, name)]
     about, table = _describe(machine), markdown_table(records, baselines)
     told = verdicts(records)
     run.write_json("scores.json", {"records": records, "comparisons": comparisons, "by_class": by_class, **about})
