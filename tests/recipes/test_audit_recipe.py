@@ -63,6 +63,9 @@ def test_references_at_equal_bytes_take_no_more_than_the_set_which_is_tested_aga
     sizes = {record["set"]: record.get("bytes") for record in records}
     assert sizes.keys() == {"distilled", "none", "random", "random png", "random jpeg-50", "random factor-2"}
     assert sizes["none"] is None
+    # Real images count as the PNG files that they are.
+    kept = DistilledSet.load(next((tmp_path / "scores" / "references").glob("random-[0-9]*-0-*")))
+    assert sizes["random"] == pytest.approx(sum(kept.compact("uint8", "float32").num_bytes().values()), rel=0.05)
     filling = {name: size for name, size in sizes.items() if name.startswith("random ")}
     assert all(size <= sizes["distilled"] for size in filling.values())
     (compared,) = [each for each in scores["comparisons"] if "among" in each]
