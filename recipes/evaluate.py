@@ -135,6 +135,7 @@ class EvaluateConfig:
             among("references", references, REFERENCES),
             among("protocols", self.protocols, PROTOCOLS),
             among("at_equal", self.at_equal, EQUAL),
+            *map(Form.check, self.forms),
             *((bool(getattr(self, key)), f"{key} must name at least one {what}") for key, what in empty.items()),
             (not idle, f"dataset_args and student_args are for --datasets and --students, which lack {idle}"),
             (
@@ -143,8 +144,6 @@ class EvaluateConfig:
                 "another --student-training.augment",
             ),
         )
-        for form in self.forms:
-            Form.of(form)
         if not self.output:
             place = Path(self.sets[0])
             name = place.parent.name if place.name == "distilled" else place.name

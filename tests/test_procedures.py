@@ -26,7 +26,7 @@ def test_a_word_runs_the_recipe_of_the_clone_with_its_options(name, monkeypatch,
     assert Path(module.__file__) == ROOT / "recipes" / f"{name.replace('-', '_')}.py"
     option, value = ("--repo", "ann/x") if name == "publish" else ("--seed", "7")
     before = list(sys.argv)
-    place = ["model_cards/cifar100-krrst-100"] if name == "evaluate" else []
+    place = ["model_cards/cifar100-krrst-100"] if name in ("evaluate", "audit") else []
     monkeypatch.chdir(ROOT)
     assert main([name, *place, option, value, "--print-config"]) == 0
     assert f"{option[2:]}: {value}\n" in capsys.readouterr().out

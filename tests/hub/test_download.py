@@ -441,7 +441,7 @@ def restated(files, name=None, **changes):
         ({"name": "images", "sha256": "0" * 64}, "the images are not those that were saved, their sha256 differs"),
         ({"name": "images", "shape": [10**12, 3, 6, 7]}, "does not hold images of the stated shape"),
         ({"name": "../x", "shape": [5], "sha256": "0" * 64}, r"only images, .* can be stated; got \.\./x"),
-        ({"format_version": 2}, "states format_version 2, this ssdd_hub reads 1: upgrade ssdd_hub"),
+        ({"format_version": 3}, "states format_version 3, this ssdd_hub reads 1 and 2: upgrade ssdd_hub"),
         (b"[" * 10**5 + b"]" * 10**5, "must be nested at most 30 deep"),
         (b'{"x": "' + b"x" * 9 * 2**20 + b'"}', f"must be of at most {8 * 2**20} bytes, got {9 * 2**20 + 9}"),
         (None, "has no data/train-"),

@@ -11,11 +11,11 @@ from ssdd_hub.models.build import build_student
 from ssdd_hub.models.features import create_backbone
 from ssdd_hub.settings import _kinds, parse_config
 
-NEEDED = {"evaluate": ["--set", "a"], "publish": ["--repo", "me/x"]}
+NEEDED = {"evaluate": ["--set", "a"], "audit": ["--set", "a"], "publish": ["--repo", "me/x"]}
 # What has no list: places, names of files, columns, splits and branches, and texts.
 FREE = """
     cache output name config revision split heldout_split image_column label_column backbone checkpoint expert
-    set repo tag license license_reason scores teacher collection sets datasets students classifier
+    set repo tag license license_reason scores teacher collection sets datasets students classifier forms
 """.split()
 
 

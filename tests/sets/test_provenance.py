@@ -50,7 +50,7 @@ def test_a_run_is_described_by_all_that_its_set_depends_on(describe, small_teach
             "init",
             "selection",
         ),
-        *("pool", "distiller", "seed"),
+        *("pool", "distiller", "storage", "seed"),
     }
     assert described["student"] == {"name": "ssdd_convnet3", "model_args": {"widths": [4]}}
     assert described["source"] == SOURCE

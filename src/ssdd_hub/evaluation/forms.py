@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import Check, InputError
 from ssdd_hub.record_schema import COLUMNS
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.preview import to_exact_picture, to_png
@@ -46,6 +46,15 @@ class Form:
                 f"jpeg-75 or factor-2; got {text!r}"
             )
         return cls(kind, int(number), targets)
+
+    @classmethod
+    def check(cls, text: str) -> Check:
+        """Returns whether there is such a form, and what is wrong otherwise."""
+        try:
+            cls.of(text)
+        except InputError as error:
+            return False, str(error)
+        return True, ""
 
     def __str__(self) -> str:
         return self.kind if self.kind == "png" else f"{self.kind}-{self.number}"

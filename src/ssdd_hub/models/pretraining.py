@@ -69,7 +69,7 @@ class StudentTrainingSettings(Settings, section="student_training"):
 
     def describe(self) -> dict[str, Any]:
         """Returns the recipe for using a set, for its card."""
-        numbers = {name: getattr(self, name) for name in NUMBERS if getattr(self, name) is not None}
+        numbers = {name: getattr(self, name) for name in _NUMBERS if getattr(self, name) is not None}
         # What is off is not mentioned, nor how many epochs where the steps are fixed.
         idle = {*(name for name in ("mixup", "average") if not numbers[name]), *(["epochs"] if self.steps else [])}
         loss = "mean squared error of the head's output to the target"
@@ -84,10 +84,7 @@ class StudentTrainingSettings(Settings, section="student_training"):
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
-NUMBERS = (
-    *("learning_rate", "momentum", "weight_decay", "epochs", "max_steps", "steps", "batch_size", "mixup", "average"),
-)
-"""The settings that are numbers, in the order of cards."""
+_NUMBERS = "learning_rate momentum weight_decay epochs max_steps steps batch_size mixup average".split()
 
 
 class Pairs(Protocol):

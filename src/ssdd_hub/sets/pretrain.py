@@ -8,12 +8,14 @@ from torch import Tensor, nn
 
 from ssdd_hub.data.augment import crop_flip
 from ssdd_hub.errors import InputError
-from ssdd_hub.models.pretraining import NUMBERS, Pair, StudentTrainingSettings, fit_student
+from ssdd_hub.models.pretraining import Pair, StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import black_pixel
 from ssdd_hub.record import section
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.statements import check_use
 from ssdd_hub.text import first_line
+
+_STATED = "epochs max_steps steps batch_size learning_rate momentum weight_decay mixup average schedule".split()
 
 
 class SetPairs:
@@ -57,7 +59,7 @@ def stated_use(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a set states for `StudentTrainingSettings`; raises an `InputError` for a bad value."""
     stated = section(provenance, "use")
     check_use(stated)
-    settings = {name: stated[name] for name in (*NUMBERS, "schedule") if name in stated}
+    settings = {name: stated[name] for name in _STATED if name in stated}
     if stated.get("optimizer"):
         settings["optimizer"] = str(stated["optimizer"]).lower()
     return {**settings, **({"augment": stated["augmentation"]} if stated.get("augmentation") else {})}
