@@ -103,6 +103,7 @@ def test_minutes_that_do_not_suffice_leave_nothing(refuse, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_steps(tmp_path):
     for running in start_two(RECIPES / "distill.py", *SIZED, "--run.threads", "1", "--output", tmp_path / "run"):
         running.finish()
@@ -110,6 +111,7 @@ def test_two_processes_make_the_same_steps(tmp_path):
     assert json.loads((tmp_path / "run" / "estimate.json").read_text())["settings"]["distiller.steps"] == 100
 
 
+@pytest.mark.slow
 def test_a_teacher_is_estimated_and_sized_with_its_scores(launch, tmp_path, capsys):
     small = [
         "--teacher.backbone",
