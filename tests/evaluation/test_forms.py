@@ -13,6 +13,7 @@ from ssdd_hub.data.tiles import enlarge
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.entries import Baselines, select, size_of
 from ssdd_hub.evaluation.forms import Form
+from ssdd_hub.evaluation.loading import budgets_of
 from ssdd_hub.selection.methods import SelectionSettings
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.text import show_bytes
@@ -110,6 +111,18 @@ def test_references_of_nearly_the_same_bytes_have_names_of_their_own(tmp_path, s
     references = Baselines(tmp_path / "references", source, SETTINGS, 7)
     entries = references.set_entries_at_bytes(["random"], {98_400: [Form("png")], 98_401: [Form("png")]})
     assert [entry.name for entry in entries] == ["random png 98400 B", "random png 98401 B"]
+
+
+def test_targets_of_references_are_rounded_as_those_of_the_set(selected):
+    """With a finer step they would take more bytes, and fewer real images would fit."""
+    coarse = selected.compact("uint8", "int8", target_step=0.5)
+    ((form,),) = budgets_of({"coarse": coarse}, ["png"]).values()
+    stored, _ = form.store(selected)
+    assert (form.targets, form.target_step) == ("int8", 0.5)
+    assert torch.equal(stored.targets, (selected.targets / 0.5).round() * 0.5)
+    assert torch.equal(stored.targets, coarse.targets)
+    fine, _ = Form("png", targets="int8").store(selected)
+    assert stored.num_bytes()["targets"] < fine.num_bytes()["targets"]
 
 
 def test_the_size_of_a_set_is_what_it_stores(selected):

@@ -14,7 +14,6 @@ from ssdd_hub.record_schema import COLUMNS
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.preview import to_exact_picture, to_png
 
-FORMS = ("png", "jpeg-QUALITY", "factor-SIDES")
 _KINDS = {"png": (None, None), "jpeg": (1, 95), "factor": (2, 64)}
 
 
@@ -27,25 +26,27 @@ class Form:
             `number` times shorter, as PNG files, enlarged bilinearly when they are used.
         number: Quality of a JPEG, or the factor.
         targets: `float32`, `float16` or `int8`, as the targets of the set that they are compared with.
+        target_step: The step of `int8` targets, that of the same set; 0 for the finest.
     """
 
     kind: str
     number: int = 1
     targets: str = "float32"
+    target_step: float = 0.0
 
     @classmethod
-    def of(cls, text: str, targets: str = "float32") -> "Form":
+    def of(cls, text: str, targets: str = "float32", target_step: float = 0.0) -> "Form":
         """Reads `png`, `jpeg-75` or `factor-2`; an `InputError` names what there is."""
         kind, _, number = text.partition("-")
         least, most = _KINDS.get(kind, (0, 0))
         if least is None and not number:
-            return cls(kind, 1, targets)
+            return cls(kind, 1, targets, target_step)
         if not (least and most and number.isdecimal() and least <= int(number) <= most):
             raise InputError(
                 f"a form must be png, jpeg-QUALITY with a quality from 1 to 95, or factor-SIDES from 2 to 64, such as "
                 f"jpeg-75 or factor-2; got {text!r}"
             )
-        return cls(kind, int(number), targets)
+        return cls(kind, int(number), targets, target_step)
 
     @classmethod
     def check(cls, text: str) -> Check:
@@ -66,9 +67,9 @@ class Form:
             files = [_to_jpeg(image, self.number) for image in pixels]
             decoded = torch.stack([_to_pixels(file, pixels.shape[1]) for file in files])
             images = selected.pixel_space.normalise(decoded.float() / 255)
-            stored = replace(selected, images=images).compact("uint8", self.targets)
+            stored = replace(selected, images=images).compact("uint8", self.targets, target_step=self.target_step)
         else:
-            stored = selected.compact("uint8", self.targets, self.number)
+            stored = selected.compact("uint8", self.targets, self.number, self.target_step)
             files = [to_png(to_exact_picture(image)) for image in stored.stored()["images"]]
         return stored, torch.tensor([len(file) for file in files]).double() + _bytes_of_targets(stored)
 

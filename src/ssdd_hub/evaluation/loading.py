@@ -203,5 +203,7 @@ def budgets_of(sets: Mapping[str, DistilledSet], forms: Sequence[str]) -> dict[i
     found = dict[int, list[Form]]()
     for distilled in sets.values():
         targets = str(distilled.stored()["targets"].dtype).removeprefix("torch.")
-        found[size_of(distilled)["bytes"]] = [Form.of(form, targets) for form in forms]
+        levels = distilled.packed.decoder.levels.get("targets") if distilled.packed else None
+        step = levels.scale[0] if levels else 0.0
+        found[size_of(distilled)["bytes"]] = [Form.of(form, targets, step) for form in forms]
     return found

@@ -125,20 +125,23 @@ class DistilledSet:
         """Returns the pairs `(image (C, H, W), target (D,))` for a `DataLoader`."""
         return TensorDataset(self.images, self.targets)
 
-    def compact(self, pixels: str = "uint8", targets: str = "int8", factor: int = 1) -> "DistilledSet":
+    def compact(
+        self, pixels: str = "uint8", targets: str = "int8", factor: int = 1, target_step: float = 0.0
+    ) -> "DistilledSet":
         """Returns the set rounded to what takes few bytes; its images and targets are the rounded ones.
 
         Args:
             pixels: `float32`, or `uint8`: 256 levels in each channel.
             targets: `float32`, `float16`, or `int8`: 256 levels in each dimension; of views too.
             factor: The images are stored with sides this many times shorter, and enlarged bilinearly.
+            target_step: Between the levels of `int8` targets, at least; 0 for the finest, which take most bytes.
 
         Raises:
             InputError: A type is unknown, or `factor` does not divide the sides of the images.
         """
         pairs = Pairs(self.images.cpu(), self.targets.cpu())
         learned = Factor.start(pairs, FactorSettings(factor=factor))
-        packed = pack(learned, self.pixel_space, StorageSettings(pixels, targets), self.view_targets)
+        packed = pack(learned, self.pixel_space, StorageSettings(pixels, targets), self.view_targets, target_step)
         return replace(self, **packed.decode(), packed=packed if packed.is_compact else None)
 
     def num_bytes(self) -> dict[str, int]:

@@ -227,6 +227,7 @@ def pack(
     pixel_space: PixelSpace,
     settings: StorageSettings,
     view_targets: Tensor | None = None,
+    target_step: float = 0.0,
 ) -> Packed:
     """Returns the stored form of a set, rounded to the types of the settings.
 
@@ -237,6 +238,7 @@ def pack(
         pixel_space: The space of its images.
         settings: The types.
         view_targets: Targets `(M, K, D)` of fixed views; stored like the others.
+        target_step: Between the levels of `int8` targets, at least.
 
     Raises:
         InputError: Values are not finite, or too large for float16.
@@ -264,7 +266,7 @@ def pack(
             values = pixel_space.denormalise(values)
             levels[name] = Levels.of_pixels(values)
         elif dtype == torch.int8 and name not in levels:
-            levels[name] = Levels.of_step(values.abs().max().item() / 127 or 1.0)
+            levels[name] = Levels.of_step(max(target_step, values.abs().max().item() / 127) or 1.0)
         elif dtype == torch.float16 and values.abs().max() > _LARGEST_HALF:
             most = values.abs().max()
             raise InputError(f"float16 holds values up to {_LARGEST_HALF:g}, and the {name} have {most:g}")
