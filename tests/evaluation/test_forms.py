@@ -103,8 +103,8 @@ def test_references_of_equal_bytes_fill_them_and_are_kept(tmp_path, source, form
     before = [(folder / "ssdd_hub.json").stat().st_mtime_ns for folder in folders]
     references.prepare(["random"], [], 2, False, budgets)
     assert [(folder / "ssdd_hub.json").stat().st_mtime_ns for folder in folders] == before and len(folders) == 4
-    loaded = DistilledSet.load(folders[0])
-    assert size_of(loaded)["bytes"] == loaded.provenance["selection"]["stored"]["bytes"]
+    stated = {DistilledSet.load(folder).provenance["selection"]["stored"]["bytes"] for folder in folders}
+    assert stated == {entry.size(k)["bytes"] for entry in entries for k in range(2)}
 
 
 def test_references_of_nearly_the_same_bytes_have_names_of_their_own(tmp_path, source):
@@ -127,4 +127,9 @@ def test_targets_of_references_are_rounded_as_those_of_the_set(selected):
 
 def test_the_size_of_a_set_is_what_it_stores(selected):
     compact = selected.compact("uint8", "int8")
-    assert size_of(compact) == {"images": 8, "bytes": sum(compact.num_bytes().values())}
+    expected = {"images": 8, "bytes": sum(compact.num_bytes().values())}
+    assert size_of(compact) == expected
+    # Whatever its record says: a set from elsewhere must not choose its own size.
+    for lie in (1, "none"):
+        compact.provenance["selection"] = {"stored": {"bytes": lie}}
+        assert size_of(compact) == expected

@@ -53,7 +53,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         _card_data(metadata, title),
         template_str=(files("ssdd_hub.sets") / "templates" / "dataset_card.md").read_text(encoding="utf-8"),
         title=escape(title),
-        summary=_summary(provenance, shapes),
+        summary=_summary(provenance, shapes, _stored(metadata) is None),
         fence=fence,
         place=place,
         is_folder=not HUB_ID.fullmatch(location),
@@ -128,7 +128,7 @@ def _title(provenance: Mapping[str, Any], size: int) -> str:
     return one_line(f"{name or 'Images'} distilled to {size} by {method}")
 
 
-def _summary(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
+def _summary(provenance: Mapping[str, Any], shapes: Mapping[str, Any], plain: bool) -> str:
     (size, *shape), (_, width) = shapes["images"], shapes["targets"]
     source, method = section(provenance, "source"), str(provenance.get("method"))
     amount = f"{source['num_images']} images" if source.get("num_images") else "images"
@@ -136,8 +136,8 @@ def _summary(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
     if method == "selection/gaussian":
         kind, verb = "noise ", "for comparison with"
     origin = f", {verb} {escape(amount)} of {escape(source['name'])}" if source.get("name") else ""
-    sides = "x".join(map(str, shape))
-    return f"{size} {kind}images ({sides}, float32), each with a target vector of width {width}{origin}."
+    sides, type_ = "x".join(map(str, shape)), ", float32" if plain else ""
+    return f"{size} {kind}images ({sides}{type_}), each with a target vector of width {width}{origin}."
 
 
 def _source(source: Mapping[str, Any]) -> dict[str, Any]:
