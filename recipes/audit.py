@@ -1,4 +1,4 @@
-"""Audits a distilled set: how much its images tell of which real images they were made from.
+"""Audits a distilled set by membership inference: how much it tells of which real images it was made from.
 
 accelerate launch recipes/audit.py --set runs/digits/distilled
 accelerate launch recipes/audit.py --set FOLDER_OR_HUB_ID --source DATA

@@ -1,4 +1,4 @@
-"""The stages of a whole recipe, each timed by some steps of copies that are thrown away."""
+"""Time estimates of whole recipes, stage by stage, from some steps of copies that are thrown away."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

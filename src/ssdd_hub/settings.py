@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import sys
 import warnings
@@ -13,25 +12,24 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from functools import cache
 from inspect import formatannotation
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
-from ssdd_hub.bounds import LARGEST_WHOLE, plain_type
+from ssdd_hub.bounds import plain_type
 from ssdd_hub.errors import InputError, SettingsError, nearest, require
-from ssdd_hub.plain_yaml import LARGEST_SETTINGS, MISTAKES, SettingsDumper, SettingsLoader
+from ssdd_hub.plain_yaml import MISTAKES, SettingsDumper, SettingsLoader
+from ssdd_hub.setting_files import find_file, read_file
+from ssdd_hub.setting_values import read_value
 from ssdd_hub.text import refuse_tokens, show
 
 Config = TypeVar("Config")
 _NAME = re.compile("--?[A-Za-z]")  # a number may be negative, so a dash alone does not make a name
 _NUMBERS = re.compile(r"[-+.0-9eE]+( *, *[-+.0-9eE]+)+")  # a list of them
 _MOST_HINTS = 20  # problems after which no nearest name is searched, which takes long
-_LONGEST_LIST = 10_000  # characters of text that is read as YAML again
-_AMBIGUOUS = re.compile(r"(?<![\w.+-])[-+]?0\d|\d[:_]\d")  # 010 is 8 to some, and 1:30 is 90
 _SWITCHES = ("help", "h", "print_config")
 Given = tuple[str, Any]  # a dotted name, and text of the command line or what a YAML file holds
 
@@ -74,10 +72,10 @@ def parse_config(
     arguments = list(reader.split(sys.argv[1:] if argv is None else argv))
     names = {name for name, _ in arguments}
     folder = default.parent if default and not folder else folder
-    files = [_find_file(value, folder) for name, value in arguments if name == "config"]
+    files = [find_file(value, folder) for name, value in arguments if name == "config"]
     files = files or list(filter(None, [default]))
     settings = [entry for entry in arguments if entry[0] not in ("config", *_SWITCHES)]
-    sources = [*(reader.once(path, reader.flatten(_read_file(path))) for path in files), settings]
+    sources = [*(reader.once(path, reader.flatten(read_file(path))) for path in files), settings]
     given = reader.join(sources)
     if names & {"help", "h"}:
         section = next(value for name, value in reversed(arguments) if name in ("help", "h"))
@@ -183,37 +181,6 @@ def _build_parser(
         defaults = {f"{name}.{entry}": value for entry, value in vars(factory()).items()}
         parser.set_defaults({entry: values.get(entry, value) for entry, value in defaults.items()})
     return parser
-
-
-def _find_file(name: str, folder: Path | None) -> Path:
-    """Returns a file of settings: this one, or the one in the folder that is called so, as `photos`."""
-    path = Path(name)
-    # A name that the system does not take, such as a very long one, is no file.
-    if not folder or path.name != name or os.path.exists(path) or path.suffix:
-        return path
-    known = sorted(file.stem for file in folder.glob("*.yaml"))
-    if name not in known:
-        named = f"or of one of {', '.join(known)}, got {show(name)}{nearest(name, known)}"
-        raise InputError(f"--config must be the path of a YAML file, {named}")
-    return folder / f"{name}.yaml"
-
-
-def _read_file(path: Path) -> Mapping[Any, Any]:
-    try:
-        # The shell's own pipes, `<(...)`, have a writer; another one may be waited for without end.
-        if path.is_fifo() and not path.is_relative_to("/dev"):
-            raise ValueError("it is a FIFO")
-        # Not by the size, which a pipe does not have.
-        with path.open(encoding="utf-8") as file:
-            text = file.read(LARGEST_SETTINGS + 1)
-        if len(text) > LARGEST_SETTINGS:
-            raise ValueError(f"it has more than {LARGEST_SETTINGS} characters")
-        content = yaml.load(text, SettingsLoader)
-    except (OSError, *MISTAKES) as error:
-        raise InputError(f"--config {path} cannot be read as YAML: {error}") from error
-    if not isinstance(content, (dict, type(None))):
-        raise InputError(f"--config {path} must map names to settings, got a {type(content).__name__}")
-    return content or {}
 
 
 def _kinds(config_class: Any, prefix: str = "") -> dict[str, Any]:
@@ -341,7 +308,7 @@ class _Reader:
                 if isinstance(value, str) and kind == dict[str, Any]:
                     value = f"[{value}]" if entry and _NUMBERS.fullmatch(value) else value
                     value = yaml.load(value, SettingsLoader)
-                values[setting] = _with_entry(values.get(setting), entry, value) if entry else _typed(value, kind)
+                values[setting] = _with_entry(values.get(setting), entry, value) if entry else read_value(value, kind)
             except (ArgumentError, *MISTAKES) as error:
                 hint = f": {error}" if type(error) is ValueError else ""
                 self.problems.append(f"{name} must be of type {formatannotation(kind)}, got {show(value)}{hint}")
@@ -379,35 +346,6 @@ def _with_entry(values: Any, path: str, value: Any) -> dict[str, Any]:
     name, _, rest = path.partition(".")
     values = values if isinstance(values, dict) else {}
     return {**values, name: _with_entry(values.get(name), rest, value) if rest else value}
-
-
-def _typed(value: Any, kind: Any) -> Any:
-    """Returns text, or what a YAML file holds, as a value of a setting's type."""
-    if kind == dict[str, Any]:
-        if not isinstance(value, dict):
-            raise ValueError("write {name: value}")
-        return value
-    if kind in (str, str | None) and not isinstance(value, kind):
-        # A number of YAML is not what was written: 1e3 is 1000.0.
-        raise ValueError("put it in quotes")
-    text = value if isinstance(value, str) else json.dumps(value)
-    if kind not in (str, str | None) and len(text) > _LONGEST_LIST:
-        raise ValueError(f"at most {_LONGEST_LIST} characters are taken")
-    if "str" not in formatannotation(kind) and _AMBIGUOUS.search(text):
-        raise ValueError("write a number without leading zeros, colons and underscores")
-    if text != "null" and not text.startswith("[") and list in [get_origin(part) for part in (kind, *get_args(kind))]:
-        text = f"[{text}]"
-    found = _parser_of(kind).parse_args([f"--value={text}"]).value
-    if isinstance(found, int) and abs(found) > LARGEST_WHOLE:
-        raise ValueError("write one below 2**63")
-    return found
-
-
-@cache
-def _parser_of(kind: Any) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=kind)
-    return parser
 
 
 def _build(config_class: Any, values: Mapping[str, Any], problems: list[str], prefix: str = "") -> Any:

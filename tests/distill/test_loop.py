@@ -7,7 +7,8 @@ from test_distiller import build_distiller
 
 from ssdd_hub.distill.loop import distil
 from ssdd_hub.errors import InputError
-from ssdd_hub.runs.folder import RunFolder, RunSettings
+from ssdd_hub.runs.folder import RunFolder
+from ssdd_hub.runs.run_settings import RunSettings
 
 SETTINGS = RunSettings(checkpoint_every=4, log_every=3)
 

@@ -7,8 +7,9 @@ import pytest
 from accelerate import PartialState, tracking
 
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.runs.folder import LaunchSettings, RunFolder, RunSettings, UntrackedSettings
+from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.launch import build_accelerator
+from ssdd_hub.runs.run_settings import LaunchSettings, RunSettings, UntrackedSettings
 from ssdd_hub.runs.trackers import start_trackers, track_scores
 
 CONFIG = {"seed": 0, "student": {"name": "ssdd_convnet3", "model_args": {"widths": [4, 8]}}, "data": {"config": None}}

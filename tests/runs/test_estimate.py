@@ -16,8 +16,9 @@ from reference.warm import start_two
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.runs import estimate as module
 from ssdd_hub.runs.estimate import Stage, as_sized, estimate, fill, minutes_checks, time_steps, with_settings
-from ssdd_hub.runs.folder import EstimatedSettings, RunFolder
+from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.progress import StepBar
+from ssdd_hub.runs.run_settings import EstimatedSettings
 from ssdd_hub.teachers.training import TeacherTrainingSettings
 
 WORKER = Path(__file__).parents[1] / "reference" / "estimate_worker.py"

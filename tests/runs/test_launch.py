@@ -16,8 +16,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.files import atomic_path
 from ssdd_hub.runs import launch
-from ssdd_hub.runs.folder import LaunchSettings, RunSettings
 from ssdd_hub.runs.launch import build_accelerator, report_errors
+from ssdd_hub.runs.run_settings import LaunchSettings, RunSettings
 
 
 def end(error, capsys):

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.runs.folder import RunFolder, RunLog, RunSettings
+from ssdd_hub.runs.folder import RunFolder, RunLog
 from ssdd_hub.runs.lock import LOCK_FILE, LOCK_FILES
 from ssdd_hub.runs.own_runs import is_own_run, remember_run
+from ssdd_hub.runs.run_settings import RunSettings
 
 CONFIG = {
     "data": {"name": "digits", "image_size": 16, "channels": None},

@@ -1,4 +1,4 @@
-"""Small images shown larger: bilinear enlargement by a whole factor, and the shrinking that precedes it."""
+"""Bilinear up-sampling of images by a whole factor, and the down-sampling by means that precedes it."""
 
 import torch
 from torch import Tensor

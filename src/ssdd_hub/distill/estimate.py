@@ -1,4 +1,4 @@
-"""What a distillation will take, by some steps of a copy that is thrown away."""
+"""Time estimate of a distillation, from some steps of a copy that is thrown away."""
 
 from collections.abc import Iterator
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from ssdd_hub.distill.distiller import Distiller
 from ssdd_hub.distill.heldout import STAGE, HeldoutError
 from ssdd_hub.errors import InputError
-from ssdd_hub.runs.folder import RunFolder, RunSettings
+from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.progress import StepBar
+from ssdd_hub.runs.run_settings import RunSettings
 from ssdd_hub.runs.save_points import SavePoints
 
 

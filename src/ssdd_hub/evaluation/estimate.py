@@ -1,4 +1,4 @@
-"""What the first evaluation of a set will take, by a short trial on each core."""
+"""Time estimate of the first evaluation of a set, from a short trial on each core."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Forms in which real images are stored, so that references take as many bytes as a set: PNG, JPEG, small images."""
+"""Codecs of real-image baselines at an equal byte budget: PNG, JPEG, down-sampled images."""
 
 import io
 from dataclasses import dataclass, replace

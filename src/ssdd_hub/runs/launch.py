@@ -20,9 +20,10 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.runs.folder import LaunchSettings, require_folder
+from ssdd_hub.runs.folder import require_folder
 from ssdd_hub.runs.lock import locks_released
 from ssdd_hub.runs.machine import count_cpus
+from ssdd_hub.runs.run_settings import LaunchSettings
 from ssdd_hub.runs.trackers import require_trackers
 from ssdd_hub.text import printable, show
 

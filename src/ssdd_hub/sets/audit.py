@@ -1,4 +1,4 @@
-"""Audit of a set: how much its images tell of which real images they were made from.
+"""Membership inference audit of a set: how much its images tell of which real images they were made from.
 
 Real images of the source (members) are compared with as many held-out ones that the distillation never saw, by
 their similarity to the images of the set. Where the two cannot be told apart, the set says little of who was in the

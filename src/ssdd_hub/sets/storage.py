@@ -1,4 +1,4 @@
-"""How a compact set is stored, and the way back to the images and targets that networks are trained on.
+"""Quantised storage of a compact set, and its decoder back to the images and targets that networks train on.
 
 What is stored are the columns of a parameterisation, such as small images, each rounded to few bytes a value. The set
 *is* what they decode to: nothing is known of the values before the rounding.
@@ -48,7 +48,7 @@ class StorageSettings(Settings, section="storage"):
 
 
 class Levels(NamedTuple):
-    """The values of stored whole numbers, `number * scale + offset`: of each channel of images, or the same of all."""
+    """Affine quantisation: a stored number stands for `number * scale + offset`, by channel of images or the same for all."""
 
     scale: tuple[float, ...]
     offset: tuple[float, ...]
@@ -87,7 +87,7 @@ class Levels(NamedTuple):
 
 @dataclass(frozen=True)
 class Decoder:
-    """What turns stored rows into images and targets: levels to values, then a parameterisation.
+    """The decoder of a compact set: dequantises stored rows, and renders them by a parameterisation.
 
     Attributes:
         pixel_space: The space of the images; the levels of their pixels are those of values in `[0, 1]`.

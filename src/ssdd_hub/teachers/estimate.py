@@ -1,4 +1,4 @@
-"""What the training of a teacher will take, by some steps of a copy that is thrown away."""
+"""Time estimate of the training of a teacher, from some steps of a copy that is thrown away."""
 
 import logging
 import time

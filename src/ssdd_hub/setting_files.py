@@ -1,0 +1,44 @@
+"""Files of settings: YAML, found by path or by name, and read within limits."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssdd_hub.errors import InputError, nearest
+from ssdd_hub.plain_yaml import LARGEST_SETTINGS, MISTAKES, SettingsLoader
+from ssdd_hub.text import show
+
+
+def find_file(name: str, folder: Path | None) -> Path:
+    """Returns a file of settings: this one, or the one in the folder that is called so, as `photos`."""
+    path = Path(name)
+    # A name that the system does not take, such as a very long one, is no file.
+    if not folder or path.name != name or os.path.exists(path) or path.suffix:
+        return path
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in known:
+        named = f"or of one of {', '.join(known)}, got {show(name)}{nearest(name, known)}"
+        raise InputError(f"--config must be the path of a YAML file, {named}")
+    return folder / f"{name}.yaml"
+
+
+def read_file(path: Path) -> Mapping[Any, Any]:
+    """Returns what a file of settings holds; raises an `InputError` where it is none, or too large."""
+    try:
+        # The shell's own pipes, `<(...)`, have a writer; another one may be waited for without end.
+        if path.is_fifo() and not path.is_relative_to("/dev"):
+            raise ValueError("it is a FIFO")
+        # Not by the size, which a pipe does not have.
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LARGEST_SETTINGS + 1)
+        if len(text) > LARGEST_SETTINGS:
+            raise ValueError(f"it has more than {LARGEST_SETTINGS} characters")
+        content = yaml.load(text, SettingsLoader)
+    except (OSError, *MISTAKES) as error:
+        raise InputError(f"--config {path} cannot be read as YAML: {error}") from error
+    if not isinstance(content, (dict, type(None))):
+        raise InputError(f"--config {path} must map names to settings, got a {type(content).__name__}")
+    return content or {}
