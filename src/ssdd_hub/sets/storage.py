@@ -48,7 +48,7 @@ class StorageSettings(Settings, section="storage"):
 
 
 class Levels(NamedTuple):
-    """Affine quantisation: a stored number stands for `number * scale + offset`, by channel of images or the same for all."""
+    """Affine quantisation: a stored number stands for `number * scale + offset`, by channel of images or for all."""
 
     scale: tuple[float, ...]
     offset: tuple[float, ...]
