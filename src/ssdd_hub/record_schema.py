@@ -241,7 +241,7 @@ USE: dict[str, Field] = {
     "learning_rate": partial(number, least=0, greatest=10**4),
     **dict.fromkeys(("momentum", "mixup", "average"), partial(number, least=0, greatest=1)),
     "weight_decay": partial(number, least=0, greatest=10**4),
-    **dict.fromkeys(("augmentation", "augment", "schedule"), word),
+    **dict.fromkeys(("augmentation", "augment", "schedule", "precision"), word),
 }
 """The recipe for students."""
 _SOURCE = _fields(

@@ -180,6 +180,21 @@ def test_other_optimizers_lower_the_error_and_depend_on_the_seed_alone(optimizer
     assert errors[0] < 0.7 * made.targets.square().mean() and torch.equal(*weights)
 
 
+def test_brain_floats_are_for_the_network_alone():
+    made, seen, students = make_set(), [], []
+    for precision in ("float32", "bf16"):
+        torch.manual_seed(0)
+        student = ConvNet((4, 5), "batch", 3, 5, 2)
+        student.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+        students.append(fit_student(student, SetPairs(made), replace(FAST, precision=precision), 0))
+    assert len(seen) % 2 == 0
+    assert seen == [torch.float32] * (len(seen) // 2) + [torch.bfloat16] * (len(seen) // 2)
+    for exact, rounded in zip(students[0].state_dict().values(), students[1].state_dict().values(), strict=True):
+        assert exact.dtype == rounded.dtype
+        torch.testing.assert_close(exact, rounded, rtol=0.05, atol=0.05)
+    assert not torch.equal(students[0].head.weight, students[1].head.weight)
+
+
 def test_averaged_weights_come_with_averaged_batch_statistics():
     made = make_set(12)
     plain, mean = (ConvNet((4,), "batch", 3, 5, num_targets=2) for _ in range(2))
@@ -325,7 +340,9 @@ def test_the_recipe_of_a_card_holds_all_settings():
     recipe |= {"augmentation": "flip"}
     assert use.describe() == recipe
     assert replace(use, max_steps=7).describe() == {**recipe, "max_steps": 7}
-    more = replace(use, steps=9, schedule="cosine", mixup=0.5, average=0.9, optimizer="muon", augment="dsa")
+    more = replace(
+        use, steps=9, schedule="cosine", mixup=0.5, average=0.9, optimizer="muon", augment="dsa", precision="bf16"
+    )
     stated = more.describe()
     assert "epochs" not in stated and stated["optimizer"] == "muon"
     assert replace(StudentTrainingSettings(epochs=3), **stated_use({"use": stated})) == more

@@ -15,7 +15,9 @@ from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.statements import check_use
 from ssdd_hub.text import first_line
 
-_STATED = "epochs max_steps steps batch_size learning_rate momentum weight_decay mixup average schedule".split()
+_STATED = (
+    "epochs max_steps steps batch_size learning_rate momentum weight_decay mixup average schedule precision".split()
+)
 
 
 class SetPairs:
