@@ -126,6 +126,11 @@ def word(value: Any, name: str) -> Iterator[str]:
         yield f"{name} must be a word, got {show(value)}"
 
 
+def _one(value: Any, name: str, *, of: tuple[str, ...]) -> Iterator[str]:
+    if value not in of:
+        yield f"{name} must be one of {', '.join(of)}, got {show(value)}"
+
+
 def _text(value: Any, name: str) -> Iterator[str]:
     if not isinstance(value, str):
         yield f"{name} must be text, got {show(value)}"
@@ -241,7 +246,8 @@ USE: dict[str, Field] = {
     "learning_rate": partial(number, least=0, greatest=10**4),
     **dict.fromkeys(("momentum", "mixup", "average"), partial(number, least=0, greatest=1)),
     "weight_decay": partial(number, least=0, greatest=10**4),
-    **dict.fromkeys(("augmentation", "augment", "schedule", "precision"), word),
+    **dict.fromkeys(("augmentation", "augment", "schedule"), word),
+    "precision": partial(_one, of=("float32", "bf16")),
 }
 """The recipe for students."""
 _SOURCE = _fields(

@@ -43,7 +43,7 @@ class StudentTrainingSettings(Settings, section="student_training"):
         mixup: Share of the images that are mixed with another one of the batch, by a weight uniform in [0, 1]; their
             targets are mixed alike (Zhang et al., ICLR 2018, arXiv 1710.09412).
         average: Decay of the running mean of the weights that is kept in the end; 0 keeps the last weights.
-        precision: Of the network's operations where that is safe: `float32`, or `bf16`, which is quicker on GPUs and on
+        precision: Of the network's operations where that is safe: `float32`, or `bf16`, quicker on GPUs and on some
             newer CPUs; weights and loss are float32.
         augment: `none`; `flip`: each image is mirrored half of the time; `crop-flip`: it is also shifted by at most 4
             pixels; both keep the target. `dsa`: one of DSA's six operations, colours and cutout among them, on each
