@@ -65,8 +65,9 @@ class EvaluateConfig:
         references: What they are compared with: `none` (no pre-training), `random`, `kmeans`, `kmeans-pixels`,
             `kcenter`, `herding`, `high_loss`, `gaussian`, `full` (the whole source), and `teacher` (its own features).
         at_equal: What selections share with a set: its number of `images`, its `bytes` as stored, or `both` in turn.
-        forms: How real images are stored at equal bytes: `png`, `jpeg-QUALITY`, `factor-SIDES` (smaller images). At
-            equal numbers of images they are used as they are.
+        forms: How real images are stored at equal bytes: `png`, `jpeg-QUALITY`, `factor-SIDES` (smaller images),
+            `factor-SIDES-jpeg-QUALITY`, or `dct` (that parameterisation, with the settings of the set where it is
+            one). At equal numbers of images they are used as they are.
         datasets: The datasets to measure on: `source`, Hub ids, folders, or names that `dataset_args` explains.
         dataset_args: Settings of such a dataset, by its name: `--dataset-args.cars.name FOLDER`,
             `--dataset-args.cars.label_column label`.
@@ -202,6 +203,7 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
     if own:
         check_references(wanted, counts, own, config.selection)
+    budgets = budgets_of(sets, config.forms) if own and config.at_equal != "images" else {}
     check_students([*candidates, *ranked], config.student_training, min(counts))
     # From here on nothing fails that other settings could repair.
     run.start()
@@ -215,7 +217,6 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     if source:
         views = SetPairs(first).num_views if config.student_training.augment == "views" else 0
         references = Baselines(run.path / "references", source, config.selection, config.seed, views)
-        budgets = budgets_of(sets, config.forms) if config.at_equal != "images" else {}
         sizes = counts if config.at_equal != "bytes" else []
         set_entries += prepare_references(references, wanted, sizes, config.evaluate.seeds, accelerator, budgets)
     elif wanted:
