@@ -18,7 +18,7 @@ from ssdd_hub.evaluation.forms import Form
 from ssdd_hub.evaluation.loading import budgets_of
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import derive_seed
-from ssdd_hub.selection.methods import SelectionSettings
+from ssdd_hub.selection.methods import CHOICES, SelectionSettings
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.storage import StorageSettings, pack
 from ssdd_hub.text import show_bytes
@@ -125,7 +125,6 @@ def test_dct_beside_other_sets_has_the_default_settings_and_their_targets(select
 @pytest.mark.parametrize("method", ["random", "kmeans", "high_loss", "herding"])
 @pytest.mark.parametrize("text", ["jpeg-10", "dct"])
 def test_every_selection_fills_the_bytes_in_every_form(tmp_path, source, method, text):
-    source.bank.pixels[::2] //= 16  # images of fewer bytes than others
     settings = SelectionSettings(experts=1, expert_steps=2, max_images=15)
     references = Baselines(tmp_path / "references", source, settings, 7)
     selected = select("random", source, 8, 0, settings)
@@ -137,6 +136,21 @@ def test_every_selection_fills_the_bytes_in_every_form(tmp_path, source, method,
     most = 20 if method == "random" else 15
     more = form.store(select(method, source, min(count + 1, most), derive_seed(7, f"reference {method}", 0), settings))
     assert count == most or more[1].sum() + 4 > budget - 8
+
+
+@pytest.mark.parametrize("text", ["jpeg-10", "dct"])
+def test_a_selection_of_images_of_few_bytes_fills_them_too(tmp_path, small_teacher, monkeypatch, text):
+    """How many images fit is guessed by random ones: here far fewer than of those that are selected."""
+    source = make_source(small_teacher(), size=60)
+    source.bank.pixels[:40] = 128
+    monkeypatch.setitem(CHOICES, "kcenter", lambda source, candidates, count, *rest: torch.arange(count))
+    form, first = Form.of(text), select("kcenter", source, 38, 0, SETTINGS)
+    stored, sizes = form.store(first)
+    budget = round(float(sizes.sum())) + stored.num_bytes()["decoder"]
+    references = Baselines(tmp_path / "references", source, SETTINGS, 7)
+    references.prepare(["kcenter"], [], 1, False, {budget: [form]})
+    (entry,) = references.set_entries_at_bytes(["kcenter"], {budget: [form]})
+    assert entry.size(0) == {"images": 38, "bytes": budget, "budget": budget}
 
 
 @every_form
