@@ -1,7 +1,6 @@
 """Pictures of an evaluation: scores against labels, bytes and cost, and by student; the order of architectures."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from ssdd_hub.results.charts import (
     styles_of,
 )
 from ssdd_hub.results.compare import NOT_RANKED
-from ssdd_hub.results.tables import Record, amount, group, sort_columns
+from ssdd_hub.results.tables import Record, amount, family, group, sort_columns
 from ssdd_hub.text import show_bytes
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def _draw_bytes(scores: list[Record]) -> list[Picture]:
     sizes = {record["set"]: record["bytes"] for record in scores if record.get("bytes")}
     if len({*sizes.values()}) < 2:
         return []
-    scores = [{**record, "family": _family(record)} for record in _headline(scores)]
+    scores = [{**record, "family": family(record)} for record in _headline(scores)]
     scores.sort(key=lambda record: record["protocol"] == "teacher_error")
     pictures = []
     for (student, use), part in list(group(scores, "student", "use").items())[:_MOST_STUDENTS]:
@@ -122,14 +121,6 @@ def _headline(scores: list[Record]) -> list[Record]:
     return [record for record in scores if record["protocol"] in ("teacher_error", headline)]
 
 
-def _family(record: Record) -> str:
-    """Returns the name of a set or reference without its size: those that differ by it alone are one line."""
-    size = "[0-9.]+ ?[kMGT]?B"
-    # The number in the name of a form, such as `random jpeg-50`, is none of images.
-    size = size if "budget" in record else f"{size}|{record.get('images')}"
-    return re.sub(f"[-_ ]({size})$", "", str(record["set"]))
-
-
 def _draw_worth(records: list[Record], heading: str) -> "Figure":
     families = list(dict.fromkeys(record["family"] for record in records))
     styles, panels = styles_of(families), []
@@ -143,14 +134,14 @@ def _draw_worth(records: list[Record], heading: str) -> "Figure":
     for axis, (_, part) in zip(axes, panels, strict=True):
         sizes = [record["bytes"] for record in part if record.get("bytes")]
         width = 0.02 * math.log(max(10, max(sizes) / min(sizes))) if sizes else 0
-        for (family,), curve in group(part, "set").items():
+        for (kind,), curve in group(part, "set").items():
             points = sorted((r for r in curve if r.get("bytes")), key=lambda record: record["bytes"])
-            dodge = _dodge(families.index(family), len(families), width)
+            dodge = _dodge(families.index(kind), len(families), width)
             if points:
                 x = [record["bytes"] * dodge for record in points]
-                draw_points(axis, x, points, styles[family], line=len(points) > 1, first=bool(own_sets(points)))
+                draw_points(axis, x, points, styles[kind], line=len(points) > 1, first=bool(own_sets(points)))
             for record in curve if not points else []:
-                _draw_level(axis, record, styles[family])
+                _draw_level(axis, record, styles[kind])
         if sizes:
             set_log_axis(axis, "bytes as stored", sizes, lambda value: show_bytes(value).replace(".0 ", " "))
         if spans_decades(part):

@@ -19,6 +19,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.hub.markdown import escape
 from ssdd_hub.record import read_metadata
 from ssdd_hub.results.compare import NOT_RANKED, compare, compare_at_bytes, console_table, markdown_table
+from ssdd_hub.results.equal_worth import bytes_for_worth
 from ssdd_hub.results.page import render_evaluation, render_pictures, render_report
 from ssdd_hub.results.tables import CONSOLE, Record, score_table
 from ssdd_hub.results.verdict import verdicts
@@ -145,7 +146,8 @@ def save_evaluation(
     comparisons = compare_at_bytes(records) + [row for name in baselines for row in compare(records, name)]
     about, table = _describe(machine), markdown_table(records, baselines)
     told = verdicts(records)
-    run.write_json("scores.json", {"records": records, "comparisons": comparisons, "by_class": by_class, **about})
+    found = {"records": records, "comparisons": comparisons, "equal_worth": bytes_for_worth(records)}
+    run.write_json("scores.json", {**found, "by_class": by_class, **about})
     (run.path / "scores.md").write_text("\n\n".join([*map(escape, told), table]), encoding="utf-8")
     # Drawn here: the file of a folder from elsewhere may show anything.
     images = {name: each.pixel_space.denormalise(each.images[:MOST_IMAGES]) for name, each in sets.items()}
