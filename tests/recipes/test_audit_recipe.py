@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,13 +56,13 @@ def test_an_audit_is_stored_shown_and_put_on_the_card(run, launch, tmp_path, cap
 def test_references_at_equal_bytes_take_no_more_than_the_set_which_is_tested_against_the_best(
     run, launch, tmp_path, capsys
 ):
-    forms = ["--at-equal", "both", "--forms", "png,jpeg-50,factor-2", "--references", "none,random"]
+    forms = ["--at-equal", "both", "--forms", "png,jpeg-50,dct", "--references", "none,random"]
     less = ["--protocols", "teacher_error", "--student-training.steps", "2"]
     launch("evaluate", "--set", run / "distilled", "--output", tmp_path / "scores", *forms, *less)
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     records = scores["records"]
     sizes = {record["set"]: record.get("bytes") for record in records}
-    assert sizes.keys() == {"distilled", "none", "random", "random png", "random jpeg-50", "random factor-2"}
+    assert sizes.keys() == {"distilled", "none", "random", "random png", "random jpeg-50", "random dct"}
     assert sizes["none"] is None
     # Real images count as the PNG files that they are.
     kept = DistilledSet.load(next((tmp_path / "scores" / "references").glob("random-[0-9]*-0-*")))
@@ -79,6 +80,35 @@ def test_references_at_equal_bytes_take_no_more_than_the_set_which_is_tested_aga
         text = (tmp_path / "scores" / name).read_text(encoding="utf-8")
         assert told in text and size in text and str(compared["baseline"]) in text
     assert "worth against bytes" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+    with Image.open(tmp_path / "scores" / "worth.png") as picture:
+        assert picture.width == 1600
+
+
+def test_evaluations_in_folders_of_their_own_are_merged_by_copying_scores_and_references(run, launch, tmp_path):
+    place = Path(shutil.copytree(run, tmp_path / "run"))
+    whole = DistilledSet.load(place / "distilled")
+    few = {name: getattr(whole, name)[: len(whole.images) // 2] for name in ("images", "targets", "labels")}
+    replace(whole, **few, packed=None).compact("uint8", "int8", 4).save(place / "half")
+    sets = {name: ["--set", place / name] for name in ("distilled", "half")}
+    arguments = ["--at-equal", "bytes", "--forms", "jpeg-10", "--protocols", "teacher_error", "--evaluate.seeds", "2"]
+    arguments += ["--student-training.steps", "2", "--cache", tmp_path / "features", "--references", "random"]
+    for name, words in sets.items():
+        launch("evaluate", "--output", tmp_path / name, *arguments, *words)
+    for part in ("scores", "references"):
+        shutil.copytree(tmp_path / "half" / part, tmp_path / "distilled" / part, dirs_exist_ok=True)
+
+    def kept():
+        parts = (path for part in ("scores", "references") for path in (tmp_path / "distilled" / part).rglob("*"))
+        return {path: path.stat().st_mtime_ns for path in parts}
+
+    before = kept()
+    launch("evaluate", "--output", tmp_path / "distilled", *arguments, *sets["distilled"], *sets["half"])
+    assert kept() == before
+    scores = json.loads((tmp_path / "distilled" / "scores.json").read_text())
+    names = {record["set"] for record in scores["records"]}
+    sizes = [show_bytes(sum(DistilledSet.load(place / name).num_bytes().values())) for name in sets]
+    assert names == {"run", "half", *(f"random jpeg-10 {size}" for size in sizes)}
+    assert [each["set"] for each in scores["equal_worth"]] == ["run", "half"]
 
 
 @pytest.mark.parametrize(
