@@ -10,6 +10,7 @@ from PIL import Image
 
 from ssdd_hub import DistilledSet
 from ssdd_hub.record import read_metadata
+from ssdd_hub.record_schema import COLUMNS
 from ssdd_hub.sets.check import check_folder
 from ssdd_hub.text import show_bytes
 
@@ -57,13 +58,15 @@ def test_references_at_equal_bytes_take_no_more_than_the_set_which_is_tested_aga
     run, launch, tmp_path, capsys
 ):
     forms = ["--at-equal", "both", "--forms", "png,jpeg-50,dct", "--references", "none,random"]
-    less = ["--protocols", "teacher_error", "--student-training.steps", "2"]
+    less = ["--protocols", "teacher_error", "--student-training.steps", "2", "--reference-training.mixup", "0.5"]
     launch("evaluate", "--set", run / "distilled", "--output", tmp_path / "scores", *forms, *less)
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     records = scores["records"]
     sizes = {record["set"]: record.get("bytes") for record in records}
     assert sizes.keys() == {"distilled", "none", "random", "random png", "random jpeg-50", "random dct"}
     assert sizes["none"] is None
+    training = {record["set"]: record.get("training") for record in records}
+    assert training == {name: None if name in ("distilled", "none") else "mixup 0.5" for name in sizes}
     # Real images count as the PNG files that they are.
     kept = DistilledSet.load(next((tmp_path / "scores" / "references").glob("random-[0-9]*-0-*")))
     assert sizes["random"] == pytest.approx(sum(kept.compact("uint8", "float32").num_bytes().values()), rel=0.05)
@@ -87,7 +90,9 @@ def test_references_at_equal_bytes_take_no_more_than_the_set_which_is_tested_aga
 def test_evaluations_in_folders_of_their_own_are_merged_by_copying_scores_and_references(run, launch, tmp_path):
     place = Path(shutil.copytree(run, tmp_path / "run"))
     whole = DistilledSet.load(place / "distilled")
-    few = {name: getattr(whole, name)[: len(whole.images) // 2] for name in ("images", "targets", "labels")}
+    count = len(whole.images) // 2
+    parts = {name: part for name in COLUMNS if (part := getattr(whole, name)) is not None}
+    few = {name: part[:count] for name, part in parts.items()}
     replace(whole, **few, packed=None).compact("uint8", "int8", 4).save(place / "half")
     sets = {name: ["--set", place / name] for name in ("distilled", "half")}
     arguments = ["--at-equal", "bytes", "--forms", "jpeg-10", "--protocols", "teacher_error", "--evaluate.seeds", "2"]
@@ -115,6 +120,8 @@ def test_evaluations_in_folders_of_their_own_are_merged_by_copying_scores_and_re
     ("arguments", "words"),
     [
         (["--forms", "gif"], ["a form must be png, jpeg-QUALITY", "'gif'"]),
+        (["--reference-training.steps", "9"], ["reference_training takes augment, average", "'steps'"]),
+        (["--reference-training.mixup", "9"], ["student_training.mixup must be"]),
         (["--at-equal", "weight"], ["at_equal must be one of images, bytes, both", "'weight'"]),
     ],
 )

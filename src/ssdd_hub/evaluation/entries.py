@@ -18,7 +18,7 @@ from ssdd_hub.errors import InputError, require
 from ssdd_hub.evaluation.forms import Form, count_for
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, WholeNetwork
 from ssdd_hub.models.build import build_student
-from ssdd_hub.models.pretraining import Pairs
+from ssdd_hub.models.pretraining import Pairs, StudentTrainingSettings
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import METADATA_FILE, hash_json, section
 from ssdd_hub.seeds import derive_seed
@@ -57,6 +57,7 @@ class SetEntry:
     protocols: Collection[str] | None = None  # names of the protocols that apply to it; None for all
     # `images` and `bytes` of what student `k` is pre-trained on; of what fills the bytes of a set, these as `budget`.
     size: Callable[[int], Mapping[str, int]] = _no_size
+    use: StudentTrainingSettings | None = None  # how its students are pre-trained; None for as those of the others
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,18 @@ import numpy as np
 
 from ssdd_hub.hub.markdown import escape, one_line
 from ssdd_hub.results.charts import own_sets
-from ssdd_hub.results.tables import CONSOLE, Record, Table, align, build_tables, metric_of, number, spread, usual_n
+from ssdd_hub.results.tables import (
+    CONSOLE,
+    Record,
+    Table,
+    align,
+    build_tables,
+    metric_of,
+    number,
+    spread,
+    training_note,
+    usual_n,
+)
 
 KEY = ("protocol", "target", "student", "use", "labels", "metric")
 UPPER_BOUNDS = ("full", "teacher")  # upper bounds, which no distilled set is expected to beat
@@ -245,6 +256,7 @@ def score_note(records: list[Record], comparisons: list[Record]) -> str:
         f"Mean ± standard deviation over {seeds}." if usual > 1 or others else f"Values of {seeds}.",
         "Accuracies are in %." if "accuracy" in {record["metric"] for record in records} else "",
         BOLD,
+        training_note(records),
         SIZE_NOTE if any(record.get("bytes") is not None for record in records) else "",
         "full and teacher are upper bounds." if any(record["set"] in UPPER_BOUNDS for record in records) else "",
         f"{BETTER} better, {WORSE} worse than random with p < {LEVEL} ({_TEST})." if tested else "",

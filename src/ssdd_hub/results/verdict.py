@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ssdd_hub.results.charts import own_sets
 from ssdd_hub.results.compare import LEVEL, NOT_RANKED, compare, compare_at_bytes
 from ssdd_hub.results.equal_worth import bytes_for_worth, fewer_bytes
-from ssdd_hub.results.tables import Record, amount, group
+from ssdd_hub.results.tables import Record, amount, group, training_note
 from ssdd_hub.text import show_bytes
 
 TEACHER_ERROR = "teacher_error"
@@ -61,6 +61,7 @@ def verdict(records: Sequence[Record], name: str = "distilled") -> list[str]:
     if told:
         sentences.append(f"On these classes {'; '.join(told)}{_chance_level(records)}.")
     sentences += _bytes_sentence([result for result in compare_at_bytes(records) if result["set"] == name])
+    sentences += filter(None, [training_note(records)])
     sentences += _worth_sentence([result for result in bytes_for_worth(records) if result["set"] == name])
     sentences += _fewer_sentences([result for result in fewer_bytes(records) if result["set"] == name])
     return [*sentences, *_advice(errors, classes)]
