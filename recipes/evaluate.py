@@ -252,7 +252,9 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
             beside = [entry for entry in set_entries if entry.name.startswith("random")]
             references = {entry.name: first_images(entry) for entry in beside}
             print(save_evaluation(run, config, sets, records, machine, seconds, results.by_class, references))
-            print(f"\nIn {run.path} after {seconds:.0f} s: report.html, gallery.html, scores.md, scores.json")
+            files = "report.html, gallery.html, scores.md, scores.json"
+            files += ", worth.png" if (run.path / "worth.png").is_file() else ""
+            print(f"\nIn {run.path} after {seconds:.0f} s: {files}")
     accelerator.end_training()
     return records
 
