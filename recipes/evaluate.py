@@ -11,7 +11,7 @@ set states. Started again, also with other settings, nothing is measured twice.
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ from ssdd_hub.bounds import among
 from ssdd_hub.data import DataSettings
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Baselines, EvaluateSettings, Evaluation, ScoreStore, protocols as kinds
-from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, entry_of_none, first_images
+from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, TEACHER, entry_of_none, first_images
 from ssdd_hub.evaluation.evaluation import Record
 from ssdd_hub.evaluation.forms import Form
 from ssdd_hub.evaluation.inputs import stated_settings
@@ -45,9 +45,11 @@ from ssdd_hub.sets import SetPairs
 from ssdd_hub.sets.report import save_evaluation
 from ssdd_hub.settings import parse_config
 from ssdd_hub.teachers import Teacher, TeacherSettings
+from ssdd_hub.text import show
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 EQUAL = ("images", "bytes", "both")
+RECIPE = {each.name for each in fields(StudentTrainingSettings)} - {"epochs", "max_steps", "steps", "batch_size"}
 PROTOCOLS = ("teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK)
 
 
@@ -65,8 +67,9 @@ class EvaluateConfig:
         references: What they are compared with: `none` (no pre-training), `random`, `kmeans`, `kmeans-pixels`,
             `kcenter`, `herding`, `high_loss`, `gaussian`, `full` (the whole source), and `teacher` (its own features).
         at_equal: What selections share with a set: its number of `images`, its `bytes` as stored, or `both` in turn.
-        forms: How real images are stored at equal bytes: `png`, `jpeg-QUALITY`, `factor-SIDES` (smaller images). At
-            equal numbers of images they are used as they are.
+        forms: How real images are stored at equal bytes: `png`, `jpeg-QUALITY`, `factor-SIDES` (smaller images),
+            `factor-SIDES-jpeg-QUALITY`, or `dct` (that parameterisation, with the settings of the set where it is
+            one). At equal numbers of images they are used as they are.
         datasets: The datasets to measure on: `source`, Hub ids, folders, or names that `dataset_args` explains.
         dataset_args: Settings of such a dataset, by its name: `--dataset-args.cars.name FOLDER`,
             `--dataset-args.cars.label_column label`.
@@ -77,6 +80,8 @@ class EvaluateConfig:
         source: The images that the sets were made of; their name is `none` where they are not to be had.
         teacher: The teacher of their targets; its backbone is `none` where it is not to be had.
         student_training: How students are pre-trained, the same for all sets.
+        reference_training: Settings of `student_training` that references have otherwise, so that each side has its
+            best recipe: `--reference-training.mixup 0.5`. Steps and batches are the same for all.
         probe: The linear probe.
         finetune: Fine-tuning.
         knn: Nearest neighbours.
@@ -111,6 +116,7 @@ class EvaluateConfig:
     source: DataSettings = field(default_factory=lambda: DataSettings(name="none"))
     teacher: TeacherSettings = field(default_factory=lambda: TeacherSettings(backbone="none"))
     student_training: StudentTrainingSettings = field(default_factory=StudentTrainingSettings)
+    reference_training: dict[str, Any] = field(default_factory=dict)
     probe: kinds.ProbeSettings = field(default_factory=kinds.ProbeSettings)
     finetune: kinds.FinetuneSettings = field(default_factory=kinds.FinetuneSettings)
     knn: kinds.KnnSettings = field(default_factory=kinds.KnnSettings)
@@ -128,6 +134,7 @@ class EvaluateConfig:
         references = ["none" if name in ("null", "None") else name for name in self.references]
         object.__setattr__(self, "references", references)
         idle = [*(self.dataset_args.keys() - {*self.datasets}), *(self.student_args.keys() - {*self.students})]
+        otherwise = sorted(self.reference_training.keys() - RECIPE)
         empty = {"datasets": "dataset, such as source", "students": "network, such as own", "protocols": "protocol"}
         require(
             (bool(self.sets), "sets must name at least one set: --set FOLDER_OR_HUB_ID"),
@@ -139,15 +146,25 @@ class EvaluateConfig:
             *((bool(getattr(self, key)), f"{key} must name at least one {what}") for key, what in empty.items()),
             (not idle, f"dataset_args and student_args are for --datasets and --students, which lack {idle}"),
             (
-                self.student_training.augment != "views" or not {"full", "rank"} & {*references, *self.protocols},
+                not otherwise,
+                f"reference_training takes {', '.join(sorted(RECIPE))}; got {', '.join(map(show, otherwise))}",
+            ),
+            (
+                "views" not in (self.student_training.augment, self.reference_training.get("augment"))
+                or not {"full", "rank"} & {*references, *self.protocols},
                 "the whole source has no stored views: leave out the reference full and the protocol rank, or choose "
                 "another --student-training.augment",
             ),
         )
+        self.use_of_references()
         if not self.output:
             place = Path(self.sets[0])
             name = place.parent.name if place.name == "distilled" else place.name
             object.__setattr__(self, "output", f"runs/{folder_name(name)}-evaluation")
+
+    def use_of_references(self) -> StudentTrainingSettings:
+        """Returns how students are pre-trained on references."""
+        return replace(self.student_training, **self.reference_training)
 
 
 def builders(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, Callable[[], kinds.EvaluationProtocol]]:
@@ -202,6 +219,7 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
     if own:
         check_references(wanted, counts, own, config.selection)
+    budgets = budgets_of(sets, config.forms) if own and config.at_equal != "images" else {}
     check_students([*candidates, *ranked], config.student_training, min(counts))
     # From here on nothing fails that other settings could repair.
     run.start()
@@ -213,11 +231,12 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
         data = [known if entry is own else entry for entry in data]
     set_entries = loader.set_entries(sets, source)
     if source:
-        views = SetPairs(first).num_views if config.student_training.augment == "views" else 0
+        use = config.use_of_references()
+        views = SetPairs(first).num_views if use.augment == "views" else 0
         references = Baselines(run.path / "references", source, config.selection, config.seed, views)
-        budgets = budgets_of(sets, config.forms) if config.at_equal != "images" else {}
         sizes = counts if config.at_equal != "bytes" else []
-        set_entries += prepare_references(references, wanted, sizes, config.evaluate.seeds, accelerator, budgets)
+        made = prepare_references(references, wanted, sizes, config.evaluate.seeds, accelerator, budgets)
+        set_entries += [entry if entry.name in (NONE, TEACHER) else replace(entry, use=use) for entry in made]
     elif wanted:
         set_entries.append(entry_of_none())
     parts = (set_entries, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)
@@ -233,7 +252,9 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
             beside = [entry for entry in set_entries if entry.name.startswith("random")]
             references = {entry.name: first_images(entry) for entry in beside}
             print(save_evaluation(run, config, sets, records, machine, seconds, results.by_class, references))
-            print(f"\nIn {run.path} after {seconds:.0f} s: report.html, gallery.html, scores.md, scores.json")
+            files = "report.html, gallery.html, scores.md, scores.json"
+            files += ", worth.png" if (run.path / "worth.png").is_file() else ""
+            print(f"\nIn {run.path} after {seconds:.0f} s: {files}")
     accelerator.end_training()
     return records
 

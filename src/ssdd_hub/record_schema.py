@@ -271,6 +271,7 @@ _SCORE = _fields(
     {
         **dict.fromkeys(("mean", "std"), number),
         **dict.fromkeys(("n", "images", "bytes", "budget"), _COUNT),
+        "training": _text,
         "values": partial(_list, each=_score_value),
     }
 )

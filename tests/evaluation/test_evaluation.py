@@ -322,6 +322,19 @@ def test_sets_of_the_same_content_are_measured_once(run):
 # What an entry decides
 
 
+def test_an_entry_may_be_pre_trained_otherwise_which_its_records_say(run):
+    use = replace(USE, learning_rate=0.04, augment="flip")
+    both = [set_entry("a", 1), replace(set_entry("b", 1), use=use)]
+    usual, other = _first_of_each(run(Weights(), sets=both))
+    assert other["training"] == "learning_rate 0.04, augment flip" and "training" not in usual
+    assert other["use"] == usual["use"] and other["values"] != usual["values"]
+    assert other["values"] == _first_of_each(run(Weights(), sets=both[:1], use=use))[0]["values"]
+
+
+def _first_of_each(records):
+    return list({record["set"]: record for record in reversed(scores(records))}.values())[::-1]
+
+
 def test_a_contender_may_have_some_protocols_only(run, trained):
     first, second = Weights("first"), Weights("second")
     limited = set_entry("a", 1, protocols=("second",)), set_entry("c", 3, protocols=())

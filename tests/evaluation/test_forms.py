@@ -10,15 +10,22 @@ from PIL import Image
 from test_entries import SETTINGS, make_source
 
 from ssdd_hub.data.tiles import enlarge
+from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.dct import Dct, DctSettings
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.entries import Baselines, select, size_of
 from ssdd_hub.evaluation.forms import Form
 from ssdd_hub.evaluation.loading import budgets_of
-from ssdd_hub.selection.methods import SelectionSettings
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.seeds import derive_seed
+from ssdd_hub.selection.methods import CHOICES, SelectionSettings
 from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.storage import StorageSettings, pack
 from ssdd_hub.text import show_bytes
 
-ALL = [Form("png"), Form("jpeg", 60, "int8"), Form("factor", 2, "float16")]
+DCT = DctSettings(luma=40, step=0.5)
+ALL = [Form("png"), Form("jpeg", 60, "int8"), Form("factor", 2, "float16"), Form("factor", 2, "int8", 0.5, 30)]
+ALL += [Form("dct", targets="int8", target_step=0.25, dct=DCT)]
 every_form = pytest.mark.parametrize("form", ALL, ids=str)
 
 
@@ -36,16 +43,20 @@ def pixels_of(distilled):
     return distilled.pixel_space.denormalise(distilled.images) * 255
 
 
-@pytest.mark.parametrize("text", ["png", "jpeg-75", "factor-2"])
-def test_forms_are_read_and_named_alike(text):
-    assert str(Form.of(text, "int8")) == text and Form.of(text, "int8").targets == "int8"
+@pytest.mark.parametrize("text", ["png", "jpeg-75", "factor-2", "factor-2-jpeg-75", "dct"])
+def test_forms_are_read_and_named_alike(selected, text):
+    assert str(Form.of(text)) == text
+    form = Form.of(text, selected.compact("uint8", "float16"))
+    assert str(form) == text and form.targets == "float16"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "gif", "png-2", "jpeg", "jpeg-0", "jpeg-96", "factor-1", "factor-2.5", "jpeg--5"]
+    "text",
+    ["", "gif", "png-2", "jpeg", "jpeg-0", "jpeg-96", "factor-1", "factor-65", "factor-2.5", "jpeg--5", "dct-2"]
+    + ["factor-2-jpeg", "factor-2-jpeg-0", "factor-2-png", "jpeg-50-factor-2", "jpeg-٣", "png\n"],
 )
 def test_other_forms_are_refused_with_what_there_is(text):
-    with pytest.raises(InputError, match="a form must be png, jpeg-QUALITY with a quality from 1 to 95, or factor"):
+    with pytest.raises(InputError, match="a form must be png, jpeg-QUALITY with a quality from 1 to 95, factor"):
         Form.of(text)
 
 
@@ -73,6 +84,75 @@ def test_small_images_are_means_shown_larger(selected):
     torch.testing.assert_close(pixels_of(stored), enlarge(small.round(), 2), rtol=0, atol=1.01)
 
 
+def test_small_images_may_be_jpeg_files(selected):
+    exact, as_png = Form("factor", 2).store(selected)
+    stored, sizes = Form("factor", 2, quality=30).store(selected)
+    small = exact.stored()["images"]
+    shown = Form("jpeg", 30).store(DistilledSet(small / 255, selected.targets, PixelSpace.raw(1)))
+    torch.testing.assert_close(pixels_of(stored), enlarge(pixels_of(shown[0]), 2), rtol=0, atol=1e-2)
+    assert torch.equal(sizes, shown[1]) and not torch.equal(sizes, as_png)
+
+
+def as_dct(selected, settings, targets="float32", **more):
+    packed = pack(
+        Dct.start(Pairs(selected.images, selected.targets), settings),
+        selected.pixel_space,
+        StorageSettings(targets=targets),
+    )
+    return DistilledSet.of(packed, **more)
+
+
+@pytest.mark.parametrize("targets", ["float32", "int8"])
+def test_real_images_in_dct_are_what_such_a_set_starts_from(selected, targets):
+    """What the codec alone is worth: the set that a distillation of no steps would store."""
+    mine = as_dct(selected, DctSettings(luma=40, step=0.5, target_step=0.25), targets)
+    form = Form.of("dct", mine)
+    stored, sizes = form.store(selected)
+    assert torch.equal(stored.images, mine.images) and torch.equal(stored.targets, mine.targets)
+    assert stored.num_bytes() == mine.num_bytes()
+    assert sizes.sum() == pytest.approx(mine.num_bytes()["images"] + mine.num_bytes()["targets"])
+    assert len(set(sizes.tolist())) == 1
+
+
+def test_dct_beside_other_sets_has_the_default_settings_and_their_targets(selected):
+    beside = selected.compact("uint8", "int8", target_step=0.5)
+    stored, _ = Form.of("dct", beside).store(selected)
+    expected = as_dct(selected, DctSettings())
+    assert torch.equal(stored.images, expected.images)
+    assert torch.equal(stored.targets, beside.targets) and stored.stored()["targets"].dtype == torch.int8
+
+
+@pytest.mark.parametrize("method", ["random", "kmeans", "high_loss", "herding"])
+@pytest.mark.parametrize("text", ["jpeg-10", "dct"])
+def test_every_selection_fills_the_bytes_in_every_form(tmp_path, source, method, text):
+    settings = SelectionSettings(experts=1, expert_steps=2, max_images=15)
+    references = Baselines(tmp_path / "references", source, settings, 7)
+    selected = select("random", source, 8, 0, settings)
+    (budget, (form,)), *_ = budgets_of({"mine": Form.of(text).store(selected)[0]}, [text]).items()
+    references.prepare([method], [], 1, False, {budget: [form]})
+    (entry,) = references.set_entries_at_bytes([method], {budget: [form]})
+    count, size = entry.size(0)["images"], entry.size(0)["bytes"]
+    assert entry.name == f"{method} {text}" and size <= budget
+    most = 20 if method == "random" else 15
+    more = form.store(select(method, source, min(count + 1, most), derive_seed(7, f"reference {method}", 0), settings))
+    assert count == most or more[1].sum() + 4 > budget - 8
+
+
+@pytest.mark.parametrize("text", ["jpeg-10", "dct"])
+def test_a_selection_of_images_of_few_bytes_fills_them_too(tmp_path, small_teacher, monkeypatch, text):
+    """How many images fit is guessed by random ones: here far fewer than of those that are selected."""
+    source = make_source(small_teacher(), size=60)
+    source.bank.pixels[:40] = 128
+    monkeypatch.setitem(CHOICES, "kcenter", lambda source, candidates, count, *rest: torch.arange(count))
+    form, first = Form.of(text), select("kcenter", source, 38, 0, SETTINGS)
+    stored, sizes = form.store(first)
+    budget = round(float(sizes.sum())) + stored.num_bytes()["decoder"]
+    references = Baselines(tmp_path / "references", source, SETTINGS, 7)
+    references.prepare(["kcenter"], [], 1, False, {budget: [form]})
+    (entry,) = references.set_entries_at_bytes(["kcenter"], {budget: [form]})
+    assert entry.size(0) == {"images": 38, "bytes": budget, "budget": budget}
+
+
 @every_form
 @pytest.mark.parametrize("share", [0.3, 0.75, 1.0])
 def test_as_many_images_are_kept_as_fit(selected, form, share):
@@ -80,14 +160,17 @@ def test_as_many_images_are_kept_as_fit(selected, form, share):
     fixed = form.store(selected)[0].num_bytes()["decoder"]
     budget = fixed + int(share * sizes.sum())
     kept, size = form.fit(selected, budget)
+
+    def size_of_first(count):
+        first = {name: getattr(selected, name)[:count] for name in ("images", "targets", "labels")}
+        return fixed + float(form.store(replace(selected, **first))[1].sum())
+
     count = len(kept.images)
-    first = {name: getattr(selected, name)[:count] for name in ("images", "targets", "labels")}
-    assert fixed + form.store(replace(selected, **first))[1].sum() == pytest.approx(size) and size <= budget
-    # Targets are compressed together: those of fewer images take more bytes each.
-    assert count == len(selected.images) or fixed + sizes[: count + 1].sum() > budget - len(selected.images)
+    assert size_of_first(count) == pytest.approx(size) and size <= budget
+    assert count == len(selected.images) or size_of_first(count + 1) > budget
 
 
-@pytest.mark.parametrize("form", [Form("png"), Form("jpeg", 30)], ids=str)
+@pytest.mark.parametrize("form", [Form("png"), Form("jpeg", 30), Form("dct", dct=DCT)], ids=str)
 def test_references_of_equal_bytes_fill_them_and_are_kept(tmp_path, source, form):
     references = Baselines(tmp_path / "references", source, SETTINGS, 7)
     budget = int(form.store(select("random", source, 4, 0, SelectionSettings()))[1].sum())
@@ -111,6 +194,25 @@ def test_references_of_nearly_the_same_bytes_have_names_of_their_own(tmp_path, s
     references = Baselines(tmp_path / "references", source, SETTINGS, 7)
     entries = references.set_entries_at_bytes(["random"], {98_400: [Form("png")], 98_401: [Form("png")]})
     assert [entry.name for entry in entries] == ["random png 98400 B", "random png 98401 B"]
+
+
+def test_sets_of_as_many_bytes_have_forms_of_their_own_targets(tmp_path, source, selected):
+    """One of them would be compared with real images whose targets are stored as those of the other."""
+    first, second = selected.compact("uint8", "int8"), selected.compact("uint8", "int8", target_step=0.5)
+    # As many bytes, whatever they take.
+    second.num_bytes = first.num_bytes
+    budgets = budgets_of({"a": first, "b": second, "c": first}, ["png", "jpeg-30"])
+    ((size, forms),) = budgets.items()
+    assert size == size_of(first)["bytes"] and len(forms) == 4
+    steps = [first.packed.decoder.levels["targets"].scale[0], 0.5]
+    assert [form.target_step for form in forms] == [steps[0]] * 2 + [0.5] * 2
+    names = [each.name for each in Baselines(tmp_path, source, SETTINGS, 7).set_entries_at_bytes(["random"], budgets)]
+    assert names == [f"random {form} (int8 targets, step {step:g})" for step in steps for form in ("png", "jpeg-30")]
+
+
+def test_a_form_that_the_images_do_not_fit_is_refused_before_anything_is_selected(selected):
+    with pytest.raises(InputError, match="must divide the 16 x 16 pixels"):
+        budgets_of({"mine": selected}, ["png", "factor-5"])
 
 
 def test_targets_of_references_are_rounded_as_those_of_the_set(selected):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from ssdd_hub import DistilledSet
 from ssdd_hub.record import read_metadata
+from ssdd_hub.record_schema import COLUMNS
 from ssdd_hub.sets.check import check_folder
 from ssdd_hub.text import show_bytes
 
@@ -55,14 +57,16 @@ def test_an_audit_is_stored_shown_and_put_on_the_card(run, launch, tmp_path, cap
 def test_references_at_equal_bytes_take_no_more_than_the_set_which_is_tested_against_the_best(
     run, launch, tmp_path, capsys
 ):
-    forms = ["--at-equal", "both", "--forms", "png,jpeg-50,factor-2", "--references", "none,random"]
-    less = ["--protocols", "teacher_error", "--student-training.steps", "2"]
+    forms = ["--at-equal", "both", "--forms", "png,jpeg-50,dct", "--references", "none,random"]
+    less = ["--protocols", "teacher_error", "--student-training.steps", "2", "--reference-training.mixup", "0.5"]
     launch("evaluate", "--set", run / "distilled", "--output", tmp_path / "scores", *forms, *less)
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     records = scores["records"]
     sizes = {record["set"]: record.get("bytes") for record in records}
-    assert sizes.keys() == {"distilled", "none", "random", "random png", "random jpeg-50", "random factor-2"}
+    assert sizes.keys() == {"distilled", "none", "random", "random png", "random jpeg-50", "random dct"}
     assert sizes["none"] is None
+    training = {record["set"]: record.get("training") for record in records}
+    assert training == {name: None if name in ("distilled", "none") else "mixup 0.5" for name in sizes}
     # Real images count as the PNG files that they are.
     kept = DistilledSet.load(next((tmp_path / "scores" / "references").glob("random-[0-9]*-0-*")))
     assert sizes["random"] == pytest.approx(sum(kept.compact("uint8", "float32").num_bytes().values()), rel=0.05)
@@ -79,12 +83,45 @@ def test_references_at_equal_bytes_take_no_more_than_the_set_which_is_tested_aga
         text = (tmp_path / "scores" / name).read_text(encoding="utf-8")
         assert told in text and size in text and str(compared["baseline"]) in text
     assert "worth against bytes" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+    with Image.open(tmp_path / "scores" / "worth.png") as picture:
+        assert picture.width == 1600
+
+
+def test_evaluations_in_folders_of_their_own_are_merged_by_copying_scores_and_references(run, launch, tmp_path):
+    place = Path(shutil.copytree(run, tmp_path / "run"))
+    whole = DistilledSet.load(place / "distilled")
+    count = len(whole.images) // 2
+    parts = {name: part for name in COLUMNS if (part := getattr(whole, name)) is not None}
+    few = {name: part[:count] for name, part in parts.items()}
+    replace(whole, **few, packed=None).compact("uint8", "int8", 4).save(place / "half")
+    sets = {name: ["--set", place / name] for name in ("distilled", "half")}
+    arguments = ["--at-equal", "bytes", "--forms", "jpeg-10", "--protocols", "teacher_error", "--evaluate.seeds", "2"]
+    arguments += ["--student-training.steps", "2", "--cache", tmp_path / "features", "--references", "random"]
+    for name, words in sets.items():
+        launch("evaluate", "--output", tmp_path / name, *arguments, *words)
+    for part in ("scores", "references"):
+        shutil.copytree(tmp_path / "half" / part, tmp_path / "distilled" / part, dirs_exist_ok=True)
+
+    def kept():
+        parts = (path for part in ("scores", "references") for path in (tmp_path / "distilled" / part).rglob("*"))
+        return {path: path.stat().st_mtime_ns for path in parts}
+
+    before = kept()
+    launch("evaluate", "--output", tmp_path / "distilled", *arguments, *sets["distilled"], *sets["half"])
+    assert kept() == before
+    scores = json.loads((tmp_path / "distilled" / "scores.json").read_text())
+    names = {record["set"] for record in scores["records"]}
+    sizes = [show_bytes(sum(DistilledSet.load(place / name).num_bytes().values())) for name in sets]
+    assert names == {"run", "half", *(f"random jpeg-10 {size}" for size in sizes)}
+    assert [each["set"] for each in scores["equal_worth"]] == ["run", "half"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--forms", "gif"], ["a form must be png, jpeg-QUALITY", "'gif'"]),
+        (["--reference-training.steps", "9"], ["reference_training takes augment, average", "'steps'"]),
+        (["--reference-training.mixup", "9"], ["student_training.mixup must be"]),
         (["--at-equal", "weight"], ["at_equal must be one of images, bytes, both", "'weight'"]),
     ],
 )

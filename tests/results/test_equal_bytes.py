@@ -11,7 +11,7 @@ from ssdd_hub.hub.markdown import escape
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.results.charts import STYLES, own_sets, styles_of
 from ssdd_hub.results.compare import compare, compare_at_bytes, console_table, markdown_table
-from ssdd_hub.results.evaluation_charts import draw_evaluation
+from ssdd_hub.results.evaluation_charts import draw_evaluation, draw_worth
 from ssdd_hub.results.page import render_evaluation, render_report
 from ssdd_hub.results.tables import score_table
 from ssdd_hub.results.verdict import verdict, verdicts
@@ -209,6 +209,15 @@ def test_references_at_equal_bytes_have_no_verdict_of_their_own():
     assert not any("equal bytes" in text for text in verdicts([*MINE, *NONE]))
 
 
+def test_another_pre_training_of_the_references_is_told():
+    others = [{**each, "training": "mixup 0.5, augment <b>flip|*"} for each in OTHERS]
+    told = "Real images were pre-trained otherwise than the sets, in as many steps: mixup 0.5, augment bflip."
+    for text in (console_table([*MINE, *others]).replace("\n", " "), markdown_table([*MINE, *others])):
+        assert told in text
+    assert told in verdict([*MINE, *others]) and not any("pre-trained" in text for text in verdict(RECORDS))
+    assert "pre-trained otherwise" not in markdown_table(RECORDS)
+
+
 # --- the plot
 
 
@@ -270,6 +279,25 @@ def test_worth_is_drawn_over_bytes_a_line_for_each_set_and_form():
     (bars,) = next(c for c in probe.containers if c[0].get_color() == styles["krrst"].colour)[2]
     lengths = [(segment[1, 1] - segment[0, 1]) / 2 for segment in bars.get_segments()]
     np.testing.assert_allclose(lengths, [100 * r["std"] for r in records if r["set"][:5] == "krrst" and r["labels"]])
+
+
+def test_worth_is_drawn_for_pages_of_text_too():
+    records = budgets()
+    more = [{**each, "labels": 0.01, "mean": each["mean"] / 2} for each in records if each["labels"]]
+    other = [{**each, "student": "other"} for each in records]
+    figure = draw_worth([*records, *more, *other])
+    few, many = figure.axes
+    assert [axis.get_title() for axis in (few, many)] == [f"probe, cifar100, {share} % labels" for share in (1, 5)]
+    assert figure.get_size_inches()[0] * figure.get_dpi() == pytest.approx(1600) and len(points(few)) == 7
+    for axis, scale in ((few, 50), (many, 100)):
+        levels = {round(max(line.get_ydata()), 6) for line in axis.lines}
+        best = max(record["mean"] for record in records if record["set"].startswith("krrst") and record["labels"])
+        assert round(scale * best, 6) in levels
+    # Without several amounts of labels, the error stands beside the accuracy.
+    assert [axis.get_title() for axis in draw_worth(records).axes] == [
+        *("probe, cifar100, 5 % labels", "teacher_error, cifar100")
+    ]
+    assert draw_worth([*MINE, *NONE]) is None and draw_worth([]) is None
 
 
 def test_three_entries_are_drawn_and_equal_bytes_alone_are_not():

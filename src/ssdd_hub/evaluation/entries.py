@@ -1,6 +1,7 @@
 """Entries of an evaluation: sets, references, and the students pre-trained on each."""
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -17,7 +18,7 @@ from ssdd_hub.errors import InputError, require
 from ssdd_hub.evaluation.forms import Form, count_for
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, WholeNetwork
 from ssdd_hub.models.build import build_student
-from ssdd_hub.models.pretraining import Pairs
+from ssdd_hub.models.pretraining import Pairs, StudentTrainingSettings
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import METADATA_FILE, hash_json, section
 from ssdd_hub.seeds import derive_seed
@@ -56,6 +57,7 @@ class SetEntry:
     protocols: Collection[str] | None = None  # names of the protocols that apply to it; None for all
     # `images` and `bytes` of what student `k` is pre-trained on; of what fills the bytes of a set, these as `budget`.
     size: Callable[[int], Mapping[str, int]] = _no_size
+    use: StudentTrainingSettings | None = None  # how its students are pre-trained; None for as those of the others
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,8 +201,11 @@ class Baselines:
         if len({*sizes.values()}) < len(sizes):
             sizes = {budget: f"{budget} B" for budget in budgets}
         for method, (budget, forms) in product([name for name in methods if name in CHOICES], budgets.items()):
-            more = f" {sizes[budget]}" if len(budgets) > 1 else ""
-            found += [self.set_entry(method, budget, f"{method} {form}{more}", form) for form in forms]
+            more, names = f" {sizes[budget]}" if len(budgets) > 1 else "", [str(form) for form in forms]
+            for form in forms:
+                # Sets of as many bytes may store their targets otherwise.
+                detail = f" {form.detail}" if names.count(str(form)) > 1 else ""
+                found.append(self.set_entry(method, budget, f"{method} {form}{detail}{more}", form))
         return found
 
     def prepare(
@@ -238,11 +243,18 @@ class Baselines:
         return selected
 
     def _fill(self, method: str, budget: int, seed: int, form: Form) -> DistilledSet:
-        """Selects as many images as take so many bytes in a form."""
+        """Selects as many images as take so many bytes in a form, or all that there are to select from."""
         available = len(self.source.bank)
         count = count_for(form, self._select("random", min(_SAMPLED, available), seed), budget)
-        selected = self._select(method, min(count, available), seed)
-        stored, size = form.fit(selected, budget)
+        if method != "random":
+            available = min(available, self.settings.max_images or available)
+        while True:
+            count = min(count, available)
+            stored, size = form.fit(self._select(method, count, seed), budget)
+            if len(stored.images) < count or count == available:
+                break
+            # Images of this selection take fewer bytes than those at random: all of them fit, and more would.
+            count = math.ceil(1.05 * count * budget / size) + 1
         stored.provenance["selection"] = {
             **section(stored.provenance, "selection"),
             "stored": {"form": str(form), "bytes": size},
@@ -273,7 +285,7 @@ class Baselines:
     def _path(self, method: str, count: int, k: int, form: Form | None = None) -> Path:
         key = [self._origin, method, count, asdict(self.settings), self.seed, k, self.num_views]
         words = [method, *([str(form)] if form else []), str(count), str(k)]
-        return self.folder / "-".join([*words, hash_json([*key, *([asdict(form)] if form else [])])[:8]])
+        return self.folder / "-".join([*words, hash_json([*key, *([form.identity] if form else [])])[:8]])
 
     def _teacher(self) -> nn.Module:
         """Returns the teacher as a network that takes images in the students' pixel space."""

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple, Protocol
@@ -84,9 +84,10 @@ class Evaluation:
         Returns:
             The records of `scores.json`: one per set, student, dataset, protocol, metric and number of labels, with
             mean, std (n - 1), n and all values; of accuracies the dataset's number of `classes` too; of what has a
-            size `images` and `bytes`, and of what fills the bytes of a set, these as `budget`. And the accuracies
-            class by class: `classes`, for each dataset the `names` (None where it has none) and the number of held-out
-            `images` of each class; `records` with the lists `mean` and `std` over the classes, None for a class
+            size `images` and `bytes`, and of what fills the bytes of a set, these as `budget`; of what was pre-trained
+            otherwise than the sets, the difference as `training`. And the accuracies class by class: `classes`, for
+            each dataset the `names` (None where it has none) and the number of held-out `images` of each class;
+            `records` with the lists `mean` and `std` over the classes, None for a class
             without such images, and `n`, the seeds whose scores are known by class.
         """
         entries = product(range(self.seeds), self.candidates, self.set_entries)
@@ -115,12 +116,18 @@ class Evaluation:
             sizes = _mean_size([set_entry.size(k) for k in range(self.seeds)])
             for protocol, target in dict.fromkeys(where for student in students for where in student):
                 about = {"set": set_entry.name, "protocol": protocol, **self.facts, "target": target}
-                about |= {"student": candidate.name, "use": self.use.augment, **sizes}
+                about |= {"student": candidate.name, "use": self.use.augment, **sizes, **self._otherwise(set_entry)}
                 cells = [student.get((protocol, target), []) for student in students]
                 found = [{(measure.metric, measure.labels): measure for measure in cell} for cell in cells]
                 for metric, labels in dict.fromkeys(kind for scores in found for kind in scores):
                     measures = [scores.get((metric, labels)) for scores in found]
                     yield {**about, "labels": labels, "metric": metric}, measures
+
+    def _otherwise(self, set_entry: SetEntry) -> dict[str, str]:
+        """Returns what is different in the pre-training on an entry, in words; nothing where nothing is."""
+        usual, own = (asdict(use) for use in (self.use, set_entry.use or self.use))
+        changes = [f"{name} {value}" for name, value in own.items() if value != usual[name]]
+        return {"training": ", ".join(changes)} if changes else {}
 
     def _records(self, results: "_Found") -> Iterator[Record]:
         for about, measures in self._measurements(results):
@@ -159,13 +166,18 @@ class _Job:
     set_entry: SetEntry
     k: int
 
+    @property
+    def use(self) -> StudentTrainingSettings:
+        """How the student is pre-trained."""
+        return self.set_entry.use or self.evaluation.use
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What every cell of this student depends on."""
         named, seed = self.set_entry.identity(self.k), [self.evaluation.seed, self.k]
         if self.set_entry.network is not None:
             return {"network": named, "seed": seed}
-        student, use = self.candidate.identity, self.evaluation.use.identity()
+        student, use = self.candidate.identity, self.use.identity()
         return {"set": named, "student": student, "use": use, "seed": seed}
 
     @cached_property
@@ -206,7 +218,7 @@ class _Job:
             raise InputError(f"{self.candidate.name} number {self.k} on {self.set_entry.name}: {error}") from error
 
     def _pretrain(self) -> Pretrained:
-        use, store, pairs = self.evaluation.use, self.evaluation.store, self.set_entry.pairs(self.k)
+        use, store, pairs = self.use, self.evaluation.store, self.set_entry.pairs(self.k)
         seed = derive_seed(self.evaluation.seed, "evaluated student", self.k)
         student = self._build()
         if pairs is not None:

@@ -1,7 +1,9 @@
-"""Codecs of real-image baselines at an equal byte budget: PNG, JPEG, down-sampled images."""
+"""Codecs of real-image baselines at an equal byte budget: PNG, JPEG, down-sampled images, and that of `dct` sets."""
 
 import io
-from dataclasses import dataclass, replace
+import math
+import re
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.dct import Dct, DctSettings
+from ssdd_hub.distill.parameterisations.factor import Factor, FactorSettings
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.record_schema import COLUMNS
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.preview import to_exact_picture, to_png
+from ssdd_hub.sets.storage import Packed, StorageSettings, pack
 
-_KINDS = {"png": (None, None), "jpeg": (1, 95), "factor": (2, 64)}
+_FORM = re.compile(r"(png|dct)|jpeg-([0-9]{1,2})|factor-([0-9]{1,2})(?:-jpeg-([0-9]{1,2}))?")
 
 
 @dataclass(frozen=True)
@@ -23,30 +29,48 @@ class Form:
 
     Attributes:
         kind: `png`: exactly, 8 bits a value; `jpeg`: as files with tables of their own; `factor`: with sides
-            `number` times shorter, as PNG files, enlarged bilinearly when they are used.
+            `number` times shorter, enlarged bilinearly when they are used; `dct`: as a set of that parameterisation.
         number: Quality of a JPEG, or the factor.
         targets: `float32`, `float16` or `int8`, as the targets of the set that they are compared with.
         target_step: The step of `int8` targets, that of the same set; 0 for the finest.
+        quality: Of small images of `factor`, which are JPEG files then; None for PNG files.
+        dct: Settings of `dct`, those of the same set, where it is one, or the default ones; None for other kinds.
     """
 
     kind: str
     number: int = 1
     targets: str = "float32"
     target_step: float = 0.0
+    quality: int | None = None
+    dct: DctSettings | None = None
 
     @classmethod
-    def of(cls, text: str, targets: str = "float32", target_step: float = 0.0) -> "Form":
-        """Reads `png`, `jpeg-75` or `factor-2`; an `InputError` names what there is."""
-        kind, _, number = text.partition("-")
-        least, most = _KINDS.get(kind, (0, 0))
-        if least is None and not number:
-            return cls(kind, 1, targets, target_step)
-        if not (least and most and number.isdecimal() and least <= int(number) <= most):
+    def of(cls, text: str, beside: DistilledSet | None = None) -> "Form":
+        """Reads `png`, `jpeg-75`, `factor-2`, `factor-2-jpeg-75` or `dct`, for comparison with a set.
+
+        Raises:
+            InputError: There is no such form; it names what there is.
+        """
+        match = _FORM.fullmatch(text)
+        plain, jpeg, factor, quality = match.groups() if match else (None,) * 4
+        qualities = [int(number) for number in (jpeg, quality) if number]
+        if not match or not all(1 <= each <= 95 for each in qualities) or not 2 <= int(factor or 2) <= 64:
             raise InputError(
-                f"a form must be png, jpeg-QUALITY with a quality from 1 to 95, or factor-SIDES from 2 to 64, such as "
-                f"jpeg-75 or factor-2; got {text!r}"
+                "a form must be png, jpeg-QUALITY with a quality from 1 to 95, factor-SIDES from 2 to 64, "
+                f"factor-SIDES-jpeg-QUALITY or dct, such as jpeg-75 or factor-2; got {text!r}"
             )
-        return cls(kind, int(number), targets, target_step)
+        form = cls(
+            plain or text.partition("-")[0], int(jpeg or factor or 1), quality=int(quality) if quality else None
+        )
+        decoder = beside.packed.decoder if beside and beside.packed else None
+        if form.kind == Dct.name:
+            args = decoder.args if decoder and decoder.kind is Dct else {}
+            form = replace(form, dct=DctSettings(**{name: value for name, value in args.items() if name != "shape"}))
+        if not beside:
+            return form
+        levels = decoder.levels.get("targets") if decoder else None
+        targets = str(beside.stored()["targets"].dtype).removeprefix("torch.")
+        return replace(form, targets=targets, target_step=levels.scale[0] if levels else 0.0)
 
     @classmethod
     def check(cls, text: str) -> Check:
@@ -58,20 +82,42 @@ class Form:
         return True, ""
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "png" else f"{self.kind}-{self.number}"
+        number = "" if self.kind in ("png", Dct.name) else f"-{self.number}"
+        return f"{self.kind}{number}{'' if self.quality is None else f'-jpeg-{self.quality}'}"
+
+    @property
+    def detail(self) -> str:
+        """What tells forms of one name apart: how targets are stored and, of `dct`, images."""
+        step = f", step {self.target_step:g}" if self.target_step else ""
+        dct = f"luma {self.dct.luma}, chroma {self.dct.chroma}, step {self.dct.step:g}; " if self.dct else ""
+        return f"({dct}{self.targets} targets{step})"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What it is, as JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def store(self, selected: DistilledSet) -> tuple[DistilledSet, Tensor]:
-        """Returns real images in this form, and the bytes of each, `(M,)`, with its share of those of the targets."""
-        if self.kind == "jpeg":
-            pixels = selected.pixel_space.denormalise(selected.images).mul(255).round().to(torch.uint8)
-            files = [_to_jpeg(image, self.number) for image in pixels]
-            decoded = torch.stack([_to_pixels(file, pixels.shape[1]) for file in files])
-            images = selected.pixel_space.normalise(decoded.float() / 255)
-            stored = replace(selected, images=images).compact("uint8", self.targets, target_step=self.target_step)
-        else:
-            stored = selected.compact("uint8", self.targets, self.number, self.target_step)
-            files = [to_png(to_exact_picture(image)) for image in stored.stored()["images"]]
-        return stored, torch.tensor([len(file) for file in files]).double() + _bytes_of_targets(stored)
+        """Returns real images in this form, and the bytes of each, `(M,)`, with its share of those of the targets.
+
+        The coefficients of `dct` are compressed together: each image has its share of them.
+        """
+        factor, quality = (1, self.number) if self.kind == "jpeg" else (self.number, self.quality)
+        pairs = Pairs(selected.images.cpu(), selected.targets.cpu())
+        learned = Dct.start(pairs, self.dct) if self.dct else Factor.start(pairs, FactorSettings(factor=factor))
+        settings = StorageSettings("uint8", self.targets)
+        packed = pack(learned, selected.pixel_space, settings, selected.view_targets, self.target_step)
+        small, files = packed.tensors.get("images"), list[bytes]()
+        if small is not None and quality is None:
+            files = [to_png(to_exact_picture(image)) for image in small]
+        elif small is not None and quality:
+            files = [_to_jpeg(image, quality) for image in small]
+            shown = torch.stack([_to_pixels(file, small.shape[1]) for file in files])
+            packed = Packed({**packed.tensors, "images": shown}, packed.decoder)
+        stored = replace(selected, **packed.decode(), packed=packed)
+        counted, count = stored.num_bytes(), len(stored.images)
+        images: list[float] = [len(file) for file in files] or [counted["images"] / count] * count
+        return stored, torch.tensor(images, dtype=torch.float64) + counted["targets"] / count
 
     def fit(self, selected: DistilledSet, budget: int) -> tuple[DistilledSet, int]:
         """Returns the first of the images that take `budget` bytes at most in this form, at least one, and the bytes.
@@ -80,25 +126,29 @@ class Form:
         """
         stored, sizes = self.store(selected)
         fixed = stored.num_bytes()["decoder"]
-        count = max(1, int((fixed + sizes.cumsum(0) <= budget).sum()))
         names = [name for name in COLUMNS if getattr(selected, name) is not None]
-        while True:
+        # What is compressed together takes more bytes an image where there are fewer: sizes only guide the search.
+        least, most, found = 0, len(sizes) + 1, None
+        count = int((fixed + sizes.cumsum(0) <= budget).sum())
+        while most - least > 1:
+            count = min(max(count, least + 1), most - 1)
             kept, sizes = self.store(replace(selected, **{name: getattr(selected, name)[:count] for name in names}))
             size = fixed + round(float(sizes.sum()))
-            # Targets of fewer images are compressed less well.
-            if size <= budget or count == 1:
-                return kept, size
-            count -= 1
+            if size <= budget:
+                least, found = count, (kept, size)
+            else:
+                most = count
+                found = found or ((kept, size) if count == 1 else None)
+            count += math.floor((budget - size) / float(sizes.mean()))
+        if found is None:
+            raise AssertionError("one image is always kept")
+        return found
 
 
 def count_for(form: Form, sample: DistilledSet, budget: int) -> int:
     """Returns about how many images fit, and some more, going by a sample of them."""
     _, sizes = form.store(sample)
     return int(budget / float(sizes.mean()) * 1.05) + 2
-
-
-def _bytes_of_targets(stored: DistilledSet) -> float:
-    return stored.num_bytes()["targets"] / len(stored.images)
 
 
 def _to_jpeg(image: Tensor, quality: int) -> bytes:

@@ -199,11 +199,17 @@ def prepare_references(
 
 
 def budgets_of(sets: Mapping[str, DistilledSet], forms: Sequence[str]) -> dict[int, list[Form]]:
-    """Returns the bytes of each set, with the forms to be filled by as many; targets are stored as the set's are."""
-    found = dict[int, list[Form]]()
+    """Returns the bytes of each set, with the forms to be filled by as many, each once.
+
+    Targets are stored as the set's are; of sets of as many bytes that store them otherwise, each has forms of its own.
+
+    Raises:
+        InputError: The images cannot be stored in a form.
+    """
+    found = dict[int, dict[Form, None]]()
     for distilled in sets.values():
-        targets = str(distilled.stored()["targets"].dtype).removeprefix("torch.")
-        levels = distilled.packed.decoder.levels.get("targets") if distilled.packed else None
-        step = levels.scale[0] if levels else 0.0
-        found[size_of(distilled)["bytes"]] = [Form.of(form, targets, step) for form in forms]
-    return found
+        one = DistilledSet(distilled.images[:1], distilled.targets[:1], distilled.pixel_space)
+        for form in (Form.of(text, distilled) for text in forms):
+            form.store(one)
+            found.setdefault(size_of(distilled)["bytes"], {})[form] = None
+    return {size: [*each] for size, each in found.items()}

@@ -50,6 +50,7 @@ STYLES = {
     "full": Style("#555555", "d", "--"),
     "teacher": Style("#222222", "*", ":"),
 }
+DPI = 110
 _SPARE = [Style("#332288", "p"), Style("#6b4c2a", ">"), Style("#117733", "h"), Style("#aa4499", "H")]
 _MARKERS = "s^DvPX<>phd*"  # of the forms in which real images are stored
 
@@ -95,20 +96,22 @@ def plain(text: str, longest: int = 40) -> str:
     return (words if len(words) <= longest else f"{words[: longest - 1]}…").replace("$", r"\$")
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float, dpi: int = DPI) -> "Figure":
     """Returns an empty figure, width and height in inches, that lays itself out."""
     # Not pyplot, which would keep every figure and pick a backend for the caller's process.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _new_panels(width: float, height: float, down: int, across: int, count: int) -> "tuple[Figure, list[Axes]]":
+def _new_panels(
+    width: float, height: float, down: int, across: int, count: int, dpi: int = DPI
+) -> "tuple[Figure, list[Axes]]":
     """Returns a figure with a grid of panels, of which those after `count` stay empty."""
-    figure = new_figure(width, height)
+    figure = new_figure(width, height, dpi)
     axes = list(figure.subplots(down, across, squeeze=False).ravel())
     for axis in axes[count:]:
         axis.set_axis_off()
@@ -197,9 +200,12 @@ def shown_values(record: Record) -> tuple[float, float]:
 
 
 def draw_panels(
-    panels: Sequence[tuple[str, Sequence[Record]]], styles: Mapping[str, Style], heading: str
+    panels: Sequence[tuple[str, Sequence[Record]]], styles: Mapping[str, Style], heading: str, narrow: bool = False
 ) -> "tuple[Figure, list[Axes]]":
-    """Returns a figure with an empty panel for each title and its records, and a legend of their sets beside them."""
+    """Returns a figure with an empty panel for each title and its records, and a legend of their sets beside them.
+
+    A narrow one, for pages of text, is 1,600 pixels wide to be shown at 800, and has the legend below.
+    """
     from matplotlib.lines import Line2D
 
     sets = {record["set"] for _, records in panels for record in records}
@@ -208,18 +214,24 @@ def draw_panels(
     down = math.ceil(len(panels) / across)
     # The legend has about 22 names to a row of panels of this height.
     width, height = 2.2 + {1: 5.6, 2: 7.8, 3: 9.6}[across], max(down * 3.1, 0.21 * len(styles)) + 0.5
-    figure, axes = _new_panels(width, height, down, across, len(panels))
+    if narrow:
+        width, height = 1600 / 220, down * 3.4 + 0.21 * math.ceil(len(styles) / 3)
+    figure, axes = _new_panels(width, height, down, across, len(panels), 220 if narrow else DPI)
     for axis, (title, records) in zip(axes, panels, strict=False):
         axis.set_title(plain(title), fontsize=10)
         axis.set_ylabel(unit(records[0]), fontsize=9)
         axis.grid(alpha=0.25)
-    figure.suptitle(plain(heading, 100), fontsize=11)
+    if heading:
+        figure.suptitle(plain(heading, 100), fontsize=11)
     # A leading underscore would hide a name.
     handles = [
         Line2D([], [], color=s.colour, marker=s.marker, linestyle=s.line, markersize=6, label=f" {plain(name)}")
         for name, s in styles.items()
     ]
-    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
+    if narrow:
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    else:
+        figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     return figure, axes[: len(panels)]
 
 

@@ -8,7 +8,18 @@ import numpy as np
 
 from ssdd_hub.hub.markdown import escape, one_line
 from ssdd_hub.results.charts import own_sets
-from ssdd_hub.results.tables import CONSOLE, Record, Table, align, build_tables, metric_of, number, spread, usual_n
+from ssdd_hub.results.tables import (
+    CONSOLE,
+    Record,
+    Table,
+    align,
+    build_tables,
+    metric_of,
+    number,
+    spread,
+    training_note,
+    usual_n,
+)
 
 KEY = ("protocol", "target", "student", "use", "labels", "metric")
 UPPER_BOUNDS = ("full", "teacher")  # upper bounds, which no distilled set is expected to beat
@@ -47,8 +58,8 @@ def compare(records: list[Record], baseline: str) -> list[Record]:
         ValueError: Two records score the same set in the same way.
     """
     results = [
-        _difference(record, sets[baseline])
-        for sets in _by_measurement(records).values()
+        difference(record, sets[baseline])
+        for sets in by_measurement(records).values()
         if baseline in sets
         for name, record in sets.items()
         if name != baseline
@@ -71,19 +82,24 @@ def compare_at_bytes(records: list[Record]) -> list[Record]:
     budgets = {record["set"]: record["budget"] for record in records if record.get("budget") is not None}
     sizes = {record["set"]: record["bytes"] for record in records if record.get("bytes") is not None}
     own, results = {name: sizes[name] for name in own_sets(records) if name in sizes}, []
-    for sets in _by_measurement(records).values():
+    for sets in by_measurement(records).values():
         for name, first in ((name, sets[name]) for name in own if name in sets):
             direction = metric_of(first).direction
             beside = [r for r in sets.values() if r["mean"] is not None and budgets.get(r["set"]) == own[name]]
             if beside and direction and first["protocol"] not in NOT_RANKED:
                 best = (max if direction == "higher" else min)(beside, key=lambda record: record["mean"])
-                result = _difference(first, best)
+                result = difference(first, best)
                 among = {"bytes": own[name], "among": [record["set"] for record in beside]}
                 results += [{**result, **among}] if result else []
     return results
 
 
-def _by_measurement(records: list[Record]) -> dict[tuple[Any, ...], dict[str, Record]]:
+def by_measurement(records: list[Record]) -> dict[tuple[Any, ...], dict[str, Record]]:
+    """Sorts records by what was measured, the values of `KEY`, then by set.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
     groups: dict[tuple[Any, ...], dict[str, Record]] = {}
     for record in records:
         key = tuple(record.get(part) for part in KEY)
@@ -94,7 +110,8 @@ def _by_measurement(records: list[Record]) -> dict[tuple[Any, ...], dict[str, Re
     return groups
 
 
-def _difference(record: Record, reference: Record) -> Record | None:
+def difference(record: Record, reference: Record) -> Record | None:
+    """Compares two scores of one measurement, as `compare` describes it; None where no seed has both."""
     # A set with fewer students has the first seeds of the others.
     pairs = zip(record.get("values") or [], reference.get("values") or [], strict=False)
     known = np.array([pair for pair in pairs if None not in pair], dtype=np.float64).reshape(-1, 2)
@@ -102,16 +119,16 @@ def _difference(record: Record, reference: Record) -> Record | None:
     if not len(known):
         return None
     base = float(known[:, 1].mean())
-    difference = float((known[:, 0] - known[:, 1]).mean())
+    change = float((known[:, 0] - known[:, 1]).mean())
     better = metric_of(record).direction or None
     return {
         "set": record["set"],
         "baseline": reference["set"],
         **{key: record.get(key) for key in ("source", *KEY)},
-        "difference": difference,
-        "relative": difference / base if record["metric"] == "mse" and base else None,
+        "difference": change,
+        "relative": change / base if record["metric"] == "mse" and base else None,
         "better": better,
-        "improves": (difference > 0) == (better == "higher") if better and difference else None,
+        "improves": (change > 0) == (better == "higher") if better and change else None,
         **_paired_test(known[:, 0], known[:, 1]),
         "n": len(known),
     }
@@ -142,15 +159,15 @@ def share_of_way(records: list[Record], name: str, low: str = "random", high: st
         `note`, not empty where the references, or the set and the first of them, do not differ significantly.
     """
     shares = []
-    for key, sets in _by_measurement(records).items():
+    for key, sets in by_measurement(records).items():
         means = [sets[part]["mean"] for part in (name, low, high) if part in sets]
         if key[0] in NOT_RANKED or len(means) < 3 or None in means:
             continue
         score, start, end = means
         share = (score - start) / (end - start) if end != start else None
         about = {"set": name, "low": low, "high": high, **dict(zip(KEY, key, strict=True))}
-        note = _doubt(_difference(sets[high], sets[low]), low, high)
-        note = note or _doubt(_difference(sets[name], sets[low]), low, name)
+        note = _doubt(difference(sets[high], sets[low]), low, high)
+        note = note or _doubt(difference(sets[name], sets[low]), low, name)
         shares.append({**about, "share": share, "note": note})
     return shares
 
@@ -239,6 +256,7 @@ def score_note(records: list[Record], comparisons: list[Record]) -> str:
         f"Mean ± standard deviation over {seeds}." if usual > 1 or others else f"Values of {seeds}.",
         "Accuracies are in %." if "accuracy" in {record["metric"] for record in records} else "",
         BOLD,
+        training_note(records),
         SIZE_NOTE if any(record.get("bytes") is not None for record in records) else "",
         "full and teacher are upper bounds." if any(record["set"] in UPPER_BOUNDS for record in records) else "",
         f"{BETTER} better, {WORSE} worse than random with p < {LEVEL} ({_TEST})." if tested else "",

@@ -1,7 +1,6 @@
 """Pictures of an evaluation: scores against labels, bytes and cost, and by student; the order of architectures."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from ssdd_hub.results.charts import (
     styles_of,
 )
 from ssdd_hub.results.compare import NOT_RANKED
-from ssdd_hub.results.tables import Record, amount, group, sort_columns
+from ssdd_hub.results.tables import Record, amount, family, group, sort_columns
 from ssdd_hub.text import show_bytes
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ Styles = Mapping[str, Style]
 _MOST_BARS = 6  # panels of bars in one picture
 _MOST_STUDENTS = 3  # with pictures of their own; all are in the picture by student
 _RANK, _TRUTH = "rank", "full"
+TEACHER_ERROR = "teacher_error"
 
 
 def draw_evaluation(records: Sequence[Record]) -> list[Picture]:
@@ -101,8 +101,7 @@ def _draw_bytes(scores: list[Record]) -> list[Picture]:
     sizes = {record["set"]: record["bytes"] for record in scores if record.get("bytes")}
     if len({*sizes.values()}) < 2:
         return []
-    scores = [{**record, "family": _family(record)} for record in _headline(scores)]
-    scores.sort(key=lambda record: record["protocol"] == "teacher_error")
+    scores = sorted(_headline(scores), key=lambda record: record["protocol"] == TEACHER_ERROR)
     pictures = []
     for (student, use), part in list(group(scores, "student", "use").items())[:_MOST_STUDENTS]:
         about = _join("worth against bytes", student, _use(scores, use))
@@ -111,46 +110,56 @@ def _draw_bytes(scores: list[Record]) -> list[Picture]:
             "stored; points of as many bytes stand slightly beside each other. A dashed line is what has no such "
             "size: no pre-training, or the whole source."
         )
-        pictures.append(Picture(about, caption, _draw_worth(part, about)))
+        shown = [_middle(same, smallest=True)[0] for same in group(part, "protocol", "target").values()]
+        pictures.append(Picture(about, caption, _draw_worth(shown, about)))
     return pictures
+
+
+def draw_worth(records: Sequence[Record]) -> "Figure | None":
+    """Draws worth against bytes of the first student for a page of text, two panels at most; None for equal bytes.
+
+    They are the scores that a set is first judged by, with the fewest and the most labels, or else the error.
+    """
+    known = [r for r in records if r["mean"] is not None and r["protocol"] not in (*NOT_RANKED, _RANK)]
+    headline = _headline(known)
+    if len({record["bytes"] for record in headline if record.get("bytes")}) < 2:
+        return None
+    headline = next(iter(group(headline, "student", "use").values()))
+    headline.sort(key=lambda record: record["protocol"] == TEACHER_ERROR)
+    parts = list(group(headline, "protocol", "target").values())
+    amounts = list(group(sorted(parts[0], key=lambda record: record["labels"] or 0), "labels").values())
+    return _draw_worth([amounts[0], amounts[-1]] if len(amounts) > 1 else parts[:2], "", narrow=True)
 
 
 def _headline(scores: list[Record]) -> list[Record]:
     """Returns the scores that a set is first judged by, and the errors to the teacher."""
     measured = {record["protocol"] for record in scores}
     headline = next((name for name in HEADLINES if name in measured), None)
-    return [record for record in scores if record["protocol"] in ("teacher_error", headline)]
+    return [record for record in scores if record["protocol"] in (TEACHER_ERROR, headline)]
 
 
-def _family(record: Record) -> str:
-    """Returns the name of a set or reference without its size: those that differ by it alone are one line."""
-    size = "[0-9.]+ ?[kMGT]?B"
-    # The number in the name of a form, such as `random jpeg-50`, is none of images.
-    size = size if "budget" in record else f"{size}|{record.get('images')}"
-    return re.sub(f"[-_ ]({size})$", "", str(record["set"]))
-
-
-def _draw_worth(records: list[Record], heading: str) -> "Figure":
-    families = list(dict.fromkeys(record["family"] for record in records))
-    styles, panels = styles_of(families), []
-    for (protocol, target), same in group(records, "protocol", "target").items():
-        part, labels = _middle(same, smallest=True)
-        # The legend is one of families.
-        panels.append((_join(protocol, target, labels), [{**record, "set": record["family"]} for record in part]))
-    figure, axes = draw_panels(panels, styles, heading)
-    # Whiskers of many references need some height.
-    figure.set_size_inches(*(figure.get_size_inches() * (1, 1.35)))
-    for axis, (_, part) in zip(axes, panels, strict=True):
+def _draw_worth(parts: Sequence[list[Record]], heading: str, narrow: bool = False) -> "Figure":
+    """Draws a panel for each measurement, with a line for each kind of set over its bytes."""
+    # The legend is one of kinds.
+    parts = [[{**record, "set": family(record)} for record in part] for part in parts]
+    families = list(dict.fromkeys(record["set"] for part in parts for record in part))
+    styles, titles = styles_of(families), [(r["protocol"], r["target"], amount(r["labels"])) for r, *_ in parts]
+    panels = [(_join(*title), part) for title, part in zip(titles, parts, strict=True)]
+    figure, axes = draw_panels(panels, styles, heading, narrow)
+    if not narrow:
+        # Whiskers of many references need some height.
+        figure.set_size_inches(*(figure.get_size_inches() * (1, 1.35)))
+    for axis, part in zip(axes, parts, strict=True):
         sizes = [record["bytes"] for record in part if record.get("bytes")]
         width = 0.02 * math.log(max(10, max(sizes) / min(sizes))) if sizes else 0
-        for (family,), curve in group(part, "set").items():
+        for (kind,), curve in group(part, "set").items():
             points = sorted((r for r in curve if r.get("bytes")), key=lambda record: record["bytes"])
-            dodge = _dodge(families.index(family), len(families), width)
+            dodge = _dodge(families.index(kind), len(families), width)
             if points:
                 x = [record["bytes"] * dodge for record in points]
-                draw_points(axis, x, points, styles[family], line=len(points) > 1, first=bool(own_sets(points)))
+                draw_points(axis, x, points, styles[kind], line=len(points) > 1, first=bool(own_sets(points)))
             for record in curve if not points else []:
-                _draw_level(axis, record, styles[family])
+                _draw_level(axis, record, styles[kind])
         if sizes:
             set_log_axis(axis, "bytes as stored", sizes, lambda value: show_bytes(value).replace(".0 ", " "))
         if spans_decades(part):

@@ -1,6 +1,7 @@
 """Records of `scores.json` as numbers and columns that a person can read."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -93,6 +94,24 @@ def amount(labels: float | int | None) -> str:
     if labels is None:
         return ""
     return f"{100 * labels:g} % labels" if isinstance(labels, float) else f"{labels} labels"
+
+
+def training_note(records: Sequence[Record]) -> str:
+    """Returns which pre-training other sets than the first have had, as a sentence; empty where all had the same."""
+    told = dict.fromkeys(str(record["training"]) for record in records if record.get("training"))
+    # Names of settings and numbers, whatever a record from elsewhere says.
+    known = [re.sub(r"[^\w .,-]", "", text)[:200] for text in told]
+    return (
+        f"Real images were pre-trained otherwise than the sets, in as many steps: {'; '.join(known)}." if known else ""
+    )
+
+
+def family(record: Record) -> str:
+    """Returns the name of a set or reference without its size: those that differ by it alone are of one kind."""
+    size = "[0-9.]+ ?[kMGT]?B"
+    # The number in the name of a form, such as `random jpeg-50`, is none of images.
+    size = size if "budget" in record else f"{size}|{record.get('images')}"
+    return re.sub(f"[-_ ]({size})$", "", str(record["set"]))
 
 
 def group(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[Record]]:

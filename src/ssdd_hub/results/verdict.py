@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from ssdd_hub.results.charts import own_sets
 from ssdd_hub.results.compare import LEVEL, NOT_RANKED, compare, compare_at_bytes
-from ssdd_hub.results.tables import Record, amount, group
+from ssdd_hub.results.equal_worth import bytes_for_worth, fewer_bytes
+from ssdd_hub.results.tables import Record, amount, group, training_note
 from ssdd_hub.text import show_bytes
 
 TEACHER_ERROR = "teacher_error"
@@ -36,7 +37,8 @@ def verdict(records: Sequence[Record], name: str = "distilled") -> list[str]:
     The first sentence is about the error to the teacher, the next one about the classes, against `random` (as many
     real images) and `none` (no pre-training), by two-sided paired t-tests over the seeds at p < 0.05, uncorrected;
     with the chance level, where the records state it. Where references fill as many bytes as the set, a further one
-    is against the best of them. The last one says what to try where the set did not help.
+    is against the best of them; where some fill others, one says how many bytes they need for as much; and one names
+    sets of more bytes that are no better. The last one says what to try where the set did not help.
 
     Args:
         records: The records of `scores.json`.
@@ -59,6 +61,9 @@ def verdict(records: Sequence[Record], name: str = "distilled") -> list[str]:
     if told:
         sentences.append(f"On these classes {'; '.join(told)}{_chance_level(records)}.")
     sentences += _bytes_sentence([result for result in compare_at_bytes(records) if result["set"] == name])
+    sentences += filter(None, [training_note(records)])
+    sentences += _worth_sentence([result for result in bytes_for_worth(records) if result["set"] == name])
+    sentences += _fewer_sentences([result for result in fewer_bytes(records) if result["set"] == name])
     return [*sentences, *_advice(errors, classes)]
 
 
@@ -91,6 +96,41 @@ def _bytes_sentence(results: list[Record]) -> list[str]:
     kinds = group(results, "metric")
     told = [_phrase(kinds[(metric,)]) for metric in ("accuracy", "mse") if (metric,) in kinds]
     return [f"At equal bytes ({show_bytes(results[0]['bytes'])}) {'; '.join(told)}."] if told else []
+
+
+def _worth_sentence(results: list[Record]) -> list[str]:
+    """Returns how many bytes real images need to be worth as much as a set: by accuracies first, then by errors."""
+    kinds, told = group(results, "metric"), []
+    for same in (kinds[(metric,)] for metric in ("accuracy", "mse") if (metric,) in kinds):
+        if len(same) > MOST_LISTED:
+            ends = (choose(same, key=lambda result: float(result["times"])) for choose in (min, max))
+            told.append(f"{' to '.join(dict.fromkeys(map(_times, ends)))} as many by {len(same)} measurements")
+            continue
+        for each in same:
+            needed = f"{each['bound']} {show_bytes(each['needed'])}".lstrip()
+            told.append(f"{needed} by {_heading(each)}, {_times(each)} as many ({each['reference']})")
+    if not told:
+        return []
+    return [f"To be worth as much as its {show_bytes(results[0]['bytes'])} real images need {'; '.join(told)}."]
+
+
+def _times(result: Record) -> str:
+    return f"{result['bound']} {_factor(result)} times".lstrip()
+
+
+def _factor(result: Record) -> str:
+    return f"{result['times']:.2g}" if result["times"] < 99.5 else f"{result['times']:,.0f}"
+
+
+def _fewer_sentences(results: list[Record]) -> list[str]:
+    """Returns of which sets of more bytes a set has the score, or a better one, by which measurements."""
+    told = []
+    for (other,), same in group(results, "baseline").items():
+        listed = [f"{_heading(result)}{_figures(result)}" for result in same[:MOST_LISTED]]
+        listed += [f"{len(same) - MOST_LISTED} more"] if len(same) > MOST_LISTED else []
+        fewer = f"{_factor(same[0])} times fewer bytes than {other}"
+        told.append(f"{fewer} at the same score or better by {' and '.join(listed)}.")
+    return told
 
 
 def _beside(result: Record, named: bool = True) -> str:

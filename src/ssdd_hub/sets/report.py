@@ -18,7 +18,10 @@ from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.markdown import escape
 from ssdd_hub.record import read_metadata
+from ssdd_hub.results.charts import save_figures
 from ssdd_hub.results.compare import NOT_RANKED, compare, compare_at_bytes, console_table, markdown_table
+from ssdd_hub.results.equal_worth import bytes_for_worth
+from ssdd_hub.results.evaluation_charts import draw_worth
 from ssdd_hub.results.page import render_evaluation, render_pictures, render_report
 from ssdd_hub.results.tables import CONSOLE, Record, score_table
 from ssdd_hub.results.verdict import verdicts
@@ -129,7 +132,8 @@ def save_evaluation(
 ) -> str:
     """Writes `scores.json`, `scores.md`, `pictures/`, `report.html` and galleries; returns verdicts and a table.
 
-    The gallery of the first set is `gallery.html`, those of others have numbers.
+    The gallery of the first set is `gallery.html`, those of others have numbers. Where sizes differ, `worth.png` draws
+    worth against bytes, 1,600 pixels wide.
 
     Args:
         run: The run.
@@ -145,8 +149,11 @@ def save_evaluation(
     comparisons = compare_at_bytes(records) + [row for name in baselines for row in compare(records, name)]
     about, table = _describe(machine), markdown_table(records, baselines)
     told = verdicts(records)
-    run.write_json("scores.json", {"records": records, "comparisons": comparisons, "by_class": by_class, **about})
+    found = {"records": records, "comparisons": comparisons, "equal_worth": bytes_for_worth(records)}
+    run.write_json("scores.json", {**found, "by_class": by_class, **about})
     (run.path / "scores.md").write_text("\n\n".join([*map(escape, told), table]), encoding="utf-8")
+    if worth := draw_worth(records):
+        save_figures(run.path, {"worth": worth})
     # Drawn here: the file of a folder from elsewhere may show anything.
     images = {name: each.pixel_space.denormalise(each.images[:MOST_IMAGES]) for name, each in sets.items()}
     images |= {name: pixels[:MOST_IMAGES] for name, pixels in references.items() if pixels is not None}
