@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hub_server import client_env
@@ -90,11 +91,17 @@ print(hashlib.sha256(loaded.images.numpy().tobytes() + loaded.targets.numpy().to
 
 
 @pytest.mark.parametrize(("bits", "spread"), [(2, 85), (3, 36), (4, 17), (5, 8), (8, 1)])
-def test_pictures_of_few_bits_are_numbers_spread_over_all_that_a_viewer_shows(bits, spread):
+def test_pictures_of_few_bits_are_numbers_spread_over_all_that_a_viewer_shows(tmp_path, bits, spread):
     whole = make_set()
     learned = build_parameterisation("quantised", Pairs(whole.images, whole.targets), {"bits": bits})
-    stored = pack(learned, whole.pixel_space, StorageSettings()).tensors["images"]
+    made = DistilledSet.of(pack(learned, whole.pixel_space, StorageSettings()))
+    stored = made.packed.tensors["images"]
     assert not (stored % spread).any() and stored.max() == spread * (2**bits - 1)
+    # Their files are packed all at once, others one by one.
+    rows = datasets.load_dataset(str(made.save(tmp_path / "set")), split="train", streaming=True).decode(False)
+    files = [row["image"]["bytes"] for row in rows]
+    packed = pa.Codec("zstd", 19).compress(b"".join(files), asbytes=True)
+    assert made.num_bytes()["images"] == (sum(map(len, files)) if bits == 8 else len(packed))
 
 
 def test_bytes_of_shared_images_count_as_the_decoders_and_are_shown(tmp_path, capsys):

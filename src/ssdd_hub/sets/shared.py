@@ -23,9 +23,13 @@ CODEC = ("zstd", 19)
 _MOST_BEYOND = 2**16  # bytes of the file beside its tensors
 
 
-def compressed(tensor: Tensor) -> bytes:
-    """Returns the values of a tensor, compressed."""
-    raw = tensor.contiguous().cpu().numpy().tobytes()
+def to_bytes(tensor: Tensor) -> bytes:
+    """Returns the values of a tensor."""
+    return tensor.contiguous().cpu().numpy().tobytes()
+
+
+def compressed(raw: bytes) -> bytes:
+    """Returns bytes as they are stored."""
     return bytes(pa.Codec(*CODEC).compress(raw, asbytes=True))
 
 
@@ -36,7 +40,7 @@ def save_shared(folder: Path, tensors: Mapping[str, Tensor]) -> int:
     parts = {
         name: tensor.contiguous()
         if tensor.is_floating_point()
-        else torch.frombuffer(bytearray(compressed(tensor)), dtype=torch.uint8)
+        else torch.frombuffer(bytearray(compressed(to_bytes(tensor))), dtype=torch.uint8)
         for name, tensor in tensors.items()
     }
     save_file(parts, folder / SHARED_FILE)

@@ -23,8 +23,8 @@ from ssdd_hub.distill.parameterisations.pixels import Pixels
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record_schema import COLUMNS, STORED_TYPES, Stated
-from ssdd_hub.sets.preview import to_exact_picture, to_png
-from ssdd_hub.sets.shared import compressed
+from ssdd_hub.sets.preview import has_few_levels, to_exact_picture, to_png
+from ssdd_hub.sets.shared import compressed, to_bytes
 from ssdd_hub.text import first_line, show
 
 _KINDS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (Pixels, Factor, Dct, Bases)}
@@ -167,9 +167,9 @@ def shown_shapes(metadata: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def num_bytes(stored: Mapping[str, Tensor], decoder: Decoder | None = None) -> dict[str, int]:
     """Returns the bytes of the `images`, `targets` and `decoder` of a set as they are stored.
 
-    Images of 256 levels count as their PNG files, other whole numbers as compressed as in the set's files; targets
-    with those of views, and which views; the decoder as its numbers, of four bytes each. The target transform is left
-    out: nobody needs it to pre-train.
+    Images of 256 levels count as their PNG files, those of fewer as these files packed at once, other whole numbers as
+    compressed as in the set's files; targets with those of views, and which views; the decoder as its numbers, of four
+    bytes each, and what all rows share. The target transform is left out: nobody needs it to pre-train.
     """
     sizes = {name: _bytes_of(name, tensor) for name, tensor in stored.items()}
     images = sizes.get("images", 0) + sizes.get("coefficients", 0)
@@ -179,8 +179,10 @@ def num_bytes(stored: Mapping[str, Tensor], decoder: Decoder | None = None) -> d
 
 def _bytes_of(name: str, tensor: Tensor) -> int:
     if name == "images" and tensor.dtype == torch.uint8:
-        return sum(len(to_png(to_exact_picture(image))) for image in tensor)
-    return tensor.numel() * tensor.element_size() if tensor.is_floating_point() else len(compressed(tensor))
+        few = has_few_levels(tensor)
+        files = [to_png(to_exact_picture(image), packed=not few) for image in tensor]
+        return len(compressed(b"".join(files))) if few else sum(map(len, files))
+    return tensor.numel() * tensor.element_size() if tensor.is_floating_point() else len(compressed(to_bytes(tensor)))
 
 
 class Packed(NamedTuple):
