@@ -96,11 +96,16 @@ def test_a_parameterisation_renders_rows_and_comes_back_from_its_columns(paramet
     assert len(made) == M
     for some, whole in zip(made(rows), made(), strict=True):
         torch.testing.assert_close(some, whole[rows], rtol=1e-12, atol=1e-12)
-    again = parameterisation.from_columns(made.columns(), made.decoding())
-    assert all(torch.equal(one, other) for one, other in zip(made(), again(), strict=True))
-    shapes = {name: tuple(column.shape[1:]) for name, column in made.columns().items()}
-    if parameterisation.name in PARAMETERISATIONS.known:
-        assert parameterisation.shown_shape(shapes, made.decoding()) == made().images.shape[1:]
+    stored = made.stored()
+    tensors = {**stored.columns(), **stored.shared()}
+    again = type(stored).from_columns(tensors, stored.decoding())
+    for one, other in zip(made(), again(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
+    shapes = {name: tuple(column.shape[1:]) for name, column in stored.columns().items()}
+    shapes |= {name: tuple(part.shape) for name, part in stored.shared().items()}
+    if stored.name in PARAMETERISATIONS.known:
+        assert stored.shown_shape(shapes, stored.decoding()) == made().images.shape[1:]
+    assert all(len(column) == M for column in stored.columns().values())
     learned = [parameter for group in made.groups() for parameter in group["params"]]
     assert len(learned) == len(list(made.parameters()))
 

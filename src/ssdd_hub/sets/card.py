@@ -95,6 +95,7 @@ def _stored(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     found = {"factor": decoder.args.get("factor", 1), "pictures": types.get("images") == "uint8"}
     found |= {"coefficients": types.get("coefficients"), "whole_targets": types["targets"] == "int8"}
+    found["bases"] = {name: str(part.dtype) for name, part in decoder.shared.items()}.get("bases")
     return {**found, "record": bool(decoder.levels) or "coefficients" in types}
 
 

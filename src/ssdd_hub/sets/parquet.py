@@ -27,7 +27,7 @@ from ssdd_hub.record import PARQUET_FILE, PARQUET_GLOB, REMEDY
 from ssdd_hub.record_schema import PICTURES, Stated, column_of
 from ssdd_hub.sets.folder import to_raw
 from ssdd_hub.sets.parquet_pages import OtherSizeError, count_rows
-from ssdd_hub.sets.preview import from_png, to_exact_picture, to_picture, to_png
+from ssdd_hub.sets.preview import from_png, has_few_levels, to_exact_picture, to_picture, to_png
 
 # Most bytes of values, before compression, of a file and of a row group; one row at least, however large.
 SHARD_BYTES = 256 * 2**20
@@ -62,7 +62,8 @@ def write_tensors(
     pictures = tensors["images"][0].numel() if "images" in tensors else 0
     row = 8 + pictures + sum(part[0].numel() * part.element_size() for part in tensors.values())
     shards, group = _cuts(0, len(tensors["targets"]), SHARD_BYTES // row), ROW_GROUP_BYTES // row
-    level = 19 if any(part.dtype == torch.int8 for part in tensors.values()) else None
+    few = "images" in tensors and has_few_levels(tensors["images"])
+    level = 19 if few or any(part.dtype == torch.int8 for part in tensors.values()) else None
     (folder / "data").mkdir()
     for number, (first, last) in enumerate(shards):
         path = folder / PARQUET_FILE.format(number, len(shards))
@@ -71,7 +72,7 @@ def write_tensors(
             path, features.arrow_schema, compression="zstd", compression_level=level, use_dictionary=False
         ) as writer:
             for start, stop in _cuts(first, last, group):
-                table = _make_table(tensors, slice(start, stop), pixel_space, features)
+                table = _make_table(tensors, slice(start, stop), pixel_space, features, packed=not few)
                 writer.write_table(table, row_group_size=stop - start)
 
 
@@ -98,7 +99,9 @@ def _cuts(first: int, last: int, step: int) -> list[tuple[int, int]]:
     return list(pairwise([*range(first, last, max(1, step)), last]))
 
 
-def _make_table(tensors: Mapping[str, Tensor], rows: slice, pixel_space: PixelSpace, features: Any) -> pa.Table:
+def _make_table(
+    tensors: Mapping[str, Tensor], rows: slice, pixel_space: PixelSpace, features: Any, packed: bool
+) -> pa.Table:
     from datasets import Dataset
 
     columns: dict[str, Any] = {"id": range(rows.start, rows.stop)}
@@ -108,7 +111,7 @@ def _make_table(tensors: Mapping[str, Tensor], rows: slice, pixel_space: PixelSp
         images = tensors["images"][rows]
         exact = images.dtype == torch.uint8
         pictures = map(to_exact_picture, images) if exact else map(to_picture, pixel_space.denormalise(images))
-        columns[PICTURES] = [{"bytes": to_png(picture), "path": None} for picture in pictures]
+        columns[PICTURES] = [{"bytes": to_png(picture, packed), "path": None} for picture in pictures]
     return Dataset.from_dict({name: columns[name] for name in features}, features=features).data.table
 
 

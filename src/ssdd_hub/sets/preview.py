@@ -43,11 +43,16 @@ def from_png(data: Any, shape: Sequence[int]) -> npt.NDArray[np.uint8] | None:
         return None
 
 
-def to_png(picture: Image.Image) -> bytes:
-    """Returns the bytes of a PNG file."""
+def to_png(picture: Image.Image, packed: bool = True) -> bytes:
+    """Returns the bytes of a PNG file; not packed, it is left to what holds it to compress many at once."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    picture.save(buffer, format="PNG", **({} if packed else {"compress_level": 0}))
     return buffer.getvalue()
+
+
+def has_few_levels(images: Tensor) -> bool:
+    """Whether images, uint8, are multiples of a number above 1, as of few bits: they pack better all at once."""
+    return images.dtype == torch.uint8 and int(np.gcd.reduce(np.unique(images.cpu().numpy()))) > 1
 
 
 def to_grid(pictures: Sequence[Image.Image], cell: int = 96, gap: int = 2) -> Image.Image:

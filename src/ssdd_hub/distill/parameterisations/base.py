@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from ssdd_hub.bounds import Settings, Weight
 from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.levels import Levels
 from ssdd_hub.errors import InputError
 
 
@@ -40,11 +41,13 @@ class Parameterisation(nn.Module):
         name: Its name in recipes.
         citation: The paper.
         Settings: A frozen dataclass. Fields called `lr_images` and `lr_targets` get the recipe's.
+        shared_names: The parameters that are one for all pairs, and have no row for each.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str]
     Settings: ClassVar[type] = LearningRates
+    shared_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any, **parameters: Tensor) -> None:
         super().__init__()
@@ -82,16 +85,24 @@ class Parameterisation(nn.Module):
         """Adds parameters before a step where it is time for it: True, and the optimiser is built anew."""
         return False
 
+    def stored(self) -> "Parameterisation":
+        """Returns the parameterisation that is stored: this one; of a wrapper what it wraps, of the same images."""
+        return self
+
     def columns(self) -> dict[str, Tensor]:
         """Returns the stored tensors by name, a row for each pair; `from_columns` reads them."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return {name: part.detach() for name, part in self.named_parameters() if name not in self.shared_names}
+
+    def shared(self) -> dict[str, Tensor]:
+        """Returns the stored tensors that are one for all pairs, by name; `from_columns` reads them too."""
+        return {name: part.detach() for name, part in self.named_parameters() if name in self.shared_names}
 
     def decoding(self) -> dict[str, Any]:
         """Returns what else `from_columns` needs, as JSON."""
         return {}
 
-    def steps(self) -> dict[str, float]:
-        """Returns of which step the values of some of `columns` are multiples, 127 at most; 0 where of none."""
+    def levels(self) -> dict[str, Levels]:
+        """Returns the levels of those stored tensors that have them: of images by channel, 256 at most."""
         return {}
 
     @classmethod
@@ -101,7 +112,12 @@ class Parameterisation(nn.Module):
 
     @classmethod
     def shown_shape(cls, shapes: Mapping[str, tuple[int, ...]], args: Mapping[str, Any]) -> tuple[int, ...]:
-        """Returns the shape `(C, H, W)` of an image, given those of a row of each of `columns` and `decoding`."""
+        """Returns the shape `(C, H, W)` of an image.
+
+        Args:
+            shapes: Those of a row of each of `columns`, and of each of `shared`.
+            args: What `decoding` returned.
+        """
         return shapes["images"]
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
