@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from ssdd_hub.bounds import Settings, one_of
-from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import Parameterisation
 from ssdd_hub.distill.parameterisations.dct import Dct
 from ssdd_hub.distill.parameterisations.factor import Factor
 from ssdd_hub.distill.parameterisations.pixels import Pixels
+from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record_schema import COLUMNS, STORED_TYPES, Stated
 from ssdd_hub.sets.preview import to_exact_picture, to_png
 from ssdd_hub.text import first_line, show
 
-_KINDS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (Pixels, Factor, Dct)}
+_KINDS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (Pixels, Factor, Dct, Views)}
 _COLUMNS = ("images", "coefficients", "targets", "view_targets")
 """The stored tensors that a decoder changes."""
 _LARGEST_HALF = torch.finfo(torch.float16).max
@@ -102,14 +102,16 @@ class Decoder:
     levels: Mapping[str, Levels] = field(default_factory=dict)
 
     def __call__(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the tensors of a set, or of some of its rows; those that only sets have pass unchanged."""
+        """Returns the tensors of a set, or of some of its rows; those that only sets have pass unchanged.
+
+        Views that are drawn from a seed are those of the first rows, whichever these are.
+        """
         values = {name: self._values(name, tensor) for name, tensor in stored.items()}
         if self.kind is Pixels:
             return values
-        columns = {name: values.pop(name) for name in [*values] if name in ("images", "coefficients", "targets")}
+        columns = {name: values.pop(name) for name in [*values] if name in self.kind.stores}
         with torch.no_grad():
-            pairs: Pairs = self.kind.from_columns(columns, self.args)()
-        return {**pairs.detached()._asdict(), **values}
+            return {**self.kind.from_columns(columns, self.args).as_set(), **values}
 
     def _values(self, name: str, tensor: Tensor) -> Tensor:
         if name not in self.levels:
@@ -158,24 +160,30 @@ class Decoder:
         Raises:
             InputError: The parameterisation takes other settings, or stores other tensors.
         """
-        shapes = {name: each.shape[1:] for name, each in stated.items() if name in ("images", "coefficients")}
+        shapes = {name: each.shape[1:] for name, each in stated.items() if name in self.kind.stores}
         try:
-            shape = self.kind.shown_shape(shapes, self.args)
-            if all(0 < math.prod(each) <= _MOST_TRIED for each in (shape, *shapes.values())):
+            made = self.kind.shown_shapes(shapes, self.args)
+            if all(0 < math.prod(each) <= _MOST_TRIED for each in (*made.values(), *shapes.values())):
                 # One row, to see whether it fits.
-                row = {"targets": torch.zeros(1, 1), **{name: torch.zeros(1, *each) for name, each in shapes.items()}}
+                row = {name: torch.zeros(1, *each) for name, each in shapes.items()}
                 with torch.no_grad():
-                    shape = tuple(self.kind.from_columns(row, self.args)().images.shape[1:])
+                    tensors = self.kind.from_columns(row, self.args).as_set()
+                made = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
         except InputError:
             raise
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"storage.parameterisation {self.kind.name} with {show(self.args)} does not fit the stored "
-                f"{' and '.join(shapes)}: {first_line(error)}"
+                f"{' and '.join(name for name in shapes if name != 'targets')}: {first_line(error)}"
             ) from error
-        decoded = {name: replace(each, dtype=COLUMNS[name][1]) for name, each in stated.items() if name in COLUMNS}
+        twice = sorted((made.keys() & stated.keys()) - {*self.kind.stores})
+        require((not twice, f"tensors: {' and '.join(twice)} of a set of {self.kind.name} are not stored, but made"))
         first = stated["images" if "images" in stated else "coefficients"]
-        return {**decoded, "images": replace(first, shape=(first.shape[0], *shape), dtype="float32")}
+        decoded = {name: replace(each, dtype=COLUMNS[name][1]) for name, each in stated.items() if name in COLUMNS}
+        return decoded | {
+            name: replace(stated.get(name, first), shape=(first.shape[0], *shape), dtype=COLUMNS[name][1])
+            for name, shape in made.items()
+        }
 
 
 def shown_shapes(metadata: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -245,13 +253,16 @@ def pack(
     """
     kind, columns, args = type(parameterisation), parameterisation.columns(), parameterisation.decoding()
     steps = parameterisation.steps()
-    if _KINDS.get(kind.name) is not kind or (kind is Factor and args["factor"] == 1):
+    if not _is_known(parameterisation) or (kind is Factor and args["factor"] == 1):
         with torch.no_grad():
-            kind, columns, args = Pixels, parameterisation().detached()._asdict(), {}
+            kind, columns, args = Pixels, parameterisation.as_set(), {}
     if view_targets is not None:
         columns["view_targets"] = view_targets
     stored, levels = dict[str, Tensor](), dict[str, Levels]()
     for name, tensor in columns.items():
+        if not tensor.is_floating_point():
+            stored[name] = tensor.cpu()
+            continue
         values = tensor.detach().float().cpu()
         if not values.isfinite().all():
             advice = "the distillation diverged: lower its learning rates"
@@ -272,3 +283,10 @@ def pack(
             raise InputError(f"float16 holds values up to {_LARGEST_HALF:g}, and the {name} have {most:g}")
         stored[name] = levels[name].encode(values, dtype) if name in levels else values.to(dtype)
     return Packed(stored, Decoder(pixel_space, kind, args, levels))
+
+
+def _is_known(parameterisation: Parameterisation) -> bool:
+    """Whether decoders know a parameterisation, and the one that it is of, if any."""
+    inner = getattr(parameterisation, "of", None)
+    known = _KINDS.get(parameterisation.name) is type(parameterisation)
+    return known and (inner is None or _is_known(inner))

@@ -39,11 +39,13 @@ class Parameterisation(nn.Module):
     Attributes:
         name: Its name in recipes.
         citation: The paper.
+        stores: Tensors of a stored set that `from_columns` may take; the others are none of its business.
         Settings: A frozen dataclass. Fields called `lr_images` and `lr_targets` get the recipe's.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str]
+    stores: ClassVar[tuple[str, ...]] = ("images", "coefficients", "targets")
     Settings: ClassVar[type] = LearningRates
 
     def __init__(self, settings: Any, **parameters: Tensor) -> None:
@@ -70,6 +72,11 @@ class Parameterisation(nn.Module):
         """Returns the number of pairs that it renders."""
         with torch.no_grad():
             return len(self().images)
+
+    def as_set(self) -> dict[str, Tensor]:
+        """Returns the tensors of the set that it stands for, by name and without a graph."""
+        pairs: Pairs = self().detached()
+        return pairs._asdict()
 
     def groups(self) -> list[dict[str, Any]]:
         """Returns parameters with their first learning rates, as optimisers take them."""
@@ -103,6 +110,13 @@ class Parameterisation(nn.Module):
     def shown_shape(cls, shapes: Mapping[str, tuple[int, ...]], args: Mapping[str, Any]) -> tuple[int, ...]:
         """Returns the shape `(C, H, W)` of an image, given those of a row of each of `columns` and `decoding`."""
         return shapes["images"]
+
+    @classmethod
+    def shown_shapes(
+        cls, shapes: Mapping[str, tuple[int, ...]], args: Mapping[str, Any]
+    ) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of a row of each tensor of `as_set`; see `shown_shape`."""
+        return {"images": cls.shown_shape(shapes, args), "targets": shapes["targets"]}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Restores what `state_dict` returned.

@@ -8,11 +8,12 @@ from ssdd_hub.distill.parameterisations.base import Parameterisation
 from ssdd_hub.distill.parameterisations.dct import Dct
 from ssdd_hub.distill.parameterisations.factor import Factor
 from ssdd_hub.distill.parameterisations.pixels import Pixels
+from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.distill.registry import Registry
 
 _GROUP = "ssdd_hub.parameterisations"
 PARAMETERISATIONS: Registry[Parameterisation] = Registry(
-    "parameterisation", Parameterisation, _GROUP, Pixels, Factor, Dct
+    "parameterisation", Parameterisation, _GROUP, Pixels, Factor, Dct, Views
 )
 
 

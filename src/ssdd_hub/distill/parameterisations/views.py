@@ -1,0 +1,205 @@
+"""Views: each image of a set comes with fixed crops and flips of it, which have targets of their own.
+
+Source: Yu et al., "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
+Approximation", ICLR 2025, arXiv 2507.21455: augmentations are predefined, so that the target of each can be known.
+Here they are those of students, shifts by at most 4 pixels and flips.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from ssdd_hub.bounds import at_least, at_most, one_of
+from ssdd_hub.data.augment import PADDING, crop_flip
+from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisation
+from ssdd_hub.distill.parameterisations.dct import round_to_steps
+from ssdd_hub.errors import Check, InputError, require
+from ssdd_hub.text import show
+
+if TYPE_CHECKING:
+    from ssdd_hub.distill.registry import Registry
+
+_OFFSETS = 2 * PADDING + 1
+MOST_VIEWS = 2 * _OFFSETS**2 - 1
+"""Crops and flips of an image that differ from it."""
+_AS_IT_IS = PADDING * 2 * (_OFFSETS + 1)  # the number of the image itself among all of them
+_ROWS = 4096  # images whose views are drawn at a time
+_SHIFTS = ("stored",)
+
+
+@dataclass(frozen=True)
+class ViewsSettings(LearningRates):
+    """Settings of `views`.
+
+    Attributes:
+        of: The parameterisation of the images and their targets.
+        of_args: Its settings.
+        views: Views `K` of each image, beside the image itself.
+        shift: How the targets of views are kept: `stored`, all of them.
+        seed: Of the views, which are drawn from it again and take no bytes.
+        black: A black pixel in the space of the images, a value for each channel; the recipe's. None for 0.
+    """
+
+    arguments_of: ClassVar[dict[str, str]] = {"of_args": "of"}
+
+    of: str = "pixels"
+    of_args: dict[str, Any] = field(default_factory=dict)
+    views: Annotated[int, at_least(1), at_most(MOST_VIEWS)] = 3
+    shift: Annotated[str, one_of(_SHIFTS)] = "stored"
+    seed: Annotated[int, at_least(0), at_most(2**32 - 1)] = 0
+    black: list[float] | None = None
+
+    def conflicts(self) -> Iterable[Check]:
+        """Returns the checks of what is viewed, and of its settings."""
+        yield self.of != Views.name, f"{self.option('of')} must be another parameterisation, got {self.of}"
+        try:
+            self.inner()
+        except InputError as error:
+            yield False, str(error)
+
+    def inner(self) -> tuple[type[Parameterisation], Any]:
+        """Returns the class that is viewed, and its settings."""
+        known, shared = _known(), {"lr_images": self.lr_images, "lr_targets": self.lr_targets}
+        return known.find(self.of), known.settings(self.of, self.of_args, shared)
+
+
+class Views(Parameterisation):
+    """The pairs of another parameterisation, and `K` views of each with targets `(M, K, D)`.
+
+    A method sees `M (1 + K)` pairs: all images, then the first view of each, and so on. A set has `M` images, and
+    their views beside them.
+    """
+
+    name = "views"
+    citation = "Yu et al., ICLR 2025, arXiv 2507.21455"
+    Settings = ViewsSettings
+    stores = (*Parameterisation.stores, "view_targets")
+    settings: ViewsSettings
+    crops: Tensor
+    view_targets: Tensor
+
+    def __init__(self, settings: ViewsSettings, of: Parameterisation, **parameters: Tensor) -> None:
+        super().__init__(settings, **parameters)
+        self.of, self.size = of, len(of)
+        crops = draw_fixed(self.size, settings.views, settings.seed)
+        self.register_buffer("crops", crops.to(self.view_targets.device), persistent=False)
+
+    @classmethod
+    def start(cls, pairs: Pairs, settings: ViewsSettings) -> Self:
+        """Starts each view with the target of its image."""
+        kind, inner = settings.inner()
+        return cls(
+            settings, kind.start(pairs, inner), view_targets=pairs.targets[:, None].expand(-1, settings.views, -1)
+        )
+
+    def forward(self, rows: Tensor | None = None) -> Pairs:
+        """Returns images and views, each with its target."""
+        rows = rows if rows is not None else torch.arange(len(self), device=self.crops.device)
+        image, view = rows % self.size, rows // self.size
+        # Each image is rendered once where all are wanted.
+        whole = len(rows) >= len(self)
+        images, targets = (part[image] for part in self.of()) if whole else self.of(image)
+        stored, is_view = (view - 1).clamp_min(0), view > 0
+        black = self._black(images)
+        seen = crop_flip(images - black, self.crops[image, stored]) + black
+        return Pairs(
+            torch.where(is_view[:, None, None, None], seen, images),
+            torch.where(is_view[:, None], self._targets()[image, stored], targets),
+        )
+
+    def __len__(self) -> int:
+        """Returns `M (1 + K)`."""
+        return self.size * (1 + self.settings.views)
+
+    def as_set(self) -> dict[str, Tensor]:
+        """Returns the images with their targets, and the views with theirs."""
+        return {**self.of.as_set(), "views": self.crops, "view_targets": self._targets().detach()}
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Returns what is learned of the images, and the targets of the views, at the rate of targets."""
+        return [*self.of.groups(), {"params": [self.view_targets], "lr": self.settings.lr_targets}]
+
+    def grow(self, step: int) -> bool:
+        """Adds parameters of the images."""
+        return self.of.grow(step)
+
+    def columns(self) -> dict[str, Tensor]:
+        """Returns the columns of the images, and the targets of the views."""
+        return {**self.of.columns(), "view_targets": self.view_targets.detach()}
+
+    def decoding(self) -> dict[str, Any]:
+        """Returns what the images need, and of what the views are drawn; what is black, the pixel space says."""
+        names = ("of", "views", "shift", "seed")
+        return {**{name: getattr(self.settings, name) for name in names}, "of_args": self.of.decoding()}
+
+    def steps(self) -> dict[str, float]:
+        """Returns the steps of the images, and for the targets of views that of targets."""
+        steps = self.of.steps()
+        return {**steps, "view_targets": steps.get("targets", 0.0)}
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Tensor], args: Mapping[str, Any]) -> Self:
+        """Returns the parameterisation that `columns` and `decoding` described, but for what is black."""
+        settings, inner = _of_record(args)
+        own = {name: columns[name] for name in columns if name != "view_targets"}
+        targets, (size, width) = columns["view_targets"], columns["targets"].shape
+        if targets.shape != (size, settings.views, width):
+            raise ValueError(f"{settings.views} views of {size} images have no targets {tuple(targets.shape)}")
+        return cls(settings, inner.from_columns(own, args["of_args"]), view_targets=targets)
+
+    @classmethod
+    def shown_shapes(
+        cls, shapes: Mapping[str, tuple[int, ...]], args: Mapping[str, Any]
+    ) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of images, targets and views."""
+        settings, inner = _of_record(args)
+        count, (width,) = settings.views, shapes["targets"]
+        return {**inner.shown_shapes(shapes, args["of_args"]), "views": (count, 3), "view_targets": (count, width)}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Restores what `state_dict` returned, first of the images, which may have grown."""
+        inner = {name.removeprefix("of."): value for name, value in state.items() if name.startswith("of.")}
+        self.of.load_state_dict(inner)
+        return super().load_state_dict(state, strict, assign)
+
+    def _targets(self) -> Tensor:
+        """Returns the targets of views as they are stored, `(M, K, D)`."""
+        return round_to_steps(self.view_targets, self.steps()["view_targets"])
+
+    def _black(self, images: Tensor) -> Tensor:
+        return images.new_tensor(self.settings.black or [0.0])[:, None, None]
+
+
+def draw_fixed(count: int, views: int, seed: int) -> Tensor:
+    """Draws views `(count, views, 3)`, int64, like `augment.draw_views`; those of an image differ, also from it.
+
+    NumPy keeps the numbers of `RandomState` for good, so a seed stands for its views wherever they are drawn again. Of
+    more images, the first have the same views.
+    """
+    source, drawn = np.random.RandomState(seed), list[Tensor]()
+    for start in range(0, count, _ROWS):
+        keys = source.random_sample((min(_ROWS, count - start), MOST_VIEWS))
+        drawn.append(torch.from_numpy(keys.argsort(1, kind="stable")[:, :views].copy()))
+    numbers = torch.cat(drawn)
+    numbers += numbers >= _AS_IT_IS
+    return torch.stack([numbers // (2 * _OFFSETS), numbers // 2 % _OFFSETS, numbers % 2], 2)
+
+
+def _of_record(args: Mapping[str, Any]) -> tuple[ViewsSettings, type[Parameterisation]]:
+    """Returns settings and what is viewed: one of this package, as a record may be untrusted."""
+    known, given = _known().known, args["of"]
+    names = [name for name in known if name != Views.name]
+    require((given in names, f"of must be one of {', '.join(names)}; got {show(given)}"))
+    return ViewsSettings(**{name: value for name, value in args.items() if name != "of_args"}), known[given]
+
+
+def _known() -> "Registry[Parameterisation]":
+    from ssdd_hub.distill.parameterisations.registry import PARAMETERISATIONS  # which imports this module
+
+    return PARAMETERISATIONS
