@@ -96,9 +96,10 @@ def test_a_parameterisation_renders_rows_and_comes_back_from_its_columns(paramet
     assert len(made) == len(made().images) >= M
     for some, whole in zip(made(rows), made(), strict=True):
         torch.testing.assert_close(some, whole[rows], rtol=1e-12, atol=1e-12)
-    again = parameterisation.from_columns(made.columns(), made.decoding())
+    again = parameterisation.from_columns({**made.columns(), **made.shared()}, made.decoding())
     assert all(torch.equal(one, again.as_set()[name]) for name, one in made.as_set().items())
     shapes = {name: tuple(column.shape[1:]) for name, column in made.columns().items()}
+    shapes |= {name: tuple(tensor.shape) for name, tensor in made.shared().items()}
     if parameterisation.name in PARAMETERISATIONS.known:
         shown = {name: tensor.shape[1:] for name, tensor in made.as_set().items()}
         assert parameterisation.shown_shapes(shapes, made.decoding()) == shown

@@ -73,6 +73,45 @@ def test_views_differ_from_their_image_and_each_other_and_hang_on_the_seed_alone
     assert draw_fixed(2, 2, 0).tolist() == [[[5, 5, 0], [1, 8, 0]], [[8, 2, 1], [0, 2, 1]]]
 
 
+def test_predicted_targets_and_their_gradients_are_those_of_a_network_in_plain_loops():
+    pairs, settings = make_pairs(COUNT, 1), ViewsSettings(views=K, seed=3, shift="predicted", hidden=4)
+    made, crops = Views.start(pairs, settings), draw_fixed(COUNT, K, 3).numpy()
+    assert torch.equal(made().targets, pairs.targets.repeat(1 + K, 1))  # at first nothing is added
+    with torch.no_grad():
+        made.shift_output.copy_(torch.randn(made.shift_output.shape, dtype=torch.float64))
+    weights = make_pairs(len(made), 2).targets
+    found = made().targets
+    (found * weights).sum().backward()
+    hidden, output = (part.detach().numpy() for part in (made.shift_hidden, made.shift_output))
+    width, given = pairs.targets.shape[1], weights.numpy()
+    in_hidden, in_output, in_targets = np.zeros_like(hidden), np.zeros_like(output), given[:COUNT].copy()
+    for image in range(COUNT):
+        target = pairs.targets[image].numpy()
+        for view in range(K):
+            down, right, flip = crops[image, view]
+            inputs = [*target, (down - 4) / 4, (right - 4) / 4, 2 * flip - 1, 1]
+            sums = [sum(row[n] * inputs[n] for n in range(width + 4)) for row in hidden]
+            units = [*(max(each, 0) for each in sums), 1]
+            expected = [target[d] + sum(output[d][n] * units[n] for n in range(5)) for d in range(width)]
+            place = image + COUNT * (1 + view)
+            np.testing.assert_allclose(found[place].detach().numpy(), expected, rtol=1e-12)
+            for d in range(width):
+                in_output[d] += given[place][d] * np.array(units)
+                in_targets[image][d] += given[place][d]
+            for unit in range(4):
+                back = sum(given[place][d] * output[d][unit] for d in range(width)) * (sums[unit] > 0)
+                in_hidden[unit] += back * np.array(inputs)
+                in_targets[image] += back * hidden[unit][:width]
+    for ours, theirs in (
+        (made.shift_hidden, in_hidden),
+        (made.shift_output, in_output),
+        (made.of.targets, in_targets),
+    ):
+        np.testing.assert_allclose(ours.grad.numpy(), theirs, rtol=1e-8, atol=1e-10)
+    rates = {id(part): group["lr"] for group in made.groups() for part in group["params"]}
+    assert rates[id(made.shift_hidden)] == rates[id(made.shift_output)] == settings.lr_shift
+
+
 def test_rates_and_steps_are_those_of_what_it_is_around():
     settings = ViewsOfDctSettings(lr_images=0.5, lr_targets=0.25)
     made = ViewsOfDct.start(make_pairs(COUNT, 1), settings)

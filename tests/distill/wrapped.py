@@ -21,3 +21,21 @@ class ViewsOfDct(Views):
 
     name = "views-of-dct"
     Settings = ViewsOfDctSettings
+
+
+@dataclass(frozen=True)
+class PredictedViewsSettings(ViewsSettings):
+    """Of few units, which learn fast."""
+
+    of: str = "factor"
+    views: int = 2
+    shift: str = "predicted"
+    hidden: int = 5
+    lr_shift: float = 1e-2
+
+
+class PredictedViews(Views):
+    """Views of small images, whose targets are predicted."""
+
+    name = "views-predicted"
+    Settings = PredictedViewsSettings

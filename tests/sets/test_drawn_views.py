@@ -36,13 +36,14 @@ FORMS = [(of, targets) for of in BASES for targets in ("float32", "float16", "in
 every_form = pytest.mark.parametrize(("of", "targets"), FORMS)
 
 
-def make_learned(of="pixels", channels=3, **args):
+def make_learned(of="pixels", channels=3, shift="stored"):
     whole = make_plain(channels)
     black = black_pixel(whole.pixel_space, "cpu").flatten().tolist()
-    settings = ViewsSettings(of=of, of_args=BASES.get(of, {}), views=K, seed=SEED, black=black, **args)
+    settings = ViewsSettings(of=of, of_args=BASES.get(of, {}), views=K, seed=SEED, black=black, shift=shift)
     learned = Views.start(Pairs(whole.images, whole.targets), settings)
     with torch.no_grad():
-        learned.view_targets.add_(torch.randn(6, K, 5, generator=torch.Generator().manual_seed(1)))
+        changed = learned.view_targets if shift == "stored" else learned.shift_output
+        changed.add_(torch.randn(changed.shape, generator=torch.Generator().manual_seed(1)))
     return learned
 
 
@@ -100,6 +101,17 @@ def test_the_code_on_the_card_gives_the_views(tmp_path, monkeypatch, of, targets
     for view in range(K):
         seen = crop_flip(made.images - black, made.views[:, view]) + black
         torch.testing.assert_close(names["crops"][:, view], seen, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("of", ["factor", "dct"])
+def test_predicted_targets_are_stored_as_they_are_predicted(tmp_path, of):
+    learned = make_learned(of, shift="predicted")
+    expected = learned.as_set()
+    made = DistilledSet.of(pack(learned, RGB, StorageSettings("float32", "float32")))
+    assert (expected["view_targets"] - expected["targets"][:, None]).abs().max() > 1
+    step = learned.steps().get("targets", 0.0)
+    torch.testing.assert_close(made.view_targets, expected["view_targets"], rtol=0, atol=step / 2 + 1e-5)
+    assert same(DistilledSet.load(made.save(tmp_path / "set")), made)
 
 
 @pytest.mark.parametrize("targets", ["float32", "float16", "int8"])
@@ -191,10 +203,11 @@ def test_views_of_what_no_decoder_knows_are_stored_as_they_are(tmp_path, monkeyp
         ({"of_args": None}, "does not fit the stored images and view_targets"),
         ({"of_args": {"factor": 10**9}}, "factor must be"),
         ({"of_args": {"factor": 2, "x": 1}}, "unexpected keyword argument 'x'"),
-        ({"views": 3}, "3 views of 1 images have no targets (1, 2, 5)"),
+        ({"views": 3}, "view_targets must be (1, 3, 5), got (1, 2, 5)"),
         ({"views": 10**9}, "views must be at most 161"),
         ({"views": True}, "views must be a whole number"),
         ({"shift": "guessed"}, "shift must be one of"),
+        ({"shift": "predicted"}, "does not fit the stored images and view_targets: 'shift_hidden'"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 2**40}, "seed must be at most 4294967295"),
         ({"seed": "a"}, "seed must be a whole number"),
@@ -212,7 +225,7 @@ def test_a_record_must_state_the_targets_of_views_alone(tmp_path):
     refuse(folder, {"tensors": both}, "views of a set of views are not stored, but made")
     refuse(folder, {"tensors": {name: tensors[name] for name in ("images", "targets")}}, "'view_targets'")
     wide = {**tensors, "view_targets": {**tensors["view_targets"], "shape": [6, K, 6]}}
-    refuse(folder, {"tensors": wide}, "have no targets (1, 2, 6)")
+    refuse(folder, {"tensors": wide}, "view_targets must be (1, 2, 5), got (1, 2, 6)")
 
 
 def refuse(folder, changes, message):

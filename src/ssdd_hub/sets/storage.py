@@ -251,11 +251,12 @@ def pack(
     Raises:
         InputError: Values are not finite, or too large for float16.
     """
-    kind, columns, args = type(parameterisation), parameterisation.columns(), parameterisation.decoding()
-    steps = parameterisation.steps()
-    if not _is_known(parameterisation) or (kind is Factor and args["factor"] == 1):
+    learned = parameterisation.stored()
+    steps = learned.steps()
+    kind, columns, args = type(learned), learned.columns(), learned.decoding()
+    if not _is_known(learned) or (kind is Factor and args["factor"] == 1):
         with torch.no_grad():
-            kind, columns, args = Pixels, parameterisation.as_set(), {}
+            kind, columns, args = Pixels, learned.as_set(), {}
     if view_targets is not None:
         columns["view_targets"] = view_targets
     stored, levels = dict[str, Tensor](), dict[str, Levels]()

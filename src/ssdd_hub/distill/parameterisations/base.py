@@ -89,9 +89,17 @@ class Parameterisation(nn.Module):
         """Adds parameters before a step where it is time for it: True, and the optimiser is built anew."""
         return False
 
+    def stored(self) -> "Parameterisation":
+        """Returns the parameterisation that is stored: this one; of a wrapper what it wraps, of the same images."""
+        return self
+
     def columns(self) -> dict[str, Tensor]:
         """Returns the stored tensors by name, a row for each pair; `from_columns` reads them."""
         return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    def shared(self) -> dict[str, Tensor]:
+        """Returns the stored tensors that are one for all pairs, by name; `from_columns` reads them too."""
+        return {}
 
     def decoding(self) -> dict[str, Any]:
         """Returns what else `from_columns` needs, as JSON."""
