@@ -18,9 +18,9 @@ from torch import Tensor
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.evaluation import Record
 from ssdd_hub.procedures import command_line, load_recipe, spell_out
-from ssdd_hub.record import hash_json, read_metadata, section
+from ssdd_hub.record import hash_json, read_metadata
 from ssdd_hub.sets.distilled import DistilledSet
-from ssdd_hub.sets.folder import describe_tensor
+from ssdd_hub.sets.folder import describe_storage, describe_tensor
 from ssdd_hub.settings import parse_config
 from ssdd_hub.teachers.teacher import Teacher
 
@@ -254,12 +254,14 @@ def _store_set(distilled: DistilledSet, output: str | Path | None) -> str:
     """Returns the folder of a set; one that has none, or was changed since, is stored first."""
     stored = distilled.stored()
     now = {name: describe_tensor(stored[name]) for name in ("images", "coefficients", "targets") if name in stored}
+    storage = describe_storage(distilled.packed.decoder) if distilled.packed else None
     folder = distilled.folder
     if folder is not None and folder.is_dir():
-        stated = section(read_metadata(folder), "tensors")
-        if all(stated.get(name) == facts for name, facts in now.items()):
+        stated = read_metadata(folder)
+        same = all(stated["tensors"].get(name) == facts for name, facts in now.items())
+        if same and stated.get("storage") == storage:
             return str(folder)
-    digest = hashlib.sha256(json.dumps(now).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([now, storage] if storage else now).encode()).hexdigest()[:8]
     return str(distilled.save(_sources(output) / f"set-{digest}"))
 
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.record import CARD_FILE, METADATA_FILE, PREVIEW_FILE, TRANSFORM_FILE
+from ssdd_hub.record import CARD_FILE, METADATA_FILE, PREVIEW_FILE, SHARED_FILE, TRANSFORM_FILE
 
-_OWN_ENTRIES = {METADATA_FILE, CARD_FILE, PREVIEW_FILE, TRANSFORM_FILE, "data"}
+_OWN_ENTRIES = {METADATA_FILE, CARD_FILE, PREVIEW_FILE, TRANSFORM_FILE, SHARED_FILE, "data"}
 
 
 # What is being written says whose it is: `.NAME.PROCESS-NUMBER@HOST.tmp`, and a set that is being replaced

@@ -19,6 +19,7 @@ PARQUET_FILE = "data/train-{:05d}-of-{:05d}.parquet"  # number and count of the 
 PREVIEW_FILE = "preview.png"
 CARD_FILE = "README.md"
 TRANSFORM_FILE = "target_transform.safetensors"
+SHARED_FILE = "shared.safetensors"
 REMEDY = "fetch or make the set again"
 MOST_BYTES = 8 * 2**20  # of a record
 LARGEST_CARD = 2**20  # bytes

@@ -24,15 +24,20 @@ COLUMNS = {
 """The column of each tensor of a set, and the type of its values."""
 STORED = {**COLUMNS, "coefficients": ("coefficients", "float32")}
 """The same of each tensor that a set may store; coefficients take the place of images."""
+SHARED = ("bases", "shift_hidden", "shift_output")
+"""The tensors that all rows of a set may share."""
 STORED_TYPES: dict[str, tuple[str, ...]] = {
     **{name: (dtype,) for name, (_, dtype) in STORED.items()},
     **{"images": ("float32", "uint8"), "coefficients": ("float32", "int8")},
     **dict.fromkeys(("targets", "view_targets"), ("float32", "float16", "int8")),
+    **{"bases": ("float32", "int8")},
+    **dict.fromkeys(("shift_hidden", "shift_output"), ("float32", "float16")),
 }
 """The types in which each tensor may be stored."""
 PICTURES = "image"
 """The column of pictures: previews, or, of images that are stored as uint8, these images themselves."""
-_DIMENSIONS = {"images": 4, "targets": 2, "labels": 1, "views": 3, "view_targets": 3, "coefficients": 2}
+_DIMENSIONS = {"images": 4, "targets": 2, "labels": 1, "views": 3, "view_targets": 3, "coefficients": 2, "bases": 4}
+_DIMENSIONS |= {"shift_hidden": 2, "shift_output": 2}
 _MOST_SIZES = 5  # of a tensor
 _SHA256 = re.compile("[0-9a-f]{64}")
 _WORD = re.compile(r"[a-z-]{1,40}", re.ASCII)
@@ -84,14 +89,28 @@ class Stated:
             (not missing, f"tensors: images and targets must be stated; there are no {' and '.join(missing)}"),
             (not unknown, f"tensors: only {', '.join(STORED)} can be stated; got {', '.join(unknown)[:80]}"),
         )
-        stated = {}
-        for name, entry in ((name, entries[name]) for name in STORED if name in entries):
-            try:
-                dtype = entry.get("dtype") or STORED[name][1]
-                stated[name] = cls(entry.get("shape", ()), entry.get("sha256", ""), dtype)
-            except InputError as error:
-                raise InputError(f"tensors.{name}: {_one_line(error)}") from error
-        return stated
+        return {name: cls._of("tensors", name, entries[name]) for name in STORED if name in entries}
+
+    @classmethod
+    def of_shared(cls, metadata: Mapping[str, Any]) -> "dict[str, Stated]":
+        """Returns the same of the tensors that all rows share; most sets have none."""
+        storage = metadata.get("storage")
+        entries = (storage.get("shared") if isinstance(storage, Mapping) else None) or {}
+        fits = isinstance(entries, Mapping) and all(isinstance(entry, Mapping) for entry in entries.values())
+        unknown = sorted(map(str, entries.keys() - set(SHARED))) if fits else []
+        require(
+            (fits, f"storage.shared must be stated by name, with shape and sha256; got {show(entries)}"),
+            (not unknown, f"storage.shared: only {', '.join(SHARED)} can be stated; got {', '.join(unknown)[:80]}"),
+        )
+        return {name: cls._of("storage.shared", name, entry) for name, entry in entries.items()}
+
+    @classmethod
+    def _of(cls, place: str, name: str, entry: Mapping[str, Any]) -> "Stated":
+        try:
+            dtype = STORED_TYPES[name][0] if entry.get("dtype") is None else entry["dtype"]
+            return cls(entry.get("shape", ()), entry.get("sha256", ""), dtype)
+        except InputError as error:
+            raise InputError(f"{place}.{name}: {_one_line(error)}") from error
 
 
 def find_misfits(record: Mapping[str, Any], of_model: bool = False) -> list[str]:
@@ -179,16 +198,18 @@ def _fields(checks: Mapping[str, Field], required: tuple[str, ...] = ()) -> Fiel
 
 def _set(record: Mapping[str, Any], name: str) -> Iterator[str]:
     try:
-        stated = Stated.of(record)
+        stated, shared = Stated.of(record), Stated.of_shared(record)
     except InputError as error:
         yield _one_line(error)
     else:
-        for tensor, entry in stated.items():
-            wanted, dtype = _DIMENSIONS[tensor], record["tensors"][tensor].get("dtype")
-            if len(entry.shape) != wanted:
-                yield f"tensors.{tensor}.shape must be {wanted} sizes, got {show(entry.shape)}"
-            if dtype not in (None, *STORED_TYPES[tensor]):
-                yield f"tensors.{tensor}.dtype must be {' or '.join(STORED_TYPES[tensor])}, got {show(dtype)}"
+        for place, group in (("tensors", stated), ("storage.shared", shared)):
+            for tensor, entry in group.items():
+                wanted = _DIMENSIONS[tensor]
+                if len(entry.shape) != wanted:
+                    yield f"{place}.{tensor}.shape must be {wanted} sizes, got {show(entry.shape)}"
+                if entry.dtype not in STORED_TYPES[tensor]:
+                    types = " or ".join(STORED_TYPES[tensor])
+                    yield f"{place}.{tensor}.dtype must be {types}, got {show(entry.dtype)}"
         images = stated["images"].shape if "images" in stated else ()
         channels = images[1] if len(images) == _DIMENSIONS["images"] else 0
         yield from _misfit_of_space(record, channels, "pixel_space", "")
@@ -302,7 +323,7 @@ _LEVELS = _fields(
 _STORAGE = _fields(
     {
         "parameterisation": _fields({"name": _text, "args": _OBJECT}, required=("name",)),
-        **dict.fromkeys(("images", "coefficients", "targets", "view_targets"), _LEVELS),
+        **dict.fromkeys(("images", "coefficients", "targets", "view_targets", *SHARED), _LEVELS),
     }
 )
 _SET = _fields(

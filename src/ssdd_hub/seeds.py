@@ -68,6 +68,14 @@ def draw_batch(num_items: int, batch_size: int, seed: int, purpose: str, step: i
     return torch.cat([shuffle[max(0, start - first) : stop - first] for first, shuffle in shuffles])
 
 
+def draw_distinct(num_items: int, size: int, seed: int, purpose: str, step: int) -> torch.Tensor:
+    """Returns `size` different indices of `num_items`, `(size,)`, int64, on the CPU.
+
+    Unlike batches of `draw_batch`, none holds an item twice, which would leave a kernel singular.
+    """
+    return torch.randperm(num_items, generator=generator(seed, purpose, step))[:size]
+
+
 # Cached, since the batches of an epoch share its shuffle.
 @lru_cache(maxsize=4)
 def _shuffle(num_items: int, seed: int, purpose: str, epoch: int) -> torch.Tensor:

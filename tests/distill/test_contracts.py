@@ -96,13 +96,18 @@ def test_a_parameterisation_renders_rows_and_comes_back_from_its_columns(paramet
     assert len(made) == len(made().images) >= M
     for some, whole in zip(made(rows), made(), strict=True):
         torch.testing.assert_close(some, whole[rows], rtol=1e-12, atol=1e-12)
-    again = parameterisation.from_columns({**made.columns(), **made.shared()}, made.decoding())
-    assert all(torch.equal(one, again.as_set()[name]) for name, one in made.as_set().items())
-    shapes = {name: tuple(column.shape[1:]) for name, column in made.columns().items()}
-    shapes |= {name: tuple(tensor.shape) for name, tensor in made.shared().items()}
-    if parameterisation.name in PARAMETERISATIONS.known:
-        shown = {name: tensor.shape[1:] for name, tensor in made.as_set().items()}
-        assert parameterisation.shown_shapes(shapes, made.decoding()) == shown
+    stored = made.stored()
+    tensors = {**stored.columns(), **stored.shared()}
+    again = type(stored).from_columns(tensors, stored.decoding()).as_set()
+    shown = made.as_set()
+    for name, one in shown.items():
+        torch.testing.assert_close(one, again[name], rtol=0, atol=1e-14)
+    shapes = {name: tuple(column.shape[1:]) for name, column in stored.columns().items()}
+    shapes |= {name: tuple(part.shape) for name, part in stored.shared().items()}
+    if stored.name in PARAMETERISATIONS.known:
+        expected = {name: tensor.shape[1:] for name, tensor in shown.items()}
+        assert stored.shown_shapes(shapes, stored.decoding()) == expected
+    assert all(len(column) == M for column in stored.columns().values())
     learned = [parameter for group in made.groups() for parameter in group["params"]]
     assert len(learned) == len(list(made.parameters()))
 

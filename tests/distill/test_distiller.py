@@ -176,3 +176,32 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(monkeypatch):
     monkeypatch.setattr(Accelerator, "num_processes", 9)
     with pytest.raises(SettingsError, match=r"at least the number of processes \(9\), got 7"):
         build_distiller()
+
+
+def test_a_step_sees_a_batch_of_the_set_and_moves_nothing_else():
+    distiller = build_distiller(set_batch=4)
+    list(distiller.warm_up())
+    seen = [distiller.method.rows(M, step).tolist() for step in range(20)]
+    # A pair that was there twice would leave the kernel singular.
+    assert all(len(set(each)) == 4 for each in seen) and {row for each in seen for row in each} == set(range(M))
+    rows, before = distiller.method.rows(M, 0), distiller.images.detach().clone()
+    expected = distiller.method.loss(distiller.rendered(rows).detached(), 0)
+    torch.testing.assert_close(distiller.step()["loss"], expected)
+    moved = (distiller.images.detach() != before).flatten(1).any(1)
+    assert torch.equal(moved.nonzero().flatten(), rows.sort().values)
+
+
+def test_a_run_on_batches_of_the_set_resumes_exactly(tmp_path):
+    unbroken, stopped, resumed = (build_distiller(set_batch=4) for _ in range(3))
+    losses = run(unbroken, 8)
+    assert run(stopped, 5) == losses[:5]
+    save_tree(tmp_path / "state.safetensors", stopped.state_dict())
+    resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
+    assert run(resumed, 3) == losses[5:]
+    assert torch.equal(resumed.images, unbroken.images)
+
+
+@pytest.mark.parametrize("size", [M, M + 1])
+def test_a_batch_of_the_whole_set_is_the_set(size):
+    whole, batched = build_distiller(), build_distiller(set_batch=size)
+    assert run(whole, 3) == run(batched, 3)

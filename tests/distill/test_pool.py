@@ -150,6 +150,22 @@ def test_warm_up_trains_each_student_to_its_first_age():
     assert all(torch.equal(weights(pool, slot), weights(alone, slot)) for slot in range(5))
 
 
+def test_warm_up_by_batches_draws_each_anew():
+    pool, seen = make_pool(), []
+    inner = pool.step
+
+    def watched(student, optimizer, pairs):
+        seen.append(pairs)
+        return inner(student, optimizer, pairs)
+
+    pool.step = watched
+    losses = list(pool.warm_up(IMAGES, TARGETS, 3))
+    assert pool.ages == pool.first_ages() and len(losses) == len(seen)
+    places = [[int((IMAGES == image).flatten(1).all(1).nonzero()) for image in pairs.images] for pairs in seen]
+    assert all(torch.equal(TARGETS[rows], pairs.targets) for rows, pairs in zip(places, seen, strict=True))
+    assert all(len(set(rows)) == 3 for rows in places) and len({tuple(rows) for rows in places}) > 1
+
+
 # Randomness
 
 

@@ -51,7 +51,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest(offer, p
     ):
         build_method("mean", problem)
     with pytest.raises(
-        InputError, match="parameterisation 'pixel' is unknown: use one of dct, .*; the nearest is pixels"
+        InputError, match="parameterisation 'pixel' is unknown: use one of bases, .*; the nearest is pixels"
     ):
         build_parameterisation("pixel", make_pairs(2, 0))
 

@@ -16,6 +16,7 @@ from toy_parameterisation import Tiles, TilesSettings
 from ssdd_hub.cli import main
 from ssdd_hub.data.augment import crop_flip
 from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.plain import PLAIN
 from ssdd_hub.distill.parameterisations.views import Views, ViewsSettings, draw_fixed
 from ssdd_hub.errors import InputError
 from ssdd_hub.models.convnet import ConvNet
@@ -103,15 +104,36 @@ def test_the_code_on_the_card_gives_the_views(tmp_path, monkeypatch, of, targets
         torch.testing.assert_close(names["crops"][:, view], seen, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("of", ["factor", "dct"])
-def test_predicted_targets_are_stored_as_they_are_predicted(tmp_path, of):
+@every_form
+def test_predicted_targets_take_the_bytes_of_their_network(tmp_path, monkeypatch, of, targets):
     learned = make_learned(of, shift="predicted")
     expected = learned.as_set()
-    made = DistilledSet.of(pack(learned, RGB, StorageSettings("float32", "float32")))
+    made = DistilledSet.of(pack(learned, RGB, StorageSettings("float32", targets)))
     assert (expected["view_targets"] - expected["targets"][:, None]).abs().max() > 1
-    step = learned.steps().get("targets", 0.0)
-    torch.testing.assert_close(made.view_targets, expected["view_targets"], rtol=0, atol=step / 2 + 1e-5)
-    assert same(DistilledSet.load(made.save(tmp_path / "set")), made)
+    most = 1e-4 if targets == "float32" else 0.5
+    torch.testing.assert_close(made.view_targets, expected["view_targets"], rtol=0, atol=most)
+    names = follow_the_card(made, tmp_path, monkeypatch)
+    for name in ("views", "view_targets"):
+        torch.testing.assert_close(names[name], getattr(made, name), rtol=0, atol=1e-4)
+    folder = tmp_path / "set"
+    loaded = DistilledSet.load(folder)
+    assert same(loaded, made)
+    assert not [finding for finding in check_folder(folder) if finding.level == "error"]
+    loaded.save(tmp_path / "again" / "set")
+    assert contents(tmp_path / "again" / "set") == contents(folder)
+    # 8 units see 5 values, 3 of a view and 1; and 5 values are made of 8 and 1.
+    network = (8 * 9 + 5 * 9) * (4 if targets == "float32" else 2)
+    levels = 8 * sum(len(each.scale) for each in made.packed.decoder.levels.values())
+    assert made.num_bytes()["decoder"] == network + levels
+    assert "view_targets" not in read_metadata(folder)["tensors"]
+    shared = read_metadata(folder)["storage"]["shared"]
+    wide = {**shared, "shift_hidden": {**shared["shift_hidden"], "shape": [9, 9]}}
+    for wrong, message in (
+        ({}, "storage.shared of views must state shift_hidden and shift_output; got none"),
+        (wide, "shift_hidden must be (8, 9), got (9, 9)"),
+    ):
+        record = json.loads((folder / "ssdd_hub.json").read_text())
+        refuse(folder, {"storage": {**record["storage"], "shared": wrong}}, message)
 
 
 @pytest.mark.parametrize("targets", ["float32", "float16", "int8"])
@@ -182,9 +204,7 @@ def test_a_student_is_trained_on_the_views_with_their_targets(monkeypatch):
 
 
 def test_views_of_what_no_decoder_knows_are_stored_as_they_are(tmp_path, monkeypatch):
-    from ssdd_hub.distill.parameterisations.registry import PARAMETERISATIONS
-
-    monkeypatch.setitem(PARAMETERISATIONS.known, "tiles", Tiles)
+    monkeypatch.setitem(PLAIN.known, "tiles", Tiles)
     learned = make_learned("tiles")
     made = DistilledSet.of(pack(learned, RGB, StorageSettings("uint8", "int8")))
     loaded = DistilledSet.load(made.save(tmp_path / "set"))
@@ -196,10 +216,10 @@ def test_views_of_what_no_decoder_knows_are_stored_as_they_are(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"of": "os.system"}, "of must be one of pixels, factor, dct"),
-        ({"of": "views"}, "of must be one of pixels, factor, dct"),
-        ({"of": ["pixels"]}, "of must be one of pixels, factor, dct"),
-        ({"of": None}, "of must be one of pixels, factor, dct"),
+        ({"of": "os.system"}, "of must be one of pixels, factor, dct, bases"),
+        ({"of": "views"}, "of must be one of pixels, factor, dct, bases"),
+        ({"of": ["pixels"]}, "of must be one of pixels, factor, dct, bases"),
+        ({"of": None}, "of must be one of pixels, factor, dct, bases"),
         ({"of_args": None}, "does not fit the stored images and view_targets"),
         ({"of_args": {"factor": 10**9}}, "factor must be"),
         ({"of_args": {"factor": 2, "x": 1}}, "unexpected keyword argument 'x'"),
@@ -207,7 +227,7 @@ def test_views_of_what_no_decoder_knows_are_stored_as_they_are(tmp_path, monkeyp
         ({"views": 10**9}, "views must be at most 161"),
         ({"views": True}, "views must be a whole number"),
         ({"shift": "guessed"}, "shift must be one of"),
-        ({"shift": "predicted"}, "does not fit the stored images and view_targets: 'shift_hidden'"),
+        ({"shift": "predicted"}, "storage.shared of views must state shift_hidden and shift_output; got none"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 2**40}, "seed must be at most 4294967295"),
         ({"seed": "a"}, "seed must be a whole number"),
@@ -231,8 +251,8 @@ def test_a_record_must_state_the_targets_of_views_alone(tmp_path):
 def refuse(folder, changes, message):
     record = json.loads((folder / "ssdd_hub.json").read_text())
     changed = json.loads(json.dumps(record))
-    changed["storage"]["parameterisation"]["args"] |= changes.get("args", {})
     changed |= {name: value for name, value in changes.items() if name != "args"}
+    changed["storage"]["parameterisation"]["args"] |= changes.get("args", {})
     (folder / "ssdd_hub.json").write_text(json.dumps(changed))
     with pytest.raises(InputError) as refused:
         DistilledSet.load(folder)

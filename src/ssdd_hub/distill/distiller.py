@@ -31,6 +31,8 @@ class DistillerSettings(Settings, section="distiller"):
         num_images: Distilled images `M`.
         steps: Outer steps.
         batch_size: Real images `B` per outer step, over all processes.
+        set_batch: Distilled images that a step of KRR-ST sees, drawn anew for each, so that its time does not grow
+            with `M`; None for all.
         lr_images: AdamW's first learning rate of the images.
         lr_targets: AdamW's first learning rate of the targets.
         final_lr: The share of the first learning rates that the linear decay ends at.
@@ -55,6 +57,7 @@ class DistillerSettings(Settings, section="distiller"):
     num_images: Count = 1000
     steps: Natural = 160_000
     batch_size: Count = 1024
+    set_batch: Count | None = None
     lr_images: Weight = 1e-4
     lr_targets: Weight = 1e-4
     final_lr: Share = 1e-3
@@ -77,7 +80,8 @@ class DistillerSettings(Settings, section="distiller"):
 
     def shared(self) -> dict[str, Any]:
         """Returns the settings that methods and parameterisations take over where they have one of the same name."""
-        return {name: getattr(self, name) for name in ("ridge", "inner_steps", "lr_images", "lr_targets")}
+        names = ("ridge", "inner_steps", "set_batch", "lr_images", "lr_targets")
+        return {name: getattr(self, name) for name in names}
 
 
 class Distiller:
@@ -142,12 +146,12 @@ class Distiller:
     @property
     def images(self) -> Tensor:
         """The images as they are now, `(M, C, H, W)`; of pixels the parameter itself."""
-        return self._rendered().images
+        return self.rendered().images
 
     @property
     def targets(self) -> Tensor:
         """The targets as they are now, `(M, D)`; of pixels the parameter itself."""
-        return self._rendered().targets
+        return self.rendered().targets
 
     @property
     def pool(self) -> StudentPool:
@@ -182,12 +186,15 @@ class Distiller:
         if self.parameterisation.grow(step):
             self._build_optimizer()
         decay = self._set_learning_rates(step)
-        loss, *gradients = self._mean(self.method.gradients(self._pairs(), step))
+        rows = self.method.rows(len(self.parameterisation), step)
+        if rows is not None:
+            rows = rows.to(self.engine.device)
+        loss, *gradients = self._mean(self.method.gradients(self._pairs(rows), step))
         with self.watch.part("update"):
-            self._backward(gradients)
+            self._backward(gradients, rows)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        logged = self.method.after_step(self._pairs(), step)
+        logged = self.method.after_step(self._pairs(rows), step)
         self.outer_step += 1
         return {"loss": loss, **logged, "lr": self._rates[0] * decay}
 
@@ -217,12 +224,13 @@ class Distiller:
         self.engine.load_state_dict(state["engine"])
         self.outer_step = state["outer_step"]
 
-    def _rendered(self) -> Pairs:
-        return cast(Pairs, self.parameterisation())
+    def rendered(self, rows: Tensor | None = None) -> Pairs:
+        """Returns the pairs as they are now, all or those at indices `(n,)`, with the graph of the parameters."""
+        return cast(Pairs, self.parameterisation(rows))
 
-    def _pairs(self) -> Pairs:
+    def _pairs(self, rows: Tensor | None = None) -> Pairs:
         with torch.no_grad():
-            return self._rendered().detached()
+            return self.rendered(rows).detached()
 
     def _mean(self, found: tuple[Tensor, ...]) -> list[Tensor]:
         """Returns loss and gradients averaged over processes."""
@@ -230,9 +238,9 @@ class Distiller:
             return list(found)
         return [self.accelerator.reduce(tensor, "mean") for tensor in found]
 
-    def _backward(self, gradients: list[Tensor]) -> None:
+    def _backward(self, gradients: list[Tensor], rows: Tensor | None) -> None:
         """Takes gradients in images and targets on to the parameters."""
-        pairs = zip(self._rendered(), gradients, strict=True)
+        pairs = zip(self.rendered(rows), gradients, strict=True)
         # What a parameterisation does not learn has no graph.
         learned = [(part, gradient.contiguous()) for part, gradient in pairs if part.requires_grad]
         torch.autograd.backward([part for part, _ in learned], [gradient for _, gradient in learned])
@@ -266,7 +274,8 @@ def _krr_st_on_pixels(
         (accelerator.process_index, accelerator.num_processes),
     )
     problem = Problem(batches, pool.build, engine, settings.batch_size, pool.seed, None, *processes)
-    method = KrrSt(KrrStSettings(settings.ridge, settings.inner_steps, pool.settings), problem, pool)
+    chosen = KrrStSettings(settings.ridge, settings.inner_steps, pool.settings, settings.set_batch)
+    method = KrrSt(chosen, problem, pool)
     pairs = Pairs(images, targets).to(engine.device, engine.dtype)
     pixels = Pixels.start(pairs, LearningRates(settings.lr_images, settings.lr_targets))
     return pixels, method, settings, accelerator

@@ -52,6 +52,7 @@ class HeldoutError:
         """
         settings, seed = distiller.settings, distiller.method.problem.seed
         size = len(distiller.parameterisation)
+        size = min(size, settings.set_batch or size)
         # An outer step: real images forward, those of the set forward and backward, and inner steps.
         passed = settings.steps * (settings.batch_size + 3 * size + 3 * size * settings.inner_steps)
         least, most = min(settings.batch_size, len(heldout)), int(SHARE * passed)
@@ -80,7 +81,9 @@ class HeldoutError:
         return {"stage": STAGE, "step": distiller.outer_step, "error": known, "images": len(self.pixels)}
 
     def _error(self, judge: nn.Module, distiller: Distiller) -> float:
-        images, targets, dtype = distiller.images, distiller.targets, distiller.engine.kernel_dtype
+        # As many pairs as the steps see, always the same.
+        rows, dtype = distiller.method.rows(len(distiller.parameterisation), 0), distiller.engine.kernel_dtype
+        images, targets = distiller.rendered(rows)
         ridge = getattr(distiller.method.settings, "ridge", 1e-6)
 
         def features(part: Tensor) -> Tensor:

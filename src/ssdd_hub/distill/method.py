@@ -68,8 +68,8 @@ class Method:
     Attributes:
         name: Its name in recipes.
         citation: The paper.
-        Settings: A frozen dataclass. Fields called `ridge`, `inner_steps` and `pool` get the recipe's settings of that
-            name.
+        Settings: A frozen dataclass. Fields called `ridge`, `inner_steps`, `set_batch` and `pool` get the recipe's
+            settings of that name.
         stage: The name of `prepare` in the log.
     """
 
@@ -89,6 +89,13 @@ class Method:
     def preparation(self) -> int:
         """Returns how many losses `prepare` yields."""
         return 0
+
+    def rows(self, count: int, step: int) -> Tensor | None:
+        """Returns the indices `(n,)` of the pairs, of `count`, that an outer step is given; by default None, all.
+
+        A function of `problem.seed` and `step`, the same on all processes.
+        """
+        return None
 
     def loss(self, pairs: Pairs, step: int) -> Tensor:
         """Returns the loss of a set at an outer step, a scalar that is differentiable in images and targets.

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ssdd_hub.bounds import Count, Fraction, Positive, Repeats, Settings, Weight, one_of
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.runs.machine import require_memory
-from ssdd_hub.seeds import generator, seeded
+from ssdd_hub.seeds import draw_distinct, generator, seeded
 
 InnerStep = Callable[[nn.Module, torch.optim.Optimizer, Pairs], Tensor]
 
@@ -105,11 +105,20 @@ class StudentPool:
         drawn = torch.randint(1, settings.max_age, (settings.size,), generator=generator(self.seed, "first ages"))
         return [int(age) for age in drawn]
 
-    def warm_up(self, images: Tensor, targets: Tensor) -> Iterator[Tensor]:
-        """Trains each student to its first age on images `(M, C, H, W)` and targets `(M, D)`; yields each loss."""
+    def warm_up(self, images: Tensor, targets: Tensor, batch_size: int | None = None) -> Iterator[Tensor]:
+        """Trains each student to its first age on images `(M, C, H, W)` and targets `(M, D)`; yields each loss.
+
+        `batch_size` is the number of images of a step, drawn anew for each; None for all.
+        """
+        step = 0
         for student, age in zip(self.students, self.first_ages(), strict=True):
             while student.age < age:
-                yield self._inner_step(student, images, targets)
+                if batch_size is None or batch_size >= len(images):
+                    yield self._inner_step(student, images, targets)
+                else:
+                    rows = draw_distinct(len(images), batch_size, self.seed, "warm-up batch", step).to(images.device)
+                    yield self._inner_step(student, images[rows], targets[rows])
+                step += 1
 
     def draw(self, step: int) -> int:
         """Returns the slot that outer step `step` uses, uniform and a function of `(seed, step)` alone."""

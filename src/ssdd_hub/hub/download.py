@@ -15,13 +15,21 @@ from huggingface_hub.hf_api import RepoSibling
 from ssdd_hub.errors import InputError, nearest
 from ssdd_hub.files import replaced_folder
 from ssdd_hub.hub.client import ERRORS, TRIES, Repo, Result, Token, hub_errors, is_passing
-from ssdd_hub.record import CARD_FILE, LARGEST_CARD, METADATA_FILE, MOST_BYTES, PREVIEW_FILE, TRANSFORM_FILE
+from ssdd_hub.record import (
+    CARD_FILE,
+    LARGEST_CARD,
+    METADATA_FILE,
+    MOST_BYTES,
+    PREVIEW_FILE,
+    SHARED_FILE,
+    TRANSFORM_FILE,
+)
 from ssdd_hub.text import HUB_ID
 
 _LOG = logging.getLogger(__name__)
 _SHARD = "data/train-{0}-of-{0}.parquet".format("[0-9]" * 5)
 # No `*`, which would also stand for `/` and `..`.
-PATTERNS = [CARD_FILE, METADATA_FILE, PREVIEW_FILE, TRANSFORM_FILE, _SHARD]
+PATTERNS = [CARD_FILE, METADATA_FILE, PREVIEW_FILE, TRANSFORM_FILE, SHARED_FILE, _SHARD]
 _OWN_NAME = re.compile("|".join(pattern.replace(".", r"\.") for pattern in PATTERNS), re.ASCII)
 _FEW_TRIES = 3  # where a cached copy may do instead
 

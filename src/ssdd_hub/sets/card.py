@@ -99,7 +99,12 @@ def _stored(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     found = {"factor": images.get("factor", 1), "pictures": types.get("images") == "uint8", "views": views}
     found |= {"coefficients": types.get("coefficients"), "whole_targets": types["targets"] == "int8"}
     found |= {"view_targets": types.get("view_targets")}
-    return {**found, "record": bool(decoder.levels) or "coefficients" in types}
+    found["bases"] = {name: str(part.dtype) for name, part in decoder.shared.items()}.get("bases")
+    found |= {
+        "shared": bool(decoder.shared),
+        "record": bool(decoder.levels or decoder.shared) or "coefficients" in types,
+    }
+    return found
 
 
 def _card_data(metadata: Mapping[str, Any], title: str) -> DatasetCardData:

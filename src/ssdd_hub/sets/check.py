@@ -23,6 +23,7 @@ from ssdd_hub.record import (
     METADATA_FILE,
     PREVIEW_FILE,
     REMEDY,
+    SHARED_FILE,
     TRANSFORM_FILE,
     dump_metadata,
     read_metadata,
@@ -172,8 +173,14 @@ def _check_files(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]
         yield _error(PREVIEW_FILE, "is missing: save the set again")
     elif np.fromfile(preview, np.uint8, len(_PNG)).tobytes() != _PNG:
         yield _error(PREVIEW_FILE, "is no PNG picture: save the set again")
-    if not metadata.get("target_transform") and (folder / TRANSFORM_FILE).exists():
-        yield _error(TRANSFORM_FILE, "is there, and the record states none: remove it")
+    storage = metadata.get("storage")
+    stated = {
+        TRANSFORM_FILE: metadata.get("target_transform"),
+        SHARED_FILE: storage.get("shared") if isinstance(storage, Mapping) else None,
+    }
+    for name, entry in stated.items():
+        if not entry and (folder / name).exists():
+            yield _error(name, "is there, and the record states none: remove it")
 
 
 def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
@@ -190,10 +197,11 @@ def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _iter_pixels(folder: Path, stated: StatedSet) -> Iterator[Tensor]:
     """Yields the pixels of a set piece by piece, each of which `DistilledSet` would take."""
+    decoder = stated.load_decoder(folder)
     for part in iter_tensors(folder, stated.tensors, stated.shown):
-        tensors = stated.decoder({name: torch.from_numpy(values) for name, values in part.items()})
-        check_tensors(tensors, stated.decoder.pixel_space, stated.label_names)
-        yield stated.decoder.pixel_space.denormalise(tensors["images"])
+        tensors = decoder({name: torch.from_numpy(values) for name, values in part.items()})
+        check_tensors(tensors, decoder.pixel_space, stated.label_names)
+        yield decoder.pixel_space.denormalise(tensors["images"])
 
 
 def _check_range(metadata: Mapping[str, Any], measured: Mapping[str, Any]) -> Iterator[Finding]:

@@ -31,9 +31,10 @@ from ssdd_hub.record_schema import COLUMNS, STORED, find_provenance_misfits
 from ssdd_hub.runs.machine import describe_versions
 from ssdd_hub.sets import parquet
 from ssdd_hub.sets.card import render_dataset_card
-from ssdd_hub.sets.folder import StatedSet, describe_tensor, measure_range, split_rows
+from ssdd_hub.sets.folder import StatedSet, describe_storage, describe_tensor, measure_range, split_rows
 from ssdd_hub.sets.preview import MOST_IMAGES, write_preview
 from ssdd_hub.sets.publish import MESSAGE, push_set
+from ssdd_hub.sets.shared import save_shared
 from ssdd_hub.sets.storage import Packed, StorageSettings, num_bytes, pack
 from ssdd_hub.sets.tensor_checks import check_tensors
 from ssdd_hub.targets.transform import TargetTransform
@@ -165,7 +166,7 @@ class DistilledSet:
         metadata = {
             "format_version": 1 if self.packed is None else 2,
             "tensors": {name: describe_tensor(tensor) for name, tensor in tensors.items()},
-            **({} if self.packed is None else {"storage": self.packed.decoder.to_dict()}),
+            **({} if self.packed is None else {"storage": describe_storage(self.packed.decoder)}),
             "pixel_space": self.pixel_space.to_dict(),
             **measure_range(self.pixel_space.denormalise(part) for part in split_rows(self.images)),
             "label_names": self.label_names,
@@ -174,7 +175,8 @@ class DistilledSet:
         with replaced_folder(folder) as new:
             parquet.write_tensors(new, tensors, self.pixel_space, self.label_names)
             write_preview(new / PREVIEW_FILE, self.pixel_space.denormalise(self.images[:MOST_IMAGES]))
-            file = sum(path.stat().st_size for path in new.glob(PARQUET_GLOB))
+            file = save_shared(new, self.packed.decoder.shared if self.packed else {})
+            file += sum(path.stat().st_size for path in new.glob(PARQUET_GLOB))
             metadata["num_bytes"] = {**num_bytes(tensors, self.packed and self.packed.decoder), "file": file}
             if self.target_transform is not None:
                 metadata["target_transform"] = {"sha256": self.target_transform.save(new / TRANSFORM_FILE)}
@@ -193,7 +195,7 @@ class DistilledSet:
         folder = Path(folder)
         metadata = read_metadata(folder)
         stated = StatedSet.of(metadata)
-        packed = Packed(parquet.read_tensors(folder, stated.tensors, stated.shown), stated.decoder)
+        packed = Packed(parquet.read_tensors(folder, stated.tensors, stated.shown), stated.load_decoder(folder))
         loaded = cls.of(
             packed,
             provenance=metadata["provenance"],

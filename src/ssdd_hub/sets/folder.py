@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ssdd_hub.errors import InputError
 from ssdd_hub.plain_files import require_plain
-from ssdd_hub.record import TRANSFORM_FILE
+from ssdd_hub.record import REMEDY, TRANSFORM_FILE
 from ssdd_hub.record_schema import Stated
+from ssdd_hub.sets.shared import load_shared
 from ssdd_hub.sets.storage import Decoder
 from ssdd_hub.targets.transform import TargetTransform
 
@@ -25,6 +28,7 @@ class StatedSet(NamedTuple):
     """What the record of a set states of its data, of the right types."""
 
     tensors: dict[str, Stated]
+    shared: dict[str, Stated]
     decoder: Decoder
     label_names: list[str] | None
     transform_sha256: str | None
@@ -32,14 +36,22 @@ class StatedSet(NamedTuple):
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "StatedSet":
         """Reads the record of a set, which keeps to the schema."""
-        tensors = Stated.of(metadata)
+        tensors, label_names = Stated.of(metadata), metadata.get("label_names") or None
         sha256 = metadata["target_transform"]["sha256"] if metadata.get("target_transform") else None
-        return cls(tensors, Decoder.of(metadata, tensors), metadata.get("label_names") or None, sha256)
+        return cls(tensors, Stated.of_shared(metadata), Decoder.of(metadata, tensors), label_names, sha256)
 
     @property
     def shown(self) -> dict[str, Stated]:
         """The tensors as they are decoded."""
         return self.decoder.shown(self.tensors)
+
+    def load_decoder(self, folder: Path) -> Decoder:
+        """Returns the decoder with the tensors that all rows share, from the folder of the set."""
+        shared = load_shared(folder, self.shared)
+        for name, tensor in shared.items():
+            if describe_tensor(tensor)["sha256"] != self.shared[name].sha256:
+                raise InputError(f"the {name} are not those that were saved, their sha256 differs: {REMEDY}")
+        return replace(self.decoder, shared=shared)
 
     def load_transform(self, folder: Path) -> TargetTransform | None:
         """Loads the target transform from the folder of the set; None where none is stated."""
@@ -68,6 +80,12 @@ def describe_tensor(tensor: Tensor) -> dict[str, Any]:
         digest.update(to_raw(part.cpu().numpy()))
     dtype = str(tensor.dtype).removeprefix("torch.")
     return {"shape": list(tensor.shape), "dtype": dtype, "sha256": digest.hexdigest()}
+
+
+def describe_storage(decoder: Decoder) -> dict[str, Any]:
+    """Returns the `storage` of a record."""
+    shared = {name: describe_tensor(tensor) for name, tensor in decoder.shared.items()}
+    return {**decoder.to_dict(), **({"shared": shared} if shared else {})}
 
 
 def measure_range(pixels: Iterable[Tensor]) -> dict[str, Any]:

@@ -9,28 +9,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from ssdd_hub.bounds import Settings, one_of
 from ssdd_hub.distill.parameterisations.base import Parameterisation
+from ssdd_hub.distill.parameterisations.bases import Bases
 from ssdd_hub.distill.parameterisations.dct import Dct
 from ssdd_hub.distill.parameterisations.factor import Factor
+from ssdd_hub.distill.parameterisations.levels import Levels
 from ssdd_hub.distill.parameterisations.pixels import Pixels
-from ssdd_hub.distill.parameterisations.views import Views
+from ssdd_hub.distill.parameterisations.views import SHIFT, Views
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record_schema import COLUMNS, STORED_TYPES, Stated
 from ssdd_hub.sets.preview import to_exact_picture, to_png
+from ssdd_hub.sets.shared import compressed
 from ssdd_hub.text import first_line, show
 
-_KINDS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (Pixels, Factor, Dct, Views)}
-_COLUMNS = ("images", "coefficients", "targets", "view_targets")
+_KINDS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (Pixels, Factor, Dct, Bases, Views)}
+_COLUMNS = ("images", "coefficients", "targets", "view_targets", "bases")
 """The stored tensors that a decoder changes."""
 _LARGEST_HALF = torch.finfo(torch.float16).max
-_CODEC = ("zstd", 19)
 _MOST_TRIED = 2**26  # values of an image that is decoded to see whether a record fits
 
 
@@ -47,44 +47,6 @@ class StorageSettings(Settings, section="storage"):
     targets: Annotated[str, one_of(STORED_TYPES["targets"])] = "float32"
 
 
-class Levels(NamedTuple):
-    """Affine quantisation: a stored number stands for `number * scale + offset`, by channel of images or for all."""
-
-    scale: tuple[float, ...]
-    offset: tuple[float, ...]
-
-    @classmethod
-    def of_pixels(cls, pixels: Tensor) -> "Levels":
-        """Returns 256 levels of each channel of pixels `(M, C, H, W)`, which reach from 0 to 1 at least.
-
-        So pictures look like what they show, and real images are stored as they are.
-        """
-        least, greatest = pixels.amin((0, 2, 3)).clamp_max(0), pixels.amax((0, 2, 3)).clamp_min(1)
-        scale = (greatest - least).float() / 255
-        return cls(tuple(scale.tolist()), tuple(least.float().tolist()))
-
-    @classmethod
-    def of_step(cls, step: float) -> "Levels":
-        """Returns the multiples of a step."""
-        return cls((float(np.float32(step)),), (0.0,))
-
-    def encode(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        """Returns the nearest numbers of a type."""
-        scale, offset = self._shaped(values)
-        limits = torch.iinfo(dtype)
-        return ((values - offset) / scale).round().clamp(limits.min, limits.max).to(dtype)
-
-    def decode(self, numbers: Tensor) -> Tensor:
-        """Returns the values, float32, of which every machine computes the same bits."""
-        scale, offset = self._shaped(numbers)
-        return numbers.float() * scale + offset
-
-    def _shaped(self, tensor: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (-1,) if len(self.scale) == 1 else (-1, 1, 1)
-        scale, offset = (torch.tensor(part, device=tensor.device).view(shape) for part in self)
-        return scale, offset
-
-
 @dataclass(frozen=True)
 class Decoder:
     """The decoder of a compact set: dequantises stored rows, and renders them by a parameterisation.
@@ -94,12 +56,15 @@ class Decoder:
         kind: The parameterisation.
         args: Its settings that decide what it renders.
         levels: Of each tensor that is stored as whole numbers.
+        shared: The stored tensors that are one for all rows; on the `meta` device, without values, where only a record
+            was read.
     """
 
     pixel_space: PixelSpace
     kind: type[Parameterisation] = Pixels
     args: Mapping[str, Any] = field(default_factory=dict)
     levels: Mapping[str, Levels] = field(default_factory=dict)
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the tensors of a set, or of some of its rows; those that only sets have pass unchanged.
@@ -110,6 +75,7 @@ class Decoder:
         if self.kind is Pixels:
             return values
         columns = {name: values.pop(name) for name in [*values] if name in self.kind.stores}
+        columns |= {name: self._values(name, tensor) for name, tensor in self.shared.items()}
         with torch.no_grad():
             return {**self.kind.from_columns(columns, self.args).as_set(), **values}
 
@@ -120,8 +86,9 @@ class Decoder:
         return self.pixel_space.normalise(values) if name == "images" else values
 
     def num_bytes(self) -> int:
-        """Returns the bytes of its scales and offsets, as float32."""
-        return 4 * sum(len(part) for levels in self.levels.values() for part in levels)
+        """Returns the bytes of what all rows share, as stored, and of scales and offsets, as float32."""
+        shared = sum(_bytes_of(name, tensor) for name, tensor in self.shared.items())
+        return shared + 4 * sum(len(part) for levels in self.levels.values() for part in levels)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON form, read back by `of`."""
@@ -137,7 +104,8 @@ class Decoder:
             InputError: It does not fit the tensors, or the parameterisation is unknown or has other settings.
         """
         space, storage = PixelSpace.from_dict(metadata["pixel_space"]), metadata.get("storage") or {}
-        whole = [name for name, entry in stated.items() if entry.dtype in ("uint8", "int8")]
+        shared = Stated.of_shared(metadata)
+        whole = [name for name, entry in {**stated, **shared}.items() if entry.dtype in ("uint8", "int8")]
         missing = [name for name in whole if storage.get(name) is None]
         require((not missing, f"storage: scale and offset of {', '.join(missing)} must be stated"))
         levels = {name: Levels(*(tuple(storage[name][part]) for part in Levels._fields)) for name in whole}
@@ -150,7 +118,11 @@ class Decoder:
         kind, args = _KINDS.get(str(chosen["name"])), chosen.get("args") or {}
         if kind is None:
             raise InputError(f"storage.parameterisation must be one of {', '.join(_KINDS)}; got {show(chosen)}")
-        decoder = cls(space, kind, args, levels)
+        unloaded = {
+            name: torch.empty(each.shape, dtype=getattr(torch, each.dtype), device="meta")
+            for name, each in shared.items()
+        }
+        decoder = cls(space, kind, args, levels, unloaded)
         decoder.shown(stated)
         return decoder
 
@@ -161,11 +133,18 @@ class Decoder:
             InputError: The parameterisation takes other settings, or stores other tensors.
         """
         shapes = {name: each.shape[1:] for name, each in stated.items() if name in self.kind.stores}
+        shared = {name: tuple(each.shape) for name, each in self.shared.items()}
         try:
-            made = self.kind.shown_shapes(shapes, self.args)
-            if all(0 < math.prod(each) <= _MOST_TRIED for each in (*made.values(), *shapes.values())):
+            names = self.kind.shared_of(self.args)
+            wanted, got = (" and ".join(each) or "none" for each in (names, shared))
+            problem = f"storage.shared of {self.kind.name} must state {wanted}; got {got}"
+            require((shared.keys() == {*names}, problem))
+            made = self.kind.shown_shapes({**shapes, **shared}, self.args)
+            sizes = (*made.values(), *shapes.values(), *shared.values())
+            if all(0 < math.prod(each) <= _MOST_TRIED for each in sizes):
                 # One row, to see whether it fits.
                 row = {name: torch.zeros(1, *each) for name, each in shapes.items()}
+                row |= {name: torch.zeros(each) for name, each in shared.items()}
                 with torch.no_grad():
                     tensors = self.kind.from_columns(row, self.args).as_set()
                 made = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
@@ -209,8 +188,7 @@ def num_bytes(stored: Mapping[str, Tensor], decoder: Decoder | None = None) -> d
 def _bytes_of(name: str, tensor: Tensor) -> int:
     if name == "images" and tensor.dtype == torch.uint8:
         return sum(len(to_png(to_exact_picture(image))) for image in tensor)
-    raw = tensor.contiguous().cpu().numpy().tobytes()
-    return len(raw) if tensor.is_floating_point() else len(pa.Codec(*_CODEC).compress(raw, asbytes=True))
+    return tensor.numel() * tensor.element_size() if tensor.is_floating_point() else len(compressed(tensor))
 
 
 class Packed(NamedTuple):
@@ -251,16 +229,18 @@ def pack(
     Raises:
         InputError: Values are not finite, or too large for float16.
     """
-    learned = parameterisation.stored()
-    steps = learned.steps()
-    kind, columns, args = type(learned), learned.columns(), learned.decoding()
-    if not _is_known(learned) or (kind is Factor and args["factor"] == 1):
+    learned, found = parameterisation.stored(), parameterisation.levels()
+    kind, columns, shared, args = type(learned), learned.columns(), learned.shared(), learned.decoding()
+    is_ours = _is_known(learned)
+    if not is_ours or (kind is Factor and args["factor"] == 1):
         with torch.no_grad():
-            kind, columns, args = Pixels, learned.as_set(), {}
+            kind, columns, shared, args = Pixels, learned.as_set(), {}, {}
+    if not is_ours:
+        found = {name: each for name, each in found.items() if name in ("targets", "view_targets")}
     if view_targets is not None:
         columns["view_targets"] = view_targets
     stored, levels = dict[str, Tensor](), dict[str, Levels]()
-    for name, tensor in columns.items():
+    for name, tensor in {**columns, **shared}.items():
         if not tensor.is_floating_point():
             stored[name] = tensor.cpu()
             continue
@@ -268,22 +248,27 @@ def pack(
         if not values.isfinite().all():
             advice = "the distillation diverged: lower its learning rates"
             raise InputError(f"the {name} hold NaN or infinite values, {advice}")
-        if steps.get(name):
-            levels[name], dtype = Levels.of_step(steps[name]), torch.int8
-        elif name == "coefficients":
+        if name == "images" and (name in found or settings.pixels == "uint8"):
+            values, dtype = pixel_space.denormalise(values), torch.uint8
+            levels[name] = found[name].in_pixels(pixel_space) if name in found else Levels.of_pixels(values)
+        elif name in found:
+            levels[name], dtype = found[name], torch.int8
+        elif name in ("images", "coefficients"):
             dtype = torch.float32
+        elif name in SHIFT:
+            dtype = torch.float32 if settings.targets == "float32" else torch.float16
+        elif name in shared:
+            dtype = torch.float32 if settings.pixels == "float32" else torch.int8
         else:
-            dtype = getattr(torch, settings.pixels if name == "images" else settings.targets)
-        if name == "images" and dtype == torch.uint8:
-            values = pixel_space.denormalise(values)
-            levels[name] = Levels.of_pixels(values)
-        elif dtype == torch.int8 and name not in levels:
+            dtype = getattr(torch, settings.targets)
+        if dtype == torch.int8 and name not in levels:
             levels[name] = Levels.of_step(max(target_step, values.abs().max().item() / 127) or 1.0)
         elif dtype == torch.float16 and values.abs().max() > _LARGEST_HALF:
             most = values.abs().max()
             raise InputError(f"float16 holds values up to {_LARGEST_HALF:g}, and the {name} have {most:g}")
         stored[name] = levels[name].encode(values, dtype) if name in levels else values.to(dtype)
-    return Packed(stored, Decoder(pixel_space, kind, args, levels))
+    shared = {name: stored.pop(name) for name in shared}
+    return Packed(stored, Decoder(pixel_space, kind, args, levels, shared))
 
 
 def _is_known(parameterisation: Parameterisation) -> bool:

@@ -15,6 +15,7 @@ from ssdd_hub.distill.engine.eager import krr_loss
 from ssdd_hub.distill.method import Method, Problem
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
+from ssdd_hub.seeds import draw_distinct
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,14 @@ class KrrStSettings(Settings, section="method.args"):
         ridge: Regularisation of the regression relative to the trace of its kernel.
         inner_steps: Inner steps of the drawn student after each outer step.
         pool: The online students.
+        set_batch: Distilled images of each outer step and the inner steps after it, and of each step of the warm-up;
+            None for all, as in the paper.
     """
 
     ridge: Positive = 1e-6
     inner_steps: Count = 1
     pool: PoolSettings = field(default_factory=PoolSettings)
+    set_batch: Count | None = None
 
 
 class KrrSt(Method):
@@ -55,11 +59,18 @@ class KrrSt(Method):
 
     def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
         """Trains the first students to their first ages."""
-        return self.pool.warm_up(*pairs)
+        return self.pool.warm_up(*pairs, self.settings.set_batch)
 
     def preparation(self) -> int:
         """Returns the sum of the first ages."""
         return sum(self.pool.first_ages())
+
+    def rows(self, count: int, step: int) -> Tensor | None:
+        """Returns the `set_batch` pairs of a step."""
+        size = self.settings.set_batch
+        if size is None or size >= count:
+            return None
+        return draw_distinct(count, size, self.problem.seed, "set batch", step)
 
     def loss(self, pairs: Pairs, step: int) -> Tensor:
         """Returns the outer loss of the student that the step draws."""

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from ssdd_hub.bounds import Settings, Weight
 from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.levels import Levels
 from ssdd_hub.errors import InputError
 
 
@@ -41,12 +42,14 @@ class Parameterisation(nn.Module):
         citation: The paper.
         stores: Tensors of a stored set that `from_columns` may take; the others are none of its business.
         Settings: A frozen dataclass. Fields called `lr_images` and `lr_targets` get the recipe's.
+        shared_names: The parameters that are one for all pairs, and have no row for each.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str]
     stores: ClassVar[tuple[str, ...]] = ("images", "coefficients", "targets")
     Settings: ClassVar[type] = LearningRates
+    shared_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Any, **parameters: Tensor) -> None:
         super().__init__()
@@ -95,19 +98,24 @@ class Parameterisation(nn.Module):
 
     def columns(self) -> dict[str, Tensor]:
         """Returns the stored tensors by name, a row for each pair; `from_columns` reads them."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return {name: part.detach() for name, part in self.named_parameters() if name not in self.shared_names}
 
     def shared(self) -> dict[str, Tensor]:
         """Returns the stored tensors that are one for all pairs, by name; `from_columns` reads them too."""
-        return {}
+        return {name: part.detach() for name, part in self.named_parameters() if name in self.shared_names}
 
     def decoding(self) -> dict[str, Any]:
         """Returns what else `from_columns` needs, as JSON."""
         return {}
 
-    def steps(self) -> dict[str, float]:
-        """Returns of which step the values of some of `columns` are multiples, 127 at most; 0 where of none."""
+    def levels(self) -> dict[str, Levels]:
+        """Returns the levels of those stored tensors that have them: of images by channel, 256 at most."""
         return {}
+
+    @classmethod
+    def shared_of(cls, args: Mapping[str, Any]) -> tuple[str, ...]:
+        """Returns the names of `shared`, given what `decoding` returned."""
+        return cls.shared_names
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor], args: Mapping[str, Any]) -> Self:
@@ -116,7 +124,12 @@ class Parameterisation(nn.Module):
 
     @classmethod
     def shown_shape(cls, shapes: Mapping[str, tuple[int, ...]], args: Mapping[str, Any]) -> tuple[int, ...]:
-        """Returns the shape `(C, H, W)` of an image, given those of a row of each of `columns` and `decoding`."""
+        """Returns the shape `(C, H, W)` of an image.
+
+        Args:
+            shapes: Those of a row of each of `columns`, and of each of `shared`.
+            args: What `decoding` returned.
+        """
         return shapes["images"]
 
     @classmethod

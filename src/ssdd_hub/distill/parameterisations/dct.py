@@ -19,11 +19,10 @@ from typing_extensions import Self
 from ssdd_hub.bounds import Count, Natural, Weight
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisation
+from ssdd_hub.distill.parameterisations.levels import Levels, round_to_steps
 from ssdd_hub.errors import require
 from ssdd_hub.text import show
 
-MOST_STEPS = 127
-"""Steps from 0 to the largest coefficient, so that whole numbers of 8 bits hold it."""
 _MOST_VALUES = 2**26
 _COLOURS = ((1.0, 1.0, 1.0), (1.0, 0.0, -1.0), (1.0, -2.0, 1.0))  # brightness, red against blue, green against both
 
@@ -35,7 +34,7 @@ class DctSettings(LearningRates):
     Attributes:
         luma: Coefficients of the brightness of an image, the lowest frequencies; all, where there are fewer.
         chroma: Coefficients of each of its two opponent colours; grey images have none.
-        step: Coefficients are rounded to its multiples, up to 127 of them, in the loop as they are when stored;
+        step: Coefficients are rounded to its multiples, -128 to 127 of them, in the loop as they are when stored;
             gradients pass as if they were not. In units of the students' pixel space. 0 leaves them as they are.
         target_step: The same of targets.
     """
@@ -87,9 +86,9 @@ class Dct(Parameterisation):
         names = ("luma", "chroma", "step", "target_step")
         return {**{name: getattr(self.settings, name) for name in names}, "shape": list(self.shape)}
 
-    def steps(self) -> dict[str, float]:
-        """Returns the steps of coefficients and targets."""
-        return {"coefficients": self.settings.step, "targets": self.settings.target_step}
+    def levels(self) -> dict[str, Levels]:
+        """Returns the multiples of the steps of coefficients and targets."""
+        return Levels.of_steps(coefficients=self.settings.step, targets=self.settings.target_step)
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor], args: Mapping[str, Any]) -> Self:
@@ -126,17 +125,6 @@ def _check(settings: DctSettings, shape: tuple[int, int, int]) -> None:
             "fewer coefficients",
         ),
     )
-
-
-def round_to_steps(values: Tensor, step: float) -> Tensor:
-    """Returns values rounded to multiples of a step, `MOST_STEPS` at most; the gradient is that of the identity.
-
-    Source of the gradient: Bengio et al., arXiv 1308.3432, the straight-through estimator.
-    """
-    if not step:
-        return values
-    rounded = (values.detach() / step).round().clamp(-MOST_STEPS, MOST_STEPS) * step
-    return values + (rounded - values.detach()) if values.requires_grad else rounded
 
 
 @lru_cache(maxsize=8)

@@ -5,15 +5,13 @@ from typing import Any
 
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import Parameterisation
-from ssdd_hub.distill.parameterisations.dct import Dct
-from ssdd_hub.distill.parameterisations.factor import Factor
-from ssdd_hub.distill.parameterisations.pixels import Pixels
+from ssdd_hub.distill.parameterisations.plain import GROUP, PLAIN
+from ssdd_hub.distill.parameterisations.quantised import Quantised
 from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.distill.registry import Registry
 
-_GROUP = "ssdd_hub.parameterisations"
 PARAMETERISATIONS: Registry[Parameterisation] = Registry(
-    "parameterisation", Parameterisation, _GROUP, Pixels, Factor, Dct, Views
+    "parameterisation", Parameterisation, GROUP, *PLAIN.known.values(), Quantised, Views
 )
 
 

@@ -7,8 +7,8 @@ at most 4 pixels and flips, other ones for each image, and one network, which se
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,19 +20,19 @@ from ssdd_hub.bounds import Weight, at_least, at_most, one_of
 from ssdd_hub.data.augment import PADDING, crop_flip
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisation
-from ssdd_hub.distill.parameterisations.dct import round_to_steps
+from ssdd_hub.distill.parameterisations.levels import Levels, round_to_steps
+from ssdd_hub.distill.parameterisations.plain import PLAIN
 from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.seeds import generator
 from ssdd_hub.text import show
-
-if TYPE_CHECKING:
-    from ssdd_hub.distill.registry import Registry
 
 _OFFSETS = 2 * PADDING + 1
 MOST_VIEWS = 2 * _OFFSETS**2 - 1
 """Crops and flips of an image that differ from it."""
 _AS_IT_IS = PADDING * 2 * (_OFFSETS + 1)  # the number of the image itself among all of them
 _ROWS = 4096  # images whose views are drawn at a time
+SHIFT = ("shift_hidden", "shift_output")
+"""The weights of the network that predicts targets of views."""
 _SHIFTS = ("stored", "predicted")
 
 
@@ -64,7 +64,6 @@ class ViewsSettings(LearningRates):
 
     def conflicts(self) -> Iterable[Check]:
         """Returns the checks of what is viewed, and of its settings."""
-        yield self.of != Views.name, f"{self.option('of')} must be another parameterisation, got {self.of}"
         try:
             self.inner()
         except InputError as error:
@@ -72,8 +71,8 @@ class ViewsSettings(LearningRates):
 
     def inner(self) -> tuple[type[Parameterisation], Any]:
         """Returns the class that is viewed, and its settings."""
-        known, shared = _known(), {"lr_images": self.lr_images, "lr_targets": self.lr_targets}
-        return known.find(self.of), known.settings(self.of, self.of_args, shared)
+        shared = {"lr_images": self.lr_images, "lr_targets": self.lr_targets}
+        return PLAIN.find(self.of), PLAIN.settings(self.of, self.of_args, shared)
 
 
 class Views(Parameterisation):
@@ -148,11 +147,6 @@ class Views(Parameterisation):
         """Adds parameters of the images."""
         return self.of.grow(step)
 
-    def stored(self) -> Parameterisation:
-        """Returns the views of what the images are stored as, with each target of a view, whatever says it."""
-        own = {"view_targets": self.as_set()["view_targets"]} if self.settings.shift == "predicted" else self._own()
-        return Views(replace(self.settings, shift="stored"), self.of.stored(), **own)
-
     def columns(self) -> dict[str, Tensor]:
         """Returns the columns of the images, and the targets of the views where they are stored."""
         return {**self.of.columns(), **(self._own() if self.settings.shift == "stored" else {})}
@@ -166,10 +160,17 @@ class Views(Parameterisation):
         names = ("of", "views", "shift", "hidden", "seed")
         return {**{name: getattr(self.settings, name) for name in names}, "of_args": self.of.decoding()}
 
-    def steps(self) -> dict[str, float]:
-        """Returns the steps of the images, and for the targets of views that of targets."""
-        steps = self.of.steps()
-        return {**steps, "view_targets": steps.get("targets", 0.0)} if self.settings.shift == "stored" else steps
+    def levels(self) -> dict[str, Levels]:
+        """Returns the levels of the images, and for the targets of views those of targets."""
+        found = self.of.levels()
+        stored = self.settings.shift == "stored" and "targets" in found
+        return {**found, **({"view_targets": found["targets"]} if stored else {})}
+
+    @classmethod
+    def shared_of(cls, args: Mapping[str, Any]) -> tuple[str, ...]:
+        """Returns the names of what the images share, and of the weights of the network where there is one."""
+        settings, inner = _of_record(args)
+        return (*inner.shared_of(args["of_args"]), *(SHIFT if settings.shift == "predicted" else ()))
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor], args: Mapping[str, Any]) -> Self:
@@ -181,6 +182,8 @@ class Views(Parameterisation):
             if tensor.shape != shapes[name]:
                 raise ValueError(f"{name} must be {shapes[name]}, got {tuple(tensor.shape)}")
         others = {name: tensor for name, tensor in columns.items() if name not in own}
+        if "view_targets" in others:
+            raise ValueError("view_targets are predicted, and must not be stored")
         return cls(settings, inner.from_columns(others, args["of_args"]), **own)
 
     @classmethod
@@ -204,7 +207,8 @@ class Views(Parameterisation):
     def _targets(self, image: Tensor, view: Tensor, targets: Tensor) -> Tensor:
         """Returns the targets of some views `(..., D)`, rounded as they are stored, given those of their images."""
         if self.settings.shift == "stored":
-            return round_to_steps(self.view_targets, self.steps()["view_targets"])[image, view]
+            levels = self.of.levels().get("targets")
+            return round_to_steps(self.view_targets, levels.scale[0] if levels else 0.0)[image, view]
         return predict(targets, self.crops[image, view], self.shift_hidden, self.shift_output)
 
     def _black(self, images: Tensor) -> Tensor:
@@ -247,13 +251,6 @@ def _shapes_of(settings: ViewsSettings, size: int, width: int) -> dict[str, tupl
 
 def _of_record(args: Mapping[str, Any]) -> tuple[ViewsSettings, type[Parameterisation]]:
     """Returns settings and what is viewed: one of this package, as a record may be untrusted."""
-    known, given = _known().known, args["of"]
-    names = [name for name in known if name != Views.name]
+    given, names = args["of"], [*PLAIN.known]
     require((given in names, f"of must be one of {', '.join(names)}; got {show(given)}"))
-    return ViewsSettings(**{name: value for name, value in args.items() if name != "of_args"}), known[given]
-
-
-def _known() -> "Registry[Parameterisation]":
-    from ssdd_hub.distill.parameterisations.registry import PARAMETERISATIONS  # which imports this module
-
-    return PARAMETERISATIONS
+    return ViewsSettings(**{name: value for name, value in args.items() if name != "of_args"}), PLAIN.known[given]

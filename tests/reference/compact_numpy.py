@@ -1,0 +1,47 @@
+"""Levels with their gradients and principal components a second time: slow, in loops of Python and NumPy float64."""
+
+import numpy as np
+
+
+def round_with_gradients(values, scale, offset, most, upstream):
+    """LSQ's equations 1 to 3 and 5, with the offset of LSQ+: rounded values, and gradients in values, scale, offset.
+
+    Arguments and results are lists of numbers and numbers; `upstream` is the gradient in each rounded value.
+    """
+    rounded, in_values, in_scale, in_offset = [], [], 0.0, 0.0
+    for value, gradient in zip(values, upstream, strict=True):
+        place = (value - offset) / scale
+        if place <= 0:
+            number, inside = 0, False
+        elif place >= most:
+            number, inside = most, False
+        else:
+            number, inside = round(place), True
+        rounded.append(number * scale + offset)
+        in_values.append(gradient if inside else 0.0)
+        in_scale += gradient * (number - place if inside else number)
+        in_offset += 0.0 if inside else gradient
+    return rounded, in_values, in_scale, in_offset
+
+
+def best_approximation(images, count):
+    """The images as their mean plus the `count` principal directions of largest variance, from the covariance."""
+    flat = images.reshape(len(images), -1)
+    mean = flat.mean(0)
+    _, directions = np.linalg.eigh((flat - mean).T @ (flat - mean))
+    result = np.zeros_like(flat)
+    for row, image in enumerate(flat):
+        result[row] = mean
+        for direction in directions.T[::-1][:count]:
+            result[row] += ((image - mean) @ direction) * direction
+    return result.reshape(images.shape)
+
+
+def gradients_of_sums(coefficients, bases, upstream):
+    """The gradients in coefficients `(M, K)` and bases `(K, P)` of images that are sums, given those in images."""
+    in_coefficients, in_bases = np.zeros_like(coefficients), np.zeros_like(bases)
+    for image, row in enumerate(upstream):
+        for base in range(len(bases)):
+            in_coefficients[image, base] = sum(row * bases[base])
+            in_bases[base] += row * coefficients[image, base]
+    return in_coefficients, in_bases
