@@ -18,6 +18,7 @@ from test_distilled import contents
 from test_storage import follow_the_card, make_set, same, zstd
 
 from ssdd_hub import InputError
+from ssdd_hub.calls import _store_set
 from ssdd_hub.cli import main
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations import build_parameterisation
@@ -29,7 +30,7 @@ from ssdd_hub.text import show_bytes
 
 FORMS = {
     "bases": ("bases", {"bases": 3}, StorageSettings()),
-    "bases in 8 bits": ("bases", {"bases": 4, "step": 0.5, "target_step": 0.25}, StorageSettings("uint8", "int8")),
+    "bases in 8 bits": ("bases", {"bases": 4, "step": 0.05, "target_step": 0.25}, StorageSettings("uint8", "int8")),
     "bases in 3 bits": ("quantised", {"of": "bases", "bits": 3, "target_bits": 5}, StorageSettings()),
     "tiles in 4 bits": ("quantised", {"target_bits": 8}, StorageSettings()),
     "pixels in 2 bits": ("quantised", {"of": "pixels", "bits": 2, "range": "fixed", "per": "set"}, StorageSettings()),
@@ -197,6 +198,13 @@ def test_a_file_that_no_record_states_is_named(tmp_path):
 def test_a_set_whose_shared_images_were_changed_is_another_set(tmp_path):
     _, made = make()
     decoder = made.packed.decoder
-    other = replace(decoder, shared={"bases": decoder.shared["bases"] + 1})
+    packed = made.packed._replace(decoder=replace(decoder, shared={"bases": decoder.shared["bases"] + 1}))
     with pytest.raises(InputError, match="the images of a compact set are not those that it stores"):
-        replace(made, packed=made.packed._replace(decoder=other)).save(tmp_path / "set")
+        replace(made, packed=packed).save(tmp_path / "set")
+    # Nor is it what lies in the folder that it came from.
+    other = DistilledSet.of(packed)
+    other.folder = made.save(tmp_path / "set")
+    assert _store_set(made, tmp_path / "run") == str(made.folder)
+    place = _store_set(other, tmp_path / "run")
+    assert place != str(made.folder)
+    same(DistilledSet.load(place), other)
