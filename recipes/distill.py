@@ -26,6 +26,7 @@ from ssdd_hub.distill.heldout import HeldoutError
 from ssdd_hub.distill.loop import distil
 from ssdd_hub.distill.methods import METHODS, build_method
 from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_parameterisation
+from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.distill.registry import MethodSettings, ParameterisationSettings
 from ssdd_hub.distill.sizes import check_sizes
 from ssdd_hub.errors import require
@@ -45,6 +46,7 @@ from ssdd_hub.evaluation.loading import prepare_references
 from ssdd_hub.evaluation.protocols import LinearProbe, ProbeSettings, TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
+from ssdd_hub.pixel_space import black_pixel
 from ssdd_hub.runs import RunSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.runs.estimate import as_sized, estimate, minutes_checks
@@ -57,6 +59,7 @@ from ssdd_hub.selection.methods import HIGH_LOSS, check_experts
 from ssdd_hub.selection.start import MIXED, NOISE
 from ssdd_hub.sets import describe_run, describe_training
 from ssdd_hub.sets.origin import describe_origin
+from ssdd_hub.sets.pretrain import SetPairs
 from ssdd_hub.sets.report import keep_set, save_distillation
 from ssdd_hub.sets.storage import StorageSettings, pack
 from ssdd_hub.settings import parse_config, to_dict
@@ -129,9 +132,9 @@ class DistillConfig:
                 f"{self.selection.max_images}",
             ),
             (
-                self.student_training.augment != "views",
-                "student_training.augment is views, and a set that is distilled here stores none: choose none, flip "
-                "or crop-flip",
+                self.student_training.augment != "views" or self.parameterisation.name == Views.name,
+                "student_training.augment is views, and such a set stores none: choose none, flip or crop-flip, or "
+                "--parameterisation views",
             ),
             (
                 self.distiller.augment or not self.targets.views,
@@ -153,7 +156,8 @@ def evaluate(
     Returns the scores, and the random images of the first student.
     """
     seeds, student, folder = config.evaluate.seeds, config.student, Path(config.output)
-    references = Baselines(folder / "references", source, SelectionSettings(), config.seed)
+    views = SetPairs(distilled).num_views if config.student_training.augment == "views" else 0
+    references = Baselines(folder / "references", source, SelectionSettings(), config.seed, views)
     beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
     set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
     protocols = [TeacherError(), LinearProbe(config.probe)]
@@ -161,6 +165,11 @@ def evaluate(
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
     parts = (set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts)
     return Evaluation(*parts).measure(accelerator), first_images(beside[0])
+
+
+def own_space(config: DistillConfig, space: PixelSpace) -> PixelSpace:
+    """The pixel space of the set, given that of the students."""
+    return space if config.distiller.pixel_space == "normalised" else PixelSpace.raw(space.channels)
 
 
 def build_distiller(
@@ -179,7 +188,8 @@ def build_distiller(
     student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
-    synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
+    black = black_pixel(own_space(config, source.pixel_space), "cpu").flatten().tolist()
+    synthetic = build_parameterisation(chosen.name, pairs, chosen.args, {**shared, "black": black})
     method = build_method(config.method.name, problem, config.method.args, shared)
     return Distiller(synthetic, method, settings, accelerator)
 
@@ -234,9 +244,9 @@ def make_set(config: DistillConfig) -> DistilledSet:
 
     source = Source(images, targets, teacher, transform, space, accelerator.device)
     before, first, rows = start_from(config.init, source, settings.num_images, config.seed, config.selection, dtype)
-    own_space = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
+    own = own_space(config, space)
     estimated.done("start")
-    pairs = Pairs(own_space.normalise(before), first)
+    pairs = Pairs(own.normalise(before), first)
     distiller = build_distiller(config, accelerator, source, cache, pairs)
     # Of views, where there are any.
     estimated.done("features")
@@ -249,9 +259,9 @@ def make_set(config: DistillConfig) -> DistilledSet:
     provenance |= {"method": config.method.name.replace("_", "-"), "target_features": features.describe()}
     provenance |= {"use": config.student_training.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
     kept = None if transform.kind == "none" else transform
-    stored = pack(distiller.parameterisation, own_space, config.storage)
+    stored = pack(distiller.parameterisation, own, config.storage)
     distilled = DistilledSet.of(stored, provenance=provenance, target_transform=kept)
-    distilled.provenance |= describe_origin(config.init, rows, images, own_space.denormalise(distilled.images))
+    distilled.provenance |= describe_origin(config.init, rows, images, own.denormalise(distilled.images))
     source = replace(source, targets=Targets(features, transform), teacher=teacher.float())
     real = RealData(provenance["source"]["name"], images, heldout, space, accelerator.device, heldout_targets)
     if accelerator.is_main_process:

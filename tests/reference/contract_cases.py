@@ -10,6 +10,7 @@ sys.path.append(str(Path(__file__).parents[1] / "distill"))
 
 from toy_method import MeanMatch
 from toy_parameterisation import Tiles
+from wrapped import PredictedViews, ViewsOfDct
 
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.engine import EngineSettings, build_engine
@@ -24,7 +25,8 @@ from ssdd_hub.runs.checkpoints import save_tree
 # A batch that two processes cannot share evenly.
 M, B, D, SIDE, STEPS = 6, 7, 3, 8, 10
 METHOD_CLASSES = {**METHODS.known, MeanMatch.name: MeanMatch}
-PARAMETERISATION_CLASSES = {**PARAMETERISATIONS.known, Tiles.name: Tiles}
+OTHERS = (Tiles, ViewsOfDct, PredictedViews)
+PARAMETERISATION_CLASSES = {**PARAMETERISATIONS.known, **{each.name: each for each in OTHERS}}
 CASES = [(method, name) for method in METHOD_CLASSES for name in PARAMETERISATION_CLASSES]
 SHARED = {"lr_images": 1e-2, "lr_targets": 1e-2, "ridge": 1e-3, "pool": PoolSettings(size=2, max_age=4)}
 

@@ -134,6 +134,7 @@ def follow_the_card(compact, tmp_path, monkeypatch):
     total = sum(compact.num_bytes().values())
     assert f"As stored the set takes {show_bytes(total)} (images {show_bytes(sizes['images'])}, targets " in card
     assert f"in files of {show_bytes(sizes['file'])}." in card
+    return names
 
 
 @pytest.mark.parametrize("channels", [1, 3])

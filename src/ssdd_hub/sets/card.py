@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ssdd_hub.arguments import ARCHITECTURE, find_problems
+from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.hub.licences import describe_licence
 from ssdd_hub.hub.markdown import describe, escape, fence, list_scores, one_line, rows, to_yaml
 from ssdd_hub.record import section
@@ -93,10 +94,17 @@ def _stored(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     decoder, types = Decoder.of(metadata, stated), {name: each.dtype for name, each in stated.items()}
     if (types.get("images"), types["targets"], decoder.args) == ("float32", "float32", {}):
         return None
-    found = {"factor": decoder.args.get("factor", 1), "pictures": types.get("images") == "uint8"}
+    views = decoder.args if decoder.kind is Views else None
+    images = decoder.args if views is None else views["of_args"]
+    found = {"factor": images.get("factor", 1), "pictures": types.get("images") == "uint8", "views": views}
     found |= {"coefficients": types.get("coefficients"), "whole_targets": types["targets"] == "int8"}
+    found |= {"view_targets": types.get("view_targets")}
     found["bases"] = {name: str(part.dtype) for name, part in decoder.shared.items()}.get("bases")
-    return {**found, "record": bool(decoder.levels) or "coefficients" in types}
+    found |= {
+        "shared": bool(decoder.shared),
+        "record": bool(decoder.levels or decoder.shared) or "coefficients" in types,
+    }
+    return found
 
 
 def _card_data(metadata: Mapping[str, Any], title: str) -> DatasetCardData:

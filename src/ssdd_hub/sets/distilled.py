@@ -119,8 +119,9 @@ class DistilledSet:
                 "a change call compact() again, or set packed to None"
             )
         tensors |= self.packed.tensors
-        names = [name for name in STORED if name in tensors]
-        return {name: tensors[name] for name in names if name != "images" or "coefficients" not in names}
+        # What is made of others is not stored.
+        made = decoded.keys() - self.packed.tensors.keys()
+        return {name: tensors[name] for name in STORED if name in tensors and name not in made}
 
     def as_tensor_dataset(self) -> TensorDataset:
         """Returns the pairs `(image (C, H, W), target (D,))` for a `DataLoader`."""

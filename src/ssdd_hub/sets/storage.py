@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ssdd_hub.bounds import Settings, one_of
-from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import Parameterisation
 from ssdd_hub.distill.parameterisations.bases import Bases
 from ssdd_hub.distill.parameterisations.dct import Dct
 from ssdd_hub.distill.parameterisations.factor import Factor
 from ssdd_hub.distill.parameterisations.levels import Levels
 from ssdd_hub.distill.parameterisations.pixels import Pixels
+from ssdd_hub.distill.parameterisations.views import SHIFT, Views
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record_schema import COLUMNS, STORED_TYPES, Stated
@@ -27,7 +27,7 @@ from ssdd_hub.sets.preview import has_few_levels, to_exact_picture, to_png
 from ssdd_hub.sets.shared import compressed, to_bytes
 from ssdd_hub.text import first_line, show
 
-_KINDS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (Pixels, Factor, Dct, Bases)}
+_KINDS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (Pixels, Factor, Dct, Bases, Views)}
 _COLUMNS = ("images", "coefficients", "targets", "view_targets", "bases")
 """The stored tensors that a decoder changes."""
 _LARGEST_HALF = torch.finfo(torch.float16).max
@@ -67,15 +67,17 @@ class Decoder:
     shared: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the tensors of a set, or of some of its rows; those that only sets have pass unchanged."""
+        """Returns the tensors of a set, or of some of its rows; those that only sets have pass unchanged.
+
+        Views that are drawn from a seed are those of the first rows, whichever these are.
+        """
         values = {name: self._values(name, tensor) for name, tensor in stored.items()}
         if self.kind is Pixels:
             return values
-        columns = {name: values.pop(name) for name in [*values] if name in ("images", "coefficients", "targets")}
+        columns = {name: values.pop(name) for name in [*values] if name in self.kind.stores}
         columns |= {name: self._values(name, tensor) for name, tensor in self.shared.items()}
         with torch.no_grad():
-            pairs: Pairs = self.kind.from_columns(columns, self.args)()
-        return {**pairs.detached()._asdict(), **values}
+            return {**self.kind.from_columns(columns, self.args).as_set(), **values}
 
     def _values(self, name: str, tensor: Tensor) -> Tensor:
         if name not in self.levels:
@@ -116,11 +118,6 @@ class Decoder:
         kind, args = _KINDS.get(str(chosen["name"])), chosen.get("args") or {}
         if kind is None:
             raise InputError(f"storage.parameterisation must be one of {', '.join(_KINDS)}; got {show(chosen)}")
-        wanted_shared = " and ".join(kind.shared_names) or "none"
-        fits = shared.keys() == set(kind.shared_names)
-        require(
-            (fits, f"storage.shared of {kind.name} must state {wanted_shared}; got {' and '.join(shared) or 'none'}")
-        )
         unloaded = {
             name: torch.empty(each.shape, dtype=getattr(torch, each.dtype), device="meta")
             for name, each in shared.items()
@@ -135,26 +132,37 @@ class Decoder:
         Raises:
             InputError: The parameterisation takes other settings, or stores other tensors.
         """
-        shapes = {name: each.shape[1:] for name, each in stated.items() if name in ("images", "coefficients")}
+        shapes = {name: each.shape[1:] for name, each in stated.items() if name in self.kind.stores}
         shared = {name: tuple(each.shape) for name, each in self.shared.items()}
         try:
-            shape = self.kind.shown_shape({**shapes, **shared}, self.args)
-            if all(0 < math.prod(each) <= _MOST_TRIED for each in (shape, *shapes.values())):
+            names = self.kind.shared_of(self.args)
+            wanted, got = (" and ".join(each) or "none" for each in (names, shared))
+            problem = f"storage.shared of {self.kind.name} must state {wanted}; got {got}"
+            require((shared.keys() == {*names}, problem))
+            made = self.kind.shown_shapes({**shapes, **shared}, self.args)
+            sizes = (*made.values(), *shapes.values(), *shared.values())
+            if all(0 < math.prod(each) <= _MOST_TRIED for each in sizes):
                 # One row, to see whether it fits.
-                row = {"targets": torch.zeros(1, 1), **{name: torch.zeros(1, *each) for name, each in shapes.items()}}
+                row = {name: torch.zeros(1, *each) for name, each in shapes.items()}
                 row |= {name: torch.zeros(each) for name, each in shared.items()}
                 with torch.no_grad():
-                    shape = tuple(self.kind.from_columns(row, self.args)().images.shape[1:])
+                    tensors = self.kind.from_columns(row, self.args).as_set()
+                made = {name: tuple(tensor.shape[1:]) for name, tensor in tensors.items()}
         except InputError:
             raise
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(
                 f"storage.parameterisation {self.kind.name} with {show(self.args)} does not fit the stored "
-                f"{' and '.join(shapes)}: {first_line(error)}"
+                f"{' and '.join(name for name in shapes if name != 'targets')}: {first_line(error)}"
             ) from error
-        decoded = {name: replace(each, dtype=COLUMNS[name][1]) for name, each in stated.items() if name in COLUMNS}
+        twice = sorted((made.keys() & stated.keys()) - {*self.kind.stores})
+        require((not twice, f"tensors: {' and '.join(twice)} of a set of {self.kind.name} are not stored, but made"))
         first = stated["images" if "images" in stated else "coefficients"]
-        return {**decoded, "images": replace(first, shape=(first.shape[0], *shape), dtype="float32")}
+        decoded = {name: replace(each, dtype=COLUMNS[name][1]) for name, each in stated.items() if name in COLUMNS}
+        return decoded | {
+            name: replace(stated.get(name, first), shape=(first.shape[0], *shape), dtype=COLUMNS[name][1])
+            for name, shape in made.items()
+        }
 
 
 def shown_shapes(metadata: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -225,16 +233,19 @@ def pack(
     """
     learned, found = parameterisation.stored(), parameterisation.levels()
     kind, columns, shared, args = type(learned), learned.columns(), learned.shared(), learned.decoding()
-    is_ours = _KINDS.get(kind.name) is kind
+    is_ours = _is_known(learned)
     if not is_ours or (kind is Factor and args["factor"] == 1):
         with torch.no_grad():
-            kind, columns, shared, args = Pixels, learned().detached()._asdict(), {}, {}
+            kind, columns, shared, args = Pixels, learned.as_set(), {}, {}
     if not is_ours:
-        found = {name: each for name, each in found.items() if name == "targets"}
+        found = {name: each for name, each in found.items() if name in ("targets", "view_targets")}
     if view_targets is not None:
         columns["view_targets"] = view_targets
     stored, levels = dict[str, Tensor](), dict[str, Levels]()
     for name, tensor in {**columns, **shared}.items():
+        if not tensor.is_floating_point():
+            stored[name] = tensor.cpu()
+            continue
         values = tensor.detach().float().cpu()
         if not values.isfinite().all():
             advice = "the distillation diverged: lower its learning rates"
@@ -246,6 +257,8 @@ def pack(
             levels[name], dtype = found[name], torch.int8
         elif name in ("images", "coefficients"):
             dtype = torch.float32
+        elif name in SHIFT:
+            dtype = torch.float32 if settings.targets == "float32" else torch.float16
         elif name in shared:
             dtype = torch.float32 if settings.pixels == "float32" else torch.int8
         else:
@@ -258,3 +271,10 @@ def pack(
         stored[name] = levels[name].encode(values, dtype) if name in levels else values.to(dtype)
     shared = {name: stored.pop(name) for name in shared}
     return Packed(stored, Decoder(pixel_space, kind, args, levels, shared))
+
+
+def _is_known(parameterisation: Parameterisation) -> bool:
+    """Whether decoders know a parameterisation, and the one that it is of, if any."""
+    inner = getattr(parameterisation, "of", None)
+    known = _KINDS.get(parameterisation.name) is type(parameterisation)
+    return known and (inner is None or _is_known(inner))

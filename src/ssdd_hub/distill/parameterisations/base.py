@@ -40,12 +40,14 @@ class Parameterisation(nn.Module):
     Attributes:
         name: Its name in recipes.
         citation: The paper.
+        stores: Tensors of a stored set that `from_columns` may take; the others are none of its business.
         Settings: A frozen dataclass. Fields called `lr_images` and `lr_targets` get the recipe's.
         shared_names: The parameters that are one for all pairs, and have no row for each.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str]
+    stores: ClassVar[tuple[str, ...]] = ("images", "coefficients", "targets")
     Settings: ClassVar[type] = LearningRates
     shared_names: ClassVar[tuple[str, ...]] = ()
 
@@ -73,6 +75,11 @@ class Parameterisation(nn.Module):
         """Returns the number of pairs that it renders."""
         with torch.no_grad():
             return len(self().images)
+
+    def as_set(self) -> dict[str, Tensor]:
+        """Returns the tensors of the set that it stands for, by name and without a graph."""
+        pairs: Pairs = self().detached()
+        return pairs._asdict()
 
     def groups(self) -> list[dict[str, Any]]:
         """Returns parameters with their first learning rates, as optimisers take them."""
@@ -106,6 +113,11 @@ class Parameterisation(nn.Module):
         return {}
 
     @classmethod
+    def shared_of(cls, args: Mapping[str, Any]) -> tuple[str, ...]:
+        """Returns the names of `shared`, given what `decoding` returned."""
+        return cls.shared_names
+
+    @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor], args: Mapping[str, Any]) -> Self:
         """Returns the parameterisation that `columns` and `decoding` described, with other learning rates."""
         return cls(cls.Settings(**args), **columns)
@@ -119,6 +131,13 @@ class Parameterisation(nn.Module):
             args: What `decoding` returned.
         """
         return shapes["images"]
+
+    @classmethod
+    def shown_shapes(
+        cls, shapes: Mapping[str, tuple[int, ...]], args: Mapping[str, Any]
+    ) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of a row of each tensor of `as_set`; see `shown_shape`."""
+        return {"images": cls.shown_shape(shapes, args), "targets": shapes["targets"]}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Restores what `state_dict` returned.

@@ -7,10 +7,11 @@ from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import Parameterisation
 from ssdd_hub.distill.parameterisations.plain import GROUP, PLAIN
 from ssdd_hub.distill.parameterisations.quantised import Quantised
+from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.distill.registry import Registry
 
 PARAMETERISATIONS: Registry[Parameterisation] = Registry(
-    "parameterisation", Parameterisation, GROUP, *PLAIN.known.values(), Quantised
+    "parameterisation", Parameterisation, GROUP, *PLAIN.known.values(), Quantised, Views
 )
 
 
