@@ -1,12 +1,18 @@
 """Images as sums of shared ones, and rounding to few bits in the loop, beside slow second implementations."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from reference.compact_numpy import best_approximation, gradients_of_sums, round_with_gradients
 from reference.contract_cases import make_pairs
 
+from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations import build_parameterisation
+from ssdd_hub.distill.parameterisations.bases import Bases, BasesSettings
+from ssdd_hub.distill.parameterisations.dct import Dct, DctSettings
 from ssdd_hub.distill.parameterisations.quantised import best_range, round_to_levels
 from ssdd_hub.errors import InputError
 
@@ -120,3 +126,18 @@ def test_more_bases_than_can_be_computed_with_are_refused():
     images = torch.zeros(1, 1).expand(200, 3 * 600 * 600).view(200, 3, 600, 600)
     with pytest.raises(InputError, match=r"bases computes with pixels times bases, at most 67108864; got 70200000"):
         build_parameterisation("bases", PAIRS._replace(images=images, targets=torch.zeros(200, 2)), {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(Dct, DctSettings(step=0.1)), (Bases, BasesSettings(step=0.1)), (Dct, DctSettings(step=0.0, target_step=1e-3))],
+)
+def test_values_that_no_number_of_steps_reaches_are_refused_with_a_step_that_does(kind, settings):
+    pairs = Pairs(torch.full((4, 3, 8, 8), 2.0), torch.eye(4))
+    setting = "step" if settings.step == 0.1 else "target_step"
+    with pytest.raises(InputError, match=f"^{setting} .* stores values up to .*, or 0 for none$") as caught:
+        kind.start(pairs, settings)
+    enough = float(re.search("of at least ([0-9.e-]+),", str(caught.value)).group(1))
+    made = kind.start(pairs, replace(settings, **{setting: enough}))
+    for ours, theirs in zip(made(), pairs, strict=True):
+        assert (ours - theirs).abs().max() <= enough

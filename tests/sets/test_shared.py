@@ -16,7 +16,7 @@ import torch
 from hub_server import client_env
 from safetensors.torch import load_file, save_file
 from test_distilled import contents
-from test_storage import follow_the_card, make_set, same, zstd
+from test_storage import follow_the_card, make_set, same, written, zstd
 
 from ssdd_hub import InputError
 from ssdd_hub.calls import _store_set
@@ -67,8 +67,8 @@ def test_a_set_comes_back_bit_for_bit_by_every_way_and_is_what_was_learned(tmp_p
             found = np.stack([np.array(row["image"]) for row in rows]).transpose(0, 3, 1, 2)
             assert np.array_equal(found, stored["images"].numpy())
         else:
-            assert [row["coefficients"] for row in rows] == stored["coefficients"].tolist()
-        assert [row["target"] for row in rows] == stored["targets"].tolist()
+            assert [row["coefficients"] for row in rows] == written(stored["coefficients"])
+        assert [row["target"] for row in rows] == written(stored["targets"])
 
 
 def test_a_set_goes_to_the_hub_and_comes_back_bit_for_bit(hub, tmp_path):
@@ -142,7 +142,11 @@ SHARED = ("storage", "shared")
     [
         (SHARED, None, "storage.shared of bases must state bases; got none"),
         (SHARED, [1], "storage.shared must be stated by name"),
-        ((*SHARED, "more"), {"shape": [1], "sha256": "0" * 64}, "storage.shared: only bases can be stated; got more"),
+        (
+            (*SHARED, "more"),
+            {"shape": [1], "sha256": "0" * 64},
+            "storage.shared: only bases, shift_hidden, shift_output can be stated; got more",
+        ),
         ((*SHARED, "bases", "shape"), [5, 3, 8], "storage.shared.bases.shape must be 4 sizes"),
         ((*SHARED, "bases", "shape"), [5, 3, 8, 10**9], "at most 67108864"),
         ((*SHARED, "bases", "shape"), [6, 3, 8, 8], "one coefficient for each of the 6 bases; got 5"),

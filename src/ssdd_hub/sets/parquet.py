@@ -40,6 +40,7 @@ _MOST_GIB, _MOST_ROWS = 16.0, 64
 _LARGEST_FOOTER = 8 * 2**20  # bytes, which become many more in memory; ours have some KiB, and the class names
 _LARGEST_PICTURE = 2**16  # bytes of a PNG file beside its pixels
 _READ_BYTES = 2**20  # read ahead in each column; by default pyarrow holds whole row groups
+_SIGN = np.uint8(128)
 _LISTS = (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)
 _LIST_TYPES = (pa.ListType, pa.LargeListType, pa.FixedSizeListType)
 
@@ -52,7 +53,8 @@ def write_tensors(
     """Writes the parquet files of stored tensors.
 
     Images of type uint8 are its pictures; others are a column of their own, beside preview pictures in which pixels
-    outside `[0, 1]` are clipped.
+    outside `[0, 1]` are clipped. Numbers of type int8 are written as uint8, larger by 128: parquet spreads them over
+    four bytes, three of which are then 0 and, apart from the others, compress to nothing.
     """
     # Imported here, since reading needs none of it and it takes seconds.
     from datasets import Features
@@ -64,13 +66,17 @@ def write_tensors(
     shards, group = _cuts(0, len(tensors["targets"]), SHARD_BYTES // row), ROW_GROUP_BYTES // row
     few = "images" in tensors and has_few_levels(tensors["images"])
     level = 19 if few or any(part.dtype == torch.int8 for part in tensors.values()) else None
+    split = [
+        column_of(name, "int8") + ".list.element" * (part.ndim - 1)
+        for name, part in tensors.items()
+        if part.dtype == torch.int8
+    ]
     (folder / "data").mkdir()
     for number, (first, last) in enumerate(shards):
         path = folder / PARQUET_FILE.format(number, len(shards))
         # The schema carries the features, so `load_dataset` needs no more than these files.
-        with pq.ParquetWriter(
-            path, features.arrow_schema, compression="zstd", compression_level=level, use_dictionary=False
-        ) as writer:
+        packing: dict[str, Any] = {"compression": "zstd", "compression_level": level, "use_dictionary": False}
+        with pq.ParquetWriter(path, features.arrow_schema, use_byte_stream_split=split, **packing) as writer:
             for start, stop in _cuts(first, last, group):
                 table = _make_table(tensors, slice(start, stop), pixel_space, features, packed=not few)
                 writer.write_table(table, row_group_size=stop - start)
@@ -81,8 +87,8 @@ def _describe_columns(tensors: Mapping[str, Tensor], label_names: Sequence[str] 
 
     features = {"id": Value("int64"), **({PICTURES: Image()} if "images" in tensors else {})}
     for name, tensor in tensors.items():
-        dtype = _type_of(tensor.dtype)
-        column = column_of(name, dtype)
+        column = column_of(name, _type_of(tensor.dtype))
+        dtype = _written_type(_type_of(tensor.dtype))
         if name == "images" and column != PICTURES:
             features[column] = Array3D(shape=tuple(tensor.shape[1:]), dtype=dtype)
         elif name != "images":
@@ -106,7 +112,9 @@ def _make_table(
 
     columns: dict[str, Any] = {"id": range(rows.start, rows.stop)}
     for name, tensor in tensors.items():
-        columns[column_of(name, _type_of(tensor.dtype))] = tensor[rows].cpu().numpy()
+        values = tensor[rows].cpu().numpy()
+        values = values.view(np.uint8) ^ _SIGN if values.dtype == np.int8 else values
+        columns[column_of(name, _type_of(tensor.dtype))] = values
     if "images" in tensors:
         images = tensors["images"][rows]
         exact = images.dtype == torch.uint8
@@ -117,6 +125,10 @@ def _make_table(
 
 def _type_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _written_type(dtype: str) -> str:
+    return "uint8" if dtype == "int8" else dtype
 
 
 def iter_tensors(
@@ -277,8 +289,9 @@ def _check_type(folder: Path, schema: pa.Schema, name: str, stated: Stated) -> N
     while isinstance(kind, _LIST_TYPES):
         sizes.append(kind.list_size if isinstance(kind, pa.FixedSizeListType) else None)
         kind = kind.value_type
-    if kind != pa.type_for_alias(dtype):
-        raise InputError(f"column {column!r} of {folder} does not hold plain numbers of type {dtype}: {REMEDY}")
+    written = _written_type(dtype)
+    if kind != pa.type_for_alias(written):
+        raise InputError(f"column {column!r} of {folder} does not hold plain numbers of type {written}: {REMEDY}")
     wanted = stated.shape[1:]
     if len(sizes) != len(wanted) or any(size not in (None, want) for size, want in zip(sizes, wanted, strict=True)):
         raise _misfit(name, stated)
@@ -295,10 +308,11 @@ def _flatten(lists: pa.Array, name: str, stated: Stated, left: int) -> Values:
         elif fits:
             fits = bool((np.diff(values.offsets.to_numpy()) == size).all())
         values = values.flatten() if fits else values
-    if not fits or values.null_count or values.type != pa.type_for_alias(stated.dtype):
+    if not fits or values.null_count or values.type != pa.type_for_alias(_written_type(stated.dtype)):
         raise _misfit(name, stated)
     # A copy, since arrays of pyarrow cannot be written to.
-    return np.array(values.to_numpy(zero_copy_only=False)).reshape(rows, *stated.shape[1:])
+    read = np.array(values.to_numpy(zero_copy_only=False)).reshape(rows, *stated.shape[1:])
+    return (read ^ _SIGN).view(np.int8) if stated.dtype == "int8" else read
 
 
 def _decode_pictures(pictures: pa.Array, name: str, stated: Stated, left: int) -> Values:

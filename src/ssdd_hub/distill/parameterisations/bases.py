@@ -17,7 +17,7 @@ from typing_extensions import Self
 from ssdd_hub.bounds import Count, Weight
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisation
-from ssdd_hub.distill.parameterisations.levels import Levels, round_to_steps
+from ssdd_hub.distill.parameterisations.levels import Levels, require_in_steps, round_to_steps
 from ssdd_hub.errors import InputError, require
 
 _MOST_VALUES = 2**26
@@ -64,6 +64,8 @@ class Bases(Parameterisation):
         parts = torch.linalg.svd(values - mean, full_matrices=False).Vh[:count]
         length = mean.square().sum().sqrt()
         coefficients = torch.cat([length.expand(len(values), 1), (values - mean) @ parts.T], 1)
+        require_in_steps(coefficients, settings.step, "step")
+        require_in_steps(pairs.targets, settings.target_step, "target_step")
         bases = torch.cat([(mean / length if length else mean)[None], parts]).view(-1, *shape)
         return cls(
             settings, coefficients=coefficients.to(pairs.images), bases=bases.to(pairs.images), targets=pairs[1]

@@ -19,7 +19,7 @@ from typing_extensions import Self
 from ssdd_hub.bounds import Count, Natural, Weight
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisation
-from ssdd_hub.distill.parameterisations.levels import Levels, round_to_steps
+from ssdd_hub.distill.parameterisations.levels import Levels, require_in_steps, round_to_steps
 from ssdd_hub.errors import require
 from ssdd_hub.text import show
 
@@ -68,7 +68,10 @@ class Dct(Parameterisation):
         settings = replace(settings, luma=min(settings.luma, most), chroma=chroma)
         _check(settings, shape)
         waves = _waves(shape, settings.luma, settings.chroma).to(pairs.images)
-        return cls(settings, shape, coefficients=pairs.images.flatten(1) @ waves.T, targets=pairs.targets)
+        coefficients = pairs.images.flatten(1) @ waves.T
+        require_in_steps(coefficients, settings.step, "step")
+        require_in_steps(pairs.targets, settings.target_step, "target_step")
+        return cls(settings, shape, coefficients=coefficients, targets=pairs.targets)
 
     def forward(self, rows: Tensor | None = None) -> Pairs:
         """Returns the sum of each image's waves, with its target."""

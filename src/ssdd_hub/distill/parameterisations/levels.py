@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssdd_hub.errors import require
 from ssdd_hub.pixel_space import PixelSpace
 
 STEPS = (-128, 127)
@@ -59,6 +60,19 @@ class Levels(NamedTuple):
         shape = (-1,) if len(self.scale) == 1 else (-1, 1, 1)
         scale, offset = (torch.tensor(part, device=tensor.device).view(shape) for part in self)
         return scale, offset
+
+
+def require_in_steps(values: Tensor, step: float, setting: str) -> None:
+    """Refuses first values that no whole number of 8 bits reaches in steps of `setting`, 0 for none."""
+    most = values.detach().abs().max().item() if step and values.numel() else 0.0
+    holds = (STEPS[1] + 0.5) * step
+    require(
+        (
+            not most > holds,
+            f"{setting} {step:g} stores values up to {holds:.4g}, and some are {most:.4g}, as of large images: "
+            f"take a {setting} of at least {1.01 * most / (STEPS[1] + 0.5):.3g}, or 0 for none",
+        )
+    )
 
 
 def round_to_steps(values: Tensor, step: float) -> Tensor:
