@@ -31,7 +31,7 @@ from ssdd_hub.text import show_bytes
 
 FORMS = {
     "bases": ("bases", {"bases": 3}, StorageSettings()),
-    "bases in 8 bits": ("bases", {"bases": 4, "step": 0.05, "target_step": 0.25}, StorageSettings("uint8", "int8")),
+    "bases in 8 bits": ("bases", {"bases": 4, "step": 0.15, "target_step": 0.25}, StorageSettings("uint8", "int8")),
     "bases in 3 bits": ("quantised", {"of": "bases", "bits": 3, "target_bits": 5}, StorageSettings()),
     "tiles in 4 bits": ("quantised", {"target_bits": 8}, StorageSettings()),
     "pixels in 2 bits": ("quantised", {"of": "pixels", "bits": 2, "range": "fixed", "per": "set"}, StorageSettings()),
