@@ -10,7 +10,7 @@ from test_krr import to_network
 from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.distill.networks import cut_mix
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.errors import SettingsError
+from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs.checkpoints import load_tree, save_tree
 
 LABELS = torch.arange(21) % D
@@ -59,9 +59,9 @@ def compare(method, step, expected):
 
 @LABELLED
 def test_the_means_of_dm_are_those_of_the_witness(prepared, labelled):
-    method = prepared("dm", labelled, target_weight=0.3)
-    _, of_targets = compare(method, 5, lambda network, own, real, group: witness.dm(network, own, real, 0.3))
-    assert np.abs(of_targets).max() > 0
+    method, weight = prepared("dm", labelled, target_weight=0.3), 0 if labelled else 0.3
+    _, of_targets = compare(method, 5, lambda network, own, real, group: witness.dm(network, own, real, weight))
+    assert (np.abs(of_targets).max() > 0) != labelled
 
 
 @LABELLED
@@ -72,7 +72,8 @@ def test_the_loss_of_idm_is_that_of_the_witness(prepared, labelled):
     plain, _ = method.loss(pairs, 0), method.after_step(pairs, 0)
     skill = method.networks.skill[0]
     assert 0 < skill <= 100 and method.loss(pairs, 1) > plain
-    compare(method, 1, lambda network, own, real, group: witness.idm(network, own, real, 1.0, 0.5 * skill, group))
+    weights = (0 if labelled else 1, 0.5 * skill)
+    compare(method, 1, lambda network, own, real, group: witness.idm(network, own, real, *weights, group))
 
 
 @LABELLED
@@ -158,7 +159,7 @@ def test_the_networks_of_idm_are_a_queue(prepared):
     for step in range(12):
         networks.train(make_pairs(M, 99), step)
     assert networks.oldest() is not None and set(networks.skill) <= {1, 2, 3, 4, 5}
-    with pytest.raises(SettingsError, match="first must be at most kept, 2, got 3"):
+    with pytest.raises(SettingsError, match="method.args.first must be at most kept, 2, got 3"):
         prepared("idm", kept=2, first=3)
 
 
@@ -170,6 +171,12 @@ def test_training_lowers_the_loss_of_the_task(prepared, on, labelled):
     losses = [method.after_step(pairs, step)["inner_loss"] for step in range(5)]
     assert losses[-1] < 0.8 * losses[0]
     assert method.networks.skill[0] > 20
+
+
+def test_the_task_of_clusters_is_regression_alone(prepared):
+    assert prepared("dc", labelled=True, task="regression").networks.task == "regression"
+    with pytest.raises(InputError, match="cross_entropy is for targets that are class labels: leave task at auto"):
+        prepared("dc", task="cross_entropy")
 
 
 def test_batch_norms_start_with_the_statistics_of_real_images(prepared):

@@ -18,9 +18,9 @@ from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.distill.groups import Groups
 from ssdd_hub.distill.method import Problem
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.distill.pool import PooledStudent
-from ssdd_hub.errors import Check
-from ssdd_hub.seeds import draw_batch, generator, seeded
+from ssdd_hub.distill.pool import PooledStudent, PoolSettings, StudentPool
+from ssdd_hub.errors import Check, InputError
+from ssdd_hub.seeds import derive_seed, draw_batch, generator
 
 FRESH, ON_SET, ON_REAL = "fresh", "set", "real"
 Kind = Annotated[str, one_of((FRESH, ON_SET, ON_REAL))]
@@ -65,7 +65,7 @@ class NetworkSettings(Settings, section="method.args"):
 
     def conflicts(self) -> Iterable[Check]:
         """Yields that no more networks start than are kept."""
-        yield self.first <= self.kept, f"method.args first must be at most kept, {self.kept}, got {self.first}"
+        yield self.first <= self.kept, f"{self.option('first')} must be at most kept, {self.kept}, got {self.first}"
 
 
 class Networks:
@@ -87,9 +87,13 @@ class Networks:
     def __init__(self, settings: NetworkSettings, problem: Problem, groups: Groups) -> None:
         self.settings, self.problem, self.groups = settings, problem, groups
         self.skill: dict[int, float] = {}
-        self._held: dict[int, PooledStudent] = {}
+        self._held: dict[int, StudentPool] = {}  # of one student each, which knows its optimiser and its state
         auto = "cross_entropy" if groups.are_classes else "regression"
         self.task = auto if settings.task == "auto" else settings.task
+        if self.task == "cross_entropy" and not groups.are_classes:
+            raise InputError(
+                "cross_entropy is for targets that are class labels: leave task at auto, or say regression"
+            )
 
     def numbers(self, step: int) -> range:
         """Returns the numbers of the networks that go on at an outer step."""
@@ -130,19 +134,20 @@ class Networks:
 
     def oldest(self) -> nn.Module | None:
         """Returns the network that has been trained for most steps; None where none has been."""
-        trained = [held for held in self._held.values() if held.age]
-        return max(trained, key=lambda held: held.age).module if trained else None
+        oldest = max(self._held.values(), key=lambda held: held.ages[0], default=None)
+        return oldest.student(0) if oldest and oldest.ages[0] else None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of those that were trained; the others are functions of their numbers."""
-        held = {str(number): student.state_dict() for number, student in self._held.items() if student.age}
+        held = {str(number): pool.state_dict() for number, pool in self._held.items() if pool.ages[0]}
         return {"held": held, "skill": {str(number): skill for number, skill in self.skill.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self._held.clear()
         for number, saved in state["held"].items():
-            self._student(int(number)).load_state_dict(saved)
+            self._student(int(number))
+            self._held[int(number)].load_state_dict(saved)
         self.skill = {int(number): skill for number, skill in state["skill"].items()}
 
     def for_task(self, pairs: Pairs, numbers: Tensor) -> Pairs:
@@ -156,13 +161,13 @@ class Networks:
 
     def _student(self, number: int) -> PooledStudent:
         if number not in self._held:
-            engine = self.problem.engine
-            with seeded(self.problem.seed, "network", number):
-                module = self.problem.build_student()
-            student = PooledStudent.of(module, self.settings, engine.device, engine.dtype)
-            self._set_statistics(student.module, "first statistics", number)
-            self._held[number] = student
-        return self._held[number]
+            settings, engine, seed = self.settings, self.problem.engine, self.problem.seed
+            sgd = {name: getattr(settings, name) for name in ("learning_rate", "momentum", "weight_decay")}
+            alone, own = PoolSettings(size=1, warm_up=False, **sgd), derive_seed(seed, "network", number)
+            where: dict[str, Any] = {"device": engine.device, "dtype": engine.dtype}
+            held = self._held[number] = StudentPool(self.problem.build_student, alone, own, **where)
+            self._set_statistics(held.student(0), "first statistics", number)
+        return self._held[number].students[0]
 
     def _set_statistics(self, module: nn.Module, purpose: str, counter: int) -> None:
         if not any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()):

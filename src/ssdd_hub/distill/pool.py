@@ -4,9 +4,9 @@ Source: Lee et al., ICLR 2024, arXiv 2310.06511, algorithm 1. Their released cod
 back, so that in the long run every draw meets a network that was never trained: `renewal: never-train` does the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,22 +18,6 @@ from ssdd_hub.runs.machine import require_memory
 from ssdd_hub.seeds import draw_distinct, generator, seeded
 
 InnerStep = Callable[[nn.Module, torch.optim.Optimizer, Pairs], Tensor]
-
-
-class SgdSettings(Protocol):
-    """How the inner SGD moves a student."""
-
-    @property
-    def learning_rate(self) -> float:
-        """The constant learning rate."""
-
-    @property
-    def momentum(self) -> float:
-        """The momentum."""
-
-    @property
-    def weight_decay(self) -> float:
-        """The weight decay."""
 
 
 @dataclass(frozen=True)
@@ -74,39 +58,6 @@ class PooledStudent:
     optimizer: torch.optim.SGD
     age: int
     generation: int
-
-    @classmethod
-    def of(
-        cls,
-        module: nn.Module,
-        settings: "SgdSettings",
-        device: torch.device | str,
-        dtype: torch.dtype,
-        age: int = 0,
-        generation: int = 0,
-    ) -> "PooledStudent":
-        """Moves a network to its place and gives it an optimiser."""
-        # Channels last: quicker on the CPU.
-        module = module.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        rate, momentum, decay = settings.learning_rate, settings.momentum, settings.weight_decay
-        fused = torch.device(device).type == "cuda"
-        optimizer = torch.optim.SGD(module.parameters(), rate, momentum, weight_decay=decay, fused=fused)
-        return cls(module, optimizer, age, generation)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns all state, for `checkpoints.save_tree`."""
-        states = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return {**states, "age": self.age, "generation": self.generation}
-
-    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
-        self.module.load_state_dict(saved["module"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for parameter, state in self.optimizer.state.items():
-            if state.get("momentum_buffer") is not None:
-                # As before it was saved: in the memory layout of its parameter.
-                state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
-        self.age, self.generation = saved["age"], saved["generation"]
 
 
 class StudentPool:
@@ -193,17 +144,38 @@ class StudentPool:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all state, for `checkpoints.save_tree`."""
-        return {"students": [student.state_dict() for student in self.students]}
+        return {
+            "students": [
+                {
+                    "module": student.module.state_dict(),
+                    "optimizer": student.optimizer.state_dict(),
+                    "age": student.age,
+                    "generation": student.generation,
+                }
+                for student in self.students
+            ]
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned from a pool of the same settings."""
         for student, saved in zip(self.students, state["students"], strict=True):
-            student.load_state_dict(saved)
+            student.module.load_state_dict(saved["module"])
+            student.optimizer.load_state_dict(saved["optimizer"])
+            for parameter, state in student.optimizer.state.items():
+                if state.get("momentum_buffer") is not None:
+                    # As before it was saved: in the memory layout of its parameter.
+                    state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
+            student.age, student.generation = saved["age"], saved["generation"]
 
     def _fresh(self, slot: int, generation: int, age: int = 0) -> PooledStudent:
         with seeded(self.seed, "student", slot, generation):
             module = self.build()
-        return PooledStudent.of(module, self.settings, self.device, self.dtype, age, generation)
+        # Channels last: quicker on the CPU.
+        module = module.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        rate, momentum, decay = self.settings.learning_rate, self.settings.momentum, self.settings.weight_decay
+        fused = torch.device(self.device).type == "cuda"
+        optimizer = torch.optim.SGD(module.parameters(), rate, momentum, weight_decay=decay, fused=fused)
+        return PooledStudent(module, optimizer, age, generation)
 
     def _inner_step(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
         student.age += 1

@@ -3,9 +3,9 @@
 Source: Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023, arXiv 2110.04181, and the code
 that they released, which does what the paper says.
 
-Two things are ours. The targets: the paper's are class labels and stay; here their means are matched beside those of
-the features, which changes nothing for class labels (`target_weight: 0` leaves any where they start). The optimiser:
-that of the distiller, where the paper has SGD of momentum 0.5.
+Two things are ours. The targets: those of the paper are class labels, which stay; a teacher's are learned too, since
+their means are matched beside those of the features (`target_weight: 0` leaves them where they start). The optimiser:
+that of the distiller, where the paper has SGD with learning rate 1 and momentum 0.5.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class DmSettings(MatchingSettings):
     """Settings of DM; the defaults are the paper's on CIFAR-10.
 
     Attributes:
-        target_weight: Of the distance of the targets' means, beside that of the features'.
+        target_weight: Of the distance of the targets' means, beside that of the features'; class labels have none.
     """
 
     target_weight: Weight = 1.0
@@ -46,7 +46,11 @@ class Dm(Matching):
         """Returns the distance, and the features `(m, F)` of the images of the set."""
         engine, module = self.problem.engine, self.networks.get(network)
         with torch.no_grad():
-            wanted = engine.features(module, real.images).mean(0)
-        features = engine.features(module, own.images)
-        of_targets = (own.targets.mean(0) - real.targets.mean(0)).square().sum()
-        return (features.mean(0) - wanted).square().sum() + self.settings.target_weight * of_targets, features
+            wanted = engine.features(module, real.images).to(engine.dtype).mean(0)
+        features = engine.features(module, own.images).to(engine.dtype)
+        distance = (features.mean(0) - wanted).square().sum()
+        # Class labels would only differ by rounding, of which the optimiser would make whole steps.
+        if not self.groups.are_classes:
+            of_targets = (own.targets.mean(0) - real.targets.mean(0)).square().sum()
+            distance = distance + self.settings.target_weight * of_targets
+        return distance, features

@@ -72,7 +72,8 @@ class Matching(Method):
         for group, rows in self._mine(step):
             leaves = Pairs(*(part[rows] for part in pairs)).leaves()
             loss = self._loss(leaves, group, step)
-            parts = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+            with self.problem.engine.watch.part("backward"):
+                parts = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
             for whole, part in zip(found, parts, strict=True):
                 whole[rows] = part
             total += loss.detach()
@@ -110,9 +111,11 @@ class Matching(Method):
             yield group, rows.to(self.problem.engine.device)
 
     def _loss(self, own: Pairs, group: int, step: int) -> Tensor:
-        with self.problem.engine.watch.part("data"):
+        watch = self.problem.engine.watch
+        with watch.part("data"):
             real = self._augmented(self.groups.real(group, self.settings.real_images, step), group, step)
-        loss = self.match(self.networks.draw(step), group, self._augmented(own, group, step), real)
+        with watch.part("distilled features"):
+            loss = self.match(self.networks.draw(step), group, self._augmented(own, group, step), real)
         return self.problem.world * loss
 
     def _augmented(self, pairs: Pairs, group: int, step: int) -> Pairs:
