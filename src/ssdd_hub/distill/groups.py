@@ -4,7 +4,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -12,8 +11,8 @@ from ssdd_hub.distill.batches import CachedBatches
 from ssdd_hub.distill.method import Problem
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.errors import InputError
-from ssdd_hub.seeds import derive_seed, draw_batch
-from ssdd_hub.selection.coresets import Points, find_centres, nearest_centres
+from ssdd_hub.seeds import draw_batch
+from ssdd_hub.selection.clusters import Clusters
 from ssdd_hub.selection.source import Source
 
 _LOG = logging.getLogger(__name__)
@@ -63,21 +62,11 @@ class Groups:
     def find(cls, problem: Problem, targets: Tensor, count: int) -> "Groups":
         """Returns the groups of a set whose first targets are `(M, D)`; `count` is the number of clusters, at most."""
         source = _source(problem)
-        targets = targets.detach().cpu().float()
         if source.classes is not None:
-            of_source, of_set, total = source.classes.long(), targets.argmax(1), targets.shape[1]
+            of_source, of_set, total = source.classes.long(), targets.detach().argmax(1).cpu(), targets.shape[1]
         else:
-            points = Points(torch.arange(len(source.bank)), lambda rows: source.targets[rows].cpu())
-            total = min(count, len(points))
-            centres = find_centres(points, total, derive_seed(problem.seed, "groups"))
-            if total > 1 and bool((centres == centres[0]).all()):
-                # As for an estimate of a run's time, whose targets stand for others: there are no groups to find.
-                of_source, of_set = (torch.arange(size) % total for size in (len(points), len(targets)))
-            else:
-                of_source = nearest_centres(points, centres)
-                # Centres that are nearest to no point, as where some are equal, would leave images without real ones.
-                used = torch.tensor(sorted({*of_source.tolist()}))
-                of_set = used[nearest_centres(Points(torch.arange(len(targets)), targets.__getitem__), centres[used])]
+            clusters = Clusters.find(source, count, problem.seed)
+            of_source, of_set, total = clusters.numbers, clusters.of(targets), clusters.count
         found = cls(problem, of_source, of_set)
         if len(found.present) < total:
             left_out = total - len(found.present)

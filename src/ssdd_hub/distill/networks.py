@@ -87,7 +87,8 @@ class Networks:
     def __init__(self, settings: NetworkSettings, problem: Problem, groups: Groups) -> None:
         self.settings, self.problem, self.groups = settings, problem, groups
         self.skill: dict[int, float] = {}
-        self._held: dict[int, StudentPool] = {}  # of one student each, which knows its optimiser and its state
+        # Pools of one student each, which keep its optimiser and its state.
+        self._held: dict[int, StudentPool] = {}
         auto = "cross_entropy" if groups.are_classes else "regression"
         self.task = auto if settings.task == "auto" else settings.task
         if self.task == "cross_entropy" and not groups.are_classes:
