@@ -132,6 +132,10 @@ class DistillConfig:
                 f"{self.selection.max_images}",
             ),
             (
+                self.selection.balance is None or self.init not in (MIXED, NOISE),
+                f"selection.balance is for starts from real images, and init is {self.init}: leave one of them out",
+            ),
+            (
                 self.student_training.augment != "views" or self.parameterisation.name == Views.name,
                 "student_training.augment is views, and such a set stores none: choose none, flip or crop-flip, or "
                 "--parameterisation views",

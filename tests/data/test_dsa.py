@@ -152,7 +152,7 @@ def test_crops_and_cutouts_are_anywhere_in_their_range(monkeypatch, operation, f
 def test_each_call_applies_one_operation_and_all_are_as_likely(monkeypatch):
     called = []
     for name in OPERATIONS:
-        monkeypatch.setitem(OPERATIONS, name, lambda images, generator, name=name: called.append(name) or images)
+        monkeypatch.setitem(OPERATIONS, name, lambda images, *_, name=name: called.append(name) or images)
     drawn = torch.Generator().manual_seed(0)
     for _ in range(3000):
         augment_dsa(torch.zeros(1, 1, 4, 4), drawn)

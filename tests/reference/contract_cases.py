@@ -12,6 +12,7 @@ from toy_method import MeanMatch
 from toy_parameterisation import Tiles
 from wrapped import PredictedViews, ViewsOfDct
 
+from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.engine import EngineSettings, build_engine
 from ssdd_hub.distill.method import Problem
@@ -20,7 +21,9 @@ from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.registry import PARAMETERISATIONS
 from ssdd_hub.distill.pool import PoolSettings
 from ssdd_hub.models.convnet import ConvNet
+from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import save_tree
+from ssdd_hub.selection.source import Source
 
 # A batch that two processes cannot share evenly.
 M, B, D, SIDE, STEPS = 6, 7, 3, 8, 10
@@ -29,6 +32,8 @@ OTHERS = (Tiles, ViewsOfDct, PredictedViews)
 PARAMETERISATION_CLASSES = {**PARAMETERISATIONS.known, **{each.name: each for each in OTHERS}}
 CASES = [(method, name) for method in METHOD_CLASSES for name in PARAMETERISATION_CLASSES]
 SHARED = {"lr_images": 1e-2, "lr_targets": 1e-2, "ridge": 1e-3, "pool": PoolSettings(size=2, max_age=4)}
+# Few groups, seen in part, and short trainings.
+SHARED |= {"num_groups": 3, "real_images": 5, "set_images": 3, "training_steps": 2, "training_batch": 4}
 
 
 def make_pairs(count, seed):
@@ -43,8 +48,17 @@ def batches(step, rank=0, world=1, size=B):
     return tuple(part[mine] for part in make_pairs(size, step))
 
 
-def build(method, parameterisation, accelerator, kind="fast"):
-    """Returns a distiller of the problem."""
+def make_source(count=21, labels=None):
+    """Returns real images with targets; where they have labels, these are centred one-hot vectors."""
+    pairs, space = make_pairs(count, 98), PixelSpace((0.5,), (0.25,))
+    pixels = (space.denormalise(pairs.images).clamp(0, 1) * 255).to(torch.uint8)
+    targets = pairs.targets if labels is None else torch.nn.functional.one_hot(labels, D).double() - 1 / D
+    teacher = torch.nn.Identity() if labels is None else None
+    return Source(ImageBank(pixels, labels, None, {}), targets, teacher, None, space)
+
+
+def build(method, parameterisation, accelerator, kind="fast", source=None, **changed):
+    """Returns a distiller of the problem; changed are settings of the method."""
     engine = build_engine(EngineSettings(kind=kind, precision="float64"), accelerator)
     problem = Problem(
         batches,
@@ -52,17 +66,18 @@ def build(method, parameterisation, accelerator, kind="fast"):
         engine,
         B,
         rank=accelerator.process_index,
+        source=source or make_source(),
         world=accelerator.num_processes,
     )
     learned, judge = PARAMETERISATION_CLASSES[parameterisation], METHOD_CLASSES[method]
     first = learned.start(make_pairs(M, 99), settings_of(learned))
     settings = DistillerSettings(num_images=M, batch_size=B, steps=STEPS, precision="float64")
-    return Distiller(first, judge(settings_of(judge), problem), settings, accelerator)
+    return Distiller(first, judge(settings_of(judge, **changed), problem), settings, accelerator)
 
 
-def settings_of(kind):
+def settings_of(kind, **changed):
     known = kind.Settings.__dataclass_fields__
-    return kind.Settings(**{name: value for name, value in SHARED.items() if name in known})
+    return kind.Settings(**{name: value for name, value in SHARED.items() if name in known} | changed)
 
 
 def run(distiller, steps):

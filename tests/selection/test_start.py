@@ -1,11 +1,15 @@
 """What a distilled set starts from."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_selection import SMALL
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.seeds import generator
+from ssdd_hub.selection.clusters import Clusters
+from ssdd_hub.selection.methods import CHOICES
 from ssdd_hub.selection.start import INITS, start_from
 
 
@@ -41,3 +45,18 @@ def test_noise_may_be_more_than_the_source_and_real_images_not(source):
     assert len(start_from("noise", source(), 30, 0, SMALL)[0]) == 30
     with pytest.raises(InputError, match="30 images are to be selected, and there are only 20: select fewer"):
         start_from("kcenter", source(), 30, 0, SMALL)
+
+
+@pytest.mark.parametrize("init", CHOICES)
+def test_a_balanced_start_has_as_many_images_of_each_cluster(source, init):
+    given = source()
+    numbers = Clusters.find(given, 3, 5).numbers
+    assert torch.bincount(numbers).min() >= 2
+    images, targets, places = start_from(init, given, 5, 5, replace(SMALL, balance=3))
+    assert torch.bincount(numbers[places], minlength=3).tolist() == [2, 2, 1] and len(places.unique()) == 5
+    assert torch.equal(images, given.bank.pixels[places] / 255) and torch.equal(targets, given.targets[places])
+
+
+def test_a_cluster_that_is_too_small_for_a_balanced_start_is_named(source):
+    with pytest.raises(InputError, match="7 first images of each of 3 clusters are to be chosen, and cluster . has"):
+        start_from("random", source(), 19, 5, replace(SMALL, balance=3))

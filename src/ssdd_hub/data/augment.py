@@ -5,7 +5,7 @@ view can be made again: the teacher's cached features of a fixed view belong to 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ CUTOUT = 0.5
 FLIP = 0.5
 SCALE = (1 / 1.2, 1.2)
 ROTATION = 15.0
+
+# Of images, a generator, and whether all images share one draw.
+Augmentation = Callable[[Tensor, torch.Generator, bool], Tensor]
 
 
 def draw_views(count: int, generator: torch.Generator) -> Tensor:
@@ -48,14 +51,27 @@ def crop_flip(pixels: Tensor, views: Tensor) -> Tensor:
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def augment_dsa(images: Tensor, generator: torch.Generator) -> Tensor:
+def augment_dsa(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
     """Applies DSA: one of the six `OPERATIONS`, all as likely, to a batch; each image draws its own parameters.
 
     Gradients pass through. The operations act on normalised images, as in the released codes: brightness is in units
     of the pixels' std, and what comes from outside an image or is cut out is 0, the mean colour and not black.
+
+    Siamese are two batches, of any sizes, whose generators have one seed, with `alike`: all images share one draw.
     """
     drawn = int(torch.randint(len(OPERATIONS), (), generator=generator))
-    return list(OPERATIONS.values())[drawn](images, generator)
+    return list(OPERATIONS.values())[drawn](images, generator, alike)
+
+
+def augment_in_turn(names: Sequence[str]) -> Augmentation:
+    """Returns the augmentation that applies several of `OPERATIONS`, one after another, to every batch."""
+
+    def augment(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
+        for name in names:
+            images = OPERATIONS[name](images, generator, alike)
+        return images
+
+    return augment
 
 
 def change_colours(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
@@ -107,7 +123,7 @@ def rescale(images: Tensor, factors: Tensor) -> Tensor:
 
     `factors (n, 2)` are for height and width: 2 shows the image at half its size, 1/2 its middle at twice its size.
     """
-    zeros = torch.zeros(len(images), dtype=factors.dtype)
+    zeros = torch.zeros(len(factors), dtype=factors.dtype)
     return _resample(images, [[factors[:, 1], zeros], [zeros, factors[:, 0]]])
 
 
@@ -120,7 +136,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 def _resample(images: Tensor, matrix: list[list[Tensor]]) -> Tensor:
     """Samples the result at `(x, y)`, from the centre in half sizes, from the image at `matrix (x, y)`."""
     turned = torch.stack([torch.stack(row, 1) for row in matrix], 1)  # (n, 2, 2)
-    affine = functional.pad(turned, (0, 1)).to(images)
+    affine = functional.pad(turned, (0, 1)).to(images).expand(len(images), 2, 3)
     # `align_corners` makes no difference without a translation.
     grid = functional.affine_grid(affine, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -139,37 +155,42 @@ def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.G
     return low + (high - low) * torch.rand(shape, generator=generator)
 
 
-def _random_colours(images: Tensor, generator: torch.Generator) -> Tensor:
+def _draws(images: Tensor, alike: bool) -> int:
+    """Returns how many parameters are drawn; one alone holds for all images."""
+    return 1 if alike else len(images)
+
+
+def _random_colours(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
     ranges = ((-BRIGHTNESS, BRIGHTNESS), SATURATION, CONTRAST)
-    return change_colours(images, *(_uniform((len(images),), low, high, generator) for low, high in ranges))
+    return change_colours(images, *(_uniform((_draws(images, alike),), low, high, generator) for low, high in ranges))
 
 
-def _random_shift(images: Tensor, generator: torch.Generator) -> Tensor:
+def _random_shift(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
     most = [_share(size, CROP) for size in images.shape[-2:]]
-    drawn = [torch.randint(-limit, limit + 1, (len(images),), generator=generator) for limit in most]
+    drawn = [torch.randint(-limit, limit + 1, (_draws(images, alike),), generator=generator) for limit in most]
     return shift(images, torch.stack(drawn, 1))
 
 
-def _random_cutout(images: Tensor, generator: torch.Generator) -> Tensor:
+def _random_cutout(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
     # A rectangle of even length has a centre between pixels, hence one more place; about a quarter lies outside.
     places = [size + 1 - _share(size, CUTOUT) % 2 for size in images.shape[-2:]]
-    drawn = [torch.randint(0, count, (len(images),), generator=generator) for count in places]
+    drawn = [torch.randint(0, count, (_draws(images, alike),), generator=generator) for count in places]
     return cut_out(images, torch.stack(drawn, 1))
 
 
-def _random_mirror(images: Tensor, generator: torch.Generator) -> Tensor:
-    return mirror(images, torch.rand(len(images), generator=generator) < FLIP)
+def _random_mirror(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
+    return mirror(images, torch.rand(_draws(images, alike), generator=generator) < FLIP)
 
 
-def _random_scale(images: Tensor, generator: torch.Generator) -> Tensor:
-    return rescale(images, _uniform((len(images), 2), *SCALE, generator))
+def _random_scale(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
+    return rescale(images, _uniform((_draws(images, alike), 2), *SCALE, generator))
 
 
-def _random_rotation(images: Tensor, generator: torch.Generator) -> Tensor:
-    return rotate(images, _uniform((len(images),), -ROTATION, ROTATION, generator))
+def _random_rotation(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
+    return rotate(images, _uniform((_draws(images, alike),), -ROTATION, ROTATION, generator))
 
 
-OPERATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+OPERATIONS: dict[str, Augmentation] = {
     "colour": _random_colours,
     "crop": _random_shift,
     "cutout": _random_cutout,
@@ -177,3 +198,10 @@ OPERATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "scale": _random_scale,
     "rotate": _random_rotation,
 }
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": lambda images, generator, alike: images,
+    "dsa": augment_dsa,
+    "colour-crop": augment_in_turn(("colour", "crop")),
+    "colour-crop-cutout": augment_in_turn(("colour", "crop", "cutout")),
+}
+"""By name, those of methods that match a set with real images: of DSA, and of IDC (arXiv 2205.14959)."""

@@ -53,8 +53,10 @@ class RealBatches:
         """Returns this process's slice of the batch, its indices, and its pixels in `[0, 1]`."""
         mine = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
         indices = draw_batch(len(self.pixels), self.batch_size, self.seed, "real batch", step)[mine]
-        pixels = gather(self.pixels, indices, self.device).to(self.dtype) / 255
-        return mine, indices, pixels
+        return mine, indices, self._pixels(indices)
+
+    def _pixels(self, indices: Tensor) -> Tensor:
+        return gather(self.pixels, indices, self.device).to(self.dtype) / 255
 
 
 @dataclass(kw_only=True)
@@ -71,6 +73,11 @@ class CachedBatches(RealBatches):
         """See `Batches.__call__`."""
         _, indices, pixels = self._take(step, rank, world)
         return self.pixel_space.normalise(pixels), _rows(self.targets, indices, self.device).to(self.dtype)
+
+    def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns images and targets at indices `(n,)`, on the CPU, instead of those of a step."""
+        images = self.pixel_space.normalise(self._pixels(indices))
+        return images, _rows(self.targets, indices, self.device).to(self.dtype)
 
 
 @dataclass(kw_only=True)

@@ -77,8 +77,18 @@ class Points:
 def kmeans(points: Points, count: int, seed: int, exact: int, iterations: int, batch_size: int) -> Tensor:
     """Chooses the point nearest to each centre of k-means, centre by centre, without replacement.
 
+    Returns indices `(count,)`, none twice; see `find_centres`.
+    """
+    return _nearest_free(points, find_centres(points, count, seed, exact, iterations, batch_size))
+
+
+def find_centres(
+    points: Points, count: int, seed: int, exact: int = 10_000, iterations: int = 100, batch_size: int = 1024
+) -> Tensor:
+    """Returns the centres `(count, D)` of k-means, of which some are equal where fewer points differ.
+
     Up to `exact` points, all count in each of at most `iterations` passes; of more, batches. Where the points do not
-    fit into memory, the centres are those of a sample that does. Returns indices `(count,)`, none twice.
+    fit into memory, the centres are those of a sample that does.
     """
     sample = points.sample(count, seed)
     # In place, since a copy may take too much memory.
@@ -93,8 +103,13 @@ def kmeans(points: Points, count: int, seed: int, exact: int, iterations: int, b
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         clusters.fit(sample.numpy())
-    del sample
-    return _nearest_free(points, torch.from_numpy(clusters.cluster_centers_).float())
+    return torch.from_numpy(clusters.cluster_centers_).float()
+
+
+def nearest_centres(points: Points, centres: Tensor) -> Tensor:
+    """Returns for each point the index of the nearest of the centres `(K, D)`, `(N,)`."""
+    offset = centres.mean(0)
+    return torch.cat([torch.cdist(part - offset, centres - offset).argmin(1) for _, part in points.parts()])
 
 
 def _nearest_free(points: Points, centres: Tensor) -> Tensor:

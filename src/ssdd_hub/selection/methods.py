@@ -23,7 +23,10 @@ class SelectionSettings(Settings, section="selection"):
     """How images are selected; defaults of k-means are scikit-learn's, those of experts MKDT's unless stated.
 
     Attributes:
-        max_images: Candidates, drawn by seed; `random` and the training of experts use all images. None for all.
+        max_images: Candidates, drawn by seed; `random`, the training of experts and `balance` use all images. None for
+            all.
+        balance: Clusters of the targets of which a distilled set starts from as many real images each: those of
+            methods whose `num_groups` is the same. None for any number of each.
         kmeans_exact: Up to this many images, k-means takes all of them in every iteration; of more, a batch.
         kmeans_iterations: Passes of k-means over the images at most.
         kmeans_batch_size: Images of a batch.
@@ -38,6 +41,7 @@ class SelectionSettings(Settings, section="selection"):
     """
 
     max_images: Count | None = None
+    balance: Count | None = None
     kmeans_exact: Natural = 10_000
     kmeans_iterations: Count = 100
     kmeans_batch_size: Count = 1024

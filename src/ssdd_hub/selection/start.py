@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssdd_hub.runs.estimate import Stage
 from ssdd_hub.seeds import derive_seed, generator
+from ssdd_hub.selection.clusters import choose_evenly
 from ssdd_hub.selection.methods import CHOICES, SelectionSettings, choose_rows, draw_noise, predict_targets
 from ssdd_hub.selection.source import Source
 
@@ -58,7 +59,9 @@ def start_from(
         rows = torch.stack([torch.randperm(len(source.bank), generator=drawn)[:PARTS] for _ in range(count)])
         images = torch.stack([source.bank.pixels[each].to(dtype).mean(0) / 255 for each in rows])
         return images, predict_targets(source, images), rows
-    if init == "random":
+    if settings.balance and source.classes is None:
+        rows = choose_evenly(init, source, count, seed, settings)
+    elif init == "random":
         # Not by `choose_rows`, so that earlier settings still start from the same images.
         rows = torch.randperm(len(source.bank), generator=generator(seed, "first images"))[:count]
     else:
