@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssdd_hub.distill.method import Method, Problem
+from ssdd_hub.distill.methods.clp_dd import ClpDd
+from ssdd_hub.distill.methods.frepo import Frepo
 from ssdd_hub.distill.methods.krr_st import KrrSt
+from ssdd_hub.distill.methods.rfad import Rfad
 from ssdd_hub.distill.registry import Registry
 
-METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", KrrSt)
+METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", KrrSt, Frepo, Rfad, ClpDd)
 
 
 def list_methods() -> list[str]:
