@@ -76,7 +76,8 @@ def test_what_is_installed_is_listed_with_paper_settings_and_status(capsys):
         place = lines.index(f"  {name}")
         assert lines[place + 1] == f"    paper: {found.citation}"
         assert lines[place + 3] == "    status: available"
-    assert "    settings: ridge=1e-06, inner_steps=1" in lines
+        assert lines[place + 4].startswith("    purpose: ") and "not stated" not in lines[place + 4]
+    assert "    settings: ridge=1e-06, inner_steps=1, pool=--pool.*, set_batch=None" in lines
     assert "    settings: hidden_dim=2048, output_dim=2048, lambda_param=0.005" in lines
 
 

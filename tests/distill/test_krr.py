@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from reference import krrst_numpy as witness
+from reference import kernel_numpy, krrst_numpy as witness
 
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
-from ssdd_hub.distill.engine.ridge_solve import invert_triangular
-from ssdd_hub.distill.krr import Regression, outer_loss, predict
+from ssdd_hub.distill.engine.ridge_solve import _RidgeSolution, invert_triangular
+from ssdd_hub.distill.krr import Regression, Ridge, outer_loss, predict, solve_ridge
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.models.convnet import ConvNet
 
@@ -58,6 +58,34 @@ def test_loss_and_all_gradients_are_those_of_the_witness(shape, ridge):
     assert ours.item() == pytest.approx(loss, rel=1e-9)
     for name, grad in zip(NAMES, torch.autograd.grad(ours, tensors), strict=True):
         assert relative_error(grad, grads[name]) <= 1e-9, name
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_other_forms_of_the_regression_are_those_of_the_witness(shape, constant):
+    """The trace is differentiated, and the ridge is large enough for that to show."""
+    arrays = make_arrays(shape)
+    phi_s, phi_r = (np.pad(arrays[place], ((0, 0), (0, 1)), constant_values=constant) for place in (0, 2))
+    given = (phi_s, arrays[1], phi_r, arrays[3], 0.3 * shape[0])
+    loss, features, targets, _ = kernel_numpy.probe(*given, kernel_numpy.mean)
+    tensors, form = to_tensors(arrays), Ridge(0.3, constant, detached=False)
+    assert Regression(*tensors[:2], form).in_feature_space == (shape[0] > shape[1] + constant)
+    ours = outer_loss(*tensors, form)
+    assert ours.item() == pytest.approx(loss, rel=1e-9)
+    for mine, theirs in zip(torch.autograd.grad(ours, tensors[:2]), (features[:, :-1], targets), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-9 * np.abs(theirs).max())
+
+
+def test_the_solver_of_a_gpu_is_differentiated_like_that_of_the_cpu():
+    torch.manual_seed(0)
+    features, right = torch.randn(5, 9).double(), torch.randn(5, 2).double()
+    leaves = [features.requires_grad_(), right.requires_grad_(), torch.tensor(0.3).double().requires_grad_()]
+    ours, theirs = (
+        torch.autograd.grad(solve(features @ features.T, right, leaves[2]).square().sum(), leaves)
+        for solve in (_RidgeSolution.apply, solve_ridge)
+    )
+    for mine, reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-10)
 
 
 def test_the_gradients_of_the_witness_are_those_of_finite_differences():
@@ -125,14 +153,6 @@ WIDTHS, M, B, D, SIZE = (3, 4), 5, 6, 3, 8
 STEPS = 3
 
 
-def to_network(student):
-    """Copies the weights of a ConvNet with batch normalisation, by their order."""
-    arrays = [tensor.detach().clone().numpy() for tensor in student.state_dict().values()]
-    names = ("weight", "bias", "gain", "shift", "mean", "var", "count")
-    blocks = [dict(zip(names, arrays[start : start + 7], strict=True)) for start in range(0, len(arrays) - 2, 7)]
-    return {"blocks": blocks, "head_weight": arrays[-2], "head_bias": arrays[-1]}
-
-
 def make_student():
     torch.manual_seed(0)
     student = ConvNet(WIDTHS, "batch", 2, SIZE, D).double()
@@ -160,11 +180,11 @@ def test_features_of_the_student_are_those_of_the_witness():
 
 
 def _features(student, images):
-    return witness.forward(to_network(student), images)[0]
+    return witness.forward(witness.to_network(student), images)[0]
 
 
 def test_the_image_gradient_of_the_witness_is_that_of_finite_differences():
-    network, (images, targets, batches) = to_network(make_student()), make_data()
+    network, (images, targets, batches) = witness.to_network(make_student()), make_data()
     images, targets = images[:2], targets[:2]
     _, gradient, _ = witness.image_gradient(network, images, targets, *batches[0], 1e-3)
 
@@ -189,7 +209,7 @@ def test_the_image_gradient_of_the_witness_is_that_of_finite_differences():
 def test_every_step_of_a_distillation_is_that_of_the_witness(settings):
     settings = {"lr_images": 0.02, "lr_targets": 0.01, "ridge": 1e-3, "inner_steps": 1, "final_lr": 0.1, **settings}
     student, (images, targets, batches) = make_student(), make_data()
-    network = to_network(student)
+    network = witness.to_network(student)
     pool = StudentPool(lambda: student, PoolSettings(size=1, warm_up=False), seed=0, dtype=torch.float64)
     distiller = Distiller(
         torch.tensor(images),
@@ -209,7 +229,7 @@ def test_every_step_of_a_distillation_is_that_of_the_witness(settings):
         assert relative_error(distiller.images.detach(), new_images) <= 1e-9
         assert relative_error(distiller.targets.detach(), new_targets) <= 1e-9
     assert distiller.outer_step == STEPS and distiller.parts.recompute is recomputed
-    after = to_network(student)
+    after = witness.to_network(student)
     for ours, theirs, before in zip(after["blocks"], network["blocks"], begun["blocks"], strict=True):
         for name in ("weight", "gain", "shift", "mean", "var"):
             assert relative_error(ours[name], theirs[name]) <= 1e-9, name

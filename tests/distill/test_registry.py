@@ -46,7 +46,7 @@ def test_the_root_lists_both():
 
 def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest(offer, problem):
     offer(mean_match="toy_method:MeanMatch")
-    with pytest.raises(InputError, match="method 'mean' is unknown: use one of dc, .*; the nearest is mean_"):
+    with pytest.raises(InputError, match="method 'mean' is unknown: use one of clp_dd, .*; the nearest is mean_"):
         build_method("mean", problem)
     with pytest.raises(
         InputError, match="parameterisation 'pixel' is unknown: use one of bases, .*; the nearest is pixels"

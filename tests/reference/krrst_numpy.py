@@ -14,6 +14,14 @@ LEARNT = ("weight", "bias", "gain", "shift")
 # The network
 
 
+def to_network(student):
+    """Copies the weights of a ConvNet with batch normalisation, by their order."""
+    arrays = [tensor.detach().clone().numpy() for tensor in student.state_dict().values()]
+    names = ("weight", "bias", "gain", "shift", "mean", "var", "count")
+    blocks = [dict(zip(names, arrays[start : start + 7], strict=True)) for start in range(0, len(arrays) - 2, 7)]
+    return {"blocks": blocks, "head_weight": arrays[-2], "head_bias": arrays[-1]}
+
+
 def windows(maps):
     """The 3x3 neighbourhoods of all pixels, `(n, I, h, w, 3, 3)`, with zeros around the maps."""
     padded = np.pad(maps, ((0, 0), (0, 0), (1, 1), (1, 1)))

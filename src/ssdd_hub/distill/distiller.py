@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast, overload
 
 import torch
 from accelerate import Accelerator
+from timm.optim import Lamb
 from torch import Tensor
 
 from ssdd_hub.bounds import Count, Natural, Positive, Settings, Share, Weight, one_of
@@ -33,8 +34,10 @@ class DistillerSettings(Settings, section="distiller"):
         batch_size: Real images `B` per outer step, over all processes.
         set_batch: Distilled images that a step of KRR-ST sees, drawn anew for each, so that its time does not grow
             with `M`; None for all.
-        lr_images: AdamW's first learning rate of the images.
-        lr_targets: AdamW's first learning rate of the targets.
+        optimizer: Of the outer steps. `lamb`: each step is as long as the learning rate times the norm of the images,
+            or of the targets, as a whole.
+        lr_images: First learning rate of the images.
+        lr_targets: First learning rate of the targets.
         final_lr: The share of the first learning rates that the linear decay ends at.
         ridge: Regularisation of the regression relative to the trace of its kernel. Much less than the default may
             leave a float32 kernel that cannot be factorised on a GPU.
@@ -58,6 +61,7 @@ class DistillerSettings(Settings, section="distiller"):
     steps: Natural = 160_000
     batch_size: Count = 1024
     set_batch: Count | None = None
+    optimizer: Annotated[str, one_of(("adamw", "lamb"))] = "adamw"
     lr_images: Weight = 1e-4
     lr_targets: Weight = 1e-4
     final_lr: Share = 1e-3
@@ -101,7 +105,7 @@ class Distiller:
         accelerator: Device, processes and mixed precision.
 
     Attributes:
-        optimizer: AdamW.
+        optimizer: That of the settings.
         outer_step: Outer steps done.
     """
 
@@ -248,6 +252,10 @@ class Distiller:
     def _build_optimizer(self) -> None:
         groups = self.parameterisation.groups()
         self._rates = [group["lr"] for group in groups]
+        if self.settings.optimizer == "lamb":
+            # By default timm clips gradients, and scales no step of what has no weight decay.
+            self.optimizer = Lamb(groups, weight_decay=0.0, max_grad_norm=None, always_adapt=True)
+            return
         # On the CPU the fused one is wrong where a gradient's layout is not its parameter's.
         fused = self.accelerator.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=fused)

@@ -9,14 +9,32 @@ outer problem of section 3; the constants follow the authors' released code.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Solver = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Takes a symmetric matrix `A`, a right side `B` and a penalty `λ`; returns `(A + λI)⁻¹ B`."""
-Kernel = Callable[[Tensor, Tensor], Tensor]
-"""Takes features `(n, F)` and `(m, F)`; returns their kernel `(n, m)`."""
+Kernel = Callable[[Tensor, Tensor, float], Tensor]
+"""Takes features `(n, F)` and `(m, F)` and the constant of the kernel; returns their kernel `(n, m)`."""
+Outer = Callable[[Tensor, Tensor], Tensor]
+"""Takes predictions and targets of real images, both `(B, D)`; returns a scalar, a mean over the images."""
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """The form of a kernel ridge regression.
+
+    Attributes:
+        share: Regularisation `λ` relative to the trace of the kernel, at least 0.
+        constant: Whether the constant 1 is appended to the features, so that 1 is added to the kernel.
+        detached: Whether the trace counts as a constant when gradients are taken.
+    """
+
+    share: float = 1e-6
+    constant: bool = True
+    detached: bool = True
 
 
 def solve_ridge(matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
@@ -29,23 +47,28 @@ def solve_ridge(matrix: Tensor, right: Tensor, penalty: Tensor) -> Tensor:
     return solution
 
 
-def linear_kernel(left: Tensor, right: Tensor) -> Tensor:
-    """Returns the kernel `(n, m)` of features `(n, F)` and `(m, F)` to which the constant 1 is appended."""
+def squared_error(prediction: Tensor, targets: Tensor) -> Tensor:
+    """Returns the mean squared error over `B` and `D`."""
+    return (prediction - targets).square().mean()
+
+
+def linear_kernel(left: Tensor, right: Tensor, constant: float = 1) -> Tensor:
+    """Returns the kernel `(n, m)` of features `(n, F)` and `(m, F)` to which a constant is appended, by its square."""
     # [a, 1] [b, 1]ᵀ = a bᵀ + 1, so the longer features are never materialised.
-    return left @ right.T + 1
+    return left @ right.T + constant
 
 
 class Regression:
     """A kernel ridge regression fitted on the distilled pairs, which predicts targets of real images.
 
-    `K_rs (K_ss + λI)⁻¹ Y_s` with `λ = ridge · trace(K_ss)`; the trace is detached and not divided by `M`. With more
-    images than features the same is computed in the space of features, `Φ_r (Φ_sᵀΦ_s + λI)⁻¹ Φ_sᵀ Y_s`, where the
-    system is smaller. Differentiable in every tensor argument.
+    `K_rs (K_ss + λI)⁻¹ Y_s` with `λ = ridge · trace(K_ss)`; by default the trace is detached, and it is not divided by
+    `M`. With more images than features the same is computed in the space of features,
+    `Φ_r (Φ_sᵀΦ_s + λI)⁻¹ Φ_sᵀ Y_s`, where the system is smaller. Differentiable in every tensor argument.
 
     Args:
         features: Student features of the distilled images, `(M, F)`, without the constant.
         targets: Targets of the distilled images, `(M, D)`.
-        ridge: Regularisation relative to the trace of the kernel, at least 0.
+        ridge: Regularisation relative to the trace of the kernel, at least 0, or the whole form of the regression.
         solve: Solves the regularised system; an engine has one that is quicker on a GPU.
         kernel: The kernel where the system is solved in the space of images.
 
@@ -57,23 +80,25 @@ class Regression:
         self,
         features: Tensor,
         targets: Tensor,
-        ridge: float = 1e-6,
+        ridge: float | Ridge = 1e-6,
         solve: Solver = solve_ridge,
         kernel: Kernel = linear_kernel,
     ) -> None:
         if {features.ndim, targets.ndim} != {2} or len(features) != len(targets):
             raise ValueError(_misfit(features, targets))
         self.features, self.targets, self._kernel = features, targets, kernel
-        self.in_feature_space = len(features) > features.shape[1] + 1
+        form = ridge if isinstance(ridge, Ridge) else Ridge(ridge)
+        self._constant = int(form.constant)
+        self.in_feature_space = len(features) > features.shape[1] + self._constant
         if self.in_feature_space:
-            longer = torch.cat([features, features.new_ones(len(features), 1)], 1)  # (M, F + 1)
-            covariance = longer.T @ longer
+            ones = features.new_ones(len(features), self._constant)
+            longer = torch.cat([features, ones], 1)  # (M, F + 1), or (M, F) without the constant
             # It has the trace of the kernel.
-            penalty = ridge * covariance.detach().trace()
-            self.solution = solve(covariance, longer.T @ targets, penalty)  # (F + 1, D)
+            system, right = longer.T @ longer, longer.T @ targets
         else:
-            own = kernel(features, features)
-            self.solution = solve(own, targets, ridge * own.detach().trace())  # (M, D)
+            system, right = kernel(features, features, self._constant), targets
+        trace = (system.detach() if form.detached else system).trace()
+        self.solution = solve(system, right, form.share * trace)  # (F + 1, D), (F, D) or (M, D)
 
     def predict(self, real_features: Tensor) -> Tensor:
         """Returns targets `(B, D)`, in the dtype of the features, of real images with student features `(B, F)`.
@@ -83,16 +108,19 @@ class Regression:
         """
         if real_features.ndim != 2 or real_features.shape[1] != self.features.shape[1]:
             raise ValueError(_misfit(self.features, self.targets, real_features))
-        if self.in_feature_space:
+        if self.in_feature_space and self._constant:
             return torch.addmm(self.solution[-1], real_features, self.solution[:-1])
-        return self._kernel(real_features, self.features) @ self.solution
+        if self.in_feature_space:
+            return real_features @ self.solution
+        return self._kernel(real_features, self.features, self._constant) @ self.solution
 
-    def loss(self, real_features: Tensor, real_targets: Tensor) -> Tensor:
-        """Returns the mean squared error of the predictions over `B` and `D`, a scalar in the dtype of the features.
+    def loss(self, real_features: Tensor, real_targets: Tensor, outer: Outer = squared_error) -> Tensor:
+        """Returns a loss of the predictions, a scalar in the dtype of the features; by default the mean squared error.
 
         Args:
             real_features: Student features of the real images, `(B, F)`.
             real_targets: Teacher features of the same real images, `(B, D)`.
+            outer: The loss.
 
         Raises:
             ValueError: The shapes do not fit each other.
@@ -102,16 +130,20 @@ class Regression:
             raise ValueError(
                 f"real targets of shape {tuple(prediction.shape)} (B, D) are required, got {tuple(real_targets.shape)}"
             )
-        return (prediction - real_targets).square().mean()
+        return outer(prediction, real_targets)
 
 
-def predict(distilled_features: Tensor, targets: Tensor, real_features: Tensor, ridge: float = 1e-6) -> Tensor:
+def predict(distilled_features: Tensor, targets: Tensor, real_features: Tensor, ridge: float | Ridge = 1e-6) -> Tensor:
     """Returns the predictions `(B, D)` of `Regression`, in one call."""
     return Regression(distilled_features, targets, ridge).predict(real_features)
 
 
 def outer_loss(
-    distilled_features: Tensor, targets: Tensor, real_features: Tensor, real_targets: Tensor, ridge: float = 1e-6
+    distilled_features: Tensor,
+    targets: Tensor,
+    real_features: Tensor,
+    real_targets: Tensor,
+    ridge: float | Ridge = 1e-6,
 ) -> Tensor:
     """Returns the outer loss of KRR-ST, `Regression.loss`, in one call."""
     return Regression(distilled_features, targets, ridge).loss(real_features, real_targets)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssdd_hub.distill.batches import Batches
 from ssdd_hub.distill.engine.base import Engine
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.seeds import seeded
+from ssdd_hub.seeds import draw_distinct, seeded
 from ssdd_hub.selection.source import Source
 
 
@@ -91,11 +91,15 @@ class Method:
         return 0
 
     def rows(self, count: int, step: int) -> Tensor | None:
-        """Returns the indices `(n,)` of the pairs, of `count`, that an outer step is given; by default None, all.
+        """Returns the indices `(n,)` of the pairs, of `count`, that an outer step is given; None for all.
 
-        A function of `problem.seed` and `step`, the same on all processes.
+        A function of `problem.seed` and `step`, the same on all processes; by default those of the setting
+        `set_batch`, where there is one.
         """
-        return None
+        size = getattr(self.settings, "set_batch", None)
+        if size is None or size >= count:
+            return None
+        return draw_distinct(count, size, self.problem.seed, "set batch", step)
 
     def loss(self, pairs: Pairs, step: int) -> Tensor:
         """Returns the loss of a set at an outer step, a scalar that is differentiable in images and targets.

@@ -30,9 +30,10 @@ class PoolSettings(Settings, section="pool"):
         renewal: `train`: a renewed student has age 0 and ages like any other. `never-train`: as in the authors' code,
             a slot that has reached `max_age` once gets a fresh student at each visit, which takes no step.
         warm_up: Train each first student for a random age in `[1, max_age)` before the first outer step.
-        learning_rate: Of the inner SGD.
-        momentum: Of the inner SGD.
-        weight_decay: Of the inner SGD.
+        learning_rate: Of the inner steps.
+        momentum: Of the inner steps; of Adam the decay of the first moment, that of the second is 0.999.
+        weight_decay: Of the inner steps, as an L2 penalty.
+        optimizer: Of the inner steps.
     """
 
     size: Repeats = 10
@@ -42,20 +43,28 @@ class PoolSettings(Settings, section="pool"):
     learning_rate: Positive = 0.1
     momentum: Fraction = 0.9
     weight_decay: Weight = 1e-3
+    optimizer: Annotated[str, one_of(("sgd", "adam"))] = "sgd"
+
+    def build_optimizer(self, student: nn.Module, fused: bool) -> torch.optim.Optimizer:
+        """Returns a fresh optimiser of a student; the fused form is for GPUs."""
+        rest: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": fused}
+        if self.optimizer == "adam":
+            return torch.optim.Adam(student.parameters(), betas=(self.momentum, 0.999), **rest)
+        return torch.optim.SGD(student.parameters(), momentum=self.momentum, **rest)
 
 
 def require_room(settings: PoolSettings, student: nn.Module, device: torch.device | str) -> None:
-    """Raises an `InputError` where a device cannot hold the weights of so many students and their momentum."""
+    """Raises an `InputError` where a device cannot hold the weights of so many students and their moments."""
     weights = sum(parameter.numel() * parameter.itemsize for parameter in student.parameters())
-    require_memory("--pool.size", settings.size, 2 * weights, device)
+    require_memory("--pool.size", settings.size, (3 if settings.optimizer == "adam" else 2) * weights, device)
 
 
 @dataclass
 class PooledStudent:
-    """One slot of the pool: a student, its SGD, its age in inner steps, and the number of students before it."""
+    """One slot of the pool: a student, its optimiser, its age in inner steps, and the number of students before it."""
 
     module: nn.Module
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     age: int
     generation: int
 
@@ -162,9 +171,9 @@ class StudentPool:
             student.module.load_state_dict(saved["module"])
             student.optimizer.load_state_dict(saved["optimizer"])
             for parameter, state in student.optimizer.state.items():
-                if state.get("momentum_buffer") is not None:
-                    # As before it was saved: in the memory layout of its parameter.
-                    state["momentum_buffer"] = torch.empty_like(parameter).copy_(state["momentum_buffer"])
+                # As before they were saved: in the memory layout of their parameter.
+                moments = {key: part for key, part in state.items() if torch.is_tensor(part) and part.ndim}
+                state |= {key: torch.empty_like(parameter).copy_(part) for key, part in moments.items()}
             student.age, student.generation = saved["age"], saved["generation"]
 
     def _fresh(self, slot: int, generation: int, age: int = 0) -> PooledStudent:
@@ -172,9 +181,7 @@ class StudentPool:
             module = self.build()
         # Channels last: quicker on the CPU.
         module = module.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        rate, momentum, decay = self.settings.learning_rate, self.settings.momentum, self.settings.weight_decay
-        fused = torch.device(self.device).type == "cuda"
-        optimizer = torch.optim.SGD(module.parameters(), rate, momentum, weight_decay=decay, fused=fused)
+        optimizer = self.settings.build_optimizer(module, fused=torch.device(self.device).type == "cuda")
         return PooledStudent(module, optimizer, age, generation)
 
     def _inner_step(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:

@@ -142,9 +142,14 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
+        """Does the same as `read`, without a graph."""
+        return self.read(pixels)
+
+    def read(self, pixels: Tensor) -> Tensor:
         """Maps pixels `(n, C, H, W)` in `[0, 1]` to features `(n, D)` in the dtype of the backbone.
 
         Grey images are repeated for a teacher of three channels; colours are refused by a teacher of one.
+        Differentiable, but for pixels that resizing takes out of the range, which are clamped.
         """
         channels = self.pixel_space.channels
         if pixels.shape[1] == 1 and channels > 1:

@@ -10,6 +10,7 @@ from ssdd_hub.bounds import Count, Positive, Settings, one_of
 from ssdd_hub.distill.batches import Batches
 from ssdd_hub.distill.engine.memory import MicroBatches
 from ssdd_hub.distill.engine.timing import Stopwatch
+from ssdd_hub.distill.krr import Outer, Ridge, squared_error
 from ssdd_hub.distill.pairs import Pairs
 
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
@@ -67,10 +68,13 @@ class Engine(Protocol):
     def features(self, student: nn.Module, images: Tensor) -> Tensor:
         """Returns features `(n, F)` in eval mode, differentiable in the images `(n, C, H, W)`; weights are fixed."""
 
-    def krr_gradients(self, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float) -> tuple[Tensor, ...]:
+    def krr_gradients(
+        self, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float | Ridge, outer: Outer = squared_error
+    ) -> tuple[Tensor, ...]:
         """Returns the loss of `krr.Regression` on the features of a set and of real images, and its gradients.
 
-        The gradients are those in images and targets of the set; `ridge` is relative to the trace of the kernel.
+        The gradients are those in images and targets of the set, and in what is learned of `outer` where that is a
+        module; it is then always the same one.
         """
 
     def regression_step(self, student: nn.Module, optimizer: torch.optim.Optimizer, pairs: Pairs) -> Tensor:

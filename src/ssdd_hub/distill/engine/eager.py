@@ -7,19 +7,27 @@ from torch.func import functional_call
 
 from ssdd_hub.distill.engine.base import Engine, EngineSettings
 from ssdd_hub.distill.engine.folded import FeatureReader
+from ssdd_hub.distill.engine.krr_gradients import learned_of
 from ssdd_hub.distill.engine.timing import Stopwatch
-from ssdd_hub.distill.krr import Regression
+from ssdd_hub.distill.krr import Outer, Regression, Ridge, squared_error
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.pool import regression_step
 
 
-def krr_loss(engine: Engine, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float) -> Tensor:
+def krr_loss(
+    engine: Engine,
+    student: nn.Module,
+    pairs: Pairs,
+    real: Pairs,
+    ridge: float | Ridge,
+    outer: Outer = squared_error,
+) -> Tensor:
     """Returns the loss of `krr.Regression` on the features that an engine computes; differentiable in the pairs."""
     dtype = engine.kernel_dtype
     with torch.no_grad():
         real_features = engine.features(student, real.images).to(dtype)
     features = engine.features(student, pairs.images).to(dtype)
-    return Regression(features, pairs.targets.to(dtype), ridge).loss(real_features, real.targets.to(dtype))
+    return Regression(features, pairs.targets.to(dtype), ridge).loss(real_features, real.targets.to(dtype), outer)
 
 
 class EagerEngine(Engine):
@@ -40,11 +48,13 @@ class EagerEngine(Engine):
             features: Tensor = functional_call(reader, weights, (images,))
         return features
 
-    def krr_gradients(self, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float) -> tuple[Tensor, ...]:
+    def krr_gradients(
+        self, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float | Ridge, outer: Outer = squared_error
+    ) -> tuple[Tensor, ...]:
         """See `Engine.krr_gradients`."""
         leaves = pairs.leaves()
-        loss = krr_loss(self, student, leaves, real, ridge)
-        return (loss.detach(), *torch.autograd.grad(loss, leaves))
+        loss = krr_loss(self, student, leaves, real, ridge, outer)
+        return (loss.detach(), *torch.autograd.grad(loss, [*leaves, *learned_of(outer)]))
 
     def regression_step(self, student: nn.Module, optimizer: torch.optim.Optimizer, pairs: Pairs) -> Tensor:
         """See `Engine.regression_step`."""

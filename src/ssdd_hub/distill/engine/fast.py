@@ -17,11 +17,12 @@ from ssdd_hub.distill.engine.base import Engine, EngineSettings
 from ssdd_hub.distill.engine.compiled import SharedForward, Weights, weights_of
 from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, SideStream, copy_all
 from ssdd_hub.distill.engine.folded import FoldedFeatures
-from ssdd_hub.distill.engine.krr_gradients import gradients_by_parts
+from ssdd_hub.distill.engine.krr_gradients import Form, gradients_by_parts
 from ssdd_hub.distill.engine.memory import CPU_PART, MicroBatches, plan_micro_batches
 from ssdd_hub.distill.engine.stage import Stage, Step
 from ssdd_hub.distill.engine.timing import Stopwatch
 from ssdd_hub.distill.engine.winograd import train_by_winograd, use_winograd
+from ssdd_hub.distill.krr import Outer, Ridge, squared_error
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.pool import regression_step
 
@@ -58,7 +59,7 @@ class FastEngine(Engine):
         # Inner steps, and outer gradients, each until one cannot be recorded.
         self._recording = self._recording_gradients = settings.compile and accelerator.device.type == "cuda"
         self._recorded: Recorded[tuple[Tensor, ...]] | None = None
-        self._recorded_of: tuple[nn.Module, MicroBatches, float] | None = None
+        self._recorded_of: tuple[Any, ...] | None = None
         self._architectures: dict[tuple[Any, ...], _Architecture] = {}
         self._known: WeakKeyDictionary[nn.Module, _Architecture] = WeakKeyDictionary()
 
@@ -69,7 +70,9 @@ class FastEngine(Engine):
         size = self._settings.micro_batch or (CPU_PART if self.device.type == "cpu" else len(images))
         return torch.cat([read(part) for part in MicroBatches(size, recompute=False).split(images)])
 
-    def krr_gradients(self, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float) -> tuple[Tensor, ...]:
+    def krr_gradients(
+        self, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float | Ridge, outer: Outer = squared_error
+    ) -> tuple[Tensor, ...]:
         """See `Engine.krr_gradients`; the parts are halved when the memory is full."""
         shared = self._architecture(student)
         # A recording reads the stage, whose student then is always the same module.
@@ -79,7 +82,7 @@ class FastEngine(Engine):
                 self.parts = self._plan(shared.folded, student, pairs, real)
             compute = self._replay if self._recording_gradients else self._by_parts
             try:
-                return compute(shared.folded, student, pairs, real, ridge, self.parts)
+                return compute(shared.folded, student, pairs, real, (ridge, outer), self.parts)
             except CannotRecord as error:
                 _LOG.warning("%s; outer gradients are computed launch by launch", error)
                 self._recording_gradients = False
@@ -138,21 +141,21 @@ class FastEngine(Engine):
         return plan_micro_batches(forward, pairs.images.detach(), size, most, len(real.images))
 
     def _by_parts(
-        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float, parts: MicroBatches
+        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, form: Form, parts: MicroBatches
     ) -> tuple[Tensor, ...]:
         features = partial(self._read, folded, folded.weights(student))
         side = SideStream(self._recording_gradients)
-        return gradients_by_parts(features, pairs, real, ridge, parts, self.kernel_dtype, self.watch, side)
+        return gradients_by_parts(features, pairs, real, form, parts, self.kernel_dtype, self.watch, side)
 
     def _replay(
-        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, ridge: float, parts: MicroBatches
+        self, folded: FoldedFeatures, student: nn.Module, pairs: Pairs, real: Pairs, form: Form, parts: MicroBatches
     ) -> tuple[Tensor, ...]:
         """Does the same by a recording, which reads copies of the set and of the batch."""
-        if self._recorded is None or self._recorded_of != (student, parts, ridge):
+        if self._recorded is None or self._recorded_of != (student, parts, form):
             self._inputs = [part.clone() for part in (*pairs, *real)]
             own, batch = Pairs(*self._inputs[:2]), Pairs(*self._inputs[2:])
-            self._recorded = Recorded(lambda: self._by_parts(folded, student, own, batch, ridge, parts))
-            self._recorded_of = student, parts, ridge
+            self._recorded = Recorded(lambda: self._by_parts(folded, student, own, batch, form, parts))
+            self._recorded_of = student, parts, form
         copy_all(self._inputs, (*pairs, *real))
         loss, *gradients = self._recorded()
         # Gradients are used before the next step; a loss is read long after it.

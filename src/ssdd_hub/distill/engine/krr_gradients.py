@@ -4,22 +4,25 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ssdd_hub.distill.engine.cuda_graphs import SideStream
 from ssdd_hub.distill.engine.memory import MicroBatches
 from ssdd_hub.distill.engine.ridge_solve import solve_ridge
 from ssdd_hub.distill.engine.timing import Stopwatch
-from ssdd_hub.distill.krr import Regression, linear_kernel
+from ssdd_hub.distill.krr import Outer, Regression, Ridge, linear_kernel
 from ssdd_hub.distill.pairs import Pairs
+
+Form = tuple[float | Ridge, Outer]
+"""The form of the regression, and the loss of its predictions."""
 
 
 def gradients_by_parts(
     features: Callable[[Tensor], Tensor],
     pairs: Pairs,
     real: Pairs,
-    ridge: float,
+    form: Form,
     parts: MicroBatches,
     dtype: torch.dtype,
     watch: Stopwatch,
@@ -38,10 +41,11 @@ def gradients_by_parts(
         real_features = torch.cat([features(part) for part in parts.split(real.images)])
     with watch.part("regression"), torch.autocast(targets.device.type, enabled=False):
         distilled_features = torch.cat([part.detach() for part in kept]).requires_grad_()
+        ridge, outer = form
         fitted = _fit(distilled_features, targets, ridge, dtype)
         side.join()
-        loss = _loss(fitted, real_features, real.targets, dtype)
-        gradient, targets_gradient = torch.autograd.grad(loss, [distilled_features, targets])
+        loss = _loss(fitted, real_features, real.targets, outer, dtype)
+        gradient, *others = torch.autograd.grad(loss, [distilled_features, targets, *learned_of(outer)])
     with watch.part("backward"):
         # The gradient in each image needs the features of all, so either the graph of each part is kept until then,
         # or it is made again.
@@ -49,7 +53,13 @@ def gradients_by_parts(
             torch.autograd.grad(features(part) if parts.recompute else feature, part, out)[0]
             for part, feature, out in zip(images, kept, parts.split(gradient), strict=True)
         ]
-    return loss.detach(), torch.cat(images_gradient), targets_gradient
+    return loss.detach(), torch.cat(images_gradient), *others
+
+
+def learned_of(outer: Outer) -> list[Tensor]:
+    """Returns the parameters of a loss of predictions that are learned."""
+    parameters = outer.parameters() if isinstance(outer, nn.Module) else ()
+    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 def _multiplies_exactly(features: Tensor, dtype: torch.dtype) -> bool:
@@ -57,24 +67,26 @@ def _multiplies_exactly(features: Tensor, dtype: torch.dtype) -> bool:
     return features.is_cuda and features.dtype == torch.bfloat16 and dtype == torch.float32
 
 
-def _fit(features: Tensor, targets: Tensor, ridge: float, dtype: torch.dtype) -> Regression:
+def _fit(features: Tensor, targets: Tensor, ridge: float | Ridge, dtype: torch.dtype) -> Regression:
     kernel = narrow_kernel if _multiplies_exactly(features, dtype) else linear_kernel
     return Regression(features.to(dtype), targets.to(dtype), ridge, solve_ridge, kernel)
 
 
-def _loss(regression: Regression, real_features: Tensor, real_targets: Tensor, dtype: torch.dtype) -> Tensor:
+def _loss(
+    regression: Regression, real_features: Tensor, real_targets: Tensor, outer: Outer, dtype: torch.dtype
+) -> Tensor:
     # The narrow kernel takes narrow features as they are.
     narrow = _multiplies_exactly(real_features, dtype) and not regression.in_feature_space
-    return regression.loss(real_features if narrow else real_features.to(dtype), real_targets.to(dtype))
+    return regression.loss(real_features if narrow else real_features.to(dtype), real_targets.to(dtype), outer)
 
 
-def narrow_kernel(left: Tensor, right: Tensor) -> Tensor:
+def narrow_kernel(left: Tensor, right: Tensor, constant: float = 1) -> Tensor:
     """Returns `krr.linear_kernel`, in the type of `right`, of features that bfloat16 holds exactly.
 
     A GPU multiplies them at the rate of bfloat16. Differentiable once.
     """
     products: Tensor = _NarrowProducts.apply(left, None if left is right else right, right.dtype)
-    return products + 1
+    return products + constant
 
 
 class _NarrowProducts(torch.autograd.Function):

@@ -35,10 +35,11 @@ class _RidgeSolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         (solution,) = ctx.saved_tensors
         adjoint = ctx.inverse.T @ (ctx.inverse @ gradient)
-        return -adjoint @ solution.T, adjoint, None
+        to_penalty = -(adjoint * solution).sum() if ctx.needs_input_grad[2] else None
+        return -adjoint @ solution.T, adjoint, to_penalty
 
 
 def invert_triangular(factor: Tensor, block: int = 32) -> Tensor:

@@ -15,7 +15,6 @@ from ssdd_hub.distill.engine.eager import krr_loss
 from ssdd_hub.distill.method import Method, Problem
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
-from ssdd_hub.seeds import draw_distinct
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,6 @@ class KrrSt(Method):
     def preparation(self) -> int:
         """Returns the sum of the first ages."""
         return sum(self.pool.first_ages())
-
-    def rows(self, count: int, step: int) -> Tensor | None:
-        """Returns the `set_batch` pairs of a step."""
-        size = self.settings.set_batch
-        if size is None or size >= count:
-            return None
-        return draw_distinct(count, size, self.problem.seed, "set batch", step)
 
     def loss(self, pairs: Pairs, step: int) -> Tensor:
         """Returns the outer loss of the student that the step draws."""

@@ -4,14 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from ssdd_hub.distill.method import Method, Problem
+from ssdd_hub.distill.methods.clp_dd import ClpDd
 from ssdd_hub.distill.methods.dc import Dc
 from ssdd_hub.distill.methods.dm import Dm
+from ssdd_hub.distill.methods.frepo import Frepo
 from ssdd_hub.distill.methods.idc import Idc
 from ssdd_hub.distill.methods.idm import Idm
 from ssdd_hub.distill.methods.krr_st import KrrSt
+from ssdd_hub.distill.methods.rfad import Rfad
 from ssdd_hub.distill.registry import Registry
 
-METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", KrrSt, Dm, Idm, Dc, Idc)
+METHODS: Registry[Method] = Registry(
+    "method", Method, "ssdd_hub.methods", KrrSt, Frepo, Rfad, ClpDd, Dm, Idm, Dc, Idc
+)
 
 
 def list_methods() -> list[str]:
