@@ -191,7 +191,8 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     # Architectures are ranked by what the whole source teaches them.
     ranks = RANK in config.protocols
     wanted = list(dict.fromkeys([*config.references, *([FULL] if ranks else [])]))
-    if teacher is None and {*wanted} - {NONE}:
+    has_targets = own is not None and (teacher is not None or loader.labelled)
+    if not has_targets and {*wanted} - {NONE}:
         raise InputError(
             "references are made of the source images and their teacher: give --source.name, --teacher.backbone "
             "and --teacher.pretrained, or --references none"
@@ -201,14 +202,14 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     candidates = loader.candidates(config.students, config.student_args, scoring)
     ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
     if own:
-        check_references(wanted, counts, own, config.selection)
+        check_references(wanted, counts, own, config.selection, loader.labelled)
     check_students([*candidates, *ranked], config.student_training, min(counts))
     # From here on nothing fails that other settings could repair.
     run.start()
     start_trackers(accelerator, run)
 
     source = None
-    if own and teacher:
+    if own and has_targets:
         source, known = loader.targets(own, teacher, Path(config.cache or run.path / "features"))
         data = [known if entry is own else entry for entry in data]
     set_entries = loader.set_entries(sets, source)

@@ -19,10 +19,15 @@ class Source:
 
     bank: ImageBank
     targets: Targets | Tensor  # (N, D)
-    teacher: Teacher
+    teacher: Teacher | None  # None where the targets are class labels
     transform: TargetTransform
     pixel_space: PixelSpace  # that of real images for students, and of the selected images
     device: torch.device | str = "cpu"  # where experts are trained
+
+    @property
+    def classes(self) -> Tensor | None:
+        """The classes `(N,)` that the targets are of; None for those of a teacher."""
+        return None if self.teacher else self.bank.labels
 
     def images(self, rows: Tensor) -> Tensor:
         """Returns source images `(n, C, H, W)`, float32, in the students' pixel space."""
