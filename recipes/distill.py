@@ -42,7 +42,7 @@ from ssdd_hub.evaluation import (
 from ssdd_hub.evaluation.entries import first_images
 from ssdd_hub.evaluation.evaluation import Results
 from ssdd_hub.evaluation.loading import prepare_references
-from ssdd_hub.evaluation.protocols import LinearProbe, ProbeSettings, TeacherError
+from ssdd_hub.evaluation.protocols import Accuracy, AccuracySettings, LinearProbe, ProbeSettings, TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.runs import RunSettings, describe_machine, report_errors
@@ -90,6 +90,7 @@ class DistillConfig:
         student_training: How students are pre-trained on the result.
         storage: How many bytes a value of the result takes.
         evaluate: How much is measured.
+        accuracy: The training of a network on the set alone, where its targets are class labels.
         probe: The linear probe of the students' features.
         run: Where the run is kept, and how often.
         seed: Seed of everything random.
@@ -115,6 +116,7 @@ class DistillConfig:
     student_training: StudentTrainingSettings = field(default_factory=StudentTrainingSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    accuracy: AccuracySettings = field(default_factory=AccuracySettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     seed: int = 0
@@ -158,7 +160,8 @@ def evaluate(
     references = Baselines(folder / "references", source, SelectionSettings(), config.seed)
     beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
     set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
-    protocols = [TeacherError(), LinearProbe(config.probe)]
+    first = Accuracy(config.accuracy, config.student_training) if config.targets.of == LABELS else TeacherError()
+    protocols = [first, LinearProbe(config.probe)]
     candidates = [StudentEntry.of(student.name, student.model_args, protocols, **distilled.student_shape)]
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
     parts = (set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts)
@@ -215,7 +218,8 @@ def make_set(config: DistillConfig) -> DistilledSet:
     shape = {"in_chans": images.num_channels, "image_size": images.image_size}
     student = build_student(config.student.name, **{"num_targets": 1, **shape, **config.student.model_args})
     batches = {"--distiller.num-images": settings.num_images}
-    batches["--student-training.batch-size"] = min(config.student_training.batch_size, settings.num_images)
+    for name, training in {"student-training": config.student_training, "accuracy": config.accuracy}.items():
+        batches[f"--{name}.batch-size"] = min(training.batch_size, settings.num_images)
     check_batches(student, batches, **shape)
     if needs_expert(config.init, labelled):
         check_experts(config.selection, len(images), **shape)

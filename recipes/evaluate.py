@@ -33,6 +33,7 @@ from ssdd_hub.evaluation.loading import (
     load_sets,
     prepare_references,
 )
+from ssdd_hub.evaluation.protocols.accuracy import check_labels
 from ssdd_hub.evaluation.protocols.rank import RANK
 from ssdd_hub.models import StudentTrainingSettings
 from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
@@ -48,7 +49,7 @@ from ssdd_hub.teachers import Teacher, TeacherSettings
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 EQUAL = ("images", "bytes", "both")
-PROTOCOLS = ("teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK)
+PROTOCOLS = ("accuracy", "teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK)
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,14 @@ class EvaluateConfig:
             `--dataset-args.cars.label_column label`.
         students: The networks that are pre-trained: timm names, or `own`, what the first set was distilled with.
         student_args: Arguments of a student's timm model, by its name.
-        protocols: What scores them: `teacher_error`, `probe`, `probe_mkdt`, `finetune`, `knn`, `krr`, `kd`, `rank`.
+        protocols: What scores them: `accuracy` (of sets with labels), `teacher_error`, `probe`, `probe_mkdt`,
+            `finetune`, `knn`, `krr`, `kd`, `rank`. `teacher_error` and `probe` by default, of class labels `accuracy`
+            and `probe`.
         evaluate: How much is measured.
         source: The images that the sets were made of; their name is `none` where they are not to be had.
         teacher: The teacher of their targets; its backbone is `none` where it is not to be had.
         student_training: How students are pre-trained, the same for all sets.
+        accuracy: The training of a network on the set alone.
         probe: The linear probe.
         finetune: Fine-tuning.
         knn: Nearest neighbours.
@@ -111,6 +115,7 @@ class EvaluateConfig:
     source: DataSettings = field(default_factory=lambda: DataSettings(name="none"))
     teacher: TeacherSettings = field(default_factory=lambda: TeacherSettings(backbone="none"))
     student_training: StudentTrainingSettings = field(default_factory=StudentTrainingSettings)
+    accuracy: kinds.AccuracySettings = field(default_factory=kinds.AccuracySettings)
     probe: kinds.ProbeSettings = field(default_factory=kinds.ProbeSettings)
     finetune: kinds.FinetuneSettings = field(default_factory=kinds.FinetuneSettings)
     knn: kinds.KnnSettings = field(default_factory=kinds.KnnSettings)
@@ -153,6 +158,7 @@ class EvaluateConfig:
 def builders(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, Callable[[], kinds.EvaluationProtocol]]:
     """Returns what builds each protocol but `rank`, by name."""
     return {
+        "accuracy": partial(kinds.Accuracy, config.accuracy, config.student_training),
         "teacher_error": kinds.TeacherError,
         "probe": partial(kinds.LinearProbe, config.probe),
         "probe_mkdt": partial(kinds.MkdtProbe, config.probe),
@@ -199,6 +205,9 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
         )
     build = builders(config, teacher)
     scoring = [build[name]() for name in config.protocols if name != RANK]
+    if "accuracy" in config.protocols:
+        for name, distilled in sets.items():
+            check_labels(name, distilled)
     candidates = loader.candidates(config.students, config.student_args, scoring)
     ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
     if own:

@@ -1,6 +1,7 @@
 """Time estimates of whole recipes, stage by stage, from some steps of copies that are thrown away."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,7 +78,12 @@ def time_distilling(
     shape["num_targets"] = targets.width
     candidate = StudentEntry.of(config.student.name, config.student.model_args, [], **shape)
     real = RealData("source", images, heldout, space, device, heldout_targets)
-    much = (config.student_training, config.probe, config.evaluate.seeds)
+    use = config.student_training
+    if labelled:
+        # A step of either training takes about as long.
+        own, further = (each.num_steps(settings.num_images) for each in (use, config.accuracy))
+        use = replace(use, steps=own + further, max_steps=None)
+    much = (use, config.probe, config.evaluate.seeds)
     yield time_evaluation(candidate, settings.num_images, real, *much, accelerator)
     yield time_report(images, settings.num_images)
 

@@ -85,7 +85,9 @@ def test_card_report_and_check_are_true_of_it(run):
     findings = [finding.text for finding in check_folder(run / "distilled")]
     assert not [text for text in findings if "teacher" in text], findings
     records = json.loads((run / "scores.json").read_text())["records"]
-    assert "teacher_error" not in {record["protocol"] for record in records}
+    scored = {(record["set"], record["protocol"]) for record in records}
+    assert ("distilled", "accuracy") in scored and ("random", "accuracy") in scored
+    assert not [pair for pair in scored if pair[1] == "teacher_error" or pair == ("none", "accuracy")]
 
 
 @pytest.mark.parametrize("changed", ["labels", "column"])
@@ -106,17 +108,20 @@ def test_a_run_goes_on_with_the_same_labels_only(run, photos, tmp_path, launch, 
 
 
 def test_an_evaluation_has_references_of_the_same_classes(run, photos, launch, refuse, tmp_path):
-    words = ("--set", run / "distilled", "--protocol", "probe", "--references", "[random, herding, full]")
+    words = ("--set", run / "distilled", "--references", "[random, herding, full]")
     words += ("--probe.labels", "[4]", "--evaluate.seeds", 1, "--student-training.epochs", 2)
+    words += ("--accuracy.epochs", 40, "--accuracy.learning-rate", 0.05, "--accuracy.batch-size", 6)
     words += ("--selection.expert-args", "{widths: [4, 4]}", "--selection.expert-steps", 3)
     launch("evaluate", *words, "--output", tmp_path / "scores")
     records = json.loads((tmp_path / "scores" / "scores.json").read_text())["records"]
-    assert {record["set"] for record in records} == {"distilled", "random", "herding", "full"}
+    scores = {(record["set"], record["protocol"]): record["mean"] for record in records}
+    assert {name for name, protocol in scores if protocol == "accuracy"} == {"distilled", "random", "herding", "full"}
+    assert {protocol for _, protocol in scores} == {"accuracy", "probe", "cost"} and scores["full", "accuracy"] > 0.9
     for place in (tmp_path / "scores" / "references").iterdir():
         chosen = DistilledSet.load(place)
         assert chosen.provenance["targets"] == "class labels" and torch.bincount(chosen.labels).tolist() == [3, 3]
         assert torch.equal(chosen.targets.argmax(1), chosen.labels)
-    refuse(["of no teacher"], "evaluate", *words[:4], "--references", "[teacher]", "--output", tmp_path / "no")
+    refuse(["of no teacher"], "evaluate", *words[:2], "--references", "[teacher]", "--output", tmp_path / "no")
     # Labels that have changed since are not those of the set.
     path = photos / "train" / "metadata.jsonl"
     before = path.read_text()

@@ -32,6 +32,8 @@ from ssdd_hub.teachers.teacher import Teacher
 from ssdd_hub.text import show
 
 ABSENT = "none"
+OF_LABELS = ("accuracy", "probe")
+"""The protocols for sets whose targets are class labels, unless others are given."""
 CONFIG_FILE, TEACHER_FOLDER = "config.yaml", "teacher"
 # What `ImageBank.provenance` says of a whole split; and what decides nothing then.
 _ALL, _DRAWN = "all", ("seed", "heldout_fraction")
@@ -92,7 +94,8 @@ def stated_settings(place: str, given: Collection[str] = ()) -> dict[str, Any]:
     """Returns what a set, or the run folder around it, states of its making, as settings of an evaluation.
 
     Where they are known, these are `source`, settings of the source images; `teacher`, those of a teacher that can be
-    loaded; `use`, the recipe of the set; and `seed`. Folders of this machine only where this user began the run.
+    loaded; `student_training`, the recipe of the set; `seed`; and `protocols` where others than the usual ones fit.
+    Folders of this machine only where this user began the run.
 
     Args:
         place: A folder or a Hub id.
@@ -107,10 +110,13 @@ def stated_settings(place: str, given: Collection[str] = ()) -> dict[str, Any]:
     if Path(place).is_dir() and (run / CONFIG_FILE).exists():
         return _of_run(run, given)
     provenance = load_set(place).provenance
-    settings, found = section(provenance, "settings"), {"student_training": stated_use(provenance)}
+    settings = section(provenance, "settings")
+    found: dict[str, Any] = {"student_training": stated_use(provenance)}
     if "seed" in provenance:
         found["seed"] = provenance["seed"]
     data = section(settings, "data") if "data" in settings else None
+    if of_labels(provenance):
+        found["protocols"] = list(OF_LABELS)
     return {**_usable(data, section(settings, "teacher"), given), **found}
 
 
@@ -129,7 +135,7 @@ def _of_run(run: Path, given: Collection[str]) -> dict[str, Any]:
         raise InputError(f"{path} is not that of a run ({error!r}): move the set elsewhere") from error
     check_use(use)
     if section(config, "targets").get("of") == LABELS:
-        teacher = {}
+        teacher, found = {}, {**found, "protocols": list(OF_LABELS)}
     elif (run / TEACHER_FOLDER).is_dir():
         features = teacher.get("features", "pre_logits")
         found["teacher"] = {"backbone": f"local-dir:{run / TEACHER_FOLDER}", "pretrained": True, "features": features}

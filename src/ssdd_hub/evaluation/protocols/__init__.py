@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from ssdd_hub.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ssdd_hub.evaluation.protocols.accuracy import Accuracy as Accuracy, AccuracySettings as AccuracySettings
     from ssdd_hub.evaluation.protocols.base import (
         EvaluationProtocol as EvaluationProtocol,
         LabelledProtocol as LabelledProtocol,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 else:
     __getattr__, __all__ = lazy_names(
         __name__,
+        "accuracy: Accuracy AccuracySettings",
         "base: EvaluationProtocol LabelledProtocol Measure Pretrained",
         "finetune: FineTuning FinetuneSettings",
         "kd: KdSettings KnowledgeDistillation",
