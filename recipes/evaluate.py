@@ -11,7 +11,7 @@ set states. Started again, also with other settings, nothing is measured twice.
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +34,7 @@ from ssdd_hub.evaluation.loading import (
     prepare_references,
 )
 from ssdd_hub.evaluation.protocols.accuracy import check_labels
+from ssdd_hub.evaluation.protocols.dd_ranking import DD_RANKING, RANDOM
 from ssdd_hub.evaluation.protocols.rank import RANK
 from ssdd_hub.models import StudentTrainingSettings
 from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
@@ -49,7 +50,7 @@ from ssdd_hub.teachers import Teacher, TeacherSettings
 
 DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 EQUAL = ("images", "bytes", "both")
-PROTOCOLS = ("accuracy", "teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK)
+PROTOCOLS = ("accuracy", "teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK, DD_RANKING)
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class EvaluateConfig:
         students: The networks that are pre-trained: timm names, or `own`, what the first set was distilled with.
         student_args: Arguments of a student's timm model, by its name.
         protocols: What scores them: `accuracy` (of sets with labels), `teacher_error`, `probe`, `probe_mkdt`,
-            `finetune`, `knn`, `krr`, `kd`, `rank`. `teacher_error` and `probe` by default, of class labels `accuracy`
-            and `probe`.
+            `finetune`, `knn`, `krr`, `kd`, `rank`, `dd_ranking`. By default `teacher_error` and `probe`, for targets
+            that are class labels `accuracy` and `probe`.
         evaluate: How much is measured.
         source: The images that the sets were made of; their name is `none` where they are not to be had.
         teacher: The teacher of their targets; its backbone is `none` where it is not to be had.
@@ -87,6 +88,7 @@ class EvaluateConfig:
         krr: Kernel ridge regression.
         kd: Knowledge distillation without target data.
         rank: Ranking of architectures.
+        dd_ranking: The two scores of DD-Ranking, of sets with labels.
         selection: How references are selected.
         run: How the processes compute.
         cache: Folder of cached teacher features; `features/` of the output folder when not given.
@@ -122,6 +124,7 @@ class EvaluateConfig:
     krr: kinds.KrrSettings = field(default_factory=kinds.KrrSettings)
     kd: kinds.KdSettings = field(default_factory=kinds.KdSettings)
     rank: kinds.RankSettings = field(default_factory=kinds.RankSettings)
+    dd_ranking: kinds.DdRankingSettings = field(default_factory=kinds.DdRankingSettings)
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     run: LaunchSettings = field(default_factory=LaunchSettings)
     cache: str | None = None
@@ -144,6 +147,10 @@ class EvaluateConfig:
             *((bool(getattr(self, key)), f"{key} must name at least one {what}") for key, what in empty.items()),
             (not idle, f"dataset_args and student_args are for --datasets and --students, which lack {idle}"),
             (
+                DD_RANKING not in self.protocols or self.at_equal != "bytes",
+                "dd_ranking is beside as many random images: leave it out, or give --at-equal images or both",
+            ),
+            (
                 self.student_training.augment != "views" or not {"full", "rank"} & {*references, *self.protocols},
                 "the whole source has no stored views: leave out the reference full and the protocol rank, or choose "
                 "another --student-training.augment",
@@ -156,7 +163,7 @@ class EvaluateConfig:
 
 
 def builders(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, Callable[[], kinds.EvaluationProtocol]]:
-    """Returns what builds each protocol but `rank`, by name."""
+    """Returns what builds each protocol but `rank` and `dd_ranking`, by name."""
     return {
         "accuracy": partial(kinds.Accuracy, config.accuracy, config.student_training),
         "teacher_error": kinds.TeacherError,
@@ -195,8 +202,8 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     teacher = loader.teacher(config.teacher) if own else None
     data = loader.datasets(config.datasets, config.dataset_args, own)
     # Architectures are ranked by what the whole source teaches them.
-    ranks = RANK in config.protocols
-    wanted = list(dict.fromkeys([*config.references, *([FULL] if ranks else [])]))
+    ranks, robust = RANK in config.protocols, DD_RANKING in config.protocols
+    wanted = list(dict.fromkeys([*config.references, *([FULL] if ranks else []), *([RANDOM, FULL] if robust else [])]))
     has_targets = own is not None and (teacher is not None or loader.labelled)
     if not has_targets and {*wanted} - {NONE}:
         raise InputError(
@@ -204,8 +211,12 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
             "and --teacher.pretrained, or --references none"
         )
     build = builders(config, teacher)
-    scoring = [build[name]() for name in config.protocols if name != RANK]
-    if "accuracy" in config.protocols:
+    scoring = [build[name]() for name in config.protocols if name in build]
+    variants = kinds.accuracy_variants(config.accuracy, config.student_training, config.dd_ranking)
+    if robust:
+        known = {protocol.name: protocol for protocol in [*scoring, *variants.values()]}
+        scoring = list(known.values())
+    if robust or "accuracy" in config.protocols:
         for name, distilled in sets.items():
             check_labels(name, distilled)
     candidates = loader.candidates(config.students, config.student_args, scoring)
@@ -228,6 +239,10 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
         budgets = budgets_of(sets, config.forms) if config.at_equal != "images" else {}
         sizes = counts if config.at_equal != "bytes" else []
         set_entries += prepare_references(references, wanted, sizes, config.evaluate.seeds, accelerator, budgets)
+        if FULL not in config.references and not ranks:
+            # It is there for the accuracy with hard labels alone.
+            hard = (variants["hard"].name,)
+            set_entries = [replace(each, protocols=hard) if each.name == FULL else each for each in set_entries]
     elif wanted:
         set_entries.append(entry_of_none())
     parts = (set_entries, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)
@@ -236,6 +251,7 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
         results = Evaluation(*parts, store, facts).measure(accelerator)
         records = results.records
         if accelerator.is_main_process:
+            records += kinds.robustness_records(records, variants, config.dd_ranking) if robust else []
             records += kinds.rank_records(records, [each.name for each in ranked], config.rank.by, FULL)
             track_scores(accelerator, records)
             machine = describe_machine(accelerator.device, accelerator.num_processes)

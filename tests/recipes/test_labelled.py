@@ -11,6 +11,8 @@ import yaml
 from PIL import Image
 
 from ssdd_hub import DistilledSet
+from ssdd_hub.evaluation.inputs import stated_settings
+from ssdd_hub.evaluation.protocols.dd_ranking import label_robust_score
 from ssdd_hub.sets.check import check_folder
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "configs" / "smoke.yaml"
@@ -108,7 +110,15 @@ def test_a_run_goes_on_with_the_same_labels_only(run, photos, tmp_path, launch, 
 
 
 def test_an_evaluation_has_references_of_the_same_classes(run, photos, launch, refuse, tmp_path):
-    words = ("--set", run / "distilled", "--references", "[random, herding, full]")
+    assert stated_settings(str(run / "distilled"))["protocols"] == ["accuracy", "probe"]
+    words = (
+        "--set",
+        run / "distilled",
+        "--protocol",
+        "[accuracy, probe, dd_ranking]",
+        "--references",
+        "[random, herding, full]",
+    )
     words += ("--probe.labels", "[4]", "--evaluate.seeds", 1, "--student-training.epochs", 2)
     words += ("--accuracy.epochs", 40, "--accuracy.learning-rate", 0.05, "--accuracy.batch-size", 6)
     words += ("--selection.expert-args", "{widths: [4, 4]}", "--selection.expert-steps", 3)
@@ -116,7 +126,13 @@ def test_an_evaluation_has_references_of_the_same_classes(run, photos, launch, r
     records = json.loads((tmp_path / "scores" / "scores.json").read_text())["records"]
     scores = {(record["set"], record["protocol"]): record["mean"] for record in records}
     assert {name for name, protocol in scores if protocol == "accuracy"} == {"distilled", "random", "herding", "full"}
-    assert {protocol for _, protocol in scores} == {"accuracy", "probe", "cost"} and scores["full", "accuracy"] > 0.9
+    assert scores["full", "accuracy"] > 0.9
+    assert {"accuracy", "accuracy hard dsa", "probe", "cost", "dd_ranking"} == {protocol for _, protocol in scores}
+    robust = {(record["set"], record["metric"]): record for record in records if record["protocol"] == "dd_ranking"}
+    assert set(robust) == {(name, metric) for name in ("distilled", "random", "herding") for metric in ("lrs", "ars")}
+    parts = [scores[name, "accuracy"] for name in ("full", "distilled", "distilled", "random")]
+    assert robust["distilled", "lrs"]["values"] == [pytest.approx(label_robust_score(*parts))]
+    assert robust["distilled", "lrs"]["labels"] is None and robust["distilled", "lrs"]["images"] == 6
     for place in (tmp_path / "scores" / "references").iterdir():
         chosen = DistilledSet.load(place)
         assert chosen.provenance["targets"] == "class labels" and torch.bincount(chosen.labels).tolist() == [3, 3]

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
         Measure as Measure,
         Pretrained as Pretrained,
     )
+    from ssdd_hub.evaluation.protocols.dd_ranking import (
+        DdRankingSettings as DdRankingSettings,
+        accuracy_variants as accuracy_variants,
+        robustness_records as robustness_records,
+    )
     from ssdd_hub.evaluation.protocols.finetune import FinetuneSettings as FinetuneSettings, FineTuning as FineTuning
     from ssdd_hub.evaluation.protocols.kd import (
         KdSettings as KdSettings,
@@ -31,6 +36,7 @@ else:
         __name__,
         "accuracy: Accuracy AccuracySettings",
         "base: EvaluationProtocol LabelledProtocol Measure Pretrained",
+        "dd_ranking: DdRankingSettings accuracy_variants robustness_records",
         "finetune: FineTuning FinetuneSettings",
         "kd: KdSettings KnowledgeDistillation",
         "knn: KnnSettings NearestNeighbours",
