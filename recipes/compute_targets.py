@@ -22,6 +22,7 @@ from ssdd_hub.runs import UntrackedSettings, build_accelerator, report_errors
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.settings import parse_config, to_yaml
 from ssdd_hub.targets import FeatureCache, TargetSettings
+from ssdd_hub.targets.labels import LABELS
 from ssdd_hub.teachers import TeacherSettings
 from ssdd_hub.teachers.loading import load_teacher
 
@@ -51,6 +52,7 @@ class ComputeTargetsConfig:
 
     def __post_init__(self) -> None:
         require(
+            (self.targets.of != LABELS, "class labels are no features of a teacher: leave out --targets.of"),
             (
                 self.run.mixed_precision == "no",
                 "features are computed in the precision of the teacher: leave out --run.mixed-precision, also of "

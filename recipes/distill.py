@@ -43,7 +43,7 @@ from ssdd_hub.evaluation import (
 from ssdd_hub.evaluation.entries import first_images
 from ssdd_hub.evaluation.evaluation import Results
 from ssdd_hub.evaluation.loading import prepare_references
-from ssdd_hub.evaluation.protocols import LinearProbe, ProbeSettings, TeacherError
+from ssdd_hub.evaluation.protocols import Accuracy, AccuracySettings, LinearProbe, ProbeSettings, TeacherError
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.pixel_space import black_pixel
@@ -53,9 +53,9 @@ from ssdd_hub.runs.estimate import as_sized, estimate, minutes_checks
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.inputs import describe_images
 from ssdd_hub.runs.launch import keeping
-from ssdd_hub.runs.trackers import track_scores
+from ssdd_hub.runs.trackers import start_trackers, track_scores
 from ssdd_hub.selection import INITS, SelectionSettings, Source, start_from
-from ssdd_hub.selection.methods import HIGH_LOSS, check_experts
+from ssdd_hub.selection.methods import check_experts, needs_expert
 from ssdd_hub.selection.start import MIXED, NOISE
 from ssdd_hub.sets import describe_run, describe_training
 from ssdd_hub.sets.origin import describe_origin
@@ -63,8 +63,10 @@ from ssdd_hub.sets.pretrain import SetPairs
 from ssdd_hub.sets.report import keep_set, save_distillation
 from ssdd_hub.sets.storage import StorageSettings, pack
 from ssdd_hub.settings import parse_config, to_dict
+from ssdd_hub.statements import CLASS_LABELS
 from ssdd_hub.targets import FeatureCache, Targets, TargetSettings
 from ssdd_hub.targets.compute import StandInCache, compute_targets
+from ssdd_hub.targets.labels import LABELS, LabelCache, with_classes
 from ssdd_hub.teachers import TeacherSettings, TeacherTrainingSettings
 from ssdd_hub.teachers.loading import load_or_train_teacher
 
@@ -79,7 +81,7 @@ class DistillConfig:
         data: The source images.
         teacher: The network whose features are the targets.
         teacher_training: How the teacher is trained, unless it is ready made.
-        targets: How its features become targets.
+        targets: How its features become targets, or that class labels are the targets.
         student: The network that distils and is pre-trained on the result.
         method: What says how good the set is.
         parameterisation: What is learned, and how it becomes images and targets.
@@ -91,6 +93,7 @@ class DistillConfig:
         student_training: How students are pre-trained on the result.
         storage: How many bytes a value of the result takes.
         evaluate: How much is measured.
+        accuracy: The training of a network on the set alone, where its targets are class labels.
         probe: The linear probe of the students' features.
         run: Where the run is kept, and how often.
         seed: Seed of everything random.
@@ -116,6 +119,7 @@ class DistillConfig:
     student_training: StudentTrainingSettings = field(default_factory=StudentTrainingSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
+    accuracy: AccuracySettings = field(default_factory=AccuracySettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     seed: int = 0
@@ -164,7 +168,8 @@ def evaluate(
     references = Baselines(folder / "references", source, SelectionSettings(), config.seed, views)
     beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
     set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
-    protocols = [TeacherError(), LinearProbe(config.probe)]
+    first = Accuracy(config.accuracy, config.student_training) if config.targets.of == LABELS else TeacherError()
+    protocols = [first, LinearProbe(config.probe)]
     candidates = [StudentEntry.of(student.name, student.model_args, protocols, **distilled.student_shape)]
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
     parts = (set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts)
@@ -177,7 +182,11 @@ def own_space(config: DistillConfig, space: PixelSpace) -> PixelSpace:
 
 
 def build_distiller(
-    config: DistillConfig, accelerator: Accelerator, source: Source, cache: FeatureCache | StandInCache, pairs: Pairs
+    config: DistillConfig,
+    accelerator: Accelerator,
+    source: Source,
+    cache: FeatureCache | StandInCache | LabelCache,
+    pairs: Pairs,
 ) -> Distiller:
     """Engine, real batches, students, method and parameterisation around the first pairs."""
     settings, chosen = config.distiller, config.parameterisation
@@ -210,19 +219,23 @@ def make_set(config: DistillConfig) -> DistilledSet:
         least = f"{accelerator.num_processes}, one image for each process"
         raise InputError(f"--distiller.batch-size must be at least {least}, got {settings.batch_size}: raise it")
     images, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
+    labelled = config.targets.of == LABELS
+    if labelled:
+        images, heldout = with_classes(images, config.data), with_classes(heldout, config.data)
     if settings.num_images > len(images) and config.init not in (MIXED, NOISE):
         raise InputError(
             f"{settings.num_images} distilled images start as as many source images, and there are {len(images)}: "
             "lower --distiller.num-images, or use more images"
         )
-    inputs, space = describe_images(images, heldout), PixelSpace.of(images.pixels)
+    inputs, space = describe_images(images, heldout, labelled), PixelSpace.of(images.pixels)
     heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
     shape = {"in_chans": images.num_channels, "image_size": images.image_size}
     student = build_student(config.student.name, **{"num_targets": 1, **shape, **config.student.model_args})
     batches = {"--distiller.num-images": settings.num_images}
-    batches["--student-training.batch-size"] = min(config.student_training.batch_size, settings.num_images)
+    for name, training in {"student-training": config.student_training, "accuracy": config.accuracy}.items():
+        batches[f"--{name}.batch-size"] = min(training.batch_size, settings.num_images)
     check_batches(student, batches, **shape)
-    if config.init == HIGH_LOSS:
+    if needs_expert(config.init, labelled):
         check_experts(config.selection, len(images), **shape)
     shared = {**settings.shared(), "pool": config.pool}
     pool = getattr(METHODS.settings(config.method.name, config.method.args, shared), "pool", None)
@@ -235,10 +248,15 @@ def make_set(config: DistillConfig) -> DistilledSet:
     config, estimated = estimate(config, run, accelerator, started, stages)
     settings = config.distiller
 
-    about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
-    about["least"] = config.targets.dim or 1
-    teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, accelerator, inputs, **about)
-    teacher = teacher.to(accelerator.device, dtype)
+    if labelled:
+        teacher = None
+        run.start(inputs)
+        start_trackers(accelerator, run)
+    else:
+        about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
+        about |= {"least": config.targets.dim or 1, "accelerator": accelerator, "inputs": inputs}
+        teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, **about)
+        teacher = teacher.to(accelerator.device, dtype)
     estimated.done("teacher")
     folder = Path(config.run.cache or run.path / "features")
     cache, targets = compute_targets(teacher, images, config.targets, folder, accelerator, dtype)
@@ -264,10 +282,12 @@ def make_set(config: DistillConfig) -> DistilledSet:
     provenance |= {"use": config.student_training.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
     kept = None if transform.kind == "none" else transform
     stored = pack(distiller.parameterisation, own, config.storage)
-    distilled = DistilledSet.of(stored, provenance=provenance, target_transform=kept)
+    classes = {"labels": stored.decode()["targets"].argmax(1), "label_names": images.label_names} if labelled else {}
+    distilled = DistilledSet.of(stored, provenance=provenance, target_transform=kept, **classes)
     distilled.provenance |= describe_origin(config.init, rows, images, own.denormalise(distilled.images))
-    source = replace(source, targets=Targets(features, transform), teacher=teacher.float())
-    real = RealData(provenance["source"]["name"], images, heldout, space, accelerator.device, heldout_targets)
+    source = replace(source, targets=Targets(features, transform), teacher=teacher and teacher.float())
+    known = None if labelled else heldout_targets
+    real = RealData(provenance["source"]["name"], images, heldout, space, accelerator.device, known)
     if accelerator.is_main_process:
         # First: whatever fails from here on, the set is there.
         keep_set(run, distilled, describe_machine(accelerator.device, accelerator.num_processes))
@@ -280,7 +300,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
         distilled.provenance |= {"scores": results.records, "hardware": machine}
         facts = {
             "source": f"{len(images)} images of {real.name}, {images.image_size} px",
-            "teacher": teacher.name,
+            "teacher": teacher.name if teacher else f"none, {CLASS_LABELS}",
             "targets": f"{targets.width} dimensions, transform {transform.kind}, {features}",
             "distillation": f"{settings.steps} outer steps, {seconds:.0f} s",
             "whole run": estimated.total(),

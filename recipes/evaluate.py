@@ -33,6 +33,8 @@ from ssdd_hub.evaluation.loading import (
     load_sets,
     prepare_references,
 )
+from ssdd_hub.evaluation.protocols.accuracy import check_labels
+from ssdd_hub.evaluation.protocols.dd_ranking import DD_RANKING, RANDOM
 from ssdd_hub.evaluation.protocols.rank import RANK
 from ssdd_hub.models import StudentTrainingSettings
 from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
@@ -50,7 +52,7 @@ from ssdd_hub.text import show
 DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 EQUAL = ("images", "bytes", "both")
 RECIPE = {each.name for each in fields(StudentTrainingSettings)} - {"epochs", "max_steps", "steps", "batch_size"}
-PROTOCOLS = ("teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK)
+PROTOCOLS = ("accuracy", "teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK, DD_RANKING)
 
 
 @dataclass(frozen=True)
@@ -75,19 +77,23 @@ class EvaluateConfig:
             `--dataset-args.cars.label_column label`.
         students: The networks that are pre-trained: timm names, or `own`, what the first set was distilled with.
         student_args: Arguments of a student's timm model, by its name.
-        protocols: What scores them: `teacher_error`, `probe`, `probe_mkdt`, `finetune`, `knn`, `krr`, `kd`, `rank`.
+        protocols: What scores them: `accuracy` (of sets with labels), `teacher_error`, `probe`, `probe_mkdt`,
+            `finetune`, `knn`, `krr`, `kd`, `rank`, `dd_ranking`. By default `teacher_error` and `probe`, for targets
+            that are class labels `accuracy` and `probe`.
         evaluate: How much is measured.
         source: The images that the sets were made of; their name is `none` where they are not to be had.
         teacher: The teacher of their targets; its backbone is `none` where it is not to be had.
         student_training: How students are pre-trained, the same for all sets.
         reference_training: Settings of `student_training` that references have otherwise, so that each side has its
             best recipe: `--reference-training.mixup 0.5`. Steps and batches are the same for all.
+        accuracy: The training of a network on the set alone.
         probe: The linear probe.
         finetune: Fine-tuning.
         knn: Nearest neighbours.
         krr: Kernel ridge regression.
         kd: Knowledge distillation without target data.
         rank: Ranking of architectures.
+        dd_ranking: The two scores of DD-Ranking, of sets with labels.
         selection: How references are selected.
         run: How the processes compute.
         cache: Folder of cached teacher features; `features/` of the output folder when not given.
@@ -117,12 +123,14 @@ class EvaluateConfig:
     teacher: TeacherSettings = field(default_factory=lambda: TeacherSettings(backbone="none"))
     student_training: StudentTrainingSettings = field(default_factory=StudentTrainingSettings)
     reference_training: dict[str, Any] = field(default_factory=dict)
+    accuracy: kinds.AccuracySettings = field(default_factory=kinds.AccuracySettings)
     probe: kinds.ProbeSettings = field(default_factory=kinds.ProbeSettings)
     finetune: kinds.FinetuneSettings = field(default_factory=kinds.FinetuneSettings)
     knn: kinds.KnnSettings = field(default_factory=kinds.KnnSettings)
     krr: kinds.KrrSettings = field(default_factory=kinds.KrrSettings)
     kd: kinds.KdSettings = field(default_factory=kinds.KdSettings)
     rank: kinds.RankSettings = field(default_factory=kinds.RankSettings)
+    dd_ranking: kinds.DdRankingSettings = field(default_factory=kinds.DdRankingSettings)
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     run: LaunchSettings = field(default_factory=LaunchSettings)
     cache: str | None = None
@@ -150,6 +158,10 @@ class EvaluateConfig:
                 f"reference_training takes {', '.join(sorted(RECIPE))}; got {', '.join(map(show, otherwise))}",
             ),
             (
+                DD_RANKING not in self.protocols or self.at_equal != "bytes",
+                "dd_ranking is beside as many random images: leave it out, or give --at-equal images or both",
+            ),
+            (
                 "views" not in (self.student_training.augment, self.reference_training.get("augment"))
                 or not {"full", "rank"} & {*references, *self.protocols},
                 "the whole source has no stored views: leave out the reference full and the protocol rank, or choose "
@@ -168,8 +180,9 @@ class EvaluateConfig:
 
 
 def builders(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, Callable[[], kinds.EvaluationProtocol]]:
-    """Returns what builds each protocol but `rank`, by name."""
+    """Returns what builds each protocol but `rank` and `dd_ranking`, by name."""
     return {
+        "accuracy": partial(kinds.Accuracy, config.accuracy, config.student_training),
         "teacher_error": kinds.TeacherError,
         "probe": partial(kinds.LinearProbe, config.probe),
         "probe_mkdt": partial(kinds.MkdtProbe, config.probe),
@@ -206,19 +219,27 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     teacher = loader.teacher(config.teacher) if own else None
     data = loader.datasets(config.datasets, config.dataset_args, own)
     # Architectures are ranked by what the whole source teaches them.
-    ranks = RANK in config.protocols
-    wanted = list(dict.fromkeys([*config.references, *([FULL] if ranks else [])]))
-    if teacher is None and {*wanted} - {NONE}:
+    ranks, robust = RANK in config.protocols, DD_RANKING in config.protocols
+    wanted = list(dict.fromkeys([*config.references, *([FULL] if ranks else []), *([RANDOM, FULL] if robust else [])]))
+    has_targets = own is not None and (teacher is not None or loader.labelled)
+    if not has_targets and {*wanted} - {NONE}:
         raise InputError(
             "references are made of the source images and their teacher: give --source.name, --teacher.backbone "
             "and --teacher.pretrained, or --references none"
         )
     build = builders(config, teacher)
-    scoring = [build[name]() for name in config.protocols if name != RANK]
+    scoring = [build[name]() for name in config.protocols if name in build]
+    variants = kinds.accuracy_variants(config.accuracy, config.student_training, config.dd_ranking)
+    if robust:
+        known = {protocol.name: protocol for protocol in [*scoring, *variants.values()]}
+        scoring = list(known.values())
+    if robust or "accuracy" in config.protocols:
+        for name, distilled in sets.items():
+            check_labels(name, distilled)
     candidates = loader.candidates(config.students, config.student_args, scoring)
     ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
     if own:
-        check_references(wanted, counts, own, config.selection)
+        check_references(wanted, counts, own, config.selection, loader.labelled)
     budgets = budgets_of(sets, config.forms) if own and config.at_equal != "images" else {}
     check_students([*candidates, *ranked], config.student_training, min(counts))
     # From here on nothing fails that other settings could repair.
@@ -226,7 +247,7 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     start_trackers(accelerator, run)
 
     source = None
-    if own and teacher:
+    if own and has_targets:
         source, known = loader.targets(own, teacher, Path(config.cache or run.path / "features"))
         data = [known if entry is own else entry for entry in data]
     set_entries = loader.set_entries(sets, source)
@@ -237,6 +258,10 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
         sizes = counts if config.at_equal != "bytes" else []
         made = prepare_references(references, wanted, sizes, config.evaluate.seeds, accelerator, budgets)
         set_entries += [entry if entry.name in (NONE, TEACHER) else replace(entry, use=use) for entry in made]
+        if FULL not in config.references and not ranks:
+            # It is there for the accuracy with hard labels alone.
+            hard = (variants["hard"].name,)
+            set_entries = [replace(each, protocols=hard) if each.name == FULL else each for each in set_entries]
     elif wanted:
         set_entries.append(entry_of_none())
     parts = (set_entries, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)
@@ -245,6 +270,7 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
         results = Evaluation(*parts, store, facts).measure(accelerator)
         records = results.records
         if accelerator.is_main_process:
+            records += kinds.robustness_records(records, variants, config.dd_ranking) if robust else []
             records += kinds.rank_records(records, [each.name for each in ranked], config.rank.by, FULL)
             track_scores(accelerator, records)
             machine = describe_machine(accelerator.device, accelerator.num_processes)

@@ -35,6 +35,7 @@ from ssdd_hub.sets.provenance import describe_command
 from ssdd_hub.settings import parse_config, to_dict
 from ssdd_hub.targets import Targets, TargetSettings
 from ssdd_hub.targets.compute import compute_targets
+from ssdd_hub.targets.labels import LABELS
 from ssdd_hub.teachers import TeacherSettings
 from ssdd_hub.teachers.loading import load_teacher
 from studies.plain import PlainDistiller, explain_renewal, real_batches
@@ -80,6 +81,7 @@ class TimeToQualityConfig:
     def __post_init__(self) -> None:
         plain = "plain" in self.quality.implementations
         require(
+            (self.targets.of != LABELS, "errors to a teacher are measured: leave out --targets.of"),
             (self.teacher.ready, "time starts with a ready-made teacher: pass --teacher.pretrained true"),
             (not self.targets.views, "the time that fixed views take would not count: leave out --targets.views"),
             (

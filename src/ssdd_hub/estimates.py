@@ -1,6 +1,7 @@
 """Time estimates of whole recipes, stage by stage, from some steps of copies that are thrown away."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,9 +20,12 @@ from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.selection.source import Source
 from ssdd_hub.selection.start import time_start
 from ssdd_hub.sets.report import time_report
-from ssdd_hub.targets.compute import StandInCache, time_features
+from ssdd_hub.targets.compute import StandInCache, label_targets, time_features
+from ssdd_hub.targets.labels import LABELS, LabelCache
+from ssdd_hub.targets.targets import Targets
 from ssdd_hub.teachers.estimate import stand_in, time_training, time_watch
 from ssdd_hub.teachers.monitor import Watch
+from ssdd_hub.teachers.teacher import Teacher
 
 
 def time_distilling(
@@ -30,7 +34,7 @@ def time_distilling(
     heldout: ImageBank,
     run: RunFolder,
     accelerator: Accelerator,
-    build: Callable[[Source, StandInCache, Pairs], Distiller],
+    build: Callable[[Source, StandInCache | LabelCache, Pairs], Distiller],
 ) -> Iterator[Stage]:
     """Times what `recipes/distill.py` has left to do; yields nothing of a small or an ended run.
 
@@ -43,26 +47,43 @@ def time_distilling(
         build: Returns a distiller as the recipe builds it.
     """
     settings, device, training = config.distiller, accelerator.device, config.teacher_training
-    steps = settings.steps + (0 if config.teacher.ready else training.num_steps(len(images)))
+    labelled, dtype, space = (
+        config.targets.of == LABELS,
+        getattr(torch, settings.precision),
+        PixelSpace.of(images.pixels),
+    )
+    steps = settings.steps + (0 if config.teacher.ready or labelled else training.num_steps(len(images)))
     saved = run.checkpoints.newest_step()
     ended = saved == settings.steps and (run.path / "scores.json").exists()
     if ended or not is_worth_it(config, steps):
         return
-    yield time_training(config.teacher, training, images, run, accelerator)
-    teacher = stand_in(config.teacher, images).to(device, getattr(torch, settings.precision))
-    cache, space = StandInCache(teacher, accelerator), PixelSpace.of(images.pixels)
-    targets = cache.targets(images, config.targets)
+    teacher: Teacher | None = None
+    cache: StandInCache | LabelCache
+    heldout_targets: Targets | None = None
+    if labelled:
+        cache, targets = label_targets(images, config.targets, accelerator, dtype)
+    else:
+        yield time_training(config.teacher, training, images, run, accelerator)
+        teacher = stand_in(config.teacher, images).to(device, dtype)
+        cache = StandInCache(teacher, accelerator)
+        targets, heldout_targets = cache.targets(images, config.targets), cache.targets(heldout, config.targets)
     source = Source(images, targets, teacher, targets.transform, space, device)
     if saved is None:
-        yield time_features(teacher, images, heldout, config.targets, accelerator)
+        if teacher:
+            yield time_features(teacher, images, heldout, config.targets, accelerator)
         yield time_start(config.init, source, settings.num_images, config.selection)
     rows = torch.arange(settings.num_images) % len(images)
     yield from time_distillation(build(source, cache, Pairs(images.pixels[rows] / 255, targets[rows])), run)
     shape: dict[str, Any] = {"in_chans": images.num_channels, "image_size": images.image_size}
     shape["num_targets"] = targets.width
     candidate = StudentEntry.of(config.student.name, config.student.model_args, [], **shape)
-    real = RealData("source", images, heldout, space, device, cache.targets(heldout, config.targets))
-    much = (config.student_training, config.probe, config.evaluate.seeds)
+    real = RealData("source", images, heldout, space, device, heldout_targets)
+    use = config.student_training
+    if labelled:
+        # A step of either training takes about as long.
+        own, further = (each.num_steps(settings.num_images) for each in (use, config.accuracy))
+        use = replace(use, steps=own + further, max_steps=None)
+    much = (use, config.probe, config.evaluate.seeds)
     yield time_evaluation(candidate, settings.num_images, real, *much, accelerator)
     yield time_report(images, settings.num_images)
 

@@ -273,7 +273,7 @@ USE: dict[str, Field] = {
 """The recipe for students."""
 _SOURCE = _fields(
     {
-        **dict.fromkeys(("name", "config", "revision", "split", "license", "fingerprint", "mode"), _text),
+        **dict.fromkeys(("name", "config", "revision", "split", "license", "fingerprint", "labels", "mode"), _text),
         **dict.fromkeys(("num_images", "num_skipped", "image_size"), _COUNT),
     }
 )
@@ -298,7 +298,7 @@ _SCORE = _fields(
 )
 _PROVENANCE = _fields(
     {
-        **dict.fromkeys(("method", "license", "license_reason", "command"), _text),
+        **dict.fromkeys(("method", "targets", "license", "license_reason", "command"), _text),
         **dict.fromkeys(("versions", "hardware", "selection", "target_transform", "views", "import"), _OBJECT),
         "seed": _WHOLE,
         "seconds": partial(number, least=0),

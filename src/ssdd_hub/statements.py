@@ -26,6 +26,8 @@ _DATA = (
     *("name", "config", "revision", "split", "heldout_split", "heldout_fraction", "image_column", "label_column"),
     *("image_size", "mode", "max_images", "on_corrupt"),
 )
+CLASS_LABELS = "class labels"
+"""What the record of a set states as its `targets` where these are of classes."""
 _TEACHER = ("backbone", "pretrained", "features", "input_size", "mean", "std", "model_args")
 _DECIDED = ("name", "num_targets", "num_classes", "in_chans", "image_size")
 
@@ -43,6 +45,11 @@ def stated_student(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     _refuse("student", stated, "name it by --students")
     return {"name": stated["name"], "model_args": dict(stated.get("model_args") or {})}
+
+
+def of_labels(provenance: Mapping[str, Any]) -> bool:
+    """Whether a record states that the targets are class labels, which are of no teacher."""
+    return provenance.get("targets") == CLASS_LABELS
 
 
 def stated_teacher(teacher: Mapping[str, Any]) -> dict[str, Any] | None:

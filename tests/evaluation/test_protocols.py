@@ -11,6 +11,7 @@ from torch import nn
 from ssdd_hub.data.bank import draw_heldout
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.evaluation.evaluation import EvaluateSettings
+from ssdd_hub.evaluation.protocols.accuracy import Accuracy, AccuracySettings
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, Pretrained
 from ssdd_hub.evaluation.protocols.finetune import FinetuneSettings, FineTuning
 from ssdd_hub.evaluation.protocols.kd import KdSettings, KnowledgeDistillation
@@ -20,6 +21,7 @@ from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, MkdtProbe, P
 from ssdd_hub.evaluation.protocols.rank import RankSettings
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
 from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.models.pretraining import StudentTrainingSettings
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
@@ -44,6 +46,8 @@ VOTE = {"neighbours": 200, "temperature": 0.1, "max_images": 50000}
 SHARES = {"labels": [0.01, 0.05, 0.1, 0.5, 1.0], "draws": 3}
 # The defaults are those of the papers.
 KEYS = {
+    "accuracy": {"loss": "hard", "temperature": 1.0, "epochs": 300, "max_steps": None, "batch_size": 256}
+    | {"learning_rate": 0.01, "schedule": "step", "momentum": 0.9, "weight_decay": 5e-4, "augment": "flip"},
     "probe": SHARES | {"balanced": False, "heldout": 0.2, "ridges": [1e-4, 1e-3, 1e-2, 1e-1, 1.0], "max_iter": 1000},
     "probe_mkdt": SHARES,
     "finetune": {"steps": 10000, "batch_size": 256, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
@@ -61,6 +65,7 @@ def protocols(small_teacher):
     teacher = small_teacher()
     KEYS["kd"]["network"] = teacher.identity()
     return [
+        Accuracy(AccuracySettings(), StudentTrainingSettings(augment="flip")),
         LinearProbe(ProbeSettings()),
         MkdtProbe(ProbeSettings()),
         FineTuning(FinetuneSettings()),
@@ -87,13 +92,14 @@ def test_protocols_apply_where_they_have_labels_pairs_or_targets(protocols, pair
     data, student = make_data(bank, draw_bank(2, torch.arange(2)), targets), Pretrained(Linear(), Linear, pairs, 0)
     labelled, known, paired = labels == [0, 1, -1, -1], targets is not None, pairs is not None
     expected = dict.fromkeys(("probe", "probe_mkdt", "finetune", "knn"), labelled) | {"teacher_error": known}
-    expected |= {"kd": labelled and paired, "krr": (labelled or known) and paired}
+    expected |= {"accuracy": False, "kd": labelled and paired, "krr": (labelled or known) and paired}
     assert {protocol.name: protocol.applies(student, data) for protocol in protocols} == expected
 
 
 def test_what_a_protocol_lacks_is_named(protocols):
     messages = {
         "krr": "kernel ridge regression needs pairs",
+        "accuracy": "trained on a set with labels, and this one has none",
         "kd": "check applies first",
         "teacher_error": "the teacher's targets of the held-out images are required",
     }
@@ -107,6 +113,8 @@ def test_what_a_protocol_lacks_is_named(protocols):
 OUT_OF_RANGE = {
     EvaluateSettings: {"seeds": 0, "max_heldout": 0},
     ProbeSettings: {"labels": [1.5], "draws": 0, "heldout": 1.0, "ridges": [0.0], "max_iter": 0},
+    AccuracySettings: {"loss": "kl", "temperature": 0, "epochs": 0, "max_steps": 0, "batch_size": 0}
+    | {"learning_rate": 0, "schedule": "linear", "momentum": 1, "weight_decay": -1, "augment": "views"},
     FinetuneSettings: {"steps": 0, "batch_size": 0, "learning_rate": 0, "momentum": 1, "weight_decay": -1}
     | {"augment": "dsa", "labels": [0.5, 1.5]},
     KdSettings: {"ridge": 0, "epochs": 0, "max_steps": 0, "batch_size": 0, "learning_rate": 0, "weight_decay": -1}

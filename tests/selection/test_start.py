@@ -7,10 +7,13 @@ import torch
 from test_selection import SMALL
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.seeds import generator
+from ssdd_hub.seeds import derive_seed, generator
 from ssdd_hub.selection.clusters import Clusters
-from ssdd_hub.selection.methods import CHOICES
+from ssdd_hub.selection.methods import CHOICES, _expert_features
 from ssdd_hub.selection.start import INITS, start_from
+from ssdd_hub.targets.labels import OneHot
+from ssdd_hub.targets.targets import Targets
+from ssdd_hub.targets.transform import TargetTransform
 
 
 def test_a_random_start_is_that_of_the_first_runs(source):
@@ -60,3 +63,54 @@ def test_a_balanced_start_has_as_many_images_of_each_cluster(source, init):
 def test_a_cluster_that_is_too_small_for_a_balanced_start_is_named(source):
     with pytest.raises(InputError, match="7 first images of each of 3 clusters are to be chosen, and cluster . has"):
         start_from("random", source(), 19, 5, replace(SMALL, balance=3))
+
+
+@pytest.fixture
+def labelled(source):
+    """Builds a source whose targets are its classes: `sizes` images of each."""
+
+    def build(sizes=(9, 7, 4)):
+        given = source(sum(sizes))
+        classes = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        classes = classes[torch.randperm(len(classes), generator=generator(0, "classes"))]
+        bank = replace(given.bank, labels=classes, label_names=[*"abcdefgh"[: len(sizes)]])
+        vectors = OneHot(classes, len(sizes))
+        transform = TargetTransform.fit("centre", vectors)
+        return replace(given, bank=bank, teacher=None, targets=Targets(vectors, transform), transform=transform)
+
+    return build
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_a_start_by_classes_has_equally_many_of_each(labelled, init):
+    given = labelled()
+    images, targets, places = start_from(init, given, 12, 3, SMALL)
+    assert images.shape == (12, 1, 16, 16) and torch.equal(targets.argmax(1), torch.arange(3).repeat(4))
+    expected = torch.eye(3) - torch.tensor([9, 7, 4]) / 20
+    torch.testing.assert_close(targets, expected.repeat(4, 1))
+    if init == "mixed":
+        assert torch.equal(given.bank.labels[places], torch.arange(3).repeat(4)[:, None].expand(-1, 4))
+    elif init != "noise":
+        assert torch.equal(given.bank.labels[places], targets.argmax(1)) and len(set(places.tolist())) == 12
+        assert torch.equal(images, given.bank.pixels[places] / 255)
+    assert torch.equal(start_from(init, given, 12, 3, SMALL)[0], images)
+
+
+@pytest.mark.parametrize("init", [name for name in INITS if name not in ("noise", "mixed")])
+def test_a_class_with_few_images_gives_all_of_them(labelled, init):
+    given = labelled((9, 1, 5))
+    chosen = start_from(init, given, 10, 3, SMALL)[1].argmax(1)
+    assert torch.bincount(chosen).tolist() == [5, 1, 4]
+    assert chosen.tolist() == [0, 1, 2, 0, 2, 0, 2, 0, 2, 0]
+
+
+def test_herding_within_a_class_goes_by_the_features_of_a_trained_network(labelled):
+    given = labelled()
+    rows = start_from("herding", given, 6, 3, SMALL)[2]
+    others = start_from("herding", given, 6, 3, replace(SMALL, expert_learning_rate=1.0))[2]
+    assert not torch.equal(rows, others)
+    # The first of a class is the one nearest to the mean of its class.
+    features = _expert_features(given, derive_seed(3, "first images"), SMALL).double()
+    own = (given.bank.labels == 0).nonzero()[:, 0]
+    distances = (features[own] - features[own].mean(0)).square().sum(1)
+    assert int(rows[0]) == int(own[distances.argmin()])

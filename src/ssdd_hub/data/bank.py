@@ -38,8 +38,9 @@ class DataSettings(Settings, section="data"):
             `val` and `dev` that exists, and otherwise holds out a part of `split`.
         heldout_fraction: The part of `split` held out, in (0, 1), when no split is.
         image_column: The column of the images; `auto` when there is only one.
-        label_column: The column of the classes, used by evaluations only: class labels, integers, texts or booleans,
-            which all become numbers from 0 on. `auto` takes the class-label column if there is one, `none` takes none.
+        label_column: The column of the classes, used by evaluations, and as targets by `--targets.of labels`: class
+            labels, integers, texts or booleans, which all become numbers from 0 on. `auto` takes the class-label
+            column if there is one, `none` takes none.
         image_size: Pixels a side, 8 to 4096: the shorter side is resized to it and the centre cropped. None keeps the
             size of images that all share one square size of at most 64; `digits` are then enlarged to 16.
         mode: `rgb`, `grey`, or `auto`: grey only when every image of the split is stored without colour.
@@ -106,7 +107,7 @@ class ImageBank:
     """
 
     pixels: Tensor  # (N, C, H, W), uint8, on the CPU; a memory map when above the budget
-    labels: Tensor | None  # (N,), int64, for evaluation only; -1 marks an unknown one
+    labels: Tensor | None  # (N,), int64; -1 marks an unknown one
     label_names: list[str] | None  # one per class
     provenance: dict[str, Any]
 

@@ -14,6 +14,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import draw_batch, generator
 from ssdd_hub.targets.cache import FeatureCache, fixed_views
 from ssdd_hub.targets.compute import StandInCache
+from ssdd_hub.targets.labels import LabelCache
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.teacher import Teacher
@@ -78,6 +79,18 @@ class CachedBatches(RealBatches):
         """Returns images and targets at indices `(n,)`, on the CPU, instead of those of a step."""
         images = self.pixel_space.normalise(self._pixels(indices))
         return images, _rows(self.targets, indices, self.device).to(self.dtype)
+
+
+@dataclass(kw_only=True)
+class LabelledBatches(CachedBatches):
+    """Freshly cropped and flipped images with stored targets, which are of classes: no view changes these."""
+
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
+        """See `Batches.__call__`."""
+        mine, indices, pixels = self._take(step, rank, world)
+        views = draw_views(self.batch_size, generator(self.seed, "augment", step))[mine]
+        pixels = crop_flip(pixels, copy_async(views, self.device))
+        return self.pixel_space.normalise(pixels), _rows(self.targets, indices, self.device).to(self.dtype)
 
 
 @dataclass(kw_only=True)
@@ -161,7 +174,7 @@ def _ready(targets: Targets | Tensor, device: torch.device | str, copies: int = 
 
 def build_batches(
     source: ImageBank,
-    cache: FeatureCache | StandInCache,
+    cache: FeatureCache | StandInCache | LabelCache,
     targets: Targets,
     pixel_space: PixelSpace,
     *,
@@ -174,7 +187,7 @@ def build_batches(
 
     Args:
         source: The source images.
-        cache: The teacher and its features.
+        cache: The teacher and its features, or the classes.
         targets: Targets of the unaugmented images, `(N, D)`; their transform serves for views too.
         pixel_space: Like the next two, of `RealBatches`.
         batch_size: `B`.
@@ -190,4 +203,6 @@ def build_batches(
     if views:
         banks = [cache.features(source, view, seed) for view in range(views)]
         return FixedCropBatches(**common, targets=[Targets(bank, targets.transform, dtype) for bank in banks])
+    if cache.teacher is None:
+        return LabelledBatches(**common, targets=targets)
     return AugmentedBatches(**common, teacher=cache.teacher, transform=targets.transform.to(device, dtype))

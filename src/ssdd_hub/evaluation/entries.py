@@ -21,6 +21,7 @@ from ssdd_hub.models.build import build_student
 from ssdd_hub.models.pretraining import Pairs, StudentTrainingSettings
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import METADATA_FILE, hash_json, section
+from ssdd_hub.runs.inputs import fingerprint_labels
 from ssdd_hub.seeds import derive_seed
 from ssdd_hub.selection.methods import CHOICES, GAUSSIAN, SELECTIONS, SelectionSettings, choose_rows, draw_noise
 from ssdd_hub.selection.source import Source, SourcePairs
@@ -159,7 +160,7 @@ class Baselines:
         if method == NONE:
             return entry_of_none(name)
         if method == TEACHER:
-            about = {"teacher": source.teacher.identity(), "pixel_space": source.pixel_space.to_dict()}
+            about = {**_describe_teacher(source), "pixel_space": source.pixel_space.to_dict()}
             protocols = ("probe", "probe_mkdt", "knn")
             return SetEntry(name, _no_pairs, lambda k: about, network=self._teacher, protocols=protocols)
         if method == FULL:
@@ -238,9 +239,11 @@ class Baselines:
 
     def _select(self, method: str, count: int, seed: int) -> DistilledSet:
         selected = select(method, self.source, count, seed, self.settings)
-        if self.num_views:
-            return add_views(selected, self.source.teacher, self.source.transform, self.num_views, seed)
-        return selected
+        if not self.num_views:
+            return selected
+        if self.source.teacher is None:
+            raise InputError("class labels are the targets, and views are made by a teacher: choose another augment")
+        return add_views(selected, self.source.teacher, self.source.transform, self.num_views, seed)
 
     def _fill(self, method: str, budget: int, seed: int, form: Form) -> DistilledSet:
         """Selects as many images as take so many bytes in a form, or all that there are to select from."""
@@ -277,7 +280,7 @@ class Baselines:
         source = self.source
         return {
             "images": source.bank.fingerprint,
-            "teacher": source.teacher.identity(),
+            **_describe_teacher(source),
             "transform": [source.transform.describe(), describe_matrix(source.transform)],
             "pixel_space": source.pixel_space.to_dict(),
         }
@@ -290,12 +293,20 @@ class Baselines:
     def _teacher(self) -> nn.Module:
         """Returns the teacher as a network that takes images in the students' pixel space."""
         teacher, space = self.source.teacher, self.source.pixel_space
+        if teacher is None:
+            raise InputError("class labels are the targets, and there is no teacher: leave out this reference")
         # In a function the teacher is no part of the network, which may be moved and changed without touching it.
         return WholeNetwork(lambda images: teacher(space.denormalise(images)))
 
 
+def _describe_teacher(source: Source) -> dict[str, Any]:
+    if source.teacher is None:
+        return {"labels": fingerprint_labels(source.classes)}
+    return {"teacher": source.teacher.identity()}
+
+
 def select(method: str, source: Source, count: int, seed: int, settings: SelectionSettings) -> DistilledSet:
-    """Makes a set of source images with their teacher's targets, in the order in which they are chosen.
+    """Makes a set of source images with their targets, in the order in which they are chosen.
 
     The same arguments give the same set. Beside what is in memory already, a method holds about 1 GiB at most.
 

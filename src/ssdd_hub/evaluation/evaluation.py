@@ -221,7 +221,8 @@ class _Job:
         use, store, pairs = self.use, self.evaluation.store, self.set_entry.pairs(self.k)
         seed = derive_seed(self.evaluation.seed, "evaluated student", self.k)
         student = self._build()
-        if pairs is not None:
+        needed = any(not getattr(protocol, "trains_itself", False) for protocol, _, _ in self.missing)
+        if pairs is not None and needed:
             started, size, steps = time.perf_counter(), len(pairs), use.num_steps(len(pairs))
             fit_student(student, pairs, use, seed)
             cost = {"seconds": time.perf_counter() - started, "steps": steps}

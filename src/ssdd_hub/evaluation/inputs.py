@@ -18,18 +18,22 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.plain_files import require_plain
 from ssdd_hub.plain_yaml import load_plain_yaml
 from ssdd_hub.record import section
+from ssdd_hub.runs.inputs import fingerprint_labels
 from ssdd_hub.runs.own_runs import LARGEST_CONFIG, is_own_run
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.interop import import_tensors, is_foreign
 from ssdd_hub.sets.layouts import LAYOUTS, find_pair
 from ssdd_hub.sets.pretrain import stated_use
-from ssdd_hub.statements import check_use, stated_source, stated_teacher
+from ssdd_hub.statements import check_use, of_labels, stated_source, stated_teacher
+from ssdd_hub.targets.labels import LABELS
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.recorded_teacher import UNCOMPARED, compare_teacher
 from ssdd_hub.teachers.teacher import Teacher
 from ssdd_hub.text import show
 
 ABSENT = "none"
+OF_LABELS = ("accuracy", "probe")
+"""The protocols for sets whose targets are class labels, unless others are given."""
 CONFIG_FILE, TEACHER_FOLDER = "config.yaml", "teacher"
 # What `ImageBank.provenance` says of a whole split; and what decides nothing then.
 _ALL, _DRAWN = "all", ("seed", "heldout_fraction")
@@ -90,7 +94,8 @@ def stated_settings(place: str, given: Collection[str] = ()) -> dict[str, Any]:
     """Returns what a set, or the run folder around it, states of its making, as settings of an evaluation.
 
     Where they are known, these are `source`, settings of the source images; `teacher`, those of a teacher that can be
-    loaded; `use`, the recipe of the set; and `seed`. Folders of this machine only where this user began the run.
+    loaded; `student_training`, the recipe of the set; `seed`; and `protocols` where others than the usual ones fit.
+    Folders of this machine only where this user began the run.
 
     Args:
         place: A folder or a Hub id.
@@ -105,10 +110,13 @@ def stated_settings(place: str, given: Collection[str] = ()) -> dict[str, Any]:
     if Path(place).is_dir() and (run / CONFIG_FILE).exists():
         return _of_run(run, given)
     provenance = load_set(place).provenance
-    settings, found = section(provenance, "settings"), {"student_training": stated_use(provenance)}
+    settings = section(provenance, "settings")
+    found: dict[str, Any] = {"student_training": stated_use(provenance)}
     if "seed" in provenance:
         found["seed"] = provenance["seed"]
     data = section(settings, "data") if "data" in settings else None
+    if of_labels(provenance):
+        found["protocols"] = list(OF_LABELS)
     return {**_usable(data, section(settings, "teacher"), given), **found}
 
 
@@ -126,7 +134,9 @@ def _of_run(run: Path, given: Collection[str]) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"{path} is not that of a run ({error!r}): move the set elsewhere") from error
     check_use(use)
-    if (run / TEACHER_FOLDER).is_dir():
+    if section(config, "targets").get("of") == LABELS:
+        teacher, found = {}, {**found, "protocols": list(OF_LABELS)}
+    elif (run / TEACHER_FOLDER).is_dir():
         features = teacher.get("features", "pre_logits")
         found["teacher"] = {"backbone": f"local-dir:{run / TEACHER_FOLDER}", "pretrained": True, "features": features}
     if not is_own_run(path):
@@ -202,6 +212,12 @@ def check_stated_images(
                 f"{str(recorded)[:12]}...; it is {bank.fingerprint[:12]}... now: restore them, or give --source.name "
                 "to evaluate on other images"
             )
+        elif (labels := section(provenance, name).get("labels")) not in (None, fingerprint_labels(bank.labels)):
+            raise InputError(
+                f"the class labels of the {words} at {settings.name} are not those of the set, which records "
+                f"their sha256 as {str(labels)[:12]}...: restore them, or give --source.name to evaluate on other "
+                "images"
+            )
 
 
 def check_stated_teacher(distilled: DistilledSet, teacher: Teacher, given: Collection[str] = ()) -> None:
@@ -223,12 +239,16 @@ def check_stated_teacher(distilled: DistilledSet, teacher: Teacher, given: Colle
         _LOG.warning("%s", UNCOMPARED)
 
 
-def has_targets_of(distilled: DistilledSet, teacher: Teacher, transform: TargetTransform | None) -> bool:
+def has_targets_of(distilled: DistilledSet, teacher: Teacher | None, transform: TargetTransform | None) -> bool:
     """Whether a set's targets are made by this teacher and transform, None where targets are features.
+
+    Without a teacher, whether they are class labels.
 
     A set that states no teacher counts as made by this one.
     """
     own, wanted = (None if t is None else describe_matrix(t) for t in (distilled.target_transform, transform))
+    if teacher is None:
+        return own == wanted and of_labels(distilled.provenance)
     return own == wanted and not compare_teacher(distilled.provenance, teacher).differences
 
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from ssdd_hub.data.bank import DataSettings, draw_heldout, load_images
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluation.entries import Baselines, SetEntry, StudentEntry, entry_of_set, size_of
+from ssdd_hub.evaluation.entries import TEACHER, Baselines, SetEntry, StudentEntry, entry_of_set, size_of
 from ssdd_hub.evaluation.forms import Form
 from ssdd_hub.evaluation.inputs import (
     ABSENT,
@@ -25,11 +25,13 @@ from ssdd_hub.evaluation.inputs import (
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, LabelledProtocol
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches
-from ssdd_hub.selection.methods import GAUSSIAN, HIGH_LOSS, SELECTIONS, SelectionSettings, check_experts
+from ssdd_hub.selection.methods import GAUSSIAN, SELECTIONS, SelectionSettings, check_experts, needs_expert
 from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.distilled import DistilledSet
-from ssdd_hub.statements import stated_student
+from ssdd_hub.statements import of_labels, stated_student
+from ssdd_hub.targets.bank import FeatureBank
 from ssdd_hub.targets.cache import FeatureCache
+from ssdd_hub.targets.labels import LabelCache, OneHot, with_classes
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
@@ -61,6 +63,11 @@ class Loader:
     most: int
     accelerator: Accelerator
 
+    @property
+    def labelled(self) -> bool:
+        """Whether the targets of the first set are class labels, of which there is no teacher."""
+        return of_labels(self.first.provenance)
+
     def source(self, settings: DataSettings) -> RealData | None:
         """Returns the images that the sets were made of; None where they are not to be had."""
         first = self.first
@@ -68,6 +75,8 @@ class Loader:
             return None
         check_asked_images(first, settings)
         bank, heldout = load_images(settings, self.seed, self.accelerator.is_main_process)
+        if self.labelled:
+            bank, heldout = with_classes(bank, settings), with_classes(heldout, settings)
         if (bank.num_channels, bank.image_size) != (first.images.shape[1], first.images.shape[3]):
             raise InputError(f"the source images are {tuple(bank.pixels.shape[1:])}, those of the set {first}")
         if "source.name" not in self.given:
@@ -77,9 +86,11 @@ class Loader:
         return RealData(name, bank, heldout, space, self.accelerator.device)
 
     def teacher(self, settings: TeacherSettings) -> Teacher | None:
-        """Returns the teacher that the targets are of; None where it is not to be had."""
+        """Returns the teacher that the targets are of; None where there is none, or it is not to be had."""
         if settings.backbone == ABSENT:
             return None
+        if self.labelled:
+            raise InputError("the targets of the set are class labels, of no teacher: leave out --teacher")
         teacher = build_teacher(settings.backbone, **settings.building())
         check_stated_teacher(self.first, teacher, self.given)
         transform = self.first.target_transform
@@ -103,13 +114,24 @@ class Loader:
             raise InputError("there is nothing to measure on: give --source.name, or --datasets that are datasets")
         return found
 
-    def targets(self, own: RealData, teacher: Teacher, folder: Path) -> tuple[Source, RealData]:
-        """Computes the teacher's targets of source and held-out images, its features kept in a folder."""
+    def targets(self, own: RealData, teacher: Teacher | None, folder: Path) -> tuple[Source, RealData]:
+        """Computes the targets of source and held-out images, a teacher's features kept in a folder.
+
+        Without a teacher they are of classes, and no held-out targets are known.
+        """
+        if teacher is None:
+            classes = LabelCache(own.train, self.accelerator).features(own.train)
+            transform = self._transform(classes)
+            source = Source(own.train, Targets(classes, transform), None, transform, own.pixel_space, own.device)
+            return source, own
         cache = FeatureCache(teacher, self.accelerator, folder)
         features, heldout = cache.features(own.train), cache.features(own.heldout)
-        transform = self.first.target_transform or TargetTransform.fit("none", features)
+        transform = self._transform(features)
         parts = (Targets(features, transform), teacher, transform, own.pixel_space, own.device)
         return Source(own.train, *parts), replace(own, heldout_targets=Targets(heldout, transform)[:])
+
+    def _transform(self, features: FeatureBank | OneHot) -> TargetTransform:
+        return self.first.target_transform or TargetTransform.fit("none", features)
 
     def candidates(
         self, students: Sequence[str], args: Mapping[str, Any], protocols: Sequence[EvaluationProtocol]
@@ -142,10 +164,15 @@ class Loader:
 
 
 def check_references(
-    methods: Collection[str], counts: Sequence[int], own: RealData, settings: SelectionSettings
+    methods: Collection[str], counts: Sequence[int], own: RealData, settings: SelectionSettings, labelled: bool = False
 ) -> None:
-    """Refuses references of more images than there are, noise aside, and experts that cannot be trained."""
-    if HIGH_LOSS in methods:
+    """Refuses references of more images than there are, noise aside, and experts that cannot be trained.
+
+    Class labels have no teacher, so that this is no reference of `labelled` sets.
+    """
+    if labelled and TEACHER in methods:
+        raise InputError("the targets of the set are class labels, of no teacher: leave out the reference teacher")
+    if any(needs_expert(method, labelled) for method in methods):
         check_experts(settings, len(own.train), in_chans=own.train.num_channels, image_size=own.train.image_size)
     least, chosen = max(counts), [name for name in methods if name in SELECTIONS and name != GAUSSIAN]
     if {*chosen} - {"random"} and (settings.max_images or least) < least:

@@ -172,7 +172,8 @@ def fit_student(
     student.train()
     for step in tqdm(range(steps), "pre-training", unit="step", disable=not progress):
         indices = draw_batch(size, min(settings.batch_size, size), seed, "use of the set", step)
-        images, targets = _augmented(pairs, indices, settings.augment, generator(seed, "augmentation of use", step))
+        drawn = generator(seed, "augmentation of use", step)
+        images, targets = augmented_pairs(pairs, indices, settings.augment, drawn)
         if settings.mixup:
             images, targets = mix(images, targets, settings.mixup, generator(seed, "mixup of use", step))
         with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -215,7 +216,8 @@ def _build_optimizer(student: nn.Module, settings: StudentTrainingSettings) -> t
     return built
 
 
-def _augmented(pairs: Pairs, indices: Tensor, augment: str, drawn: torch.Generator) -> Pair:
+def augmented_pairs(pairs: Pairs, indices: Tensor, augment: str, drawn: torch.Generator) -> Pair:
+    """Returns some images `(n, C, H, W)`, augmented by one of `AUGMENTATIONS`, and their targets `(n, D)`."""
     if augment == "views":
         return pairs.view(indices, torch.randint(0, pairs.num_views + 1, (len(indices),), generator=drawn))
     images, targets = pairs.batch(indices)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-HEADLINES = ("probe", "finetune", "probe_mkdt", "knn")
+HEADLINES = ("accuracy", "probe", "finetune", "probe_mkdt", "knn")
 """Protocols that a set is first judged by; the first of them that was measured is drawn."""
 MAX_BROAD = 5  # bars of a panel, with two lines each
 

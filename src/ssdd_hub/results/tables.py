@@ -40,6 +40,8 @@ class Table(NamedTuple):
 METRICS = {
     "mse": Metric("mean squared error", "lower"),
     "accuracy": Metric("accuracy in %", "higher", 100, ".1f"),
+    "lrs": Metric("label-robust score in %", "higher", 100, ".1f"),
+    "ars": Metric("augmentation-robust score in %", "higher", 100, ".1f"),
     "seconds": Metric("seconds", "lower", 1, ".1f"),
     "steps": Metric("steps", "lower", 1, ".0f"),
     "epochs": Metric("passes over the set", "lower", 1, ".1f"),

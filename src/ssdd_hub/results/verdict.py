@@ -16,6 +16,8 @@ NOT_BETTER = (
     "a stronger teacher (its own features bound what a set can teach: --references teacher measures them), more "
     "--distiller.num-images, or --init kcenter"
 )
+NO_TEACHER = "more --distiller.steps, more --distiller.num-images, or another --method"
+"""Where no error to a teacher was measured: there may be none."""
 _BESIDE = {"random": "random real images", "none": "no pre-training"}
 TOO_FEW = "--evaluate.seeds 5 or more, without which no difference can be told from chance"
 
@@ -184,5 +186,5 @@ def _advice(errors: dict[str, list[Record]], classes: dict[str, list[Record]]) -
     if any(_outcome(result) != "better" for result in errors["random"]):
         return [f"To try: {NOT_NEARER}."]
     if classes["random"] and not any(_outcome(result) == "better" for result in classes["random"]):
-        return [f"To try: {NOT_BETTER}."]
+        return [f"To try: {NOT_BETTER if errors['random'] else NO_TEACHER}."]
     return []

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from ssdd_hub.arguments import argument_checks
 from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight, among, at_most
 from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.models.build import RESERVED_ARGS, build_student
+from ssdd_hub.models.features import pre_logits
 from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches, fit_student
 from ssdd_hub.seeds import derive_seed, generator, seeded
 from ssdd_hub.selection.coresets import Points, herding, kcenter, kmeans
@@ -30,7 +32,8 @@ class SelectionSettings(Settings, section="selection"):
         kmeans_exact: Up to this many images, k-means takes all of them in every iteration; of more, a batch.
         kmeans_iterations: Passes of k-means over the images at most.
         kmeans_batch_size: Images of a batch.
-        expert: The network of `high_loss`: a timm model name.
+        expert: The network of `high_loss`, and of core sets where targets are class labels, which are made of the
+            features of one: a timm model name.
         expert_args: Further arguments of that model; the default is MKDT's ConvNet.
         experts: Trained networks whose errors are averaged. MKDT has 100.
         expert_steps: Steps that each is trained. MKDT has 20 passes, 3,900 steps for 50,000 images.
@@ -73,10 +76,15 @@ class SelectionSettings(Settings, section="selection"):
 
 Choice = Callable[[Source, Tensor, int, int, SelectionSettings], Tensor]
 GAUSSIAN, HIGH_LOSS = "gaussian", "high_loss"
+# What gives all images an order, which those of a class have too.
+_ORDERS = ("random", HIGH_LOSS)
 
 
 def choose_rows(method: str, source: Source, count: int, seed: int, settings: SelectionSettings) -> Tensor:
-    """Chooses `count` source images by a method of `CHOICES`; returns their indices in order of choice, none twice."""
+    """Chooses `count` source images by a method of `CHOICES`; returns their indices in order of choice, none twice.
+
+    Where the targets are class labels, images of all classes are chosen in turn, equally many as far as there are any.
+    """
     require(among("the selection of real images", method, CHOICES))
     size, most = len(source.bank), settings.max_images
     candidates = torch.arange(size)
@@ -85,7 +93,55 @@ def choose_rows(method: str, source: Source, count: int, seed: int, settings: Se
     if count > len(candidates):
         which = "there are only" if len(candidates) == size else "selection.max_images leaves only"
         raise InputError(f"{count} images are to be selected, and {which} {len(candidates)}: select fewer")
-    return candidates[CHOICES[method](source, candidates, count, seed, settings)]
+    choose = CHOICES[method] if source.classes is None else _by_class(method)
+    return candidates[choose(source, candidates, count, seed, settings)]
+
+
+def needs_expert(method: str, labelled: bool) -> bool:
+    """Whether a selection trains experts; core sets of class labels do, which are made of features."""
+    return method == HIGH_LOSS or (labelled and method in ("kmeans", "kcenter", "herding"))
+
+
+def draw_classes(source: Source, count: int) -> Tensor:
+    """Returns classes `(count,)` that the source has images of, in turn."""
+    present = torch.bincount(_classes(source)).nonzero()[:, 0]
+    return present[torch.arange(count) % len(present)]
+
+
+def targets_of(source: Source, classes: Tensor) -> Tensor:
+    """Returns the targets `(n, C)`, float32, of classes `(n,)`."""
+    return source.transform(one_hot(classes, len(source.transform.mean)).float())
+
+
+def _classes(source: Source) -> Tensor:
+    if source.classes is None:
+        raise ValueError("the targets are a teacher's, and not of classes")
+    return source.classes
+
+
+def _by_class(method: str) -> Choice:
+    """Returns a selection that chooses within each class."""
+
+    def choose(source: Source, candidates: Tensor, count: int, seed: int, settings: SelectionSettings) -> Tensor:
+        classes, choice = _classes(source)[candidates], CHOICES[method]
+        if method in _ORDERS:
+            order = choice(source, candidates, len(candidates), seed, settings)
+        else:
+            order = torch.arange(len(candidates))
+        rows = [order[classes[order] == number] for number in torch.bincount(classes).nonzero()[:, 0]]
+        sizes = torch.tensor(list(map(len, rows)))
+        # The images of one rank in each class come before those of the next.
+        ranks = torch.cat([torch.arange(size) for size in sizes.tolist()]).argsort(stable=True)[:count]
+        counts = torch.bincount(torch.arange(len(rows)).repeat_interleave(sizes)[ranks], minlength=len(rows)).tolist()
+        if method not in _ORDERS:
+            if needs_expert(method, labelled=True):
+                source = replace(source, targets=_expert_features(source, seed, settings))
+            parts = zip(rows, counts, strict=True)
+            rows = [own[choice(source, candidates[own], n, seed, settings)] if n else own[:0] for own, n in parts]
+        chosen = [own[:n] for own, n in zip(rows, counts, strict=True)]
+        return torch.cat(chosen)[torch.cat([torch.arange(n) for n in counts]).argsort(stable=True)]
+
+    return choose
 
 
 def _draw(size: int, count: int, seed: int, purpose: str) -> Tensor:
@@ -129,13 +185,8 @@ def _high_loss(source: Source, candidates: Tensor, count: int, seed: int, settin
     """
     pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
     losses = torch.zeros(len(candidates), dtype=torch.float64)
-    shape = {"in_chans": source.bank.num_channels, "image_size": source.bank.image_size}
     for expert in range(settings.experts):
-        with seeded(seed, "selection/expert", expert):
-            width = source.targets[:1].shape[1]
-            student = build_student(settings.expert, num_targets=width, **shape, **settings.expert_args)
-        steps = derive_seed(seed, "selection/steps of an expert", expert)
-        student = fit_student(student.to(source.device), pairs, settings.training(len(pairs)), steps)
+        student = _train_expert(source, pairs, seed, settings, expert)
         with torch.no_grad():
             batches = (pairs.batch(rows) for rows in torch.split(candidates, 512))
             errors = [(student(images) - targets).square().mean(1).double().cpu() for images, targets in batches]
@@ -145,8 +196,27 @@ def _high_loss(source: Source, candidates: Tensor, count: int, seed: int, settin
     return losses.argsort(descending=True, stable=True)[:count]
 
 
+def _train_expert(
+    source: Source, pairs: SourcePairs, seed: int, settings: SelectionSettings, number: int
+) -> nn.Module:
+    shape = {"in_chans": source.bank.num_channels, "image_size": source.bank.image_size}
+    with seeded(seed, "selection/expert", number):
+        width = source.targets[:1].shape[1]
+        student = build_student(settings.expert, num_targets=width, **shape, **settings.expert_args)
+    steps = derive_seed(seed, "selection/steps of an expert", number)
+    return fit_student(student.to(source.device), pairs, settings.training(len(pairs)), steps)
+
+
+def _expert_features(source: Source, seed: int, settings: SelectionSettings) -> Tensor:
+    """Returns the features `(N, F)`, on the CPU, of a network that was trained to tell the classes of the source."""
+    pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
+    expert, parts = _train_expert(source, pairs, seed, settings, 0), torch.split(torch.arange(len(pairs)), 512)
+    with torch.no_grad():
+        return torch.cat([pre_logits(expert, pairs.batch(rows)[0]).cpu() for rows in parts])
+
+
 def check_experts(settings: SelectionSettings, size: int, **shape: int) -> None:
-    """Refuses an expert of `high_loss` that cannot be trained in its batches of `size` images, before any work.
+    """Refuses an expert that cannot be trained in its batches of `size` images, before any work.
 
     `shape` holds `in_chans` and `image_size`.
     """
@@ -157,17 +227,22 @@ def check_experts(settings: SelectionSettings, size: int, **shape: int) -> None:
 def draw_noise(source: Source, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draws images `(count, C, H, W)` from N(0, 1) in the students' pixel space; computes their targets `(count, D)`.
 
-    The teacher's input is exactly these pixels, also those outside `[0, 1]`.
+    The teacher's input is exactly these pixels, also those outside `[0, 1]`. Without a teacher, noise stands for the
+    classes in turn.
     """
     shape = (count, *source.bank.pixels.shape[1:])
     images = torch.randn(shape, generator=generator(seed, "selection/gaussian"))
+    if source.teacher is None:
+        return images, targets_of(source, draw_classes(source, count))
     return images, predict_targets(source, source.pixel_space.denormalise(images))
 
 
 def predict_targets(source: Source, pixels: Tensor) -> Tensor:
     """Returns the teacher's targets `(n, D)`, float32, of images that need not be of the source, `(n, C, H, W)`."""
-    weights = next(source.teacher.parameters())
-    features = torch.cat([source.teacher(part.to(weights)).cpu().float() for part in torch.split(pixels, 256)])
+    if source.teacher is None:
+        raise ValueError("class labels of other images than the source's are not known")
+    weights, teacher = next(source.teacher.parameters()), source.teacher
+    features = torch.cat([teacher(part.to(weights)).cpu().float() for part in torch.split(pixels, 256)])
     return source.transform(features)
 
 

@@ -19,7 +19,7 @@ class Source:
 
     bank: ImageBank
     targets: Targets | Tensor  # (N, D)
-    teacher: Teacher
+    teacher: Teacher | None  # None where the targets are class labels
     transform: TargetTransform
     pixel_space: PixelSpace  # that of real images for students, and of the selected images
     device: torch.device | str = "cpu"  # where experts are trained

@@ -10,7 +10,16 @@ from torch import Tensor
 from ssdd_hub.runs.estimate import Stage
 from ssdd_hub.seeds import derive_seed, generator
 from ssdd_hub.selection.clusters import choose_evenly
-from ssdd_hub.selection.methods import CHOICES, SelectionSettings, choose_rows, draw_noise, predict_targets
+from ssdd_hub.selection.methods import (
+    CHOICES,
+    SelectionSettings,
+    choose_rows,
+    draw_classes,
+    draw_noise,
+    needs_expert,
+    predict_targets,
+    targets_of,
+)
 from ssdd_hub.selection.source import Source
 
 NOISE, MIXED = "noise", "mixed"
@@ -33,7 +42,7 @@ def time_start(init: str, source: Source, count: int, settings: SelectionSetting
         start_from(init, part, count, 0, replace(settings, max_images=None, **changed))
         return time.perf_counter() - started
 
-    if init != "high_loss":
+    if not needs_expert(init, labelled=source.classes is not None):
         candidates = min(size, settings.max_images or size)
         return Stage(name, 0, seconds() * (1 if init == NOISE else candidates / few))
     # Of each expert, the steps, and one pass over all images.
@@ -48,22 +57,32 @@ def start_from(
     """Returns the first `count` images, their targets and their places, by one of `INITS` and the seed of a run.
 
     Images are `(M, C, H, W)`, of type `dtype`, in `[0, 1]` but for noise; targets are `(M, D)`; places are `(M,)`,
-    those in the source's bank, `(M, PARTS)` for averages of random images, or None for noise.
+    those in the source's bank, `(M, PARTS)` for averages of random images, or None for noise. Where the targets are
+    class labels, there are equally many of each class, as far as it has images, and averages are of one class.
     """
-    first_images = derive_seed(seed, "first images")
+    first_images, labelled = derive_seed(seed, "first images"), source.classes is not None
     if init == NOISE:
         images, targets = draw_noise(source, count, first_images)
         return source.pixel_space.denormalise(images).to(dtype), targets, None
     if init == MIXED:
-        drawn = generator(seed, "first images")
-        rows = torch.stack([torch.randperm(len(source.bank), generator=drawn)[:PARTS] for _ in range(count)])
+        drawn, classes = generator(seed, "first images"), draw_classes(source, count) if labelled else None
+        groups = [None] * count if classes is None else classes.tolist()
+        rows = torch.stack([_draw_parts(source, drawn, number) for number in groups])
         images = torch.stack([source.bank.pixels[each].to(dtype).mean(0) / 255 for each in rows])
-        return images, predict_targets(source, images), rows
+        return images, predict_targets(source, images) if classes is None else targets_of(source, classes), rows
     if settings.balance and source.classes is None:
         rows = choose_evenly(init, source, count, seed, settings)
-    elif init == "random":
+    elif init == "random" and not labelled:
         # Not by `choose_rows`, so that earlier settings still start from the same images.
         rows = torch.randperm(len(source.bank), generator=generator(seed, "first images"))[:count]
     else:
         rows = choose_rows(init, source, count, first_images, settings)
     return source.bank.pixels[rows].to(dtype) / 255, source.targets[rows], rows
+
+
+def _draw_parts(source: Source, drawn: torch.Generator, number: float | None) -> Tensor:
+    """Returns the images `(PARTS,)` of an average, of a class where there are any, some twice in a small one."""
+    if source.classes is None or number is None:
+        return torch.randperm(len(source.bank), generator=drawn)[:PARTS]
+    own = torch.eq(source.classes, number).nonzero()[:, 0]
+    return own[torch.randperm(len(own), generator=drawn).repeat(PARTS)[:PARTS]]

@@ -18,6 +18,7 @@ from ssdd_hub.results.compare import markdown_table
 from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.sets.origin import NOISES, source_address, source_on_hub, started_from, tell_origin
 from ssdd_hub.sets.storage import Decoder, shown_shapes
+from ssdd_hub.statements import of_labels
 from ssdd_hub.text import HUB_ID, printable, tell_bytes
 
 DATA_FILES = "data/train-*"
@@ -41,12 +42,14 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
     source, teacher = section(provenance, "source"), section(provenance, "teacher")
     title = _title(provenance, shapes["images"][0])
     place = json.dumps(location) + (f", revision={json.dumps(revision)}" if revision else "")
-    licences = {"this set": provenance, "source": source, "teacher": teacher}
+    labelled = of_labels(provenance)
+    licences = {"this set": provenance, "source": source, **({} if labelled else {"teacher": teacher})}
     seconds = provenance.get("seconds")
     hashes: dict[str, str] = {}
     record = {
         "method": provenance.get("method"),
         "seed": provenance.get("seed"),
+        "targets": provenance.get("targets"),
         **{name: _shorten(section(provenance, name), name, hashes) or None for name in _SECTIONS},
         "time": None if seconds is None else f"{seconds:.1f} s",
     }
@@ -66,6 +69,7 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         stored=_stored(metadata),
         space=metadata["pixel_space"],
         num_bytes=tell_bytes(section(metadata, "num_bytes")),
+        labelled=labelled,
         num_views=shapes["views"][1] if "views" in shapes else 0,
         use=rows(section(provenance, "use")),
         student=_student(provenance, shapes),

@@ -36,7 +36,7 @@ from ssdd_hub.sets.card import DATA_FILES, render_dataset_card
 from ssdd_hub.sets.folder import MISTAKES, StatedSet, measure_range
 from ssdd_hub.sets.parquet import iter_tensors
 from ssdd_hub.sets.tensor_checks import check_tensors
-from ssdd_hub.statements import find_problems
+from ssdd_hub.statements import find_problems, of_labels
 from ssdd_hub.text import printable, redact_tokens
 
 PICKLES = {".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"}
@@ -219,7 +219,8 @@ def _check_range(metadata: Mapping[str, Any], measured: Mapping[str, Any]) -> It
 def _check_record(metadata: Mapping[str, Any]) -> Iterator[Finding]:
     provenance = section(metadata, "provenance")
     yield from find_unusable(METADATA_FILE, provenance)
-    missing = [name for name in _RECORDED if provenance.get(name) in (None, "", {}, [])]
+    idle = {"teacher"} if of_labels(provenance) else set()
+    missing = [name for name in _RECORDED if name not in idle and provenance.get(name) in (None, "", {}, [])]
     if missing:
         yield _warning(METADATA_FILE, f"does not record {', '.join(missing)}")
     if not provenance.get("scores"):
@@ -250,7 +251,8 @@ def find_unusable(place: str, stated: Mapping[str, Any]) -> Iterator[Finding]:
 
 def check_set_licence(provenance: Mapping[str, Any]) -> None:
     """Raises an `InputError` for a licence freer than those of source and teacher for which no reason is stated."""
-    parts = {name: str(section(provenance, name).get("license") or licences.UNKNOWN) for name in ("source", "teacher")}
+    names = ["source", *([] if of_labels(provenance) else ["teacher"])]
+    parts = {name: str(section(provenance, name).get("license") or licences.UNKNOWN) for name in names}
     licences.check_licence(str(provenance.get("license") or licences.UNKNOWN), parts, provenance.get("license_reason"))
 
 

@@ -11,7 +11,7 @@ from ssdd_hub.hub.licences import derive_licence
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import shareable_name
 from ssdd_hub.runs.machine import describe_versions
-from ssdd_hub.statements import without_folders
+from ssdd_hub.statements import CLASS_LABELS, without_folders
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.teacher import Teacher
 from ssdd_hub.text import redact_tokens
@@ -24,13 +24,16 @@ _ABSOLUTE_FOLDER = re.compile(r"""(^|[=:"'])~?/(?!/)(?:[^"']*/)?(?=[^/"'])""")
 
 
 def describe_run(
-    config: Facts, source: Facts, teacher: Teacher, transform: TargetTransform, student_space: PixelSpace
+    config: Facts, source: Facts, teacher: Teacher | None, transform: TargetTransform, student_space: PixelSpace
 ) -> dict[str, Any]:
     """Returns the provenance of a distilled set, but for what only the end of the run knows.
 
     `config` holds the resolved settings, `source` is `ImageBank.provenance`, `transform` maps features of the teacher
-    to targets, and networks pre-trained on the set take real images in `student_space`.
+    to targets, and networks pre-trained on the set take real images in `student_space`. Without a teacher the targets
+    are class labels, and no settings of teachers are stated.
     """
+    if teacher is None:
+        config = {name: values for name, values in config.items() if name not in ("teacher", "teacher_training")}
     return {
         "method": "krr-st",
         **_describe_origin(config, source),
@@ -43,7 +46,7 @@ def describe_selection(
     method: str,
     selection: Facts,
     source: Facts,
-    teacher: Teacher,
+    teacher: Teacher | None,
     transform: TargetTransform,
     student_space: PixelSpace,
 ) -> dict[str, Any]:
@@ -83,13 +86,18 @@ def _describe_origin(config: Facts, source: Facts) -> dict[str, Any]:
 
 
 def _describe_targets(
-    source: Facts, teacher: Teacher, transform: TargetTransform, student_space: PixelSpace
+    source: Facts, teacher: Teacher | None, transform: TargetTransform, student_space: PixelSpace
 ) -> dict[str, Any]:
+    if teacher is None:
+        of, licences = {"targets": CLASS_LABELS}, [source["license"]]
+    else:
+        of = {"teacher": _shareable({**teacher.identity(), **teacher.public_provenance()})}
+        licences = [source["license"], teacher.license]
     return {
-        "teacher": _shareable({**teacher.identity(), **teacher.public_provenance()}),
+        **of,
         "target_transform": transform.describe(),
         "student_pixel_space": student_space.to_dict(),
-        "license": derive_licence(source["license"], teacher.license),
+        "license": derive_licence(*licences),
     }
 
 

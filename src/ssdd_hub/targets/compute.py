@@ -1,4 +1,4 @@
-"""The targets of a dataset: features from the cache or the teacher, and the transform that is fitted on them."""
+"""The targets of a dataset: features from the cache or the teacher, or classes, and the transform fitted on them."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.runs.estimate import Stage, time_steps
 from ssdd_hub.targets.cache import FeatureCache
+from ssdd_hub.targets.labels import LabelCache
 from ssdd_hub.targets.targets import Targets, TargetSettings
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.teacher import Teacher
@@ -26,18 +27,33 @@ def time_features(
 
 
 def compute_targets(
-    teacher: Teacher,
+    teacher: Teacher | None,
     images: ImageBank,
     settings: TargetSettings,
     folder: Path,
     accelerator: Accelerator,
     dtype: torch.dtype = torch.float32,
-) -> tuple[FeatureCache, Targets]:
-    """Returns the cache of the teacher's features in a folder, and the targets `(N, D')` of all images."""
+) -> tuple[FeatureCache | LabelCache, Targets]:
+    """Returns the cache of the teacher's features in a folder, and the targets `(N, D')` of all images.
+
+    Without a teacher, targets are of the images' classes.
+    """
+    if teacher is None:
+        return label_targets(images, settings, accelerator, dtype)
     cache = FeatureCache(teacher, accelerator, folder, **settings.computing())
     features = cache.features(images)
     transform = TargetTransform.fit(settings.transform, features, settings.dim)
     return cache, Targets(features, transform, dtype)
+
+
+def label_targets(
+    images: ImageBank, settings: TargetSettings, accelerator: Accelerator, dtype: torch.dtype = torch.float32
+) -> tuple[LabelCache, Targets]:
+    """Returns one-hot vectors of the classes, and the targets `(N, C)`: these centred, their largest the class."""
+    cache = LabelCache(images, accelerator)
+    classes = cache.features(images)
+    kind = "centre" if settings.transform == "none" else settings.transform
+    return cache, Targets(classes, TargetTransform.fit(kind, classes), dtype)
 
 
 class StandInCache:

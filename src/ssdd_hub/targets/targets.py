@@ -1,4 +1,4 @@
-"""Targets: a teacher's features of real images, transformed."""
+"""Targets of real images: a teacher's features or one-hot vectors of class labels, transformed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from ssdd_hub.bounds import Count, Settings, at_least, at_most, one_of
 from ssdd_hub.errors import Check
 from ssdd_hub.targets.bank import FeatureBank
 from ssdd_hub.targets.cache import DTYPES
+from ssdd_hub.targets.labels import LABELS, OneHot
 from ssdd_hub.targets.transform import PROJECTIONS, TRANSFORMS, TargetTransform
 
 MOST_IN_MEMORY = 2**30  # bytes of the features of each view, in each process
@@ -18,9 +19,11 @@ MOST_IN_MEMORY = 2**30  # bytes of the features of each view, in each process
 
 @dataclass(frozen=True)
 class TargetSettings(Settings, section="targets"):
-    """How the teacher's features are computed and become targets.
+    """What targets are made of, and how.
 
     Attributes:
+        of: `teacher`: its features; `labels`: one-hot vectors of the class labels of the source, always centred, for
+            which there is no teacher.
         transform: `none`; `centre`: subtract the mean of each dimension; `standardise`: also divide by the overall
             std; `standardise-each`: divide each dimension by its own std instead; `pca`: project on the `dim`
             principal directions; `pca-standardise`: also divide them by their overall std; `whiten`: divide each of
@@ -35,6 +38,7 @@ class TargetSettings(Settings, section="targets"):
         refresh: Compute again although cached features are there.
     """
 
+    of: Annotated[str, one_of(("teacher", LABELS))] = "teacher"
     transform: Annotated[str, one_of(TRANSFORMS)] = "none"
     dim: Count | None = None
     views: Annotated[int, at_least(0), at_most(10_000)] = 0
@@ -44,10 +48,15 @@ class TargetSettings(Settings, section="targets"):
     refresh: bool = False
 
     def conflicts(self) -> Iterator[Check]:
-        """Yields that a width is given to projections only."""
+        """Yields that a width is given to projections only, and these to features only."""
         yield (
             self.dim is None or self.transform in PROJECTIONS,
             f"targets.dim is for --targets.transform {', '.join(PROJECTIONS)}, got {self.transform!r}",
+        )
+        yield (
+            self.of != LABELS or self.transform not in PROJECTIONS,
+            f"--targets.of labels has a dimension for each class: give --targets.transform centre, standardise or "
+            f"standardise-each, got {self.transform!r}",
         )
 
     def computing(self) -> dict[str, Any]:
@@ -64,7 +73,7 @@ class Targets:
     rounds differently with other numbers of rows.
     """
 
-    features: FeatureBank | Tensor  # (N, D)
+    features: FeatureBank | OneHot | Tensor  # (N, D)
     transform: TargetTransform
     dtype: torch.dtype = torch.float32  # in which targets are computed too
     _ready: TargetTransform = field(init=False, repr=False)

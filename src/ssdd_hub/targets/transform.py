@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,9 @@ from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.files import atomic_path
 from ssdd_hub.plain_files import require_modest_weights
 from ssdd_hub.targets.bank import FeatureBank
+
+if TYPE_CHECKING:
+    from ssdd_hub.targets.labels import OneHot
 
 PROJECTIONS = ("pca", "pca-standardise", "whiten")
 TRANSFORMS = ("none", "centre", "standardise", "standardise-each", *PROJECTIONS)
@@ -55,7 +58,7 @@ class TargetTransform:
         return len(self.scale)
 
     @classmethod
-    def fit(cls, kind: str, features: FeatureBank | Tensor, dim: int | None = None) -> "TargetTransform":
+    def fit(cls, kind: str, features: "FeatureBank | OneHot | Tensor", dim: int | None = None) -> "TargetTransform":
         """Measures the transform of features `(n, D)` in one pass, in float64; variances are divided by `n`.
 
         `dim` is `D'` for the kinds that project; None for all `D`, or for whitening all that have variance.
@@ -215,7 +218,7 @@ def _dim_checks(kind: str, dim: int | None, rank: int, width: int) -> Iterator[C
         )
 
 
-def _mean_and_covariance(features: FeatureBank | Tensor, full: bool) -> tuple[Tensor, Tensor]:
+def _mean_and_covariance(features: "FeatureBank | OneHot | Tensor", full: bool) -> tuple[Tensor, Tensor]:
     """Returns the mean `(D,)` and the covariance `(D, D)`, or only its diagonal `(D,)`.
 
     The parts are merged by the pairwise update of Chan, Golub and LeVeque (1979), which loses no digits where the mean

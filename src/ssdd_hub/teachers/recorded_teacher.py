@@ -10,7 +10,7 @@ from ssdd_hub.models.features import hash_weights
 from ssdd_hub.record import section
 from ssdd_hub.runs.inputs import deciding_facts
 from ssdd_hub.runs.machine import describe_versions
-from ssdd_hub.statements import stated_teacher
+from ssdd_hub.statements import of_labels, stated_teacher
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
 
 # Packages whose modules a teacher is made of: another version may describe the same structure in other words.
@@ -30,7 +30,12 @@ class TeacherComparison(NamedTuple):
 
 
 def compare_teacher(provenance: Mapping[str, Any], teacher: Teacher) -> TeacherComparison:
-    """Compares a teacher with a set's provenance; what that does not state is not compared."""
+    """Compares a teacher with a set's provenance; what that does not state is not compared.
+
+    No teacher is that of class labels.
+    """
+    if of_labels(provenance):
+        return TeacherComparison({"targets": "the targets are class labels, of no teacher"}, False)
     # Through JSON, as the record: with lists for tuples.
     present: dict[str, Any] = json.loads(json.dumps(deciding_facts(teacher.identity())))
     recorded = section(provenance, "teacher")

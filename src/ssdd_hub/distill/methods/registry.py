@@ -14,9 +14,7 @@ from ssdd_hub.distill.methods.krr_st import KrrSt
 from ssdd_hub.distill.methods.rfad import Rfad
 from ssdd_hub.distill.registry import Registry
 
-METHODS: Registry[Method] = Registry(
-    "method", Method, "ssdd_hub.methods", KrrSt, Frepo, Rfad, ClpDd, Dm, Idm, Dc, Idc
-)
+METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", KrrSt, Frepo, Rfad, ClpDd, Dm, Idm, Dc, Idc)
 
 
 def list_methods() -> list[str]:

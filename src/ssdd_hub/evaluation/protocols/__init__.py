@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING
 from ssdd_hub.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ssdd_hub.evaluation.protocols.accuracy import Accuracy as Accuracy, AccuracySettings as AccuracySettings
     from ssdd_hub.evaluation.protocols.base import (
         EvaluationProtocol as EvaluationProtocol,
         LabelledProtocol as LabelledProtocol,
         Measure as Measure,
         Pretrained as Pretrained,
+    )
+    from ssdd_hub.evaluation.protocols.dd_ranking import (
+        DdRankingSettings as DdRankingSettings,
+        accuracy_variants as accuracy_variants,
+        robustness_records as robustness_records,
     )
     from ssdd_hub.evaluation.protocols.finetune import FinetuneSettings as FinetuneSettings, FineTuning as FineTuning
     from ssdd_hub.evaluation.protocols.kd import (
@@ -28,7 +34,9 @@ if TYPE_CHECKING:
 else:
     __getattr__, __all__ = lazy_names(
         __name__,
+        "accuracy: Accuracy AccuracySettings",
         "base: EvaluationProtocol LabelledProtocol Measure Pretrained",
+        "dd_ranking: DdRankingSettings accuracy_variants robustness_records",
         "finetune: FineTuning FinetuneSettings",
         "kd: KdSettings KnowledgeDistillation",
         "knn: KnnSettings NearestNeighbours",

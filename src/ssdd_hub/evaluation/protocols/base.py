@@ -55,6 +55,8 @@ class Measure:
 class EvaluationProtocol(Protocol):
     """A way to measure a pre-trained student.
 
+    One that has an attribute `trains_itself`, which is true, needs no pre-trained student but `Pretrained.build`.
+
     Attributes:
         name: Its name in `scores.json`.
     """
