@@ -164,9 +164,14 @@ def evaluate(
 
 
 def build_distiller(
-    config: DistillConfig, accelerator: Accelerator, source: Source, cache: FeatureCache | StandInCache, pairs: Pairs
+    config: DistillConfig,
+    accelerator: Accelerator,
+    source: Source,
+    cache: FeatureCache | StandInCache,
+    pairs: Pairs,
+    folder: Path | None = None,
 ) -> Distiller:
-    """Engine, real batches, students, method and parameterisation around the first pairs."""
+    """Engine, real batches, students, method and parameterisation around the first pairs; `folder` keeps its work."""
     settings, chosen = config.distiller, config.parameterisation
     shared, engine = {**settings.shared(), "pool": config.pool}, build_engine(settings.computing(), accelerator)
     # Every process chose them, and what was trained for that may differ in its last bits.
@@ -177,7 +182,7 @@ def build_distiller(
     batches = engine.prefetch(batches, settings.steps)
     shape = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": targets.width}
     student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
-    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    place = {"rank": accelerator.process_index, "world": accelerator.num_processes, "folder": folder}
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
     synthetic = build_parameterisation(chosen.name, pairs, chosen.args, shared)
     method = build_method(config.method.name, problem, config.method.args, shared)
@@ -237,7 +242,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
     own_space = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
     estimated.done("start")
     pairs = Pairs(own_space.normalise(before), first)
-    distiller = build_distiller(config, accelerator, source, cache, pairs)
+    distiller = build_distiller(config, accelerator, source, cache, pairs, run.path / "checkpoints" / "method")
     # Of views, where there are any.
     estimated.done("features")
     heldout_error = HeldoutError.plan(distiller, heldout, heldout_targets, space)

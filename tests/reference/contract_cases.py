@@ -27,6 +27,9 @@ METHOD_CLASSES = {**METHODS.known, MeanMatch.name: MeanMatch}
 PARAMETERISATION_CLASSES = {**PARAMETERISATIONS.known, Tiles.name: Tiles}
 CASES = [(method, name) for method in METHOD_CLASSES for name in PARAMETERISATION_CLASSES]
 SHARED = {"lr_images": 1e-2, "lr_targets": 1e-2, "ridge": 1e-3, "pool": PoolSettings(size=2, max_age=4)}
+# Few and short trajectories, and starts at two of their epochs.
+SHARED |= {"experts": 2, "expert_steps": 2, "expert_epochs": 3, "unroll": 3, "unroll_batch": 4, "min_start": 0}
+SHARED |= {"max_start": 2, "first_max_start": 1, "expert_learning_rate": 0.1, "step_size": 0.1}
 
 
 def make_pairs(count, seed):

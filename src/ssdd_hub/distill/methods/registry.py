@@ -5,9 +5,11 @@ from typing import Any
 
 from ssdd_hub.distill.method import Method, Problem
 from ssdd_hub.distill.methods.krr_st import KrrSt
+from ssdd_hub.distill.methods.mkdt import Mkdt
+from ssdd_hub.distill.methods.mtt import Datm, Mtt, Tesla
 from ssdd_hub.distill.registry import Registry
 
-METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", KrrSt)
+METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", KrrSt, Mkdt, Mtt, Tesla, Datm)
 
 
 def list_methods() -> list[str]:
