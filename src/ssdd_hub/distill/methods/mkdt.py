@@ -26,7 +26,7 @@ from ssdd_hub.errors import Check, InputError
 from ssdd_hub.seeds import draw_batch, generator, seeded
 
 TASKS = ("regression", "hard-labels", "soft-labels")
-_ONE_HOT = 1e-4  # rounding of targets of class labels, relative to their range
+_ROUNDING = 1e-4  # of targets of class labels, relative to their range
 
 
 @dataclass(frozen=True)
@@ -292,11 +292,12 @@ def _class_step(student: nn.Module, optimizer: torch.optim.Optimizer, pairs: Pai
 
 
 def _require_classes(targets: Tensor, task: str) -> None:
-    """Raises an `InputError` unless one target of each row is above the others, which are equal."""
-    ordered = targets.sort(1, descending=True).values
-    spread = ordered[:, 0] - ordered[:, -1]
-    if not ((ordered[:, 0] > ordered[:, 1]) & (ordered[:, 1] - ordered[:, -1] <= _ONE_HOT * spread)).all():
+    """Raises an `InputError` unless the place of the largest target of a row decides the whole row."""
+    classes, spread = targets.argmax(1), targets.max() - targets.min()
+    first = {int(each): row for row, each in reversed(list(enumerate(classes)))}
+    others = targets[[first[int(each)] for each in classes]]
+    if not (targets - others).abs().max() <= _ROUNDING * spread:
         raise InputError(
-            f"the task {task} needs targets of class labels, one of each row above all others, and these are none: "
+            f"the task {task} needs targets of class labels, the same for all images of a class, and these are none: "
             "take the labels of the source as targets, or the method mkdt, which takes a teacher's features"
         )
