@@ -287,6 +287,12 @@ def test_a_damaged_file_is_made_again_with_a_warning(make, trained, tmp_path, ca
     assert contents(tmp_path) == before and "the expert is trained again" in caplog.text
 
 
+def test_experts_that_diverge_are_not_kept(make, tmp_path):
+    with pytest.raises(InputError, match=r"expert 0 diverges in epoch \d: lower the method's expert_learning_rate"):
+        list(make(tmp_path, expert_learning_rate=1e200).prepare(make_pairs(M, 99)))
+    assert "expert-00000-003.safetensors" not in contents(tmp_path)
+
+
 def test_without_experts_nothing_is_computed_but_rehearsals(make, tmp_path):
     pairs = make_pairs(M, 99)
     for method in (make(), make(tmp_path)):
@@ -319,18 +325,16 @@ def test_each_method_has_settings_of_its_own():
 
 
 @pytest.mark.parametrize("task", ["hard-labels", "soft-labels"])
-def test_labelled_tasks_need_targets_of_labels(make, task):
-    classes, shares = torch.tensor([0, 2, 1, 2]), torch.tensor([0.2, 0.3, 0.5])
-    labels = torch.eye(3)[classes] - shares
+def test_labelled_tasks_need_targets_of_labels(make, tmp_path, task):
+    labels = torch.eye(3)[[0, 2, 1, 2]] - torch.tensor([0.2, 0.3, 0.5])
     for targets, wrong in ((labels, False), (labels.repeat(2, 1) + 1, False), (torch.randn(9, 3), True)):
-        method = make(task=task)
+        method = make(tmp_path, task=task)
         method.problem = replace(method.problem, source=SimpleNamespace(targets=targets))
         if wrong:
             with pytest.raises(InputError, match=f"the task {task} needs targets of class labels"):
                 next(method.prepare(make_pairs(M, 99)))
-            # Stand-ins of targets are no labels.
-            method.rehearse()
-        next(method.prepare(make_pairs(M, 99)))
+        else:
+            next(method.prepare(make_pairs(M, 99)))
 
 
 def test_an_epoch_needs_a_length(make):

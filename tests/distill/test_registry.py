@@ -46,9 +46,7 @@ def test_the_root_lists_both():
 
 def test_an_unknown_name_is_refused_with_the_known_ones_and_the_nearest(offer, problem):
     offer(mean_match="toy_method:MeanMatch")
-    with pytest.raises(
-        InputError, match="method 'mean' is unknown: use one of krr_st, mean_match; the nearest is mean_"
-    ):
+    with pytest.raises(InputError, match="method 'mean' is unknown: use one of datm, .*; the nearest is mean_"):
         build_method("mean", problem)
     with pytest.raises(
         InputError, match="parameterisation 'pixel' is unknown: use one of dct, .*; the nearest is pixels"
@@ -85,7 +83,7 @@ def test_an_installed_package_is_listed_without_being_imported(tmp_path):
     (info / "entry_points.txt").write_text("[ssdd_hub.methods]\ntoy = toys:Toy\n")
     program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import ssdd_hub; print(*ssdd_hub.list_methods())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["krr_st", "toy"], done.stderr
+    assert {"krr_st", "toy"} <= {*done.stdout.split()}, done.stderr
 
 
 # Settings

@@ -313,4 +313,4 @@ def test_a_method_and_a_parameterisation_of_another_package_distil(script, tmp_p
     assert len([record for record in log if record["stage"] == "distill"]) == 12
     status, printed, errors = start(tmp_path / "new", "--method", "mean", script=script).wait()
     assert status == 2 and printed == "" and not (tmp_path / "new").exists()
-    assert "method 'mean' is unknown: use one of krr_st, mean_match; the nearest is mean_match" in errors
+    assert "method 'mean' is unknown: use one of datm, " in errors and "; the nearest is mean_match" in errors

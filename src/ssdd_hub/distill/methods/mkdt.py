@@ -128,16 +128,16 @@ class Mkdt(Method):
         self.step_size = torch.tensor(settings.step_size, dtype=engine.dtype, device=engine.device)
         self._momentum = torch.zeros_like(self.step_size)
         self._slope = torch.zeros_like(self.step_size)
-        self._rehearsed = False
 
     def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
         """Trains the experts.
 
         Raises:
-            InputError: The task is classification, and the targets are not those of class labels.
+            InputError: The task is classification, and the targets of a run are not those of class labels.
         """
         source = self.problem.source
-        if self.settings.task != "regression" and source is not None and not self._rehearsed:
+        # In a run: those of its time estimate are stand-ins.
+        if self.settings.task != "regression" and source is not None and self.problem.folder is not None:
             _require_classes(source.targets[:1000], self.settings.task)
         return self.experts.train()
 
@@ -146,8 +146,7 @@ class Mkdt(Method):
         return self.experts.num_steps
 
     def rehearse(self) -> None:
-        """Takes untrained experts and any targets."""
-        self._rehearsed = True
+        """Takes untrained experts."""
         self.experts.rehearse()
 
     def loss(self, pairs: Pairs, step: int) -> Tensor:

@@ -104,7 +104,11 @@ class Experts:
             ) from error
 
     def train(self) -> Iterator[Tensor]:
-        """Trains the experts, one after another; yields the loss of each step, of those of an earlier start too."""
+        """Trains the experts, one after another; yields the loss of each step, of those of an earlier start too.
+
+        Raises:
+            InputError: An expert diverges.
+        """
         saved = self._saved_training()
         # Nobody writes before all have read.
         self._wait()
@@ -189,6 +193,11 @@ class Experts:
     def _keep(self, expert: int, epoch: int, pool: StudentPool, losses: list[Tensor]) -> None:
         weights = flatten(pool.student(0))
         snapshot = {"weights": weights.cpu(), "losses": torch.stack(losses).cpu() if losses else weights[:0].cpu()}
+        if not (snapshot["losses"].isfinite().all() and weights.isfinite().all()):
+            raise InputError(
+                f"expert {expert} diverges in epoch {epoch}: lower the method's expert_learning_rate, or standardise the "
+                "targets, in another --output"
+            )
         if self.problem.folder is None:
             self._kept.setdefault(expert, {})[epoch] = snapshot
             return
