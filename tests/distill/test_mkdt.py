@@ -16,12 +16,14 @@ from reference.contract_cases import B, D, M
 from reference.warm import Running, start_two
 
 from ssdd_hub.distill.engine import EngineSettings, build_engine
+from ssdd_hub.distill.estimate import time_distillation
 from ssdd_hub.distill.method import Problem
 from ssdd_hub.distill.methods.mkdt import Mkdt, MkdtSettings
 from ssdd_hub.distill.methods.mtt import DatmSettings, MttSettings, TeslaSettings
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.models.convnet import ConvNet
+from ssdd_hub.runs.folder import RunFolder
 
 WORKER = Path(__file__).parents[1] / "reference" / "mkdt_worker.py"
 WIDTHS, SIDE = (3, 4), 4
@@ -300,6 +302,13 @@ def test_without_experts_nothing_is_computed_but_rehearsals(make, tmp_path):
             method.gradients(pairs, 0)
     method.rehearse()
     assert method.gradients(pairs, 0)[0] > 0 and not contents(tmp_path)
+
+
+def test_an_estimate_times_steps_without_experts(accelerator, tmp_path):
+    run = RunFolder(tmp_path / "run", {})
+    run.start()
+    stages = list(time_distillation(contract_cases.build("mkdt", "pixels", accelerator), run))
+    assert [(stage.name, stage.steps) for stage in stages] == [("warm-up", 12), ("distillation", 10)]
 
 
 # Settings

@@ -120,8 +120,8 @@ class Mkdt(Method):
 
     def __init__(self, settings: MkdtSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
-        engine, exact = problem.engine, settings.task == "regression"
-        self.experts = Experts(settings, problem, engine.regression_step if exact else _class_step, settings.dsa)
+        engine, regression = problem.engine, settings.task == "regression"
+        self.experts = Experts(settings, problem, engine.regression_step if regression else _class_step, settings.dsa)
         with seeded(problem.seed, "unrolled student"):
             self._student = problem.build_student().to(engine.device, engine.dtype).train()
         self._parameters = dict(self._student.named_parameters())

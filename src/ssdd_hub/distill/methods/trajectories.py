@@ -195,8 +195,8 @@ class Experts:
         snapshot = {"weights": weights.cpu(), "losses": torch.stack(losses).cpu() if losses else weights[:0].cpu()}
         if not (snapshot["losses"].isfinite().all() and weights.isfinite().all()):
             raise InputError(
-                f"expert {expert} diverges in epoch {epoch}: lower the method's expert_learning_rate, or standardise the "
-                "targets, in another --output"
+                f"expert {expert} diverges in epoch {epoch}: lower the method's expert_learning_rate, or standardise "
+                "the targets, in another --output"
             )
         if self.problem.folder is None:
             self._kept.setdefault(expert, {})[epoch] = snapshot
