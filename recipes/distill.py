@@ -187,8 +187,9 @@ def build_distiller(
     source: Source,
     cache: FeatureCache | StandInCache | LabelCache,
     pairs: Pairs,
+    folder: Path | None = None,
 ) -> Distiller:
-    """Engine, real batches, students, method and parameterisation around the first pairs."""
+    """Engine, real batches, students, method and parameterisation around the first pairs; `folder` keeps its work."""
     settings, chosen = config.distiller, config.parameterisation
     shared, engine = {**settings.shared(), "pool": config.pool}, build_engine(settings.computing(), accelerator)
     # Every process chose them, and what was trained for that may differ in its last bits.
@@ -199,7 +200,7 @@ def build_distiller(
     batches = engine.prefetch(batches, settings.steps)
     shape = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": targets.width}
     student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
-    place = {"rank": accelerator.process_index, "world": accelerator.num_processes}
+    place = {"rank": accelerator.process_index, "world": accelerator.num_processes, "folder": folder}
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
     black = black_pixel(own_space(config, source.pixel_space), "cpu").flatten().tolist()
     synthetic = build_parameterisation(chosen.name, pairs, chosen.args, {**shared, "black": black})
@@ -269,7 +270,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
     own = own_space(config, space)
     estimated.done("start")
     pairs = Pairs(own.normalise(before), first)
-    distiller = build_distiller(config, accelerator, source, cache, pairs)
+    distiller = build_distiller(config, accelerator, source, cache, pairs, run.path / "checkpoints" / "method")
     # Of views, where there are any.
     estimated.done("features")
     heldout_error = HeldoutError.plan(distiller, heldout, heldout_targets, space)

@@ -50,6 +50,9 @@ SHARED = {
     **{"pool": PoolSettings(size=2, max_age=4)},
     # Few groups, seen in part, and short trainings.
     **{"num_groups": 3, "real_images": 5, "set_images": 3, "training_steps": 2, "training_batch": 4},
+    # Few and short trajectories, and starts at two of their epochs.
+    **{"experts": 2, "expert_steps": 2, "expert_epochs": 3, "unroll": 3, "unroll_batch": 4, "min_start": 0},
+    **{"max_start": 2, "first_max_start": 1, "expert_learning_rate": 0.1, "step_size": 0.1},
 }
 
 

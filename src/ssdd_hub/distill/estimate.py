@@ -10,6 +10,7 @@ from ssdd_hub.runs.folder import RunFolder
 def time_distillation(copy: Distiller, run: RunFolder) -> Iterator[Stage]:
     """Times the steps that warm-up and distillation of a run still have; the copy has done none, and is spoiled."""
     saved, accelerator = run.checkpoints.newest_step(), copy.accelerator
+    copy.method.rehearse()
     first, left = copy.warm_up(), copy.settings.steps - (saved or 0)
     steps = 0 if saved is not None else copy.method.preparation()
     yield Stage("warm-up", steps, steps * time_steps(lambda: next(first), steps, accelerator))

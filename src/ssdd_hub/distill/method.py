@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -27,6 +28,7 @@ class Problem:
         source: All real images, their targets and the teacher; None where a script has only batches.
         rank: This process.
         world: Number of processes.
+        folder: Where a run keeps what `Method.prepare` makes, if it is much; None where there is no run.
     """
 
     batches: Batches
@@ -37,6 +39,7 @@ class Problem:
     source: Source | None = None
     rank: int = 0
     world: int = 1
+    folder: Path | None = None
 
     def batch(self, step: int) -> Pairs:
         """Returns this process's slice of the real batch of a step, for losses that are means over real images."""
@@ -89,6 +92,9 @@ class Method:
     def preparation(self) -> int:
         """Returns how many losses `prepare` yields."""
         return 0
+
+    def rehearse(self) -> None:
+        """Is told that steps are only timed: on stand-ins of real targets, and without what `prepare` makes."""
 
     def rows(self, count: int, step: int) -> Tensor | None:
         """Returns the indices `(n,)` of the pairs, of `count`, that an outer step is given; None for all.
