@@ -5,7 +5,7 @@ import pytest
 import torch
 from reference import matching_witness as witness
 from reference.contract_cases import D, M, build, make_pairs, make_source
-from test_krr import to_network
+from reference.krrst_numpy import to_network
 
 from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.distill.networks import cut_mix
