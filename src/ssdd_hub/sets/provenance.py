@@ -30,10 +30,10 @@ def describe_run(
 
     `config` holds the resolved settings, `source` is `ImageBank.provenance`, `transform` maps features of the teacher
     to targets, and networks pre-trained on the set take real images in `student_space`. Without a teacher the targets
-    are class labels, and no settings of teachers are stated.
+    are class labels, and no settings of teachers are stated; with one, none of the training on labels.
     """
-    if teacher is None:
-        config = {name: values for name, values in config.items() if name not in ("teacher", "teacher_training")}
+    idle = ("teacher", "teacher_training") if teacher is None else ("accuracy",)
+    config = {name: values for name, values in config.items() if name not in idle}
     return {
         "method": "krr-st",
         **_describe_origin(config, source),
