@@ -160,7 +160,7 @@ def test_every_objective_is_listed_with_its_paper_and_what_it_keeps_and_named_in
         row = f"| `{name}` | {objective.citation} | {', '.join(objective.needs) or '-'} |"
         assert row in read("recipes/teachers.md").splitlines()
     assert f"any of {len(OBJECTIVES)} objectives" in read("README.md")
-    assert f"Objectives: {', '.join(sorted(OBJECTIVES))}." in read("README.md")
+    assert f"| objectives of teachers | {', '.join(sorted(OBJECTIVES))} |" in read("README.md")
 
 
 def test_the_checks_of_what_somebody_else_may_decide_exist():

@@ -228,7 +228,9 @@ def describe_set(metadata: Mapping[str, Any]) -> list[str]:
     facts = {name: plain(section(tensors, name).get("shape")) for name in STORED}
     facts |= {name: plain(metadata.get(name)) for name in ("pixel_space", "pixel_range")}
     facts["num_bytes"] = tell_bytes(section(metadata, "num_bytes"))
-    names = ("method", "license", "source", "targets", "teacher", "student", "use", "seconds", "hardware", "command")
+    # What they are, beside their shape; of a teacher's nothing is stated.
+    facts["targets"] = "; ".join(part for part in (facts["targets"], plain(provenance.get("targets"))) if part)
+    names = ("method", "license", "source", "teacher", "student", "use", "seconds", "hardware", "command")
     facts |= {name: plain(provenance.get(name)) for name in names}
     width = max(map(len, facts))
     lines = [f"{name:<{width}}  {fact}" for name, fact in facts.items() if fact]

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from ssdd_hub import DistilledSet
+from ssdd_hub.cli import describe_set
 from ssdd_hub.evaluation.inputs import stated_settings
 from ssdd_hub.evaluation.protocols.dd_ranking import label_robust_score
 from ssdd_hub.sets.check import check_folder
@@ -84,6 +85,8 @@ def test_card_report_and_check_are_true_of_it(run):
     assert "eacher" not in card.replace("dtype: teacher", "")
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "none, class labels" in page and "stronger teacher" not in page
+    stated = describe_set(json.loads((run / "distilled" / "ssdd_hub.json").read_text(encoding="utf-8")))
+    assert any(line.split()[0] == "targets" and line.endswith(" 6, 2; class labels") for line in stated)
     findings = [finding.text for finding in check_folder(run / "distilled")]
     assert not [text for text in findings if "teacher" in text], findings
     records = json.loads((run / "scores.json").read_text())["records"]
