@@ -166,12 +166,14 @@ def test_inner_steps_by_adam_are_those_of_the_witness():
         np.testing.assert_allclose(ours.detach(), theirs, rtol=1e-9)
 
 
-def test_outer_steps_by_lamb_are_those_of_the_witness_and_resumed(accelerator, tmp_path):
-    settings = DistillerSettings(num_images=M, batch_size=7, steps=6, precision="float64", optimizer="lamb")
+@pytest.mark.parametrize("optimizer", ["lamb", "sgd"])
+def test_outer_steps_are_those_of_the_witness_and_resumed(accelerator, tmp_path, optimizer):
+    settings = DistillerSettings(num_images=M, batch_size=7, steps=6, precision="float64", optimizer=optimizer)
     runs = [build("clp_dd", "pixels", accelerator) for _ in range(2)]
     distiller, resumed = (Distiller(run.parameterisation, run.method, settings, accelerator) for run in runs)
     values = [part.detach().clone().numpy() for part in distiller.rendered()]
-    optimizers = [witness.Lamb(part.shape) for part in values]
+    kind = {"lamb": witness.Lamb, "sgd": witness.Sgd}[optimizer]
+    optimizers = [kind(part.shape) for part in values]
     for step in range(4):
         if step == 2:
             save_tree(tmp_path / "state.safetensors", distiller.state_dict())

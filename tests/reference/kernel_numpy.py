@@ -95,6 +95,17 @@ def margin(targets):
     return loss, gradient
 
 
+class Sgd:
+    """SGD with momentum 0.5."""
+
+    def __init__(self, shape):
+        self.velocity = np.zeros(shape)
+
+    def update(self, values, gradient, rate):
+        self.velocity = 0.5 * self.velocity + gradient
+        return values - rate * self.velocity
+
+
 class Lamb:
     """You et al., ICLR 2020, arXiv 1904.00962, algorithm 2, without weight decay, for one array."""
 
