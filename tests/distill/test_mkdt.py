@@ -368,6 +368,7 @@ def unbroken(tmp_path_factory):
     return results(folder)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_experts_and_steps_ends_with_the_same_files(tmp_path, unbroken):
     folder, kills = tmp_path / "run", 0
     for written in ("method/expert-00000-001*", "method/expert-00001-002*", "distiller/step-00000003*"):

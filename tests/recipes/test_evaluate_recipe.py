@@ -223,6 +223,7 @@ def unbroken(launch, made, tmp_path_factory):
     return arguments, read_scores(output)["records"]
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_with_kill_9_goes_on_to_the_same_table(unbroken, launch, kill_when, tmp_path):
     arguments, expected = unbroken
     arguments, cells = [*arguments, "--output", tmp_path / "broken"], tmp_path / "broken" / "scores"

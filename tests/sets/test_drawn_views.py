@@ -147,6 +147,7 @@ def test_rows_of_datasets_hold_what_is_stored(tmp_path, targets):
         assert [row["view_target"] for row in rows] == written(stored["view_targets"])
 
 
+@pytest.mark.slow
 def test_a_set_with_drawn_views_goes_to_the_hub_and_comes_back(hub, tmp_path):
     made = make_set("dct", "int8")
     made.push_to_hub("ann/views", token="hf_ann")
