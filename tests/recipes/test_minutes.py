@@ -59,6 +59,7 @@ def test_an_estimate_tells_all_stages_and_changes_no_byte(launch, tmp_path, caps
     assert json.loads((tmp_path / "on" / "estimate.json").read_text()) == stored
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_the_steps_that_its_minutes_chose(
     launch, refuse, kill_when, tmp_path, capsys, monkeypatch
 ):
