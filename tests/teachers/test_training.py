@@ -217,7 +217,8 @@ def count_steps(training, killed_at=None):
 
 @pytest.mark.parametrize(
     ("killed_at", "saved"),
-    [(0, 0), (5, 4), (8, 8), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(3, 3), (4, 4), (6, 6), (7, 6)])],
+    [(0, 0), (5, 4), (8, 8)]
+    + [pytest.param(*each, marks=pytest.mark.slow) for each in [(3, 3), (4, 4), (6, 6), (7, 6)]],
 )
 def test_a_run_that_is_killed_and_started_again_ends_like_the_unbroken_one(
     train, watch, unbroken, tmp_path, killed_at, saved
