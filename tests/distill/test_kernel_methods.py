@@ -128,7 +128,7 @@ def test_the_backbone_may_be_the_teacher_of_the_run(make, small_teacher):
     # The teacher resizes the images, and has a pixel space of its own.
     teacher, pixels, space = small_teacher().double(), torch.rand(5, 1, 8, 8).double(), PixelSpace((0.3,), (0.2,))
     source = Source(None, None, teacher, None, space)
-    method = make(ClpDd, ClpDdSettings(), source=source)
+    method = make(ClpDd, ClpDdSettings(loss="squared_error"), source=source)
     images = space.normalise(pixels).requires_grad_()
     features = method.problem.engine.features(method.network(0), images)
     torch.testing.assert_close(features, teacher(pixels), rtol=1e-9, atol=1e-9)

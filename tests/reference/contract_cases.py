@@ -34,6 +34,7 @@ LABELLED = {
     "frepo_labels": (METHODS.known["frepo"], {"flip": True, "pool": PoolSettings(2, 4, optimizer="adam")}),
     "rfad_labels": (METHODS.known["rfad"], {"loss": "cross_entropy", "redraw_every": 3}),
     "clp_dd": (METHODS.known["clp_dd"], {"backbone": "student"}),
+    **{name: (METHODS.known[name], {}) for name in ("mtt", "tesla", "datm")},
 }
 METHOD_CLASSES = {**METHODS.known, **{name: kind for name, (kind, _) in LABELLED.items()}, MeanMatch.name: MeanMatch}
 OTHERS = (Tiles, ViewsOfDct, PredictedViews)
@@ -89,7 +90,7 @@ def build(method, parameterisation, accelerator, kind="fast", source=None, **cha
         engine,
         B,
         rank=accelerator.process_index,
-        source=source or make_source(),
+        source=source or make_source(labels=torch.arange(21) % D if labelled else None),
         world=accelerator.num_processes,
     )
     learned, judge = PARAMETERISATION_CLASSES[parameterisation], METHOD_CLASSES[method]

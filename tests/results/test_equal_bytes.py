@@ -211,7 +211,7 @@ def test_references_at_equal_bytes_have_no_verdict_of_their_own():
 
 def test_another_pre_training_of_the_references_is_told():
     others = [{**each, "training": "mixup 0.5, augment <b>flip|*"} for each in OTHERS]
-    told = "Real images were pre-trained otherwise than the sets, in as many steps: mixup 0.5, augment bflip."
+    told = "Real images were pre-trained otherwise than the sets: mixup 0.5, augment bflip."
     for text in (console_table([*MINE, *others]).replace("\n", " "), markdown_table([*MINE, *others])):
         assert told in text
     assert told in verdict([*MINE, *others]) and not any("pre-trained" in text for text in verdict(RECORDS))

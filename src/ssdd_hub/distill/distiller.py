@@ -32,8 +32,8 @@ class DistillerSettings(Settings, section="distiller"):
         num_images: Distilled images `M`.
         steps: Outer steps.
         batch_size: Real images `B` per outer step, over all processes.
-        set_batch: Distilled images that a step of KRR-ST sees, drawn anew for each, so that its time does not grow
-            with `M`; None for all.
+        set_batch: Distilled images that a step sees, drawn anew for each, so that its time does not grow with `M`;
+            None for all. Only of methods by kernel regression.
         optimizer: Of the outer steps. `lamb`: each step is as long as the learning rate times the norm of the images,
             or of the targets, as a whole. `sgd`: with the momentum 0.5 of DC, DM, MTT and what followed them, whose
             learning rates are from 0.005 to 1e5.

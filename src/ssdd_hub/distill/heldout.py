@@ -52,15 +52,16 @@ class HeldoutError:
         """
         settings, seed = distiller.settings, distiller.method.problem.seed
         size = len(distiller.parameterisation)
-        size = min(size, settings.set_batch or size)
+        rows = distiller.method.rows(size, 0)
+        size = size if rows is None else len(rows)
         # An outer step: real images forward, those of the set forward and backward, and inner steps.
         passed = settings.steps * (settings.batch_size + 3 * size + 3 * size * settings.inner_steps)
         least, most = min(settings.batch_size, len(heldout)), int(SHARE * passed)
         points = max(1, min(POINTS, settings.steps, most // (size + least) - 1))
         count = min(len(heldout), max(least, most // (points + 1) - size))
-        rows = torch.randperm(len(heldout), generator=generator(seed, "held-out error"))[:count].sort().values
+        chosen = torch.randperm(len(heldout), generator=generator(seed, "held-out error"))[:count].sort().values
         steps = frozenset(round(point * settings.steps / points) for point in range(points + 1))
-        return cls(heldout.pixels[rows], targets[rows], pixel_space, steps)
+        return cls(heldout.pixels[chosen], targets[chosen], pixel_space, steps)
 
     @torch.no_grad()
     def measure(self, distiller: Distiller) -> dict[str, Any]:

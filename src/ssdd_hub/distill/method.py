@@ -41,6 +41,11 @@ class Problem:
     world: int = 1
     folder: Path | None = None
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether the targets are class labels, centred one-hot vectors; False where there is no source."""
+        return self.source is not None and self.source.classes is not None
+
     def batch(self, step: int) -> Pairs:
         """Returns this process's slice of the real batch of a step, for losses that are means over real images."""
         return self._timed(step, self.rank, self.world)

@@ -1,4 +1,4 @@
-"""Networks through which methods match a set with real images: new ones, or ones in training.
+"""Networks of matching methods: untrained, trained on the set, or trained on real images.
 
 Which network a step sees, its first weights and its training are functions of the seed and of counters.
 """

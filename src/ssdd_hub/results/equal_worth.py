@@ -1,4 +1,4 @@
-"""Equal worth: how many bytes real images, or another set, take for the scores of a set."""
+"""Bytes at equal score: how many real images, or another set, need for the score of a set."""
 
 import math
 from collections.abc import Sequence

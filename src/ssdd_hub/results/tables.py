@@ -103,9 +103,7 @@ def training_note(records: Sequence[Record]) -> str:
     told = dict.fromkeys(str(record["training"]) for record in records if record.get("training"))
     # Names of settings and numbers, whatever a record from elsewhere says.
     known = [re.sub(r"[^\w .,-]", "", text)[:200] for text in told]
-    return (
-        f"Real images were pre-trained otherwise than the sets, in as many steps: {'; '.join(known)}." if known else ""
-    )
+    return f"Real images were pre-trained otherwise than the sets: {'; '.join(known)}." if known else ""
 
 
 def family(record: Record) -> str:

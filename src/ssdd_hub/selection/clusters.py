@@ -1,4 +1,4 @@
-"""Clusters of source images by their targets: groups of methods that match a set with real images, and even starts."""
+"""k-means clusters of source images by their targets, for group-wise methods and balanced starts."""
 
 from dataclasses import dataclass
 

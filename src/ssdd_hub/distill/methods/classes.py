@@ -1,4 +1,4 @@
-"""Targets that stand for classes, and losses of predictions that are for these alone."""
+"""Class labels as targets: the check of methods that need them, and the cross-entropy."""
 
 import math
 
@@ -10,22 +10,12 @@ from ssdd_hub.distill.method import Problem
 from ssdd_hub.errors import InputError
 
 
-def are_classes(targets: Tensor) -> bool:
-    """Whether targets `(n, C)` are one-hot vectors whose mean was subtracted: in each, one entry alone is positive."""
-    return targets.shape[1] > 1 and bool(((targets > 0).sum(1) == 1).all())
-
-
-def has_classes(problem: Problem) -> bool:
-    """Whether the targets of the real images, of which one batch is looked at, are of classes."""
-    return are_classes(problem.whole_batch(0).targets)
-
-
-def require_classes(problem: Problem, method: str, otherwise: str) -> None:
-    """Raises an `InputError` where the targets of the real images are not of classes."""
-    if not has_classes(problem):
+def require_classes(problem: Problem, what: str, otherwise: str) -> None:
+    """Raises an `InputError` where the targets of the real images are not class labels."""
+    if not problem.has_classes:
         raise InputError(
-            f"the cross-entropy of {method} is for class labels as targets, and these are a teacher's features: take "
-            f"the class labels of the source, or {otherwise}"
+            f"{what} is for class labels as targets, and these are a teacher's features: pass --targets.of labels (in "
+            f"Python, a problem whose source has labels and no teacher), or {otherwise}"
         )
 
 

@@ -1,4 +1,4 @@
-"""CLP-DD: a linear probe on one frozen backbone, in closed form on the set, is to classify real images well.
+"""CLP-DD: closed-form linear probe on a frozen backbone, fitted on the set and scored on real images.
 
 Source: Peng et al., "Closed-Form Linear-Probe Dataset Distillation for Pre-trained Vision Models", arXiv 2605.07194.
 Its abstract states the ridge regression in the space of images, the frozen features, the cross-entropy with a
@@ -29,7 +29,7 @@ class ClpDdSettings(KernelSettings):
     """Settings of CLP-DD.
 
     Attributes:
-        backbone: `teacher`: that of the run. `student`: the run's student with its first weights. Otherwise the name
+        backbone: `teacher`: that of the run, which runs on class labels do not have. `student`: the run's student with its first weights. Otherwise the name
             of a timm model, with its weights.
         features: Of a timm model: `pre_logits`, `cls` or `mean`.
         input_size: Height and width that images are resized to for a timm model; by default what it states.
@@ -58,7 +58,7 @@ class ClpDd(KernelMethod):
         cross_entropy = settings.loss == "cross_entropy"
         super().__init__(settings, problem, CrossEntropy(1 / settings.temperature) if cross_entropy else squared_error)
         if cross_entropy:
-            require_classes(problem, self.name, "--method.args '{loss: squared_error}'")
+            require_classes(problem, "the cross-entropy of clp_dd", "--method.args '{loss: squared_error}'")
         self._backbone = _build_backbone(settings, problem).to(problem.engine.device, problem.engine.dtype).eval()
 
     def network(self, step: int) -> nn.Module:

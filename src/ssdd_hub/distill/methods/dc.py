@@ -1,4 +1,4 @@
-"""DC and DSA: the set gives a network's weights the gradients that real images give them.
+"""DC and DSA: gradient matching between the set and real images, through networks trained on the set.
 
 Sources: Zhao, Mopuri and Bilen, "Dataset Condensation with Gradient Matching", ICLR 2021, arXiv 2006.05929;
 Zhao and Bilen, "Dataset Condensation with Differentiable Siamese Augmentation", ICML 2021, arXiv 2102.08259;
@@ -58,7 +58,7 @@ class Dc(Matching):
         """Returns the sum of the distances over layers."""
         wanted = [part.detach() for part in self._gradients(network, group, real, differentiable=False)]
         found = self._gradients(network, group, own, differentiable=True)
-        distance = rows_apart if self.settings.distance == "cosine" else squares_apart
+        distance = cosine_distance if self.settings.distance == "cosine" else squared_distance
         return torch.stack([distance(*each) for each in zip(found, wanted, strict=True)]).sum()
 
     def _gradients(self, network: int, group: int, pairs: Pairs, differentiable: bool) -> tuple[Tensor, ...]:
@@ -72,13 +72,13 @@ class Dc(Matching):
         )
 
 
-def rows_apart(found: Tensor, wanted: Tensor) -> Tensor:
+def cosine_distance(found: Tensor, wanted: Tensor) -> Tensor:
     """Returns the sum over outputs of 1 less the cosine of two gradients `(outputs, ...)`."""
     ours, theirs = found.flatten(1), wanted.flatten(1)
     lengths: Tensor = torch.linalg.vector_norm(ours, dim=1) * torch.linalg.vector_norm(theirs, dim=1)
     return (1 - (ours * theirs).sum(1) / (lengths + EPSILON)).sum()
 
 
-def squares_apart(found: Tensor, wanted: Tensor) -> Tensor:
+def squared_distance(found: Tensor, wanted: Tensor) -> Tensor:
     """Returns the sum of squares of the difference of two gradients."""
     return (found - wanted).square().sum()

@@ -1,4 +1,4 @@
-"""DM: the mean features of each group of the set are those of real images, through networks that were never trained.
+"""DM: distribution matching, the distance of mean features of set and real images, in untrained networks.
 
 Source: Zhao and Bilen, "Dataset Condensation with Distribution Matching", WACV 2023, arXiv 2110.04181, and the code
 that they released, which does what the paper says.

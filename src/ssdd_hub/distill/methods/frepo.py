@@ -1,4 +1,4 @@
-"""FRePo: KRR-ST's ancestor, for class labels or a teacher's targets: online students aged by Adam, and renewed young.
+"""FRePo: kernel ridge regression on the features of online students, for class labels or a teacher's targets.
 
 Source: Zhou et al., "Dataset Distillation using Neural Feature Regression", NeurIPS 2022, arXiv 2206.00719.
 
@@ -33,7 +33,6 @@ from ssdd_hub.bounds import Count, Positive, Settings, Weight
 from ssdd_hub.distill.engine.eager import krr_loss
 from ssdd_hub.distill.krr import Ridge
 from ssdd_hub.distill.method import Problem
-from ssdd_hub.distill.methods.classes import has_classes
 from ssdd_hub.distill.methods.krr_st import KrrSt
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
@@ -72,7 +71,7 @@ class Frepo(KrrSt):
 
     def __init__(self, settings: FrepoSettings, problem: Problem, pool: StudentPool | None = None) -> None:
         super().__init__(settings, problem, pool)  # type: ignore[arg-type]
-        self._margin = settings.margin if settings.margin and has_classes(problem) else 0.0
+        self._margin = settings.margin if problem.has_classes else 0.0
 
     def loss(self, pairs: Pairs, step: int) -> Tensor:
         """Returns half the squared error, summed over entries, of the drawn student, and the margin term."""

@@ -1,4 +1,4 @@
-"""IDC: gradients as in DSA, of networks in training on real images, apart by squares.
+"""IDC: gradient matching by squared distance, through networks that are trained on real images.
 
 Source: Kim et al., "Dataset Condensation via Efficient Synthetic-Data Parameterization", ICML 2022, arXiv 2205.14959,
 algorithm 1, and the code that they released. Its other half, several images in the bytes of one, is the

@@ -1,4 +1,4 @@
-"""IDM: DM through networks in training on real images, and a loss that keeps the set recognisable by them.
+"""IDM: distribution matching through networks that are trained on real images, with a task loss on the set.
 
 Source: Zhao et al., "Improved Distribution Matching for Dataset Condensation", CVPR 2023, arXiv 2307.09742, and the
 code that they released. Its third part, more images of half the size, is the parameterisation `factor`.

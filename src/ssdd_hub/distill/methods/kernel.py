@@ -1,4 +1,4 @@
-"""Base of methods whose loss is that of a kernel regression through networks that the set does not train."""
+"""Base of the kernel regression methods whose networks are not trained on the set."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The base of methods that match a set with real images group by group, through a network."""
+"""Base of the methods that match set and real images group by group: distribution and gradient matching."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

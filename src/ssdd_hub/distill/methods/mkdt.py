@@ -1,4 +1,4 @@
-"""MKDT: a student that takes steps on the set shall come where an expert comes by epochs on real images.
+"""MKDT: trajectory matching of students that regress a teacher's targets.
 
 Source: Joshi et al., "Dataset Distillation via Knowledge Distillation: Towards Efficient Self-Supervised Pre-training
 of Deep Networks", ICLR 2025, arXiv 2410.02116, and their released code; the loss is that of Cazenavette et al.,
@@ -20,13 +20,13 @@ from torch.nn import functional
 from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Weight, one_of
 from ssdd_hub.data.augment import augment_dsa
 from ssdd_hub.distill.method import Method, Problem
+from ssdd_hub.distill.methods.classes import require_classes
 from ssdd_hub.distill.methods.trajectories import Experts, ExpertSettings
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.errors import Check, InputError
+from ssdd_hub.errors import Check
 from ssdd_hub.seeds import draw_batch, generator, seeded
 
 TASKS = ("regression", "hard-labels", "soft-labels")
-_ROUNDING = 1e-4  # of targets of class labels, relative to their range
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,8 @@ class Mkdt(Method):
         Raises:
             InputError: The task is classification, and the targets of a run are not those of class labels.
         """
-        source = self.problem.source
-        # In a run: those of its time estimate are stand-ins.
-        if self.settings.task != "regression" and source is not None and self.problem.folder is not None:
-            _require_classes(source.targets[:1000], self.settings.task)
+        if self.settings.task != "regression" and self.problem.source is not None:
+            require_classes(self.problem, f"the task {self.settings.task}", "the method mkdt")
         return self.experts.train()
 
     def preparation(self) -> int:
@@ -288,15 +286,3 @@ def _class_step(student: nn.Module, optimizer: torch.optim.Optimizer, pairs: Pai
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss.detach()
-
-
-def _require_classes(targets: Tensor, task: str) -> None:
-    """Raises an `InputError` unless the place of the largest target of a row decides the whole row."""
-    classes, spread = targets.argmax(1), targets.max() - targets.min()
-    first = {int(each): row for row, each in reversed(list(enumerate(classes)))}
-    others = targets[[first[int(each)] for each in classes]]
-    if not (targets - others).abs().max() <= _ROUNDING * spread:
-        raise InputError(
-            f"the task {task} needs targets of class labels, the same for all images of a class, and these are none: "
-            "take the labels of the source as targets, or the method mkdt, which takes a teacher's features"
-        )

@@ -1,4 +1,4 @@
-"""Trajectory matching on class labels: MTT, TESLA and DATM, which are MKDT with another task and other settings.
+"""MTT, TESLA and DATM: trajectory matching on class labels; MKDT with another task and other settings.
 
 Targets are those of class labels: of each row, the largest is that of the class. None of these whitens images (ZCA) or
 averages the set over steps, as some of the released code does.

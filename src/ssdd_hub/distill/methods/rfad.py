@@ -1,4 +1,4 @@
-"""RFAD: a kernel regression on the features of several networks that are never trained and are drawn again and again.
+"""RFAD: kernel ridge regression on random features, those of several untrained networks.
 
 Source: Loo et al., "Efficient Dataset Distillation using Random Feature Approximation", NeurIPS 2022, arXiv
 2210.12067. The features of random networks approximate the kernel of infinitely wide ones (NNGP). With
@@ -74,7 +74,7 @@ class Rfad(KernelMethod):
         super().__init__(settings, problem, learned or half_squared_error)
         self._scale, self._drawn = learned, (-1, nn.Module())
         if learned:
-            require_classes(problem, self.name, "--method.args '{loss: squared_error}'")
+            require_classes(problem, "the cross-entropy of rfad", "--method.args '{loss: squared_error}'")
             self._optimizer = torch.optim.Adam(learned.parameters(), settings.lr_scale)
 
     def network(self, step: int) -> nn.Module:

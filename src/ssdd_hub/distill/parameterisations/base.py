@@ -40,7 +40,7 @@ class Parameterisation(nn.Module):
     Attributes:
         name: Its name in recipes.
         citation: The paper.
-        stores: Tensors of a stored set that `from_columns` may take; the others are none of its business.
+        stores: Tensors of a stored set that `from_columns` may take; all others pass the decoder unchanged.
         Settings: A frozen dataclass. Fields called `lr_images` and `lr_targets` get the recipe's.
         shared_names: The parameters that are one for all pairs, and have no row for each.
     """

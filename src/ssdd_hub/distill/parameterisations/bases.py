@@ -1,4 +1,4 @@
-"""Bases: images are sums of a few images that all share, the mean and principal components of the first ones.
+"""Bases: images as linear combinations of shared basis images, started by PCA.
 
 Sources: Deng and Russakovsky, "Remember the Past: Distilling Datasets into Addressable Memories for Neural Networks",
 NeurIPS 2022, arXiv 2206.02916 (RTP), where bases that all images share, and how each is made of them, are learned; and

@@ -1,4 +1,4 @@
-"""Levels: the values that whole numbers of few bits stand for."""
+"""Affine quantisation: levels, steps, and straight-through rounding to them."""
 
 from typing import NamedTuple
 

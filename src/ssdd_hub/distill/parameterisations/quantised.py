@@ -1,4 +1,4 @@
-"""Quantised: what another parameterisation learns is rounded to few bits, in the loop as it is when stored.
+"""Quantised: a wrapper that rounds the values of another parameterisation to few bits, in the loop as when stored.
 
 Sources: rounding in the loop with gradients that pass as if it were not, QuADD (CVPR 2026); its range as parameters,
 Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv 1902.08153 (LSQ), equation 3, and with an offset

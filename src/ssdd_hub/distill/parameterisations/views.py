@@ -1,4 +1,4 @@
-"""Views: each image of a set comes with fixed crops and flips of it, which have targets of their own.
+"""Views: a wrapper that adds fixed crops and flips of each image, with targets of their own.
 
 Source: Yu et al., "Boost Self-Supervised Dataset Distillation via Parameterization, Predefined Augmentation, and
 Approximation", ICLR 2025, arXiv 2507.21455: augmentations are predefined, so that the target of each can be known.
