@@ -135,7 +135,7 @@ def test_the_backbone_may_be_the_teacher_of_the_run(make, small_teacher):
     assert torch.autograd.grad(features.square().sum(), images)[0].abs().sum((1, 2, 3)).min() > 0
     assert teacher.pixel_space != space and teacher.input_size != 8
     with pytest.raises(InputError, match="has no teacher: name a timm model by --method.args"):
-        make(ClpDd, ClpDdSettings(), source=replace(source, teacher=None))
+        make(ClpDd, ClpDdSettings())
 
 
 # Class labels

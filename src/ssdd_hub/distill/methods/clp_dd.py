@@ -29,8 +29,8 @@ class ClpDdSettings(KernelSettings):
     """Settings of CLP-DD.
 
     Attributes:
-        backbone: `teacher`: that of the run, which runs on class labels do not have. `student`: the run's student with its first weights. Otherwise the name
-            of a timm model, with its weights.
+        backbone: `teacher`: that of the run, which runs on class labels do not have. `student`: the run's student with
+            its first weights. Otherwise the name of a timm model, with its weights.
         features: Of a timm model: `pre_logits`, `cls` or `mean`.
         input_size: Height and width that images are resized to for a timm model; by default what it states.
         penalty: Regularisation relative to `trace(K_ss) / M`.
