@@ -3,16 +3,36 @@
 import html
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from huggingface_hub import CardData, RepoCard
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.plain_yaml import load_plain_yaml
+from ssdd_hub.text import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _LONGEST_LIST = 8  # of a longer one a cell has the length
 _FRONT = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?(?:\n|\Z)", re.DOTALL)
 _LONGEST_FRONT = 2**16  # characters, which take seconds
+
+
+def render_card(kind: type[RepoCard], data: CardData, package: str, file: str, /, **values: Any) -> str:
+    """Returns a card by a template of a package, as `kind.from_template` makes it, which compiles it each time."""
+    content = _template(package, file).render(card_data=data.to_yaml(), **{**data.to_dict(), **values})
+    return printable(f"{str(kind(content)).rstrip()}\n")
+
+
+@cache
+def _template(package: str, file: str) -> "Template":
+    from jinja2 import Template
+
+    return Template((files(package) / "templates" / file).read_text(encoding="utf-8"))
 
 
 def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -3,8 +3,9 @@
 import base64
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -26,6 +27,9 @@ from ssdd_hub.results.run_charts import draw_images, draw_losses
 from ssdd_hub.results.tables import Record, Table, build_tables, group, headings, score_rows, sort_columns, unit
 from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.text import printable
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 CAPTIONS = {
     "images": (
@@ -115,18 +119,24 @@ def render_report(
     )
 
 
+@cache
+def templates(package: str) -> "Environment":
+    """Returns the HTML templates of a package, each of which is compiled once; a name that it lacks is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader(package)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["unit"] = unit
+    return environment
+
+
 def render_page(path: Path, template: str, pictures: list[tuple[Path, str]], **context: Any) -> Path:
     """Writes one of the HTML templates of this package with pictures and their captions inside; returns its path.
 
     The context is what the template takes besides `figures`; a name that it lacks is an error.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("ssdd_hub.results")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["unit"] = unit
     figures = [(base64.b64encode(picture.read_bytes()).decode(), caption) for picture, caption in pictures]
-    page = environment.get_template(template).render(figures=figures, **context)
+    page = templates("ssdd_hub.results").get_template(template).render(figures=figures, **context)
     with atomic_path(path) as temporary:
         temporary.write_text(printable(page), encoding="utf-8")
     return path

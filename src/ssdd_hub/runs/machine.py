@@ -5,6 +5,7 @@ import platform
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -42,8 +43,11 @@ def describe_versions() -> dict[str, str]:
     versions = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
-            versions[name] = version(name)
+            versions[name] = _version(name)
     return versions
+
+
+_version = cache(version)  # which reads files each time
 
 
 def require_memory(option: str, number: int, each: float, device: torch.device | str) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -11,7 +10,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from ssdd_hub.arguments import ARCHITECTURE, find_problems
 from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.hub.licences import describe_licence
-from ssdd_hub.hub.markdown import describe, escape, fence, list_scores, one_line, rows, to_yaml
+from ssdd_hub.hub.markdown import describe, escape, fence, list_scores, one_line, render_card, rows, to_yaml
 from ssdd_hub.record import section
 from ssdd_hub.record_schema import Stated
 from ssdd_hub.results.compare import markdown_table
@@ -19,7 +18,7 @@ from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.sets.origin import NOISES, source_address, source_on_hub, started_from, tell_origin
 from ssdd_hub.sets.storage import Decoder, shown_shapes
 from ssdd_hub.statements import of_labels
-from ssdd_hub.text import HUB_ID, printable, tell_bytes
+from ssdd_hub.text import HUB_ID, tell_bytes
 
 DATA_FILES = "data/train-*"
 """The pattern by which a card names the data files of its set, for `datasets`."""
@@ -53,9 +52,11 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         **{name: _shorten(section(provenance, name), name, hashes) or None for name in _SECTIONS},
         "time": None if seconds is None else f"{seconds:.1f} s",
     }
-    card = DatasetCard.from_template(
+    return render_card(
+        DatasetCard,
         _card_data(metadata, title),
-        template_str=(files("ssdd_hub.sets") / "templates" / "dataset_card.md").read_text(encoding="utf-8"),
+        "ssdd_hub.sets",
+        "dataset_card.md",
         title=escape(title),
         summary=_summary(provenance, shapes, _stored(metadata) is None),
         fence=fence,
@@ -89,7 +90,6 @@ def render_dataset_card(metadata: Mapping[str, Any], location: str, revision: st
         ),
         citation=provenance.get("method") == "krr-st",
     )
-    return printable(f"{str(card).rstrip()}\n")
 
 
 def _stored(metadata: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ssdd_hub.files import atomic_path
 from ssdd_hub.record import section
 from ssdd_hub.results.compare import compare, score_note, score_tables
+from ssdd_hub.results.page import templates
 from ssdd_hub.results.tables import unit
 from ssdd_hub.results.verdict import verdicts
 from ssdd_hub.runs.own_runs import is_own_run
@@ -58,8 +59,6 @@ def render_gallery(
             not known or not to be shown.
         records: Records of `scores.json`, in place of those of the set.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     pixels = distilled.pixel_space.denormalise(distilled.images)
     shown = max(1, min(len(pixels), MOST_PIXELS // pixels[0, 0].numel()))
     columns = math.ceil(math.sqrt(shown))
@@ -80,10 +79,8 @@ def render_gallery(
     ]
     stated = distilled.provenance.get("scores") if records is None else records
     scores = [dict(record) for record in stated or [] if isinstance(record, Mapping)]
-    environment = Environment(
-        loader=PackageLoader("ssdd_hub.sets"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("gallery.html").render(
+    template = templates("ssdd_hub.sets").get_template("gallery.html")
+    page = template.render(
         title=title,
         facts=_facts(distilled, shown),
         columns=columns,

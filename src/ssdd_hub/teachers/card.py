@@ -3,15 +3,14 @@
 import json
 import re
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from ssdd_hub.hub.licences import describe_licence
-from ssdd_hub.hub.markdown import describe, escape, fence, list_scores, one_line, rows, to_yaml
+from ssdd_hub.hub.markdown import describe, escape, fence, list_scores, one_line, render_card, rows, to_yaml
 from ssdd_hub.record import section
-from ssdd_hub.text import HUB_ID, printable
+from ssdd_hub.text import HUB_ID
 
 STUDENT_OBJECTIVE = "regression on a distilled set"
 """The recorded objective of students that were pre-trained on a distilled set."""
@@ -33,9 +32,11 @@ def render_teacher_card(metadata: Mapping[str, Any], location: str) -> str:
     source, objective = section(provenance, "source"), section(provenance, "objective")
     amount = f"{source['num_images']} images" if source.get("num_images") else "images"
     on_hub = HUB_ID.fullmatch(location)
-    card = ModelCard.from_template(
+    return render_card(
+        ModelCard,
         ModelCardData(**_card_data(metadata)),
-        template_str=(files("ssdd_hub.teachers") / "templates" / "model_card.md").read_text(encoding="utf-8"),
+        "ssdd_hub.teachers",
+        "model_card.md",
         title=escape(_title(metadata)),
         name=escape(metadata["architecture"]),
         images=f"{escape(amount)} of {escape(source.get('name') or '')}",
@@ -60,7 +61,6 @@ def render_teacher_card(metadata: Mapping[str, Any], location: str) -> str:
         licences=rows({"this model": teacher["license"], "source": source.get("license") or "unknown"}),
         citation=describe(objective.get("citation")),
     )
-    return printable(f"{str(card).rstrip()}\n")
 
 
 def _card_data(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from ssdd_hub.runs.save_points import SavePoints
 from ssdd_hub.runs.trackers import start_trackers
 from ssdd_hub.seeds import seeded
 from ssdd_hub.teachers.monitor import Watch, knn_records
-from ssdd_hub.teachers.objectives.registry import build_objective, list_objectives
+from ssdd_hub.teachers.objectives.registry import OBJECTIVES, build_objective, list_objectives
 from ssdd_hub.teachers.optimizers import OPTIMIZERS, build_optimizer
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
 from ssdd_hub.teachers.view_batches import DeviceViewBatches, ViewBatches, leave_cores_to
@@ -104,7 +104,9 @@ class TeacherTrainingSettings(Settings, section="teacher_training"):
 
     def conflicts(self) -> Iterator[Check]:
         """Yields what the objective, its arguments and those of its views must be."""
-        yield among(self.option("objective"), self.objective, list_objectives())
+        # Those of other packages are looked for only where they are needed: it takes longer than all other checks.
+        known = [*OBJECTIVES]
+        yield among(self.option("objective"), self.objective, known if self.objective in known else list_objectives())
         decided = sorted(RESERVED_ARGS)
         yield from argument_checks(
             "teacher_training.objective_args", self.objective_args, decided, "other settings decide"
