@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from reference.warm import Running
 
 import ssdd_hub
 from ssdd_hub import cli
@@ -200,8 +201,8 @@ def test_the_first_example_runs_in_seconds_and_prints_what_the_readme_shows(tmp_
 
 def test_the_example_in_plain_pytorch_distils(tmp_path):
     check = "assert losses[-1] < losses[len(losses) - 20]\nprint(distilled.images.shape, distilled.targets.shape)"
-    output, _ = run_alone(f"{code_of('README.md')[1]}\n{check}", tmp_path)
-    assert output == "torch.Size([50, 1, 16, 16]) torch.Size([50, 256])\n"
+    (tmp_path / "example.py").write_text(f"{code_of('README.md')[1]}\n{check}\n", encoding="utf-8")
+    assert Running(tmp_path / "example.py").finish() == "torch.Size([50, 1, 16, 16]) torch.Size([50, 256])\n"
 
 
 def test_the_objective_of_the_example_in_plain_pytorch_trains():

@@ -156,8 +156,8 @@ def test_the_package_itself_imports_next_to_nothing():
     [
         "import ssdd_hub, timm",
         "import timm, ssdd_hub",
-        "import ssdd_hub; from timm.models import create_model; import timm",
-        "import ssdd_hub.models.convnet; import timm",
+        pytest.param("import ssdd_hub; from timm.models import create_model; import timm", marks=pytest.mark.slow),
+        pytest.param("import ssdd_hub.models.convnet; import timm", marks=pytest.mark.slow),
     ],
 )
 def test_timm_knows_the_networks(imports):

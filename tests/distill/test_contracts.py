@@ -62,12 +62,11 @@ def test_a_step_follows_the_gradient_of_the_loss_in_what_is_learned(prepared, me
 
 @every_case
 def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(prepared, tmp_path, method, parameterisation):
-    unbroken, stopped, resumed = (prepared(method, parameterisation) for _ in range(3))
-    losses = run(unbroken, STEPS)
-    assert torch.equal(run(stopped, 4), losses[:4])
-    save_tree(tmp_path / "state.safetensors", stopped.state_dict())
+    unbroken, resumed = (prepared(method, parameterisation) for _ in range(2))
+    run(unbroken, 4)
+    save_tree(tmp_path / "state.safetensors", unbroken.state_dict())
     resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
-    assert torch.equal(run(resumed, STEPS - 4), losses[4:])
+    assert torch.equal(run(resumed, STEPS - 4), run(unbroken, STEPS - 4))
     assert torch.equal(resumed.images, unbroken.images) and torch.equal(resumed.targets, unbroken.targets)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from reference.warm import Running
 
 from ssdd_hub.runs.checkpoints import load_tree
 
@@ -17,14 +18,14 @@ WORKER = Path(__file__).parents[1] / "reference" / "distributed_worker.py"
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Runs the same work on one process and on two, and returns both folders."""
+    made = {processes: tmp_path_factory.mktemp(f"on-{processes}") for processes in (1, 2)}
+    Running(WORKER, made[1]).finish()
+    # As users start them.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(WORKER), str(made[2])]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    made = {}
-    for processes, launcher in ((1, [sys.executable]), (2, torchrun)):
-        made[processes] = tmp_path_factory.mktemp(f"on-{processes}")
-        command = [*launcher, str(WORKER), str(made[processes])]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
     return made
 
 

@@ -1,6 +1,7 @@
 """Every setting that is a name out of a list: a misspelt one is refused with the nearest, found by trying them all."""
 
 import re
+from functools import cache
 from importlib import import_module
 
 import pytest
@@ -29,6 +30,7 @@ def problem_of(recipe, name, value):
     return None
 
 
+@cache
 def choices_of(recipe, name):
     """Returns the names that a refusal lists; none where the setting takes any text."""
     told = problem_of(recipe, name, "qqqqqqqq")

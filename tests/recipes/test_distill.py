@@ -191,10 +191,8 @@ def test_the_stored_config_runs_the_same_again(finished, tmp_path):
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == (output / "log.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "after",
-    ["checkpoints/teacher/step-00000004.safetensors", pytest.param("checkpoints/distiller", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("after", ["checkpoints/teacher/step-00000004.safetensors", "checkpoints/distiller"])
 def test_a_run_killed_with_kill_9_goes_on_to_the_same_bytes(finished, kill_when, tmp_path, after):
     output, _ = finished
     kill_when(start(tmp_path / "run"), (tmp_path / "run" / after).exists)

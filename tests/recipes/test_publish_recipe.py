@@ -19,7 +19,6 @@ from ssdd_hub.errors import SettingsError
 from ssdd_hub.runs.lock import LOCK_FILE
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "publish.py"
-LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--cpu", "--num_processes", "1")
 SET, TEACHER, PUPIL = ("dataset", "ann/tiny"), ("model", "ann/tiny-teacher"), ("model", "ann/tiny-ssdd_convnet3")
 ALL = ["--repo", "tiny", "--teacher", "teacher", "--students", "own", "--collection", "Tiny sets"]
 
@@ -37,14 +36,14 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory, folders):
-    """A Hub to which all was published by `accelerate launch`; the folder where that was, and what was printed."""
+    """A Hub to which all was published by a process of its own; the folder where that was, and what was printed."""
     root = tmp_path_factory.mktemp("launched")
     shutil.copytree(folders, root, dirs_exist_ok=True)
     with HubServer(root / "hub") as server:
         server.add_user("ann", "hf_ann")
         variables = {"HF_TOKEN": "hf_ann", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
         env = {**client_env(server, root / "home"), **variables}
-        command = [*LAUNCHER, str(RECIPE), "--set", "set", *ALL]
+        command = [sys.executable, str(RECIPE), "--set", "set", *ALL]
         ran = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=300)
         assert ran.returncode == 0, ran.stderr
         assert "hf_ann" not in ran.stdout + ran.stderr

@@ -1,13 +1,12 @@
 """Objectives by name: ours, those of other packages, and what is refused before anything is built."""
 
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 
 import pytest
 import timm
 import torch
 from reference.objective_cases import NAMES
+from reference.warm import Running
 from torch import nn
 
 from ssdd_hub.errors import InputError
@@ -93,16 +92,17 @@ def test_an_installed_package_is_found_and_named(tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-ssl\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[ssdd_hub.objectives]\nbroken = broken_ssl:Broken\n")
-    program = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    # All that stands beside a script is installed.
+    (tmp_path / "script.py").write_text(
+        "import sys\n"
         "from ssdd_hub.teachers.objectives.registry import find_objective, list_objectives\n"
         "print('broken' in list_objectives(), 'broken_ssl' in sys.modules)\n"
         "try:\n    find_objective('broken')\nexcept ValueError as error:\n    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.stdout.splitlines()[0] == "True False", done.stderr
-    assert "of the package broken-ssl cannot be imported" in done.stdout
-    assert "RuntimeError: the licence is missing" in done.stdout
+    printed = Running(tmp_path / "script.py").finish()
+    assert printed.splitlines()[0] == "True False"
+    assert "of the package broken-ssl cannot be imported" in printed
+    assert "RuntimeError: the licence is missing" in printed
 
 
 # Backbones
