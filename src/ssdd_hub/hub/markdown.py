@@ -24,7 +24,8 @@ _LONGEST_FRONT = 2**16  # characters, which take seconds
 
 def render_card(kind: type[RepoCard], data: CardData, package: str, file: str, /, **values: Any) -> str:
     """Returns a card by a template of a package, as `kind.from_template` makes it, which compiles it each time."""
-    content = _template(package, file).render(card_data=data.to_yaml(), **{**data.to_dict(), **values})
+    stated = data.to_dict()  # type: ignore[no-untyped-call]
+    content = _template(package, file).render(card_data=data.to_yaml(), **{**stated, **values})
     return printable(f"{str(kind(content)).rstrip()}\n")
 
 
@@ -32,7 +33,8 @@ def render_card(kind: type[RepoCard], data: CardData, package: str, file: str, /
 def _template(package: str, file: str) -> "Template":
     from jinja2 import Template
 
-    return Template((files(package) / "templates" / file).read_text(encoding="utf-8"))
+    compiled: Template = Template((files(package) / "templates" / file).read_text(encoding="utf-8"))
+    return compiled
 
 
 def rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
