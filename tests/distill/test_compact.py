@@ -11,7 +11,7 @@ from reference.contract_cases import make_pairs
 
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations import build_parameterisation
-from ssdd_hub.distill.parameterisations.bases import Bases, BasesSettings
+from ssdd_hub.distill.parameterisations.bases import Bases, BasesSettings, principal_directions
 from ssdd_hub.distill.parameterisations.dct import Dct, DctSettings
 from ssdd_hub.distill.parameterisations.quantised import best_range, round_to_levels
 from ssdd_hub.errors import InputError
@@ -23,13 +23,25 @@ def close(ours, theirs):
     torch.testing.assert_close(ours.double(), torch.as_tensor(np.array(theirs)).double(), rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("count", [1, 3, 5, 64])
-def test_bases_start_as_the_principal_components_of_the_images(count):
-    made = build_parameterisation("bases", PAIRS, {"bases": count})
-    close(made().images.detach(), best_approximation(PAIRS.images.numpy(), min(count, 6)))
-    # As many as the rank, which is one less than the images, leave nothing out.
-    exact = torch.allclose(made().images, PAIRS.images, rtol=0, atol=1e-10)
-    assert exact == (count >= 5) and torch.equal(made().targets, PAIRS.targets)
+@pytest.mark.parametrize(("images", "count"), [(6, 1), (6, 3), (6, 5), (6, 64), (400, 3), (400, 400)])
+def test_bases_start_as_the_principal_components_of_the_images(images, count):
+    """Of fewer images than pixels, and of more."""
+    pairs = make_pairs(images, 3)
+    rank = min(images - 1, pairs.images[0].numel())
+    made = build_parameterisation("bases", pairs, {"bases": count})
+    close(made().images.detach(), best_approximation(pairs.images.numpy(), min(count, rank + 1)))
+    # As many as the rank, which is one less than the images where these are few, leave nothing out.
+    exact = torch.allclose(made().images, pairs.images, rtol=0, atol=1e-10)
+    assert exact == (count >= rank) and torch.equal(made().targets, pairs.targets)
+
+
+def test_bases_of_images_that_are_nearly_of_lower_rank_are_orthonormal():
+    """As smooth pictures are: singular values below the rounding of products, down to none."""
+    drawn = torch.Generator().manual_seed(2)
+    values = torch.randn(8, 8, generator=drawn, dtype=torch.float64) * torch.logspace(0, -20, 8)
+    for rows in (values, values.repeat(9, 1)):
+        parts = principal_directions(rows @ torch.linalg.qr(torch.randn(40, 8, generator=drawn).double()).Q.T, 8)
+        torch.testing.assert_close(parts @ parts.T, torch.eye(8).double(), rtol=0, atol=1e-12)
 
 
 def test_gradients_in_coefficients_and_bases_are_those_of_their_sums():

@@ -61,7 +61,7 @@ class Bases(Parameterisation):
         # In full precision on the CPU, so that machines differ in the last bits of the type alone.
         values = pairs.images.detach().to("cpu", torch.float64).flatten(1)
         mean = values.mean(0)
-        parts = torch.linalg.svd(values - mean, full_matrices=False).Vh[:count]
+        parts = principal_directions(values - mean, count)
         length = mean.square().sum().sqrt()
         coefficients = torch.cat([length.expand(len(values), 1), (values - mean) @ parts.T], 1)
         require_in_steps(coefficients, settings.step, "step")
@@ -103,6 +103,23 @@ class Bases(Parameterisation):
             raise InputError(f"there must be one coefficient for each of the {own[0]} bases; got {count}")
         _check(own)
         return own[1:]
+
+
+def principal_directions(values: Tensor, count: int) -> Tensor:
+    """Returns the first right singular vectors `(count, P)` of values `(M, P)`, float64, on the CPU; orthonormal.
+
+    By the eigenvectors of the smaller matrix of products, of which only these are computed. Directions whose singular
+    values are below 1e-8 of the largest are rounding, which float32 cannot tell from none.
+    """
+    # Imported here: sets are read without waiting for scipy.
+    from scipy.linalg import eigh
+
+    wide = values.shape[1] > len(values)
+    products = values @ values.T if wide else values.T @ values
+    size = len(products)
+    found = torch.from_numpy(eigh(products.numpy(), subset_by_index=[size - count, size - 1])[1]).flip(1)
+    # Rounding leaves the directions of small values neither of length 1 nor orthogonal.
+    return torch.linalg.qr(values.T @ found).Q.T if wide else found.T
 
 
 def _check(shape: tuple[int, ...]) -> None:
