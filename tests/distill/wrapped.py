@@ -39,3 +39,21 @@ class PredictedViews(Views):
 
     name = "views-predicted"
     Settings = PredictedViewsSettings
+
+
+@dataclass(frozen=True)
+class BoostSettings(ViewsSettings):
+    """As in Boost: rotations of images and targets that are sums of shared ones, networks fitted at the end."""
+
+    of: str = "bases"
+    of_args: dict[str, Any] = field(default_factory=lambda: {"bases": 4, "factor": 2, "target_bases": 2})
+    kind: str = "rotations"
+    shift: str = "fitted"
+    hidden: int = 4
+
+
+class Boost(Views):
+    """Rotations of images that share bases, as do their targets."""
+
+    name = "boost"
+    Settings = BoostSettings
