@@ -50,6 +50,7 @@ class BoostSettings(ViewsSettings):
     kind: str = "rotations"
     shift: str = "fitted"
     hidden: int = 4
+    lr_shift: float = 0.0  # no step changes what the networks add, which is nothing, as at the start
 
 
 class Boost(Views):
