@@ -19,7 +19,6 @@ from ssdd_hub.selection.methods import (
     draw_noise,
     needs_expert,
     predict_targets,
-    real_images,
     targets_of,
 )
 from ssdd_hub.selection.rded import tile_crops
@@ -36,14 +35,15 @@ def time_start(init: str, source: Source, count: int, settings: SelectionSetting
     name = "start"
     if init in ("random", MIXED):
         return Stage(name, 0, 0.0)
-    least = real_images(init, count, settings)
-    size, few = len(source.bank), min(len(source.bank), max(_CROPPED if init == RDED else _TIMED, least))
+    # Crops take the time, however few are tiled.
+    count, least = (1, _CROPPED) if init == RDED else (count, _TIMED)
+    size, few = len(source.bank), min(len(source.bank), max(least, count))
     targets = torch.randn(few, source.targets[:1].shape[1])
     part = replace(source, bank=source.bank.subset(torch.arange(few)), targets=targets)
 
     def seconds(**changed: Any) -> float:
         started = time.perf_counter()
-        start_from(init, part, count, 0, replace(settings, max_images=None, **changed))
+        start_from(init, part, count, 0, replace(settings, max_images=None, tile_factor=1, **changed))
         return time.perf_counter() - started
 
     if not needs_expert(init, labelled=source.classes is not None):
