@@ -26,7 +26,9 @@ from ssdd_hub.distill.heldout import HeldoutError
 from ssdd_hub.distill.loop import distil
 from ssdd_hub.distill.methods import METHODS, build_method
 from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_parameterisation
+from ssdd_hub.distill.parameterisations.base import Real
 from ssdd_hub.distill.parameterisations.views import Views
+from ssdd_hub.distill.real import real_of
 from ssdd_hub.distill.registry import MethodSettings, ParameterisationSettings
 from ssdd_hub.distill.sizes import check_sizes
 from ssdd_hub.errors import require
@@ -55,7 +57,7 @@ from ssdd_hub.runs.inputs import describe_images
 from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.trackers import start_trackers, track_scores
 from ssdd_hub.selection import INITS, SelectionSettings, Source, start_from
-from ssdd_hub.selection.methods import check_experts, needs_expert
+from ssdd_hub.selection.methods import RDED, check_experts, needs_expert, real_images
 from ssdd_hub.selection.start import MIXED, NOISE
 from ssdd_hub.sets import describe_run, describe_training
 from ssdd_hub.sets.origin import describe_origin
@@ -86,7 +88,7 @@ class DistillConfig:
         method: What says how good the set is.
         parameterisation: What is learned, and how it becomes images and targets.
         init: What the set starts from: `random`, `kmeans`, `kmeans-pixels`, `kcenter`, `herding`, `high_loss`, which
-            choose real images, `mixed`, averages of four random ones each, or `noise`.
+            choose real images, `rded`, tiled crops of these, `mixed`, averages of four random ones, or `noise`.
         selection: How these are chosen.
         pool: The online students, of methods that have any.
         distiller: The outer problem.
@@ -127,17 +129,18 @@ class DistillConfig:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        shared, num_images = {**self.distiller.shared(), "pool": self.pool}, self.distiller.num_images
+        shared = {**self.distiller.shared(), "pool": self.pool}
+        least = real_images(self.init, self.distiller.num_images, self.selection)
         require(
             among("init", self.init, INITS),
             (
-                self.init in ("random", MIXED, NOISE) or (self.selection.max_images or num_images) >= num_images,
-                f"selection.max_images must be at least the {num_images} images to be chosen, got "
+                self.init in ("random", MIXED, NOISE) or (self.selection.max_images or least) >= least,
+                f"selection.max_images must be at least the {least} images to be chosen, got "
                 f"{self.selection.max_images}",
             ),
             (
-                self.selection.balance is None or self.init not in (MIXED, NOISE),
-                f"selection.balance is for starts from real images, and init is {self.init}: leave one of them out",
+                self.selection.balance is None or self.init not in (MIXED, NOISE, RDED),
+                f"selection.balance is for starts from whole images, and init is {self.init}: leave one of them out",
             ),
             (
                 self.student_training.augment != "views" or self.parameterisation.name == Views.name,
@@ -202,8 +205,9 @@ def build_distiller(
     student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes, "folder": folder}
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
-    black = black_pixel(own_space(config, source.pixel_space), "cpu").flatten().tolist()
-    synthetic = build_parameterisation(chosen.name, pairs, chosen.args, {**shared, "black": black})
+    space = own_space(config, source.pixel_space)
+    given = {"black": black_pixel(space, "cpu").flatten().tolist(), "real": real_of(source, space, pairs)}
+    synthetic = build_parameterisation(chosen.name, pairs, chosen.args, {**shared, **given})
     method = build_method(config.method.name, problem, config.method.args, shared)
     return Distiller(synthetic, method, settings, accelerator)
 
@@ -223,9 +227,10 @@ def make_set(config: DistillConfig) -> DistilledSet:
     labelled = config.targets.of == LABELS
     if labelled:
         images, heldout = with_classes(images, config.data), with_classes(heldout, config.data)
-    if settings.num_images > len(images) and config.init not in (MIXED, NOISE):
+    least = real_images(config.init, settings.num_images, config.selection)
+    if least > len(images) and config.init not in (MIXED, NOISE):
         raise InputError(
-            f"{settings.num_images} distilled images start as as many source images, and there are {len(images)}: "
+            f"{settings.num_images} distilled images start as {least} source images, and there are {len(images)}: "
             "lower --distiller.num-images, or use more images"
         )
     inputs, space = describe_images(images, heldout, labelled), PixelSpace.of(images.pixels)
@@ -243,7 +248,8 @@ def make_set(config: DistillConfig) -> DistilledSet:
     check_sizes(settings, pool, student, accelerator, **shape)
     # Images that the parameterisation does not take are refused before the work.
     trial, chosen = Pairs(torch.zeros(1, *images.pixels.shape[1:]), torch.zeros(1, 1)), config.parameterisation
-    build_parameterisation(chosen.name, trial, chosen.args, shared)
+    given = {"real": Real(lambda count: trial, lambda seen: seen.new_zeros(len(seen), 1))}
+    build_parameterisation(chosen.name, trial, chosen.args, {**shared, **given})
     copy = partial(build_distiller, config, accelerator)
     stages = partial(time_distilling, config, images, heldout, run, accelerator, copy)
     config, estimated = estimate(config, run, accelerator, started, stages)
@@ -285,7 +291,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
     stored = pack(distiller.parameterisation, own, config.storage)
     classes = {"labels": stored.decode()["targets"].argmax(1), "label_names": images.label_names} if labelled else {}
     distilled = DistilledSet.of(stored, provenance=provenance, target_transform=kept, **classes)
-    distilled.provenance |= describe_origin(config.init, rows, images, own.denormalise(distilled.images))
+    distilled.provenance |= describe_origin(config.init, rows, before, images, own.denormalise(distilled.images))
     source = replace(source, targets=Targets(features, transform), teacher=teacher and teacher.float())
     known = None if labelled else heldout_targets
     real = RealData(provenance["source"]["name"], images, heldout, space, accelerator.device, known)

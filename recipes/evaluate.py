@@ -67,7 +67,8 @@ class EvaluateConfig:
         foreign: What folders of `x_syn.pt` and `y_syn.pt` do not state: `layout` (krr-st, mkdt or dd-ranking), and the
             pixel space, by `mean` and `std` or by the `dataset` for which that code has them.
         references: What they are compared with: `none` (no pre-training), `random`, `kmeans`, `kmeans-pixels`,
-            `kcenter`, `herding`, `high_loss`, `gaussian`, `full` (the whole source), and `teacher` (its own features).
+            `kcenter`, `herding`, `high_loss`, `rded` (tiled crops), `gaussian`, `full` (the whole source), and
+            `teacher` (its own features).
         at_equal: What selections share with a set: its number of `images`, its `bytes` as stored, or `both` in turn.
         forms: How real images are stored at equal bytes: `png`, `jpeg-QUALITY`, `factor-SIDES` (smaller images),
             `factor-SIDES-jpeg-QUALITY`, or `dct` (that parameterisation, with the settings of the set where it is

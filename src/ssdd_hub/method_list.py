@@ -66,7 +66,7 @@ def _settings(found: Any) -> dict[str, Any]:
     values = {}
     for entry in dataclasses.fields(found.Settings):
         made = entry.default_factory() if entry.default_factory is not dataclasses.MISSING else entry.default
-        if entry.init:
+        if entry.init and not entry.metadata.get("given"):
             section = f"--{made.option('*')}" if isinstance(made, Settings) else made
             values[entry.name] = "required" if made is dataclasses.MISSING else section
     return values

@@ -24,12 +24,12 @@ COLUMNS = {
 """The column of each tensor of a set, and the type of its values."""
 STORED = {**COLUMNS, "coefficients": ("coefficients", "float32")}
 """The same of each tensor that a set may store; coefficients take the place of images."""
-SHARED = ("bases", "shift_hidden", "shift_output")
+SHARED = ("bases", "target_bases", "shift_hidden", "shift_output")
 """The tensors that all rows of a set may share."""
 STORED_TYPES: dict[str, tuple[str, ...]] = {
     **{name: (dtype,) for name, (_, dtype) in STORED.items()},
     **{"images": ("float32", "uint8"), "coefficients": ("float32", "int8")},
-    **dict.fromkeys(("targets", "view_targets"), ("float32", "float16", "int8")),
+    **dict.fromkeys(("targets", "view_targets", "target_bases"), ("float32", "float16", "int8")),
     **{"bases": ("float32", "int8")},
     **dict.fromkeys(("shift_hidden", "shift_output"), ("float32", "float16")),
 }
@@ -37,7 +37,7 @@ STORED_TYPES: dict[str, tuple[str, ...]] = {
 PICTURES = "image"
 """The column of pictures: previews, or, of images that are stored as uint8, these images themselves."""
 _DIMENSIONS = {"images": 4, "targets": 2, "labels": 1, "views": 3, "view_targets": 3, "coefficients": 2, "bases": 4}
-_DIMENSIONS |= {"shift_hidden": 2, "shift_output": 2}
+_DIMENSIONS |= dict.fromkeys(("target_bases", "shift_hidden", "shift_output"), 2)
 _MOST_SIZES = 5  # of a tensor
 _SHA256 = re.compile("[0-9a-f]{64}")
 _WORD = re.compile(r"[a-z-]{1,40}", re.ASCII)

@@ -39,3 +39,22 @@ class PredictedViews(Views):
 
     name = "views-predicted"
     Settings = PredictedViewsSettings
+
+
+@dataclass(frozen=True)
+class BoostSettings(ViewsSettings):
+    """As in Boost: rotations of images and targets that are sums of shared ones, networks fitted at the end."""
+
+    of: str = "bases"
+    of_args: dict[str, Any] = field(default_factory=lambda: {"bases": 4, "factor": 2, "target_bases": 2})
+    kind: str = "rotations"
+    shift: str = "fitted"
+    hidden: int = 4
+    lr_shift: float = 0.0  # no step changes what the networks add, which is nothing, as at the start
+
+
+class Boost(Views):
+    """Rotations of images that share bases, as do their targets."""
+
+    name = "boost"
+    Settings = BoostSettings

@@ -45,3 +45,33 @@ def gradients_of_sums(coefficients, bases, upstream):
             in_coefficients[image, base] = sum(row * bases[base])
             in_bases[base] += row * coefficients[image, base]
     return in_coefficients, in_bases
+
+
+def network(row, hidden, output):
+    """What a network of one hidden layer adds to a target: lists of numbers; biases are the last column."""
+    units = [max(0.0, sum(w * x for w, x in zip(line[:-1], row, strict=True)) + line[-1]) for line in hidden]
+    return units, [sum(w * u for w, u in zip(line[:-1], units, strict=True)) + line[-1] for line in output]
+
+
+def fit_by_adam(targets, aims, hidden, output, rate, steps, count):
+    """The weights of a network after Adam's steps along the squares of `aims - targets - network(targets)` by `count`.
+
+    Kingma and Ba, arXiv 1412.6980, algorithm 1, with their constants; arrays of NumPy, float64.
+    """
+    weights = [hidden.copy(), output.copy()]
+    moments = [[np.zeros_like(part), np.zeros_like(part)] for part in weights]
+    for step in range(1, steps + 1):
+        gradients = [np.zeros_like(part) for part in weights]
+        for target, aim in zip(targets, aims, strict=True):
+            units, added = network(target, *weights)
+            for d, (have, want) in enumerate(zip(target + np.array(added), aim, strict=True)):
+                back = 2 * (have - want) / count
+                gradients[1][d] += back * np.array([*units, 1.0])
+                for unit, active in enumerate(units):
+                    if active > 0:
+                        gradients[0][unit] += back * weights[1][d][unit] * np.array([*target, 1.0])
+        for part, gradient, (first, second) in zip(weights, gradients, moments, strict=True):
+            first[:] = 0.9 * first + 0.1 * gradient
+            second[:] = 0.999 * second + 0.001 * gradient**2
+            part -= rate * (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+    return weights

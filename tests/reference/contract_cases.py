@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1] / "distill"))
 
 from toy_method import MeanMatch
 from toy_parameterisation import Tiles
-from wrapped import PredictedViews, ViewsOfDct
+from wrapped import Boost, PredictedViews, ViewsOfDct
 
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
@@ -37,7 +37,7 @@ LABELLED = {
     **{name: (METHODS.known[name], {}) for name in ("mtt", "tesla", "datm")},
 }
 METHOD_CLASSES = {**METHODS.known, **{name: kind for name, (kind, _) in LABELLED.items()}, MeanMatch.name: MeanMatch}
-OTHERS = (Tiles, ViewsOfDct, PredictedViews)
+OTHERS = (Tiles, ViewsOfDct, PredictedViews, Boost)
 PARAMETERISATION_CLASSES = {**PARAMETERISATIONS.known, **{each.name: each for each in OTHERS}}
 # Neither side knows the other: each with two of the other.
 CASES = [

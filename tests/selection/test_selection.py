@@ -15,7 +15,7 @@ from ssdd_hub.targets.bank import FeatureBank, Index, Shard, shard_path, write_s
 from ssdd_hub.targets.targets import Targets
 
 SMALL = SelectionSettings(
-    expert_args={"widths": [4, 4], "norm": "instance"}, experts=2, expert_steps=3, expert_batch_size=8
+    expert_args={"widths": [4, 4], "norm": "instance"}, experts=2, expert_steps=3, expert_batch_size=8, tile_factor=1
 )
 REAL = list(CHOICES)
 

@@ -136,6 +136,79 @@ def test_predicted_targets_take_the_bytes_of_their_network(tmp_path, monkeypatch
         refuse(folder, {"storage": {**record["storage"], "shared": wrong}}, message)
 
 
+BOOST = {"of": "bases", "of_args": {"bases": 4, "target_bases": 2, "factor": 2}, "kind": "rotations", "views": 3}
+
+
+def make_boost(shift="fitted", storage=("uint8", "int8")):
+    whole = make_plain(3)
+    learned = Views.start(Pairs(whole.images, whole.targets), ViewsSettings(**BOOST, shift=shift, lr_shift=0.05))
+    with torch.no_grad():
+        learned.view_targets.add_(torch.randn(learned.view_targets.shape, generator=torch.Generator().manual_seed(1)))
+    return learned, DistilledSet.of(pack(learned, RGB, StorageSettings(*storage)))
+
+
+@pytest.mark.parametrize("storage", [("float32", "float32"), ("float32", "float16"), ("uint8", "int8")])
+@pytest.mark.parametrize("shift", ["stored", "fitted"])
+def test_rotations_with_bases_of_targets_come_back_bit_for_bit_by_every_way(tmp_path, monkeypatch, shift, storage):
+    learned, made = make_boost(shift, storage)
+    expected, most = learned.stored().as_set(), {"float32": 1e-4, "float16": 0.05, "int8": 0.6}[storage[1]]
+    for name in ("targets", "view_targets"):
+        torch.testing.assert_close(getattr(made, name), expected[name], rtol=0, atol=most)
+    assert (made.view_targets - made.targets[:, None]).abs().max() > 1
+    loaded = DistilledSet.load(made.save(tmp_path / "first" / "set"))
+    assert same(loaded, made) and torch.equal(
+        made.views, torch.tensor([[4, 4, 2], [4, 4, 4], [4, 4, 6]]).repeat(6, 1, 1)
+    )
+    assert not [finding for finding in check_folder(tmp_path / "first" / "set") if finding.level == "error"]
+    loaded.save(tmp_path / "again" / "set")
+    assert contents(tmp_path / "again" / "set") == contents(tmp_path / "first" / "set")
+    names = follow_the_card(made, tmp_path, monkeypatch)
+    torch.testing.assert_close(names["view_targets"], made.view_targets, rtol=0, atol=1e-4)
+    pairs, turned = SetPairs(made), made.images
+    for view in range(3):
+        turned = torch.stack(
+            [torch.stack([image[:, j, 7 - i] for i in range(8) for j in range(8)], 1) for image in turned]
+        )
+        turned = turned.view(6, 3, 8, 8)
+        torch.testing.assert_close(names["crops"][:, view], turned, rtol=0, atol=1e-4)
+        seen, targets = pairs.view(torch.arange(6), torch.full((6,), view + 1))
+        torch.testing.assert_close(seen, turned, rtol=0, atol=1e-5)
+        assert torch.equal(targets, made.view_targets[:, view])
+    assert "3 fixed views: quarter turns anticlockwise, the target" in (tmp_path / "set" / "README.md").read_text()
+    table = datasets.load_dataset(str(tmp_path / "set"), split="train", streaming=True)
+    assert [row["target"] for row in table] == written(made.packed.tensors["targets"])
+    # Of bases, their targets and three networks of 8 units on 3 coefficients.
+    width = {"float32": 4, "float16": 2, "int8": 2}[storage[1]]
+    floats = sum(part.numel() * part.element_size() for part in made.packed.decoder.shared.values())
+    assert (made.packed.tensors["targets"].shape, made.targets.shape) == ((6, 3), (6, 5))
+    networks = 0 if shift == "stored" else 3 * (8 * 4 + 3 * 9) * width
+    assert (
+        floats
+        == networks + {"float32": 4, "uint8": 1}[storage[0]] * 5 * 48 + width // (1 + (storage[1] == "int8")) * 15
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"args": {"kind": "crops"}}, "shift_hidden must be (8, 7), got (24, 4)"),
+        ({"args": {"kind": "turns"}}, "kind must be one of crops, rotations"),
+        ({"args": {"views": 2}}, "shift_hidden must be (16, 4), got (24, 4)"),
+        ({"args": {"views": 4}}, "views must be at most 3 rotations"),
+        ({"args": {"of_args": {"factor": 2}}}, "must state bases and shift_hidden and shift_output; got bases"),
+        ({"args": {"of_args": {"factor": 10**9, "target_bases": 2}}}, "factor must be at most 64"),
+        ({"bases": [5, 3, 4, 2]}, "are of square images, and these have 8 x 4 pixels"),
+        ({"target_bases": [4, 5]}, "there must be one coefficient for each of the 4 bases; got 3"),
+    ],
+)
+def test_a_record_of_rotations_that_is_wrong_is_refused(tmp_path, changes, message):
+    folder = make_boost()[1].save(tmp_path / "set")
+    storage = json.loads((folder / "ssdd_hub.json").read_text())["storage"]
+    for name in changes.keys() - {"args"}:
+        storage["shared"][name]["shape"] = changes[name]
+    refuse(folder, {"storage": storage, "args": changes.get("args", {})}, message)
+
+
 @pytest.mark.parametrize("targets", ["float32", "float16", "int8"])
 def test_rows_of_datasets_hold_what_is_stored(tmp_path, targets):
     made = make_set("factor", targets)

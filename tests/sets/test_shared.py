@@ -31,6 +31,7 @@ from ssdd_hub.text import show_bytes
 
 FORMS = {
     "bases": ("bases", {"bases": 3}, StorageSettings()),
+    "bases of targets": ("bases", {"bases": 3, "target_bases": 2, "factor": 2}, StorageSettings()),
     "bases in 8 bits": ("bases", {"bases": 4, "step": 0.15, "target_step": 0.25}, StorageSettings("uint8", "int8")),
     "bases in 3 bits": ("quantised", {"of": "bases", "bits": 3, "target_bits": 5}, StorageSettings()),
     "tiles in 4 bits": ("quantised", {"target_bits": 8}, StorageSettings()),
@@ -145,7 +146,7 @@ SHARED = ("storage", "shared")
         (
             (*SHARED, "more"),
             {"shape": [1], "sha256": "0" * 64},
-            "storage.shared: only bases, shift_hidden, shift_output can be stated; got more",
+            "storage.shared: only bases, target_bases, shift_hidden, shift_output can be stated; got more",
         ),
         ((*SHARED, "bases", "shape"), [5, 3, 8], "storage.shared.bases.shape must be 4 sizes"),
         ((*SHARED, "bases", "shape"), [5, 3, 8, 10**9], "at most 67108864"),

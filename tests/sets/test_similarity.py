@@ -58,9 +58,9 @@ def test_of_a_source_too_large_some_images_are_searched_and_how_many_is_said(sou
 def test_the_origin_of_a_set_is_that_of_its_images(source):
     bank = SimpleNamespace(pixels=source)
     rows = torch.tensor([7, 3])
-    facts = describe_origin("kmeans", rows, bank, source[rows] / 255)
+    facts = describe_origin("kmeans", rows, source[rows] / 255, bank, source[rows] / 255)
     assert facts["start"] == {"init": "kmeans", "indices": [7, 3]}
     assert facts["similarity"]["start"]["above_0.8"] == facts["similarity"]["nearest"]["above_0.8"] == 2
     assert json.loads(json.dumps(facts)) == facts
-    noise = describe_origin("noise", None, bank, torch.rand(2, 3, 8, 8))
+    noise = describe_origin("noise", None, torch.rand(2, 3, 8, 8), bank, torch.rand(2, 3, 8, 8))
     assert noise["start"] == {"init": "noise"} and "start" not in noise["similarity"]

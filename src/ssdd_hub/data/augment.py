@@ -38,17 +38,31 @@ def draw_views(count: int, generator: torch.Generator) -> Tensor:
 def crop_flip(pixels: Tensor, views: Tensor) -> Tensor:
     """Pads images with black, crops them back to their size, and flips some, as in KRR-ST's released code.
 
-    `pixels (n, C, H, W)` are of any dtype, before normalisation, and `views (n, 3)` are from `draw_views`.
+    `pixels (n, C, H, W)` are of any dtype, before normalisation, and `views (n, 3)` are from `draw_views`; turns of
+    fixed views are left out.
     """
     height, width = pixels.shape[-2:]
     views = views.to(pixels.device)
     padded = functional.pad(pixels, (PADDING,) * 4)
     rows = views[:, :1] + torch.arange(height, device=pixels.device)  # (n, H)
     columns = torch.arange(width, device=pixels.device).expand(len(views), width)
-    columns = torch.where(views[:, 2:].bool(), width - 1 - columns, columns) + views[:, 1:2]  # (n, W)
+    columns = torch.where((views[:, 2:] % 2).bool(), width - 1 - columns, columns) + views[:, 1:2]  # (n, W)
     image = torch.arange(len(views), device=pixels.device)[:, None, None, None]
     channel = torch.arange(pixels.shape[1], device=pixels.device)[None, :, None, None]
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def show_views(images: Tensor, views: Tensor, black: Tensor, turned: bool) -> Tensor:
+    """Returns images `(n, C, H, W)` in fixed views `(n, 3)`: cropped, flipped, then turned by quarters anticlockwise.
+
+    The third number of a view is its flip, as from `draw_views`, and 2 for each quarter turn. What a crop lacks is
+    `black (C, 1, 1)`. Without `turned` no view has turns.
+    """
+    seen = crop_flip(images - black, views) + black
+    for quarters in (1, 2, 3) if turned else ():
+        now = (views[:, 2] // 2 == quarters).to(images.device)
+        seen = torch.where(now[:, None, None, None], seen.rot90(quarters, (2, 3)), seen)
+    return seen
 
 
 def augment_dsa(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:

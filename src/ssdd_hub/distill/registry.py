@@ -95,8 +95,9 @@ class Registry(Generic[Kind]):
         settings = self.find(name).Settings
         check_arguments(f"settings of the {self.noun} {name!r}", args)
         kinds = typing.get_type_hints(settings)
-        known = [entry.name for entry in dataclasses.fields(settings) if entry.init]
-        values = {key: value for key, value in shared.items() if key in known}
+        fields = [entry for entry in dataclasses.fields(settings) if entry.init]
+        values = {entry.name: shared[entry.name] for entry in fields if entry.name in shared}
+        known = [entry.name for entry in fields if not entry.metadata.get("given")]
         try:
             for key, value in args.items():
                 if key not in known:

@@ -23,7 +23,17 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import METADATA_FILE, hash_json, section
 from ssdd_hub.runs.inputs import fingerprint_labels
 from ssdd_hub.seeds import derive_seed
-from ssdd_hub.selection.methods import CHOICES, GAUSSIAN, SELECTIONS, SelectionSettings, choose_rows, draw_noise
+from ssdd_hub.selection.methods import (
+    GAUSSIAN,
+    OF_REAL,
+    RDED,
+    SELECTIONS,
+    SelectionSettings,
+    choose_rows,
+    draw_noise,
+    real_images,
+)
+from ssdd_hub.selection.rded import tile_crops
 from ssdd_hub.selection.source import Source, SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.folder import describe_tensor
@@ -179,7 +189,7 @@ class Baselines:
                 size = stored.provenance["selection"]["stored"]["bytes"]
                 return {"images": len(stored.images), "bytes": size, "budget": count}
             # Real images are exact as PNG files, which nobody would store in more bytes.
-            return size_of(load(k).compact("uint8", "float32") if method in CHOICES else load(k))
+            return size_of(load(k).compact("uint8", "float32") if method in OF_REAL else load(k))
 
         return SetEntry(
             name,
@@ -201,7 +211,7 @@ class Baselines:
         found, sizes = [], {budget: show_bytes(budget) for budget in budgets}
         if len({*sizes.values()}) < len(sizes):
             sizes = {budget: f"{budget} B" for budget in budgets}
-        for method, (budget, forms) in product([name for name in methods if name in CHOICES], budgets.items()):
+        for method, (budget, forms) in product([name for name in methods if name in OF_REAL], budgets.items()):
             more, names = f" {sizes[budget]}" if len(budgets) > 1 else "", [str(form) for form in forms]
             for form in forms:
                 # Sets of as many bytes may store their targets otherwise.
@@ -229,7 +239,7 @@ class Baselines:
         chosen = [method for method in methods if method in SELECTIONS]
         jobs: list[tuple[str, int, Form | None]] = [(name, n, None) for name in chosen for n in dict.fromkeys(counts)]
         for budget, forms in (budgets or {}).items():
-            jobs += [(name, budget, form) for name in chosen if name in CHOICES for form in forms]
+            jobs += [(name, budget, form) for name in chosen if name in OF_REAL for form in forms]
         todo = [(name, n, k, form) for name, n, form in jobs for k in range(seeds)]
         todo = [job for job in todo if not self._is_whole(self._path(*job))]
         for method, count, k, form in tqdm(todo, "references", unit="set", disable=not (progress and todo)):
@@ -251,6 +261,7 @@ class Baselines:
         count = count_for(form, self._select("random", min(_SAMPLED, available), seed), budget)
         if method != "random":
             available = min(available, self.settings.max_images or available)
+        available //= real_images(method, 1, self.settings)
         while True:
             count = min(count, available)
             stored, size = form.fit(self._select(method, count, seed), budget)
@@ -326,6 +337,11 @@ def select(method: str, source: Source, count: int, seed: int, settings: Selecti
     bank, facts, labels = source.bank, {"seed": seed, "count": count, **asdict(settings)}, None
     if method == GAUSSIAN:
         images, targets = draw_noise(source, count, seed)
+    elif method == RDED:
+        pixels, targets, rows = tile_crops(source, count, seed, settings)
+        images = source.pixel_space.normalise(pixels / 255)
+        labels = None if source.classes is None else source.classes[rows[:, 0]]
+        facts["indices_sha256"] = describe_tensor(rows)["sha256"]
     else:
         rows = choose_rows(method, source, count, seed, settings)
         images, targets = source.images(rows), source.targets[rows].cpu()

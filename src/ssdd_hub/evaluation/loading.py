@@ -25,7 +25,7 @@ from ssdd_hub.evaluation.inputs import (
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, LabelledProtocol
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches
-from ssdd_hub.selection.methods import GAUSSIAN, SELECTIONS, SelectionSettings, check_experts, needs_expert
+from ssdd_hub.selection.methods import OF_REAL, SELECTIONS, SelectionSettings, check_experts, needs_expert, real_images
 from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.statements import of_labels, stated_student
@@ -174,7 +174,8 @@ def check_references(
         raise InputError("the targets of the set are class labels, of no teacher: leave out the reference teacher")
     if any(needs_expert(method, labelled) for method in methods):
         check_experts(settings, len(own.train), in_chans=own.train.num_channels, image_size=own.train.image_size)
-    least, chosen = max(counts), [name for name in methods if name in SELECTIONS and name != GAUSSIAN]
+    chosen = [name for name in methods if name in OF_REAL]
+    least = max((real_images(name, max(counts), settings) for name in chosen), default=0)
     if {*chosen} - {"random"} and (settings.max_images or least) < least:
         raise InputError(
             f"--selection.max-images must be at least the {least} to be chosen, got {settings.max_images}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ssdd_hub.arguments import argument_checks
-from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight, among, at_most
+from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Weight, among, at_least, at_most
 from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.models.build import RESERVED_ARGS, build_student
 from ssdd_hub.models.features import pre_logits
@@ -29,11 +29,13 @@ class SelectionSettings(Settings, section="selection"):
             all.
         balance: Clusters of the targets of which a distilled set starts from as many real images each: those of
             methods whose `num_groups` is the same. None for any number of each.
+        tile_factor: Crops along a side of an image of `rded`: 2 x 2 crops make one.
+        tile_crops: Crops of each image of which `rded` takes the best.
         kmeans_exact: Up to this many images, k-means takes all of them in every iteration; of more, a batch.
         kmeans_iterations: Passes of k-means over the images at most.
         kmeans_batch_size: Images of a batch.
-        expert: The network of `high_loss`, and of core sets where targets are class labels, which are made of the
-            features of one: a timm model name.
+        expert: The network of `high_loss`, and of core sets and `rded` where targets are class labels, which are made
+            of the features of one, or judge crops by it: a timm model name.
         expert_args: Further arguments of that model; the default is MKDT's ConvNet.
         experts: Trained networks whose errors are averaged. MKDT has 100.
         expert_steps: Steps that each is trained. MKDT has 20 passes, 3,900 steps for 50,000 images.
@@ -45,6 +47,8 @@ class SelectionSettings(Settings, section="selection"):
 
     max_images: Count | None = None
     balance: Count | None = None
+    tile_factor: Annotated[int, at_least(1), at_most(16)] = 2
+    tile_crops: Annotated[int, at_least(1), at_most(100)] = 5
     kmeans_exact: Natural = 10_000
     kmeans_iterations: Count = 100
     kmeans_batch_size: Count = 1024
@@ -75,7 +79,7 @@ class SelectionSettings(Settings, section="selection"):
 
 
 Choice = Callable[[Source, Tensor, int, int, SelectionSettings], Tensor]
-GAUSSIAN, HIGH_LOSS = "gaussian", "high_loss"
+GAUSSIAN, HIGH_LOSS, RDED = "gaussian", "high_loss", "rded"
 # What gives all images an order, which those of a class have too.
 _ORDERS = ("random", HIGH_LOSS)
 
@@ -86,10 +90,8 @@ def choose_rows(method: str, source: Source, count: int, seed: int, settings: Se
     Where the targets are class labels, images of all classes are chosen in turn, equally many as far as there are any.
     """
     require(among("the selection of real images", method, CHOICES))
-    size, most = len(source.bank), settings.max_images
-    candidates = torch.arange(size)
-    if most is not None and most < size and method != "random":
-        candidates = _draw(size, most, seed, "selection/images").sort().values
+    size = len(source.bank)
+    candidates = torch.arange(size) if method == "random" else draw_candidates(source, seed, settings)
     if count > len(candidates):
         which = "there are only" if len(candidates) == size else "selection.max_images leaves only"
         raise InputError(f"{count} images are to be selected, and {which} {len(candidates)}: select fewer")
@@ -97,9 +99,22 @@ def choose_rows(method: str, source: Source, count: int, seed: int, settings: Se
     return candidates[choose(source, candidates, count, seed, settings)]
 
 
+def draw_candidates(source: Source, seed: int, settings: SelectionSettings) -> Tensor:
+    """Returns the indices of the images that may be chosen, in order: all, or `max_images` by seed."""
+    size, most = len(source.bank), settings.max_images
+    if most is None or most >= size:
+        return torch.arange(size)
+    return _draw(size, most, seed, "selection/images").sort().values
+
+
 def needs_expert(method: str, labelled: bool) -> bool:
-    """Whether a selection trains experts; core sets of class labels do, which are made of features."""
-    return method == HIGH_LOSS or (labelled and method in ("kmeans", "kcenter", "herding"))
+    """Whether a selection trains experts; core sets and crops of class labels do."""
+    return method == HIGH_LOSS or (labelled and method in ("kmeans", "kcenter", "herding", RDED))
+
+
+def real_images(method: str, count: int, settings: SelectionSettings) -> int:
+    """Returns how many real images a selection of `count` images takes."""
+    return count * settings.tile_factor**2 if method == RDED else count
 
 
 def draw_classes(source: Source, count: int) -> Tensor:
@@ -186,7 +201,7 @@ def _high_loss(source: Source, candidates: Tensor, count: int, seed: int, settin
     pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
     losses = torch.zeros(len(candidates), dtype=torch.float64)
     for expert in range(settings.experts):
-        student = _train_expert(source, pairs, seed, settings, expert)
+        student = train_expert(source, pairs, seed, settings, expert)
         with torch.no_grad():
             batches = (pairs.batch(rows) for rows in torch.split(candidates, 512))
             errors = [(student(images) - targets).square().mean(1).double().cpu() for images, targets in batches]
@@ -196,9 +211,8 @@ def _high_loss(source: Source, candidates: Tensor, count: int, seed: int, settin
     return losses.argsort(descending=True, stable=True)[:count]
 
 
-def _train_expert(
-    source: Source, pairs: SourcePairs, seed: int, settings: SelectionSettings, number: int
-) -> nn.Module:
+def train_expert(source: Source, pairs: SourcePairs, seed: int, settings: SelectionSettings, number: int) -> nn.Module:
+    """Returns an expert, trained on all images of a source and their targets, which are `pairs`."""
     shape = {"in_chans": source.bank.num_channels, "image_size": source.bank.image_size}
     with seeded(seed, "selection/expert", number):
         width = source.targets[:1].shape[1]
@@ -210,7 +224,7 @@ def _train_expert(
 def _expert_features(source: Source, seed: int, settings: SelectionSettings) -> Tensor:
     """Returns the features `(N, F)`, on the CPU, of a network that was trained to tell the classes of the source."""
     pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
-    expert, parts = _train_expert(source, pairs, seed, settings, 0), torch.split(torch.arange(len(pairs)), 512)
+    expert, parts = train_expert(source, pairs, seed, settings, 0), torch.split(torch.arange(len(pairs)), 512)
     with torch.no_grad():
         return torch.cat([pre_logits(expert, pairs.batch(rows)[0]).cpu() for rows in parts])
 
@@ -255,5 +269,7 @@ CHOICES: dict[str, Choice] = {
     HIGH_LOSS: _high_loss,
 }
 """Selections of real images: at random, core sets of targets or of normalised pixels, the greatest errors."""
-SELECTIONS = (*CHOICES, GAUSSIAN)
+OF_REAL = (*CHOICES, RDED)
+"""These, and tiled crops of real images."""
+SELECTIONS = (*OF_REAL, GAUSSIAN)
 """All selections: those of real images, and noise instead."""

@@ -1,4 +1,4 @@
-"""The first images of a distilled set: real ones, averages of some, or noise."""
+"""The first images of a distilled set: real ones, averages or tiled crops of some, or noise."""
 
 import time
 from dataclasses import replace
@@ -11,7 +11,8 @@ from ssdd_hub.runs.estimate import Stage
 from ssdd_hub.seeds import derive_seed, generator
 from ssdd_hub.selection.clusters import choose_evenly
 from ssdd_hub.selection.methods import (
-    CHOICES,
+    OF_REAL,
+    RDED,
     SelectionSettings,
     choose_rows,
     draw_classes,
@@ -20,12 +21,13 @@ from ssdd_hub.selection.methods import (
     predict_targets,
     targets_of,
 )
+from ssdd_hub.selection.rded import tile_crops
 from ssdd_hub.selection.source import Source
 
 NOISE, MIXED = "noise", "mixed"
-INITS = (*CHOICES, NOISE, MIXED)
+INITS = (*OF_REAL, NOISE, MIXED)
 PARTS = 4  # real images in each of a mixed start
-_TIMED = 2000  # images of a part that a choice is timed on
+_TIMED, _CROPPED = 2000, 200  # images of a part that a choice is timed on, and of one that are cropped
 
 
 def time_start(init: str, source: Source, count: int, settings: SelectionSettings) -> Stage:
@@ -33,13 +35,15 @@ def time_start(init: str, source: Source, count: int, settings: SelectionSetting
     name = "start"
     if init in ("random", MIXED):
         return Stage(name, 0, 0.0)
-    size, few = len(source.bank), min(len(source.bank), max(_TIMED, count))
+    # Crops take the time, however few are tiled.
+    count, least = (1, _CROPPED) if init == RDED else (count, _TIMED)
+    size, few = len(source.bank), min(len(source.bank), max(least, count))
     targets = torch.randn(few, source.targets[:1].shape[1])
     part = replace(source, bank=source.bank.subset(torch.arange(few)), targets=targets)
 
     def seconds(**changed: Any) -> float:
         started = time.perf_counter()
-        start_from(init, part, count, 0, replace(settings, max_images=None, **changed))
+        start_from(init, part, count, 0, replace(settings, max_images=None, tile_factor=1, **changed))
         return time.perf_counter() - started
 
     if not needs_expert(init, labelled=source.classes is not None):
@@ -57,8 +61,9 @@ def start_from(
     """Returns the first `count` images, their targets and their places, by one of `INITS` and the seed of a run.
 
     Images are `(M, C, H, W)`, of type `dtype`, in `[0, 1]` but for noise; targets are `(M, D)`; places are `(M,)`,
-    those in the source's bank, `(M, PARTS)` for averages of random images, or None for noise. Where the targets are
-    class labels, there are equally many of each class, as far as it has images, and averages are of one class.
+    those in the source's bank, `(M, PARTS)` for averages of random images, as many for tiled crops, or None for noise.
+    Where the targets are class labels, there are equally many of each class, as far as it has images, and averages and
+    crops are of one class.
     """
     first_images, labelled = derive_seed(seed, "first images"), source.classes is not None
     if init == NOISE:
@@ -70,6 +75,9 @@ def start_from(
         rows = torch.stack([_draw_parts(source, drawn, number) for number in groups])
         images = torch.stack([source.bank.pixels[each].to(dtype).mean(0) / 255 for each in rows])
         return images, predict_targets(source, images) if classes is None else targets_of(source, classes), rows
+    if init == RDED:
+        tiled, targets, rows = tile_crops(source, count, first_images, settings)
+        return tiled.to(dtype) / 255, targets, rows
     if settings.balance and source.classes is None:
         rows = choose_evenly(init, source, count, seed, settings)
     elif init == "random" and not labelled:

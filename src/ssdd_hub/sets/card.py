@@ -98,12 +98,14 @@ def _stored(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     decoder, types = Decoder.of(metadata, stated), {name: each.dtype for name, each in stated.items()}
     if (types.get("images"), types["targets"], decoder.args) == ("float32", "float32", {}):
         return None
-    views = decoder.args if decoder.kind is Views else None
+    views = {"kind": "crops", **decoder.args} if decoder.kind is Views else None
     images = decoder.args if views is None else views["of_args"]
     found = {"factor": images.get("factor", 1), "pictures": types.get("images") == "uint8", "views": views}
     found |= {"coefficients": types.get("coefficients"), "whole_targets": types["targets"] == "int8"}
     found |= {"view_targets": types.get("view_targets")}
-    found["bases"] = {name: str(part.dtype) for name, part in decoder.shared.items()}.get("bases")
+    shared = {name: str(part.dtype).removeprefix("torch.") for name, part in decoder.shared.items()}
+    found |= {name: shared.get(name) for name in ("bases", "target_bases")}
+    found["packed"] = "int8" in shared.values()
     found |= {
         "shared": bool(decoder.shared),
         "record": bool(decoder.levels or decoder.shared) or "coefficients" in types,
@@ -146,6 +148,8 @@ def _summary(provenance: Mapping[str, Any], shapes: Mapping[str, Any], plain: bo
     source, method = section(provenance, "source"), str(provenance.get("method"))
     amount = f"{source['num_images']} images" if source.get("num_images") else "images"
     kind, verb = ("real ", "chosen from") if method.startswith("selection/") else ("", "distilled from")
+    if method == "selection/rded":
+        kind, verb = "tiled ", "cropped from"
     if method == "selection/gaussian":
         kind, verb = "noise ", "for comparison with"
     origin = f", {verb} {escape(amount)} of {escape(source['name'])}" if source.get("name") else ""

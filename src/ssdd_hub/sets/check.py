@@ -188,7 +188,7 @@ def _check_data(folder: Path, metadata: Mapping[str, Any]) -> Iterator[Finding]:
     try:
         stated = StatedSet.of(metadata)
         yield from _check_range(metadata, measure_range(_iter_pixels(folder, stated)))
-        transform, width = stated.load_transform(folder), stated.tensors["targets"].shape[1]
+        transform, width = stated.load_transform(folder), stated.shown["targets"].shape[1]
         if transform is not None and transform.width != width:
             raise InputError(f"{TRANSFORM_FILE} gives targets of width {transform.width}, the set's have {width}")
     except InputError as error:

@@ -56,7 +56,7 @@ class DistilledSet:
         target_transform: The map from the teacher's features to the targets, whose `inverse` maps a student's outputs
             to features. None when the targets are features.
         views: `(M, K, 3)`, int64, or None: crop offsets and flip of `K` views of each image, as from
-            `augment.draw_views`; what a crop lacks is black.
+            `augment.draw_views`, with 2 more than the flip for each quarter turn; what a crop lacks is black.
         view_targets: `(M, K, D)`, float32, finite: the targets of the views, given with them or not at all.
         packed: What a compact set stores instead of these tensors, which are what it decodes to; see `compact`.
         folder: Where it was last saved or loaded; None for neither.

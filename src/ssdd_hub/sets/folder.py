@@ -58,7 +58,7 @@ class StatedSet(NamedTuple):
         if self.transform_sha256 is None:
             return None
         require_plain(folder, [TRANSFORM_FILE])
-        width = self.tensors["targets"].shape[1]
+        width = self.shown["targets"].shape[1]
         return TargetTransform.load(folder / TRANSFORM_FILE, self.transform_sha256, width)
 
 

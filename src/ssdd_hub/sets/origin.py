@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ssdd_hub.hub.markdown import escape
@@ -21,18 +20,20 @@ NOISES = ("noise", "gaussian")
 _DIGITS_ADDRESS = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
 
 
-def describe_origin(init: str, rows: Tensor | None, source: "ImageBank", pixels: Tensor) -> dict[str, Any]:
+def describe_origin(
+    init: str, rows: Tensor | None, before: Tensor, source: "ImageBank", pixels: Tensor
+) -> dict[str, Any]:
     """Returns what the provenance of a set states of its origin: `start` and `similarity`.
 
     Args:
         init: What the images started from, one of `selection.INITS`.
-        rows: `(M,)`, the images of `source` that they started from, `(M, n)` for averages, or None for noise.
+        rows: `(M,)`, the images of `source` that they started from, `(M, n)` for averages and tiled crops, or None for
+            noise.
+        before: `(M, C, H, W)`, what they started from, `[0, 1]`.
         source: The source images.
         pixels: `(M, C, H, W)`, the images of the set, `[0, 1]` and beyond.
     """
-    starts = None if rows is None else source.pixels[rows]
-    if rows is not None and rows.ndim == 2:
-        starts = torch.stack([source.pixels[each].float().mean(0) for each in rows])
+    starts = None if rows is None else before.float() * 255
     start = {"init": init, **({} if rows is None else {"indices": rows.tolist()})}
     return {"start": start, "similarity": measure_similarity(pixels, source.pixels, starts)}
 
@@ -84,7 +85,8 @@ def tell_origin(provenance: Mapping[str, Any], count: int) -> list[str]:
     if method.startswith("selection/"):
         if method.removeprefix("selection/") in NOISES:
             return ["The images are noise, and show nothing of the source."]
-        return [f"The images are {count} real images of the source, unchanged.", _shows(), _contact(provenance)]
+        what = "unchanged" if method != "selection/rded" else "cropped, shrunk and tiled"
+        return [f"The images are {count} real images of the source, {what}.", _shows(), _contact(provenance)]
     measured = [*_similarity(provenance), *tell_audit(section(provenance, "audit"))]
     return [_start(provenance, method), *measured, _shows(), _contact(provenance)]
 
@@ -100,6 +102,8 @@ def _start(provenance: Mapping[str, Any], method: str) -> str:
             where = ", whose places among the images loaded are in `ssdd_hub.json` (`provenance.start.indices`)"
         if init == "mixed":
             return f"Distillation started from averages of several real images of the source{where}."
+        if init == "rded":
+            return f"Distillation started from tiled crops of real images of the source{where}."
         return f"Distillation started from real images of the source, chosen by the method {escape(init)[:80]}{where}."
     usual = " Sets of this method usually start from real images of the source." if method == "krr-st" else ""
     return f"The record does not tell what the images started from.{usual}"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssdd_hub.data.augment import crop_flip
+from ssdd_hub.data.augment import show_views
 from ssdd_hub.errors import InputError
 from ssdd_hub.models.pretraining import Pair, StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import black_pixel
@@ -27,6 +27,7 @@ class SetPairs:
         self.distilled, self.device = distilled, device
         tensors = {name: getattr(distilled, name) for name in ("images", "targets", "views", "view_targets")}
         self._tensors = {name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
+        self._turned = distilled.views is not None and bool((distilled.views[..., 2] > 1).any())
 
     def __len__(self) -> int:
         return len(self.distilled.images)
@@ -52,7 +53,7 @@ class SetPairs:
         images, targets = self.batch(indices)
         stored, rows = (views - 1).clamp_min(0), views > 0
         crops = self._tensors["views"][indices, stored]
-        seen = crop_flip(images - self.black, crops) + self.black
+        seen = show_views(images, crops, self.black, self._turned)
         mixed = torch.where(rows[:, None, None, None], seen, images)
         return mixed, torch.where(rows[:, None], self._tensors["view_targets"][indices, stored], targets)
 

@@ -28,7 +28,7 @@ from ssdd_hub.sets.shared import compressed, to_bytes
 from ssdd_hub.text import first_line, show
 
 _KINDS: dict[str, type[Parameterisation]] = {kind.name: kind for kind in (Pixels, Factor, Dct, Bases, Views)}
-_COLUMNS = ("images", "coefficients", "targets", "view_targets", "bases")
+_COLUMNS = ("images", "coefficients", "targets", "view_targets", "bases", "target_bases")
 """The stored tensors that a decoder changes."""
 _LARGEST_HALF = torch.finfo(torch.float16).max
 _MOST_TRIED = 2**26  # values of an image that is decoded to see whether a record fits
@@ -259,7 +259,7 @@ def pack(
             dtype = torch.float32
         elif name in SHIFT:
             dtype = torch.float32 if settings.targets == "float32" else torch.float16
-        elif name in shared:
+        elif name in shared and name != "target_bases":
             dtype = torch.float32 if settings.pixels == "float32" else torch.int8
         else:
             dtype = getattr(torch, settings.targets)

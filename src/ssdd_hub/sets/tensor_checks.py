@@ -36,7 +36,7 @@ def check_tensors(tensors: Mapping[str, Tensor], pixel_space: PixelSpace, label_
     require(*(_is_finite(name, tensors[name], advice) for name in ("images", "targets")))
     _check_labels(tensors.get("labels"), label_names, len(images))
     if views is not None:
-        _check_views(views, tensors["view_targets"], *targets.shape)
+        _check_views(images, views, tensors["view_targets"], targets.shape[1])
 
 
 def _is_of(name: str, tensor: Tensor, shape: str, fits: bool, more: str = "") -> Check:
@@ -64,19 +64,22 @@ def _check_labels(labels: Tensor | None, names: list[str] | None, size: int) -> 
     require((fit, f"labels must lie in [-1, {count}) to match label_names; got {least} to {greatest}"))
 
 
-def _check_views(views: Tensor, targets: Tensor, size: int, width: int) -> None:
+def _check_views(images: Tensor, views: Tensor, targets: Tensor, width: int) -> None:
+    size = len(images)
     count = views.shape[1] if views.ndim == 3 else 0
     shape = f"({size}, {count or 'K'}, {width})"
     require(
         _is_of("views", views, f"({size}, K, 3)", count > 0 and views.shape == (size, count, 3), ", K at least 1"),
         _is_of("view_targets", targets, shape, targets.shape == (size, count, width)),
     )
-    most = torch.tensor([2 * PADDING, 2 * PADDING, 1], device=views.device)
+    turns, square = 2 * 3, images.shape[2] == images.shape[3]
+    most = torch.tensor([2 * PADDING, 2 * PADDING, 1 + (turns if square else 0)], device=views.device)
     values = f"values from {views.amin((0, 1)).tolist()} to {views.amax((0, 1)).tolist()}"
     require(
         (
             bool(((views >= 0) & (views <= most)).all()),
-            f"views must be two offsets in [0, {2 * PADDING}] and a flip of 0 or 1; got {values}",
+            f"views must be two offsets in [0, {2 * PADDING}] and a flip of 0 or 1, and 2 more for each "
+            f"quarter turn of a square image; got {values}",
         ),
         _is_finite("view_targets", targets, ": make the views again with a sound teacher"),
     )

@@ -1,8 +1,8 @@
 """Interface of the parameterisations: what is learned and stored, and how it becomes images and targets."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,22 @@ from ssdd_hub.bounds import Settings, Weight
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.levels import Levels
 from ssdd_hub.errors import InputError
+
+
+class Real(NamedTuple):
+    """The real data as starts see it, in the space, on the device and in the type of the first pairs.
+
+    Attributes:
+        draw: Returns at most so many real pairs, always the same.
+        teach: Returns the teacher's targets `(n, D)` of images `(n, C, H, W)`; None where there is no teacher.
+    """
+
+    draw: Callable[[int], Pairs]
+    teach: Callable[[Tensor], Tensor] | None = None
+
+
+GIVEN = {"given": True}
+"""The metadata of a setting that recipes give, and users cannot."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,19 @@ class Parameterisation(nn.Module):
     def forward(self, rows: Tensor | None = None) -> Pairs:
         """Returns the pairs at indices `(n,)`, all for None; differentiable in the parameters."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward(rows)")
+
+    def coded(self, rows: Tensor | None = None) -> Pairs:
+        """Returns the same with targets as they are stored, `(n, W)`; see `decoded`."""
+        pairs: Pairs = self(rows)
+        return pairs
+
+    def decoded(self, codes: Tensor) -> Tensor:
+        """Returns the targets `(..., D)` that stored ones `(..., W)` stand for."""
+        return codes
+
+    def encoded(self, targets: Tensor) -> Tensor:
+        """Returns, at the start, stored targets `(..., W)` that nearly stand for some `(..., D)`."""
+        return targets
 
     def __len__(self) -> int:
         """Returns the number of pairs that it renders."""

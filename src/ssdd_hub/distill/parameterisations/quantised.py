@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from ssdd_hub.bounds import Weight, at_least, at_most, either
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisation
+from ssdd_hub.distill.parameterisations.base import GIVEN, LearningRates, Parameterisation, Real
 from ssdd_hub.distill.parameterisations.levels import Levels
 from ssdd_hub.distill.parameterisations.plain import PLAIN
 from ssdd_hub.errors import Check, InputError, require
@@ -34,11 +34,12 @@ class QuantisedSettings(LearningRates):
         of_args: Its settings.
         bits: Of a value: images, coefficients and bases have `2 ** bits` levels. In the loop values outside the range
             of their levels are clipped, and get no gradient.
-        target_bits: The same of targets; 0 leaves them as they are.
+        target_bits: The same of targets, or their coefficients and bases; 0 leaves them as they are.
         range: `learned`: scale and offset of the levels are parameters. `fixed`: they stay as they start, in the range
             that leaves the least squared error of the first values.
         per: `channel`: each channel of images has a range. `set`: one for all.
         lr_range: First learning rate of scales and offsets.
+        real: The recipe's.
     """
 
     arguments_of: ClassVar[dict[str, str]] = {"of_args": "of"}
@@ -50,6 +51,7 @@ class QuantisedSettings(LearningRates):
     range: Annotated[str, either("learned", "fixed")] = "learned"
     per: Annotated[str, either("channel", "set")] = "channel"
     lr_range: Weight = 1e-4
+    real: Real | None = field(default=None, metadata=GIVEN)
 
     def conflicts(self) -> Iterable[Check]:
         """Returns the checks of what is rounded, and of its settings."""
@@ -61,11 +63,11 @@ class QuantisedSettings(LearningRates):
 
     def bits_of(self, name: str) -> int:
         """Returns the bits of a value of a tensor, 0 where it is not rounded."""
-        return self.target_bits if name == "targets" else self.bits
+        return self.target_bits if name in ("targets", "target_bases") else self.bits
 
     def inner(self) -> tuple[type[Parameterisation], Any]:
         """Returns the class that is wrapped, and its settings."""
-        shared = {"lr_images": self.lr_images, "lr_targets": self.lr_targets}
+        shared = {"lr_images": self.lr_images, "lr_targets": self.lr_targets, "real": self.real}
         return PLAIN.find(self.of), PLAIN.settings(self.of, self.of_args, shared)
 
 
