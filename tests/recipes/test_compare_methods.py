@@ -36,7 +36,7 @@ TINY = {
         "alone": {
             "references": ["random"],
             "protocols": ["accuracy"],
-            "accuracy": {"epochs": 3},
+            "accuracy": {"epochs": 40, "learning_rate": 0.05},
             "evaluate": {"seeds": 2, "max_heldout": 40},
         }
     },
@@ -63,7 +63,7 @@ def test_a_table_is_made_of_scores_and_of_failures_and_a_second_call_repeats_onl
     launch, tmp_path, monkeypatch, capsys
 ):
     page = tmp_path / "page.md"
-    page.write_bytes(f"# By hand\r\n\nbefore\n{MARKS[0]}\nold\n{MARKS[1]}\nafter ± by hand\n".encode())
+    page.write_bytes(f"# By hand\r\n\nbefore\n{MARKS[0]}\nwritten before\n{MARKS[1]}\nafter ± by hand\n".encode())
     started = []
     monkeypatch.setattr(
         methods_jobs.subprocess, "run", lambda *args, **how: started.append(1) or run_warm(*args, **how)
@@ -79,7 +79,7 @@ def test_a_table_is_made_of_scores_and_of_failures_and_a_second_call_repeats_onl
     text = page.read_bytes().decode()
     block = text.split(MARKS[0])[1].split(MARKS[1])[0]
     assert text.startswith(f"# By hand\r\n\nbefore\n{MARKS[0]}\n") and text.endswith(f"{MARKS[1]}\nafter ± by hand\n")
-    assert "old" not in block and block.strip() == (run / "table.md").read_text().strip()
+    assert "written before" not in block and block.strip() == (run / "table.md").read_text().strip()
     for name, record in zip(
         ("dm", "rfad", "random"), (means["dm-ten"], means["rfad-ten"], means["random"]), strict=True
     ):
