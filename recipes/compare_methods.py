@@ -95,7 +95,7 @@ def main() -> None:
     told = estimate(plans, evaluations, jobs, accelerator)
     run.start()
     jobs.start(told)
-    sets = jobs.make_sets()
+    sets = jobs.make_sets(plans)
     scored = jobs.score(sets)
     tables = {title: join_scores(found) for title, found in scored.items()}
     seconds = time.perf_counter() - started

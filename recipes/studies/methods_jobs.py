@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ from ssdd_hub.settings import parse_config, to_dict
 from ssdd_hub.targets.labels import LABELS
 from ssdd_hub.text import show_bytes
 
+# Read as their recipes read theirs.
+read_distill, read_evaluate = (partial(parse_config, kind, None) for kind in (DistillConfig, EvaluateConfig))
 RECIPES = Path(__file__).parents[1]
 METHODS = RECIPES / "configs" / "methods"
 _ABOVE = 1.1  # times its budget that a set may take
@@ -81,12 +84,17 @@ class Layers:
     def _run(self) -> dict[str, Any]:
         return dict(self.config.distill.get("run") or {})
 
+    def texts(self, folder: Path) -> dict[Path, str]:
+        """Returns the text of each file, by its place in a folder."""
+        files = self.contents().items()
+        return {folder / f"{name}.yaml": yaml.safe_dump(content, sort_keys=False) for name, content in files}
+
     def write(self, folder: Path) -> None:
         """Writes all files."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.contents().items():
-            with atomic_path(folder / f"{name}.yaml") as temporary:
-                temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        for path, text in self.texts(folder).items():
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
 
     def words(self, plan: Plan, folder: Path, threads: int) -> list[str]:
         """Returns the options of `distill.py` that make a set."""
@@ -112,7 +120,7 @@ class Layers:
             self.write(Path(scratch))
             for plan in self.plans:
                 try:
-                    found[plan] = parse_config(DistillConfig, None, self.words(plan, Path(scratch), 1))
+                    found[plan] = read_distill(self.words(plan, Path(scratch), 1))
                 except InputError as error:
                     note(f"{plan.method}, {plan.budget}", error)
             # As an evaluation has them of its first set.
@@ -120,7 +128,7 @@ class Layers:
             for title in self.config.evaluations:
                 words = ["--config", str(Path(scratch, f"evaluation-{title}.yaml")), "--set", "a"]
                 try:
-                    asked[title] = parse_config(EvaluateConfig, None, words, stated=lambda values: stated)
+                    asked[title] = read_evaluate(words, stated=lambda values: stated)
                 except InputError as error:
                     note(f"evaluations, {title}", error)
         for plan, settings in found.items():
@@ -128,9 +136,11 @@ class Layers:
                 problems[f"{plan.method}: all sets need one teacher, ready made: distill.teacher.pretrained true"] = (
                     None
                 )
-        places = [plan.place for plan in self.plans]
+        places = [str(plan.place) for plan in self.plans] + [title.replace(" ", "-") for title in asked]
         if len({*places}) < len(places):
-            problems["names of methods and budgets must stay apart when they are joined by a dash"] = None
+            problems["names must differ by more than a space and a dash, also those of methods joined to budgets"] = (
+                None
+            )
         if problems:
             raise SettingsError(list(problems))
         return found, asked
@@ -157,6 +167,7 @@ class Jobs:
         self.labels = {
             self.folder(plan): f"{plan.method} {plan.budget}" if several else plan.method for plan in layers.plans
         }
+        self._texts = layers.texts(layers.output / "settings")
         self._writing = threading.Lock()
 
     def folder(self, plan: Plan) -> Path:
@@ -179,13 +190,14 @@ class Jobs:
         made = (self.folder(plan) / "distilled" / METADATA_FILE).is_file()
         return made and self._kept(f"sets-{plan.place}") == self._identity(self.words(plan))
 
-    def make_sets(self) -> list[Plan]:
-        """Makes the sets that are not there; returns those that are in the end."""
-        first, *rest = [(number, plan) for number, plan in enumerate(self.layers.plans, 1)]
-        # It alone computes the features of the source.
-        made = [self._make(*first)]
+    def make_sets(self, settings: Mapping[Plan, DistillConfig]) -> list[Plan]:
+        """Makes the sets that are not there, by their settings; returns those that are in the end."""
+        # The first one alone computes the features of the source, which the others take.
+        alone = 1 if any(each.targets.of != LABELS for each in settings.values()) else 0
+        numbered = list(enumerate(self.layers.plans, 1))
+        made = [self._make(*each) for each in numbered[:alone]]
         with ThreadPoolExecutor(self.config.workers) as pool:
-            made += pool.map(lambda each: self._make(*each), rest)
+            made += pool.map(lambda each: self._make(*each), numbered[alone:])
         return [plan for plan, done in zip(self.layers.plans, made, strict=True) if done]
 
     def _make(self, number: int, plan: Plan) -> bool:
@@ -276,11 +288,10 @@ class Jobs:
         self.run.tell(f"{name} failed: {reason}")
         self.failures.append({"name": name, "reason": reason[:_LONGEST]})
 
-    @staticmethod
-    def _identity(words: Sequence[str], inputs: Sequence[str] = ()) -> str:
+    def _identity(self, words: Sequence[str], inputs: Sequence[str] = ()) -> str:
         """Returns a hash of the settings of a job, those in files included, and of what it reads."""
-        files = [word for before, word in zip(words, words[1:], strict=False) if before == "--config"]
-        texts = [Path(file).read_text(encoding="utf-8") if Path(file).is_file() else "" for file in files]
+        files = [Path(word) for before, word in zip(words, words[1:], strict=False) if before == "--config"]
+        texts = [self._texts.get(file) or file.read_text(encoding="utf-8") for file in files]
         given = [word for word in words if not word.startswith(("--run.threads=", "--run.estimate="))]
         return hash_json([given, texts, list(inputs)])
 
