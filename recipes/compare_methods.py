@@ -99,7 +99,7 @@ def main() -> None:
     scored = jobs.score(sets)
     tables = {title: join_scores(found) for title, found in scored.items()}
     seconds = time.perf_counter() - started
-    block = render(config, tables, jobs.failures)
+    block = render(tables, jobs.failures)
     run.write_json("scores.json", {"tables": tables, "failures": jobs.failures, "seconds": seconds})
     (run.path / "table.md").write_text(block, encoding="utf-8")
     page.write(block)

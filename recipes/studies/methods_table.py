@@ -26,7 +26,7 @@ def join_scores(scored: Mapping[int, Sequence[Record]]) -> list[Record]:
     """Puts the records of sets that were made and scored with several seeds together, by names that they share.
 
     Of several seeds, `values` of the result has for each its mean over the students, None where it has no score:
-    `mean`, `std` and `n` are over sets, and `within` is the mean over the sets of the std over the students of one.
+    `mean`, `std` and `n` are over sets, `students` are those of each, and `within` is the mean of their std in a set.
     Of a single one, the records stay as they are, over students.
     """
     if len(scored) < 2:
@@ -46,26 +46,27 @@ def join_scores(scored: Mapping[int, Sequence[Record]]) -> list[Record]:
             for size in ("images", "bytes")
             if size in first
         }
-        more = {"within": float(np.mean(within)), "students": known[0]["n"]} if within else {}
+        more: Record = {"students": max((record["n"] for record in known), default=0)}
+        more |= {"within": float(np.mean(within))} if within else {}
         joined.append({**first, **sizes, **describe_values(values), **more})
     return joined
 
 
-def render(config: Any, tables: Mapping[str, list[Record]], failures: Sequence[Mapping[str, str]]) -> str:
+def render(tables: Mapping[str, list[Record]], failures: Sequence[Mapping[str, str]]) -> str:
     """Returns tables with what they were measured on, paired tests, and what failed, as Markdown."""
     parts = []
     for title, records in tables.items():
         shown = [record for record in records if record["protocol"] not in NOT_RANKED]
         parts += [f"**{escape(title)}**"] if len(tables) > 1 else []
         parts.append(markdown_in_one(shown))
-        students = {record["students"] for record in shown if "students" in record}
-        if config.seeds > 1:
-            several = (
-                f"the mean of {max(students)} students, whose std is in brackets" if students else "of one student"
-            )
-            parts.append(f"n counts sets: each value is of a set made, or drawn, with a seed of its own, {several}.")
+        students = max((record.get("students", 0) for record in shown), default=0)
+        if students > 1:
+            more = f"n counts sets: each value is the mean of {students} students of a set, whose std is in brackets."
         else:
-            parts.append("n counts students of one set of each method; references are drawn anew for each.")
+            more = (
+                "n counts sets, with one student each." if students else "n counts students of one set of each method."
+            )
+        parts.append(f"{more} References are drawn anew for each.")
     parts += [f"**Failed:** {escape(each['name'])}: {escape(each['reason'])}" for each in failures]
     return "\n\n".join(parts) + "\n"
 
