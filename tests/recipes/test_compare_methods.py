@@ -48,7 +48,7 @@ MARKS = "<!-- methods: tiny -->", "<!-- end of methods: tiny -->"
 def run_warm(command, stdout, stderr, env, stdin):
     """Runs a recipe in a process that need not import the packages, as `subprocess.run` would in a fresh one."""
     assert command[0] == sys.executable and env[methods_jobs.LAUNCHER] == str(os.getpid())
-    status, printed, errors = Running(*command[1:]).wait()
+    status, printed, errors = Running(*command[1:]).wait(timeout=900)
     stdout.write((printed + errors).encode())
     return subprocess.CompletedProcess(command, status)
 
