@@ -73,6 +73,9 @@ class EvaluateConfig:
         forms: How real images are stored at equal bytes: `png`, `jpeg-QUALITY`, `factor-SIDES` (smaller images),
             `factor-SIDES-jpeg-QUALITY`, or `dct` (that parameterisation, with the settings of the set where it is
             one). At equal numbers of images they are used as they are.
+        counts: Images of references at equal numbers; by default as many as each set has.
+        budgets: Bytes that references fill at equal bytes, each set beside those of the smallest that holds it; by
+            default as many as each set takes.
         datasets: The datasets to measure on: `source`, Hub ids, folders, or names that `dataset_args` explains.
         dataset_args: Settings of such a dataset, by its name: `--dataset-args.cars.name FOLDER`,
             `--dataset-args.cars.label_column label`.
@@ -114,6 +117,8 @@ class EvaluateConfig:
     references: list[str] = field(default_factory=lambda: ["none", "random"])
     at_equal: str = "images"
     forms: list[str] = field(default_factory=lambda: ["png", "jpeg-50", "factor-2"])
+    counts: list[int] = field(default_factory=list)
+    budgets: list[int] = field(default_factory=list)
     datasets: list[str] = field(default_factory=lambda: ["source"])
     dataset_args: dict[str, Any] = field(default_factory=dict)
     students: list[str] = field(default_factory=lambda: ["own"])
@@ -144,6 +149,7 @@ class EvaluateConfig:
         object.__setattr__(self, "references", references)
         idle = [*(self.dataset_args.keys() - {*self.datasets}), *(self.student_args.keys() - {*self.students})]
         otherwise = sorted(self.reference_training.keys() - RECIPE)
+        sizes = {"counts": self.counts, "budgets": self.budgets}
         empty = {"datasets": "dataset, such as source", "students": "network, such as own", "protocols": "protocol"}
         require(
             (bool(self.sets), "sets must name at least one set: --set FOLDER_OR_HUB_ID"),
@@ -152,6 +158,7 @@ class EvaluateConfig:
             among("protocols", self.protocols, PROTOCOLS),
             among("at_equal", self.at_equal, EQUAL),
             *map(Form.check, self.forms),
+            *((min(sizes, default=1) > 0, f"{key} must be above 0, got {sizes}") for key, sizes in sizes.items()),
             *((bool(getattr(self, key)), f"{key} must name at least one {what}") for key, what in empty.items()),
             (not idle, f"dataset_args and student_args are for --datasets and --students, which lack {idle}"),
             (
@@ -239,9 +246,10 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
             check_labels(name, distilled)
     candidates = loader.candidates(config.students, config.student_args, scoring)
     ranked = loader.variants(config.rank.variants, build[config.rank.by]()) if ranks else []
+    sizes = config.counts or counts
     if own:
-        check_references(wanted, counts, own, config.selection, loader.labelled)
-    budgets = budgets_of(sets, config.forms) if own and config.at_equal != "images" else {}
+        check_references(wanted, sizes, own, config.selection, loader.labelled)
+    budgets = budgets_of(sets, config.forms, config.budgets) if own and config.at_equal != "images" else {}
     check_students([*candidates, *ranked], config.student_training, min(counts))
     # From here on nothing fails that other settings could repair.
     run.start()
@@ -256,7 +264,7 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
         use = config.use_of_references()
         views = SetPairs(first).num_views if use.augment == "views" else 0
         references = Baselines(run.path / "references", source, config.selection, config.seed, views)
-        sizes = counts if config.at_equal != "bytes" else []
+        sizes = sizes if config.at_equal != "bytes" else []
         made = prepare_references(references, wanted, sizes, config.evaluate.seeds, accelerator, budgets)
         set_entries += [entry if entry.name in (NONE, TEACHER) else replace(entry, use=use) for entry in made]
         if FULL not in config.references and not ranks:

@@ -56,6 +56,8 @@ def commands(page):
     blocks = re.findall(r"(?ms)^```\n(.*?)^```$", read(page))
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
+    # What ends a command after a time is none of ours.
+    lines = [re.sub(r"^timeout -s TERM \d+ ", "", line) for line in lines]
     starts = ("accelerate launch ", "python recipes/", "ACCELERATE_USE_CPU=true torchrun ", "ssdd-hub ")
     return [shlex.split(re.sub(r"\[(.*?)\]", "", line), comments=True) for line in lines if line.startswith(starts)]
 

@@ -210,6 +210,19 @@ def test_sets_of_as_many_bytes_have_forms_of_their_own_targets(tmp_path, source,
     assert names == [f"random {form} (int8 targets, step {step:g})" for step in steps for form in ("png", "jpeg-30")]
 
 
+def test_sets_share_the_smallest_budget_that_holds_them_and_the_forms_of_the_first(selected):
+    first, second = selected.compact("uint8", "int8"), selected.compact("uint8", "int8", target_step=0.5)
+    size = max(size_of(each)["bytes"] for each in (first, second))
+    sets = {"a": first, "b": second, "c": selected}
+    budgets = budgets_of(sets, ["png"], [10**6, size + 5])
+    assert {budget: [form.targets for form in forms] for budget, forms in budgets.items()} == {
+        **{size + 5: ["int8"], 10**6: ["float32"]}
+    }
+    assert budgets[size + 5][0].target_step == first.packed.decoder.levels["targets"].scale[0]
+    with pytest.raises(InputError, match="c takes .* more than all --budgets"):
+        budgets_of(sets, ["png"], [size])
+
+
 def test_a_form_that_the_images_do_not_fit_is_refused_before_anything_is_selected(selected):
     with pytest.raises(InputError, match="must divide the 16 x 16 pixels"):
         budgets_of({"mine": selected}, ["png", "factor-5"])

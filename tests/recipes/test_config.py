@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from benchmark import BenchmarkConfig
+from compare_methods import CompareConfig
 from compute_targets import ComputeTargetsConfig
 from distill import DistillConfig
 from evaluate import EvaluateConfig
@@ -15,6 +16,7 @@ from ssdd_hub.cli import main
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.settings import parse_config, to_dict, to_yaml
 from ssdd_hub.teachers.teacher import TeacherSettings
+from studies.methods_jobs import Layers
 from time_to_quality import TimeToQualityConfig
 from train_teacher import TrainTeacherConfig
 
@@ -46,6 +48,7 @@ CLASSES = {
     "gradient_bias": GradientBiasConfig,
     "benchmark": BenchmarkConfig,
     "time_to_quality": TimeToQualityConfig,
+    "compare_methods": CompareConfig,
 }
 # Names that may mislead, and one of which nothing else is known.
 RECIPE_OF = {
@@ -70,6 +73,8 @@ def test_every_shipped_config_is_valid_and_says_how_it_is_run(path):
     assert recipe and (RECIPES / f"{recipe[1]}.py").exists()
     assert to_dict(parse_config(CLASSES[recipe[1]], path, []))["seed"] == 0
     assert recipe[1] == RECIPE_OF.get(path.stem, recipe[1])
+    if recipe[1] == "compare_methods":
+        Layers(parse_config(CompareConfig, path, [])).check()
 
 
 def test_there_are_shipped_configs():

@@ -10,10 +10,10 @@ from result_cases import Page, record
 from ssdd_hub.hub.markdown import escape
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.results.charts import STYLES, own_sets, styles_of
-from ssdd_hub.results.compare import compare, compare_at_bytes, console_table, markdown_table
+from ssdd_hub.results.compare import compare, compare_at_bytes, console_table, markdown_in_one, markdown_table
 from ssdd_hub.results.evaluation_charts import draw_evaluation, draw_worth
 from ssdd_hub.results.page import render_evaluation, render_report
-from ssdd_hub.results.tables import score_table
+from ssdd_hub.results.tables import score_table, spread
 from ssdd_hub.results.verdict import verdict, verdicts
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.gallery import render_gallery
@@ -144,6 +144,36 @@ def test_sets_of_several_sizes_are_each_compared_at_their_own():
         *(("a-1", "teacher_error", "random png 1.0 kB", True), ("a-2", "teacher_error", "random png 2.0 kB", False)),
     ]
     assert own_sets(records) == ["a-1", "a-2"]
+
+
+def test_a_set_is_compared_with_what_fills_the_fewest_bytes_above_its_own():
+    sets = [
+        *scored("a", 0.55, 0.3, 400, 98_000),
+        *scored("b", 0.6, 0.3, 900, 230_000),
+        *scored("c", 0.7, 0.3, 1, 10**6),
+    ]
+    filled = [*scored("random png 98.4 kB", 0.5, 0.4, 31, 97_000, 98_400)]
+    filled += scored("random png 250 kB", 0.52, 0.4, 99, 249_000, 250_000)
+    found = {each["set"]: each["baseline"] for each in compare_at_bytes([*sets, *filled])}
+    # Nothing is as large as the last one.
+    assert found == {"a": "random png 98.4 kB", "b": "random png 250 kB"}
+
+
+def test_the_deviation_within_sets_stands_behind_that_over_sets():
+    within = {**record("dm", "accuracy", "accuracy", [0.5, 0.6, 0.7]), "within": 0.0123}
+    assert spread(within) == "60.0 ± 10.0 (1.2)" and spread({**within, "within": None}) == "60.0 ± 10.0"
+
+
+def test_scores_and_differences_stand_in_one_table():
+    text = markdown_in_one([*RECORDS, *scored("random", 0.5, 0.4, 100, 30_000)])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    assert rows[0][:3] == ["set", "images", "bytes"] and len({len(row) for row in rows}) == 1
+    mine = dict(zip(rows[0], next(row for row in rows if row[0] == "distilled"), strict=True))
+    head = "probe 5 % labels"
+    assert mine[f"{head} ↑"].startswith("**55.") and mine[f"{head}, against random ↑"].startswith("+5.0")
+    assert mine[f"{head}, at equal bytes ↑"].endswith("against random jpeg-50")
+    assert mine["teacher\\_error, against random ↓"].startswith("-2")
+    assert {row[0] for row in rows[2:]} == {"distilled", "random png", "random jpeg-50", "none", "random"}
 
 
 def test_costs_what_nobody_scored_and_sets_of_unknown_size_are_not_compared():

@@ -224,6 +224,13 @@ def test_a_process_ends_with_its_launcher_and_goes_on_without_a_shell(launcher):
     assert lives == (launcher is None)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of the end of its parent")
+def test_a_process_whose_launcher_is_gone_already_ends_at_once():
+    environment = {**os.environ, launch.LAUNCHER: "1"}
+    ended = subprocess.run([sys.executable, "-c", CHILD], env=environment, timeout=90, check=False)
+    assert ended.returncode == -signal.SIGTERM
+
+
 def test_the_precision_of_the_launcher_is_the_default_and_a_conflict_is_refused(monkeypatch):
     assert LaunchSettings().mixed_precision == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")

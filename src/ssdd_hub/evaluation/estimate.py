@@ -89,11 +89,13 @@ def time_evaluation(
 ) -> Stage:
     """Times an evaluation of a set of `size` images beside as many random ones and no pre-training.
 
-    `data` needs no right targets. Students run side by side, as they will: each core does a trial.
+    `data` needs no right targets, nor any. Students run side by side, as they will: each core does a trial.
     """
     shape = candidate.identity
     images = torch.randn(size, shape["in_chans"], shape["image_size"], shape["image_size"])
     made = DistilledSet(images, torch.randn(size, shape["num_targets"]), PixelSpace.raw(shape["in_chans"]))
+    if data.heldout_targets is None:
+        data = replace(data, heldout_targets=torch.zeros(len(data.heldout), shape["num_targets"]))
     jobs = -(-3 * seeds // accelerator.num_processes)
     cores = min(torch.get_num_threads(), jobs) if data.device.type == "cpu" else 1
     trials = [_Trial(candidate, SetPairs(made, data.device), data, use, probe) for _ in range(cores)]

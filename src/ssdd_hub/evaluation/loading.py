@@ -226,18 +226,27 @@ def prepare_references(
     return references.set_entries(others, counts) + references.set_entries_at_bytes(methods, budgets or {})
 
 
-def budgets_of(sets: Mapping[str, DistilledSet], forms: Sequence[str]) -> dict[int, list[Form]]:
-    """Returns the bytes of each set, with the forms to be filled by as many, each once.
+def budgets_of(
+    sets: Mapping[str, DistilledSet], forms: Sequence[str], budgets: Sequence[int] = ()
+) -> dict[int, list[Form]]:
+    """Returns the bytes of each set, or the smallest of some budgets that holds it, with the forms to fill as many.
 
-    Targets are stored as the set's are; of sets of as many bytes that store them otherwise, each has forms of its own.
+    Targets are stored as the set's are; of sets of as many bytes that store them otherwise, each has forms of its own,
+    and of those in one of the budgets the first.
 
     Raises:
-        InputError: The images cannot be stored in a form.
+        InputError: The images cannot be stored in a form, or a set is larger than all budgets.
     """
     found = dict[int, dict[Form, None]]()
-    for distilled in sets.values():
+    for name, distilled in sets.items():
+        size = size_of(distilled)["bytes"]
+        size = min((each for each in budgets if each >= size), default=size)
+        if budgets and size in found:
+            continue
+        if budgets and size not in budgets:
+            raise InputError(f"{name} takes {size} bytes, more than all --budgets, {max(budgets)} at most: add one")
         one = DistilledSet(distilled.images[:1], distilled.targets[:1], distilled.pixel_space)
         for form in (Form.of(text, distilled) for text in forms):
             form.store(one)
-            found.setdefault(size_of(distilled)["bytes"], {})[form] = None
+            found.setdefault(size, {})[form] = None
     return {size: [*each] for size, each in found.items()}

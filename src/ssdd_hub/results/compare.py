@@ -10,6 +10,8 @@ from ssdd_hub.hub.markdown import escape, one_line
 from ssdd_hub.results.charts import own_sets
 from ssdd_hub.results.tables import (
     CONSOLE,
+    SIZES,
+    Cell,
     Record,
     Table,
     align,
@@ -20,6 +22,7 @@ from ssdd_hub.results.tables import (
     training_note,
     usual_n,
 )
+from ssdd_hub.text import is_size
 
 KEY = ("protocol", "target", "student", "use", "labels", "metric")
 UPPER_BOUNDS = ("full", "teacher")  # upper bounds, which no distilled set is expected to beat
@@ -35,8 +38,8 @@ DIFFERENCE_NOTE = (
 )
 EQUAL_BYTES_NOTE = (
     "The baseline, which each cell names, is the best by its mean of the references that fill as many bytes as the "
-    "set. It was chosen by the scores that it is tested with, which flatters it and makes the comparison harder for "
-    "the set: what is better is so by more than it seems, what is worse by less."
+    "set, or the fewest above. It was chosen by the scores that it is tested with, which flatters it and makes the "
+    "comparison harder for the set: what is better is so by more than it seems, what is worse by less."
 )
 _ROUNDING = 1e-12
 
@@ -70,7 +73,8 @@ def compare(records: list[Record], baseline: str) -> list[Record]:
 def compare_at_bytes(records: list[Record]) -> list[Record]:
     """Compares each set with the best of the references that fill as many bytes, for each measurement.
 
-    The best is that of the best mean. It is chosen by the scores of the same students, which flatters it.
+    Where none fills exactly as many, these are the ones that fill the fewest above. The best is that of the best mean.
+    It is chosen by the scores of the same students, which flatters it.
 
     Returns:
         Records as those of `compare`, with the `bytes` of the set, and `among`: the names of the references of which
@@ -79,13 +83,14 @@ def compare_at_bytes(records: list[Record]) -> list[Record]:
     Raises:
         ValueError: Two records score the same set in the same way.
     """
-    budgets = {record["set"]: record["budget"] for record in records if record.get("budget") is not None}
-    sizes = {record["set"]: record["bytes"] for record in records if record.get("bytes") is not None}
+    budgets = {record["set"]: record["budget"] for record in records if is_size(record.get("budget"))}
+    sizes = {record["set"]: record["bytes"] for record in records if is_size(record.get("bytes"))}
     own, results = {name: sizes[name] for name in own_sets(records) if name in sizes}, []
     for sets in by_measurement(records).values():
         for name, first in ((name, sets[name]) for name in own if name in sets):
             direction = metric_of(first).direction
-            beside = [r for r in sets.values() if r["mean"] is not None and budgets.get(r["set"]) == own[name]]
+            budget = min((size for size in budgets.values() if size >= own[name]), default=None)
+            beside = [r for r in sets.values() if r["mean"] is not None and budgets.get(r["set"], -1) == budget]
             if beside and direction and first["protocol"] not in NOT_RANKED:
                 best = (max if direction == "higher" else min)(beside, key=lambda record: record["mean"])
                 result = difference(first, best)
@@ -303,6 +308,33 @@ def markdown_table(records: list[Record], baselines: Sequence[str] = ("random",)
         parts.append(f"**Difference at equal bytes.** {DIFFERENCE_NOTE} {EQUAL_BYTES_NOTE}")
         parts += map(_markdown, difference_tables(at_bytes, name=escape))
     return "\n\n".join(parts)
+
+
+def markdown_in_one(records: list[Record]) -> str:
+    """Returns scores, differences to random and differences at equal bytes as columns of the same tables, in Markdown.
+
+    Names are escaped. Below stands what the marks and the differences mean.
+
+    Raises:
+        ValueError: Two records score the same set in the same way.
+    """
+    against_random, at_bytes = compare(records, "random"), compare_at_bytes(records)
+    shown = [result for result in against_random if result["set"] not in UPPER_BOUNDS]
+    sides = {"against random": difference_tables(shown), "at equal bytes": difference_tables(at_bytes, name=escape)}
+    parts = []
+    for table in score_tables(records, against_random):
+        columns, rows = list(table.columns), {name: list(cells) for name, cells in table.rows}
+        for title, side in ((title, side) for title, sides_of in sides.items() for side in sides_of):
+            places = [place for place, (heading, _) in enumerate(side.columns) if heading not in SIZES]
+            cells = dict(side.rows)
+            if side.title == table.title:
+                columns += [(f"{side.columns[place][0]}, {title}", side.columns[place][1]) for place in places]
+                for name, row in rows.items():
+                    row += [cells[name][place] if name in cells else Cell("") for place in places]
+        parts.append(_markdown(Table(table.title, columns, list(rows.items()))))
+    notes = [f"{score_note(records, against_random)} ↑ higher is better, ↓ lower is better."]
+    notes += [DIFFERENCE_NOTE] if shown or at_bytes else []
+    return "\n\n".join([*parts, " ".join([*notes, *([EQUAL_BYTES_NOTE] if at_bytes else [])])])
 
 
 def _markdown(table: Table) -> str:

@@ -273,12 +273,16 @@ def number(value: float, record: Record, scale: float | None = None, sign: str =
 
 
 def spread(record: Record) -> str:
-    """Returns mean ± standard deviation; a single value has none, and a record without a mean is empty."""
+    """Returns mean ± standard deviation; a single value has none, and a record without a mean is empty.
+
+    Where values are means of students, the deviation `within` them follows in brackets.
+    """
     mean = record["mean"]
     if mean is None:
         return ""
     deviation = f" ± {number(record['std'], record, mean)}" if record["n"] > 1 and record["std"] is not None else ""
-    return number(mean, record) + deviation
+    within = f" ({number(record['within'], record, mean)})" if record.get("within") is not None else ""
+    return number(mean, record) + deviation + within
 
 
 def score_cell(record: Record | None) -> str:

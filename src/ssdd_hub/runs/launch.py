@@ -37,6 +37,8 @@ _NEVER = -1
 _PR_SET_PDEATHSIG = 1
 # What `accelerate launch` and `torchrun` tell the processes that they start.
 _LAUNCHED = ("ACCELERATE_DYNAMO_MODE", "TORCHELASTIC_RUN_ID")
+LAUNCHER = "SSDD_HUB_LAUNCHER"
+"""The variable by which a recipe that starts another one tells its process number."""
 # What we would ignore, or use in part, of what it tells them.
 _UNUSED = {
     "ACCELERATE_USE_FSDP": "--use_fsdp",
@@ -113,9 +115,12 @@ def end_with_launcher() -> None:
     Otherwise it would go on, where nobody stops it, and the next start would be refused because of it. A process that
     no launcher started goes on without the shell that did: `nohup python recipe.py &`.
     """
-    if sys.platform == "linux" and any(name in os.environ for name in _LAUNCHED):
+    if sys.platform == "linux" and any(name in os.environ for name in (*_LAUNCHED, LAUNCHER)):
         # The system itself sends the signal, also while this process computes outside Python.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        # It may have been gone before.
+        if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def report_errors(main: Callable[[], None]) -> Callable[[], None]:
