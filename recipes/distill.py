@@ -24,7 +24,7 @@ from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, Pairs, PoolSettings, Problem, build_batches, build_engine
 from ssdd_hub.distill.heldout import HeldoutError
 from ssdd_hub.distill.loop import distil
-from ssdd_hub.distill.methods import METHODS, build_method
+from ssdd_hub.distill.methods import METHODS, build_method, own_networks_check
 from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_parameterisation
 from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.distill.registry import MethodSettings, ParameterisationSettings
@@ -150,6 +150,7 @@ class DistillConfig:
             ),
             *minutes_checks(self.minutes, self.run.estimate),
             METHODS.check(self.method, shared),
+            own_networks_check(self.method.name, self.distiller.own_networks),
             PARAMETERISATIONS.check(self.parameterisation, shared),
         )
         if not self.output:
@@ -201,6 +202,7 @@ def build_distiller(
     shape = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": targets.width}
     student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes, "folder": folder}
+    place["own_networks"] = settings.own_networks
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
     black = black_pixel(own_space(config, source.pixel_space), "cpu").flatten().tolist()
     synthetic = build_parameterisation(chosen.name, pairs, chosen.args, {**shared, "black": black})
