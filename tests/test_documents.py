@@ -55,7 +55,8 @@ def commands(page):
     blocks = re.findall(r"(?ms)^```\n(.*?)^```$", read(page))
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
-    starts = ("accelerate launch ", "python recipes/", "ACCELERATE_USE_CPU=true torchrun ", "ssdd-hub ")
+    on_cpu = tuple(f"ACCELERATE_USE_CPU=true {launcher} " for launcher in ("accelerate launch", "torchrun"))
+    starts = ("accelerate launch ", "python recipes/", *on_cpu, "ssdd-hub ")
     return [shlex.split(re.sub(r"\[(.*?)\]", "", line), comments=True) for line in lines if line.startswith(starts)]
 
 
