@@ -24,7 +24,7 @@ from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, Pairs, PoolSettings, Problem, build_batches, build_engine
 from ssdd_hub.distill.heldout import HeldoutError
 from ssdd_hub.distill.loop import distil
-from ssdd_hub.distill.methods import METHODS, build_method
+from ssdd_hub.distill.methods import METHODS, build_method, own_networks_check
 from ssdd_hub.distill.parameterisations import PARAMETERISATIONS, build_parameterisation
 from ssdd_hub.distill.parameterisations.base import Real
 from ssdd_hub.distill.parameterisations.views import Views
@@ -153,6 +153,7 @@ class DistillConfig:
             ),
             *minutes_checks(self.minutes, self.run.estimate),
             METHODS.check(self.method, shared),
+            own_networks_check(self.method.name, self.distiller.own_networks),
             PARAMETERISATIONS.check(self.parameterisation, shared),
         )
         if not self.output:
@@ -204,6 +205,7 @@ def build_distiller(
     shape = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": targets.width}
     student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes, "folder": folder}
+    place["own_networks"] = settings.own_networks
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
     space = own_space(config, source.pixel_space)
     given = {"black": black_pixel(space, "cpu").flatten().tolist(), "real": real_of(source, space, pairs)}

@@ -58,7 +58,8 @@ def commands(page):
     lines += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
     # What ends a command after a time is none of ours.
     lines = [re.sub(r"^timeout -s TERM \d+ ", "", line) for line in lines]
-    starts = ("accelerate launch ", "python recipes/", "ACCELERATE_USE_CPU=true torchrun ", "ssdd-hub ")
+    on_cpu = tuple(f"ACCELERATE_USE_CPU=true {launcher} " for launcher in ("accelerate launch", "torchrun"))
+    starts = ("accelerate launch ", "python recipes/", *on_cpu, "ssdd-hub ")
     return [shlex.split(re.sub(r"\[(.*?)\]", "", line), comments=True) for line in lines if line.startswith(starts)]
 
 

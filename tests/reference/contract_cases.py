@@ -79,19 +79,19 @@ def make_source(count=21, labels=None):
     return Source(ImageBank(pixels, labels, None, {}), targets, teacher, None, space)
 
 
-def build(method, parameterisation, accelerator, kind="fast", source=None, **changed):
-    """Returns a distiller of the problem; changed are settings of the method."""
+def build(method, parameterisation, accelerator, kind="fast", source=None, place=None, **changed):
+    """Returns a distiller of the problem; `place` are fields of it, and changed are settings of the method."""
     engine = build_engine(EngineSettings(kind=kind, precision="float64"), accelerator)
     labelled = method in LABELLED
     changed = {**(LABELLED[method][1] if labelled else {}), **changed}
+    place = {"rank": accelerator.process_index, "world": accelerator.num_processes, **(place or {})}
     problem = Problem(
         partial(batches, labelled=labelled),
         lambda: ConvNet((4, 5), "batch", 1, SIDE, D),
         engine,
         B,
-        rank=accelerator.process_index,
         source=source or make_source(labels=torch.arange(21) % D if labelled else None),
-        world=accelerator.num_processes,
+        **place,
     )
     learned, judge = PARAMETERISATION_CLASSES[parameterisation], METHOD_CLASSES[method]
     first = learned.start(make_pairs(M, 99, labelled), settings_of(learned))

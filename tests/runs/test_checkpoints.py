@@ -255,3 +255,36 @@ def test_a_checkpoint_with_a_strange_header_is_an_error(tmp_path, tree):
     save_file({"0": torch.zeros(1)}, tmp_path / "step.safetensors", metadata={"tree": tree})
     with pytest.raises(InputError, match="is not a whole checkpoint of this package"):
         load_tree(tmp_path / "step.safetensors")
+
+
+# State that each process has of its own, here of one
+
+
+def test_without_a_whole_file_of_each_process_the_checkpoint_before_is_taken(tmp_path, caplog):
+    checkpoints, part = Checkpoints(tmp_path), tmp_path / "process-00000-step-00000002.safetensors"
+    for step in (1, 2):
+        checkpoints.save(step, {"step": step}, {"a": torch.arange(9) * step})
+    newest = checkpoints.load_newest(shared=False)
+    assert newest["step"] == 2 and torch.equal(newest["own"]["a"], torch.arange(9) * 2)
+    whole = part.read_bytes()
+    problems = {
+        "its sha256 is not": whole[:-3] + b"abc",
+        "part of another": part.with_name(part.name[:-13] + "1.safetensors"),
+    }
+    for problem, content in problems.items():
+        part.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        assert checkpoints.load_newest(shared=False)["step"] == 1
+        assert problem in caplog.records[-1].getMessage()
+    part.unlink()
+    assert checkpoints.load_newest(shared=False)["step"] == 1
+    assert "is not a whole checkpoint without" in caplog.records[-1].getMessage()
+    checkpoints.save(1, {"step": 1}, {"a": 3})
+    assert sorted(os.listdir(tmp_path)) == ["process-00000-step-00000001.safetensors", "step-00000001.safetensors"]
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.load_newest(shared=False) is None
+    checkpoints.save(1, {"step": 1, "processes": ["a", "b"]})
+    with pytest.raises(InputError, match="are of 2 processes, .* and this run has 1: start as many, or choose"):
+        checkpoints.load_newest(shared=False)

@@ -34,6 +34,9 @@ class DistillerSettings(Settings, section="distiller"):
         batch_size: Real images `B` per outer step, over all processes.
         set_batch: Distilled images that a step sees, drawn anew for each, so that its time does not grow with `M`;
             None for all. Only of methods by kernel regression.
+        own_networks: Each of several processes has networks of its own, such as a pool of students, and sees its part
+            of the real batch through them: a gradient is the mean over as many networks as there are processes, and
+            the run keeps their number. Otherwise all have the same networks, and do what one process does.
         optimizer: Of the outer steps. `lamb`: each step is as long as the learning rate times the norm of the images,
             or of the targets, as a whole. `sgd`: with the momentum 0.5 of DC, DM, MTT and what followed them, whose
             learning rates are from 0.005 to 1e5.
@@ -62,6 +65,7 @@ class DistillerSettings(Settings, section="distiller"):
     steps: Natural = 160_000
     batch_size: Count = 1024
     set_batch: Count | None = None
+    own_networks: bool = False
     optimizer: Annotated[str, one_of(("adamw", "lamb", "sgd"))] = "adamw"
     lr_images: Weight = 1e-4
     lr_targets: Weight = 1e-4
@@ -93,7 +97,8 @@ class Distiller:
     """The state of a distillation and its outer step.
 
     Every process holds the same parameterisation and the same state of the method; the real batch is split, and the
-    gradients are averaged, which is the mathematics of one process.
+    gradients are averaged, which is the mathematics of one process. With `own_networks` the state of the method is
+    another one on each process, and the parameterisation is still the same.
 
     `Distiller(images, targets, pool, batches, settings, accelerator)` is short for KRR-ST on pixels, with the first
     images `(M, C, H, W)` in the students' pixel space, the first targets `(M, D)`, online students on
@@ -139,7 +144,10 @@ class Distiller:
     ) -> None:
         processes, size = accelerator.num_processes, settings.batch_size
         problem = f"distiller.batch_size must be at least the number of processes ({processes}), got {size}"
-        require((size >= processes, problem))
+        # A pool that is given is the same on all processes.
+        other = "distiller.own_networks needs a method that has them: build it for a Problem(..., own_networks=True)"
+        own = method.problem.own_networks or not settings.own_networks
+        require((size >= processes, problem), (own, other))
         self.parameterisation, self.method = parameterisation, method
         self.settings, self.accelerator = settings, accelerator
 
@@ -147,6 +155,11 @@ class Distiller:
     def engine(self) -> Engine:
         """The engine of the method."""
         return self.method.problem.engine
+
+    @property
+    def own_state(self) -> tuple[str, ...]:
+        """Names of the parts of `state_dict` that are not the same on all processes."""
+        return ("method", "engine") if self.method.problem.own_networks else ()
 
     @property
     def images(self) -> Tensor:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from accelerate.utils import gather_object
+
 from ssdd_hub.distill.distiller import Distiller
 from ssdd_hub.runs.estimate import Stage, time_steps
 from ssdd_hub.runs.folder import RunFolder
@@ -13,6 +15,8 @@ def time_distillation(copy: Distiller, run: RunFolder) -> Iterator[Stage]:
     copy.method.rehearse()
     first, left = copy.warm_up(), copy.settings.steps - (saved or 0)
     steps = 0 if saved is not None else copy.method.preparation()
-    yield Stage("warm-up", steps, steps * time_steps(lambda: next(first), steps, accelerator))
+    # Students of each process have other first ages; the others wait for the oldest.
+    counts = gather_object([steps])
+    yield Stage("warm-up", steps, max(counts) * time_steps(lambda: next(first), min(counts), accelerator))
     each = time_steps(copy.step, left, accelerator)
     yield Stage("distillation", left, left * each, lambda steps: {"distiller.steps": steps})

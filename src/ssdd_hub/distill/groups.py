@@ -40,7 +40,7 @@ class Groups:
 
     def __init__(self, problem: Problem, of_source: Tensor, of_set: Tensor) -> None:
         source, engine = _source(problem), problem.engine
-        self.of_source, self.of_set, self.seed = of_source, of_set, problem.seed
+        self.of_source, self.of_set, self.seed = of_source, of_set, problem.network_seed
         self.are_classes = problem.has_classes
         self.present = sorted({*of_set.tolist()})
         missing = sorted({*self.present} - {*of_source.tolist()})

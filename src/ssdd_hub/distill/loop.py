@@ -33,13 +33,13 @@ def distil(
         InputError: The distillation diverges.
     """
     started = time.perf_counter()
-    saved = run.checkpoints.load_newest()
+    saved = run.checkpoints.load_newest(shared=not distiller.own_state)
     if saved is None:
         run.log.rewind(distiller.method.stage, 0)
         run.log.rewind(STAGE, -1)
         _warm_up(distiller, run, progress, heldout)
     else:
-        distiller.load_state_dict(saved["distiller"])
+        distiller.load_state_dict({**saved["distiller"], **saved.get("own", {})})
         started -= saved["seconds"]
     warmed_up()
     for stage in ("distill", STAGE):
@@ -108,5 +108,7 @@ def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) 
 
 
 def _save(distiller: Distiller, run: RunFolder, seconds: float) -> None:
-    if run.is_main:
-        run.checkpoints.save(distiller.outer_step, {"distiller": distiller.state_dict(), "seconds": seconds})
+    if run.is_main or distiller.own_state:
+        state = distiller.state_dict()
+        own = {name: state.pop(name) for name in distiller.own_state}
+        run.checkpoints.save(distiller.outer_step, {"distiller": state, "seconds": seconds}, own)

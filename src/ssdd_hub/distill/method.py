@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ssdd_hub.distill.batches import Batches
 from ssdd_hub.distill.engine.base import Engine
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.seeds import draw_distinct, seeded
+from ssdd_hub.errors import Check, require
+from ssdd_hub.seeds import derive_seed, draw_distinct, seeded
 from ssdd_hub.selection.source import Source
 
 
@@ -29,6 +30,7 @@ class Problem:
         rank: This process.
         world: Number of processes.
         folder: Where a run keeps what `Method.prepare` makes, if it is much; None where there is no run.
+        own_networks: Whether each process has networks of its own; see `DistillerSettings`.
     """
 
     batches: Batches
@@ -40,6 +42,15 @@ class Problem:
     rank: int = 0
     world: int = 1
     folder: Path | None = None
+    own_networks: bool = False
+
+    @property
+    def network_seed(self) -> int:
+        """Seed of networks and of what they see, another one on each process where each has networks of its own.
+
+        The first process has `seed` itself, so that alone it does what it does without networks of its own.
+        """
+        return derive_seed(self.seed, "process", self.rank) if self.own_networks and self.rank else self.seed
 
     @property
     def has_classes(self) -> bool:
@@ -67,7 +78,8 @@ class Method:
     """A distillation method. One file, one subclass, one entry in `methods/registry.py` or an entry point.
 
     A method sees the present pairs, and nothing of how they are stored. Every process holds the same pairs; what
-    `gradients` returns is averaged over processes.
+    `gradients` returns is averaged over processes. All else is the same on every process too, unless
+    `problem.own_networks`: then networks, and the real images that train them, come from `problem.network_seed`.
 
     Args:
         settings: Of the type `Settings`.
@@ -79,16 +91,25 @@ class Method:
         Settings: A frozen dataclass. Fields called `ridge`, `inner_steps`, `set_batch` and `pool` get the recipe's
             settings of that name.
         stage: The name of `prepare` in the log.
+        has_own_networks: Whether it can have others on each process.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str]
     Settings: ClassVar[type]
     stage: ClassVar[str] = "prepare"
+    has_own_networks: ClassVar[bool] = False
 
     def __init__(self, settings: Any, problem: Problem) -> None:
+        require(self.own_networks_check(problem.own_networks))
         self.settings = settings
         self.problem = problem
+
+    @classmethod
+    def own_networks_check(cls, wanted: bool) -> Check:
+        """Returns whether the method can do what the setting `distiller.own_networks` asks for."""
+        problem = f"the method {cls.name} has none, or says nothing of it: leave it at false"
+        return cls.has_own_networks or not wanted, f"distiller.own_networks gives each process networks, and {problem}"
 
     def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
         """Does what precedes the first step, given the first set without a graph; yields the loss of each step."""

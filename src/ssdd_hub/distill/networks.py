@@ -107,7 +107,9 @@ class Networks:
     def draw(self, step: int) -> int:
         """Returns the number of the network that an outer step sees."""
         numbers = self.numbers(step)
-        drawn = torch.randint(len(numbers), (), generator=generator(self.problem.seed, "network of a step", step))
+        drawn = torch.randint(
+            len(numbers), (), generator=generator(self.problem.network_seed, "network of a step", step)
+        )
         return numbers[int(drawn)]
 
     def get(self, number: int) -> nn.Module:
@@ -121,7 +123,7 @@ class Networks:
             pairs: The new set, without a graph.
             step: The outer step that made it.
         """
-        settings, seed, going_on = self.settings, self.problem.seed, self.numbers(step + 1)
+        settings, seed, going_on = self.settings, self.problem.network_seed, self.numbers(step + 1)
         self._held = {number: held for number, held in self._held.items() if number in going_on}
         self.skill = {number: skill for number, skill in self.skill.items() if number in going_on}
         if settings.networks == FRESH or not settings.training_steps:
@@ -162,7 +164,7 @@ class Networks:
 
     def _student(self, number: int) -> PooledStudent:
         if number not in self._held:
-            settings, engine, seed = self.settings, self.problem.engine, self.problem.seed
+            settings, engine, seed = self.settings, self.problem.engine, self.problem.network_seed
             sgd = {name: getattr(settings, name) for name in ("learning_rate", "momentum", "weight_decay")}
             alone, own = PoolSettings(size=1, warm_up=False, **sgd), derive_seed(seed, "network", number)
             where: dict[str, Any] = {"device": engine.device, "dtype": engine.dtype}
@@ -191,7 +193,7 @@ class Networks:
 
     def _batches(self, pairs: Pairs, visit: int) -> Iterator[Pairs]:
         """Yields the batches of a visit, with the targets of the task."""
-        settings, seed, on_set = self.settings, self.problem.seed, self.settings.networks == ON_SET
+        settings, seed, on_set = self.settings, self.problem.network_seed, self.settings.networks == ON_SET
         for each in range(visit * settings.training_steps, (visit + 1) * settings.training_steps):
             if on_set:
                 size = len(pairs.images)

@@ -45,13 +45,14 @@ class KrrSt(Method):
     citation = "Lee et al., ICLR 2024, arXiv 2310.06511"
     Settings = KrrStSettings
     stage = "pool"
+    has_own_networks = True
 
     def __init__(self, settings: KrrStSettings, problem: Problem, pool: StudentPool | None = None) -> None:
         super().__init__(settings, problem)
         engine = problem.engine
         if pool is None:
             where: dict[str, Any] = {"device": engine.device, "dtype": engine.dtype}
-            pool = StudentPool(problem.build_student, settings.pool, problem.seed, **where)
+            pool = StudentPool(problem.build_student, settings.pool, problem.network_seed, **where)
         pool.step = engine.regression_step
         self.pool = pool
         self._drawn: tuple[int, int] | None = None

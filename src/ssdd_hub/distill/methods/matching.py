@@ -35,11 +35,15 @@ class MatchingSettings(NetworkSettings):
 
 
 class Matching(Method):
-    """Sums a loss over groups; a subclass has the loss of one. Several processes share the groups out.
+    """Sums a loss over groups; a subclass has the loss of one.
+
+    Several processes share the groups out; where each has networks of its own, it matches all groups in them, with
+    real images of its own.
 
     The real images are those of `problem.source`, with the targets of the images as they are, whatever augments them.
     """
 
+    has_own_networks = True
     settings: MatchingSettings
     groups: Groups
     networks: Networks
@@ -61,7 +65,7 @@ class Matching(Method):
         raise NotImplementedError(f"{type(self).__name__} must implement match(network, group, own, real)")
 
     def loss(self, pairs: Pairs, step: int) -> Tensor:
-        """Returns the sum over this process's groups, times the number of processes."""
+        """Returns the sum over this process's groups, times the number of processes that share them."""
         shares = (self._loss(Pairs(*(part[rows] for part in pairs)), group, step) for group, rows in self._mine(step))
         # Of no groups, a loss that still has a gradient.
         return sum(shares, start=0 * pairs.images.sum())
@@ -103,8 +107,9 @@ class Matching(Method):
 
     def _mine(self, step: int) -> Iterator[tuple[int, Tensor]]:
         """Yields this process's groups with the images of the set of each that a step sees, as indices `(m,)`."""
-        seed, most = self.problem.seed, self.settings.set_images
-        for group in self.groups.present[self.problem.rank :: self.problem.world]:
+        seed, most = self.problem.network_seed, self.settings.set_images
+        shared = not self.problem.own_networks
+        for group in self.groups.present[self.problem.rank :: self.problem.world] if shared else self.groups.present:
             rows = self.groups.rows(group)
             if most is not None and most < len(rows):
                 rows = rows[draw_distinct(len(rows), most, seed, f"set images of group {group}", step)]
@@ -116,9 +121,9 @@ class Matching(Method):
             real = self._augmented(self.groups.real(group, self.settings.real_images, step), group, step)
         with watch.part("distilled features"):
             loss = self.match(self.networks.draw(step), group, self._augmented(own, group, step), real)
-        return self.problem.world * loss
+        return loss if self.problem.own_networks else self.problem.world * loss
 
     def _augmented(self, pairs: Pairs, group: int, step: int) -> Pairs:
         # The same draw for the set and for real images.
-        drawn = generator(self.problem.seed, "siamese augmentation", step, group)
+        drawn = generator(self.problem.network_seed, "siamese augmentation", step, group)
         return Pairs(AUGMENTATIONS[self.settings.augment](pairs.images, drawn, True), pairs.targets)

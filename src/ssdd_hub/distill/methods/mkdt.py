@@ -100,7 +100,8 @@ class Mkdt(Method):
 
     With `w_e` the weights of an expert after epoch `e`, and `w` those of a student that starts from `w_e` and takes
     `unroll` steps of plain gradient descent on the set, the loss is `|w - w_(e + match_epochs)|^2 / |w_e - w_(e +
-    match_epochs)|^2`. Every process computes all of it. Students are in train mode, in the type of the set.
+    match_epochs)|^2`. Every process computes all of it, or with `own_networks` draws an expert and a start of its own,
+    out of experts that all share. Students are in train mode, in the type of the set.
 
     Experts are trained in turn, and each outer step takes the next of a random order. The released code does so in its
     first version; its later one reads a single file of one expert and keeps to it: `experts: 1`. It trains experts for
@@ -117,6 +118,7 @@ class Mkdt(Method):
     citation = "Joshi et al., ICLR 2025, arXiv 2410.02116"
     Settings = MkdtSettings
     stage = "experts"
+    has_own_networks = True
 
     def __init__(self, settings: MkdtSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
@@ -218,7 +220,7 @@ class Mkdt(Method):
 
     def _start(self, step: int) -> tuple[int, int]:
         """Returns the expert of a step and the epoch that a student starts from."""
-        settings, seed = self.settings, self.problem.seed
+        settings, seed = self.settings, self.problem.network_seed
         expert = int(draw_batch(settings.experts, 1, seed, "expert of a step", step))
         end = settings.max_start
         if settings.first_max_start is not None:
@@ -227,7 +229,7 @@ class Mkdt(Method):
         return expert, int(torch.randint(settings.min_start, end, (), generator=generator(seed, "start", step)))
 
     def _draw(self, step: int, count: int) -> Episode:
-        settings, seed = self.settings, self.problem.seed
+        settings, seed = self.settings, self.problem.network_seed
         expert, epoch = self._start(step)
         start, goal = (self.experts.weights(expert, at) for at in (epoch, epoch + settings.match_epochs))
         batches = list[Tensor]()
@@ -262,7 +264,7 @@ class Mkdt(Method):
         """Returns the loss of a student with given weights on a batch of the set."""
         images, targets = batch
         if self.settings.dsa:
-            images = augment_dsa(images, generator(self.problem.seed, "augmentation of the set", step, inner))
+            images = augment_dsa(images, generator(self.problem.network_seed, "augmentation of the set", step, inner))
         parts = torch.split(weights, [parameter.numel() for parameter in self._parameters.values()])
         state = {
             name: part.view(parameter.shape)

@@ -15,6 +15,7 @@ from ssdd_hub.distill.methods.mkdt import Mkdt
 from ssdd_hub.distill.methods.mtt import Datm, Mtt, Tesla
 from ssdd_hub.distill.methods.rfad import Rfad
 from ssdd_hub.distill.registry import Registry
+from ssdd_hub.errors import Check, InputError
 
 _OURS = (KrrSt, Mkdt, Frepo, Rfad, ClpDd, Dm, Idm, Dc, Idc, Mtt, Tesla, Datm)
 METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", *_OURS)
@@ -23,6 +24,15 @@ METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", *_OUR
 def list_methods() -> list[str]:
     """Returns the names that `build_method` knows; no other package is imported for it."""
     return METHODS.names()
+
+
+def own_networks_check(name: str, wanted: bool) -> Check:
+    """Returns whether a method can have other networks on each process, where that is wanted, and is known."""
+    try:
+        return METHODS.find(name).own_networks_check(wanted)
+    except InputError:
+        # The check of the name says so.
+        return True, ""
 
 
 def build_method(

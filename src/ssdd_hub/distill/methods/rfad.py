@@ -67,6 +67,7 @@ class Rfad(KernelMethod):
     name = "rfad"
     citation = "Loo et al., NeurIPS 2022, arXiv 2210.12067"
     Settings = RfadSettings
+    has_own_networks = True
     settings: RfadSettings
 
     def __init__(self, settings: RfadSettings, problem: Problem) -> None:
@@ -84,7 +85,7 @@ class Rfad(KernelMethod):
             engine, count = self.problem.engine, self.settings.networks
             networks = nn.ModuleList()
             for number in range(count):
-                with seeded(self.problem.seed, "random network", draw, number):
+                with seeded(self.problem.network_seed, "random network", draw, number):
                     network = self.problem.build_student()
                     if self.settings.weights == "gaussian":
                         draw_gaussian(network)

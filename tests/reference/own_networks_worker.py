@@ -1,0 +1,51 @@
+"""Every method with networks of its own on each process: some steps, and the same by way of a checkpoint."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from reference.contract_cases import METHOD_CLASSES, build, run
+
+from ssdd_hub.runs.checkpoints import Checkpoints, save_tree
+
+METHODS = [name for name, method in METHOD_CLASSES.items() if method.has_own_networks]
+STOP, STEPS = 3, 6
+
+
+def prepared(method, accelerator):
+    distiller = build(method, "pixels", accelerator, place={"own_networks": True})
+    for _ in distiller.warm_up():
+        pass
+    return distiller
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    accelerator, results = Accelerator(cpu=True), {}
+    for method in METHODS:
+        unbroken, stopped, resumed = (prepared(method, accelerator) for _ in range(3))
+        learned, gradients = list(unbroken.parameterisation.parameters()), []
+        note = partial(lambda found, of, *_: found.extend(part.grad.clone() for part in of), gradients, learned)
+        unbroken.optimizer.register_step_pre_hook(note)
+        losses = run(unbroken, STEPS)
+        run(stopped, STOP)
+        state = stopped.state_dict()
+        own = {name: state.pop(name) for name in stopped.own_state}
+        checkpoints = Checkpoints(folder / method)
+        checkpoints.save(STOP, state, own)
+        saved = checkpoints.load_newest(shared=False)
+        resumed.load_state_dict({**saved, **saved["own"]})
+        run(resumed, STEPS - STOP)
+        results[method] = {"losses": losses, "gradients": gradients[: len(learned)]}
+        results[method] |= {"images": unbroken.images, "resumed": resumed.images}
+    save_tree(folder / f"process-{accelerator.process_index}.safetensors", results)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
