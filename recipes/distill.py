@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from ssdd_hub import DistilledSet, InputError, PixelSpace, build_student
+from ssdd_hub import DistilledSet, InputError, PixelSpace
 from ssdd_hub.bounds import among
 from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, Pairs, PoolSettings, Problem, build_batches, build_engine
@@ -30,7 +30,7 @@ from ssdd_hub.distill.parameterisations.base import Real
 from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.distill.real import real_of
 from ssdd_hub.distill.registry import MethodSettings, ParameterisationSettings
-from ssdd_hub.distill.sizes import check_sizes
+from ssdd_hub.distill.sizes import check_sizes, plan_memory
 from ssdd_hub.errors import require
 from ssdd_hub.estimates import time_distilling
 from ssdd_hub.evaluation import (
@@ -46,7 +46,7 @@ from ssdd_hub.evaluation.entries import first_images
 from ssdd_hub.evaluation.evaluation import Results
 from ssdd_hub.evaluation.loading import prepare_references
 from ssdd_hub.evaluation.protocols import Accuracy, AccuracySettings, LinearProbe, ProbeSettings, TeacherError
-from ssdd_hub.models import StudentSettings, StudentTrainingSettings
+from ssdd_hub.models import StudentBuilder, StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.pixel_space import black_pixel
 from ssdd_hub.runs import RunSettings, describe_machine, report_errors
@@ -174,7 +174,7 @@ def evaluate(
     set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
     first = Accuracy(config.accuracy, config.student_training) if config.targets.of == LABELS else TeacherError()
     protocols = [first, LinearProbe(config.probe)]
-    candidates = [StudentEntry.of(student.name, student.model_args, protocols, **distilled.student_shape)]
+    candidates = [StudentEntry.of(student.name, student.building(), protocols, **distilled.student_shape)]
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
     parts = (set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts)
     return Evaluation(*parts).measure(accelerator), first_images(beside[0])
@@ -203,7 +203,7 @@ def build_distiller(
     batches = build_batches(images, cache, targets, source.pixel_space, **drawn, views=config.targets.views)
     batches = engine.prefetch(batches, settings.steps)
     shape = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": targets.width}
-    student = partial(build_student, config.student.name, **{**shape, **config.student.model_args})
+    student = StudentBuilder(config.student.name, **{**shape, **config.student.building()})
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes, "folder": folder}
     place["own_networks"] = settings.own_networks
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
@@ -235,10 +235,13 @@ def make_set(config: DistillConfig) -> DistilledSet:
             f"{settings.num_images} distilled images start as {least} source images, and there are {len(images)}: "
             "lower --distiller.num-images, or use more images"
         )
-    inputs, space = describe_images(images, heldout, labelled), PixelSpace.of(images.pixels)
+    inputs = describe_images(images, heldout, labelled)
     heldout = draw_heldout(heldout, config.evaluate.max_heldout, config.seed)
     shape = {"in_chans": images.num_channels, "image_size": images.image_size}
-    student = build_student(config.student.name, **{"num_targets": 1, **shape, **config.student.model_args})
+    students = StudentBuilder(config.student.name, **{"num_targets": 1, **shape, **config.student.building()})
+    student, space = students(), students.pixel_space(images.pixels)
+    if config.student.pretrained:
+        inputs["student"] = students.weights()
     batches = {"--distiller.num-images": settings.num_images}
     for name, training in {"student-training": config.student_training, "accuracy": config.accuracy}.items():
         batches[f"--{name}.batch-size"] = min(training.batch_size, settings.num_images)
@@ -253,7 +256,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
     given = {"real": Real(lambda count: trial, lambda seen: seen.new_zeros(len(seen), 1))}
     build_parameterisation(chosen.name, trial, chosen.args, {**shared, **given})
     copy = partial(build_distiller, config, accelerator)
-    stages = partial(time_distilling, config, images, heldout, run, accelerator, copy)
+    stages = partial(time_distilling, config, images, heldout, space, run, accelerator, copy)
     config, estimated = estimate(config, run, accelerator, started, stages)
     settings = config.distiller
 
@@ -281,12 +284,16 @@ def make_set(config: DistillConfig) -> DistilledSet:
     distiller = build_distiller(config, accelerator, source, cache, pairs, run.path / "checkpoints" / "method")
     # Of views, where there are any.
     estimated.done("features")
+    planned = plan_memory(distiller)
+    if planned:
+        accelerator.print(planned)
     heldout_error = HeldoutError.plan(distiller, heldout, heldout_targets, space)
     warmed_up = partial(estimated.done, "warm-up")
     seconds = distil(distiller, run, config.run, accelerator.is_main_process, heldout_error, warmed_up)
     estimated.done("distillation")
 
-    provenance = describe_run(to_dict(config), images.provenance, teacher, transform, space)
+    about_students = students.describe()
+    provenance = describe_run(to_dict(config), images.provenance, teacher, transform, space, about_students)
     provenance |= {"method": config.method.name.replace("_", "-"), "target_features": features.describe()}
     provenance |= {"use": config.student_training.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
     kept = None if transform.kind == "none" else transform

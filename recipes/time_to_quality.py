@@ -13,20 +13,19 @@ computed before the clock starts.
 
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from ssdd_hub import DistilledSet, InputError, PixelSpace, build_student
+from ssdd_hub import DistilledSet, InputError, PixelSpace
 from ssdd_hub.data import DataSettings, draw_heldout, load_images
 from ssdd_hub.distill import Distiller, DistillerSettings, PoolSettings, StudentPool, build_batches
 from ssdd_hub.distill.sizes import check_sizes
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Evaluation, RealData, ScoreStore, StudentEntry, entry_of_set
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
-from ssdd_hub.models import StudentSettings, StudentTrainingSettings
+from ssdd_hub.models import StudentBuilder, StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.runs import UntrackedSettings, describe_machine, describe_versions, report_errors
 from ssdd_hub.runs.begin import begin
@@ -108,7 +107,7 @@ def main() -> None:
     shape = {"in_chans": bank.num_channels, "image_size": bank.image_size}
     batches = {"--distiller.num-images": outer.num_images}
     batches["--student-training.batch-size"] = min(config.student_training.batch_size, outer.num_images)
-    smallest = build_student(student.name, num_targets=1, **shape, **student.model_args)
+    smallest = StudentBuilder(student.name, num_targets=1, **shape, **student.building())()
     check_batches(smallest, batches, **shape)
     check_sizes(outer, pool, smallest, accelerator, **shape)
     run.start()
@@ -116,8 +115,8 @@ def main() -> None:
     folder = Path(config.cache or run.path / "features")
     cache, targets = compute_targets(teacher, bank, config.targets, folder, accelerator)
     transform, shape["num_targets"] = targets.transform.to(device, torch.float32), targets.width
-    build = partial(build_student, student.name, **shape, **student.model_args)
-    space = PixelSpace.of(bank.pixels)
+    build = StudentBuilder(student.name, **shape, **student.building())
+    space = build.pixel_space(bank.pixels)
     own_space = space if outer.pixel_space == "normalised" else PixelSpace.raw(space.channels)
     chosen = torch.randperm(len(bank), generator=generator(seed, "first images"))[: outer.num_images]
     first = own_space.normalise(bank.pixels[chosen].float() / 255), targets[chosen]
@@ -143,7 +142,7 @@ def main() -> None:
     for name, taken in snapshots.items():
         sets |= {label(name, copy): DistilledSet(copy.images, copy.targets, own_space) for copy in taken}
     set_entries = [entry_of_set(*entry, device) for entry in sets.items()]
-    candidate = StudentEntry.of(student.name, student.model_args, [TeacherError()], **shape)
+    candidate = StudentEntry.of(student.name, student.building(), [TeacherError()], **shape)
     heldout_targets = Targets(cache.features(heldout), targets.transform)[:]
     real = RealData(str(bank.provenance["name"]), bank, heldout, space, device, heldout_targets)
     parts = (set_entries, [candidate], [real], config.student_training, config.quality.seeds, seed)

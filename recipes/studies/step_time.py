@@ -113,7 +113,7 @@ class Benchmark:
         return {"num_targets": settings.num_targets, "in_chans": 3, "image_size": settings.image_size}
 
     def _student(self) -> nn.Module:
-        return build_student(self.student.name, **self._shape(), **self.student.model_args)
+        return build_student(self.student.name, **self._shape(), **self.student.building())
 
     def count_flops(self) -> dict[str, int]:
         """Returns the floating-point operations of one outer step by kind, those of solving the system left out.

@@ -32,6 +32,7 @@ def time_distilling(
     config: Any,
     images: ImageBank,
     heldout: ImageBank,
+    space: PixelSpace,
     run: RunFolder,
     accelerator: Accelerator,
     build: Callable[[Source, StandInCache | LabelCache, Pairs], Distiller],
@@ -42,16 +43,13 @@ def time_distilling(
         config: The recipe's settings.
         images: The source images.
         heldout: Those that scores are measured on.
+        space: In which students see images.
         run: The run, whose checkpoints say what is left.
         accelerator: Device and processes, each of which calls this.
         build: Returns a distiller as the recipe builds it.
     """
     settings, device, training = config.distiller, accelerator.device, config.teacher_training
-    labelled, dtype, space = (
-        config.targets.of == LABELS,
-        getattr(torch, settings.precision),
-        PixelSpace.of(images.pixels),
-    )
+    labelled, dtype = config.targets.of == LABELS, getattr(torch, settings.precision)
     steps = settings.steps + (0 if config.teacher.ready or labelled else training.num_steps(len(images)))
     saved = run.checkpoints.newest_step()
     ended = saved == settings.steps and (run.path / "scores.json").exists()
@@ -76,7 +74,7 @@ def time_distilling(
     yield from time_distillation(build(source, cache, Pairs(images.pixels[rows] / 255, targets[rows])), run)
     shape: dict[str, Any] = {"in_chans": images.num_channels, "image_size": images.image_size}
     shape["num_targets"] = targets.width
-    candidate = StudentEntry.of(config.student.name, config.student.model_args, [], **shape)
+    candidate = StudentEntry.of(config.student.name, config.student.building(), [], **shape)
     real = RealData("source", images, heldout, space, device, heldout_targets)
     use = config.student_training
     if labelled:

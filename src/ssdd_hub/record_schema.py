@@ -287,7 +287,12 @@ _TEACHER: dict[str, Field] = {
     "source": _SOURCE,
     "seed": _WHOLE,
 }
-_STUDENT = _fields({"name": _text, "model_args": _OBJECT})
+_STUDENT = _fields(
+    {
+        **dict.fromkeys(("name", "features", "weights", "license"), _text),
+        **{"model_args": _OBJECT, "weights_sha256": _sha256},
+    }
+)
 _SCORE = _fields(
     {
         **dict.fromkeys(("mean", "std"), number),

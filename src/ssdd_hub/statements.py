@@ -35,7 +35,9 @@ Fields = dict[str, Field]
 
 
 def stated_student(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the network that a set was distilled with, `name` and `model_args`; None where none is stated.
+    """Returns the network that a set was distilled with, None where none is stated.
+
+    The `model_args` beside its `name` are what `build_student` takes; weights that it started from are left out.
 
     Raises:
         InputError: What is stated is not on the allow-list.
@@ -44,7 +46,8 @@ def stated_student(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
     if not stated.get("name"):
         return None
     _refuse("student", stated, "name it by --students")
-    return {"name": stated["name"], "model_args": dict(stated.get("model_args") or {})}
+    features = {"features": stated["features"]} if stated.get("features") else {}
+    return {"name": stated["name"], "model_args": {**dict(stated.get("model_args") or {}), **features}}
 
 
 def of_labels(provenance: Mapping[str, Any]) -> bool:
@@ -97,7 +100,7 @@ def check_use(stated: Mapping[str, Any]) -> None:
 def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a run's settings as they may be recorded: of folders elsewhere on the machine, only the last part."""
     cut = dict(settings)
-    for part, key in (("data", "name"), ("teacher", "backbone"), ("teacher", "checkpoint")):
+    for part, key in (("data", "name"), ("teacher", "backbone"), ("teacher", "checkpoint"), ("student", "weights")):
         name = section(settings, part).get(key)
         if isinstance(name, str) and list(_text(name, key)):
             place = name.removeprefix("local-dir:")
@@ -197,7 +200,10 @@ def _is_architecture(name: str) -> bool:
 
 
 _ALL = "*"  # the check of a whole part
-_STUDENT: Fields = {"name": _architecture, "model_args": _student_arguments}
+_STUDENT: Fields = {
+    **{"name": _architecture, "model_args": _student_arguments},
+    **dict.fromkeys(("features", "weights", "license"), _text),
+}
 _NAMED: Fields = dict.fromkeys(("name", "hub", "config", "revision"), _text)
 _OBJECTIVE: Fields = {"name": _text, _ALL: _objective_settings}
 _TRAINING: Fields = {"objective": _text, **dict.fromkeys(("objective_args", "view_args"), _arguments)}

@@ -123,3 +123,10 @@ def test_fresh_views_of_an_image_differ_from_step_to_step(build):
     batches = build("augmented", images=1, batch_size=8)
     images = torch.cat([batches(step)[0] for step in range(4)])
     assert len(images.flatten(1).unique(dim=0)) > 25
+
+
+def test_rows_of_a_batch_are_those_of_its_images(build, pixels):
+    batches = build("plain")
+    for step in (0, 3):
+        assert torch.equal(which(batches(step)[0], pixels), batches.rows(step))
+        assert torch.equal(which(batches(step, 1, 2)[0], pixels), batches.rows(step)[3:])

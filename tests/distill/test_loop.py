@@ -40,7 +40,7 @@ def test_the_log_holds_every_step_of_every_stage(tmp_path):
     warm_up = sum(distiller.pool.first_ages())
     assert [record["stage"] for record in records] == ["pool"] * warm_up + ["distill"] * 10
     assert [record["step"] for record in records[warm_up:]] == list(range(1, 11))
-    assert set(records[-1]) == {"stage", "step", "loss", "inner_loss", "student", "age", "lr"}
+    assert set(records[-1]) == {"stage", "step", "loss", "inner_loss", "student", "age", "generation", "lr"}
     assert seconds > 0
 
 
@@ -82,15 +82,79 @@ def test_no_steps_leave_the_first_images(tmp_path):
     assert torch.equal(before, distiller.images)
 
 
-def test_a_diverging_run_stops_with_advice_and_keeps_its_last_good_state(tmp_path):
+class TracedBatches:
+    """Batches that tell their rows, and of which that of step 7 has no finite targets, if it is to be."""
+
+    def __init__(self, batches, broken):
+        self.batches, self.broken = batches, broken
+
+    def rows(self, step):
+        return torch.tensor([90, 4, *range(10, 12 + 5 * step)])
+
+    def __call__(self, step, rank, world):
+        images, targets = self.batches(step, rank, world)
+        return images, targets * math.nan if self.broken and step == 6 else targets
+
+
+@pytest.mark.parametrize(
+    ("broken", "what"),
+    [("loss", "loss is nan"), ("gradient", r"loss is 0\.\d+ and its gradient is not finite")],
+)
+def test_a_step_that_is_not_finite_ends_the_run_and_is_told_with_its_student_and_its_images(tmp_path, broken, what):
     distiller, run = start(tmp_path / "run")
-    batches = distiller.method.problem.batches
+    traced = TracedBatches(distiller.method.problem.batches, broken == "loss")
+    distiller.method.problem = replace(distiller.method.problem, batches=traced)
+    gradients = distiller.method.gradients
 
-    def broken(step, rank, world):
-        return tuple(part * (float("nan") if step == 6 else 1) for part in batches(step, rank, world))
+    def overflowing(pairs, step):
+        loss, images, targets = gradients(pairs, step)
+        if broken == "gradient" and step == 6:
+            images[2, 0, 1, 1] = math.inf
+        return loss, images, targets
 
-    distiller.method.problem = replace(distiller.method.problem, batches=broken)
-    with pytest.raises(InputError, match="distill loss is nan at step 7: lower --distiller.lr-images"):
+    distiller.method.gradients = overflowing
+    with pytest.raises(InputError, match=rf"the distill {what} at step 7, of student ") as caught:
         distil(distiller, run, SETTINGS, progress=False)
-    assert run.checkpoints.load_newest()["distiller"]["outer_step"] == 4
+    unbroken, whole = start(tmp_path / "whole")
+    distil(unbroken, whole, SETTINGS, progress=False)
+    met = next(each for each in whole.log.read() if each["stage"] == "distill" and each["step"] == 7)
+    rows = "4, " + ", ".join(map(str, range(10, 41))) + ", ... (34 in all, by RealBatches.rows)"
+    assert met["generation"] > 0
+    told = (
+        f"student {met['student']} of the pool (generation {met['generation']}, age {met['age']}) and the real images"
+    )
+    assert f"{told} in rows {rows}; the checkpoint of step 4 is whole. Lower --distiller.lr-images" in str(
+        caught.value
+    )
+    saved = run.checkpoints.load_newest()["distiller"]
+    assert saved["outer_step"] == 4
+    assert all(part.isfinite().all() for part in saved["parameterisation"].values())
     assert all(math.isfinite(record["loss"]) for record in run.log.read())
+
+
+def test_a_student_that_diverges_ends_the_run_after_its_step(tmp_path):
+    distiller, run = start(tmp_path / "run")
+    advance = distiller.pool.advance
+
+    def diverged(slot, images, targets):
+        loss = advance(slot, images, targets)
+        return loss if distiller.outer_step != 5 else loss * math.inf
+
+    distiller.pool.advance = diverged
+    with pytest.raises(InputError, match=r"and the inner loss inf at step 6, of student"):
+        distil(distiller, run, SETTINGS, progress=False)
+
+
+def test_the_first_training_of_a_student_that_diverges_is_told_with_its_slot_and_age(tmp_path):
+    distiller, run = start(tmp_path / "run")
+    ages, step = distiller.pool.first_ages(), distiller.pool.step
+    passed = []
+
+    def diverged(student, optimizer, pairs):
+        passed.append(step(student, optimizer, pairs))
+        return passed[-1] * (math.nan if len(passed) == ages[0] + 1 else 1)
+
+    distiller.pool.step = diverged
+    told = rf"the pool loss is nan at step {ages[0] + 1}, of student 1 of the pool \(generation 0, age 0\)\. Lower"
+    with pytest.raises(InputError, match=told):
+        distil(distiller, run, SETTINGS, progress=False)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from evaluation_cases import CPU, Linear, draw_bank
 from test_protocols import make_data
+from timm.models import create_model, save_for_hf
 from torch import nn
 
 from ssdd_hub.errors import InputError
@@ -494,3 +495,37 @@ def test_pre_training_on_digits_lowers_the_error(digits, small_teacher, run):
     mean = {(record["set"], record["protocol"]): record["mean"] for record in scores(records)}
     assert mean["full", "teacher_error"] < 0.5 * mean["none", "teacher_error"]
     assert mean["full", "probe"] > 0.4
+
+
+# Students that start from stored weights
+
+
+def test_references_of_stored_weights_start_from_these_too(run, tmp_path):
+    folder, shape = tmp_path / "net", {"num_targets": 3, "in_chans": 1, "image_size": 2}
+
+    def store(seed):
+        torch.manual_seed(seed)
+        network = create_model("ssdd_convnet3", widths=(4,), img_size=2, in_chans=1, num_classes=7)
+        save_for_hf(network, folder, model_args={"widths": [4]}, safe_serialization=True)
+        return network.blocks.state_dict()
+
+    weights, protocol = store(1), Weights()
+    entries = [entry_of_none(), set_entry("a", 1)]
+    stored = [StudentEntry.of(f"local-dir:{folder}", {"pretrained": True}, [protocol], "net", **shape)]
+    run(sets=entries, candidates=stored)
+    students = [pretrained.student for pretrained, _ in protocol.calls]
+    started = [student for student in students if student.blocks[0][1].num_batches_tracked == 0]
+    tuned = [student for student in students if student.blocks[0][1].num_batches_tracked > 0]
+    assert len(started) == len(tuned) == 3
+    for student in started:
+        assert all(map(torch.equal, student.blocks.state_dict().values(), weights.values()))
+    for student in tuned:
+        assert not torch.equal(student.blocks[0][0].weight, weights["0.0.weight"])
+    assert len({student.head.weight.sum().item() for student in started}) == 3
+    run(sets=entries, candidates=stored)
+    assert len(protocol.calls) == 6
+    # Other weights at the same place are other students.
+    store(2)
+    other = [StudentEntry.of(f"local-dir:{folder}", {"pretrained": True}, [protocol], "net", **shape)]
+    run(sets=entries, candidates=other)
+    assert len(protocol.calls) == 12

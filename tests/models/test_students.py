@@ -4,9 +4,11 @@ import torch
 
 import ssdd_hub
 from ssdd_hub.errors import InputError, SettingsError
-from ssdd_hub.models.build import StudentSettings, build_student, list_students
+from ssdd_hub.models.build import StudentBuilder, StudentSettings, build_student, list_students
 from ssdd_hub.models.convnet import ConvNet
-from ssdd_hub.models.features import pre_logits
+from ssdd_hub.models.features import hash_weights, pre_logits
+from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.teachers.folder import write_folder
 
 NORMS = ("batch", "instance", "none")
 
@@ -155,3 +157,118 @@ def test_settings_leave_out_what_the_data_decide():
         SettingsError, match=r"student\.model_args must leave out in_chans, num_targets, which the data"
     ):
         StudentSettings(model_args={"num_targets": 3, "norm": "none", "in_chans": 1})
+
+
+def test_stored_weights_need_to_be_asked_for():
+    with pytest.raises(SettingsError, match=r"names stored weights, so pass --student\.pretrained true as well"):
+        StudentSettings("local-dir:there")
+    assert StudentSettings("local-dir:there", pretrained=True).building() == {"pretrained": True}
+    assert StudentSettings(model_args={"norm": "none"}).building() == {"norm": "none"}
+
+
+# Other features
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "model_args", "kind", "width"),
+    [
+        ("ssdd_convnet3", 16, {"widths": (4, 5, 6)}, "mean", 6),
+        ("ssdd_convnet3", 16, {"widths": (4, 5, 6)}, "flat", 6 * 4),
+        ("ssdd_mobilenetv2", 32, {}, "flat", 1280 * 16),
+        ("test_resnet", 64, {}, "flat", 96 * 4),
+        ("test_vit", 32, {}, "cls", 64),
+        ("test_vit", 32, {}, "mean", 64),
+        ("test_convnext", 64, {}, "flat", 64 * 4),
+    ],
+)
+def test_a_head_reads_the_features_that_are_asked_for(name, size, model_args, kind, width):
+    torch.manual_seed(0)
+    student = build_student(name, num_targets=5, in_chans=3, image_size=size, features=kind, **model_args).eval()
+    images = make_images(2, 3, size)
+    maps = student.blocks.forward_features(images)
+    if kind == "cls":
+        expected = maps[:, 0]
+    elif kind == "flat":
+        expected = maps.reshape(2, -1)
+    else:
+        expected = maps[:, 1:].mean(1) if maps.ndim == 3 else maps.flatten(2).mean(2)
+    expected = getattr(student.blocks, "fc_norm", torch.nn.Identity())(expected) if kind != "flat" else expected
+    found = pre_logits(student, images)
+    assert found.shape == (2, width) and student.head_hidden_size == student.num_features == width
+    assert torch.equal(found, expected)
+    assert torch.equal(student(images), student.head(expected))
+    student.reset_classifier(3)
+    assert student(images).shape == (2, 3)
+
+
+def test_features_that_a_network_lacks_are_refused():
+    with pytest.raises(InputError, match="ResNet has no class token"):
+        build_student("test_resnet", num_targets=5, in_chans=3, image_size=32, features="cls")
+    with pytest.raises(InputError, match="features must be one of pre_logits, cls, mean, flat, got 'max'"):
+        build_student("test_resnet", num_targets=5, in_chans=3, image_size=32, features="max")
+
+
+# Weights to start from
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The folder of a network of timm for 32 px and 7 classes, and the network."""
+    folder = tmp_path_factory.mktemp("weights") / "net"
+    torch.manual_seed(7)
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
+    network = timm.create_model("vit_base_patch16_224", num_classes=7, **small)
+    write_folder(folder, network, {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7), "input_size": (3, 32, 32)}, "mit")
+    return folder, network
+
+
+def test_students_start_from_stored_weights_under_heads_of_their_own(stored):
+    folder, network = stored
+    build = StudentBuilder(f"local-dir:{folder}", num_targets=5, in_chans=3, image_size=32, pretrained=True)
+    (folder / "model.safetensors").rename(folder / "away")
+    try:
+        torch.manual_seed(0)
+        first, second = build(), build()
+    finally:
+        (folder / "away").rename(folder / "model.safetensors")
+    assert first.training and first.get_classifier().weight.shape == (5, 24)
+    assert not torch.equal(first.get_classifier().weight, second.get_classifier().weight)
+    theirs = network.state_dict()
+    for name, value in first.state_dict().items():
+        assert name.startswith("head.") or torch.equal(value, theirs[name]), name
+    with torch.no_grad():
+        first.norm.weight.zero_()
+    assert torch.equal(build().norm.weight, network.norm.weight), "one student changed another"
+    assert build.pixel_space(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)) == PixelSpace(
+        (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    )
+    network.reset_classifier(0)
+    facts = {"weights_sha256": hash_weights(network), "license": "mit"}
+    assert build.weights() == facts
+    assert build.describe() == {
+        **{"name": "vit_base_patch16_224", "model_args": {}, "weights": f"local-dir:{folder}"},
+        **facts,
+    }
+
+
+def test_stored_weights_suit_other_sizes_and_other_features(stored):
+    shape = {"num_targets": 5, "in_chans": 3, "image_size": 64, "pretrained": True}
+    student = build_student(f"local-dir:{stored[0]}", **shape, features="mean")
+    assert student(make_images(2, 3, 64)).shape == (2, 5)
+    assert student.blocks.pos_embed.shape[1] == 65 and stored[1].pos_embed.shape[1] == 17
+
+
+def test_weights_that_are_not_there_and_weights_that_are_no_model_are_refused(tmp_path):
+    shape = {"num_targets": 5, "in_chans": 3, "image_size": 32, "pretrained": True}
+    with pytest.raises(InputError, match=r"student 'local-dir:.*gone' \(pretrained=True.*cannot be built"):
+        build_student(f"local-dir:{tmp_path}/gone", **shape)
+    (tmp_path / "config.json").write_text('{"architecture": "test_vit", "pretrained_cfg": {"url": "http://there"}}')
+    with pytest.raises(InputError, match="pretrained_cfg.url is not taken"):
+        build_student(f"local-dir:{tmp_path}", **shape)
+
+
+def test_without_weights_nothing_is_recorded_but_the_network():
+    build = StudentBuilder("ssdd_convnet3", num_targets=2, in_chans=1, image_size=8, widths=[4])
+    assert build.describe() == {"name": "ssdd_convnet3", "model_args": {"widths": [4]}} and build.weights() == {}
+    pixels = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    assert build.pixel_space(pixels) == PixelSpace.of(pixels)

@@ -50,10 +50,14 @@ class RealBatches:
     def __post_init__(self) -> None:
         self.pixels = keep_on_device(self.pixels, self.device)
 
+    def rows(self, step: int) -> Tensor:
+        """Returns the indices `(B,)` of the images of a step, over all processes."""
+        return draw_batch(len(self.pixels), self.batch_size, self.seed, "real batch", step)
+
     def _take(self, step: int, rank: int, world: int) -> tuple[slice, Tensor, Tensor]:
         """Returns this process's slice of the batch, its indices, and its pixels in `[0, 1]`."""
         mine = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
-        indices = draw_batch(len(self.pixels), self.batch_size, self.seed, "real batch", step)[mine]
+        indices = self.rows(step)[mine]
         return mine, indices, self._pixels(indices)
 
     def _pixels(self, indices: Tensor) -> Tensor:
@@ -142,6 +146,7 @@ class Ahead:
         self._batches, self._steps = batches, steps
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._ready: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self.rows = getattr(batches, "rows", None)
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """See `Batches.__call__`."""

@@ -15,6 +15,8 @@ from ssdd_hub.runs.progress import StepBar
 from ssdd_hub.runs.run_settings import RunSettings
 from ssdd_hub.runs.save_points import SavePoints
 
+_SHOWN = 32  # rows of a batch, in an error
+
 
 def distil(
     distiller: Distiller,
@@ -89,14 +91,8 @@ def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) 
         for record in records
     ]
     losses = [record for record in plain if "loss" in record]
-    wrong = next((record for record in losses if not math.isfinite(record["loss"])), None)
-    if wrong is not None:
-        raise InputError(
-            f"the {wrong['stage']} loss is {wrong['loss']} at step {wrong['step']}: lower --distiller.lr-images, "
-            "--distiller.lr-targets or --pool.learning-rate, or standardise the targets, in another --output (where "
-            "the regression cannot be solved, raise --distiller.ridge or take --distiller.kernel-precision float64); "
-            "the teacher can be used again by --teacher.backbone local-dir:OUTPUT/teacher --teacher.pretrained"
-        )
+    for record in losses:
+        _require_finite(record, run, distiller)
     run.log.write(plain)
     last = losses[-1]
     if last["stage"] == "distill":
@@ -105,6 +101,43 @@ def _flush(records: list[dict[str, Any]], run: RunFolder, distiller: Distiller) 
         distiller.accelerator.log(shown, step=last["step"])
     records.clear()
     return float(last["loss"])
+
+
+def _require_finite(record: dict[str, Any], run: RunFolder, distiller: Distiller) -> None:
+    """Raises an `InputError` for a step whose loss or gradient is not finite, or after which a student's loss is not.
+
+    It comes before the checkpoint of that step.
+    """
+    inner, method = record.get("inner_loss"), distiller.method
+    loss, finite = record["loss"], record.pop("finite", True)
+    if not math.isfinite(loss):
+        what = f"loss is {loss}"
+    elif not finite:
+        what = f"loss is {loss:.4g} and its gradient is not finite"
+    elif inner is not None and not math.isfinite(inner):
+        what = f"loss is {loss:.4g} and the inner loss {inner}"
+    else:
+        return
+    of = [each for each in (method.whose(record), _rows(record, distiller)) if each]
+    saved = run.checkpoints.newest_step()
+    kept = "" if saved is None else f"; the checkpoint of step {saved} is whole"
+    raise InputError(
+        f"the {record['stage']} {what} at step {record['step']}{', of ' if of else ''}{' and '.join(of)}{kept}. "
+        "Lower --distiller.lr-images, --distiller.lr-targets or --pool.learning-rate, or standardise the targets, in "
+        "another --output (where the regression cannot be solved, raise --distiller.ridge or take "
+        "--distiller.kernel-precision float64; in mixed precision try --run.mixed-precision no); the teacher can be "
+        "used again by --teacher.backbone local-dir:OUTPUT/teacher --teacher.pretrained"
+    )
+
+
+def _rows(record: dict[str, Any], distiller: Distiller) -> str:
+    """Returns the rows of the real batch of a step in words; empty where a record is of none."""
+    rows = getattr(distiller.method.problem.batches, "rows", None)
+    if rows is None or record["stage"] != "distill":
+        return ""
+    found = sorted(rows(record["step"] - 1).tolist())
+    more = f", ... ({len(found)} in all, by RealBatches.rows)" if len(found) > _SHOWN else ""
+    return f"the real images in rows {', '.join(map(str, found[:_SHOWN]))}{more}"
 
 
 def _save(distiller: Distiller, run: RunFolder, seconds: float) -> None:

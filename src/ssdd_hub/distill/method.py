@@ -163,6 +163,10 @@ class Method:
         """
         return {}
 
+    def whose(self, record: Mapping[str, Any]) -> str:
+        """Returns which network a record of the log is of, in words; empty where that is not known."""
+        return ""
+
     def judge(self) -> nn.Module:
         """Returns the network through which the held-out error of the set is measured; it is not changed.
 

@@ -53,10 +53,16 @@ class PoolSettings(Settings, section="pool"):
         return torch.optim.SGD(student.parameters(), momentum=self.momentum, **rest)
 
 
-def require_room(settings: PoolSettings, student: nn.Module, device: torch.device | str) -> None:
-    """Raises an `InputError` where a device cannot hold the weights of so many students and their moments."""
+def require_room(settings: PoolSettings, student: nn.Module, device: torch.device | str) -> int:
+    """Returns the bytes of the weights of so many students and their moments.
+
+    Raises:
+        InputError: A device cannot hold them.
+    """
     weights = sum(parameter.numel() * parameter.itemsize for parameter in student.parameters())
-    require_memory("--pool.size", settings.size, (3 if settings.optimizer == "adam" else 2) * weights, device)
+    each = (3 if settings.optimizer == "adam" else 2) * weights
+    require_memory("--pool.size", settings.size, each, device)
+    return settings.size * each
 
 
 @dataclass

@@ -1,13 +1,35 @@
-"""What a distillation holds in memory at least, checked before its work starts."""
+"""What a distillation holds in memory: at least, checked before its work starts, and about, told before its steps."""
 
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from math import prod
 
+import psutil
+import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from ssdd_hub.distill.distiller import DistillerSettings
-from ssdd_hub.distill.pool import PoolSettings, require_room
-from ssdd_hub.runs.machine import require_memory
+from ssdd_hub.distill.distiller import Distiller, DistillerSettings
+from ssdd_hub.distill.engine.checkpointing import check_checkpointing
+from ssdd_hub.distill.engine.memory import CPU_PART, SHARE
+from ssdd_hub.distill.pool import PoolSettings, StudentPool, require_room
+from ssdd_hub.models.features import pre_logits
+from ssdd_hub.runs.machine import free_memory, kept_bytes, require_memory, total_memory
+from ssdd_hub.seeds import generators_kept
+
+_FULL = 0.9  # of the memory, from which on a run may end by the lack of it
+_BACKWARD = 1.3  # of the activations: the gradients on their way through them
+_KEPT = 0.5  # of these, at most, where they are computed a second time
+_LOWER = {
+    "set": "--distiller.num-images",
+    "students": "--pool.size",
+    "outer step": "--distiller.micro-batch, --distiller.memory-budget or --distiller.set-batch",
+    "inner step": "--distiller.set-batch (or pass --distiller.checkpointing true)",
+    "kernel": "--distiller.set-batch",
+    "real images": "--distiller.batch-size",
+}
 
 
 def check_sizes(
@@ -31,10 +53,96 @@ def check_sizes(
 
     Raises:
         InputError: One batch of real images, the set with its gradient and AdamW's two moments, or the weights of the
-            students with their momentum need more memory than there is.
+            students with their momentum need more memory than there is, alone or together; or activations are to be
+            recomputed, which the student cannot do.
     """
     image, device = 4 * prod((in_chans, image_size, image_size)), accelerator.device
-    require_memory("--distiller.batch-size", settings.batch_size, image / accelerator.num_processes, device)
-    require_memory("--distiller.num-images", settings.num_images, 4 * image, device)
+    real, own = image / accelerator.num_processes, 4 * image
+    require_memory("--distiller.batch-size", settings.batch_size, real, device)
+    require_memory("--distiller.num-images", settings.num_images, own, device)
+    needed = settings.batch_size * real + settings.num_images * own
+    named, last = f"--distiller.num-images {settings.num_images} and --distiller.batch-size", settings.batch_size
     if pool is not None:
-        require_room(pool, student, device)
+        needed += require_room(pool, student, device)
+        named, last = f"{named.replace(' and', ',')} {last} and --pool.size", pool.size
+    require_memory(named, last, needed / last, device)
+    if settings.checkpointing:
+        check_checkpointing(student)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What the steps of a distillation will hold, in bytes for each process, and what there is in all.
+
+    Attributes:
+        parts: By name. `process` is what is held already; of `outer step` and `inner step`, the activations in the two
+            halves of a step, the larger one counts.
+        total: Bytes of the device.
+        device: Its kind.
+    """
+
+    parts: Mapping[str, float]
+    total: int
+    device: str
+
+    @property
+    def needed(self) -> float:
+        """Bytes in all."""
+        halves = [self.parts[name] for name in ("outer step", "inner step")]
+        return sum(self.parts.values()) - min(halves)
+
+    def __str__(self) -> str:
+        shown = {name: f"{size / 2**30:.2f}" for name, size in self.parts.items()}
+        told = ", ".join(f"{name} {size}" for name, size in shown.items())
+        line = f"memory: about {self.needed / 2**30:.2f} GiB of {self.total / 2**30:.3g} ({self.device}): {told}"
+        if self.needed <= _FULL * self.total:
+            return line
+        largest = max(_LOWER, key=lambda name: self.parts[name])
+        return f"{line}\nit may not fit: lower {_LOWER[largest]}"
+
+
+def plan_memory(distiller: Distiller) -> MemoryPlan | None:
+    """Returns what the steps of a distiller that has done none will hold; None of methods without online students.
+
+    A few images pass copies of a student. No state changes, that of generators included.
+    """
+    pool = getattr(distiller.method, "pool", None)
+    if not isinstance(pool, StudentPool):
+        return None
+    settings, device = distiller.settings, distiller.engine.device
+    with generators_kept(device), torch.no_grad():
+        some = distiller.rendered(torch.arange(1).to(device)).detached()
+    size, student = len(distiller.parameterisation), pool.students[0].module
+    seen, real = min(settings.set_batch or size, size), -(-settings.batch_size // distiller.accelerator.num_processes)
+    learned = sum(part.numel() * part.itemsize for part in distiller.parameterisation.parameters())
+    image = some.images.nbytes + some.targets.nbytes
+    weights = sum(part.numel() * part.itemsize for part in student.parameters())
+    with generators_kept(device):
+        images = some.images.repeat(3, 1, 1, 1)
+        frozen, trained = copy.deepcopy(student).eval().requires_grad_(False), copy.deepcopy(student).train()
+        with distiller.accelerator.autocast():
+            outer, inner = _for_each(partial(pre_logits, frozen), images), _for_each(trained, images)
+            width = pre_logits(frozen, images[:1]).shape[1]
+    budget = free_memory(device) * SHARE if settings.memory_budget is None else settings.memory_budget * 2**30
+    part = min(seen, settings.micro_batch or (CPU_PART if device.type == "cpu" else seen))
+    activations = outer * seen if outer * seen <= budget else max(outer, min(outer * part, budget))
+    number = distiller.engine.kernel_dtype.itemsize
+    side = min(seen, width + 1)
+    parts = {
+        "process": psutil.Process().memory_info().rss if device.type == "cpu" else torch.cuda.memory_allocated(device),
+        # Its gradient and the moments; the images of a step and their gradient.
+        "set": learned * (2 if settings.optimizer == "sgd" else 3) + 2 * seen * image,
+        # Gradient and moments of each, and copies that the engine computes with.
+        "students": weights * (pool.settings.size * (3 if pool.settings.optimizer == "adam" else 2) + 2),
+        "outer step": _BACKWARD * activations,
+        "inner step": _BACKWARD * inner * seen * (_KEPT if settings.checkpointing else 1),
+        # Features and their gradients; the system, its factors and its gradient; the kernel of real images.
+        "kernel": number * (2 * (seen + real) * width + 4 * side**2 + 2 * real * side + 2 * seen * side),
+        "real images": 2 * real * image,
+    }
+    return MemoryPlan(parts, total_memory(device), device.type)
+
+
+def _for_each(forward: nn.Module | partial[Tensor], images: Tensor) -> int:
+    """Returns the bytes of activations that each image adds."""
+    return max(1, kept_bytes(forward, images) - kept_bytes(forward, images[:2]))

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ssdd_hub.bounds import among
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.evaluation.forms import Form, count_for
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, WholeNetwork
-from ssdd_hub.models.build import build_student
+from ssdd_hub.models.build import StudentBuilder
 from ssdd_hub.models.pretraining import Pairs, StudentTrainingSettings
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record import METADATA_FILE, hash_json, section
@@ -91,11 +91,13 @@ class StudentEntry:
     ) -> "StudentEntry":
         """Returns a timm model as a candidate, of its timm name or another in the scores.
 
-        `shape` holds `num_targets`, `in_chans` and `image_size`. An `InputError` says why it cannot be built.
+        `shape` holds `num_targets`, `in_chans` and `image_size`; `model_args` may hold `pretrained` and `features` of
+        `build_student` too. An `InputError` says why it cannot be built.
         """
-        build = partial(build_student, name, **shape, **model_args)
+        build = StudentBuilder(name, **shape, **model_args)
         build()
-        return cls(title or name, build, {"name": name, "model_args": dict(model_args), **shape}, protocols)
+        identity = {"name": name, "model_args": dict(model_args), **shape, **build.weights()}
+        return cls(title or name, build, identity, protocols)
 
 
 def entry_of_set(

@@ -25,6 +25,7 @@ from ssdd_hub.evaluation.inputs import (
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, LabelledProtocol
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches
+from ssdd_hub.record import section
 from ssdd_hub.selection.methods import OF_REAL, SELECTIONS, SelectionSettings, check_experts, needs_expert, real_images
 from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.distilled import DistilledSet
@@ -35,6 +36,7 @@ from ssdd_hub.targets.labels import LabelCache, OneHot, with_classes
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
 from ssdd_hub.teachers.teacher import Teacher, TeacherSettings, build_teacher
+from ssdd_hub.text import show
 
 
 def load_sets(places: Sequence[str], foreign: Mapping[str, Any]) -> dict[str, DistilledSet]:
@@ -136,8 +138,18 @@ class Loader:
     def candidates(
         self, students: Sequence[str], args: Mapping[str, Any], protocols: Sequence[EvaluationProtocol]
     ) -> list[StudentEntry]:
-        """Returns the students; `own` is what the first set was distilled with."""
+        """Returns the students; `own` is what the first set was distilled with.
+
+        Raises:
+            InputError: One cannot be built, or `own` started from stored weights, which a record does not choose.
+        """
         own = stated_student(self.first.provenance) or {"name": "ssdd_convnet3", "model_args": {}}
+        weights = section(self.first.provenance, "student").get("weights")
+        if weights and "own" in students:
+            raise InputError(
+                f"the students of the set started from the weights {show(weights)}: name these in place of own, "
+                "--students NAME, with {pretrained: true} among the --student-args of that name"
+            )
         named = {name: (name, args.get(name, {})) for name in students}
         if named.pop("own", None):
             title = f"own {own['name']}" if own["name"] in named else own["name"]

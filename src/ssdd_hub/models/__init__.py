@@ -1,7 +1,7 @@
 """Networks, registered with timm as `ssdd_*` when this is imported, and their training by regression."""
 
 from ssdd_hub.models.base import StudentNetwork
-from ssdd_hub.models.build import StudentSettings, build_student, list_students
+from ssdd_hub.models.build import StudentBuilder, StudentSettings, build_student, list_students
 from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.models.features import create_backbone, measure_width, pre_logits, read_features, read_pixel_space
 from ssdd_hub.models.mobilenetv2 import MobileNetV2
@@ -15,6 +15,7 @@ __all__ = [
     "Pairs",
     "PlainNet",
     "SmallImageResNet",
+    "StudentBuilder",
     "StudentNetwork",
     "StudentSettings",
     "StudentTrainingSettings",

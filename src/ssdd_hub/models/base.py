@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, checkpoint_seq
 from torch import Tensor, nn
 
 from ssdd_hub.bounds import among
 from ssdd_hub.errors import InputError
+from ssdd_hub.models.features import measure_width, read_maps
 
 NORMS = ("batch", "instance", "none")
 
@@ -31,18 +32,23 @@ class StudentNetwork(nn.Module):
         num_targets: Outputs `D` of the head; 0 leaves the head out.
     """
 
-    def __init__(self, blocks: nn.Sequential, num_features: int, in_chans: int, num_targets: int) -> None:
+    def __init__(self, blocks: nn.Module, num_features: int, in_chans: int, num_targets: int) -> None:
         super().__init__()
         self.blocks = blocks
         self.in_chans = in_chans
         self.num_classes = num_targets
         self.num_features = self.head_hidden_size = num_features
         self.head = _head(num_features, num_targets)
+        self._checkpointing = False
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Maps `(n, C, H, W)` to the last feature map `(n, width, h, w)`."""
-        maps: Tensor = self.blocks(images)
+        maps: Tensor = checkpoint_seq(self.blocks, images) if self._checkpointing else self.blocks(images)
         return maps
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Lets the backward pass recompute the activations of each block, of which only the input is kept."""
+        self._checkpointing = enable
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Reads features `(n, F)` from feature maps and, unless `pre_logits`, applies the head: `(n, D)`."""
@@ -70,6 +76,34 @@ class StudentNetwork(nn.Module):
         weight = next(self.blocks.parameters())
         self.num_classes = num_classes
         self.head = _head(self.num_features, num_classes).to(weight.device, weight.dtype)
+
+
+class OtherFeatures(StudentNetwork):
+    """A network of which a head of its own reads other features than its classifier would.
+
+    Args:
+        network: A module with timm's `forward_features` and `forward_head`, without a classifier.
+        kind: One of `features.STUDENT_FEATURES`.
+        in_chans: Input channels.
+        image_size: Height and width of the images, on which the width of flattened features depends.
+        num_targets: Outputs `D` of the head.
+    """
+
+    def __init__(self, network: nn.Module, kind: str, in_chans: int, image_size: int, num_targets: int) -> None:
+        super().__init__(network, measure_width(network, in_chans, image_size, kind), in_chans, num_targets)
+        self.kind = kind
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Maps `(n, C, H, W)` to what the network's last layer before its head gives."""
+        maps: Tensor = self.blocks.forward_features(images)  # type: ignore[operator]
+        return maps
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Lets the network recompute activations in the backward pass."""
+        self.blocks.set_grad_checkpointing(enable)  # type: ignore[operator]
+
+    def _read(self, maps: Tensor) -> Tensor:
+        return read_maps(self.blocks, maps, self.kind)
 
 
 def check_blocks(widths: Sequence[int], norm: str) -> tuple[tuple[bool, str], ...]:

@@ -15,6 +15,7 @@ from ssdd_hub.models.stored_models import create_model
 from ssdd_hub.pixel_space import PixelSpace
 
 FEATURES = ("pre_logits", "cls", "mean")
+STUDENT_FEATURES = (*FEATURES, "flat")
 OTHER_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 """The arguments of `timm.create_model` that load other weights, of which timm goes on to state its own licence."""
 
@@ -37,16 +38,25 @@ def read_features(model: nn.Module, images: Tensor, kind: str = "pre_logits") ->
     Args:
         model: A module with timm's `forward_features` and `forward_head`.
         images: `(n, C, H, W)`, in the model's pixel space.
-        kind: One of `FEATURES`: `pre_logits`; `cls`, the class token; `mean`, over patch tokens (class and register
-            tokens left out) or over the feature map.
+        kind: One of `STUDENT_FEATURES`: `pre_logits`; `cls`, the class token; `mean`, over patch tokens (class and
+            register tokens left out) or over the feature map; `flat`, all that the last layer before the head gives.
 
     Raises:
         InputError: The kind is not known, or the model has no such features.
     """
-    require(among("features", kind, FEATURES))
+    return read_maps(model, model.forward_features(images), kind)  # type: ignore[operator]
+
+
+def read_maps(model: nn.Module, maps: Any, kind: str) -> Tensor:
+    """Returns the same, given what the model's `forward_features` made of the images."""
+    require(among("features", kind, STUDENT_FEATURES))
     if kind == "pre_logits":
-        return pre_logits(model, images)
-    maps = model.forward_features(images)  # type: ignore[operator]
+        features: Tensor = model.forward_head(maps, pre_logits=True)  # type: ignore[operator]
+        return features
+    if kind == "flat":
+        if not isinstance(maps, Tensor):
+            raise InputError(f"{type(model).__name__} gives no single map to flatten: use features pre_logits")
+        return maps.flatten(1)
     features = _class_token(model, maps) if kind == "cls" else _mean(model, maps)
     norm = getattr(model, "fc_norm", None)
     return features if norm is None else norm(features)
@@ -168,10 +178,12 @@ def input_args(name: str, in_chans: int, image_size: int) -> dict[str, int]:
     return {"in_chans": in_chans, **({"img_size": image_size} if fixed else {})}
 
 
-def create_backbone(name: str, *, pretrained: bool, input_size: int | None = None, **model_args: Any) -> nn.Module:
+def create_backbone(
+    name: str, *, pretrained: bool, input_size: int | None = None, what: str = "teacher backbone", **model_args: Any
+) -> nn.Module:
     """Calls `stored_models.create_model` without a classifier, with one clear error for all that can go wrong.
 
-    `input_size` is the height and width for a model that is built for one size.
+    `input_size` is the height and width for a model that is built for one size, `what` the word for it in an error.
 
     Raises:
         InputError: timm does not know the name, an argument does not fit or is one of `OTHER_WEIGHTS`, the weights
@@ -180,8 +192,7 @@ def create_backbone(name: str, *, pretrained: bool, input_size: int | None = Non
     others = ", ".join(argument for argument in OTHER_WEIGHTS if argument in model_args)
     if others:
         raise InputError(
-            f"teacher backbone {name!r} must be built without {others}: pass a file of other weights as "
-            "--teacher.checkpoint"
+            f"{what} {name!r} must be built without {others}: pass a file of other weights as --teacher.checkpoint"
         )
     try:
         backbone = create_model(name, pretrained=pretrained, num_classes=0, args=model_args)
@@ -194,7 +205,7 @@ def create_backbone(name: str, *, pretrained: bool, input_size: int | None = Non
         raise
     except Exception as error:  # timm, the Hub client and safetensors each raise their own kinds
         raise InputError(
-            f"teacher backbone {name!r} (pretrained={pretrained}, {model_args}) cannot be built: "
+            f"{what} {name!r} (pretrained={pretrained}, {model_args}) cannot be built: "
             f"{shorten_error(error)}. Use a name from timm.list_models(), local-dir:FOLDER with config.json and "
             f"model.safetensors, or hf-hub:OWNER/NAME{'' if ':' in name else nearest(name, timm.list_models())}"
         ) from error

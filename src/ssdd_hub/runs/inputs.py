@@ -19,7 +19,12 @@ _LOG = logging.getLogger(__name__)
 
 INPUTS_FILE = "inputs.json"
 FORMAT_VERSION = 1
-_TITLES = {"source": "source images", "heldout": "held-out images", "teacher": "teacher"}
+_TITLES = {
+    "source": "source images",
+    "heldout": "held-out images",
+    "teacher": "teacher",
+    "student": "weights of the students",
+}
 # Files of a run that hold nothing computed from its inputs.
 _NOT_COMPUTED = {"config.yaml", "estimate.json", "trackers", INPUTS_FILE}
 _LARGEST_RECORD = 2**20  # bytes

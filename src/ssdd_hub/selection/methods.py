@@ -213,7 +213,7 @@ def _high_loss(source: Source, candidates: Tensor, count: int, seed: int, settin
 
 def train_expert(source: Source, pairs: SourcePairs, seed: int, settings: SelectionSettings, number: int) -> nn.Module:
     """Returns an expert, trained on all images of a source and their targets, which are `pairs`."""
-    shape = {"in_chans": source.bank.num_channels, "image_size": source.bank.image_size}
+    shape: dict[str, Any] = {"in_chans": source.bank.num_channels, "image_size": source.bank.image_size}
     with seeded(seed, "selection/expert", number):
         width = source.targets[:1].shape[1]
         student = build_student(settings.expert, num_targets=width, **shape, **settings.expert_args)
@@ -229,7 +229,7 @@ def _expert_features(source: Source, seed: int, settings: SelectionSettings) -> 
         return torch.cat([pre_logits(expert, pairs.batch(rows)[0]).cpu() for rows in parts])
 
 
-def check_experts(settings: SelectionSettings, size: int, **shape: int) -> None:
+def check_experts(settings: SelectionSettings, size: int, **shape: Any) -> None:
     """Refuses an expert that cannot be trained in its batches of `size` images, before any work.
 
     `shape` holds `in_chans` and `image_size`.

@@ -186,6 +186,8 @@ def _student(provenance: Mapping[str, Any], shapes: Mapping[str, Any]) -> str:
     """Returns the arguments of `build_student` for the set's own network; empty where it states none."""
     student = section(provenance, "student")
     name, args = student.get("name"), student.get("model_args") or {}
+    if student.get("features") and isinstance(args, Mapping):
+        args = {**args, "features": student["features"]}
     # A reader runs this code, so it holds no more than would be taken from a record.
     if not isinstance(name, str) or not ARCHITECTURE.fullmatch(name) or find_problems(args):
         return ""

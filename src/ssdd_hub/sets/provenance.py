@@ -24,22 +24,31 @@ _ABSOLUTE_FOLDER = re.compile(r"""(^|[=:"'])~?/(?!/)(?:[^"']*/)?(?=[^/"'])""")
 
 
 def describe_run(
-    config: Facts, source: Facts, teacher: Teacher | None, transform: TargetTransform, student_space: PixelSpace
+    config: Facts,
+    source: Facts,
+    teacher: Teacher | None,
+    transform: TargetTransform,
+    student_space: PixelSpace,
+    student: Facts | None = None,
 ) -> dict[str, Any]:
     """Returns the provenance of a distilled set, but for what only the end of the run knows.
 
     `config` holds the resolved settings, `source` is `ImageBank.provenance`, `transform` maps features of the teacher
     to targets, and networks pre-trained on the set take real images in `student_space`. Without a teacher the targets
-    are class labels, and no settings of teachers are stated; with one, none of the training on labels.
+    are class labels, and no settings of teachers are stated; with one, none of the training on labels. `student` is
+    `StudentBuilder.describe()`, by default the settings; the licence of weights is one of the set's too.
     """
     idle = ("teacher", "teacher_training") if teacher is None else ("accuracy",)
+    # The name of stored weights is no architecture, which is all that a reader takes from a record.
+    student = _shareable(without_folders({"student": student or config["student"]})["student"])
     config = {name: values for name, values in config.items() if name not in idle}
-    return {
-        "method": "krr-st",
-        **_describe_origin(config, source),
-        "student": _shareable(config["student"]),
-        **_describe_targets(source, teacher, transform, student_space),
-    }
+    if "weights" in student:
+        config["student"] = student
+    made = {"method": "krr-st", **_describe_origin(config, source), "student": student}
+    made |= _describe_targets(source, teacher, transform, student_space)
+    if "license" in student:
+        made["license"] = derive_licence(made["license"], student["license"])
+    return made
 
 
 def describe_selection(

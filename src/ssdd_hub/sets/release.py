@@ -171,10 +171,12 @@ def plan_students(
                 f"{folder} does not record which network it was distilled with: name a timm model in place of own"
             )
         recorded = own["model_args"] if name == own.get("name") else {}
+        # A model that others build by timm has the features that timm reads.
+        recorded = {key: value for key, value in recorded.items() if key != "features"}
         settings = StudentSettings(name, args.get(word, recorded))
         if name in students:
             raise InputError(f"students has {name} twice (own is {own.get('name')}), and there is one place for it")
-        shape = {"in_chans": channels, "image_size": side}
+        shape: dict[str, Any] = {"in_chans": channels, "image_size": side}
         student = build_student(name, num_targets=width, **shape, **settings.model_args)
         batch = min(stated_use(section(metadata, "provenance")).get("batch_size", size), size)
         check_batches(student, {"the recipe of the set": batch}, **shape)

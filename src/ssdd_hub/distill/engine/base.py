@@ -33,6 +33,7 @@ class EngineSettings(Settings, section="engine"):
     memory_budget: Positive | None = None
     compile: bool = False
     winograd: bool = True
+    checkpointing: bool = False
 
     @property
     def dtype(self) -> torch.dtype:

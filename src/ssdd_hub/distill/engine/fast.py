@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssdd_hub.distill.batches import Ahead, Batches
 from ssdd_hub.distill.engine.base import Engine, EngineSettings
+from ssdd_hub.distill.engine.checkpointing import checkpointed_step
 from ssdd_hub.distill.engine.compiled import SharedForward, Weights, weights_of
 from ssdd_hub.distill.engine.cuda_graphs import CannotRecord, Recorded, SideStream, copy_all
 from ssdd_hub.distill.engine.folded import FoldedFeatures
@@ -162,7 +163,9 @@ class FastEngine(Engine):
         return (loss.clone(), *gradients)
 
     def _step(self, student: nn.Module, optimizer: torch.optim.Optimizer, pairs: Pairs) -> Tensor:
-        return regression_step(student, optimizer, pairs, self._forward)
+        if not self._settings.checkpointing:
+            return regression_step(student, optimizer, pairs, self._forward)
+        return checkpointed_step(student, optimizer, pairs, self._accelerator.autocast)
 
     def _forward(self, student: nn.Module, images: Tensor) -> Tensor:
         with self._accelerator.autocast():

@@ -6,6 +6,7 @@ algorithm 1.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
@@ -79,13 +80,21 @@ class KrrSt(Method):
         return found if share == 1 else tuple(part * share for part in found)
 
     def after_step(self, pairs: Pairs, step: int) -> dict[str, Any]:
-        """Trains the drawn student on the new set; logs `inner_loss`, `student`, and `age` at the draw."""
+        """Trains the drawn student on the new set; logs `inner_loss`, `student`, and `age` and `generation` before."""
         slot = self._draw(step)
-        age = self.pool.ages[slot]
+        age, generation = self.pool.ages[slot], self.pool.students[slot].generation
         with self.problem.engine.watch.part("inner step"):
             for _ in range(self.settings.inner_steps):
                 inner_loss = self.pool.advance(slot, *pairs)
-        return {"inner_loss": inner_loss, "student": slot, "age": age}
+        return {"inner_loss": inner_loss, "student": slot, "age": age, "generation": generation}
+
+    def whose(self, record: Mapping[str, Any]) -> str:
+        """Returns the slot, age and generation of a student; of the first ones in the order of their training."""
+        if record["stage"] == self.stage:
+            ages = self.pool.first_ages()
+            slot, last = next(each for each in enumerate(accumulate(ages)) if each[1] >= record["step"])
+            record = {"student": slot, "age": ages[slot] - 1 - last + record["step"], "generation": 0}
+        return "student {student} of the pool (generation {generation}, age {age})".format_map(record)
 
     def judge(self) -> nn.Module:
         """Returns the oldest student of the pool: young ones fit less well, whatever the set is."""
