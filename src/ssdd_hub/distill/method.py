@@ -13,6 +13,7 @@ from ssdd_hub.distill.engine.base import Engine
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.seeds import draw_distinct, seeded
 from ssdd_hub.selection.source import Source
+from ssdd_hub.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Problem:
         source: All real images, their targets and the teacher; None where a script has only batches.
         rank: This process.
         world: Number of processes.
+        frozen: A network whose features a method may read, where targets are class labels; None where there is none.
         folder: Where a run keeps what `Method.prepare` makes, if it is much; None where there is no run.
     """
 
@@ -39,6 +41,7 @@ class Problem:
     source: Source | None = None
     rank: int = 0
     world: int = 1
+    frozen: Teacher | None = None
     folder: Path | None = None
 
     @property
