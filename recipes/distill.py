@@ -52,6 +52,7 @@ from ssdd_hub.evaluation.protocols import (
     ProbeSettings,
     TeacherError,
 )
+from ssdd_hub.hub.licences import derive_licence
 from ssdd_hub.models import StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
 from ssdd_hub.record import shareable_name
@@ -309,6 +310,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
     provenance |= {"use": config.student_training.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
     if frozen := distiller.method.problem.frozen:
         provenance["backbone"] = {**frozen.identity(), "name": shareable_name(frozen.name)}
+        provenance["license"] = derive_licence(provenance["license"], frozen.license)
     kept = None if transform.kind == "none" else transform
     stored = pack(distiller.parameterisation, own, config.storage)
     classes = {"labels": stored.decode()["targets"].argmax(1), "label_names": images.label_names} if labelled else {}

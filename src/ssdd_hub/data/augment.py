@@ -213,7 +213,7 @@ def _random_rotation(images: Tensor, generator: torch.Generator, alike: bool = F
 def _random_resize(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
     count = _draws(images, alike)
     area = _uniform((count,), *AREA, generator)
-    ratio = _uniform((count,), *map(math.log, RATIO), generator).exp()
+    ratio = _uniform((count,), math.log(RATIO[0]), math.log(RATIO[1]), generator).exp()
     size = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 1).clamp_max(1)
     return resize_crops(images, torch.cat([torch.rand(count, 2, generator=generator) * (1 - size), size], 1))
 

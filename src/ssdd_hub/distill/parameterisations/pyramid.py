@@ -119,7 +119,7 @@ class Pyramid(Parameterisation):
     def _split(self, layers: Tensor) -> list[Tensor]:
         """Returns each layer, `(n, C, h, w)`, a view."""
         sizes = _sizes(*self.size)
-        parts = layers.split([height * width for height, width in sizes], 2)
+        parts = torch.split(layers, [height * width for height, width in sizes], 2)
         return [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
 
 
