@@ -160,6 +160,11 @@ class DistillConfig:
                 "targets.views are augmented, so pass --distiller.augment true as well, or --targets.views 0",
             ),
             (
+                not self.reads_frozen() or self.teacher.ready,
+                f"{self.method.name} reads a frozen backbone: give --teacher.backbone NAME --teacher.pretrained true, "
+                "or a timm model by --method.args '{backbone: NAME}'",
+            ),
+            (
                 not self.backbone_probe.backbones or self.targets.of == LABELS,
                 "backbone_probe.backbones learn the classes of a set: pass --targets.of labels, or leave them out",
             ),
@@ -169,6 +174,15 @@ class DistillConfig:
         )
         if not self.output:
             object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}")
+
+    def reads_frozen(self) -> bool:
+        """Whether the method reads a network that is frozen, and no teacher since the targets are class labels."""
+        chosen = self.method
+        try:
+            settings = METHODS.settings(chosen.name, chosen.args, {**self.distiller.shared(), "pool": self.pool})
+        except InputError:  # which `METHODS.check` tells
+            return False
+        return self.targets.of == LABELS and getattr(settings, "backbone", None) == "teacher"
 
 
 def evaluate(
@@ -198,9 +212,7 @@ def own_space(config: DistillConfig, space: PixelSpace) -> PixelSpace:
 
 def frozen_backbone(config: DistillConfig, accelerator: Accelerator) -> Teacher | None:
     """The ready teacher of a run on class labels whose method reads one; its features are no targets."""
-    shared = {**config.distiller.shared(), "pool": config.pool}
-    reads = getattr(METHODS.settings(config.method.name, config.method.args, shared), "backbone", None) == "teacher"
-    if config.targets.of != LABELS or not reads or not config.teacher.ready:
+    if not config.reads_frozen():
         return None
     return build_teacher(config.teacher.backbone, **config.teacher.building()).to(accelerator.device)
 
