@@ -23,7 +23,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ssdd_hub.bounds import Count, Natural, Positive
+from ssdd_hub.bounds import Count, Natural, Positive, Repeats
 from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.distill.backbone import BackboneSettings, build_backbone
 from ssdd_hub.distill.engine.memory import plan_micro_batches
@@ -53,7 +53,7 @@ class LgmSettings(BackboneSettings):
 
     num_groups: Count = 10
     real_images: Count = 100
-    views: Count = 10
+    views: Repeats = 10
     real_views: Natural = 0
     augment: Augmented = "flip-resize-noise"
     weight_std: Positive = 0.01

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ssdd_hub.bounds import Count, Positive, Settings, one_of
+from ssdd_hub.bounds import Count, Positive, Repeats, Settings, one_of
 from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import Check
@@ -42,7 +42,7 @@ class BackboneProbeSettings(Settings, section="backbone_probe"):
 
     backbones: list[str] = field(default_factory=list)
     input_sizes: list[int] = field(default_factory=list)
-    views: Count = 50
+    views: Repeats = 50
     max_views: Count = 5000
     augment: Annotated[str, one_of(AUGMENTATIONS)] = "flip-resize"
     ridge: Positive = 1e-3
