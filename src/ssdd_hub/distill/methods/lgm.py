@@ -126,7 +126,7 @@ class Lgm(Method):
             (upstream,) = torch.autograd.grad(own, features, upstream)
         with watch.part("backward"):
             total = torch.zeros_like(images)
-            for part, kept, of_part in zip(parts, made, upstream.split([*map(len, made)]), strict=True):
+            for part, kept, of_part in zip(parts, made, torch.split(upstream, [*map(len, made)]), strict=True):
                 if len(kept):
                     kept = self._of_views(images, step, part) if self._recompute else kept
                     total += torch.autograd.grad(kept, images, of_part)[0]
@@ -202,7 +202,7 @@ class Lgm(Method):
                 if len(kept) == 1:
                     size = total * kept[0][0].numel() * kept[0].itemsize
                     require_memory("--method.args real_views", views, size, "cpu")
-        return torch.cat(kept).unflatten(0, (views, -1))
+        return torch.cat(kept).view(views, total, -1)
 
 
 def head_gradient(features: Tensor, groups: Tensor, head: Tensor) -> Tensor:
@@ -219,4 +219,5 @@ def head_gradient(features: Tensor, groups: Tensor, head: Tensor) -> Tensor:
 
 def cosine(found: Tensor, wanted: Tensor) -> Tensor:
     """Returns the cosine of two gradients, each taken as one vector."""
-    return (found * wanted).sum() / (torch.linalg.vector_norm(found) * torch.linalg.vector_norm(wanted))
+    lengths: Tensor = torch.linalg.vector_norm(found) * torch.linalg.vector_norm(wanted)
+    return (found * wanted).sum() / lengths

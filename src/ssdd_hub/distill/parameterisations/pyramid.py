@@ -120,7 +120,7 @@ class Pyramid(Parameterisation):
         """Returns each layer, `(n, C, h, w)`, a view."""
         sizes = _sizes(*self.size)
         parts = torch.split(layers, [height * width for height, width in sizes], 2)
-        return [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
+        return [part.view(*part.shape[:2], *size) for part, size in zip(parts, sizes, strict=True)]
 
 
 def _sizes(height: int, width: int) -> list[tuple[int, int]]:
