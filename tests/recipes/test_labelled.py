@@ -168,7 +168,7 @@ def test_a_set_for_a_frozen_backbone_names_it_and_is_scored_by_probes_on_it(phot
     made = DistilledSet.load(tmp_path / "run" / "distilled")
     about = made.provenance
     assert about["targets"] == "class labels" and about["method"] == "lgm" and "teacher" not in about
-    assert about["backbone"]["name"] == place.name and about["backbone"]["weights_sha256"]
+    assert "barlow_twins" in about["backbone"]["name"] and about["backbone"]["weights_sha256"]
     assert str(place.parent) not in json.dumps(about) and made.images.shape == (6, 3, 16, 16)
     records = json.loads((tmp_path / "run" / "scores.json").read_text())
     records = records["records"] if isinstance(records, dict) else records
