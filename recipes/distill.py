@@ -45,10 +45,19 @@ from ssdd_hub.evaluation import (
 from ssdd_hub.evaluation.entries import first_images
 from ssdd_hub.evaluation.evaluation import Results
 from ssdd_hub.evaluation.loading import prepare_references
-from ssdd_hub.evaluation.protocols import Accuracy, AccuracySettings, LinearProbe, ProbeSettings, TeacherError
+from ssdd_hub.evaluation.protocols import (
+    Accuracy,
+    AccuracySettings,
+    BackboneProbe,
+    BackboneProbeSettings,
+    LinearProbe,
+    ProbeSettings,
+    TeacherError,
+)
+from ssdd_hub.hub.licences import derive_licence
 from ssdd_hub.models import StudentBuilder, StudentSettings, StudentTrainingSettings
 from ssdd_hub.models.pretraining import check_batches
-from ssdd_hub.pixel_space import black_pixel
+from ssdd_hub.record import shareable_name
 from ssdd_hub.runs import RunSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.runs.estimate import as_sized, estimate, minutes_checks
@@ -69,7 +78,7 @@ from ssdd_hub.statements import CLASS_LABELS
 from ssdd_hub.targets import FeatureCache, Targets, TargetSettings
 from ssdd_hub.targets.compute import StandInCache, compute_targets
 from ssdd_hub.targets.labels import LABELS, LabelCache, with_classes
-from ssdd_hub.teachers import TeacherSettings, TeacherTrainingSettings
+from ssdd_hub.teachers import Teacher, TeacherSettings, TeacherTrainingSettings, build_teacher
 from ssdd_hub.teachers.loading import load_or_train_teacher
 
 DEFAULT = Path(__file__).parent / "configs" / "digits.yaml"
@@ -97,6 +106,7 @@ class DistillConfig:
         evaluate: How much is measured.
         accuracy: The training of a network on the set alone, where its targets are class labels.
         probe: The linear probe of the students' features.
+        backbone_probe: Linear probes on frozen networks in place of the scores of students, where these are named.
         run: Where the run is kept, and how often.
         seed: Seed of everything random.
         minutes: How long the run should take: chooses the steps of teacher and distillation, in the ratio of their
@@ -123,6 +133,7 @@ class DistillConfig:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     accuracy: AccuracySettings = field(default_factory=AccuracySettings)
     probe: ProbeSettings = field(default_factory=ProbeSettings)
+    backbone_probe: BackboneProbeSettings = field(default_factory=BackboneProbeSettings)
     run: RunSettings = field(default_factory=RunSettings)
     seed: int = 0
     minutes: float | None = None
@@ -151,6 +162,15 @@ class DistillConfig:
                 self.distiller.augment or not self.targets.views,
                 "targets.views are augmented, so pass --distiller.augment true as well, or --targets.views 0",
             ),
+            (
+                not self.reads_frozen() or self.teacher.ready,
+                f"{self.method.name} reads a frozen backbone: give --teacher.backbone NAME --teacher.pretrained true, "
+                "or a timm model by --method.args '{backbone: NAME}'",
+            ),
+            (
+                not self.backbone_probe.backbones or self.targets.of == LABELS,
+                "backbone_probe.backbones learn the classes of a set: pass --targets.of labels, or leave them out",
+            ),
             *minutes_checks(self.minutes, self.run.estimate),
             METHODS.check(self.method, shared),
             own_networks_check(self.method.name, self.distiller.own_networks),
@@ -158,6 +178,15 @@ class DistillConfig:
         )
         if not self.output:
             object.__setattr__(self, "output", f"runs/{folder_name(self.data.name)}")
+
+    def reads_frozen(self) -> bool:
+        """Whether the method reads a network that is frozen, and no teacher since the targets are class labels."""
+        chosen = self.method
+        try:
+            settings = METHODS.settings(chosen.name, chosen.args, {**self.distiller.shared(), "pool": self.pool})
+        except InputError:  # which `METHODS.check` tells
+            return False
+        return self.targets.of == LABELS and getattr(settings, "backbone", None) == "teacher"
 
 
 def evaluate(
@@ -173,7 +202,7 @@ def evaluate(
     beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
     set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
     first = Accuracy(config.accuracy, config.student_training) if config.targets.of == LABELS else TeacherError()
-    protocols = [first, LinearProbe(config.probe)]
+    protocols = BackboneProbe.of_each(config.backbone_probe) or [first, LinearProbe(config.probe)]
     candidates = [StudentEntry.of(student.name, student.building(), protocols, **distilled.student_shape)]
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
     parts = (set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts)
@@ -183,6 +212,13 @@ def evaluate(
 def own_space(config: DistillConfig, space: PixelSpace) -> PixelSpace:
     """The pixel space of the set, given that of the students."""
     return space if config.distiller.pixel_space == "normalised" else PixelSpace.raw(space.channels)
+
+
+def frozen_backbone(config: DistillConfig, accelerator: Accelerator) -> Teacher | None:
+    """The ready teacher of a run on class labels whose method reads one; its features are no targets."""
+    if not config.reads_frozen():
+        return None
+    return build_teacher(config.teacher.backbone, **config.teacher.building()).to(accelerator.device)
 
 
 def build_distiller(
@@ -205,10 +241,11 @@ def build_distiller(
     shape = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": targets.width}
     student = StudentBuilder(config.student.name, **{**shape, **config.student.building()})
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes, "folder": folder}
-    place["own_networks"] = settings.own_networks
+    place |= {"own_networks": settings.own_networks, "frozen": frozen_backbone(config, accelerator)}
     problem = Problem(batches, student, engine, settings.batch_size, config.seed, source, **place)
     space = own_space(config, source.pixel_space)
-    given = {"black": black_pixel(space, "cpu").flatten().tolist(), "real": real_of(source, space, pairs)}
+    black, white = (space.normalise(torch.full((space.channels, 1, 1), end)).flatten().tolist() for end in (0.0, 1.0))
+    given = {"black": black, "white": white, "real": real_of(source, space, pairs)}
     synthetic = build_parameterisation(chosen.name, pairs, chosen.args, {**shared, **given})
     method = build_method(config.method.name, problem, config.method.args, shared)
     return Distiller(synthetic, method, settings, accelerator)
@@ -296,6 +333,9 @@ def make_set(config: DistillConfig) -> DistilledSet:
     provenance = describe_run(to_dict(config), images.provenance, teacher, transform, space, about_students)
     provenance |= {"method": config.method.name.replace("_", "-"), "target_features": features.describe()}
     provenance |= {"use": config.student_training.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
+    if frozen := distiller.method.problem.frozen:
+        provenance["backbone"] = {**frozen.identity(), "name": shareable_name(frozen.name)}
+        provenance["license"] = derive_licence(provenance["license"], frozen.license)
     kept = None if transform.kind == "none" else transform
     stored = pack(distiller.parameterisation, own, config.storage)
     classes = {"labels": stored.decode()["targets"].argmax(1), "label_names": images.label_names} if labelled else {}

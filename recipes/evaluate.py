@@ -34,6 +34,7 @@ from ssdd_hub.evaluation.loading import (
     prepare_references,
 )
 from ssdd_hub.evaluation.protocols.accuracy import check_labels
+from ssdd_hub.evaluation.protocols.backbone_probe import NAME as BACKBONE_PROBE
 from ssdd_hub.evaluation.protocols.dd_ranking import DD_RANKING, RANDOM
 from ssdd_hub.evaluation.protocols.rank import RANK
 from ssdd_hub.models import StudentTrainingSettings
@@ -53,6 +54,7 @@ DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 EQUAL = ("images", "bytes", "both")
 RECIPE = {each.name for each in fields(StudentTrainingSettings)} - {"epochs", "max_steps", "steps", "batch_size"}
 PROTOCOLS = ("accuracy", "teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK, DD_RANKING)
+PROTOCOLS += (BACKBONE_PROBE,)
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ class EvaluateConfig:
             `--dataset-args.cars.label_column label`.
         students: The networks that are pre-trained: timm names, or `own`, what the first set was distilled with.
         student_args: Arguments of a student's timm model, by its name.
-        protocols: What scores them: `accuracy` (of sets with labels), `teacher_error`, `probe`, `probe_mkdt`,
-            `finetune`, `knn`, `krr`, `kd`, `rank`, `dd_ranking`. By default `teacher_error` and `probe`, for targets
-            that are class labels `accuracy` and `probe`.
+        protocols: What scores them: `accuracy` and `backbone_probe` (of sets with labels), `teacher_error`, `probe`,
+            `probe_mkdt`, `finetune`, `knn`, `krr`, `kd`, `rank`, `dd_ranking`. By default `teacher_error` and `probe`,
+            for targets that are class labels `accuracy` and `probe`.
         evaluate: How much is measured.
         source: The images that the sets were made of; their name is `none` where they are not to be had.
         teacher: The teacher of their targets; its backbone is `none` where it is not to be had.
@@ -98,6 +100,7 @@ class EvaluateConfig:
         kd: Knowledge distillation without target data.
         rank: Ranking of architectures.
         dd_ranking: The two scores of DD-Ranking, of sets with labels.
+        backbone_probe: Linear probes on frozen networks that a set with labels trains.
         selection: How references are selected.
         run: How the processes compute.
         cache: Folder of cached teacher features; `features/` of the output folder when not given.
@@ -137,6 +140,7 @@ class EvaluateConfig:
     kd: kinds.KdSettings = field(default_factory=kinds.KdSettings)
     rank: kinds.RankSettings = field(default_factory=kinds.RankSettings)
     dd_ranking: kinds.DdRankingSettings = field(default_factory=kinds.DdRankingSettings)
+    backbone_probe: kinds.BackboneProbeSettings = field(default_factory=kinds.BackboneProbeSettings)
     selection: SelectionSettings = field(default_factory=SelectionSettings)
     run: LaunchSettings = field(default_factory=LaunchSettings)
     cache: str | None = None
@@ -166,6 +170,10 @@ class EvaluateConfig:
                 f"reference_training takes {', '.join(sorted(RECIPE))}; got {', '.join(map(show, otherwise))}",
             ),
             (
+                (BACKBONE_PROBE in self.protocols) == bool(self.backbone_probe.backbones),
+                "the protocol backbone_probe and --backbone-probe.backbones, which names networks, go together",
+            ),
+            (
                 DD_RANKING not in self.protocols or self.at_equal != "bytes",
                 "dd_ranking is beside as many random images: leave it out, or give --at-equal images or both",
             ),
@@ -188,7 +196,7 @@ class EvaluateConfig:
 
 
 def builders(config: EvaluateConfig, teacher: Teacher | None) -> dict[str, Callable[[], kinds.EvaluationProtocol]]:
-    """Returns what builds each protocol but `rank` and `dd_ranking`, by name."""
+    """Returns what builds each protocol but `rank`, `dd_ranking` and `backbone_probe`, by name."""
     return {
         "accuracy": partial(kinds.Accuracy, config.accuracy, config.student_training),
         "teacher_error": kinds.TeacherError,
@@ -241,7 +249,9 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     if robust:
         known = {protocol.name: protocol for protocol in [*scoring, *variants.values()]}
         scoring = list(known.values())
-    if robust or "accuracy" in config.protocols:
+    if BACKBONE_PROBE in config.protocols:
+        scoring += kinds.BackboneProbe.of_each(config.backbone_probe)
+    if robust or {"accuracy", BACKBONE_PROBE} & {*config.protocols}:
         for name, distilled in sets.items():
             check_labels(name, distilled)
     candidates = loader.candidates(config.students, config.student_args, scoring)

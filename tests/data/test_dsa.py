@@ -7,7 +7,19 @@ from scipy import ndimage
 from torchvision.transforms.functional import InterpolationMode, affine
 
 from ssdd_hub.data import augment
-from ssdd_hub.data.augment import OPERATIONS, augment_dsa, change_colours, cut_out, mirror, rescale, rotate, shift
+from ssdd_hub.data.augment import (
+    AUGMENTATIONS,
+    FURTHER,
+    OPERATIONS,
+    augment_dsa,
+    change_colours,
+    cut_out,
+    mirror,
+    rescale,
+    resize_crops,
+    rotate,
+    shift,
+)
 
 
 def make_images(count=4, channels=3, height=9, width=9, seed=0, dtype=torch.float32):
@@ -188,3 +200,47 @@ def test_one_image_of_one_pixel_has_a_flip_and_a_colour():
     for seed in range(5):
         assert torch.equal(OPERATIONS["flip"](image, torch.Generator().manual_seed(seed)), image)
         assert 0.5 <= OPERATIONS["colour"](image, torch.Generator().manual_seed(seed)).item() <= 1.5
+
+
+def test_a_crop_is_shown_at_the_size_of_its_image():
+    images = make_images(3, height=8, width=12, dtype=torch.float64)
+    whole = resize_crops(images, torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+    torch.testing.assert_close(whole, images, rtol=0, atol=1e-5)
+    crops = torch.tensor([[0.25, 0.5, 0.5, 0.5], [0.0, 0.0, 0.5, 0.25], [0.5, 0.25, 0.25, 0.75]])
+    for image, found, (top, left, height, width) in zip(images, resize_crops(images, crops), crops, strict=True):
+        rows, columns = slice(int(8 * top), int(8 * (top + height))), slice(int(12 * left), int(12 * (left + width)))
+        expected = torch.nn.functional.interpolate(image[None, :, rows, columns], (8, 12), mode="bilinear")[0]
+        # Beyond the centres of the crop's outer pixels there is more of the image.
+        inside = (slice(None), slice(2, 6), slice(2, -2))
+        torch.testing.assert_close(found[inside], expected[inside], rtol=0, atol=1e-5)
+
+
+def test_random_parts_are_of_the_shares_and_proportions_of_the_paper(monkeypatch):
+    seen = []
+    monkeypatch.setattr(augment, "resize_crops", lambda images, crops: seen.append(crops) or images)
+    images = torch.zeros(4000, 1, 2, 2)
+    FURTHER["resize"](images, torch.Generator().manual_seed(0), False)
+    FURTHER["resize"](images, torch.Generator().manual_seed(0), True)
+    assert len(seen[1]) == 1
+    top, left, height, width = seen[0].T
+    assert min(top.min(), left.min()) >= 0 and max((top + height).max(), (left + width).max()) <= 1 + 1e-6
+    area, ratio = height * width, width / height
+    assert 0.079 < area.min() < 0.1 and area.max() > 0.95 and abs(area.mean() - 0.53) < 0.02
+    assert 0.74 < ratio.min() < 0.76 and 1.32 < ratio.max() < 1.34
+
+
+def test_half_of_the_images_get_noise():
+    images = torch.zeros(1000, 1, 4, 4)
+    noisy = FURTHER["noise"](images, torch.Generator().manual_seed(0), False)
+    changed = noisy.flatten(1).abs().sum(1) > 0
+    assert 450 < changed.sum() < 550 and noisy[changed].std().item() == pytest.approx(0.2, rel=0.05)
+    assert noisy[changed].mean().abs() < 0.01
+
+
+def test_gradients_pass_a_random_part_with_noise():
+    images = make_images(2, 1, 4, 4, dtype=torch.float64).requires_grad_()
+
+    def change(given):
+        return AUGMENTATIONS["flip-resize-noise"](given, torch.Generator().manual_seed(1), False)
+
+    assert torch.autograd.gradcheck(change, images)

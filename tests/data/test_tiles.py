@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ssdd_hub.data.tiles import enlarge, shrink
+from ssdd_hub.data.tiles import enlarge, sample, shrink
 
 
 def in_plain_loops(tile, factor):
@@ -42,3 +42,26 @@ def test_shrinking_takes_the_mean_of_each_square():
     images = torch.arange(16.0).view(1, 1, 4, 4)
     assert torch.equal(shrink(images, 2), torch.tensor([[[[2.5, 4.5], [10.5, 12.5]]]]))
     assert shrink(images, 1) is images
+
+
+def test_places_between_pixels_are_sampled_bilinearly_and_those_outside_at_the_border():
+    drawn = torch.Generator().manual_seed(2)
+    images = torch.randn(2, 3, 5, 7, dtype=torch.float64, generator=drawn)
+    rows, columns = ((torch.rand(2, count, generator=drawn) * 1.6 - 0.3) * size for count, size in ((4, 5), (6, 7)))
+    found = sample(images, rows, columns)
+    # In half sizes from the centre, as `grid_sample` has them.
+    grid = torch.stack(
+        [
+            (2 * columns + 1)[:, None].expand(2, 4, 6) / 7 - 1,
+            (2 * rows + 1)[:, :, None].expand(2, 4, 6) / 5 - 1,
+        ],
+        3,
+    )
+    expected = functional.grid_sample(images, grid.double(), padding_mode="border", align_corners=False)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    shared = sample(images, rows[0], columns[0])
+    torch.testing.assert_close(shared[0], found[0], rtol=1e-12, atol=1e-12)
+    size = [(torch.arange(large) + 0.5) * small / large - 0.5 for large, small in ((13, 5), (9, 7))]
+    expected = functional.interpolate(images, (13, 9), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(sample(images, *(each.double() for each in size)), expected, rtol=0, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda given: sample(given, rows, columns), images.requires_grad_())

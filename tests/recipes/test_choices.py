@@ -16,7 +16,7 @@ NEEDED = {"evaluate": ["--set", "a"], "audit": ["--set", "a"], "publish": ["--re
 # What has no list: places, names of files, columns, splits and branches, and texts.
 FREE = """
     cache output name config revision split heldout_split image_column label_column backbone checkpoint expert
-    set repo tag license license_reason scores teacher collection sets datasets students classifier forms
+    set repo tag license license_reason scores teacher collection sets datasets students classifier forms backbones
 """.split()
 
 

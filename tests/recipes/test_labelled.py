@@ -153,3 +153,29 @@ def test_images_without_classes_are_no_source_of_labels(photos, refuse, tmp_path
     given = arguments(photos, tmp_path / "run")
     refuse(["have none: name their column"], "distill", *given, "--data.label-column", "none")
     refuse(["1 of 30 images", "no class"], "distill", *given, "--data.on-corrupt", "refuse")
+
+
+def test_a_set_for_a_frozen_backbone_names_it_and_is_scored_by_probes_on_it(photos, launch, refuse, tmp_path):
+    place = Path(__file__).parents[2] / "model_cards" / "cifar100-barlow-twins"
+    frozen, probed = f"local-dir:{place}", f"backbone_probe {place.name}"
+    words = ("--method", "lgm", "--method.args", "{views: 2}", "--parameterisation", "pyramid", "--init", "herding")
+    words += ("--parameterisation.args", "{every: 1}", "--storage.pixels", "uint8", "--selection.backbone", frozen)
+    probe = ("--backbone-probe.backbones", frozen, "--backbone-probe.views", 2)
+    given = arguments(photos, tmp_path / "run", *words, *probe, "--teacher.model-args", "{}")
+    refuse(["lgm reads a frozen backbone", "--teacher.backbone NAME"], "distill", *given)
+    teacher = ("--teacher.backbone", frozen, "--teacher.pretrained", "true")
+    launch("distill", *given, *teacher)
+    made = DistilledSet.load(tmp_path / "run" / "distilled")
+    about = made.provenance
+    assert about["targets"] == "class labels" and about["method"] == "lgm" and "teacher" not in about
+    assert "barlow_twins" in about["backbone"]["name"] and about["backbone"]["weights_sha256"]
+    assert str(place.parent) not in json.dumps(about) and made.images.shape == (6, 3, 16, 16)
+    records = json.loads((tmp_path / "run" / "scores.json").read_text())
+    records = records["records"] if isinstance(records, dict) else records
+    assert {record["set"] for record in records if record["protocol"] == probed} == {"distilled", "random"}
+    words = ("--set", tmp_path / "run" / "distilled", "--protocol", "backbone_probe", "--evaluate.seeds", 1)
+    words += ("--references", "herding", "--selection.backbone", frozen, "--output", tmp_path / "scores")
+    refuse(["go together"], "evaluate", *words)
+    launch("evaluate", *words, *probe)
+    records = json.loads((tmp_path / "scores" / "scores.json").read_text())["records"]
+    assert {record["set"] for record in records if record["protocol"] == probed} == {"distilled", "herding"}

@@ -34,6 +34,7 @@ LABELLED = {
     "frepo_labels": (METHODS.known["frepo"], {"flip": True, "pool": PoolSettings(2, 4, optimizer="adam")}),
     "rfad_labels": (METHODS.known["rfad"], {"loss": "cross_entropy", "redraw_every": 3}),
     "clp_dd": (METHODS.known["clp_dd"], {"backbone": "student"}),
+    "lgm_labels": (METHODS.known["lgm"], {"real_views": 2}),
     **{name: (METHODS.known[name], {}) for name in ("mtt", "tesla", "datm")},
 }
 METHOD_CLASSES = {**METHODS.known, **{name: kind for name, (kind, _) in LABELLED.items()}, MeanMatch.name: MeanMatch}
@@ -44,7 +45,7 @@ CASES = [
     (method, name)
     for method in METHOD_CLASSES
     for name in PARAMETERISATION_CLASSES
-    if method in ("krr_st", MeanMatch.name) or name in ("pixels", "factor")
+    if method in ("krr_st", MeanMatch.name) or name in ("pixels", "factor") or (method, name) == ("lgm", "pyramid")
 ]
 SHARED = {
     **{"lr_images": 1e-2, "lr_targets": 1e-2, "ridge": 1e-3, "penalty": 1e-2},
@@ -53,6 +54,8 @@ SHARED = {
     **{"num_groups": 3, "real_images": 5, "set_images": 3, "training_steps": 2, "training_batch": 4},
     # Few and short trajectories, and starts at two of their epochs.
     **{"experts": 2, "expert_steps": 2, "expert_epochs": 3, "unroll": 3, "unroll_batch": 4, "min_start": 0},
+    # A layer of a pyramid more after every third step.
+    **{"every": 3},
     **{"max_start": 2, "first_max_start": 1, "expert_learning_rate": 0.1, "step_size": 0.1},
 }
 
@@ -101,7 +104,7 @@ def build(method, parameterisation, accelerator, kind="fast", source=None, place
 
 def settings_of(kind, **changed):
     known = kind.Settings.__dataclass_fields__
-    own = {"networks": 2} if kind.name == "rfad" else {}
+    own = {"rfad": {"networks": 2}, "lgm": {"backbone": "student", "views": 3}}.get(kind.name, {})
     return kind.Settings(**{name: value for name, value in SHARED.items() if name in known} | own | changed)
 
 

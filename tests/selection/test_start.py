@@ -1,6 +1,7 @@
 """What a distilled set starts from."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ssdd_hub.selection.start import INITS, start_from
 from ssdd_hub.targets.labels import OneHot
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
+from ssdd_hub.teachers import build_teacher
 
 
 def test_a_random_start_is_that_of_the_first_runs(source):
@@ -118,3 +120,14 @@ def test_herding_within_a_class_goes_by_the_features_of_a_trained_network(labell
     own = (given.bank.labels == 0).nonzero()[:, 0]
     distances = (features[own] - features[own].mean(0)).square().sum(1)
     assert int(rows[0]) == int(own[distances.argmin()])
+
+
+def test_herding_within_a_class_may_go_by_the_features_of_a_frozen_network(labelled):
+    place = Path(__file__).parents[2] / "model_cards" / "cifar100-barlow-twins"
+    settings, given = replace(SMALL, backbone=f"local-dir:{place}", backbone_size=32), labelled()
+    rows = start_from("herding", given, 3, 3, settings)[2]
+    network = build_teacher(settings.backbone)
+    features = network(given.bank.pixels / 255).double()
+    for number, row in enumerate(rows.tolist()):
+        own = (given.bank.labels == number).nonzero()[:, 0]
+        assert row == int(own[(features[own] - features[own].mean(0)).square().sum(1).argmin()])

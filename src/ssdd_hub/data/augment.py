@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ssdd_hub.data.tiles import sample
+
 PADDING = 4
 
 # The ranges of DSA (Zhao and Bilen, ICML 2021, arXiv 2102.08259): those of its released code for the strategy
@@ -23,6 +25,13 @@ CUTOUT = 0.5
 FLIP = 0.5
 SCALE = (1 / 1.2, 1.2)
 ROTATION = 15.0
+
+# Of linear gradient matching (arXiv 2511.16674): the shares of an image's area that are shown, and their widths by
+# their heights; the std of noise, and the share of images that have it.
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+NOISE = 0.2
+NOISY = 0.5
 
 # Of images, a generator, and whether all images share one draw.
 Augmentation = Callable[[Tensor, torch.Generator, bool], Tensor]
@@ -78,11 +87,11 @@ def augment_dsa(images: Tensor, generator: torch.Generator, alike: bool = False)
 
 
 def augment_in_turn(names: Sequence[str]) -> Augmentation:
-    """Returns the augmentation that applies several of `OPERATIONS`, one after another, to every batch."""
+    """Returns the augmentation that applies several of `OPERATIONS` and `FURTHER`, in turn, to every batch."""
 
     def augment(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
         for name in names:
-            images = OPERATIONS[name](images, generator, alike)
+            images = {**OPERATIONS, **FURTHER}[name](images, generator, alike)
         return images
 
     return augment
@@ -147,6 +156,17 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
     return _resample(images, [[angles.cos(), -angles.sin()], [angles.sin(), angles.cos()]])
 
 
+def resize_crops(images: Tensor, crops: Tensor) -> Tensor:
+    """Shows a rectangle of each image at the size of the image, bilinearly.
+
+    `crops (n, 4)`, or `(1, 4)` for all, are top, left, height and width, as shares of the image.
+    """
+    crops = crops.to(images)
+    parts = zip(images.shape[-2:], crops[:, :2].T, crops[:, 2:].T, strict=True)
+    centres = [(torch.arange(size).to(images) + 0.5, first[:, None], part[:, None]) for size, first, part in parts]
+    return sample(images, *(len(place) * first + place * part - 0.5 for place, first, part in centres))
+
+
 def _resample(images: Tensor, matrix: list[list[Tensor]]) -> Tensor:
     """Samples the result at `(x, y)`, from the centre in half sizes, from the image at `matrix (x, y)`."""
     turned = torch.stack([torch.stack(row, 1) for row in matrix], 1)  # (n, 2, 2)
@@ -204,6 +224,21 @@ def _random_rotation(images: Tensor, generator: torch.Generator, alike: bool = F
     return rotate(images, _uniform((_draws(images, alike),), -ROTATION, ROTATION, generator))
 
 
+def _random_resize(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
+    count = _draws(images, alike)
+    area = _uniform((count,), *AREA, generator)
+    ratio = _uniform((count,), math.log(RATIO[0]), math.log(RATIO[1]), generator).exp()
+    size = torch.stack([(area / ratio).sqrt(), (area * ratio).sqrt()], 1).clamp_max(1)
+    return resize_crops(images, torch.cat([torch.rand(count, 2, generator=generator) * (1 - size), size], 1))
+
+
+def _random_noise(images: Tensor, generator: torch.Generator, alike: bool = False) -> Tensor:
+    count = _draws(images, alike)
+    noise = NOISE * torch.randn(count, *images.shape[1:], generator=generator)
+    noisy = torch.rand(count, generator=generator) < NOISY
+    return images + (noise * noisy[:, None, None, None]).to(images)
+
+
 OPERATIONS: dict[str, Augmentation] = {
     "colour": _random_colours,
     "crop": _random_shift,
@@ -212,10 +247,15 @@ OPERATIONS: dict[str, Augmentation] = {
     "scale": _random_scale,
     "rotate": _random_rotation,
 }
+FURTHER: dict[str, Augmentation] = {"resize": _random_resize, "noise": _random_noise}
+"""Operations that are none of DSA's: a random part of an image at its size; noise, in units of the pixels' std."""
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": lambda images, generator, alike: images,
     "dsa": augment_dsa,
     "colour-crop": augment_in_turn(("colour", "crop")),
     "colour-crop-cutout": augment_in_turn(("colour", "crop", "cutout")),
+    "flip-resize": augment_in_turn(("flip", "resize")),
+    "flip-resize-noise": augment_in_turn(("flip", "resize", "noise")),
 }
-"""By name, those of methods that match a set with real images: of DSA, and of IDC (arXiv 2205.14959)."""
+"""By name, those of methods that match a set with real images: of DSA, IDC (arXiv 2205.14959), and linear gradient
+matching (arXiv 2511.16674)."""

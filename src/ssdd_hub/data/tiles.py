@@ -1,4 +1,4 @@
-"""Bilinear up-sampling of images by a whole factor, and the down-sampling by means that precedes it."""
+"""Bilinear up-sampling of images by a whole factor or at any places, and down-sampling by means."""
 
 import torch
 from torch import Tensor
@@ -30,3 +30,21 @@ def _stretch(tiles: Tensor, factor: int, dim: int) -> Tensor:
 def shrink(images: Tensor, factor: int) -> Tensor:
     """Returns images `(n, C, H, W)` shrunk `factor` times by the mean of each square; the sides must be multiples."""
     return images if factor == 1 else functional.avg_pool2d(images, factor)
+
+
+def sample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Returns the values of images `(n, C, H, W)` at all pairs of rows and columns, bilinearly, `(n, C, h, w)`.
+
+    Places are in pixels from the centre of the first one, `(h,)` and `(w,)`, or `(n, h)` and `(n, w)`, other ones for
+    each image; those beyond the centre of the last pixel are moved to it. Products of matrices compute it, whose
+    gradient adds in a fixed order, on a GPU too.
+    """
+    return _weights(rows, images, -2) @ images @ _weights(columns, images, -1).mT
+
+
+def _weights(places: Tensor, images: Tensor, dim: int) -> Tensor:
+    """Returns the share of each pixel along a dimension in the value at each place, `(..., h, H)`."""
+    size = images.shape[dim]
+    places = places.to(images)[..., None].clamp(0, size - 1)
+    shares = (1 - (places - torch.arange(size).to(images)).abs()).clamp_min(0)
+    return shares if shares.ndim == 2 else shares[:, None]

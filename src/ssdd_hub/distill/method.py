@@ -14,6 +14,7 @@ from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.errors import Check, require
 from ssdd_hub.seeds import derive_seed, draw_distinct, seeded
 from ssdd_hub.selection.source import Source
+from ssdd_hub.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Problem:
         source: All real images, their targets and the teacher; None where a script has only batches.
         rank: This process.
         world: Number of processes.
+        frozen: A network whose features a method may read, where targets are class labels; None where there is none.
         folder: Where a run keeps what `Method.prepare` makes, if it is much; None where there is no run.
         own_networks: Whether each process has networks of its own; see `DistillerSettings`.
     """
@@ -41,6 +43,7 @@ class Problem:
     source: Source | None = None
     rank: int = 0
     world: int = 1
+    frozen: Teacher | None = None
     folder: Path | None = None
     own_networks: bool = False
 

@@ -18,6 +18,7 @@ from ssdd_hub.models.pretraining import StudentTrainingSettings, check_batches, 
 from ssdd_hub.seeds import derive_seed, generator, seeded
 from ssdd_hub.selection.coresets import Points, herding, kcenter, kmeans
 from ssdd_hub.selection.source import Source, SourcePairs
+from ssdd_hub.teachers.teacher import build_teacher
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class SelectionSettings(Settings, section="selection"):
         expert: The network of `high_loss`, and of core sets and `rded` where targets are class labels, which are made
             of the features of one, or judge crops by it: a timm model name.
         expert_args: Further arguments of that model; the default is MKDT's ConvNet.
+        backbone: For core sets of class labels in the features of a frozen network instead: the name of a timm model,
+            with its weights. `herding` of one image a class is then the one nearest to the centroid.
+        backbone_size: Height and width that images are resized to for it; by default what it states.
         experts: Trained networks whose errors are averaged. MKDT has 100.
         expert_steps: Steps that each is trained. MKDT has 20 passes, 3,900 steps for 50,000 images.
         expert_batch_size: Images per step; all of them where there are fewer.
@@ -54,6 +58,8 @@ class SelectionSettings(Settings, section="selection"):
     kmeans_batch_size: Count = 1024
     expert: str = "ssdd_convnet3"
     expert_args: dict[str, Any] = field(default_factory=lambda: {"widths": [128, 128, 128], "norm": "instance"})
+    backbone: str | None = None
+    backbone_size: Count | None = None
     experts: Count = 1
     expert_steps: Count = 1000
     expert_batch_size: Count = 256
@@ -222,7 +228,11 @@ def train_expert(source: Source, pairs: SourcePairs, seed: int, settings: Select
 
 
 def _expert_features(source: Source, seed: int, settings: SelectionSettings) -> Tensor:
-    """Returns the features `(N, F)`, on the CPU, of a network that was trained to tell the classes of the source."""
+    """Returns features `(N, F)`, on the CPU, of a frozen network or of one trained to tell the source's classes."""
+    if settings.backbone:
+        network = build_teacher(settings.backbone, input_size=settings.backbone_size).to(source.device)
+        parts = torch.split(source.bank.pixels, 512)
+        return torch.cat([network(part.to(source.device, torch.float32) / 255).cpu() for part in parts])
     pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
     expert, parts = train_expert(source, pairs, seed, settings, 0), torch.split(torch.arange(len(pairs)), 512)
     with torch.no_grad():

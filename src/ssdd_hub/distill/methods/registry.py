@@ -11,13 +11,14 @@ from ssdd_hub.distill.methods.frepo import Frepo
 from ssdd_hub.distill.methods.idc import Idc
 from ssdd_hub.distill.methods.idm import Idm
 from ssdd_hub.distill.methods.krr_st import KrrSt
+from ssdd_hub.distill.methods.lgm import Lgm
 from ssdd_hub.distill.methods.mkdt import Mkdt
 from ssdd_hub.distill.methods.mtt import Datm, Mtt, Tesla
 from ssdd_hub.distill.methods.rfad import Rfad
 from ssdd_hub.distill.registry import Registry
 from ssdd_hub.errors import Check, InputError
 
-_OURS = (KrrSt, Mkdt, Frepo, Rfad, ClpDd, Dm, Idm, Dc, Idc, Mtt, Tesla, Datm)
+_OURS = (KrrSt, Mkdt, Frepo, Rfad, ClpDd, Lgm, Dm, Idm, Dc, Idc, Mtt, Tesla, Datm)
 METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", *_OURS)
 
 

@@ -6,12 +6,13 @@ from typing import Any
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import Parameterisation
 from ssdd_hub.distill.parameterisations.plain import GROUP, PLAIN
+from ssdd_hub.distill.parameterisations.pyramid import Pyramid
 from ssdd_hub.distill.parameterisations.quantised import Quantised
 from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.distill.registry import Registry
 
 PARAMETERISATIONS: Registry[Parameterisation] = Registry(
-    "parameterisation", Parameterisation, GROUP, *PLAIN.known.values(), Quantised, Views
+    "parameterisation", Parameterisation, GROUP, *PLAIN.known.values(), Pyramid, Quantised, Views
 )
 
 

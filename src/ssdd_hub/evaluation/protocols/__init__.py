@@ -6,6 +6,10 @@ from ssdd_hub.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ssdd_hub.evaluation.protocols.accuracy import Accuracy as Accuracy, AccuracySettings as AccuracySettings
+    from ssdd_hub.evaluation.protocols.backbone_probe import (
+        BackboneProbe as BackboneProbe,
+        BackboneProbeSettings as BackboneProbeSettings,
+    )
     from ssdd_hub.evaluation.protocols.base import (
         EvaluationProtocol as EvaluationProtocol,
         LabelledProtocol as LabelledProtocol,
@@ -35,6 +39,7 @@ else:
     __getattr__, __all__ = lazy_names(
         __name__,
         "accuracy: Accuracy AccuracySettings",
+        "backbone_probe: BackboneProbe BackboneProbeSettings",
         "base: EvaluationProtocol LabelledProtocol Measure Pretrained",
         "dd_ranking: DdRankingSettings accuracy_variants robustness_records",
         "finetune: FineTuning FinetuneSettings",

@@ -5,7 +5,7 @@ This is the table that papers on labelled sets print.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from ssdd_hub.selection.source import SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.pretrain import SetPairs
 
+Recipe = TypeVar("Recipe", bound=Any)
 NAME = "accuracy"
 LOSSES = ("hard", "soft", "mse")
 SCHEDULES = ("step", "constant", "cosine")
@@ -78,7 +79,18 @@ class AccuracySettings(Settings, section="accuracy"):
         return self.learning_rate * (0.1 if self.schedule == "step" and step > steps // 2 else 1.0)
 
 
-class Accuracy(LabelledProtocol[AccuracySettings]):
+class OfSetsWithLabels(LabelledProtocol[Recipe]):
+    """Base of protocols that train on the labels of a set alone, whatever students are pre-trained to."""
+
+    trains_itself = True
+
+    def applies(self, pretrained: Pretrained, data: RealData) -> bool:
+        """Whether there is a set with labels, which are the classes of the data."""
+        labels = None if pretrained.pairs is None else labels_of(pretrained.pairs)
+        return data.labelled and labels is not None and same_classes(_names(pretrained.pairs), data)
+
+
+class Accuracy(OfSetsWithLabels[AccuracySettings]):
     """Accuracy on held-out images of a fresh network that was trained on the labelled images of a set alone.
 
     The network is the student before its pre-training, with a head for the classes; the last iterate is scored, in
@@ -90,8 +102,6 @@ class Accuracy(LabelledProtocol[AccuracySettings]):
         use: The recipe of pre-training, of which `augment: own` takes the augmentation.
         name: The name of the protocol in the scores.
     """
-
-    trains_itself = True
 
     def __init__(self, settings: AccuracySettings, use: StudentTrainingSettings, name: str = NAME) -> None:
         super().__init__(settings)
@@ -106,15 +116,10 @@ class Accuracy(LabelledProtocol[AccuracySettings]):
         least = min(self.settings.batch_size, size)
         return {f"--accuracy.batch-size {self.settings.batch_size} on a set of {size}": least}
 
-    def applies(self, pretrained: Pretrained, data: RealData) -> bool:
-        """Whether there is a set with labels, which are the classes of the data."""
-        labels = None if pretrained.pairs is None else _labels(pretrained.pairs)
-        return data.labelled and labels is not None and same_classes(_names(pretrained.pairs), data)
-
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
         """Trains a network and measures its accuracy."""
         pairs = pretrained.pairs
-        labels = None if pairs is None else _labels(pairs)
+        labels = None if pairs is None else labels_of(pairs)
         if pairs is None or labels is None:
             raise ValueError("a network is trained on a set with labels, and this one has none: check applies first")
         student = pretrained.build()
@@ -178,7 +183,7 @@ def same_classes(names: list[str] | None, data: RealData) -> bool:
     return names is None or own is None or list(names) == list(own)
 
 
-def _labels(pairs: Pairs) -> Tensor | None:
+def labels_of(pairs: Pairs) -> Tensor | None:
     """Returns the classes `(M,)` of a set; None where one is unknown."""
     kept = pairs.distilled if isinstance(pairs, SetPairs) else pairs.source if isinstance(pairs, SourcePairs) else None
     labels = None if kept is None else kept.labels
