@@ -59,8 +59,6 @@ class DiskStore(PixelStore):
 
     def close(self) -> None:
         """See `PixelStore.close`."""
-        if self._file is not None:
-            self._file.close()
         self._lock.release()
 
     def finish(self) -> tuple[Tensor, str]:
@@ -150,12 +148,10 @@ class DiskStore(PixelStore):
     def _become_colour(self) -> None:
         grey, self._file, self.mode = self._file, None, "rgb"
         if grey is not None:
-            grey.close()
             # Opened again, for its records to be those of now.
             grey = PixelFile(grey.path, (1, *self._shape[1:]))
             for place, row in enumerate(grey.rows):
                 self._write(int(row), grey.read(place).repeat(3, 0))
-            grey.close()
 
     def _put(self, pixels: Any) -> None:
         self._write(self.num_rows, pixels)

@@ -47,7 +47,6 @@ class PixelFile:
     def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
         self.path, self._shape, self._size = path, shape, math.prod(shape)
         self._rows, self._skipped = path.with_suffix(".rows"), path.with_suffix(".skipped")
-        self._files: dict[Path, Any] = {}
         records = np.fromfile(self._rows, _RECORD) if self._rows.exists() else np.empty(0, _RECORD)
         records = records[: path.stat().st_size // self._size if path.exists() else 0]
         self.rows, self._digests = records["row"], records["digest"]
@@ -65,11 +64,10 @@ class PixelFile:
         Raises:
             InputError: They have another hash than when they were written.
         """
-        if self.path not in self._files:
-            self._files[self.path] = self.path.open("rb", buffering=0)
         pixels = np.empty(self._shape, np.uint8)
-        self._files[self.path].seek(place * self._size)
-        self._files[self.path].readinto(pixels.data.cast("B"))
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(place * self._size)
+            file.readinto(pixels.data.cast("B"))
         if _digest(pixels) != bytes(self._digests[place]):
             raise InputError(f"{self.path} is damaged at image {place}: remove {self.path.parent}")
         return pixels
@@ -86,25 +84,17 @@ class PixelFile:
 
     def keep(self, count: int, skipped: dict[int, str]) -> None:
         """Drops all but the first images and these rows left out; what is written follows them."""
-        self.close()
         for path, size in ((self.path, self._size), (self._rows, _RECORD.itemsize), (self._skipped, 0)):
             path.touch()
             os.truncate(path, count * size)
         for row, reason in skipped.items():
             self.skip(row, reason)
 
-    def close(self) -> None:
-        """Closes the files."""
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
-
     def _write(self, path: Path, content: bytes) -> None:
-        if path not in self._files:
-            self._files[path] = path.open("ab", buffering=0)
         try:
-            if self._files[path].write(content) < len(content):
-                raise OSError("the disk is full")
+            with path.open("ab", buffering=0) as file:
+                if file.write(content) < len(content):
+                    raise OSError("the disk is full")
         except OSError as error:
             raise InputError(
                 f"{path} cannot be written ({error}): make room, or choose another --data.cache"
