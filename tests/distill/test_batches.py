@@ -154,8 +154,8 @@ def test_rows_on_the_disk_are_read_by_a_thread_one_step_ahead_and_batches_are_th
 
 def test_a_disk_that_is_slower_than_the_steps_is_not_asked_for_more_and_more():
     ahead, done, gate = ReadAhead(), [], threading.Event()
-    for number in range(3 * ReadAhead.MOST):
-        ahead(lambda number=number: gate.wait(60) and done.append(number))
+    for number in range(2 * ReadAhead.MOST):
+        ahead(lambda number=number: gate.wait(600) and done.append(number))
     gate.set()
     ahead.wait()
     assert done == list(range(ReadAhead.MOST))

@@ -1,5 +1,6 @@
 """Batches of real images with their targets: batch `s` is a pure function of `(seed, s)`."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,15 +36,16 @@ class ReadAhead:
     that is slower than the steps no more than `MOST` readings are waited for.
     """
 
-    MOST = 1024
+    MOST = 256
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, "read-ahead")
-        self._begun: list[Future[object]] = []
+        self._begun = deque[Future[object]]()
 
     def __call__(self, read: Callable[[], object]) -> None:
         """Begins a reading; its errors come again where the step reads."""
-        self._begun = [each for each in self._begun if not each.done()]
+        while self._begun and self._begun[0].done():
+            self._begun.popleft()
         if len(self._begun) < self.MOST:
             self._begun.append(self._pool.submit(read))
 

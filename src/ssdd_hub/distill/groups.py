@@ -80,11 +80,12 @@ class Groups:
 
     def real(self, number: int, count: int, step: int) -> Pairs:
         """Returns at most `count` different real images of a group, drawn by the seed and the step."""
-        members, real = self._members[number], self._real
+        real, members = self._real, self._members[number]
         size = min(count, len(members))
 
         def rows(step: int) -> Tensor:
-            return members[draw_batch(len(members), size, self.seed, f"real images of group {number}", step)]
+            drawn: Tensor = members[draw_batch(len(members), size, self.seed, f"real images of group {number}", step)]
+            return drawn
 
         if real.ahead:
             real.ahead(lambda: real.read_at(rows(step + 1)))
