@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from data_folders import banks_of, flat, picture, reds, refuses, save_as, save_folder
@@ -15,6 +16,7 @@ from reference.warm import Running
 
 from ssdd_hub.data import bank
 from ssdd_hub.data.bank import DataSettings
+from ssdd_hub.data.pixel_files import map_pixels
 from ssdd_hub.errors import SettingsError
 
 WORKER = Path(__file__).parents[1] / "reference" / "cache_worker.py"
@@ -231,6 +233,16 @@ def test_a_full_disk_is_said_before_an_image_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=3 * 64 - 1))
     refuses(banks_of, "the pixels need 0.0 GB in .*, or another --data.cache", folder, cache=str(tmp_path / "kept"))
     assert not list((tmp_path / "kept").glob("*/*.pixels"))
+
+
+def test_more_pixels_than_the_machine_has_memory_are_mapped(tmp_path):
+    count = 2 * psutil.virtual_memory().total // 2**20
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(count * 2**20)
+        file.seek((count - 1) * 2**20)
+        file.write(b"\7")
+    pixels = map_pixels(tmp_path / "sparse", (count, 1, 1024, 1024))
+    assert pixels[[0, count - 1], 0, 0, 0].tolist() == [0, 7]
 
 
 def test_mistakes_are_named(tmp_path):

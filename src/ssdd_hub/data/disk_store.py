@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ssdd_hub.data.decode import LARGEST_SIZE, PixelStore, fingerprint_pixels, require_room
-from ssdd_hub.data.pixel_files import INDEX_FILE, PixelFile, open_folder
+from ssdd_hub.data.pixel_files import INDEX_FILE, PixelFile, map_pixels, open_folder
 from ssdd_hub.errors import InputError
 from ssdd_hub.files import atomic_path
 
@@ -73,8 +71,7 @@ class DiskStore(PixelStore):
 
     def pixels(self) -> Tensor:
         """See `PixelStore.pixels`."""
-        # Nothing writes: copying on write is what torch takes of a file that cannot be written.
-        return torch.from_numpy(np.memmap(self._path, np.uint8, "c", shape=(self.count, *self._shape)))
+        return map_pixels(self._path, (self.count, *self._shape))
 
     @property
     def _path(self) -> Path:

@@ -4,12 +4,15 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
+import torch
 from PIL import features
+from torch import Tensor
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.plain_files import require_plain_tree
@@ -31,6 +34,14 @@ def open_folder(cache: Path, key: dict[str, Any]) -> tuple[Path, dict[str, Any]]
     folder = cache / f"images-{hash_json(key)[:32]}"
     require_plain_tree(folder)
     return folder, key
+
+
+def map_pixels(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """Returns the images in a file, `shape`, uint8, as a map that nothing must write to."""
+    with warnings.catch_warnings():
+        # A map that could be written would count as memory, which systems refuse where they have less.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(np.memmap(path, np.uint8, "r", shape=shape))
 
 
 class PixelFile:
