@@ -24,6 +24,14 @@ _STALE = 86400  # seconds after which no process still writes a temporary file
 _NUMBERS = itertools.count()
 
 
+def user_cache() -> Path | None:
+    """Returns the folder in this user's cache for what this package keeps there; None where there is no home."""
+    # As in a container whose user has no name.
+    home = os.path.expanduser("~")
+    place = os.environ.get("XDG_CACHE_HOME") or (os.path.join(home, ".cache") if os.path.isabs(home) else None)
+    return Path(place, "ssdd_hub") if place else None
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder, renamed to `path` when the block ends well and removed otherwise.

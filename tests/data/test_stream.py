@@ -200,3 +200,59 @@ def test_other_files_beside_the_images_do_not_count(tmp_path):
     before = stream(folder).fingerprint
     (folder / "0 notes.txt").write_text("nothing")
     assert reds(stream(folder)) == [0, 1, 2] and stream(folder).fingerprint == before
+
+
+def pass_over(images, fails_at=()):
+    """The values of all rows of a pass, or why there is none."""
+    found = []
+    for number, row in enumerate(images.rows()):
+        if number not in fails_at:
+            try:
+                found.append(int(row()[0, 0, 0]))
+            except CorruptImageError as error:
+                found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize("layout", ["parquet", "tar", "folder"])
+def test_a_second_pass_reads_what_the_first_one_has_decoded(tmp_path, monkeypatch, layout):
+    contents = {f"{index:03}.png": b"no image" if index == 4 else picture(index) for index in range(9)}
+    folder, cache = save_as(tmp_path / "set", layout, contents), str(tmp_path / "kept")
+    settings = {"image_size": 16, "on_corrupt": "skip"}
+    first = stream(folder, **settings)
+    expected = pass_over(first)
+    images = stream(folder, cache=cache, **settings)
+    assert images.fingerprint == first.fingerprint and images.provenance == first.provenance
+    # A part of the rows at first, as another process computes the others.
+    assert pass_over(images, fails_at=(0, 4, 7)) == [expected[row] for row in (1, 2, 3, 5, 6, 8)]
+    other = stream(folder, cache=cache, **settings)
+    monkeypatch.setattr("ssdd_hub.data.bank.decode_image", lambda *given: pytest.fail("a row was decoded again"))
+    for row, decode in enumerate(other.rows()):
+        if row not in (0, 4, 7):
+            assert int(decode()[0, 0, 0]) == expected[row]
+    monkeypatch.undo()
+    assert pass_over(other) == expected and len(list(tmp_path.glob("kept/*/rows-*.pixels"))) == 2
+    for each in (other, stream(folder, cache=cache, **settings)):
+        monkeypatch.setattr(each._source, "stream", lambda: pytest.fail("the stream was read again"))
+        assert pass_over(each) == expected
+    assert torch.equal(torch.stack([row() for n, row in enumerate(each.rows()) if n != 4]), read_sound(first, 4))
+
+
+def read_sound(images, corrupt):
+    return torch.stack([row() for number, row in enumerate(images.rows()) if number != corrupt])
+
+
+def test_damaged_rows_of_a_stream_are_refused_and_torn_ones_decoded_again(tmp_path):
+    folder, cache = save_parquet(tmp_path / "set", COLOURS[:9]), str(tmp_path / "kept")
+    assert pass_over(stream(folder, cache=cache)) == list(range(9))
+    (pixels,) = tmp_path.glob("kept/*/rows-00000.pixels")
+    content = pixels.read_bytes()
+    # As after a kill: the last image is not whole.
+    os.truncate(pixels, len(content) - 1)
+    assert pass_over(stream(folder, cache=cache)) == list(range(9)) and pixels.read_bytes() == content
+    pixels.write_bytes(content[:200] + b"x" + content[201:])
+    refuses(pass_over, r"rows-00000.pixels is damaged at image 1: remove ", stream(folder, cache=cache))
+    (pixels.parent / "index.json").write_text('{"key": {}, "num_rows": 9}')
+    refuses(
+        pass_over, r"does not hold the rows of this stream \(index.json is of others\)", stream(folder, cache=cache)
+    )

@@ -1,11 +1,14 @@
+import threading
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ssdd_hub.data.augment import crop_flip
-from ssdd_hub.distill.batches import build_batches
+from ssdd_hub.distill.batches import ReadAhead, build_batches
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.targets.bank import FeatureBank
 from ssdd_hub.targets.cache import FeatureCache, fixed_views
 from ssdd_hub.targets.targets import Targets
 from ssdd_hub.targets.transform import TargetTransform
@@ -23,8 +26,8 @@ def pixels(digits):
 def build(digits, small_teacher, accelerator, tmp_path):
     """Builds batches of a kind: `plain`, `views` or `augmented`."""
 
-    def build(kind, images=10, batch_size=7, seed=3, dtype=torch.float32):
-        source = digits[0].subset(range(images))
+    def build(kind, images=10, batch_size=7, seed=3, dtype=torch.float32, on_disk=False):
+        source = replace(digits[0].subset(range(images)), on_disk=on_disk)
         cache = FeatureCache(small_teacher(dtype=dtype), accelerator, tmp_path / str(dtype), shard_size=4)
         features = cache.features(source)
         targets = Targets(features, TargetTransform.fit("standardise", features), dtype)
@@ -130,3 +133,38 @@ def test_rows_of_a_batch_are_those_of_its_images(build, pixels):
     for step in (0, 3):
         assert torch.equal(which(batches(step)[0], pixels), batches.rows(step))
         assert torch.equal(which(batches(step, 1, 2)[0], pixels), batches.rows(step)[3:])
+
+
+@KINDS
+def test_rows_on_the_disk_are_read_by_a_thread_one_step_ahead_and_batches_are_the_same(build, kind, monkeypatch):
+    read, features = [], FeatureBank.__getitem__
+    from_disk, in_memory = build(kind, on_disk=True), build(kind)
+
+    def noted(bank, rows):
+        read.append((threading.current_thread().name.partition("_")[0], sorted(rows.tolist())))
+        return features(bank, rows)
+
+    monkeypatch.setattr(FeatureBank, "__getitem__", noted)
+    expected = None
+    for step in (0, 1, 2):
+        ours = from_disk(step, 0, 2)
+        from_disk.ahead.wait()
+        asked, ahead = ([rows for thread, rows in read if thread == name] for name in ("MainThread", "read-ahead"))
+        # Each step asks for what the thread has read during the one before.
+        assert expected in (None, asked)
+        for one, other in zip(ours, in_memory(step, 0, 2), strict=True):
+            assert torch.equal(one, other)
+        expected = ahead
+        read.clear()
+    assert in_memory.ahead is None and bool(expected) == (kind != "augmented")
+
+
+def test_a_disk_that_is_slower_than_the_steps_is_not_asked_for_more_and_more():
+    ahead, done, gate = ReadAhead(), [], threading.Event()
+    for number in range(2 * ReadAhead.MOST):
+        ahead(lambda number=number: gate.wait(600) and done.append(number))
+    gate.set()
+    ahead.wait()
+    assert done == list(range(ReadAhead.MOST))
+    ahead(lambda: 1 / 0)
+    ahead.wait()

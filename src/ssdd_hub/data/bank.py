@@ -1,9 +1,10 @@
 """Image datasets, decoded once into one uint8 tensor."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -13,12 +14,25 @@ from tqdm.auto import tqdm
 
 from ssdd_hub.bounds import Count, Rule, Settings, Weight, either
 from ssdd_hub.data.columns import require_split
-from ssdd_hub.data.decode import LARGEST_SIZE, SMALLEST_SIZE, CorruptImageError, PixelStore, decode_image
+from ssdd_hub.data.decode import (
+    CHANNELS,
+    LARGEST_NATIVE_SIZE,
+    LARGEST_SIZE,
+    SMALLEST_SIZE,
+    CorruptImageError,
+    PixelStore,
+    allocate,
+    decode_image,
+    fingerprint_pixels,
+)
 from ssdd_hub.data.digits import DigitsSource
+from ssdd_hub.data.disk_store import DiskStore
 from ssdd_hub.data.labels import Labels
 from ssdd_hub.data.left_out import refuse_left_out
 from ssdd_hub.data.sources import DatasetSource
 from ssdd_hub.errors import Check, InputError
+from ssdd_hub.files import user_cache
+from ssdd_hub.record import hash_json
 from ssdd_hub.seeds import generator
 
 HELDOUT_SPLITS = ("test", "validation", "valid", "val", "dev")
@@ -47,10 +61,13 @@ class DataSettings(Settings, section="data"):
         max_images: At most this many images of the split, and of the held-out images, drawn by seed.
         on_corrupt: `refuse` stops at an image that cannot be decoded, and at image files in a folder that are in no
             split; `skip` leaves them out and lists them.
-        memory_budget_gb: Pixels that need more than this many gigabytes live in a memory-mapped temporary file.
-        streaming: Read the images of the split once, in their order, without keeping them; only `compute_targets.py`
-            can. `max_images` are then the first ones, none are held out, and `auto` and None above mean the mode and
-            the size of the first image.
+        memory_budget_gb: Pixels that may need more than this many gigabytes are kept on the disk, in `cache`, and a
+            step reads the rows of its batch.
+        cache: Folder of decoded images: where it is given, all are kept there, and a later start, or a second pass of
+            a stream, decodes none again. None for the user's cache, for images above `memory_budget_gb` alone.
+        streaming: Read the images of the split once, in their order, keeping them in `cache` alone; only
+            `compute_targets.py` can. `max_images` are then the first ones, none are held out, and `auto` and None
+            above mean the mode and the size of the first image.
         follow_links: Also read what symbolic links in a folder lead to outside of it; only for links of your own.
 
     Raises:
@@ -75,6 +92,7 @@ class DataSettings(Settings, section="data"):
     max_images: Count | None = None
     on_corrupt: Annotated[str, either("refuse", "skip")] = "refuse"
     memory_budget_gb: Weight = 4.0
+    cache: str | None = None
     streaming: bool = False
     follow_links: bool = False
 
@@ -91,6 +109,7 @@ class DataSettings(Settings, section="data"):
             "digits take none of --data.config, --data.revision, --data.image-column and --data.label-column",
         )
         yield self.name != "digits" or not self.streaming, "digits are in memory: leave out --data.streaming"
+        yield self.name != "digits" or self.cache is None, "digits are in memory: leave out --data.cache"
         yield (
             self.heldout_split != self.split,
             f"--data.heldout-split must differ from --data.split; both are '{self.split}'",
@@ -110,6 +129,8 @@ class ImageBank:
     labels: Tensor | None  # (N,), int64; -1 marks an unknown one
     label_names: list[str] | None  # one per class
     provenance: dict[str, Any]
+    on_disk: bool = False  # whether the pixels are such a map
+    budget: int = 2**40  # bytes of pixels in memory; those of a larger subset are in a temporary file
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -139,20 +160,14 @@ class ImageBank:
         return str(self.provenance["fingerprint"])
 
     def subset(self, indices: Tensor | Sequence[int]) -> "ImageBank":
-        """Returns a bank of some of the images, copied into memory, in the order of the indices."""
+        """Returns a bank of some of the images, copied, in the order of the indices."""
         indices = torch.as_tensor(indices, dtype=torch.int64)
-        pixels = self.pixels[indices]
+        pixels = torch.from_numpy(allocate((len(indices), *self.pixels.shape[1:]), self.budget))
+        for rows, part in zip(torch.split(indices, 256), torch.split(pixels, 256), strict=True):
+            part.copy_(self.pixels[rows])
         labels = None if self.labels is None else self.labels[indices]
         source = {**self.provenance, "num_images": len(pixels), "fingerprint": fingerprint_pixels(pixels)}
-        return replace(self, pixels=pixels, labels=labels, provenance=source)
-
-
-def fingerprint_pixels(pixels: Tensor, chunk: int = 4096) -> str:
-    """Returns the sha256 of the shape and the bytes of `pixels (N, C, H, W)`, uint8, read `chunk` images at a time."""
-    digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
-    for part in torch.split(pixels, chunk):
-        digest.update(part.contiguous().numpy().data)
-    return digest.hexdigest()
+        return replace(self, pixels=pixels, labels=labels, provenance=source, on_disk=pixels.nbytes > self.budget)
 
 
 def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) -> tuple[ImageBank, ImageBank]:
@@ -163,7 +178,7 @@ def load_images(settings: DataSettings, seed: int = 0, progress: bool = True) ->
     if settings.streaming:
         raise InputError(
             "--data.streaming reads images once and in their order, and here they are needed in any order: leave it "
-            "out; pixels above --data.memory-budget-gb are kept in a file"
+            "out; pixels above --data.memory-budget-gb are kept in files, in --data.cache"
         )
     source: DigitsSource | DatasetSource
     if settings.name == "digits":
@@ -235,20 +250,19 @@ def _load(
 ) -> ImageBank:
     split, indices, selection = chosen
     size = settings.image_size or source.default_size
-    store = PixelStore(len(indices), size, settings.mode, round(settings.memory_budget_gb * 1e9))
-    kept, skipped = [], []
-    rows = tqdm(source.rows(split, indices), f"decode {split}", len(indices), disable=not progress, delay=2)
-    for (where, read), index in zip(rows, indices, strict=True):
-        try:
-            image = decode_row(settings, split, where, read, size)
-        except CorruptImageError as error:
-            skipped.append(str(error))
-            continue
-        store.add(image, where)
-        kept.append(index)
-    if not kept:
-        raise none_decoded(settings, split, skipped)
-    pixels = store.pixels()
+    with closing(_open_store(source, chosen, settings, size)) as store:
+        first = store.num_rows
+        rows = source.rows(split, indices[first:])
+        for where, read in tqdm(rows, f"decode {split}", len(indices), initial=first, disable=not progress, delay=2):
+            try:
+                store.add(decode_row(settings, split, where, read, size), where)
+            except CorruptImageError as error:
+                store.skip(str(error))
+        skipped = [*store.skipped.values()]
+        if len(skipped) == len(indices):
+            raise none_decoded(settings, split, skipped)
+        pixels, fingerprint = store.finish()
+    kept = [index for row, index in enumerate(indices) if row not in store.skipped]
     numbers = None if labels is None else labels.numbers[kept]
     if labels is None or numbers is None or not (numbers >= 0).any():
         labels = numbers = None
@@ -262,9 +276,45 @@ def _load(
         "skipped": [*left_out, *skipped][:5],
         "image_size": store.image_size,
         "mode": store.mode,
-        "fingerprint": fingerprint_pixels(pixels),
+        "fingerprint": fingerprint,
     }
-    return ImageBank(pixels, numbers, labels.names if labels else None, provenance)
+    budget = _budget(settings)
+    on_disk = isinstance(store, DiskStore) or pixels.nbytes > budget
+    return ImageBank(pixels, numbers, labels.names if labels else None, provenance, on_disk, budget)
+
+
+def _budget(settings: DataSettings) -> int:
+    return round(settings.memory_budget_gb * 1e9)
+
+
+def _open_store(
+    source: DigitsSource | DatasetSource, chosen: _Choice, settings: DataSettings, size: int | None
+) -> PixelStore:
+    """Returns where the pixels go: into memory, or into a cache that may hold them already."""
+    split, indices, _ = chosen
+    most = len(indices) * CHANNELS.get(settings.mode, 3) * (size or LARGEST_NATIVE_SIZE) ** 2
+    place: Path | None = None
+    if settings.cache:
+        place = cache_of(settings, settings.cache)
+    elif most > _budget(settings) and (own := user_cache()):
+        place = own / "images"
+    if place is None or isinstance(source, DigitsSource):
+        return PixelStore(len(indices), size, settings.mode, _budget(settings))
+    facts = {name: source.describe(split)[name] for name in ("config", "image_column")}
+    facts |= {"files": source.versions(split), "rows": source.versions_of_rows(split), "split": split}
+    facts |= {"chosen": hash_json(indices), "image_size": size, "mode": settings.mode}
+    return DiskStore(place, {**facts, "on_corrupt": settings.on_corrupt}, len(indices), size, settings.mode)
+
+
+def cache_of(settings: DataSettings, place: str) -> Path:
+    """Returns the folder of decoded images of that name, refused inside that of the images, where it would be read."""
+    images, cache = Path(settings.name).resolve(), Path(place).resolve()
+    if images.is_dir() and images in (cache, *cache.parents):
+        raise InputError(
+            f"--data.cache {place} is inside --data.name {settings.name}, and what is kept there would be read as "
+            "images: choose another folder"
+        )
+    return Path(place)
 
 
 def decode_row(

@@ -1,5 +1,6 @@
 """Encoded image files as upright 8-bit images, grey or RGB, of one size."""
 
+import hashlib
 import io
 import math
 import re
@@ -7,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,34 +116,49 @@ class PixelStore:
     """At most `capacity` images of one size and mode, in one array.
 
     The size None is that of the first image, which all others must then have; the mode `auto` is grey until an image
-    with colour arrives. Above `budget` bytes the array is a memory-mapped temporary file, which has no name where the
-    system allows that and disappears with the process, however it ends.
+    with colour arrives. Above `budget` bytes the array is that of `allocate`.
+
+    Attributes:
+        mode: `grey` or `rgb`.
+        image_size: Pixels a side; 0 before the first image where none is given.
+        count: Images stored.
+        skipped: Why rows were left out, by their number in the order of `add` and `skip`.
     """
 
     def __init__(self, capacity: int, image_size: int | None, mode: str, budget: int) -> None:
         self.mode = "grey" if mode == "auto" else mode
         self.image_size = image_size or 0
+        self.count, self.skipped = 0, dict[int, str]()
         self._native, self._auto = image_size is None, mode == "auto"
         self._capacity, self._budget = capacity, budget
         self._array: Any = None
-        self._count = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are stored or left out: `add` and `skip` are called for the next one."""
+        return self.count + len(self.skipped)
 
     def add(self, image: Image.Image, where: str) -> None:
         """Resizes and stores an image of `decode_image`, which messages call `where`."""
         self.check_size(image, where)
-        grey = self._array
         if self._auto and image.mode == "RGB" and self.mode == "grey":
-            self.mode, self._array = "rgb", None
-        if self._array is None:
-            self._array = self._allocate()
-            if grey is not None:
-                self._array[: self._count] = grey[: self._count]
-        self._array[self._count] = to_pixels(image, self.mode, self.image_size)
-        self._count += 1
+            self._become_colour()
+        self._put(to_pixels(image, self.mode, self.image_size))
+
+    def skip(self, reason: str) -> None:
+        """Leaves a row out."""
+        self.skipped[self.num_rows] = reason
+
+    def finish(self) -> tuple[Tensor, str]:
+        """Returns the images added, `(N, C, H, W)`, uint8, and their fingerprint."""
+        return self.pixels(), fingerprint_pixels(self.pixels())
+
+    def close(self) -> None:
+        """Ends the use of the store, whether it was finished or not."""
 
     def pixels(self) -> Tensor:
         """Returns the images added so far, `(N, C, H, W)`, uint8."""
-        return torch.from_numpy(self._array[: self._count])
+        return torch.from_numpy(self._array[: self.count])
 
     def check_size(self, image: Image.Image, where: str) -> None:
         """Refuses an image that cannot keep its size, or has not that of the first one, where none is given."""
@@ -160,20 +177,52 @@ class PixelStore:
             )
         self.image_size = width
 
-    def _allocate(self) -> Any:
-        shape = (self._capacity, CHANNELS[self.mode], self.image_size, self.image_size)
-        size = math.prod(shape)
-        if size <= self._budget:
-            return np.empty(shape, np.uint8)
-        folder = tempfile.gettempdir()
-        if (free := shutil.disk_usage(folder).free) < size:
-            # Writing to a map on a full disk would kill the process.
-            raise InputError(
-                f"the pixels need {size / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB left; choose a "
-                "smaller --data.image-size or --data.max-images, a larger --data.memory-budget-gb, or another TMPDIR"
-            )
-        with tempfile.TemporaryFile() as file:
-            return np.memmap(file, np.uint8, "w+", shape=shape)
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return CHANNELS[self.mode], self.image_size, self.image_size
+
+    def _become_colour(self) -> None:
+        grey, self.mode = self._array, "rgb"
+        if grey is not None:
+            self._array = allocate((self._capacity, *self._shape), self._budget)
+            self._array[: self.count] = grey[: self.count]
+
+    def _put(self, pixels: Any) -> None:
+        if self._array is None:
+            self._array = allocate((self._capacity, *self._shape), self._budget)
+        self._array[self.count] = pixels
+        self.count += 1
+
+
+def allocate(shape: tuple[int, ...], budget: int) -> Any:
+    """Returns an array of bytes; above `budget` bytes it is a memory-mapped temporary file.
+
+    The file has no name where the system allows that, and disappears with the process, however it ends.
+    """
+    size = math.prod(shape)
+    if size <= budget:
+        return np.empty(shape, np.uint8)
+    require_room(size, tempfile.gettempdir(), "another TMPDIR")
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.uint8, "w+", shape=shape)
+
+
+def require_room(size: int, folder: str | Path, other: str) -> None:
+    """Refuses pixels of more bytes than a disk has left; `other` names the choice of another one."""
+    if (free := shutil.disk_usage(folder).free) < size:
+        # Writing to a map on a full disk would kill the process.
+        raise InputError(
+            f"the pixels need {size / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB left; choose a "
+            f"smaller --data.image-size or --data.max-images, a larger --data.memory-budget-gb, or {other}"
+        )
+
+
+def fingerprint_pixels(pixels: Tensor, chunk: int = 4096) -> str:
+    """Returns the sha256 of the shape and the bytes of `pixels (N, C, H, W)`, uint8, read `chunk` images at a time."""
+    digest = hashlib.sha256(str(tuple(pixels.shape)).encode())
+    for part in torch.split(pixels, chunk):
+        digest.update(part.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _explain(data: bytes) -> str:

@@ -1,5 +1,7 @@
 """The image datasets that `datasets` reads, of the Hub or a local folder, as encoded image files."""
 
+import hashlib
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,6 +160,42 @@ class DatasetSource:
                 content, path = (value["bytes"], value["path"]) if value else (None, None)
                 where = f"row {next(numbers)}" + (f" ({self._home.shown(path)})" if path else "")
                 yield where, partial(read_row, self._home, where, content, path)
+
+    def versions(self, split: str) -> list[list[str]]:
+        """Returns the files of a split, each with its commit, its ETag, or its size and time."""
+        if self._builder is None:
+            return [self._version(str(path), ()) for path in sorted(Path(self._home.opened).rglob("*.arrow"))]
+        by_split = self._builder.config.data_files or {}
+        if not by_split:  # prepared before, from what its hash tells
+            return [[str(self._builder.hash)]]
+        # Without files by split, any of them may belong to it.
+        parts = [by_split[split]] if split in by_split else by_split.values()
+        # `datasets` does not drop the metadata of files that it leaves out, but it has metadata of files on the Hub
+        # only, all of which have the same commit.
+        files = [pair for part in parts for pair in zip(part, part.origin_metadata, strict=False)]
+        return [self._version(file, origin) for file, origin in files]
+
+    def _version(self, file: str, origin: Sequence[str]) -> list[str]:
+        path = Path(file)
+        if not path.is_file():
+            return [file, *map(str, origin)]
+        return [self._home.shown(file), str(path.stat().st_size), str(path.stat().st_mtime_ns)]
+
+    def versions_of_rows(self, split: str) -> str:
+        """Returns a hash of the files, each with its size and time, that rows name instead of holding an image."""
+        import datasets
+        import pyarrow.compute as pc
+
+        table, digest = self._tables[split], hashlib.sha256()
+        column = self._image_column(table)
+        parts = table.select_columns([column]).cast_column(column, datasets.Image(decode=False)).flatten()
+        # Of Arrow tables, whose contents are not read.
+        for batch in parts.with_format("arrow").iter(1000):
+            named = batch[f"{column}.path"].filter(pc.is_null(batch[f"{column}.bytes"]))
+            for path in named.to_pylist():
+                place = self._home.find(path) if path and not path.startswith("data:") else None
+                digest.update(json.dumps(self._version(place.file, ()) if place else [path]).encode())
+        return digest.hexdigest()
 
     def check_apart(self, split: str, heldout_split: str) -> None:
         """Refuses data files that are in both splits."""

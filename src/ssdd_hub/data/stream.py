@@ -1,9 +1,8 @@
 """Images read once and in their order, from datasets that are larger than memory or not even downloaded."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssdd_hub.data.bank import DataSettings, decode_row, none_decoded
+from ssdd_hub.data.bank import DataSettings, cache_of, decode_row, none_decoded
 from ssdd_hub.data.columns import require_split
 from ssdd_hub.data.decode import CHANNELS, CorruptImageError, PixelStore, to_pixels
 from ssdd_hub.data.left_out import refuse_left_out
 from ssdd_hub.data.sources import MISTAKES, DatasetSource
+from ssdd_hub.data.stream_files import StreamFiles
 from ssdd_hub.errors import InputError
 from ssdd_hub.record import hash_json, shareable_name
 
@@ -45,12 +45,16 @@ class ImageStream:
         known = [count for count in (self._source.length, settings.max_images) if count]
         self.num_rows = min(known) if self._source.length else None
         decided_by = {
-            "files": self._source.versions,
+            "files": self._source.versions(settings.split),
             **{name: self._source.describe(settings.split)[name] for name in ("config", "image_column")},
             **{name: getattr(settings, name) for name in ("split", "max_images", "on_corrupt", "image_size")},
             "mode": self.mode,
         }
         self.fingerprint = hash_json(decided_by)
+        self._files: StreamFiles | None = None
+        if settings.cache:
+            shape = (self.num_channels, self.image_size, self.image_size)
+            self._files = StreamFiles(cache_of(settings, settings.cache), {"stream": self.fingerprint}, shape)
 
     @property
     def num_channels(self) -> int:
@@ -73,7 +77,13 @@ class ImageStream:
         }
 
     def rows(self) -> Iterator[Callable[[], Tensor]]:
-        """Yields for each row a function that decodes its image to `(C, H, W)`, uint8; see `decode_row`."""
+        """Yields for each row a function that decodes its image to `(C, H, W)`, uint8; see `decode_row`.
+
+        With `DataSettings.cache`, images that were decoded before are read from there.
+        """
+        return self._files.rows(self._rows) if self._files else self._rows()
+
+    def _rows(self) -> Iterator[Callable[[], Tensor]]:
         return (partial(self._pixels, where, read) for where, read in self._encoded())
 
     def _encoded(self) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -146,22 +156,3 @@ class _StreamedSource(DatasetSource):
             return len(self._streamed)
         stated = (self._builder.info.splits or {}).get(self._split)
         return stated.num_examples or None if stated else None
-
-    @property
-    def versions(self) -> list[list[str]]:
-        """The files of the split, each with its commit, its ETag, or its size and time."""
-        if self._builder is None:
-            return [self._version(str(path), ()) for path in sorted(Path(self._home.opened).rglob("*.arrow"))]
-        by_split = self._builder.config.data_files or {}
-        # Without files by split, any of them may belong to it.
-        parts = [by_split[self._split]] if self._split in by_split else by_split.values()
-        # `datasets` does not drop the metadata of files that it leaves out, but it has metadata of files on the Hub
-        # only, all of which have the same commit.
-        files = [pair for part in parts for pair in zip(part, part.origin_metadata, strict=False)]
-        return [self._version(file, origin) for file, origin in files]
-
-    def _version(self, file: str, origin: Sequence[str]) -> list[str]:
-        path = Path(file)
-        if not path.is_file():
-            return [file, *map(str, origin)]
-        return [self._home.shown(file), str(path.stat().st_size), str(path.stat().st_mtime_ns)]

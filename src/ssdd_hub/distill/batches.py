@@ -1,6 +1,8 @@
 """Batches of real images with their targets: batch `s` is a pure function of `(seed, s)`."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +29,32 @@ class Batches(Protocol):
         """Returns one process's slice: images `(b, C, H, W)` and targets `(b, D)`, on the device of the students."""
 
 
+class ReadAhead:
+    """A thread that reads rows from the disk into the system's memory before a step asks for them.
+
+    What it reads is dropped: the step reads it again, then from memory, so a batch is the same without it. Of a disk
+    that is slower than the steps no more than `MOST` readings are waited for.
+    """
+
+    MOST = 256
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "read-ahead")
+        self._begun = deque[Future[object]]()
+
+    def __call__(self, read: Callable[[], object]) -> None:
+        """Begins a reading; its errors come again where the step reads."""
+        while self._begun and self._begun[0].done():
+            self._begun.popleft()
+        if len(self._begun) < self.MOST:
+            self._begun.append(self._pool.submit(read))
+
+    def wait(self) -> None:
+        """Waits for all readings that have begun."""
+        for each in self._begun:
+            each.exception()
+
+
 @dataclass(kw_only=True)
 class RealBatches:
     """Base of all kinds of batches. On a GPU, pixels and targets with room for them are kept there.
@@ -38,6 +66,7 @@ class RealBatches:
         seed: Seed of the run.
         device: Where the batches go.
         dtype: Type of images and targets.
+        on_disk: Whether pixels or targets are: a thread then reads those of the next step during the present one.
     """
 
     pixels: Tensor
@@ -46,9 +75,11 @@ class RealBatches:
     seed: int
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
+    on_disk: bool = False
 
     def __post_init__(self) -> None:
         self.pixels = keep_on_device(self.pixels, self.device)
+        self.ahead = ReadAhead() if self.on_disk else None
 
     def rows(self, step: int) -> Tensor:
         """Returns the indices `(B,)` of the images of a step, over all processes."""
@@ -57,8 +88,20 @@ class RealBatches:
     def _take(self, step: int, rank: int, world: int) -> tuple[slice, Tensor, Tensor]:
         """Returns this process's slice of the batch, its indices, and its pixels in `[0, 1]`."""
         mine = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
+        if self.ahead:
+            self.ahead(lambda: self._read(step + 1, self.rows(step + 1)[mine], mine))
         indices = self.rows(step)[mine]
         return mine, indices, self._pixels(indices)
+
+    def _read(self, step: int, indices: Tensor, mine: slice) -> None:
+        """Reads what a step will read from the disk."""
+        self.read_pixels(indices)
+
+    def read_pixels(self, indices: Tensor) -> None:
+        """Reads pixels at indices `(n,)` from the disk, one image after another, so that no other threads join in."""
+        if self.pixels.device.type == "cpu":
+            for row in torch.split(indices, 1):
+                self.pixels.index_select(0, row)
 
     def _pixels(self, indices: Tensor) -> Tensor:
         return gather(self.pixels, indices, self.device).to(self.dtype) / 255
@@ -78,6 +121,14 @@ class CachedBatches(RealBatches):
         """See `Batches.__call__`."""
         _, indices, pixels = self._take(step, rank, world)
         return self.pixel_space.normalise(pixels), _rows(self.targets, indices, self.device).to(self.dtype)
+
+    def _read(self, step: int, indices: Tensor, mine: slice) -> None:
+        self.read_at(indices)
+
+    def read_at(self, indices: Tensor) -> None:
+        """Reads what `at` will read from the disk."""
+        self.read_pixels(indices)
+        _read_features(self.targets, indices)
 
     def at(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Returns images and targets at indices `(n,)`, on the CPU, instead of those of a step."""
@@ -113,14 +164,22 @@ class FixedCropBatches(RealBatches):
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> tuple[Tensor, Tensor]:
         """See `Batches.__call__`."""
         mine, indices, pixels = self._take(step, rank, world)
-        drawn = torch.randint(len(self.crops), (self.batch_size,), generator=generator(self.seed, "view", step))
-        views = drawn[mine]
+        views = self._views(step)[mine]
         # Views are grouped to read each bank once; a stable sort's inverse puts the targets back in their order.
         order = views.argsort(stable=True)
         parts = [_rows(part, indices[views == view], self.device) for view, part in enumerate(self.targets)]
         targets = gather(torch.cat(parts), order.argsort(), self.device)
         pixels = crop_flip(pixels, copy_async(self.crops[views, indices].long(), self.device))
         return self.pixel_space.normalise(pixels), targets.to(self.dtype)
+
+    def _views(self, step: int) -> Tensor:
+        return torch.randint(len(self.crops), (self.batch_size,), generator=generator(self.seed, "view", step))
+
+    def _read(self, step: int, indices: Tensor, mine: slice) -> None:
+        super()._read(step, indices, mine)
+        views = self._views(step)[mine]
+        for view, part in enumerate(self.targets):
+            _read_features(part, indices[views == view])
 
 
 @dataclass(kw_only=True)
@@ -169,6 +228,11 @@ def _rows(targets: Targets | Tensor, indices: Tensor, device: torch.device | str
     return gather(targets, indices, device) if isinstance(targets, Tensor) else copy_async(targets[indices], device)
 
 
+def _read_features(targets: Targets | Tensor, indices: Tensor) -> None:
+    if isinstance(targets, Targets):
+        targets.features[indices]
+
+
 def _ready(targets: Targets | Tensor, device: torch.device | str, copies: int = 1) -> Targets | Tensor:
     """Returns targets on a GPU as a whole where it has room for `copies` of them, and unchanged otherwise."""
     if isinstance(targets, Tensor):
@@ -202,7 +266,7 @@ def build_batches(
     """
     device, dtype = cache.accelerator.device, targets.dtype
     common: dict[str, Any] = {"pixels": source.pixels, "pixel_space": pixel_space, "batch_size": batch_size}
-    common |= {"seed": seed, "device": device, "dtype": dtype}
+    common |= {"seed": seed, "device": device, "dtype": dtype, "on_disk": source.on_disk or targets.on_disk}
     if not augment:
         return CachedBatches(**common, targets=targets)
     if views:

@@ -56,7 +56,8 @@ class Groups:
             "pixel_space": source.pixel_space,
             "targets": source.targets,
         }
-        self._real = CachedBatches(**shown, **place, batch_size=problem.batch_size)
+        on_disk = source.bank.on_disk or getattr(source.targets, "on_disk", False)
+        self._real = CachedBatches(**shown, **place, batch_size=problem.batch_size, on_disk=on_disk)
 
     @classmethod
     def find(cls, problem: Problem, targets: Tensor, count: int) -> "Groups":
@@ -79,9 +80,16 @@ class Groups:
 
     def real(self, number: int, count: int, step: int) -> Pairs:
         """Returns at most `count` different real images of a group, drawn by the seed and the step."""
-        members = self._members[number]
+        real, members = self._real, self._members[number]
         size = min(count, len(members))
-        return self.at(members[draw_batch(len(members), size, self.seed, f"real images of group {number}", step)])
+
+        def rows(step: int) -> Tensor:
+            drawn: Tensor = members[draw_batch(len(members), size, self.seed, f"real images of group {number}", step)]
+            return drawn
+
+        if real.ahead:
+            real.ahead(lambda: real.read_at(rows(step + 1)))
+        return self.at(rows(step))
 
     def any_real(self, count: int, purpose: str, step: int) -> tuple[Pairs, Tensor]:
         """Returns at most `count` real images of any group, with the group of each."""

@@ -59,18 +59,21 @@ def distil(
             if due:
                 _save(distiller, run, time.perf_counter() - started)
                 points.end_if_asked()
+    if first < last:
+        waited = f"{distiller.watch.share('data'):.1%} of the time of the steps went to real images and their targets"
+        distiller.accelerator.print(waited)
     return time.perf_counter() - started
 
 
 def _longest(distiller: Distiller) -> dict[str, str]:
-    """Returns the part of a step that took most of the time since the last call, and its share; none on a GPU."""
+    """Returns the shares of the data, and of the longest part, in the time since the last call; none on a GPU."""
     seconds = distiller.watch.seconds
     total = sum(seconds.values())
     if distiller.accelerator.device.type != "cpu" or total == 0:
         return {}
     part = max(seconds, key=lambda name: seconds[name])
     distiller.watch.reset()
-    return {part.replace(" ", "_"): f"{seconds[part] / total:.0%}"}
+    return {name.replace(" ", "_"): f"{seconds[name] / total:.0%}" for name in {part: 0, "data": 0}}
 
 
 def _warm_up(distiller: Distiller, run: RunFolder, progress: bool, heldout: HeldoutError | None) -> None:

@@ -192,7 +192,7 @@ def check_stated_images(
     stated = {"seed": provenance.get("seed", seed), **section(section(provenance, "settings"), "data")}
     now = {"seed": seed, **asdict(settings)}
     # A name is recorded without its folder; the others decide no pixel.
-    decide = now.keys() & stated.keys() - {"name", "label_column", "memory_budget_gb", "follow_links"}
+    decide = now.keys() & stated.keys() - {"name", "label_column", "memory_budget_gb", "cache", "follow_links"}
     differing = sorted(name for name in decide if now[name] != stated[name])
     for words, name, bank in (("source images", "source", source), ("held-out images", "heldout", heldout)):
         recorded = section(provenance, name).get("fingerprint")

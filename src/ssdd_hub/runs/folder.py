@@ -29,7 +29,7 @@ FREE = (
     *("output", "evaluate", "student_training", "probe"),
     *("run.checkpoint_every", "run.log_every", "run.cache", "run.trackers", "run.threads"),
     "run.estimate",
-    *("data.memory_budget_gb", "data.follow_links", "targets.refresh"),
+    *("data.memory_budget_gb", "data.cache", "data.follow_links", "targets.refresh"),
     *("teacher_training.checkpoint_every", "teacher_training.workers", "watch.every", "watch.probe"),
 )
 _CONFIG_FILE = "config.yaml"

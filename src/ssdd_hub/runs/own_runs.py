@@ -5,9 +5,10 @@ that are begun here are remembered, each by the hash of that file, as an empty f
 """
 
 import hashlib
-import os
 from contextlib import suppress
 from pathlib import Path
+
+from ssdd_hub.files import user_cache
 
 LARGEST_CONFIG = 2**20
 """Bytes of a `config.yaml` at most."""
@@ -36,7 +37,5 @@ def _entry(config: Path) -> Path | None:
         content = file.read(LARGEST_CONFIG + 1)
     if len(content) > LARGEST_CONFIG:
         return None
-    # As in a container whose user has no name, there may be no home.
-    home = os.path.expanduser("~")
-    place = os.environ.get("XDG_CACHE_HOME") or (os.path.join(home, ".cache") if os.path.isabs(home) else None)
-    return Path(place, "ssdd_hub", "runs", hashlib.sha256(content).hexdigest()) if place else None
+    place = user_cache()
+    return place / "runs" / hashlib.sha256(content).hexdigest() if place else None

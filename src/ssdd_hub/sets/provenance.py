@@ -85,6 +85,8 @@ def _describe_origin(config: Facts, source: Facts) -> dict[str, Any]:
     settings = {name: values for name, values in config.items() if name not in _NOT_STATED}
     settings["run"] = {"mixed_precision": config["run"]["mixed_precision"]}
     settings["data"] = {**settings["data"], "name": shareable_name(settings["data"]["name"])}
+    # Where pixels are kept, which is no part of what the set is.
+    settings["data"].pop("cache", None)
     return {
         "settings": _shareable(without_folders(settings)),
         "seed": config["seed"],

@@ -91,6 +91,11 @@ class Targets:
         """Width `D'`."""
         return self.transform.width
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether each access reads the features from the disk."""
+        return isinstance(self.features, FeatureBank) and self.features.num_bytes > MOST_IN_MEMORY
+
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         """Returns targets `(n, D')`, on the CPU, of a slice, or at indices `(n,)` in `[0, N)`, which may repeat."""
         return self._ready(self.features[rows].to("cpu", self.dtype))

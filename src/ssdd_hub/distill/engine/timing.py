@@ -18,6 +18,7 @@ class Stopwatch:
     def __init__(self, device: torch.device | None = None) -> None:
         self._device = device if device is not None and device.type == "cuda" else None
         self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._before = dict.fromkeys(PARTS, 0.0)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -32,4 +33,11 @@ class Stopwatch:
 
     def reset(self) -> None:
         """Sets all to zero."""
+        for name, seconds in self.seconds.items():
+            self._before[name] += seconds
         self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    def share(self, name: str) -> float:
+        """Returns the share of one part in the seconds of all, whatever was reset; 0 before the first part."""
+        total = sum(self._before.values()) + sum(self.seconds.values())
+        return (self._before[name] + self.seconds[name]) / total if total else 0.0
