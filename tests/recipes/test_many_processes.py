@@ -64,7 +64,7 @@ def test_a_config_is_one_of_accelerate_and_says_how_it_is_used(name):
     assert config.distributed_type == DistributedType.MULTI_GPU and config.num_processes % config.num_machines == 0
     command = re.search(r"(?m)^# Command: (.*)$", CONFIGS[name].read_text())[1]
     assert f"--config_file recipes/configs/accelerate/{name}.yaml" in command
-    assert f"configs/accelerate/{name}.yaml" in (ROOT / "recipes" / "many_processes.md").read_text()
+    assert f"configs/accelerate/{name}.yaml" in (ROOT / "recipes" / "scale.md").read_text()
 
 
 def test_the_script_for_slurm_is_one_of_bash():
