@@ -82,6 +82,6 @@ def test_the_outer_gradient_launches_what_its_formula_needs():
     assert counts["aten.native_batch_norm"] == counts["aten.cudnn_batch_norm"] == 0
 
 
-@pytest.mark.parametrize(("settings", "most"), [({}, 190), ({"blocks": 3}, 230), ({"inner_steps": 2}, 255)])
+@pytest.mark.parametrize(("settings", "most"), [({}, 190), ({"blocks": 3}, 232), ({"inner_steps": 2}, 263)])
 def test_a_step_launches_no_more_than_it_did(settings, most):
     assert 0.5 * most < sum(count(**settings).values()) <= most

@@ -111,7 +111,7 @@ def test_token_and_mean_are_normalised_where_the_model_does_so_after_pooling():
         (Tokens(TOKENS[:, :1], cls_token=torch.zeros(1)), "mean", "gives no feature map or patch tokens"),  # PiT
         (Tokens(TOKENS[:, 0]), "mean", "gives no feature map or patch tokens"),
         (Tokens(TOKENS, cls_token1=nn.Parameter(torch.zeros(1))), "mean", "gives no feature map"),  # CoaT
-        (Tokens(TOKENS), "max", "features must be one of pre_logits, cls, mean, got 'max'"),
+        (Tokens(TOKENS), "max", "features must be one of pre_logits, cls, mean, flat, got 'max'"),
     ],
 )
 def test_features_that_a_model_does_not_have_are_refused(model, kind, message):

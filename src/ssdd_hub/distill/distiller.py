@@ -203,7 +203,7 @@ class Distiller:
 
         Returns:
             `loss`, a scalar tensor, what the method logs of the step, the learning rate `lr` of the images, and
-            `finite`, a scalar tensor: whether loss and gradients are.
+            `finite`, a scalar tensor: the sum of loss and gradients, which is finite where these are.
         """
         step = self.outer_step
         if self.parameterisation.grow(step):
@@ -215,7 +215,7 @@ class Distiller:
         loss, *gradients = self._mean(self.method.gradients(self._pairs(rows), step))
         with self.watch.part("update"):
             # Read by the loop when it writes its log, so that no step waits for a GPU.
-            finite = torch.stack([part.isfinite().all() for part in (loss, *gradients)]).all()
+            finite = sum((part.sum() for part in gradients), start=loss)
             self._backward(gradients, rows)
             self.optimizer.step()
             self.optimizer.zero_grad()

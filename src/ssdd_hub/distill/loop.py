@@ -112,10 +112,10 @@ def _require_finite(record: dict[str, Any], run: RunFolder, distiller: Distiller
     It comes before the checkpoint of that step.
     """
     inner, method = record.get("inner_loss"), distiller.method
-    loss, finite = record["loss"], record.pop("finite", True)
+    loss, finite = record["loss"], record.pop("finite", 0.0)
     if not math.isfinite(loss):
         what = f"loss is {loss}"
-    elif not finite:
+    elif not math.isfinite(finite):
         what = f"loss is {loss:.4g} and its gradient is not finite"
     elif inner is not None and not math.isfinite(inner):
         what = f"loss is {loss:.4g} and the inner loss {inner}"

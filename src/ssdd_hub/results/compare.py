@@ -38,8 +38,8 @@ DIFFERENCE_NOTE = (
 )
 EQUAL_BYTES_NOTE = (
     "The baseline, which each cell names, is the best by its mean of the references that fill as many bytes as the "
-    "set, or the fewest above. It was chosen by the scores that it is tested with, which flatters it and makes the "
-    "comparison harder for the set: what is better is so by more than it seems, what is worse by less."
+    "set. It was chosen by the scores that it is tested with, which flatters it and makes the comparison harder for "
+    "the set: what is better is so by more than it seems, what is worse by less."
 )
 _ROUNDING = 1e-12
 

@@ -18,7 +18,7 @@ from ssdd_hub.text import redact_tokens
 
 Facts = Mapping[str, Any]
 # Settings that are no part of what a set is; of `minutes` the steps that it gave are.
-_NOT_STATED = ("output", "run", "evaluate", "minutes")
+_NOT_STATED = ("output", "run", "evaluate", "backbone_probe", "minutes")
 # At the start of a word of the command line, after `=` or `local-dir:`, or in quotes as in JSON.
 _ABSOLUTE_FOLDER = re.compile(r"""(^|[=:"'])~?/(?!/)(?:[^"']*/)?(?=[^/"'])""")
 
