@@ -107,7 +107,9 @@ def test_a_config_that_is_not_that_of_a_run_is_refused(tmp_path, config):
 def test_a_set_alone_states_what_its_provenance_holds(tmp_path, small_teacher):
     ready, about = {"backbone": "hf-hub:owner/name", "pretrained": True}, {"name": "digits", "license": "mit"}
     config = {**CONFIG, "teacher": ready, "run": {"mixed_precision": "no"}, "student": {"name": "ssdd_convnet3"}}
-    described = describe_run(config, about, small_teacher(), TargetTransform.fit("none", torch.zeros(2, 24)), SPACE)
+    described = describe_run(
+        config, about, small_teacher(), TargetTransform.fit("none", torch.zeros(2, 24)), SPACE, {}
+    )
     stated = stated_settings(str(make_set(**described, use=USE.describe()).save(tmp_path / "run" / "set")))
     assert set(stated) == {"source", "seed", "teacher", "student_training"}
     assert (stated["source"], stated["seed"], stated["teacher"]) == (CONFIG["data"], 3, ready)

@@ -194,7 +194,8 @@ def test_what_is_stated_wrongly_is_reported_by_its_name(parse):
     assert found == [
         "pool.sise is not a setting; the nearest is pool.size (--help all lists them)",
         "pool.size must be of type int, got 'many'",
-        "teachers.backbone is not a setting; the nearest is teacher.backbone (--help all lists them)",
+        "teachers.backbone is not a setting; the nearest is teacher.backbone or selection.backbone "
+        "(--help all lists them)",
         "data is a section; give its settings one by one, such as data.name",
         "pool.max_age must be at least 1, got 0",
     ]

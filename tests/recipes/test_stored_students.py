@@ -9,9 +9,8 @@ import torch
 from timm.models import create_model
 
 from ssdd_hub import DistilledSet
-from ssdd_hub.record import section
+from ssdd_hub.record import read_metadata, section
 from ssdd_hub.sets.card import render_dataset_card
-from ssdd_hub.sets.folder import read_metadata
 from ssdd_hub.teachers.folder import write_folder
 
 RECIPES = Path(__file__).parents[2] / "recipes"

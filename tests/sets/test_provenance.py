@@ -26,7 +26,8 @@ def describe(tmp_path, monkeypatch, small_teacher):
         config = to_dict(parse_config(DistillConfig, tmp_path / "default.yaml"))
         fitted = TargetTransform.fit(transform, torch.randn(5, 24))
         source = {**SOURCE, "name": config["data"]["name"], **source}
-        return describe_run(config, source, teacher or small_teacher(), fitted, PixelSpace((0.3,), (0.4,)))
+        student = {name: config["student"][name] for name in ("name", "model_args")}
+        return describe_run(config, source, teacher or small_teacher(), fitted, PixelSpace((0.3,), (0.4,)), student)
 
     return describe
 

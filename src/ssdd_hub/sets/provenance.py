@@ -29,18 +29,18 @@ def describe_run(
     teacher: Teacher | None,
     transform: TargetTransform,
     student_space: PixelSpace,
-    student: Facts | None = None,
+    student: Facts,
 ) -> dict[str, Any]:
     """Returns the provenance of a distilled set, but for what only the end of the run knows.
 
     `config` holds the resolved settings, `source` is `ImageBank.provenance`, `transform` maps features of the teacher
     to targets, and networks pre-trained on the set take real images in `student_space`. Without a teacher the targets
     are class labels, and no settings of teachers are stated; with one, none of the training on labels. `student` is
-    `StudentBuilder.describe()`, by default the settings; the licence of weights is one of the set's too.
+    `StudentBuilder.describe()`; the licence of weights is one of the set's too.
     """
     idle = ("teacher", "teacher_training") if teacher is None else ("accuracy",)
     # The name of stored weights is no architecture, which is all that a reader takes from a record.
-    student = _shareable(without_folders({"student": student or config["student"]})["student"])
+    student = _shareable(without_folders({"student": student})["student"])
     config = {name: values for name, values in config.items() if name not in idle}
     if "weights" in student:
         config["student"] = student
