@@ -29,7 +29,7 @@ PAGES = [
     for pattern in ("*.md", "recipes/**/*.md", "model_cards/*.md")
     for page in sorted(ROOT.glob(pattern))
 ]
-QUICK = 15  # seconds of one core, that the first example of the README may take on a fresh install
+QUICK = 30  # seconds of CPU, which are more where cores share units
 # What stands for a value in a command, where a setting takes no text.
 PLACEHOLDERS = {"S": "0"}
 

@@ -60,7 +60,7 @@ class DistillerSettings(Settings, section="distiller"):
         winograd: On the CPU in full precision, compute the 3x3 convolutions of students by Winograd's algorithm where
             they have 128 channels or more: quicker, and in float32 rounded by a few millionths.
         checkpointing: In the students' own steps, on all images of the set at once, keep only the activations between
-            blocks, and compute the others again in the backward pass: a fraction of the memory, for a third more time.
+            blocks, and compute the others again in the backward pass: less memory, and one more forward pass.
             Of timm models that have it; these steps are then neither compiled nor by Winograd.
     """
 
