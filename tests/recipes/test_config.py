@@ -54,7 +54,13 @@ CLASSES = {
 # Names that may mislead, and one of which nothing else is known.
 RECIPE_OF = {
     **{"cifar100_small": "distill", "cifar100_small_teacher": "train_teacher", "teacher": "train_teacher"},
-    **{"cifar100_small_evaluation": "evaluate", "evaluate": "evaluate", "smoke": "distill", "digits": "distill"},
+    **{
+        "cifar100_small_evaluation": "evaluate",
+        "cifar100_rank": "evaluate",
+        "evaluate": "evaluate",
+        "smoke": "distill",
+        "digits": "distill",
+    },
 }
 
 
