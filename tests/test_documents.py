@@ -202,6 +202,7 @@ def test_the_first_example_runs_in_seconds_and_prints_what_the_readme_shows(tmp_
     assert seconds < QUICK
 
 
+@pytest.mark.slow
 def test_the_example_in_plain_pytorch_distils(tmp_path):
     check = "assert losses[-1] < losses[len(losses) - 20]\nprint(distilled.images.shape, distilled.targets.shape)"
     (tmp_path / "example.py").write_text(f"{code_of('README.md')[1]}\n{check}\n", encoding="utf-8")

@@ -27,6 +27,7 @@ def steps_of(folder):
     }
 
 
+@pytest.mark.slow
 def test_an_estimate_tells_all_stages_and_changes_no_byte(launch, tmp_path, capsys):
     given = [*SMOKE, "--distiller.steps", "100", "--init", "kmeans", "--output"]
     launch("distill", *given, tmp_path / "on")

@@ -83,6 +83,7 @@ def compress(path):
             archive.writestr(name, content)
 
 
+@pytest.mark.slow
 def test_an_image_of_thousands_of_pixels_is_refused_unread(tmp_path):
     folder = large_image(tmp_path / "set")
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 200_000
