@@ -16,7 +16,7 @@ from ssdd_hub.teachers.teacher import Teacher, build_teacher
 
 @dataclass(frozen=True)
 class BackboneSettings(Settings, section="method.args"):
-    """Which network is frozen, and what is read from it.
+    """Settings of a frozen backbone: the network, and the features that are read from it.
 
     Attributes:
         backbone: `teacher`: that of the run; on class labels `teacher.backbone`, with weights. `student`: the run's

@@ -121,7 +121,7 @@ def _require_finite(record: dict[str, Any], run: RunFolder, distiller: Distiller
         what = f"loss is {loss:.4g} and the inner loss {inner}"
     else:
         return
-    of = [each for each in (method.whose(record), _rows(record, distiller)) if each]
+    of = [each for each in (method.network_of(record), _rows(record, distiller)) if each]
     saved = run.checkpoints.newest_step()
     kept = "" if saved is None else f"; the checkpoint of step {saved} is whole"
     raise InputError(

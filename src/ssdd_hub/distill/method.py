@@ -166,8 +166,8 @@ class Method:
         """
         return {}
 
-    def whose(self, record: Mapping[str, Any]) -> str:
-        """Returns which network a record of the log is of, in words; empty where that is not known."""
+    def network_of(self, record: Mapping[str, Any]) -> str:
+        """Returns the network that a record of the log is about, in words; empty where it is not known."""
         return ""
 
     def judge(self) -> nn.Module:

@@ -88,7 +88,7 @@ class KrrSt(Method):
                 inner_loss = self.pool.advance(slot, *pairs)
         return {"inner_loss": inner_loss, "student": slot, "age": age, "generation": generation}
 
-    def whose(self, record: Mapping[str, Any]) -> str:
+    def network_of(self, record: Mapping[str, Any]) -> str:
         """Returns the slot, age and generation of a student; of the first ones in the order of their training."""
         if record["stage"] == self.stage:
             ages = self.pool.first_ages()

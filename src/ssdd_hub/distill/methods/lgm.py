@@ -60,7 +60,7 @@ class LgmSettings(BackboneSettings):
 
 
 class Lgm(Method):
-    """1 less the cosine of two gradients of a random head: on the set, and on real images.
+    """Linear gradient matching: 1 minus the cosine of a random head's gradients on the set and on real images.
 
     Several processes share the images out, and add up their gradients.
     """

@@ -28,7 +28,7 @@ NAME = "backbone_probe"
 
 @dataclass(frozen=True)
 class BackboneProbeSettings(Settings, section="backbone_probe"):
-    """How linear probes on frozen backbones learn from a set.
+    """Settings of linear probes on frozen backbones, trained on a set.
 
     Attributes:
         backbones: Networks with weights, each with a probe of its own: timm names, `local-dir:FOLDER` or
