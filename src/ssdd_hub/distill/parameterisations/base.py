@@ -15,7 +15,9 @@ from ssdd_hub.errors import InputError
 
 
 class Real(NamedTuple):
-    """Real pairs and the teacher, from which a parameterisation may start, in the space, on the device and in the type of the first pairs.
+    """Real pairs and the teacher, from which a parameterisation may start.
+
+    Pairs are in the space, on the device and in the type of the first pairs.
 
     Attributes:
         draw: Returns at most so many real pairs, always the same.
