@@ -22,6 +22,7 @@ from ssdd_hub.data import DataSettings
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation import Baselines, EvaluateSettings, Evaluation, ScoreStore, protocols as kinds
 from ssdd_hub.evaluation.entries import FULL, NONE, REFERENCES, TEACHER, entry_of_none, first_images
+from ssdd_hub.evaluation.estimate import time_pretrainings
 from ssdd_hub.evaluation.evaluation import Record
 from ssdd_hub.evaluation.forms import Form
 from ssdd_hub.evaluation.inputs import stated_settings
@@ -38,11 +39,12 @@ from ssdd_hub.evaluation.protocols.backbone_probe import NAME as BACKBONE_PROBE
 from ssdd_hub.evaluation.protocols.dd_ranking import DD_RANKING, RANDOM
 from ssdd_hub.evaluation.protocols.rank import RANK
 from ssdd_hub.models import StudentTrainingSettings
-from ssdd_hub.runs import LaunchSettings, describe_machine, report_errors
+from ssdd_hub.runs import EstimatedSettings, describe_machine, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.trackers import start_trackers, track_scores
+from ssdd_hub.seeds import generators_kept
 from ssdd_hub.selection import SelectionSettings
 from ssdd_hub.sets import SetPairs
 from ssdd_hub.sets.report import save_evaluation
@@ -142,7 +144,7 @@ class EvaluateConfig:
     dd_ranking: kinds.DdRankingSettings = field(default_factory=kinds.DdRankingSettings)
     backbone_probe: kinds.BackboneProbeSettings = field(default_factory=kinds.BackboneProbeSettings)
     selection: SelectionSettings = field(default_factory=SelectionSettings)
-    run: LaunchSettings = field(default_factory=LaunchSettings)
+    run: EstimatedSettings = field(default_factory=EstimatedSettings)
     cache: str | None = None
     seed: int = 0
     output: str | None = None
@@ -286,7 +288,13 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     parts = (set_entries, [*candidates, *ranked], data, config.student_training, config.evaluate.seeds, config.seed)
     store, facts = ScoreStore(run.path / "scores"), {"source": own.name if own else None}
     with keeping("every score so far", run.path / "scores"):
-        results = Evaluation(*parts, store, facts).measure(accelerator)
+        evaluation = Evaluation(*parts, store, facts)
+        if config.run.estimate:
+            with generators_kept(accelerator.device):
+                stage = time_pretrainings(evaluation, accelerator)
+            if stage.steps:
+                accelerator.print(f"pre-training {stage.steps} students: about {stage.seconds:.0f} s, then scoring")
+        results = evaluation.measure(accelerator)
         records = results.records
         if accelerator.is_main_process:
             records += kinds.robustness_records(records, variants, config.dd_ranking) if robust else []

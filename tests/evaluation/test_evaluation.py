@@ -12,7 +12,7 @@ from timm.models import create_model, save_for_hf
 from torch import nn
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.evaluation import evaluation as evaluate
+from ssdd_hub.evaluation import estimate, evaluation as evaluate
 from ssdd_hub.evaluation.entries import SetEntry, StudentEntry, entry_of_none, entry_of_set
 from ssdd_hub.evaluation.evaluation import Evaluation, describe_values
 from ssdd_hub.evaluation.protocols.base import Measure, Pretrained
@@ -23,6 +23,7 @@ from ssdd_hub.evaluation.store import ScoreStore
 from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.runs.estimate import Stage
 from ssdd_hub.seeds import derive_seed, seeded
 from ssdd_hub.selection.source import SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
@@ -457,6 +458,40 @@ def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch,
     monkeypatch.setattr(evaluate, "gather_object", gather)
     last = Weights()
     assert text(scores(run(last, TeacherError()))) == text(scores(alone)) and last.calls == []
+
+
+# The estimate
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_estimate_is_of_the_pre_trainings_that_are_left_side_by_side(
+    run, evaluation, accelerator, monkeypatch, cores, number
+):
+    cores(number)
+    monkeypatch.setattr(estimate, "_step_seconds", lambda candidate, pairs, use, steps, device: steps / 8)
+    whole = estimate.time_pretrainings(evaluation(Weights()), accelerator)
+    # Two sets, three students; of six images by four, three times: four steps. No pre-training takes none.
+    assert (whole.steps, whole.seconds) == (6, 6 * 4 * 4 / 8 / number)
+    run(Weights(), seeds=2)
+    left = estimate.time_pretrainings(evaluation(Weights()), accelerator)
+    assert (left.steps, left.seconds) == (2, whole.seconds / 3)
+    run(Weights())
+    assert estimate.time_pretrainings(evaluation(Weights()), accelerator) == Stage("pre-training", 0, 0.0)
+
+
+def test_sets_of_the_same_content_are_estimated_once_and_what_trains_itself_never(evaluation, accelerator):
+    alike = [set_entry("a", 1), set_entry("b", 1)]
+    assert estimate.time_pretrainings(evaluation(Weights(), sets=alike), accelerator).steps == 3
+    alone = Weights()
+    alone.trains_itself = True
+    assert estimate.time_pretrainings(evaluation(alone), accelerator).steps == 0
+
+
+def test_an_estimate_trains_copies_on_each_core(evaluation, accelerator, cores):
+    cores(2)
+    made = evaluation(Weights())
+    stage = estimate.time_pretrainings(made, accelerator)
+    assert stage.seconds > 0 and torch.get_num_threads() == 2 and not made.store.folder.exists()
 
 
 # Candidates

@@ -1,4 +1,4 @@
-"""Time estimate of the first evaluation of a set, from a short trial on each core."""
+"""Time estimates of evaluations: of the first one of a set, from a short trial on each core, and of any."""
 
 import time
 from collections.abc import Callable
@@ -7,14 +7,15 @@ from heapq import heapify, heappop, heappush
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from ssdd_hub.evaluation.entries import StudentEntry
-from ssdd_hub.evaluation.evaluation import run_side_by_side
+from ssdd_hub.evaluation.evaluation import Evaluation, Pretraining, run_side_by_side
 from ssdd_hub.evaluation.protocols.base import Pretrained
 from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
 from ssdd_hub.evaluation.real_data import RealData
-from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
+from ssdd_hub.models.pretraining import Pairs, StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.estimate import Stage
 from ssdd_hub.sets.distilled import DistilledSet
@@ -38,15 +39,7 @@ class _Trial:
     def run(self, done: Callable[[], object]) -> None:
         """Measures both, as they are done in an evaluation."""
         steps = self.use.num_steps(len(self.pairs))
-        student = self.candidate.build().to(self.data.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-        def fit(count: int) -> float:
-            return _timed(lambda: fit_student(student, self.pairs, replace(self.use, max_steps=count), 0)) / count
-
-        each = 0.0
-        if steps:
-            each = fit(min(2, steps))
-            each = fit(max(1, min(steps // 10, _STEPS, int(_SECONDS / each))))
+        each = _step_seconds(self.candidate, self.pairs, self.use, steps, self.data.device)
         # Not the trained one, which may have diverged.
         fresh = self.candidate.build().to(self.data.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         pretrained = Pretrained(fresh, self.candidate.build, self.pairs, 0)
@@ -70,6 +63,21 @@ class _Trial:
         fit = _timed(lambda: trial(pretrained, few)) - image * (len(few.heldout) + max(tried)[0])
         seen = min(known, self.probe.draws * max(amounts)[0])
         return image * (2 * count + seen) + max(0.0, fit) * self.probe.draws * whole / part
+
+
+def _step_seconds(
+    candidate: StudentEntry, pairs: Pairs, use: StudentTrainingSettings, steps: int, device: torch.device
+) -> float:
+    """Returns the seconds of a step of a pre-training of so many; 0 of none."""
+    student = candidate.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def fit(count: int) -> float:
+        return _timed(lambda: fit_student(student, pairs, replace(use, max_steps=count), 0)) / count
+
+    if not steps:
+        return 0.0
+    each = fit(min(2, steps))
+    return fit(max(1, min(steps // 10, _STEPS, int(_SECONDS / each))))
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -107,3 +115,39 @@ def time_evaluation(
     for number in range(jobs):
         heappush(free, heappop(free) + scoring + (training if number % 3 < 2 else 0.0))
     return Stage("evaluation", 3 * seeds, max(free))
+
+
+@dataclass
+class _StepTrial:
+    """A student that is pre-trained for some steps; `seconds` of one."""
+
+    tried: Pretraining
+    pairs: Pairs
+    device: torch.device
+    seconds: float = 0.0
+
+    def run(self, done: Callable[[], object]) -> None:
+        """Measures a step."""
+        candidate, _, use, steps = self.tried
+        self.seconds = _step_seconds(candidate, self.pairs, use, steps, self.device)
+
+
+def time_pretrainings(evaluation: Evaluation, accelerator: Accelerator) -> Stage:
+    """Times all pre-trainings that an evaluation has still to do, from some steps of each student on each core.
+
+    Scoring comes on top. All processes call it; students run side by side, as they will.
+    """
+    todo, device = evaluation.pretrainings(accelerator), evaluation.datasets[0].device
+    kinds: dict[tuple[str, StudentTrainingSettings], list[Pretraining]] = {}
+    for each in todo:
+        kinds.setdefault((each.candidate.name, each.use), []).append(each)
+    cores = min(torch.get_num_threads(), len(todo)) if device.type == "cpu" else min(1, len(todo))
+    seconds = 0.0
+    for alike in kinds.values():
+        pairs = alike[0].pairs()
+        assert pairs is not None  # those without have no steps
+        trials = [_StepTrial(alike[0], pairs, device) for _ in range(cores)]
+        run_side_by_side([[trial] for trial in trials], lambda: None, device)
+        seconds += sum(each.steps for each in alike) * sum(trial.seconds for trial in trials) / cores**2
+    shares = gather_object([(len(todo), seconds)])
+    return Stage("pre-training", sum(count for count, _ in shares), max(share for _, share in shares))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from typing import Any, NamedTuple, Protocol
 
@@ -27,7 +27,7 @@ from ssdd_hub.evaluation.entries import SetEntry, StudentEntry
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, Measure, Pretrained
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.evaluation.store import ScoreStore
-from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
+from ssdd_hub.models.pretraining import Pairs, StudentTrainingSettings, fit_student
 from ssdd_hub.seeds import derive_seed, seeded
 
 Record = dict[str, Any]
@@ -45,6 +45,15 @@ class EvaluateSettings(Settings, section="evaluate"):
 
     seeds: Repeats = 5
     max_heldout: Count = 2000
+
+
+class Pretraining(NamedTuple):
+    """One student that is pre-trained on one set."""
+
+    candidate: StudentEntry
+    pairs: Callable[[], Pairs | None]  # reads them
+    use: StudentTrainingSettings
+    steps: int
 
 
 class Results(NamedTuple):
@@ -90,20 +99,26 @@ class Evaluation:
             `records` with the lists `mean` and `std` over the classes, None for a class
             without such images, and `n`, the seeds whose scores are known by class.
         """
-        entries = product(range(self.seeds), self.candidates, self.set_entries)
-        jobs = [_Job(self, candidate, set_entry, k) for k, candidate, set_entry in entries]
-        mine = jobs[accelerator.process_index :: accelerator.num_processes]
-        todo = [job for job in mine if job.missing]
-        # Jobs of the same content follow each other, so that the next finds what one has measured.
-        alike: dict[str, list[_Job]] = {}
-        for job in todo:
-            alike.setdefault(json.dumps(job.identity, sort_keys=True), []).append(job)
-        total = sum(len(job.missing) for job in todo)
+        mine = self._jobs(accelerator)
+        todo = alike(mine)
+        total = sum(len(job.missing) for jobs in todo for job in jobs)
         with tqdm(total=total, desc="evaluate", unit="cell", disable=not accelerator.is_main_process) as bar:
-            run_side_by_side(list(alike.values()), bar.update, self.datasets[0].device)
+            run_side_by_side(todo, bar.update, self.datasets[0].device)
         measured = {(job.candidate.name, job.set_entry.name, job.k): job.measured() for job in mine}
         results = {place: found for share in gather_object([measured]) for place, found in share.items()}
         return Results(list(self._records(results)), self._by_class(results))
+
+    def pretrainings(self, accelerator: Accelerator) -> list["Pretraining"]:
+        """Returns the pre-trainings that this process has still to do."""
+        first = [next((job for job in jobs if job.pretrains), None) for jobs in alike(self._jobs(accelerator))]
+        found = [job.pretraining for job in first if job is not None]
+        return [pretraining for pretraining in found if pretraining.steps]
+
+    def _jobs(self, accelerator: Accelerator) -> list["_Job"]:
+        """Returns the share of this process of all students on all sets."""
+        entries = product(range(self.seeds), self.candidates, self.set_entries)
+        jobs = [_Job(self, candidate, set_entry, k) for k, candidate, set_entry in entries]
+        return jobs[accelerator.process_index :: accelerator.num_processes]
 
     @cached_property
     def _classes(self) -> dict[str | None, int]:
@@ -203,6 +218,19 @@ class _Job:
         """The cells that are not stored at the start."""
         return [cell for cell in self.cells if self.evaluation.store.read(cell[2]) is None]
 
+    @property
+    def pretrains(self) -> bool:
+        """Whether a missing cell needs a pre-trained student."""
+        return any(not getattr(protocol, "trains_itself", False) for protocol, _, _ in self.missing)
+
+    @property
+    def pretraining(self) -> "Pretraining":
+        """What is done before a missing cell is measured."""
+        pairs, size = partial(self.set_entry.pairs, self.k), self.set_entry.size(self.k).get("images")
+        if size is None:
+            size = len(pairs() or ())
+        return Pretraining(self.candidate, pairs, self.use, self.use.num_steps(size) if size else 0)
+
     def run(self, done: Callable[[], object]) -> None:
         """Pre-trains the student and measures what is missing; a protocol that does not apply measures nothing."""
         store = self.evaluation.store
@@ -221,8 +249,7 @@ class _Job:
         use, store, pairs = self.use, self.evaluation.store, self.set_entry.pairs(self.k)
         seed = derive_seed(self.evaluation.seed, "evaluated student", self.k)
         student = self._build()
-        needed = any(not getattr(protocol, "trains_itself", False) for protocol, _, _ in self.missing)
-        if pairs is not None and needed:
+        if pairs is not None and self.pretrains:
             started, size, steps = time.perf_counter(), len(pairs), use.num_steps(len(pairs))
             fit_student(student, pairs, use, seed)
             cost = {"seconds": time.perf_counter() - started, "steps": steps}
@@ -243,6 +270,15 @@ class _Job:
         read = self.evaluation.store.read
         found: _Measured = {(protocol.name, data.name): read(key) or [] for protocol, data, key in self.cells}
         return {**found, (COST, None): read(self.cost_key) or []}
+
+
+def alike(jobs: Sequence[_Job]) -> list[list[_Job]]:
+    """Returns those that miss cells, by their content: one after another, they find what the first has measured."""
+    found: dict[str, list[_Job]] = {}
+    for job in jobs:
+        if job.missing:
+            found.setdefault(json.dumps(job.identity, sort_keys=True), []).append(job)
+    return list(found.values())
 
 
 class Job(Protocol):
