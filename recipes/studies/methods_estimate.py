@@ -87,8 +87,9 @@ def _distilling(settings: DistillConfig, loaded: dict[str, Banks], accelerator: 
     images, heldout = _load(settings, loaded)
     heldout = draw_heldout(heldout, settings.evaluate.max_heldout, settings.seed)
     build = partial(build_distiller, settings, accelerator)
+    space = PixelSpace.of(images.pixels)
     with generators_kept(accelerator.device):
-        stages = list(time_distilling(settings, images, heldout, run, accelerator, build))
+        stages = list(time_distilling(settings, images, heldout, space, run, accelerator, build))
     return sum(stage.seconds for stage in stages if stage.name != "features")
 
 

@@ -1,3 +1,4 @@
+import copy
 import itertools
 from collections import Counter
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference import krrst_numpy as witness
+from timm.optim import Muon
 from torch import nn
 
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
@@ -249,6 +251,29 @@ def test_a_saved_pool_goes_on_bit_for_bit(tmp_path, renewal):
         momenta = [[state["momentum_buffer"] for state in s.optimizer.state.values()] for s in (ours, theirs)]
         assert len(momenta[0]) == len(momenta[1]) == (0 if theirs.age in (0, 6) and never_trained(theirs) else 2)
         assert all(map(torch.equal, *momenta))
+
+
+def test_inner_steps_by_muon_are_timms_and_resumed_bit_for_bit(tmp_path):
+    rates = {"momentum": 0.5, "weight_decay": 0.0}
+    settings = {"size": 1, "warm_up": False, "optimizer": "muon", "learning_rate": 0.01, **rates}
+    settings["build"] = lambda: ConvNet((4,), "batch", 1, 4, 2)
+    unbroken, stopped = make_pool(**settings), make_pool(**settings)
+    alone = copy.deepcopy(unbroken.student(0))
+    theirs = Muon(alone.parameters(), lr=0.01, **rates)
+    images = torch.randn(6, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for step in range(4):
+        for pool in (unbroken, stopped):
+            pool.advance(0, images, targets)
+        theirs.zero_grad()
+        nn.functional.mse_loss(alone.train()(images), targets).backward()
+        theirs.step()
+        if step == 1:
+            save_tree(tmp_path / "pool.safetensors", stopped.state_dict())
+            stopped = make_pool(**settings)
+            stopped.load_state_dict(load_tree(tmp_path / "pool.safetensors"))
+    for network in (stopped.student(0), alone):
+        assert all(map(torch.equal, network.state_dict().values(), unbroken.student(0).state_dict().values()))
 
 
 # Settings

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -32,8 +33,8 @@ class PoolSettings(Settings, section="pool"):
         warm_up: Train each first student for a random age in `[1, max_age)` before the first outer step.
         learning_rate: Of the inner steps.
         momentum: Of the inner steps; of Adam the decay of the first moment, that of the second is 0.999.
-        weight_decay: Of the inner steps, as an L2 penalty.
-        optimizer: Of the inner steps.
+        weight_decay: Of the inner steps, as an L2 penalty; of Muon it is decoupled.
+        optimizer: Of the inner steps; `muon` is timm's, which takes another learning rate.
     """
 
     size: Repeats = 10
@@ -43,11 +44,15 @@ class PoolSettings(Settings, section="pool"):
     learning_rate: Positive = 0.1
     momentum: Fraction = 0.9
     weight_decay: Weight = 1e-3
-    optimizer: Annotated[str, one_of(("sgd", "adam"))] = "sgd"
+    optimizer: Annotated[str, one_of(("sgd", "adam", "muon"))] = "sgd"
 
     def build_optimizer(self, student: nn.Module, fused: bool) -> torch.optim.Optimizer:
         """Returns a fresh optimiser of a student; the fused form is for GPUs."""
-        rest: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay, "fused": fused}
+        rates: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        if self.optimizer == "muon":
+            built: torch.optim.Optimizer = create_optimizer_v2(student, opt="muon", momentum=self.momentum, **rates)
+            return built
+        rest = {**rates, "fused": fused}
         if self.optimizer == "adam":
             return torch.optim.Adam(student.parameters(), betas=(self.momentum, 0.999), **rest)
         return torch.optim.SGD(student.parameters(), momentum=self.momentum, **rest)
