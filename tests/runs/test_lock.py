@@ -10,7 +10,6 @@ import threading
 
 import pytest
 import yaml
-from reference.warm import Running
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder
@@ -154,10 +153,9 @@ def begin(path, seed=1):
 
 
 def is_free(folder):
-    script = folder.with_name("lock.py")
     code = "import sys; from pathlib import Path; from ssdd_hub.runs.lock import FolderLock\n"
-    script.write_text(code + "with FolderLock(Path(sys.argv[1])): pass")
-    return Running(script, folder).wait()[0] == 0
+    code += "with FolderLock(Path(sys.argv[1])): pass"
+    return subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True).returncode == 0
 
 
 def test_a_notebook_may_begin_a_run_again_and_frees_it_by_closing_or_dropping_it(tmp_path):
