@@ -26,8 +26,9 @@ SMOKE = {
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path, monkeypatch):
-    """Runs lie in the working directory, and the CPU does the work."""
+    """Runs lie in the working directory, the CPU does the work, and pictures are not laid out."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.figure.Figure.set_layout_engine", lambda *_, **__: None)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 

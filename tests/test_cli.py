@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from subprocess import PIPE
 
 import pytest
 import torch
@@ -589,15 +588,27 @@ def test_a_terminal_without_a_letter_gets_it_spelt(folder, monkeypatch):
     assert plain.buffer.getvalue().decode() == shown(folder).replace("±", r"\xb1")
 
 
-def test_the_console_script_publishes_and_ends_with_a_message_where_it_cannot(hub, folder, tmp_path):
-    def start(*words, **variables):
-        env = {**client_env(hub, tmp_path / "home"), **variables}
-        return subprocess.Popen([SCRIPT, *words], cwd=tmp_path, env=env, text=True, stdout=PIPE, stderr=PIPE)
+@pytest.fixture
+def script(hub, tmp_path):
+    """Runs the console script, and returns its status and what it printed on stdout and stderr."""
 
-    good, bad = start("push", "set", "x", HF_TOKEN="hf_ann"), start("pull", "ann/none")
-    (printed, errors), (nothing, message) = good.communicate(), bad.communicate()
-    assert good.returncode == 0 and "hf_ann" not in printed + errors, errors
+    def run(*words, **variables):
+        env = {**client_env(hub, tmp_path / "home"), **variables}
+        done = subprocess.run([SCRIPT, *words], cwd=tmp_path, env=env, text=True, capture_output=True)
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_console_script_publishes(script, hub, folder):
+    status, printed, errors = script("push", "set", "x", HF_TOKEN="hf_ann")
+    assert status == 0 and "hf_ann" not in printed + errors, errors
     assert f"published and verified: {hub.endpoint}/datasets/ann/x/commit/" in printed
     assert "ssdd_hub.json" in hub.files("ann/x")
-    assert (bad.returncode, nothing) == (2, "")
+
+
+def test_the_console_script_ends_with_a_message_where_it_cannot(script):
+    status, printed, message = script("pull", "ann/none")
+    assert (status, printed) == (2, "")
     assert re.fullmatch("error: pulling ann/none .* failed: there is no such repository.*\n", message)

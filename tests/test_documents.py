@@ -239,6 +239,7 @@ def test_the_page_on_compact_sets_shows_the_bytes_that_its_code_prints(capsys, m
 def test_the_calls_of_the_recipes_page_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("matplotlib.figure.Figure.set_layout_engine", lambda *_, **__: None)
     drawn = torch.Generator().manual_seed(1)
     names = {"ssdd_hub": ssdd_hub, "images": torch.randint(0, 256, (80, 3, 16, 16), generator=drawn).byte()}
     exec(code_of("recipes/README.md")[0], names)

@@ -41,6 +41,7 @@ def place(tmp_path_factory):
         patch.chdir(root)
         patch.setenv("ACCELERATE_USE_CPU", "true")
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+        patch.setattr("matplotlib.figure.Figure.set_layout_engine", lambda *_, **__: None)
         assert main(shlex.split(MADE)) == 0
         yield root
 

@@ -11,7 +11,6 @@ from math import inf
 from typing import Any
 
 from ssdd_hub.errors import InputError, require
-from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.text import show
 
 COLUMNS = {
@@ -161,6 +160,9 @@ def _sha256(value: Any, name: str) -> Iterator[str]:
 
 
 def _space(value: Any, name: str) -> Iterator[str]:
+    # It needs torch, for which files and locks, which know a record by its names, need not wait.
+    from ssdd_hub.pixel_space import PixelSpace
+
     try:
         PixelSpace.from_dict(value)
     except InputError as error:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import zipfile
+from functools import cache
 
 import datasets
 import pytest
@@ -75,35 +76,45 @@ def outcome(folder, **settings):
     return result
 
 
+@pytest.fixture(scope="module")
+def plain_one(tmp_path_factory):
+    """Builds a folder of plain names, once for each layout, and returns it and what it gives."""
+
+    @cache
+    def make(layout):
+        folder = build(tmp_path_factory.mktemp("plain") / "set", layout)
+        return folder, outcome(folder)
+
+    return make
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_folder_of_any_name_gives_what_it_gives_under_a_plain_one(tmp_path, name):
+def test_a_folder_of_any_name_gives_what_it_gives_under_a_plain_one(plain_one, tmp_path, name):
     for index, other in enumerate(["run1", "run2", "axb", "ab", "aa", "a", "b", "A", "x"]):
         build(tmp_path / "sets" / other, "classes", start=100 + index)
     layout = LAYOUTS[NAMES.index(name) % len(LAYOUTS)]
     for kind in {layout, "classes"}:
-        expected = outcome(build(tmp_path / f"plain{kind}", kind))
+        made, expected = plain_one(kind)
         folder = tmp_path / "sets" / name
         shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(tmp_path / f"plain{kind}", folder)
+        shutil.copytree(made, folder)
         assert outcome(folder) == expected
         assert expected[1] == "mit" and sorted(expected[0])[:3] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_can_have_an_odd_name(tmp_path, layout):
+def test_every_layout_can_have_an_odd_name(plain_one, tmp_path, layout):
     build(tmp_path / "run1", layout, start=100)
-    expected = outcome(build(tmp_path / "plain", layout))
+    made, expected = plain_one(layout)
     for name in ("run[12]", "run[12]::x"):
-        shutil.copytree(tmp_path / "plain", tmp_path / name)
+        shutil.copytree(made, tmp_path / name)
         assert outcome(tmp_path / name) == expected
 
 
 @pytest.mark.parametrize("layout", ["classes", "metadata.csv", "parquet", "zip"])
 @pytest.mark.parametrize("odd", ["a::b", "[1]", "a*b", "a?b", "{a,b}", "#1", "%41", "é", "a\nb", "$HOME", "${HOME}"])
-def test_names_inside_are_literal(tmp_path, layout, odd):
-    plain_names, odd_names = (
-        outcome(build(tmp_path / place / "set", layout, inside)) for place, inside in (("a", "x"), ("b", odd))
-    )
+def test_names_inside_are_literal(plain_one, tmp_path, layout, odd):
+    (_, plain_names), odd_names = plain_one(layout), outcome(build(tmp_path / "set", layout, odd))
     assert odd_names[0] == plain_names[0] and odd_names[3] == plain_names[3] and odd_names[7] == plain_names[7]
     assert [labels for labels in (odd_names[4], odd_names[8])] == [plain_names[4], plain_names[8]]
     if layout == "classes":

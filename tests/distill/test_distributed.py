@@ -1,14 +1,11 @@
 """Two gloo processes do what one does."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from reference.warm import Running
+from reference.warm import Running, start_two
 
 from ssdd_hub.runs.checkpoints import load_tree
 
@@ -19,13 +16,8 @@ WORKER = Path(__file__).parents[1] / "reference" / "distributed_worker.py"
 def folders(tmp_path_factory):
     """Runs the same work on one process and on two, and returns both folders."""
     made = {processes: tmp_path_factory.mktemp(f"on-{processes}") for processes in (1, 2)}
-    Running(WORKER, made[1]).finish()
-    # As users start them.
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(WORKER), str(made[2])]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    for running in (Running(WORKER, made[1]), *start_two(WORKER, made[2])):
+        running.finish()
     return made
 
 

@@ -33,7 +33,7 @@ def convnet(norm="batch", seed=0):
 def test_features_and_their_gradient_are_those_of_the_student_in_eval_mode(name):
     torch.manual_seed(0)
     size = 32 if name.startswith("ssdd") else 64
-    images = torch.randn(4, 3, size, size, dtype=torch.float64)
+    images = torch.randn(2, 3, size, size, dtype=torch.float64)
     student = build_student(name, num_targets=5, in_chans=3, image_size=size).double()
     student = trained(student, images)
     frozen = FoldedFeatures(student)

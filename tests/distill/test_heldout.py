@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from reference import contract_cases
-from reference.contract_cases import CASES, D, M, build
+from reference.contract_cases import D, M, build, every_case
 from test_distiller import build_distiller
 from test_loop import SETTINGS, start, stop_at
 
@@ -70,7 +70,7 @@ def test_measuring_changes_nothing(training):
     assert later == modes and all(map(torch.equal, tensors, kept))
 
 
-@pytest.mark.parametrize(("method", "parameterisation"), CASES)
+@every_case
 def test_every_method_and_parameterisation_has_an_error(accelerator, method, parameterisation):
     distiller = build(method, parameterisation, accelerator)
     list(distiller.warm_up())

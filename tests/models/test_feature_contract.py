@@ -122,6 +122,12 @@ def test_the_mean_is_over_places_only(family):
     assert mean.shape[1] == mean_width
 
 
+# How a teacher is saved and read hangs on its kind of features, and on nothing else of its family.
+KINDS = {(layout, token, width == mean): name for name, (_, layout, token, width, mean) in FAMILIES.items()}.values()
+SAVED = [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+
+
+@pytest.mark.parametrize("family", SAVED, indirect=True)
 def test_a_saved_teacher_gives_the_same_features_through_timm_alone_and_as_a_teacher(family, tmp_path):
     name, backbone, *_ = family
     pixels = draw_pixels()

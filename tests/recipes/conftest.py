@@ -24,6 +24,8 @@ def launch(tmp_path_factory):
             patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
             patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
             patch.setenv("ACCELERATE_USE_CPU", "true")
+            # Half of the time of a picture; tests/results and the runs in processes of their own lay them out.
+            patch.setattr("matplotlib.figure.Figure.set_layout_engine", lambda *_, **__: None)
             patch.setattr(sys, "argv", argv)
             import_module(recipe).main()
 

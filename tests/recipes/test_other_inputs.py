@@ -409,9 +409,9 @@ def test_a_trained_teacher_that_has_changed_is_not_taken_for_the_one_that_a_set_
     launch(*command, "--teacher.backbone", f"local-dir:{folder / 'run' / 'teacher'}")
 
 
-@pytest.fixture(scope="module")
-def ready_timm(distilled, launch, tmp_path_factory):
-    """A run with a ready teacher whose configuration decides more than its weights do, in each precision."""
+@pytest.fixture(scope="module", params=[pytest.param("float32", marks=pytest.mark.slow), "float64"])
+def ready_timm(request, distilled, launch, tmp_path_factory):
+    """A run with a ready teacher whose configuration decides more than its weights do."""
     folder = tmp_path_factory.mktemp("ready_timm")
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -419,17 +419,13 @@ def ready_timm(distilled, launch, tmp_path_factory):
     save_for_hf(backbone, folder / "teacher", safe_serialization=True)
     data = ["--data.name", distilled / "images", "--teacher.backbone", f"local-dir:{folder / 'teacher'}"]
     data += ["--teacher.pretrained", "--teacher.input-size", SIZE, "--teacher.mean", "[0.5]", "--teacher.std", "[0.3]"]
-    for precision in ("float32", "float64"):
-        where = ["--teacher.model-args", "{}", "--distiller.precision", precision, "--output", folder / precision]
-        launch("distill", *DISTIL, *data, *where)
+    where = ["--teacher.model-args", "{}", "--distiller.precision", request.param, "--output", folder / "run"]
+    launch("distill", *DISTIL, *data, *where)
     return folder
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-def test_a_ready_teacher_of_the_same_weights_that_are_read_otherwise_is_refused(
-    ready_timm, refused, launch, tmp_path, precision
-):
-    own, teacher = ready_timm / precision / "distilled", ready_timm / "teacher"
+def test_a_ready_teacher_of_the_same_weights_that_are_read_otherwise_is_refused(ready_timm, refused, launch, tmp_path):
+    own, teacher = ready_timm / "run" / "distilled", ready_timm / "teacher"
     command = ["evaluate", "--set", own, *EVALUATE, "--output"]
     launch(*command, tmp_path / "scores")
     check_teacher(own, teacher)
@@ -492,9 +488,9 @@ def test_an_evaluation_measures_anew_what_has_changed_at_the_same_place(evaluate
     assert scores["random", "teacher_error"] != first["random", "teacher_error"]
 
     paint(folder / "images", "train")
-    assert anew("scores", "references", "features")["full", "teacher_error"] != scores["full", "teacher_error"]
+    before, scores = scores, anew("scores", "references", "features")
+    assert scores["full", "teacher_error"] != before["full", "teacher_error"]
 
-    scores = evaluate(*given)
     negate(folder / "run" / "teacher")
     others = anew("scores", "references", "features")
     assert others["random", "teacher_error"] != scores["random", "teacher_error"]

@@ -1,7 +1,7 @@
 """Scripts in processes of their own, forked from one that has imported the packages: seconds less for each of them.
 
 The server has imported and computed nothing else. What a fork may hide, such as an import that only works after
-another one, `test_distributed.py` and `recipes/test_distill.py` see, which launch a fresh interpreter.
+another one, `recipes/test_distill.py` sees, which launches a fresh interpreter, its slow tests two by torchrun.
 """
 
 import functools

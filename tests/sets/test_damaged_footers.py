@@ -59,7 +59,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 SLOW = [pytest.param(seed, 2000, marks=pytest.mark.slow) for seed in range(1, 6)]
 
 
-@pytest.mark.parametrize("beside", ["alone", "datasets"])
+@pytest.mark.parametrize("beside", [pytest.param("alone", marks=pytest.mark.slow), "datasets"])
 @pytest.mark.parametrize(("seed", "count"), [(0, 300), *SLOW])
 def test_a_damaged_footer_is_an_error_or_does_not_matter(tmp_path, seed, count, beside):
     folder = shutil.copytree(RELEASED, tmp_path / "set")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import cache
 
 import datasets
 import numpy as np
@@ -139,11 +140,19 @@ def test_predicted_targets_take_the_bytes_of_their_network(tmp_path, monkeypatch
 BOOST = {"of": "bases", "of_args": {"bases": 4, "target_bases": 2, "factor": 2}, "kind": "rotations", "views": 3}
 
 
-def make_boost(shift="fitted", storage=("uint8", "int8")):
+@cache
+def learn_boost(shift):
     whole = make_plain(3)
     learned = Views.start(Pairs(whole.images, whole.targets), ViewsSettings(**BOOST, shift=shift, lr_shift=0.05))
     with torch.no_grad():
         learned.view_targets.add_(torch.randn(learned.view_targets.shape, generator=torch.Generator().manual_seed(1)))
+    return learned
+
+
+# The networks of what is fitted are fitted once.
+@cache
+def make_boost(shift="fitted", storage=("uint8", "int8")):
+    learned = learn_boost(shift)
     return learned, DistilledSet.of(pack(learned, RGB, StorageSettings(*storage)))
 
 

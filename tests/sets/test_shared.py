@@ -72,9 +72,19 @@ def test_a_set_comes_back_bit_for_bit_by_every_way_and_is_what_was_learned(tmp_p
         assert [row["target"] for row in rows] == written(stored["targets"])
 
 
-def test_a_set_goes_to_the_hub_and_comes_back_bit_for_bit(hub, tmp_path):
+@pytest.fixture
+def published(hub):
     made = make("bases in 3 bits")[1]
     made.push_to_hub("ann/few", token="hf_ann")
+    return made
+
+
+def test_a_set_goes_to_the_hub_and_comes_back_bit_for_bit(published):
+    same(DistilledSet.from_pretrained("ann/few"), published)
+
+
+@pytest.mark.slow
+def test_the_code_of_the_card_on_the_hub_gives_the_same(hub, published, tmp_path):
     plain = re.findall(r"```python\n(.*?)```", hub.files("ann/few")["README.md"].decode(), re.DOTALL)[1]
     assert "shared.safetensors" in hub.files("ann/few")
     code = f"""{plain}
@@ -87,7 +97,7 @@ print(hashlib.sha256(loaded.images.numpy().tobytes() + loaded.targets.numpy().to
     done = subprocess.run(
         [sys.executable, "-c", code], env=client_env(hub, tmp_path / "reader"), capture_output=True, text=True
     )
-    expected = hashlib.sha256(made.images.numpy().tobytes() + made.targets.numpy().tobytes()).hexdigest()
+    expected = hashlib.sha256(published.images.numpy().tobytes() + published.targets.numpy().tobytes()).hexdigest()
     assert done.stdout.split() == [expected], done.stderr
 
 
