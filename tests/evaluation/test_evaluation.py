@@ -462,6 +462,8 @@ def test_the_work_can_be_shared_out_over_processes(run, evaluation, monkeypatch,
 
 # The estimate
 
+LONG = replace(USE, epochs=75)  # 112 steps of six images by four
+
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_estimate_is_of_the_pre_trainings_that_are_left_side_by_side(
@@ -469,27 +471,30 @@ def test_the_estimate_is_of_the_pre_trainings_that_are_left_side_by_side(
 ):
     cores(number)
     monkeypatch.setattr(estimate, "_step_seconds", lambda candidate, pairs, use, steps, device: steps / 8)
-    whole = estimate.time_pretrainings(evaluation(Weights()), accelerator)
-    # Two sets, three students; of six images by four, three times: four steps. No pre-training takes none.
-    assert (whole.steps, whole.seconds) == (6, 6 * 4 * 4 / 8 / number)
-    run(Weights(), seeds=2)
-    left = estimate.time_pretrainings(evaluation(Weights()), accelerator)
+    whole = estimate.time_pretrainings(evaluation(Weights(), use=LONG), accelerator)
+    # Two sets, three students; no pre-training takes no steps.
+    assert (whole.steps, whole.seconds) == (6, 6 * 112 * 112 / 8 / number)
+    run(Weights(), use=LONG, seeds=2)
+    left = estimate.time_pretrainings(evaluation(Weights(), use=LONG), accelerator)
     assert (left.steps, left.seconds) == (2, whole.seconds / 3)
-    run(Weights())
-    assert estimate.time_pretrainings(evaluation(Weights()), accelerator) == Stage("pre-training", 0, 0.0)
+    run(Weights(), use=LONG)
+    nothing = Stage("pre-training", 0, 0.0)
+    assert estimate.time_pretrainings(evaluation(Weights(), use=LONG), accelerator) == nothing
+    # Six of four steps are done before they are timed.
+    assert estimate.time_pretrainings(evaluation(Weights(), folder="short"), accelerator) == nothing
 
 
 def test_sets_of_the_same_content_are_estimated_once_and_what_trains_itself_never(evaluation, accelerator):
     alike = [set_entry("a", 1), set_entry("b", 1)]
-    assert estimate.time_pretrainings(evaluation(Weights(), sets=alike), accelerator).steps == 3
+    assert estimate.time_pretrainings(evaluation(Weights(), sets=alike, use=LONG), accelerator).steps == 3
     alone = Weights()
     alone.trains_itself = True
-    assert estimate.time_pretrainings(evaluation(alone), accelerator).steps == 0
+    assert estimate.time_pretrainings(evaluation(alone, use=LONG), accelerator).steps == 0
 
 
 def test_an_estimate_trains_copies_on_each_core(evaluation, accelerator, cores):
     cores(2)
-    made = evaluation(Weights())
+    made = evaluation(Weights(), use=LONG)
     stage = estimate.time_pretrainings(made, accelerator)
     assert stage.seconds > 0 and torch.get_num_threads() == 2 and not made.store.folder.exists()
 

@@ -98,6 +98,17 @@ def test_students_of_each_set_see_real_images_in_the_space_that_it_states(launch
     assert [first] == values(own) and [second] == values(stretched) and first != second
 
 
+def test_it_tells_first_how_long_the_pre_trainings_take_that_are_left(launch, made, tmp_path, capsys):
+    asked = ["--config", made / "tiny.yaml", "--set", made / "smoke" / "distilled", "--output", tmp_path / "scores"]
+    asked += ["--references", "none,random", "--protocol", "teacher_error"]
+    asked += ["--student-training.epochs", "200", "--student-training.max-steps", "60"]
+    launch("evaluate", *asked)
+    # Two students on the set, two on random images; those of no pre-training take no time.
+    assert re.search(r"pre-training 4 students: about \d+ s, then scoring", capsys.readouterr().out)
+    launch("evaluate", *asked)
+    assert "pre-training" not in capsys.readouterr().out.split("set  ")[0]
+
+
 # Everything at once
 
 

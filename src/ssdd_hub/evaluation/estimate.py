@@ -1,4 +1,4 @@
-"""Time estimates of evaluations: of the first one of a set, from a short trial on each core, and of any."""
+"""Time estimates of the first evaluation of a set, and of what any evaluation has left, from trials on each core."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import Pairs, StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.runs.estimate import Stage
+from ssdd_hub.runs.estimate import FEWEST_STEPS, Stage
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.pretrain import SetPairs
 
@@ -135,9 +135,12 @@ class _StepTrial:
 def time_pretrainings(evaluation: Evaluation, accelerator: Accelerator) -> Stage:
     """Times all pre-trainings that an evaluation has still to do, from some steps of each student on each core.
 
-    Scoring comes on top. All processes call it; students run side by side, as they will.
+    Scoring comes on top. All processes call it; students run side by side, as they will. Of fewer than `FEWEST_STEPS`
+    in all, which end about as soon as their estimate, none is timed.
     """
     todo, device = evaluation.pretrainings(accelerator), evaluation.datasets[0].device
+    if sum(gather_object([sum(each.steps for each in todo)])) < FEWEST_STEPS:
+        return Stage("pre-training", 0, 0.0)
     kinds: dict[tuple[str, StudentTrainingSettings], list[Pretraining]] = {}
     for each in todo:
         kinds.setdefault((each.candidate.name, each.use), []).append(each)

@@ -99,8 +99,8 @@ class Evaluation:
             `records` with the lists `mean` and `std` over the classes, None for a class
             without such images, and `n`, the seeds whose scores are known by class.
         """
-        mine = self._jobs(accelerator)
-        todo = alike(mine)
+        mine = self._share(accelerator)
+        todo = _alike(mine)
         total = sum(len(job.missing) for jobs in todo for job in jobs)
         with tqdm(total=total, desc="evaluate", unit="cell", disable=not accelerator.is_main_process) as bar:
             run_side_by_side(todo, bar.update, self.datasets[0].device)
@@ -108,17 +108,21 @@ class Evaluation:
         results = {place: found for share in gather_object([measured]) for place, found in share.items()}
         return Results(list(self._records(results)), self._by_class(results))
 
-    def pretrainings(self, accelerator: Accelerator) -> list["Pretraining"]:
+    def pretrainings(self, accelerator: Accelerator) -> list[Pretraining]:
         """Returns the pre-trainings that this process has still to do."""
-        first = [next((job for job in jobs if job.pretrains), None) for jobs in alike(self._jobs(accelerator))]
+        first = [next((job for job in jobs if job.pretrains), None) for jobs in _alike(self._share(accelerator))]
         found = [job.pretraining for job in first if job is not None]
         return [pretraining for pretraining in found if pretraining.steps]
 
-    def _jobs(self, accelerator: Accelerator) -> list["_Job"]:
-        """Returns the share of this process of all students on all sets."""
+    def _share(self, accelerator: Accelerator) -> list["_Job"]:
+        """Returns the jobs of this process."""
+        return self._jobs[accelerator.process_index :: accelerator.num_processes]
+
+    @cached_property
+    def _jobs(self) -> list["_Job"]:
+        # Built once: each reads its selection to know its content.
         entries = product(range(self.seeds), self.candidates, self.set_entries)
-        jobs = [_Job(self, candidate, set_entry, k) for k, candidate, set_entry in entries]
-        return jobs[accelerator.process_index :: accelerator.num_processes]
+        return [_Job(self, candidate, set_entry, k) for k, candidate, set_entry in entries]
 
     @cached_property
     def _classes(self) -> dict[str | None, int]:
@@ -224,7 +228,7 @@ class _Job:
         return any(not getattr(protocol, "trains_itself", False) for protocol, _, _ in self.missing)
 
     @property
-    def pretraining(self) -> "Pretraining":
+    def pretraining(self) -> Pretraining:
         """What is done before a missing cell is measured."""
         pairs, size = partial(self.set_entry.pairs, self.k), self.set_entry.size(self.k).get("images")
         if size is None:
@@ -272,7 +276,7 @@ class _Job:
         return {**found, (COST, None): read(self.cost_key) or []}
 
 
-def alike(jobs: Sequence[_Job]) -> list[list[_Job]]:
+def _alike(jobs: Sequence[_Job]) -> list[list[_Job]]:
     """Returns those that miss cells, by their content: one after another, they find what the first has measured."""
     found: dict[str, list[_Job]] = {}
     for job in jobs:
