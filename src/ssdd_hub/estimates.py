@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.distill.distiller import Distiller
 from ssdd_hub.distill.estimate import time_distillation
+from ssdd_hub.distill.methods import METHODS
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.evaluation.entries import StudentEntry
 from ssdd_hub.evaluation.estimate import time_evaluation
@@ -26,6 +27,8 @@ from ssdd_hub.targets.targets import Targets
 from ssdd_hub.teachers.estimate import stand_in, time_training, time_watch
 from ssdd_hub.teachers.monitor import Watch
 from ssdd_hub.teachers.teacher import Teacher
+
+_LONG = 10  # training steps, at least, of an outer step that is long
 
 
 def time_distilling(
@@ -53,7 +56,8 @@ def time_distilling(
     steps = settings.steps + (0 if config.teacher.ready or labelled else training.num_steps(len(images)))
     saved = run.checkpoints.newest_step()
     ended = saved == settings.steps and (run.path / "scores.json").exists()
-    if ended or not is_worth_it(config, steps):
+    worth = _LONG * steps if METHODS.find(config.method.name).long_steps else steps
+    if ended or not is_worth_it(config, worth):
         return
     teacher: Teacher | None = None
     cache: StandInCache | LabelCache

@@ -1,6 +1,7 @@
 """A run that is estimated, and one whose steps `minutes` chooses: interrupted, resumed, refused, on two processes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,17 @@ def test_an_estimate_tells_all_stages_and_changes_no_byte(launch, tmp_path, caps
     launch("distill", *FEW, "--output", tmp_path / "small")
     assert "\nestimate " not in capsys.readouterr().out
     assert json.loads((tmp_path / "on" / "estimate.json").read_text()) == stored
+
+
+@pytest.mark.slow
+def test_a_run_of_few_steps_is_estimated_where_each_is_long(launch, tmp_path, capsys):
+    experts = "{experts: 1, expert_epochs: 2, expert_steps: 2, max_start: 1, match_epochs: 1, unroll: 2}"
+    labels = ["--targets.of", "labels", "--targets.transform", "none", "--targets.dim", "null"]
+    given = [*SMOKE, *labels, "--output", tmp_path / "run"]
+    launch("distill", *given, "--distiller.steps", "10", "--method.name", "mtt", "--method.args", experts)
+    printed = capsys.readouterr().out
+    stages = dict(re.findall(r"^(warm-up|distillation) +(\d+) +[\d.]+$", printed, re.M))
+    assert stages == {"warm-up": "4", "distillation": "10"}
 
 
 @pytest.mark.slow

@@ -95,6 +95,7 @@ class Method:
             settings of that name.
         stage: The name of `prepare` in the log.
         has_own_networks: Whether it can have others on each process.
+        long_steps: Whether an outer step takes as long as tens of training steps, so that few are worth an estimate.
     """
 
     name: ClassVar[str]
@@ -102,6 +103,7 @@ class Method:
     Settings: ClassVar[type]
     stage: ClassVar[str] = "prepare"
     has_own_networks: ClassVar[bool] = False
+    long_steps: ClassVar[bool] = False
 
     def __init__(self, settings: Any, problem: Problem) -> None:
         require(self.own_networks_check(problem.own_networks))

@@ -41,6 +41,7 @@ class ClpDd(KernelMethod):
     name = "clp_dd"
     citation = "Peng et al., 2026, arXiv 2605.07194"
     Settings = ClpDdSettings
+    long_steps = True
     settings: ClpDdSettings
 
     def __init__(self, settings: ClpDdSettings, problem: Problem) -> None:

@@ -52,6 +52,7 @@ class Dc(Matching):
     name = "dc"
     citation = "Zhao et al., ICLR 2021, arXiv 2006.05929; DSA: Zhao and Bilen, ICML 2021, arXiv 2102.08259"
     Settings = DcSettings
+    long_steps = True
     settings: DcSettings
 
     def match(self, network: int, group: int, own: Pairs, real: Pairs) -> Tensor:

@@ -48,6 +48,7 @@ class Idm(Dm):
     name = "idm"
     citation = "Zhao et al., CVPR 2023, arXiv 2307.09742"
     Settings = IdmSettings
+    long_steps = True
     settings: IdmSettings
 
     def match(self, network: int, group: int, own: Pairs, real: Pairs) -> Tensor:

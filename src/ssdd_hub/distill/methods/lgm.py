@@ -69,6 +69,7 @@ class Lgm(Method):
     citation = "Cazenavette et al., NeurIPS 2025, arXiv 2511.16674"
     Settings = LgmSettings
     stage = "real features"
+    long_steps = True
     settings: LgmSettings
     groups: Groups
 

@@ -119,6 +119,7 @@ class Mkdt(Method):
     Settings = MkdtSettings
     stage = "experts"
     has_own_networks = True
+    long_steps = True
 
     def __init__(self, settings: MkdtSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
