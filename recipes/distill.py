@@ -333,6 +333,8 @@ def make_set(config: DistillConfig) -> DistilledSet:
     provenance = describe_run(to_dict(config), images.provenance, teacher, transform, space, about_students)
     provenance |= {"method": config.method.name.replace("_", "-"), "target_features": features.describe()}
     provenance |= {"use": config.student_training.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
+    if learned := distiller.method.learned():
+        provenance["learned"] = learned
     if frozen := distiller.method.problem.frozen:
         provenance["backbone"] = {**frozen.identity(), "name": shareable_name(frozen.name)}
         provenance["license"] = derive_licence(provenance["license"], frozen.license)

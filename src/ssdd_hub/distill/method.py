@@ -168,6 +168,10 @@ class Method:
         """
         return {}
 
+    def learned(self) -> dict[str, float]:
+        """Returns what the method has learned beside the set that a use of it may take over, for its record."""
+        return {}
+
     def network_of(self, record: Mapping[str, Any]) -> str:
         """Returns the network that a record of the log is about, in words; empty where it is not known."""
         return ""

@@ -23,7 +23,7 @@ from ssdd_hub.text import HUB_ID, tell_bytes
 DATA_FILES = "data/train-*"
 """The pattern by which a card names the data files of its set, for `datasets`."""
 _TAGS = ["dataset-distillation", "dataset-condensation", "self-supervised", "ssdd_hub"]
-_SECTIONS = ("selection", "source", "teacher", "target_transform", "student", "hardware", "versions")
+_SECTIONS = ("selection", "source", "teacher", "target_transform", "student", "learned", "hardware", "versions")
 _LONG_HASH = re.compile("[0-9a-f]{64,128}")
 _SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 

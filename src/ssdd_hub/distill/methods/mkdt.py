@@ -210,6 +210,10 @@ class Mkdt(Method):
         self.step_size = self.step_size - self.settings.lr_step_size * self._momentum
         return {"step_size": self.step_size, "expert": expert, "epoch": epoch}
 
+    def learned(self) -> dict[str, float]:
+        """Returns the step size, as the learning rate of students."""
+        return {"learning_rate": self.step_size.item()}
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the step size with its momentum, and the experts where they are in no file."""
         return {"step_size": self.step_size, "momentum": self._momentum, "experts": self.experts.state_dict()}
