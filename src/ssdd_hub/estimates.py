@@ -53,11 +53,11 @@ def time_distilling(
     """
     settings, device, training = config.distiller, accelerator.device, config.teacher_training
     labelled, dtype = config.targets.of == LABELS, getattr(torch, settings.precision)
-    steps = settings.steps + (0 if config.teacher.ready or labelled else training.num_steps(len(images)))
+    steps = settings.steps * (_LONG if METHODS.find(config.method.name).long_steps else 1)
+    steps += 0 if config.teacher.ready or labelled else training.num_steps(len(images))
     saved = run.checkpoints.newest_step()
     ended = saved == settings.steps and (run.path / "scores.json").exists()
-    worth = _LONG * steps if METHODS.find(config.method.name).long_steps else steps
-    if ended or not is_worth_it(config, worth):
+    if ended or not is_worth_it(config, steps):
         return
     teacher: Teacher | None = None
     cache: StandInCache | LabelCache

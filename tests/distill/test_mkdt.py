@@ -207,7 +207,8 @@ def test_the_step_size_is_learned_by_sgd(trained):
         rate -= 1e-3 * speed
         logged = method.after_step(pairs, step)
         assert logged["step_size"].item() == pytest.approx(rate, rel=1e-12)
-    assert rate != 0.1
+    assert rate != 0.1 and method.learned() == {"learning_rate": pytest.approx(rate, rel=1e-12)}
+    assert trained(lr_step_size=0.0).learned() == {}
 
 
 # What a step draws

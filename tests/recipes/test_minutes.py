@@ -70,7 +70,7 @@ def test_a_run_of_few_steps_is_estimated_where_each_is_long(launch, tmp_path, ca
     printed = capsys.readouterr().out
     stages = dict(re.findall(r"^(warm-up|distillation) +(\d+) +[\d.]+$", printed, re.M))
     assert stages == {"warm-up": "4", "distillation": "10"}
-    # Its learned step size is that of the last step, and no other method has one.
+    # Its learned step size is that of the last step.
     last = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     rate = next(record["step_size"] for record in reversed(last) if record["stage"] == "distill")
     card = (tmp_path / "run" / "distilled" / "README.md").read_text()

@@ -211,8 +211,8 @@ class Mkdt(Method):
         return {"step_size": self.step_size, "expert": expert, "epoch": epoch}
 
     def learned(self) -> dict[str, float]:
-        """Returns the step size, as the learning rate of students."""
-        return {"learning_rate": self.step_size.item()}
+        """Returns the step size, as the learning rate of students, where it is learned."""
+        return {"learning_rate": self.step_size.item()} if self.settings.lr_step_size else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the step size with its momentum, and the experts where they are in no file."""
