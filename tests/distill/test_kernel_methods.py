@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import torch
 from reference import kernel_numpy as witness
-from reference.contract_cases import M, build, make_pairs
+from reference.contract_cases import B, D, M, build, make_pairs, make_source
 from reference.krrst_numpy import AdamW, head_gradients, to_network
 
+from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.methods.clp_dd import ClpDd, ClpDdSettings
 from ssdd_hub.distill.methods.frepo import Frepo, FrepoSettings
 from ssdd_hub.distill.methods.rfad import Rfad, RfadSettings
+from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.errors import InputError
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import load_tree, save_tree
+from ssdd_hub.seeds import draw_batch, generator
 from ssdd_hub.selection.source import Source
 
 STEP = 3
@@ -94,6 +97,53 @@ def test_clp_dd_is_its_witness(make, loss):
     outer = witness.mean if loss == "squared_error" else witness.cross_entropy(5.0)
     method = make(ClpDd, settings)
     compare(method, [method.judge()], phi=(1.0, 1.0), penalty=0.3, outer=outer)
+
+
+def views_of(method, images, purpose, *place):
+    return AUGMENTATIONS[method.settings.augment](images, generator(0, purpose, *place), False)
+
+
+@pytest.mark.parametrize("real_views", [0, 2], ids=["fresh", "kept"])
+@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
+def test_views_of_clp_dd_are_its_witness_on_the_views(make, loss, real_views):
+    """The witness sees views of the set as its images, and their gradients come back through the augmentation."""
+    form = {"penalty": 0.3, "outer": witness.mean if loss == "squared_error" else witness.cross_entropy(5.0)}
+    settings = {"backbone": "student", "loss": loss, "temperature": 0.2, "penalty": 0.3}
+    source = make_source(labels=torch.arange(21) % D)
+    settings |= {"augment": "flip-resize-noise", "views": 3, "real_views": real_views}
+    method, pairs = make(ClpDd, ClpDdSettings(**settings), source=source), make_pairs(M, 99).leaves()
+    seen = torch.cat([views_of(method, pairs.images, "view of the set", STEP, view) for view in range(3)])
+    if real_views:
+        rows, every = draw_batch(21, B, 0, "real batch", STEP), source.images(torch.arange(21)).double()
+        kept = torch.stack([views_of(method, every, "kept views of real images", view, 0) for view in range(2)])
+        drawn = torch.randint(2, rows.shape, generator=generator(0, "views of real images", STEP))
+        real = Pairs(kept[drawn, rows], source.targets[rows])
+    else:
+        real = method.problem.batch(STEP)
+        real = Pairs(views_of(method, real.images, "views of real images", STEP), real.targets)
+    arrays = [part.detach().numpy() for part in (seen, pairs.targets.repeat(3, 1), *real)]
+    value, *gradients, _ = witness.through_networks([to_network(method.judge())], *arrays, phi=(1.0, 1.0), **form)
+    by_images = torch.autograd.grad(seen, pairs.images, torch.from_numpy(gradients[0]))[0]
+    by_targets = gradients[1].reshape(3, M, D).sum(0)
+    found = method.gradients(pairs, STEP)
+    assert found[0].item() == pytest.approx(value, rel=1e-8) == method.loss(pairs, STEP).item()
+    for mine, theirs in zip(found[1:], (by_images.numpy(), by_targets), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-8 * np.abs(theirs).max())
+
+
+def test_timed_steps_of_clp_dd_keep_features_of_few_images(make, monkeypatch):
+    monkeypatch.setattr("ssdd_hub.distill.methods.frozen._PART", 5)
+    method = make(ClpDd, ClpDdSettings(backbone="student", real_views=4, augment="flip-resize-noise"))
+    method.rehearse()
+    method.gradients(make_pairs(M, 99), STEP)
+    kept = method._kept.kept
+    assert kept.shape[:2] == (4, 21) and torch.equal(kept[3, 20], kept[0, 0])
+
+
+def test_kept_features_need_all_real_images(make):
+    settings = ClpDdSettings(backbone="student", loss="squared_error", real_views=1)
+    with pytest.raises(InputError, match="kept features need all real images"):
+        make(ClpDd, settings, labelled=False, source=None)
 
 
 # RFAD

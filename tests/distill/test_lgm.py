@@ -80,27 +80,28 @@ def test_a_set_of_all_real_images_has_their_gradient_and_another_has_not(prepare
 def test_kept_features_are_those_of_views_drawn_once(prepared):
     method, pairs = prepared(real_views=2, real_images=21), make_pairs(M, 99, True)
     method.gradients(pairs, STEP)
-    kept = method._kept
+    kept = method._kept.kept
     assert kept.shape == (2, 21, method.judge().head.in_features)
     images = method.groups.at(torch.arange(21)).images
     for view in range(2):
         seen = AUGMENTATIONS["flip-resize-noise"](images, generator(0, "kept views of real images", view, 0), False)
         torch.testing.assert_close(kept[view], method._features(seen), rtol=1e-10, atol=1e-12)
     method.gradients(pairs, STEP + 1)
-    assert method._kept is kept
+    assert method._kept.kept is kept
     # Without augmentation they are the features that are computed in each step otherwise.
     once, fresh = prepared(augment="none"), prepared(augment="none", real_views=0)
-    fresh._num_kept = lambda: 0
+    fresh._kept = None
     assert once.loss(pairs, STEP).item() == pytest.approx(fresh.loss(pairs, STEP).item(), rel=1e-10)
-    assert once._kept.shape[0] == 1 and fresh._kept is None
+    assert len(once._kept.kept) == 1 and fresh._kept is None
 
 
 def test_timed_steps_keep_features_of_few_images(prepared, monkeypatch):
-    monkeypatch.setattr("ssdd_hub.distill.methods.lgm._PART", 5)
+    monkeypatch.setattr("ssdd_hub.distill.methods.frozen._PART", 5)
     method = prepared(real_views=4)
     method.rehearse()
     method.gradients(make_pairs(M, 99, True), STEP)
-    assert method._kept.shape[:2] == (4, 21) and torch.equal(method._kept[3, 20], method._kept[0, 0])
+    kept = method._kept.kept
+    assert kept.shape[:2] == (4, 21) and torch.equal(kept[3, 20], kept[0, 0])
 
 
 def test_steps_lower_the_loss_of_heads_that_were_not_seen(accelerator):

@@ -35,6 +35,7 @@ LABELLED = {
     "frepo_labels": (METHODS.known["frepo"], {"flip": True, "pool": PoolSettings(2, 4, optimizer="adam")}),
     "rfad_labels": (METHODS.known["rfad"], {"loss": "cross_entropy", "redraw_every": 3}),
     "clp_dd": (METHODS.known["clp_dd"], {"backbone": "student"}),
+    "clp_dd_views": (METHODS.known["clp_dd"], {"backbone": "student", "augment": "flip-resize-noise", "views": 2}),
     "lgm_labels": (METHODS.known["lgm"], {"real_views": 2}),
     **{name: (METHODS.known[name], {}) for name in ("mtt", "tesla", "datm")},
 }

@@ -42,9 +42,13 @@ class KernelMethod(Method):
         """Returns the network of a step, with timm's `forward_features` and `forward_head`."""
         raise NotImplementedError(f"{type(self).__name__} must implement network(step)")
 
+    def real(self, step: int) -> Pairs:
+        """Returns this process's real images of a step, as `network` sees them."""
+        return self.problem.batch(step)
+
     def loss(self, pairs: Pairs, step: int) -> Tensor:
         """Returns the loss of the predictions of the step's real images."""
-        real, ridge = self.problem.batch(step), self._ridge(pairs)
+        real, ridge = self.real(step), self._ridge(pairs)
         loss = krr_loss(self.problem.engine, self.network(step), pairs, real, ridge, self.outer)
         return loss * self.problem.share(real)
 
@@ -53,7 +57,7 @@ class KernelMethod(Method):
 
         Those in what is learned of `outer` are kept as `found`; they are not yet averaged over processes.
         """
-        real, ridge = self.problem.batch(step), self._ridge(pairs)
+        real, ridge = self.real(step), self._ridge(pairs)
         found = self.problem.engine.krr_gradients(self.network(step), pairs, real, ridge, self.outer)
         share = self.problem.share(real)
         found = found if share == 1 else tuple(part * share for part in found)

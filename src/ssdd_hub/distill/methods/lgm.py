@@ -9,7 +9,8 @@ step differentiates the backbone twice.
 
 Ours are
 
-* `real_views`: the backbone never changes, and features of augmented real images may be computed once;
+* `real_views`, with `augment: none` always one: the backbone never changes, and features of augmented real images may
+  be computed once;
 * noise of mean 0, where their call adds 0.5 to the images that it changes;
 * targets that are a teacher's: clusters of them are the classes. The paper has labels.
 """
@@ -23,39 +24,28 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ssdd_hub.bounds import Count, Natural, Positive, Repeats
-from ssdd_hub.data.augment import AUGMENTATIONS
-from ssdd_hub.distill.backbone import BackboneSettings, build_backbone
+from ssdd_hub.bounds import Count, Positive
+from ssdd_hub.distill.backbone import build_backbone
 from ssdd_hub.distill.engine.memory import plan_micro_batches
 from ssdd_hub.distill.groups import Groups
 from ssdd_hub.distill.method import Method, Problem
-from ssdd_hub.distill.networks import Augmented
+from ssdd_hub.distill.methods.frozen import FrozenSettings, KeptViews, show_real, show_set
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.runs.machine import require_memory
 from ssdd_hub.seeds import draw_batch, generator
-
-_PART = 128  # real images whose features are computed at a time
 
 
 @dataclass(frozen=True)
-class LgmSettings(BackboneSettings):
-    """Settings of LGM.
+class LgmSettings(FrozenSettings):
+    """Settings of LGM; by default, as in the paper, a step sees fresh views of real images.
 
     Attributes:
         num_groups: Clusters of the targets, where these are a teacher's; class labels are groups of their own.
         real_images: Real images of a step, at most; the paper has as many as augmented images of the set.
-        views: Times that a step sees each image of the set, augmented anew.
-        real_views: Augmented views of each real image, drawn once, whose features are kept; 0 for a fresh one in each
-            step, as in the paper. Without augmentation, those of the images are always kept.
-        augment: How both are augmented, each image by itself: `flip-resize-noise`, as in the paper, or another one.
         weight_std: Of the weights of the head, which each step draws anew.
     """
 
     num_groups: Count = 10
     real_images: Count = 100
-    views: Repeats = 10
-    real_views: Natural = 0
-    augment: Augmented = "flip-resize-noise"
     weight_std: Positive = 0.01
 
 
@@ -76,7 +66,7 @@ class Lgm(Method):
     def __init__(self, settings: LgmSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
         self._backbone = build_backbone(settings, problem)
-        self._kept: Tensor | None = None
+        self._kept: KeptViews | None = None
         self._recompute: bool | None = None
         self._rehearsed = False
 
@@ -92,6 +82,8 @@ class Lgm(Method):
     def rehearse(self) -> None:
         """Keeps features of few real images from here on, which stand for all."""
         self._rehearsed = True
+        if self._kept:
+            self._kept.rehearsed = True
 
     def loss(self, pairs: Pairs, step: int) -> Tensor:
         """Returns the distance; differentiable in the images. In one process only."""
@@ -142,7 +134,11 @@ class Lgm(Method):
         self._begin(Groups.load(self.problem, state["groups"]))
 
     def _begin(self, groups: Groups) -> None:
-        self.groups, self._kept = groups, None
+        self.groups, settings = groups, self.settings
+        if settings.real_views or settings.augment == "none":
+            count, seed = len(groups.of_source), self.problem.seed
+            self._kept = KeptViews(lambda rows: groups.at(rows).images, self._features, count, settings, seed)
+            self._kept.rehearsed = self._rehearsed
 
     def _features(self, images: Tensor) -> Tensor:
         engine = self.problem.engine
@@ -154,8 +150,8 @@ class Lgm(Method):
         """Returns the features of this process's share of some views of the set, one view after another."""
         seen = []
         for view in views:
-            drawn = generator(self.problem.seed, "view of the set", step, view)
-            seen.append(AUGMENTATIONS[self.settings.augment](images, drawn, False)[self._mine(len(images), view)])
+            shown = show_set(images, self.settings.augment, self.problem.seed, step, view)
+            seen.append(shown[self._mine(len(images), view)])
         return self._features(torch.cat(seen))
 
     def _head(self, width: int, step: int) -> Tensor:
@@ -174,36 +170,15 @@ class Lgm(Method):
 
     @torch.no_grad()
     def _real_gradient(self, head: Tensor, step: int) -> Tensor:
-        total, seed = len(self.groups.of_source), self.problem.seed
-        rows = draw_batch(total, min(self.settings.real_images, total), seed, "real images of a head", step)
-        mine, views = self._mine(len(rows)), self._num_kept()
-        drawn = generator(seed, "views of real images", step)
-        if views:
-            if self._kept is None:
-                self._kept = self._keep(views)
-            features = self._kept[torch.randint(views, rows.shape, generator=drawn)[mine], rows[mine]].to(head)
+        settings, total, seed = self.settings, len(self.groups.of_source), self.problem.seed
+        rows = draw_batch(total, min(settings.real_images, total), seed, "real images of a head", step)
+        mine = self._mine(len(rows))
+        if self._kept is None:
+            seen = show_real(self.groups.at(rows).images, settings.augment, seed, step)
+            features = self._features(seen[mine])
         else:
-            images = AUGMENTATIONS[self.settings.augment](self.groups.at(rows).images, drawn, False)
-            features = self._features(images[mine])
+            features = self._kept.draw(rows, step)[mine].to(head)
         return self._sum(head_gradient(features, self.groups.of_source[rows[mine]].to(head.device), head))
-
-    def _num_kept(self) -> int:
-        return 1 if self.settings.augment == "none" else self.settings.real_views
-
-    def _keep(self, views: int) -> Tensor:
-        """Returns the features `(K, N, F)` of real images, on the CPU."""
-        total, kept = len(self.groups.of_source), list[Tensor]()
-        for view in range(views):
-            for place, rows in enumerate(torch.split(torch.arange(total), _PART)):
-                drawn = generator(self.problem.seed, "kept views of real images", view, place)
-                images = AUGMENTATIONS[self.settings.augment](self.groups.at(rows).images, drawn, False)
-                kept.append(self._features(images).cpu())
-                if self._rehearsed:
-                    return kept[0][torch.arange(total) % len(rows)].expand(views, -1, -1)
-                if len(kept) == 1:
-                    size = total * kept[0][0].numel() * kept[0].itemsize
-                    require_memory("--method.args real_views", views, size, "cpu")
-        return torch.cat(kept).view(views, total, -1)
 
 
 def head_gradient(features: Tensor, groups: Tensor, head: Tensor) -> Tensor:
