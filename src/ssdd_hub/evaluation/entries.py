@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -184,6 +184,12 @@ class Baselines:
         def load(k: int) -> DistilledSet:
             return DistilledSet.load(self._path(method, count, k, form))
 
+        # Every student of a selection, and every protocol, asks for both.
+        @cache
+        def identity(k: int) -> dict[str, Any]:
+            return describe_pairs(load(k))
+
+        @cache
         def size(k: int) -> dict[str, int]:
             if form:
                 # Measured when it was filled: a JPEG is kept as what it decodes to.
@@ -193,12 +199,7 @@ class Baselines:
             # Real images are exact as PNG files, which nobody would store in more bytes.
             return size_of(load(k).compact("uint8", "float32") if method in OF_REAL else load(k))
 
-        return SetEntry(
-            name,
-            lambda k: SetPairs(load(k), source.device),
-            lambda k: describe_pairs(load(k)),
-            size=size,
-        )
+        return SetEntry(name, lambda k: SetPairs(load(k), source.device), identity, size=size)
 
     def set_entries(self, methods: Sequence[str], counts: Sequence[int]) -> list[SetEntry]:
         """Returns references beside sets of these numbers of images: a selection for each number, all else once."""

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -134,13 +135,15 @@ def difference(record: Record, reference: Record) -> Record | None:
         "relative": change / base if record["metric"] == "mse" and base else None,
         "better": better,
         "improves": (change > 0) == (better == "higher") if better and change else None,
-        **_paired_test(known[:, 0], known[:, 1]),
+        **_paired_test(*map(tuple, known.T.tolist())),
         "n": len(known),
     }
 
 
-def _paired_test(first: "np.ndarray[Any, Any]", second: "np.ndarray[Any, Any]") -> Record:
-    differences = first - second
+# Cached, since a page compares the same scores in tables, charts and words, and scipy takes a millisecond for each.
+@lru_cache(maxsize=2**14)
+def _paired_test(first: tuple[float, ...], second: tuple[float, ...]) -> Record:
+    differences = np.subtract(first, second)
     # Imported here: a set is read and its card written without waiting for scipy.
     from scipy import stats
 
