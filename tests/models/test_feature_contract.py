@@ -7,7 +7,7 @@ import timm
 import torch
 
 from ssdd_hub.errors import InputError
-from ssdd_hub.models.features import measure_width, read_features
+from ssdd_hub.models.features import in_parts, measure_width, read_features
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.teachers.teacher import Teacher, build_teacher
 
@@ -152,3 +152,19 @@ def test_a_class_token_of_another_name_is_not_averaged_with_the_patches():
     with pytest.raises(InputError, match="CoaT gives no feature map or patch tokens to average: use features pre_log"):
         as_teacher(backbone, "mean")
     assert as_teacher(backbone, "pre_logits").feature_dim == 16
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "seen_at", "sizes"),
+    [
+        (700, 32, None, [512, 188]),
+        (300, 64, None, [128, 128, 44]),
+        (3, 2000, None, [1, 1, 1]),
+        (40, 32, 224, [10] * 4),
+    ],
+)
+def test_parts_hold_as_many_pixels_whatever_the_size_of_images(count, side, seen_at, sizes):
+    images = torch.arange(count).view(-1, 1, 1, 1).expand(-1, 1, side, side)
+    parts = in_parts(images, seen_at)
+    assert [len(part) for part in parts] == sizes
+    assert torch.equal(torch.cat(parts)[:, 0, 0, 0], torch.arange(count))

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import InputError
+from ssdd_hub.models.features import in_parts
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.inputs import fingerprint_labels
 from ssdd_hub.sets.folder import describe_tensor
 from ssdd_hub.targets.targets import Targets
 
 MOST_CLASSES = 2**20  # of which a classifier has a row each; labels that are years or ids would take terabytes
-CHUNK = 512  # images that a network sees at a time
+CHUNK = 512  # images that are read at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,17 @@ class RealData:
         return self.pixel_space.normalise(bank.pixels[indices].to(self.device, torch.float32) / 255)
 
     @torch.no_grad()
-    def apply(self, function: Callable[[Tensor], Tensor], bank: ImageBank, indices: Tensor | None = None) -> Tensor:
-        """Returns a function's results `(n, ...)`, float32, on the CPU, of some images of a bank, by default all."""
-        parts = torch.split(torch.arange(len(bank)) if indices is None else indices, CHUNK)
-        return torch.cat([function(self.images(bank, part)).float().cpu() for part in parts])
+    def apply(
+        self,
+        function: Callable[[Tensor], Tensor],
+        bank: ImageBank,
+        indices: Tensor | None = None,
+        side: int | None = None,
+    ) -> Tensor:
+        """Returns a network's results `(n, ...)`, float32, on the CPU, of some images of a bank, by default all.
+
+        `side` is the height and width that it resizes them to, where it does.
+        """
+        chunks = torch.split(torch.arange(len(bank)) if indices is None else indices, CHUNK)
+        parts = (part for chunk in chunks for part in in_parts(self.images(bank, chunk), side))
+        return torch.cat([function(part).float().cpu() for part in parts])

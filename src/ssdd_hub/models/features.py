@@ -19,6 +19,18 @@ STUDENT_FEATURES = (*FEATURES, "flat")
 OTHER_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 """The arguments of `timm.create_model` that load other weights, of which timm goes on to state its own licence."""
 
+_PIXELS = 512 * 32**2  # of all images that a network sees at a time on the CPU
+
+
+def in_parts(images: Tensor, side: int | None = None) -> tuple[Tensor, ...]:
+    """Returns images `(n, C, H, W)` in parts that a network sees one after another, without activations to keep.
+
+    On the CPU a part has as many pixels as 512 images of 32 px at most, which bounds the memory. `side` is the height
+    and width that the network resizes them to, where it does.
+    """
+    pixels = max(images.shape[-2] * images.shape[-1], (side or 0) ** 2)
+    return torch.split(images, max(1, _PIXELS // pixels if images.device.type == "cpu" else len(images)))
+
 
 def pre_logits(model: nn.Module, images: Tensor) -> Tensor:
     """Returns the input of a timm model's classifier, the features of students and by default of teachers.

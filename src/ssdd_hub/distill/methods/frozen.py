@@ -10,6 +10,7 @@ from ssdd_hub.bounds import Natural, Repeats
 from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.distill.backbone import BackboneSettings
 from ssdd_hub.distill.networks import Augmented
+from ssdd_hub.models.features import in_parts
 from ssdd_hub.runs.machine import require_memory
 from ssdd_hub.seeds import generator
 
@@ -86,7 +87,7 @@ class KeptViews:
             for place, rows in enumerate(torch.split(torch.arange(self._count), _PART)):
                 drawn = generator(self._seed, "kept views of real images", view, place)
                 images = AUGMENTATIONS[self._augment](self._images(rows), drawn, False)
-                found.append(self._features(images).cpu())
+                found.append(torch.cat([self._features(part).cpu() for part in in_parts(images)]))
                 if self.rehearsed:
                     return found[0][torch.arange(self._count) % len(rows)].expand(self._views, -1, -1)
                 if len(found) == 1:

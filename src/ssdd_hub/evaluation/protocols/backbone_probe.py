@@ -19,6 +19,7 @@ from ssdd_hub.evaluation.protocols.base import Measure, Pretrained, measure_accu
 from ssdd_hub.evaluation.protocols.kd import space_of
 from ssdd_hub.evaluation.protocols.linear_probe import ProbeSettings, fit_probe
 from ssdd_hub.evaluation.real_data import CHUNK, RealData
+from ssdd_hub.models.features import in_parts
 from ssdd_hub.models.pretraining import Pairs
 from ssdd_hub.seeds import generator
 from ssdd_hub.teachers.teacher import build_teacher
@@ -110,7 +111,8 @@ class BackboneProbe(OfSetsWithLabels[BackboneProbeSettings]):
                 images = pairs.batch(rows)[0]
                 drawn = generator(seed, "views of a backbone probe", view, place)
                 seen = space.denormalise(AUGMENTATIONS[self.settings.augment](images, drawn, False))
-                found.append(self._network.to(images.device)(seen).float().cpu())
+                network = self._network.to(images.device)
+                found += [network(part).float().cpu() for part in in_parts(seen, network.input_size)]
         return require_finite(torch.cat(found), f"features of {self.name} are not finite"), labels.repeat(views)
 
     def _tested(self, data: RealData) -> Tensor:
@@ -119,6 +121,8 @@ class BackboneProbe(OfSetsWithLabels[BackboneProbeSettings]):
             if data.heldout not in self._heldout:
                 network, space = self._network.to(data.device), data.pixel_space
                 known = data.known(data.heldout)
-                read = data.apply(lambda images: network(space.denormalise(images)), data.heldout, known)
+                read = data.apply(
+                    lambda images: network(space.denormalise(images)), data.heldout, known, network.input_size
+                )
                 self._heldout[data.heldout] = read.to(data.device)
             return self._heldout[data.heldout]

@@ -148,7 +148,8 @@ class KnowledgeDistillation(LabelledProtocol[KdSettings]):
                 )
             return Classifier(network.to(data.device), classes)
         known = data.known(data.train)
-        features = data.apply(lambda images: network(data.pixel_space.denormalise(images)), data.train, known)
+        space, side = data.pixel_space, network.input_size
+        features = data.apply(lambda images: network(space.denormalise(images)), data.train, known, side)
         labels = data.labels(data.train)[known].to(data.device)
         head = fit_logistic(features.to(data.device), labels, self.settings.ridge, data.num_classes)
         return Classifier(lambda pixels: functional.linear(network(pixels), *head), data.num_classes)

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ssdd_hub.bounds import Count, Positive, Settings
@@ -14,7 +14,7 @@ from ssdd_hub.distill.krr import linear_kernel
 from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretrained, require_finite
 from ssdd_hub.evaluation.protocols.knn import KnnSettings
 from ssdd_hub.evaluation.real_data import RealData
-from ssdd_hub.models.features import pre_logits
+from ssdd_hub.models.features import in_parts, pre_logits
 from ssdd_hub.models.pretraining import Pair, Pairs
 from ssdd_hub.seeds import generator
 
@@ -114,6 +114,10 @@ class KernelRegression(LabelledProtocol[KrrSettings]):
         drawn = torch.randperm(len(pairs), generator=generator(pretrained.seed, "regressed pairs"))
         chosen = drawn[: self.settings.max_pairs].sort().values
         batches = (pairs.batch(part) for part in torch.split(chosen, CHUNK))
-        parts = ((pre_logits(student, images), targets) for images, targets in batches)
+        parts = ((_read(student, images), targets) for images, targets in batches)
         weights = regress(parts, len(chosen), self.settings.ridge)
         return lambda images: _append_one(pre_logits(student, images)) @ weights
+
+
+def _read(student: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([pre_logits(student, part) for part in in_parts(images)])
