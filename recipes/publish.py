@@ -47,7 +47,7 @@ class PublishConfig:
         tag: Tag of the set; when not given `set-` and eight digits made of its contents.
         license: Licence of the set; when not given, the one derived from those of source and teacher.
         license_reason: The permission by which that licence may be more permissive than those.
-        scores: A `scores.json` whose records the card shows in place of the run's own.
+        scores: A `scores.json` whose records the card shows in place of the run's own, with the recipe that it states.
         teacher: Folder of the teacher, such as `runs/NAME/teacher`, to be published as well.
         students: timm models that are pre-trained on the set and published as well, as `REPO-MODEL`; `own` is the
             network that the set was distilled with.
@@ -94,8 +94,8 @@ class PublishConfig:
 def plan_run(config: PublishConfig, repo_id: str) -> tuple[Plan, Plan | None]:
     """Plans the set and its teacher, so that a mistake in either is known before anything is sent."""
     teacher_id = f"{repo_id}-teacher"
-    scores = None if config.scores is None else read_scores(Path(config.scores))
-    additions = CardOverrides(config.license, config.license_reason, teacher_id if config.teacher else None, scores)
+    scores = {} if config.scores is None else read_scores(Path(config.scores))
+    additions = CardOverrides(config.license, config.license_reason, teacher_id if config.teacher else None, **scores)
     place = {"private": config.private, "revision": config.revision, "create_pr": config.create_pr, "tag": config.tag}
     plan = plan_set(config.set, repo_id, **place, additions=additions, dry_run=config.dry_run)
     if config.teacher is None:

@@ -14,6 +14,7 @@ from test_distilled import PARQUET, contents, make_set
 
 from ssdd_hub import DistilledSet, PixelSpace
 from ssdd_hub.cli import describe_set, main
+from ssdd_hub.models.pretraining import StudentTrainingSettings
 from ssdd_hub.runs.own_runs import remember_run
 from ssdd_hub.sets.gallery import keep_starts
 from ssdd_hub.text import printable, show_bytes
@@ -118,6 +119,12 @@ def test_a_card_is_rendered_again_with_what_is_stated_besides(folder, ssdd):
     assert (
         card.startswith("---\nlicense: cc-by-nc-4.0\n") and 'from_pretrained("sets/mine")' in card and "12.3" in card
     )
+    # Scores of an evaluation bring the recipe of its students along.
+    use = StudentTrainingSettings(steps=7, optimizer="muon", learning_rate=0.01).describe()
+    scores.write_text(json.dumps({"records": [SCORE], "use": use}))
+    ssdd("card", "set", "--scores", scores)
+    assert DistilledSet.load(folder).provenance["use"] == use and loaded.provenance["use"] != use
+    assert "| Optimizer | muon |" in (folder / "README.md").read_text()
     ssdd("card", "set")
     assert 'from_pretrained("../set")  # the path of this folder' in (folder / "README.md").read_text()
     assert ssdd("check", "set").endswith("set: 0 error(s), 0 warning(s)\n")
@@ -253,6 +260,8 @@ def test_push_refuses_with_one_message_and_writes_nothing(hub, folder, refusal, 
         ('{"records": [3]}', "must hold a list of objects"),
         ('{"records": [{"mean": NaN}]}', "cannot be read as scores.json"),
         ('{"records": [{"set": "\\ud800"}]}', "cannot be read as scores.json"),
+        ('{"records": [], "use": "SGD"}', "must hold an object as use"),
+        ('{"records": [], "use": {"steps": -1}}', "steps"),
     ],
 )
 def test_scores_that_are_none_are_refused(ann, folder, refusal, tmp_path, text, problem):

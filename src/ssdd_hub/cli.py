@@ -53,7 +53,7 @@ def _build_parser(options: Callable[[str], Sequence[str]] = lambda name: ()) -> 
     stated.add_argument("--license", help="by default derived from those of source and teacher")
     stated.add_argument("--license-reason", help="the permission by which it may be more permissive than those")
     stated.add_argument("--teacher", help="the teacher's repository on the Hub, for the card")
-    stated.add_argument("--scores", type=Path, help="a scores.json whose records the card shows")
+    stated.add_argument("--scores", type=Path, help="a scores.json whose records, and recipe of use, the card shows")
 
     parser = argparse.ArgumentParser("ssdd-hub", description=(__doc__ or "").partition("\n")[0])
     version = vars(sys.modules["ssdd_hub"])["__version__"]
@@ -107,8 +107,8 @@ def _read_statements(arguments: argparse.Namespace) -> "CardOverrides":
     teacher = arguments.teacher
     if teacher is not None and not HUB_ID.fullmatch(teacher):
         raise InputError(f"--teacher must be the teacher's repository on the Hub, owner/name; got {teacher!r}")
-    scores = None if arguments.scores is None else read_scores(arguments.scores)
-    return CardOverrides(arguments.license, arguments.license_reason, teacher, scores)
+    scores = {} if arguments.scores is None else read_scores(arguments.scores)
+    return CardOverrides(arguments.license, arguments.license_reason, teacher, **scores)
 
 
 def _count(text: str) -> int:
@@ -151,17 +151,32 @@ def _card(arguments: argparse.Namespace) -> None:
     _say(f"the card of {arguments.folder} is rendered again")
 
 
-def read_scores(path: Path) -> list[dict[str, Any]]:
-    """Reads the records of a `scores.json`; raises an `InputError` for other files."""
+def read_scores(path: Path) -> dict[str, Any]:
+    """Reads what the card of a set shows of a `scores.json`.
+
+    Returns:
+        `scores`, the records; and `use`, how students were pre-trained on the sets, where the file states it.
+
+    Raises:
+        InputError: It is no such file.
+    """
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))["records"]
+        found = json.loads(path.read_text(encoding="utf-8"))
+        records, use = found["records"], found.get("use")
         # Python reads NaN, which JSON, and thus the record, cannot hold.
-        json.dumps(records, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps([records, use], ensure_ascii=False, allow_nan=False).encode()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as scores.json ({error!r}): give the one of an evaluation") from error
     if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
         raise InputError(f"{path} must hold a list of objects as records: give the scores.json of an evaluation")
-    return records
+    if use is None:
+        return {"scores": records}
+    if not isinstance(use, dict):
+        raise InputError(f"{path} must hold an object as use: give the scores.json of an evaluation")
+    from ssdd_hub.statements import check_use
+
+    check_use(use)
+    return {"scores": records, "use": use}
 
 
 def describe_published(published: "Published", folder: Path) -> list[str]:

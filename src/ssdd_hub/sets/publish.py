@@ -32,17 +32,19 @@ class CardOverrides:
         license_reason: Why that licence may be more permissive than those: a permission that you have.
         teacher: The teacher's repository on the Hub, `owner/name`.
         scores: Records of `scores.json` that take the place of the recorded ones.
+        use: How the students were pre-trained that these are of; it takes the place of the recorded recipe.
     """
 
     license: str | None = None
     license_reason: str | None = None
     teacher: str | None = None
     scores: Sequence[Mapping[str, Any]] | None = None
+    use: Mapping[str, Any] | None = None
 
     def add(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the record of a set with these additions; raises an `InputError` for a licence too free."""
         provenance = dict(section(metadata, "provenance"))
-        stated = {"license": self.license, "license_reason": self.license_reason, "scores": self.scores}
+        stated = {name: getattr(self, name) for name in ("license", "license_reason", "scores", "use")}
         provenance |= {name: value for name, value in stated.items() if value is not None}
         if self.teacher is not None:
             provenance["teacher"] = {**section(provenance, "teacher"), "hub": self.teacher}

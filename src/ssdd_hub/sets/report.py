@@ -150,7 +150,7 @@ def save_evaluation(
     about, table = _describe(machine), markdown_table(records, baselines)
     told = verdicts(records)
     found = {"records": records, "comparisons": comparisons, "equal_worth": bytes_for_worth(records)}
-    run.write_json("scores.json", {**found, "by_class": by_class, **about})
+    run.write_json("scores.json", {**found, "by_class": by_class, "use": config.student_training.describe(), **about})
     (run.path / "scores.md").write_text("\n\n".join([*map(escape, told), table]), encoding="utf-8")
     if worth := draw_worth(records):
         save_figures(run.path, {"worth": worth})
