@@ -321,7 +321,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
     distiller = build_distiller(config, accelerator, source, cache, pairs, run.path / "checkpoints" / "method")
     # Of views, where there are any.
     estimated.done("features")
-    planned = plan_memory(distiller)
+    planned = plan_memory(distiller, config.student_training)
     if planned:
         accelerator.print(planned)
     heldout_error = HeldoutError.plan(distiller, heldout, heldout_targets, space)

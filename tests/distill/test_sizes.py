@@ -14,6 +14,7 @@ from ssdd_hub.distill.pool import PoolSettings
 from ssdd_hub.distill.sizes import MemoryPlan, check_sizes, plan_memory
 from ssdd_hub.errors import InputError
 from ssdd_hub.models.build import build_student
+from ssdd_hub.models.pretraining import StudentTrainingSettings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SHAPE = {"in_chans": 3, "image_size": 32}
@@ -44,6 +45,20 @@ def test_checkpointing_and_batches_of_the_set_lower_what_is_expected():
     again = plan_memory(build_distiller(num_images=12, checkpointing=True))
     assert halves.parts["inner step"] == again.parts["inner step"] == usual.parts["inner step"] / 2
     assert again.parts["outer step"] == usual.parts["outer step"]
+
+
+def test_students_of_the_scores_count_where_their_batches_are_the_most():
+    distiller = build_distiller(num_images=12)
+    usual, few, many = (
+        plan_memory(distiller, each and StudentTrainingSettings(batch_size=each)) for each in (None, 1, 256)
+    )
+    assert "scores" not in usual.parts and few.needed == pytest.approx(usual.needed, rel=1e-3)
+    # No more than there are images.
+    assert many.parts["scores"] == pytest.approx(12 * few.parts["scores"])
+    assert many.needed - sum(many.parts.values()) == pytest.approx(
+        -usual.parts["outer step"] - usual.parts["inner step"]
+    )
+    assert many.parts["scores"] > many.parts["inner step"]
 
 
 def test_a_budget_bounds_the_activations_of_the_outer_step():

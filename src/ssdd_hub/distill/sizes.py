@@ -16,6 +16,7 @@ from ssdd_hub.distill.engine.checkpointing import check_checkpointing
 from ssdd_hub.distill.engine.memory import CPU_PART, SHARE
 from ssdd_hub.distill.pool import PoolSettings, StudentPool, require_room
 from ssdd_hub.models.features import pre_logits
+from ssdd_hub.models.pretraining import StudentTrainingSettings
 from ssdd_hub.runs.machine import free_memory, kept_bytes, require_memory, total_memory
 from ssdd_hub.seeds import generators_kept
 
@@ -29,7 +30,9 @@ _LOWER = {
     "inner step": "--distiller.set-batch (or pass --distiller.checkpointing true)",
     "kernel": "--distiller.set-batch",
     "real images": "--distiller.batch-size",
+    "scores": "--student-training.batch-size",
 }
+_IN_TURN = ("outer step", "inner step", "scores")
 
 
 def check_sizes(
@@ -72,11 +75,12 @@ def check_sizes(
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What the steps of a distillation will hold, in bytes for each process, and what there is in all.
+    """What a distillation will hold, in bytes for each process, and what there is in all.
 
     Attributes:
-        parts: By name. `process` is what is held already; of `outer step` and `inner step`, the activations in the two
-            halves of a step, the larger one counts.
+        parts: By name. `process` is what is held already; of the activations in the two halves of a step, `outer step`
+            and `inner step`, and in the pre-training of the students of the scores, which follow one another, the most
+            count.
         total: Bytes of the device.
         device: Its kind.
     """
@@ -88,8 +92,8 @@ class MemoryPlan:
     @property
     def needed(self) -> float:
         """Bytes in all."""
-        halves = [self.parts[name] for name in ("outer step", "inner step")]
-        return sum(self.parts.values()) - min(halves)
+        in_turn = [self.parts[name] for name in _IN_TURN if name in self.parts]
+        return sum(self.parts.values()) - sum(in_turn) + max(in_turn)
 
     def __str__(self) -> str:
         shown = {name: f"{size / 2**30:.2f}" for name, size in self.parts.items()}
@@ -97,14 +101,18 @@ class MemoryPlan:
         line = f"memory: about {self.needed / 2**30:.2f} GiB of {self.total / 2**30:.3g} ({self.device}): {told}"
         if self.needed <= _FULL * self.total:
             return line
-        largest = max(_LOWER, key=lambda name: self.parts[name])
+        largest = max(_LOWER, key=lambda name: self.parts.get(name, 0))
         return f"{line}\nit may not fit: lower {_LOWER[largest]}"
 
 
-def plan_memory(distiller: Distiller) -> MemoryPlan | None:
-    """Returns what the steps of a distiller that has done none will hold; None of methods without online students.
+def plan_memory(distiller: Distiller, training: StudentTrainingSettings | None = None) -> MemoryPlan | None:
+    """Returns what a distiller that has done no step will hold; None of methods without online students.
 
     A few images pass copies of a student. No state changes, that of generators included.
+
+    Args:
+        distiller: With all that it needs.
+        training: How students are pre-trained on the set for its scores; None for no scores.
     """
     pool = getattr(distiller.method, "pool", None)
     if not isinstance(pool, StudentPool):
@@ -123,6 +131,10 @@ def plan_memory(distiller: Distiller) -> MemoryPlan | None:
         with distiller.accelerator.autocast():
             outer, inner = _for_each(partial(pre_logits, frozen), images), _for_each(trained, images)
             width = pre_logits(frozen, images[:1]).shape[1]
+        if training:
+            narrow = training.precision == "bf16"
+            with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+                scored = _for_each(trained, images) * min(training.batch_size, size)
     budget = free_memory(device) * SHARE if settings.memory_budget is None else settings.memory_budget * 2**30
     part = min(seen, settings.micro_batch or (CPU_PART if device.type == "cpu" else seen))
     activations = outer * seen if outer * seen <= budget else max(outer, min(outer * part, budget))
@@ -140,6 +152,8 @@ def plan_memory(distiller: Distiller) -> MemoryPlan | None:
         "kernel": number * (2 * (seen + real) * width + 4 * side**2 + 2 * real * side + 2 * seen * side),
         "real images": 2 * real * image,
     }
+    if training:
+        parts["scores"] = _BACKWARD * scored
     return MemoryPlan(parts, total_memory(device), device.type)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 ALIKE = 0.8
 """Correlation above which a person sees the same picture in both images."""
-_CHUNK = 2**24  # values of the source at once
+_CHUNK = 2**22  # values of the source at once, of which some copies are made
 _MOST_VALUES = (
     2**34
 )  # values of the source that are read: of larger ones images are left out evenly, which takes minutes
