@@ -140,9 +140,20 @@ def test_timed_steps_of_clp_dd_keep_features_of_few_images(make, monkeypatch):
     assert kept.shape[:2] == (4, 21) and torch.equal(kept[3, 20], kept[0, 0])
 
 
+def test_kept_features_are_computed_in_parts_that_are_counted_or_when_they_are_asked_for(make, monkeypatch):
+    monkeypatch.setattr("ssdd_hub.distill.methods.frozen._PART", 5)
+    settings = ClpDdSettings(backbone="student", real_views=2, augment="flip-resize-noise")
+    counted, asked, begun = (make(ClpDd, settings) for _ in range(3))
+    assert list(counted.prepare(make_pairs(M, 99))) == [None] * 10 and counted.preparation() == 10
+    assert next(begun.prepare(make_pairs(M, 99))) is None
+    for method in (asked, begun):
+        assert torch.equal(method._kept.kept, counted._kept.kept)
+    assert make(ClpDd, ClpDdSettings(backbone="student")).preparation() == 0
+
+
 def test_kept_features_need_all_real_images(make):
     settings = ClpDdSettings(backbone="student", loss="squared_error", real_views=1)
-    with pytest.raises(InputError, match="kept features need all real images"):
+    with pytest.raises(InputError, match="this method needs all real images"):
         make(ClpDd, settings, labelled=False, source=None)
 
 

@@ -23,7 +23,7 @@ def prepared(accelerator):
     def prepare(labelled=True, pairs=None, source=None, **changed):
         source = source or make_source(labels=LABELS if labelled else None)
         method = build("lgm_labels" if labelled else "lgm", "pixels", accelerator, source=source, **changed).method
-        assert list(method.prepare(pairs or make_pairs(M, 99, labelled))) == []
+        assert list(method.prepare(pairs or make_pairs(M, 99, labelled))) == [None] * method.preparation()
         return method
 
     return prepare

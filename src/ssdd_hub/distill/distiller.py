@@ -194,8 +194,8 @@ class Distiller:
         """Replays no CUDA graph from now on, so that the parts of a step can be timed on a GPU."""
         self.engine.launch_one_by_one()
 
-    def warm_up(self) -> Iterator[Tensor]:
-        """Prepares the method, once, before the first outer step; yields the loss of each step of that."""
+    def warm_up(self) -> Iterator[Tensor | None]:
+        """Prepares the method, once, before the first outer step; yields as `Method.prepare` does."""
         return self.method.prepare(self._pairs())
 
     def step(self) -> dict[str, Any]:

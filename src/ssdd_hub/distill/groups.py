@@ -39,7 +39,7 @@ class Groups:
     """
 
     def __init__(self, problem: Problem, of_source: Tensor, of_set: Tensor) -> None:
-        source, engine = _source(problem), problem.engine
+        source, engine = require_source(problem), problem.engine
         self.of_source, self.of_set, self.seed = of_source, of_set, problem.network_seed
         self.are_classes = problem.has_classes
         self.present = sorted({*of_set.tolist()})
@@ -62,7 +62,7 @@ class Groups:
     @classmethod
     def find(cls, problem: Problem, targets: Tensor, count: int) -> "Groups":
         """Returns the groups of a set whose first targets are `(M, D)`; `count` is the number of clusters, at most."""
-        source = _source(problem)
+        source = require_source(problem)
         if source.classes is not None:
             of_source, of_set, total = source.classes.long(), targets.detach().argmax(1).cpu(), targets.shape[1]
         else:
@@ -116,7 +116,8 @@ class Groups:
         return cls(problem, state["of_source"], state["of_set"])
 
 
-def _source(problem: Problem) -> Source:
+def require_source(problem: Problem) -> Source:
+    """Returns all real images of a problem; raises an `InputError` where it has only batches."""
     if problem.source is None:
-        raise InputError("a method that matches groups needs all real images: give Problem(..., source=Source(...))")
+        raise InputError("this method needs all real images, not only batches: give Problem(..., source=Source(...))")
     return problem.source

@@ -79,7 +79,8 @@ def _longest(distiller: Distiller) -> dict[str, str]:
 def _warm_up(distiller: Distiller, run: RunFolder, progress: bool, heldout: HeldoutError | None) -> None:
     stage, total = distiller.method.stage, distiller.method.preparation()
     bar = StepBar(distiller.warm_up(), stage, total, disable=not (progress and total))
-    records = [{"stage": stage, "step": step, "loss": loss} for step, loss in enumerate(bar, start=1)]
+    losses = ((step, loss) for step, loss in enumerate(bar, start=1) if loss is not None)
+    records = [{"stage": stage, "step": step, "loss": loss} for step, loss in losses]
     if records:
         _flush(records, run, distiller)
     if heldout and run.is_main:

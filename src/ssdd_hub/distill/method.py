@@ -116,12 +116,15 @@ class Method:
         problem = f"the method {cls.name} has none, or says nothing of it: leave it at false"
         return cls.has_own_networks or not wanted, f"distiller.own_networks gives each process networks, and {problem}"
 
-    def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
-        """Does what precedes the first step, given the first set without a graph; yields the loss of each step."""
+    def prepare(self, pairs: Pairs) -> Iterator[Tensor | None]:
+        """Does what precedes the first step, given the first set without a graph.
+
+        Yields the loss after each step of a training, and None after each part of other work.
+        """
         yield from ()
 
     def preparation(self) -> int:
-        """Returns how many losses `prepare` yields."""
+        """Returns how often `prepare` yields."""
         return 0
 
     def rehearse(self) -> None:

@@ -7,6 +7,7 @@ of penalty and temperature: those here, the constant in the kernel, and that the
 ours. Its images are augmented: here by `augment`, which real images share; how, it does not state.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ssdd_hub.bounds import Positive, Repeats, one_of
 from ssdd_hub.distill.backbone import build_backbone
+from ssdd_hub.distill.groups import require_source
 from ssdd_hub.distill.krr import squared_error
 from ssdd_hub.distill.method import Problem
 from ssdd_hub.distill.methods.classes import CrossEntropy, require_classes
@@ -22,10 +24,8 @@ from ssdd_hub.distill.methods.frozen import FrozenSettings, KeptViews, show_real
 from ssdd_hub.distill.methods.kernel import KernelMethod, KernelSettings
 from ssdd_hub.distill.networks import Augmented
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.errors import InputError
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.seeds import draw_batch
-from ssdd_hub.selection.source import Source
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class ClpDd(KernelMethod):
     name = "clp_dd"
     citation = "Peng et al., 2026, arXiv 2605.07194"
     Settings = ClpDdSettings
+    stage = "real features"
     long_steps = True
     settings: ClpDdSettings
 
@@ -72,6 +73,14 @@ class ClpDd(KernelMethod):
         """Returns the backbone."""
         return self._backbone.backbone
 
+    def prepare(self, pairs: Pairs) -> Iterator[None]:
+        """Computes the features of real images that are kept."""
+        return self._kept.compute() if self._kept else iter(())
+
+    def preparation(self) -> int:
+        """Returns in how many parts kept features are computed."""
+        return len(self._kept) if self._kept else 0
+
     def rehearse(self) -> None:
         """Keeps features of few real images from here on, which stand for all."""
         if self._kept:
@@ -83,7 +92,7 @@ class ClpDd(KernelMethod):
         size = problem.batch_size
         mine = slice(problem.rank * size // problem.world, (problem.rank + 1) * size // problem.world)
         if self._kept:
-            source, engine = self._source, problem.engine
+            source, engine = require_source(problem), problem.engine
             rows = draw_batch(len(source.bank), size, problem.seed, "real batch", step)
             seen = self._kept.draw(rows, step)[mine, :, None, None]
             return Pairs(seen, source.targets[rows[mine]]).to(engine.device, engine.dtype)
@@ -111,20 +120,15 @@ class ClpDd(KernelMethod):
         shown = [show_set(pairs.images, self.settings.augment, self.problem.seed, step, view) for view in views]
         return Pairs(torch.cat(shown), pairs.targets.repeat(len(views), 1))
 
-    @property
-    def _source(self) -> Source:
-        if self.problem.source is None:
-            raise InputError("kept features need all real images: give Problem(..., source=Source(...))")
-        return self.problem.source
-
     def _keep(self) -> KeptViews:
-        source, engine = self._source, self.problem.engine
+        source, engine = require_source(self.problem), self.problem.engine
 
         def images(rows: Tensor) -> Tensor:
             return source.images(rows).to(engine.device, engine.dtype)
 
         def features(images: Tensor) -> Tensor:
-            return engine.features(self._backbone, images)
+            found: Tensor = engine.features(self._backbone, images)
+            return found
 
         return KeptViews(images, features, len(source.bank), self.settings, self.problem.seed)
 

@@ -1,7 +1,9 @@
 """What methods on a frozen backbone share: augmented views, and features of those of real images, computed once."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -65,32 +67,40 @@ class KeptViews:
         self._images, self._features, self._count, self._seed = images, features, count, seed
         self._augment = settings.augment
         self._views = 1 if settings.augment == "none" else settings.real_views
+        self._parts = list[Tensor]()
         self._kept: Tensor | None = None
-        self.rehearsed = False  # whether features of few images are kept, which stand for all
+        self.rehearsed = False  # whether features of few images stand for all
+
+    def __len__(self) -> int:
+        """Returns the number of parts in which `compute` does it."""
+        return self._views * -(-self._count // _PART)
+
+    def compute(self) -> Iterator[None]:
+        """Computes all features, part after part, going on where it was left."""
+        for view, first in list(product(range(self._views), range(0, self._count, _PART)))[len(self._parts) :]:
+            rows = torch.arange(first, min(first + _PART, self._count))
+            drawn = generator(self._seed, "kept views of real images", view, first // _PART)
+            with torch.no_grad():
+                images = AUGMENTATIONS[self._augment](self._images(rows), drawn, False)
+                self._parts.append(torch.cat([self._features(part).cpu() for part in in_parts(images)]))
+            if len(self._parts) == 1:
+                size = self._count * self._parts[0][0].numel() * self._parts[0].itemsize
+                require_memory("--method.args real_views", self._views, size, "cpu")
+            yield
 
     def draw(self, rows: Tensor, step: int) -> Tensor:
         """Returns the features `(n, F)`, on the CPU, of a view of each image at indices `(n,)`, drawn by the step."""
-        drawn = generator(self._seed, "views of real images", step)
-        return self.kept[torch.randint(self._views, rows.shape, generator=drawn), rows]
+        views = torch.randint(self._views, rows.shape, generator=generator(self._seed, "views of real images", step))
+        return self.kept[views, rows]
 
     @property
     def kept(self) -> Tensor:
-        """All features, `(K, N, F)`, on the CPU."""
+        """All features, `(K, N, F)`, on the CPU; those that are missing are computed."""
+        if self.rehearsed:
+            if not self._parts:
+                next(self.compute())
+            return self._parts[0][torch.arange(self._count) % len(self._parts[0])].expand(self._views, -1, -1)
         if self._kept is None:
-            self._kept = self._compute()
+            deque(self.compute(), maxlen=0)
+            self._kept, self._parts = torch.cat(self._parts).view(self._views, self._count, -1), []
         return self._kept
-
-    @torch.no_grad()
-    def _compute(self) -> Tensor:
-        found = list[Tensor]()
-        for view in range(self._views):
-            for place, rows in enumerate(torch.split(torch.arange(self._count), _PART)):
-                drawn = generator(self._seed, "kept views of real images", view, place)
-                images = AUGMENTATIONS[self._augment](self._images(rows), drawn, False)
-                found.append(torch.cat([self._features(part).cpu() for part in in_parts(images)]))
-                if self.rehearsed:
-                    return found[0][torch.arange(self._count) % len(rows)].expand(self._views, -1, -1)
-                if len(found) == 1:
-                    size = self._count * found[0][0].numel() * found[0].itemsize
-                    require_memory("--method.args real_views", self._views, size, "cpu")
-        return torch.cat(found).view(self._views, self._count, -1)

@@ -27,7 +27,7 @@ from torch.nn.functional import one_hot
 from ssdd_hub.bounds import Count, Positive
 from ssdd_hub.distill.backbone import build_backbone
 from ssdd_hub.distill.engine.memory import plan_micro_batches
-from ssdd_hub.distill.groups import Groups
+from ssdd_hub.distill.groups import Groups, require_source
 from ssdd_hub.distill.method import Method, Problem
 from ssdd_hub.distill.methods.frozen import FrozenSettings, KeptViews, show_real, show_set
 from ssdd_hub.distill.pairs import Pairs
@@ -66,14 +66,17 @@ class Lgm(Method):
     def __init__(self, settings: LgmSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
         self._backbone = build_backbone(settings, problem)
-        self._kept: KeptViews | None = None
+        self._kept = self._keep() if settings.real_views or settings.augment == "none" else None
         self._recompute: bool | None = None
-        self._rehearsed = False
 
-    def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
-        """Finds the groups, at once."""
-        self._begin(Groups.find(self.problem, pairs.targets, self.settings.num_groups))
-        return iter(())
+    def prepare(self, pairs: Pairs) -> Iterator[None]:
+        """Finds the groups, at once, then computes the features of real images that are kept."""
+        self.groups = Groups.find(self.problem, pairs.targets, self.settings.num_groups)
+        return self._kept.compute() if self._kept else iter(())
+
+    def preparation(self) -> int:
+        """Returns in how many parts kept features are computed."""
+        return len(self._kept) if self._kept else 0
 
     def judge(self) -> nn.Module:
         """Returns the backbone."""
@@ -81,7 +84,6 @@ class Lgm(Method):
 
     def rehearse(self) -> None:
         """Keeps features of few real images from here on, which stand for all."""
-        self._rehearsed = True
         if self._kept:
             self._kept.rehearsed = True
 
@@ -131,14 +133,13 @@ class Lgm(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self._begin(Groups.load(self.problem, state["groups"]))
+        self.groups = Groups.load(self.problem, state["groups"])
 
-    def _begin(self, groups: Groups) -> None:
-        self.groups, settings = groups, self.settings
-        if settings.real_views or settings.augment == "none":
-            count, seed = len(groups.of_source), self.problem.seed
-            self._kept = KeptViews(lambda rows: groups.at(rows).images, self._features, count, settings, seed)
-            self._kept.rehearsed = self._rehearsed
+    def _keep(self) -> KeptViews:
+        count = len(require_source(self.problem).bank)
+        return KeptViews(
+            lambda rows: self.groups.at(rows).images, self._features, count, self.settings, self.problem.seed
+        )
 
     def _features(self, images: Tensor) -> Tensor:
         engine = self.problem.engine
