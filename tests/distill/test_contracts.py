@@ -60,8 +60,9 @@ def test_a_step_follows_the_gradient_of_the_loss_in_what_is_learned(prepared, me
 
 
 @every_case
-def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(prepared, tmp_path, method, parameterisation):
-    unbroken, resumed = (prepared(method, parameterisation) for _ in range(2))
+def test_a_resumed_run_is_the_unbroken_one_bit_for_bit(prepared, accelerator, tmp_path, method, parameterisation):
+    # What goes on is not prepared again.
+    unbroken, resumed = prepared(method, parameterisation), build(method, parameterisation, accelerator)
     run(unbroken, 4)
     save_tree(tmp_path / "state.safetensors", unbroken.state_dict())
     resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))

@@ -158,7 +158,16 @@ def test_images_without_classes_are_no_source_of_labels(photos, refuse, tmp_path
 def test_a_set_for_a_frozen_backbone_names_it_and_is_scored_by_probes_on_it(photos, launch, refuse, tmp_path):
     place = Path(__file__).parents[2] / "model_cards" / "cifar100-barlow-twins"
     frozen, probed = f"local-dir:{place}", f"backbone_probe {place.name}"
-    words = ("--method", "lgm", "--method.args", "{views: 2, real_views: 2}", "--parameterisation", "pyramid", "--init", "herding")
+    words = (
+        "--method",
+        "lgm",
+        "--method.args",
+        "{views: 2, real_views: 2}",
+        "--parameterisation",
+        "pyramid",
+        "--init",
+        "herding",
+    )
     words += ("--parameterisation.args", "{every: 1}", "--storage.pixels", "uint8", "--selection.backbone", frozen)
     probe = ("--backbone-probe.backbones", frozen, "--backbone-probe.views", 2)
     given = arguments(photos, tmp_path / "run", *words, *probe, "--teacher.model-args", "{}")

@@ -17,27 +17,22 @@ METHODS = [name for name, method in METHOD_CLASSES.items() if method.has_own_net
 STOP, STEPS = 3, 6
 
 
-def prepared(method, accelerator):
-    distiller = build(method, "pixels", accelerator, place={"own_networks": True})
-    for _ in distiller.warm_up():
-        pass
-    return distiller
-
-
 def main(folder):
     torch.set_num_threads(1)
     accelerator, results = Accelerator(cpu=True), {}
     for method in METHODS:
-        unbroken, stopped, resumed = (prepared(method, accelerator) for _ in range(3))
+        unbroken, resumed = (build(method, "pixels", accelerator, place={"own_networks": True}) for _ in range(2))
+        for _ in unbroken.warm_up():
+            pass
         learned, gradients = list(unbroken.parameterisation.parameters()), []
         note = partial(lambda found, of, *_: found.extend(part.grad.clone() for part in of), gradients, learned)
         unbroken.optimizer.register_step_pre_hook(note)
-        losses = run(unbroken, STEPS)
-        run(stopped, STOP)
-        state = stopped.state_dict()
-        own = {name: state.pop(name) for name in stopped.own_state}
+        losses = run(unbroken, STOP)
+        state = unbroken.state_dict()
+        own = {name: state.pop(name) for name in unbroken.own_state}
         checkpoints = Checkpoints(folder / method)
         checkpoints.save(STOP, state, own)
+        losses = torch.cat([losses, run(unbroken, STEPS - STOP)])
         saved = checkpoints.load_newest(shared=False)
         resumed.load_state_dict({**saved, **saved["own"]})
         run(resumed, STEPS - STOP)
