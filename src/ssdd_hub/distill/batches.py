@@ -85,11 +85,19 @@ class RealBatches:
         """Returns the indices `(B,)` of the images of a step, over all processes."""
         return draw_batch(len(self.pixels), self.batch_size, self.seed, "real batch", step)
 
+    def begin(self, step: int, rank: int = 0, world: int = 1) -> None:
+        """Begins to read from the disk what a step will ask for."""
+        if self.ahead:
+            mine = self._mine(rank, world)
+            self.ahead(lambda: self._read(step, self.rows(step)[mine], mine))
+
+    def _mine(self, rank: int, world: int) -> slice:
+        return slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
+
     def _take(self, step: int, rank: int, world: int) -> tuple[slice, Tensor, Tensor]:
         """Returns this process's slice of the batch, its indices, and its pixels in `[0, 1]`."""
-        mine = slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
-        if self.ahead:
-            self.ahead(lambda: self._read(step + 1, self.rows(step + 1)[mine], mine))
+        mine = self._mine(rank, world)
+        self.begin(step + 1, rank, world)
         indices = self.rows(step)[mine]
         return mine, indices, self._pixels(indices)
 
