@@ -67,7 +67,7 @@ def test_an_image_of_a_group_without_real_images_is_refused(problem):
 
 
 def test_a_problem_without_its_source_is_refused(problem):
-    with pytest.raises(InputError, match="needs all real images: give Problem"):
+    with pytest.raises(InputError, match="this method needs all real images, not only batches: give Problem"):
         Groups.find(replace(problem(), source=None), torch.zeros(M, D), count=2)
 
 
