@@ -36,7 +36,7 @@ def test_parts_are_those_of_the_settings_and_the_network():
         assert large.parts[name] == pytest.approx(2 * small.parts[name])
     weights = sum(8 * part.numel() for part in distiller.pool.student(0).parameters())
     assert small.parts["students"] == weights * (2 * 2 + 2) == large.parts["students"]
-    assert small.needed == sum(small.parts.values()) - small.parts["outer step"]
+    assert small.needed == pytest.approx(sum(small.parts.values()) - small.parts["outer step"], rel=1e-12)
 
 
 def test_checkpointing_and_batches_of_the_set_lower_what_is_expected():
@@ -56,7 +56,7 @@ def test_students_of_the_scores_count_where_their_batches_are_the_most():
     # No more than there are images.
     assert many.parts["scores"] == pytest.approx(12 * few.parts["scores"])
     halves = [usual.parts[name] for name in ("outer step", "inner step")]
-    assert sum(many.parts.values()) - many.needed == pytest.approx(sum(halves))
+    assert sum(many.parts.values()) - many.needed == pytest.approx(sum(halves), rel=1e-3)
     # A step of theirs is an inner step.
     assert many.parts["scores"] == usual.parts["inner step"]
 

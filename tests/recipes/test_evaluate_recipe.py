@@ -189,6 +189,7 @@ def test_table_page_and_pictures_show_all_sets(finished):
     assert pictures and all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
 
+@pytest.mark.slow  # Other settings in the same folder, below, find what is measured too.
 def test_started_again_it_measures_nothing_and_writes_the_same_records(finished, launch, monkeypatch):
     def files():
         names = ("scores", "references", "features")

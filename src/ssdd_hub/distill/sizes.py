@@ -92,8 +92,8 @@ class MemoryPlan:
     @property
     def needed(self) -> float:
         """Bytes in all."""
-        in_turn = [self.parts[name] for name in _IN_TURN if name in self.parts]
-        return sum(self.parts.values()) - sum(in_turn) + max(in_turn)
+        always = sum(size for name, size in self.parts.items() if name not in _IN_TURN)
+        return always + max(self.parts.get(name, 0) for name in _IN_TURN)
 
     def __str__(self) -> str:
         shown = {name: f"{size / 2**30:.2f}" for name, size in self.parts.items()}
