@@ -145,7 +145,7 @@ def test_rows_on_the_disk_are_read_by_a_thread_one_step_ahead_and_batches_are_th
         return features(bank, rows)
 
     monkeypatch.setattr(FeatureBank, "__getitem__", noted)
-    from_disk.begin(0, 0, 2)
+    from_disk.read_ahead(0, 0, 2)
     from_disk.ahead.wait()
     expected = [rows for _, rows in read]
     assert [name for name, _ in read] == ["read-ahead"] * len(read)

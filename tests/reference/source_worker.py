@@ -78,7 +78,7 @@ def main(result, settings, folder, steps, widths, init):
     timed("start")
     drawn = {"batch_size": B, "seed": 0, "augment": False, "views": 0}
     batches = build_batches(images, cache, targets, space, **drawn)
-    batches.begin(0)
+    batches.read_ahead(0)
     widths = tuple(json.loads(widths))
     pool = StudentPool(
         lambda: ConvNet(widths, "batch", 3, side, targets.width), PoolSettings(size=1, warm_up=False), 0

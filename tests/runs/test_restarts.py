@@ -1,4 +1,4 @@
-"""Where the processes of a run meet, when they start again."""
+"""Rendezvous of the processes of a run that starts again."""
 
 from datetime import timedelta
 
@@ -6,7 +6,7 @@ import pytest
 from torch.distributed import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
-from ssdd_hub.runs.restarts import ATTEMPT, MACHINES, meeting
+from ssdd_hub.runs.restarts import ATTEMPT, MACHINES, process_group_settings
 
 TIMEOUT = timedelta(seconds=30)
 
@@ -30,7 +30,7 @@ def launcher(monkeypatch):
 
 def meet():
     """Returns the store of a process, its number, and how many there are."""
-    return next(iter(rendezvous(meeting(TIMEOUT).init_method, timeout=TIMEOUT)))
+    return next(iter(rendezvous(process_group_settings(TIMEOUT).init_method, timeout=TIMEOUT)))
 
 
 def test_a_new_attempt_does_not_read_the_keys_of_the_last_one(launcher, monkeypatch):
@@ -46,5 +46,5 @@ def test_processes_that_may_count_differently_or_not_at_all_meet_as_usual(launch
     monkeypatch.delenv(name)
     if value:
         monkeypatch.setenv(name, value)
-    found = meeting(TIMEOUT)
+    found = process_group_settings(TIMEOUT)
     assert found.to_kwargs() == {"timeout": TIMEOUT}

@@ -85,7 +85,7 @@ class RealBatches:
         """Returns the indices `(B,)` of the images of a step, over all processes."""
         return draw_batch(len(self.pixels), self.batch_size, self.seed, "real batch", step)
 
-    def begin(self, step: int, rank: int = 0, world: int = 1) -> None:
+    def read_ahead(self, step: int, rank: int = 0, world: int = 1) -> None:
         """Begins to read from the disk what a step will ask for."""
         if self.ahead:
             mine = self._mine(rank, world)
@@ -97,7 +97,7 @@ class RealBatches:
     def _take(self, step: int, rank: int, world: int) -> tuple[slice, Tensor, Tensor]:
         """Returns this process's slice of the batch, its indices, and its pixels in `[0, 1]`."""
         mine = self._mine(rank, world)
-        self.begin(step + 1, rank, world)
+        self.read_ahead(step + 1, rank, world)
         indices = self.rows(step)[mine]
         return mine, indices, self._pixels(indices)
 

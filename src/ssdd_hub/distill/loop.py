@@ -39,12 +39,12 @@ def distil(
     if saved is None:
         run.log.rewind(distiller.method.stage, 0)
         run.log.rewind(STAGE, -1)
-        _begin(distiller)
+        _read_ahead(distiller)
         _warm_up(distiller, run, progress, heldout)
     else:
         distiller.load_state_dict({**saved["distiller"], **saved.get("own", {})})
         started -= saved["seconds"]
-        _begin(distiller)
+        _read_ahead(distiller)
     warmed_up()
     for stage in ("distill", STAGE):
         run.log.rewind(stage, distiller.outer_step)
@@ -78,11 +78,11 @@ def _longest(distiller: Distiller) -> dict[str, str]:
     return {name.replace(" ", "_"): f"{seconds[name] / total:.0%}" for name in {part: 0, "data": 0}}
 
 
-def _begin(distiller: Distiller) -> None:
+def _read_ahead(distiller: Distiller) -> None:
     """Begins to read the first real images from the disk, where they are there, so that no step waits for them."""
     problem = distiller.method.problem
-    if begin := getattr(problem.batches, "begin", None):
-        begin(distiller.outer_step, problem.rank, problem.world)
+    if read_ahead := getattr(problem.batches, "read_ahead", None):
+        read_ahead(distiller.outer_step, problem.rank, problem.world)
 
 
 def _warm_up(distiller: Distiller, run: RunFolder, progress: bool, heldout: HeldoutError | None) -> None:

@@ -22,7 +22,7 @@ from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs.folder import require_folder
 from ssdd_hub.runs.lock import locks_released
 from ssdd_hub.runs.machine import count_cpus
-from ssdd_hub.runs.restarts import meeting
+from ssdd_hub.runs.restarts import process_group_settings
 from ssdd_hub.runs.run_settings import LaunchSettings
 from ssdd_hub.runs.trackers import require_trackers
 from ssdd_hub.text import printable, show
@@ -89,7 +89,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
             mixed_precision=settings.mixed_precision,
             log_with=settings.trackers or None,
             project_dir=folder / "trackers",
-            kwargs_handlers=[meeting(_TIMEOUT)],
+            kwargs_handlers=[process_group_settings(_TIMEOUT)],
         )
     except (ValueError, ImportError) as error:
         given = f"--run.mixed-precision {settings.mixed_precision}"

@@ -1,4 +1,4 @@
-"""Where the processes of a run meet: those of a new attempt do not read what those of an earlier one left there.
+"""Rendezvous of the processes of a run: those of a new attempt do not read what those of an earlier one left there.
 
 An elastic launcher (`torchrun`, `accelerate launch`) keeps one store of keys for all attempts, torch 2.14 still does.
 Until new processes have written theirs, its keys are those of the last attempt, such as the address of a process that
@@ -22,16 +22,16 @@ ATTEMPT, MACHINES = "TORCHELASTIC_RESTART_COUNT", "GROUP_WORLD_SIZE"
 _SCHEME = "ssdd-hub-attempt"
 
 
-def meeting(timeout: timedelta) -> InitProcessGroupKwargs:
+def process_group_settings(timeout: timedelta) -> InitProcessGroupKwargs:
     """Returns how Accelerate starts the process group; `timeout` is how long its processes wait for one another."""
     alone = os.environ.get(MACHINES) == "1" and ATTEMPT in os.environ
     return InitProcessGroupKwargs(init_method=f"{_SCHEME}://" if alone else None, timeout=timeout)
 
 
-def _meet(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
+def _rendezvous_of_attempt(url: str, **options: Any) -> Iterator[tuple[Store, int, int]]:
     """Yields the store of the present attempt, the number of this process, and how many there are."""
     for store, rank, world in rendezvous(f"env://?{urlsplit(url).query}", **options):
         yield PrefixStore(f"attempt {os.environ[ATTEMPT]}", store), rank, world
 
 
-register_rendezvous_handler(_SCHEME, _meet)  # type: ignore[no-untyped-call]
+register_rendezvous_handler(_SCHEME, _rendezvous_of_attempt)  # type: ignore[no-untyped-call]

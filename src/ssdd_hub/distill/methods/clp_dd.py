@@ -20,7 +20,7 @@ from ssdd_hub.distill.groups import require_source
 from ssdd_hub.distill.krr import squared_error
 from ssdd_hub.distill.method import Problem
 from ssdd_hub.distill.methods.classes import CrossEntropy, require_classes
-from ssdd_hub.distill.methods.frozen import FrozenSettings, KeptViews, show_real, show_set
+from ssdd_hub.distill.methods.frozen import FrozenSettings, KeptViews, augment_real, augment_set
 from ssdd_hub.distill.methods.kernel import KernelMethod, KernelSettings
 from ssdd_hub.distill.networks import Augmented
 from ssdd_hub.distill.pairs import Pairs
@@ -100,7 +100,7 @@ class ClpDd(KernelMethod):
             return super().real(step)
         # Each process shows all images, so that the views of its own do not depend on how many there are.
         images, targets = problem.whole_batch(step)
-        return Pairs(show_real(images, augment, problem.seed, step)[mine], targets[mine])
+        return Pairs(augment_real(images, augment, problem.seed, step)[mine], targets[mine])
 
     def loss(self, pairs: Pairs, step: int) -> Tensor:
         """Returns the loss of the predictions of the step's real images."""
@@ -117,7 +117,7 @@ class ClpDd(KernelMethod):
         if self.settings.augment == "none":
             return pairs
         views = range(self.settings.views)
-        shown = [show_set(pairs.images, self.settings.augment, self.problem.seed, step, view) for view in views]
+        shown = [augment_set(pairs.images, self.settings.augment, self.problem.seed, step, view) for view in views]
         return Pairs(torch.cat(shown), pairs.targets.repeat(len(views), 1))
 
     def _keep(self) -> KeptViews:

@@ -35,12 +35,12 @@ class FrozenSettings(BackboneSettings):
     augment: Augmented = "flip-resize-noise"
 
 
-def show_set(images: Tensor, augment: str, seed: int, step: int, view: int) -> Tensor:
+def augment_set(images: Tensor, augment: str, seed: int, step: int, view: int) -> Tensor:
     """Returns one augmented view `(M, C, H, W)` of a set in a step, the same on every process; differentiable."""
     return AUGMENTATIONS[augment](images, generator(seed, "view of the set", step, view), False)
 
 
-def show_real(images: Tensor, augment: str, seed: int, step: int) -> Tensor:
+def augment_real(images: Tensor, augment: str, seed: int, step: int) -> Tensor:
     """Returns a fresh augmented view `(n, C, H, W)` of each real image of a step."""
     return AUGMENTATIONS[augment](images, generator(seed, "views of real images", step), False)
 

@@ -29,7 +29,7 @@ from ssdd_hub.distill.backbone import build_backbone
 from ssdd_hub.distill.engine.memory import plan_micro_batches
 from ssdd_hub.distill.groups import Groups, require_source
 from ssdd_hub.distill.method import Method, Problem
-from ssdd_hub.distill.methods.frozen import FrozenSettings, KeptViews, show_real, show_set
+from ssdd_hub.distill.methods.frozen import FrozenSettings, KeptViews, augment_real, augment_set
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.seeds import draw_batch, generator
 
@@ -151,7 +151,7 @@ class Lgm(Method):
         """Returns the features of this process's share of some views of the set, one view after another."""
         seen = []
         for view in views:
-            shown = show_set(images, self.settings.augment, self.problem.seed, step, view)
+            shown = augment_set(images, self.settings.augment, self.problem.seed, step, view)
             seen.append(shown[self._mine(len(images), view)])
         return self._features(torch.cat(seen))
 
@@ -175,7 +175,7 @@ class Lgm(Method):
         rows = draw_batch(total, min(settings.real_images, total), seed, "real images of a head", step)
         mine = self._mine(len(rows))
         if self._kept is None:
-            seen = show_real(self.groups.at(rows).images, settings.augment, seed, step)
+            seen = augment_real(self.groups.at(rows).images, settings.augment, seed, step)
             features = self._features(seen[mine])
         else:
             features = self._kept.draw(rows, step)[mine].to(head)
