@@ -190,8 +190,9 @@ def test_a_launch_that_shards_or_compiles_is_refused_and_one_that_says_no_is_not
     build_accelerator(RunSettings(threads=1), tmp_path)
 
 
-def test_what_the_launcher_says_in_vain_is_not_blamed_on_a_setting_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "many")
+@pytest.mark.parametrize("name", ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "LOCAL_WORLD_SIZE"])
+def test_what_the_launcher_says_in_vain_is_not_blamed_on_a_setting_alone(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "many")
     with pytest.raises(InputError, match="or a setting of the launcher, cannot be used: .*'many'"):
         build_accelerator(RunSettings(), tmp_path)
 

@@ -85,6 +85,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     require_trackers(settings.trackers)
     require_folder("--output", folder)
     try:
+        local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
             log_with=settings.trackers or None,
@@ -103,7 +104,6 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.deterministic = True
     if accelerator.device.type == "cpu":
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(settings.threads or max(1, count_cpus() // local))
         keep_freed_memory()
     return accelerator
