@@ -32,7 +32,8 @@ class CompareConfig:
     Attributes:
         methods: Settings of `distill.py` of each method, by a name for the table; they come after those of
             `configs/methods/NAME.yaml` where there is such a file, or of another one of these by `config: OTHER` (null
-            for none), `distill` and the budget. Without any, all files of `configs/methods`.
+            for none), `distill` and the budget. Without a file, a name is that of the method, unless one of these has
+            `method: {name: OTHER}`. Without any, all files of `configs/methods`.
         distill: Settings of `distill.py` for all methods.
         budgets: Settings of `distill.py` of each size of a set, by its name, such as `{distiller: {num_images: 100}}`.
             `bytes: 300000` bounds what a set may take, give or take a tenth, and references are filled with the bytes
@@ -102,7 +103,8 @@ def main() -> None:
     block = render(tables, jobs.failures)
     run.write_json("scores.json", {"tables": tables, "failures": jobs.failures, "seconds": seconds})
     (run.path / "table.md").write_text(block, encoding="utf-8")
-    page.write(block)
+    if any(tables.values()):
+        page.write(block)
     print(f"{block}\nIn {run.path} after {seconds:.0f} s: table.md, scores.json, sets/, evaluations/")
     accelerator.end_training()
     if jobs.failures:

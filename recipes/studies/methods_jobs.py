@@ -20,6 +20,7 @@ import yaml
 from distill import DistillConfig
 from evaluate import EvaluateConfig
 from ssdd_hub import DistilledSet, InputError
+from ssdd_hub.distill.methods import METHODS
 from ssdd_hub.errors import SettingsError
 from ssdd_hub.evaluation.entries import size_of
 from ssdd_hub.evaluation.inputs import name_sets
@@ -36,7 +37,7 @@ from ssdd_hub.text import show_bytes
 # Read as their recipes read theirs.
 read_distill, read_evaluate = (partial(parse_config, kind, None) for kind in (DistillConfig, EvaluateConfig))
 RECIPES = Path(__file__).parents[1]
-METHODS = RECIPES / "configs" / "methods"
+CONFIGS = Path("configs") / "methods"
 _ABOVE = 1.1  # times its budget that a set may take
 _WAIT = 120.0  # seconds that a process of a killed comparison may take to end its step
 _LONGEST = 300  # characters of a failure
@@ -67,7 +68,7 @@ class Layers:
 
     def __init__(self, config: Any) -> None:
         self.config, self.output = config, Path(config.output)
-        self.methods = config.methods or {path.stem: {} for path in sorted(METHODS.glob("*.yaml"))}
+        self.methods = config.methods or {path.stem: {} for path in sorted((RECIPES / CONFIGS).glob("*.yaml"))}
         seeds, order = range(config.seed, config.seed + config.seeds), (config.budgets, self.methods)
         self.plans = [Plan(method, budget, seed) for seed in seeds for budget, method in product(*order)]
         # Of all sets, which have one teacher; settings may name another place.
@@ -100,13 +101,28 @@ class Layers:
         """Returns the options of `distill.py` that make a set."""
         own = self.methods[plan.method] or {}
         base = own.get("config", plan.method)
-        first = METHODS / f"{base}.yaml"
+        first = RECIPES / CONFIGS / f"{base}.yaml"
         files = [first] if base and ("config" in own or first.exists()) else []
         files += [folder / f"{name}.yaml" for name in ("distill", f"budget-{plan.budget}", f"method-{plan.method}")]
         words = [word for path in files for word in ("--config", str(path))]
         more = {"seed": plan.seed, "run.threads": threads, "run.estimate": "false"}
-        more["output"] = self.output / "sets" / plan.place
+        more |= {"output": self.output / "sets" / plan.place}
+        more |= {} if own.get("config") or files[0] == first else self._method(plan)
         return [*words, *(f"--{name}={value}" for name, value in more.items())]
+
+    def _method(self, plan: Plan) -> dict[str, str]:
+        """Returns the option of the method that a row without a file is called after, where no layer names one."""
+        layers = (self.config.distill, self.config.budgets[plan.budget], self.methods[plan.method])
+        if any("name" in ((part or {}).get("method") or {}) for part in layers):
+            return {}
+        if plan.method in METHODS.names():
+            return {"method.name": plan.method}
+        if "config" in (self.methods[plan.method] or {}):
+            return {}
+        raise InputError(
+            f"methods must be named after a file of {CONFIGS} or a method ({', '.join(METHODS.names())}), got "
+            f"{plan.method!r}: correct it, or give it `method: {{name: NAME}}`, or a file by `config: OTHER`"
+        )
 
     def check(self) -> tuple[dict[Plan, DistillConfig], dict[str, EvaluateConfig]]:
         """Returns the settings of sets and evaluations; raises an `InputError` with all mistakes of all layers."""
@@ -120,7 +136,9 @@ class Layers:
             self.write(Path(scratch))
             for plan in self.plans:
                 try:
-                    found[plan] = read_distill(self.words(plan, Path(scratch), 1))
+                    found[plan] = settings = read_distill(self.words(plan, Path(scratch), 1))
+                    # Refuses a set of other settings that is there, before hours are spent on the others.
+                    RunFolder(Path(settings.output), to_dict(settings), is_main=False, defaults=DistillConfig())
                 except InputError as error:
                     note(f"{plan.method}, {plan.budget}", error)
             # As an evaluation has them of its first set.

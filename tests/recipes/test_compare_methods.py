@@ -13,9 +13,11 @@ import pytest
 import yaml
 from reference.warm import Running
 
+import compare_methods
 from ssdd_hub import DistilledSet
 from ssdd_hub.errors import InputError
 from studies import methods_jobs
+from studies.methods_jobs import Layers
 from studies.methods_table import Page, join_scores
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "compare_methods.py"
@@ -60,7 +62,7 @@ def write_config(folder, **changed):
 
 
 def test_a_table_is_made_of_scores_and_of_failures_and_a_second_call_repeats_only_what_failed(
-    launch, tmp_path, monkeypatch, capsys
+    launch, refuse, tmp_path, monkeypatch, capsys
 ):
     page = tmp_path / "page.md"
     page.write_bytes(f"# By hand\r\n\nbefore\n{MARKS[0]}\nwritten before\n{MARKS[1]}\nafter ± by hand\n".encode())
@@ -98,11 +100,28 @@ def test_a_table_is_made_of_scores_and_of_failures_and_a_second_call_repeats_onl
     # The set of a method depends on its own settings alone, and so is kept.
     launch("compare_methods", "--config", write_config(tmp_path), "--page", page, "--name", "tiny")
     assert len(started) == 4 and "Failed" not in page.read_text()
-    # Other settings of a method whose set is there are refused, and told.
+    # Other settings of a method whose set is there would never be made, and are refused before the page is touched.
     changed = {**TINY["methods"], "rfad": {"distiller": {"steps": 4}}}
-    with pytest.raises(SystemExit):
-        launch("compare_methods", "--config", write_config(tmp_path, methods=changed))
-    assert "holds a run with other settings" in (run / "table.md").read_text()
+    before = page.read_bytes()
+    words = ["rfad, ten", "holds a run with other settings", "distiller.steps: 3 there, 4 now"]
+    refuse(
+        words, "compare_methods", "--config", write_config(tmp_path, methods=changed), "--page", page, "--name", "tiny"
+    )
+    assert page.read_bytes() == before and len(started) == 4
+
+
+def test_a_row_without_a_file_is_the_method_of_its_name_and_unknown_names_are_refused(refuse, tmp_path):
+    def methods(**rows):
+        config = compare_methods.CompareConfig(**{**TINY, "methods": rows, "output": str(tmp_path / "run")})
+        return {plan.method: settings.method.name for plan, settings in Layers(config).check()[0].items()}
+
+    args = {"method": {"args": {"unroll": 5}}}
+    own = {"config": None, "method": {"name": "dm"}}
+    rows = {"mtt": args, "tesla": {}, "mkdt": {"config": "mkdt_cifar100"}, "rfad": {"config": None}, "mine": own}
+    expected = {"mtt": "mtt", "tesla": "tesla", "mkdt": "mkdt", "rfad": "rfad", "mine": "dm"}
+    assert methods(**rows, boost={}, short={"config": None}) == {**expected, "boost": "krr_st", "short": "krr_st"}
+    wanted = ["dmm, ten: methods must be named after a file", "got 'dmm'"]
+    refuse(wanted, "compare_methods", "--config", write_config(tmp_path, methods={"dmm": {}}))
 
 
 def test_all_mistakes_are_told_before_anything_is_written(refuse, tmp_path):
