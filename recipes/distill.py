@@ -199,7 +199,9 @@ def evaluate(
     seeds, student, folder = config.evaluate.seeds, config.student, Path(config.output)
     views = SetPairs(distilled).num_views if config.student_training.augment == "views" else 0
     references = Baselines(folder / "references", source, SelectionSettings(), config.seed, views)
-    beside = prepare_references(references, ["random", "none"], [len(distilled.images)], seeds, accelerator)
+    # A start from `mixed` or `noise` may be of more images than there are.
+    count = min(len(distilled.images), len(source.bank))
+    beside = prepare_references(references, ["random", "none"], [count], seeds, accelerator)
     set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
     first = Accuracy(config.accuracy, config.student_training) if config.targets.of == LABELS else TeacherError()
     protocols = BackboneProbe.of_each(config.backbone_probe) or [first, LinearProbe(config.probe)]

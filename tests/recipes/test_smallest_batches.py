@@ -1,5 +1,6 @@
 """Batches on which a student cannot be trained are found before any work, however few images there are."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,12 @@ def test_the_last_batch_of_an_epoch_is_as_large_as_the_others():
     pretrain_student(student, make_set(50), epochs=3)
     # One image first, to compare widths.
     assert sizes == [1, 49, 49, 49]
+
+
+@pytest.mark.parametrize("init", ["noise", "mixed"])
+def test_a_set_of_more_images_than_the_source_is_compared_with_all_of_them(launch, tmp_path, init):
+    given = ["--init", init, "--data.max-images", "70", "--distiller.num-images", "90", *SHORT]
+    launch("distill", "--config", SMOKE, "--output", tmp_path / "run", *given)
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    images = {record["set"]: record["images"] for record in scores["records"] if "images" in record}
+    assert images == {"distilled": 90, "random": 70}

@@ -27,13 +27,13 @@ def _strip(images: Tensor, places: int, fill: float) -> np.ndarray[Any, Any]:
 
 
 def draw_images(before: Tensor, after: Tensor, random: Tensor | None = None) -> "Figure":
-    """Draws images `(M, C, H, W)` before and after, their difference, and as many random real ones where given."""
+    """Draws images `(M, C, H, W)` before and after, their difference, and random real ones where given."""
     # Rounding in normalise and denormalise leaves exact black and white a hair outside [0, 1].
     outside = ((after < -1e-4) | (after > 1 + 1e-4)).float().mean().item()
     total, _, height, width = before.shape
     chosen = torch.linspace(0, total - 1, min(total, MAX_SHOWN)).round().long()
     rows = {"before": before, "after": after, **({} if random is None else {"random": random})}
-    rows = {name: images.detach().cpu()[chosen].float() for name, images in rows.items()}
+    rows = {name: images.detach().cpu()[chosen % len(images)].float() for name, images in rows.items()}
     difference = (rows["after"] - rows["before"]).mean(1, keepdim=True)
     # A few extreme pixels must not bleach all others.
     limit = float(np.quantile(difference.abs().numpy(), 0.995)) or 1.0
