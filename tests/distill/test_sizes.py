@@ -39,6 +39,12 @@ def test_parts_are_those_of_the_settings_and_the_network():
     assert small.needed == pytest.approx(sum(small.parts.values()) - small.parts["outer step"], rel=1e-12)
 
 
+def test_processes_of_a_machine_share_its_memory(monkeypatch):
+    alone = plan_memory(build_distiller(num_images=6))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert plan_memory(build_distiller(num_images=6)).total == alone.total // 4
+
+
 def test_checkpointing_and_batches_of_the_set_lower_what_is_expected():
     usual = plan_memory(build_distiller(num_images=12))
     halves = plan_memory(build_distiller(num_images=12, set_batch=6))

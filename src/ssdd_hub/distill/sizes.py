@@ -17,7 +17,7 @@ from ssdd_hub.distill.engine.memory import CPU_PART, SHARE
 from ssdd_hub.distill.pool import PoolSettings, StudentPool, require_room
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.models.pretraining import StudentTrainingSettings
-from ssdd_hub.runs.machine import free_memory, kept_bytes, require_memory, total_memory
+from ssdd_hub.runs.machine import free_memory, kept_bytes, local_processes, require_memory, total_memory
 from ssdd_hub.seeds import generators_kept
 
 _FULL = 0.9  # of the memory, from which on a run may end by the lack of it
@@ -81,7 +81,7 @@ class MemoryPlan:
         parts: By name. `process` is what is held already; of the activations in the two halves of a step, `outer step`
             and `inner step`, and in the pre-training of the students of the scores, which follow one another, the most
             count.
-        total: Bytes of the device.
+        total: Bytes of the device; those of the main memory for each of the machine's processes.
         device: Its kind.
     """
 
@@ -154,7 +154,8 @@ def plan_memory(distiller: Distiller, training: StudentTrainingSettings | None =
     }
     if training:
         parts["scores"] = _BACKWARD * scored
-    return MemoryPlan(parts, total_memory(device), device.type)
+    total = total_memory(device) // (local_processes() if device.type == "cpu" else 1)
+    return MemoryPlan(parts, total, device.type)
 
 
 def _for_each(forward: nn.Module | partial[Tensor], images: Tensor) -> int:

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.runs.folder import require_folder
 from ssdd_hub.runs.lock import locks_released
-from ssdd_hub.runs.machine import count_cpus
+from ssdd_hub.runs.machine import count_cpus, local_processes
 from ssdd_hub.runs.restarts import process_group_settings
 from ssdd_hub.runs.run_settings import LaunchSettings
 from ssdd_hub.runs.trackers import require_trackers
@@ -85,7 +85,7 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     require_trackers(settings.trackers)
     require_folder("--output", folder)
     try:
-        local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        local = local_processes()
         accelerator = Accelerator(
             mixed_precision=settings.mixed_precision,
             log_with=settings.trackers or None,

@@ -23,6 +23,11 @@ def count_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def local_processes() -> int:
+    """Returns the number of processes of this run on this machine; a `ValueError` where the launcher says none."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
     """Returns what the figures of a run depend on besides its settings, and this process's peak memory."""
     cuda = device.type == "cuda"
