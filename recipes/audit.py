@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch.nn import functional
 
 from ssdd_hub import DistilledSet, InputError
 from ssdd_hub.data import DataSettings
@@ -27,7 +26,7 @@ from ssdd_hub.files import atomic_path
 from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.seeds import generator
-from ssdd_hub.sets.audit import audit, draw_closest, start_places, tell_audit
+from ssdd_hub.sets.audit import audit, directions, draw_closest, start_places, tell_audit
 from ssdd_hub.sets.similarity import nearest, standardise
 from ssdd_hub.settings import parse_config, to_yaml
 from ssdd_hub.teachers import TeacherSettings
@@ -91,9 +90,7 @@ def measure(config: AuditConfig, given: Mapping[str, Any]) -> dict[str, Any]:
         with torch.no_grad():
             seen = [pixels.clamp(0, 1), *(part / 255 for part in parts)]
             features = [torch.cat([teacher(chunk) for chunk in part.split(256)]).float() for part in seen]
-        # Features have a common direction, which says nothing.
-        centre = features[1].mean(0)
-        found["teacher"] = audit(*(functional.normalize(part - centre) for part in features))
+        found["teacher"] = audit(*directions(*features))
     if accelerator.is_main_process:
         output = Path(config.output)
         output.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest, norm
 from torch import Tensor
+from torch.nn import functional
 
 from ssdd_hub.record import section
 from ssdd_hub.sets.preview import to_grid, to_picture
@@ -56,15 +57,35 @@ def audit(images: Tensor, members: Tensor, others: Tensor, starts: Tensor | None
 def auc_with_interval(positives: Tensor, negatives: Tensor) -> list[float]:
     """Returns the area under the ROC curve of scores `(n,)` and `(m,)`, and its 95 % interval.
 
-    The variance is that of DeLong et al. (Biometrics, 1988): of the share of the other kind that each score beats.
+    The interval is Wilson's (JASA, 1927), for as many draws as the variance of DeLong et al. (Biometrics, 1988) stands
+    for: of the share of the other kind that each score beats. A score at either end is added for that variance,
+    without which it is 0, and the interval a point, where few scores happen to lie apart. It is at most
+    `area (1 - area) / min(n, m)` (van Dantzig, Indagationes Mathematicae, 1951).
     """
     order = negatives.double().sort().values
     above = _share_below(positives, order)
     below = 1 - _share_below(negatives, positives.double().sort().values)
     area = float(above.mean())
-    variance = sum(float(part.var()) / len(part) if len(part) > 1 else 0.25 for part in (above, below))
-    reach = float(norm.ppf((1 + _LEVEL) / 2)) * variance**0.5
-    return [_rounded(area), _rounded(max(0.0, area - reach)), _rounded(min(1.0, area + reach))]
+    spread = min(sum(_spread(part) / len(part) for part in (above, below)), 1 / min(len(above), len(below)))
+    weight = float(norm.ppf((1 + _LEVEL) / 2)) ** 2 * spread
+    centre = (area + weight / 2) / (1 + weight)
+    reach = (weight * area * (1 - area) + weight**2 / 4) ** 0.5 / (1 + weight)
+    return [_rounded(area), _rounded(max(0.0, centre - reach)), _rounded(min(1.0, centre + reach))]
+
+
+def _spread(shares: Tensor) -> float:
+    """Returns the variance of shares, with a 0 and a 1 among them, as a part of the largest for their mean."""
+    shares = torch.cat([shares, shares.new_tensor([0.0, 1.0])])
+    return float(shares.var(correction=0) / (shares.mean() * (1 - shares.mean())))
+
+
+def directions(images: Tensor, members: Tensor, others: Tensor, *starts: Tensor) -> list[Tensor]:
+    """Returns features `(n, F)`, those of `audit`, as unit vectors from the centre of all real images.
+
+    Features have a common direction, which says nothing.
+    """
+    centre = torch.cat([members, others]).mean(0)
+    return [functional.normalize(part - centre) for part in (images, members, others, *starts)]
 
 
 def draw_closest(images: Tensor, source: Tensor, similarity: Tensor, place: Tensor) -> Image.Image:
@@ -105,7 +126,7 @@ def tell_audit(stated: Mapping[str, Any]) -> list[str]:
             area = _area(found.get(key)) if isinstance(found, Mapping) else None
             if area is not None:
                 value, low, high = area
-                judged = "no better than chance" if low <= 0.5 else "better than chance"
+                judged = "not measurably better than chance" if low <= 0.5 else "better than chance"
                 told.append(
                     f"Audit: telling {whom} from held-out ones {words} succeeds {judged} (AUC {value:.2f}, 95 % "
                     f"interval {low:.2f} to {high:.2f}; 0.5 is chance, 1 is certainty)."
