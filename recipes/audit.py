@@ -19,6 +19,7 @@ import torch
 
 from ssdd_hub import DistilledSet, InputError
 from ssdd_hub.data import DataSettings
+from ssdd_hub.data.bank import draw_heldout
 from ssdd_hub.errors import require
 from ssdd_hub.evaluation.inputs import stated_settings
 from ssdd_hub.evaluation.loading import Loader
@@ -26,7 +27,7 @@ from ssdd_hub.files import atomic_path
 from ssdd_hub.runs import LaunchSettings, build_accelerator, report_errors
 from ssdd_hub.runs.folder import folder_name
 from ssdd_hub.seeds import generator
-from ssdd_hub.sets.audit import audit, directions, draw_closest, start_places, tell_audit
+from ssdd_hub.sets.audit import audit, directions, draw_closest, require_source, start_places, tell_audit
 from ssdd_hub.sets.similarity import nearest, standardise
 from ssdd_hub.settings import parse_config, to_yaml
 from ssdd_hub.teachers import TeacherSettings
@@ -43,7 +44,7 @@ class AuditConfig:
         most: Images of the source, and held-out ones, at most.
         record: Whether the result becomes a part of the set's record and card; the set must be a folder.
         run: How the process computes.
-        seed: Seed of what is drawn.
+        seed: Seed of which images are compared; which ones the set was made of follows the seed of its own run.
         output: The folder of the results; `runs/NAME-audit` when not given, after the set.
     """
 
@@ -75,15 +76,18 @@ def measure(config: AuditConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     accelerator = build_accelerator(config.run, Path(config.output))
     accelerator.print(to_yaml(config))
     distilled = DistilledSet.from_pretrained(config.set)
-    loader = Loader(distilled, given, config.seed, config.most, accelerator)
+    # The source is drawn as the run drew it, whatever the audit draws of it.
+    loader = Loader(distilled, given, distilled.provenance.get("seed", config.seed), sys.maxsize, accelerator)
     source = loader.source(config.source)
     if source is None:
         raise InputError(f"the source of {config.set} is not stated, or not to be had: give --source DATA")
+    require_source(distilled.provenance, source.train, given)
     teacher = loader.teacher(config.teacher)
     pixels = distilled.pixel_space.denormalise(distilled.images)
-    rows = torch.randperm(len(source.train), generator=generator(config.seed, "audit"))[: len(source.heldout)]
+    heldout = draw_heldout(source.heldout, config.most, config.seed).pixels
+    rows = torch.randperm(len(source.train), generator=generator(config.seed, "audit"))[: len(heldout)]
     places = start_places(distilled.provenance, len(source.train))
-    parts = [source.train.pixels[rows], source.heldout.pixels]
+    parts = [source.train.pixels[rows], heldout]
     parts += [] if places is None else [source.train.pixels[places]]
     found = {"pixels": audit(standardise(pixels), *map(standardise, parts))}
     if teacher is not None:

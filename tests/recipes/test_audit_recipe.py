@@ -5,10 +5,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from ssdd_hub import DistilledSet
+from ssdd_hub.data.bank import DataSettings, draw_heldout, load_images
 from ssdd_hub.record import read_metadata
 from ssdd_hub.record_schema import COLUMNS
 from ssdd_hub.sets.check import check_folder
@@ -52,6 +56,28 @@ def test_an_audit_is_stored_shown_and_put_on_the_card(run, launch, tmp_path, cap
     assert read_metadata(place)["provenance"]["audit"] == {name: found[name] for name in ("pixels", "teacher")}
     assert "Audit: telling images of the source" in (place / "README.md").read_text(encoding="utf-8")
     assert not [finding for finding in check_folder(place) if finding.level == "error"]
+
+
+def test_the_seed_of_an_audit_draws_what_it_compares_and_never_another_source(run, launch, refuse, tmp_path):
+    made, found = DistilledSet.load(run / "distilled"), []
+    source, heldout = load_images(DataSettings(**made.provenance["settings"]["data"]), made.provenance["seed"], False)
+    starts, shown = source.pixels[made.provenance["start"]["indices"]], made.pixel_space.denormalise(made.images)
+    for seed in (3, 4):
+        words = ["--set", run / "distilled", "--output", tmp_path / "out", "--most", "40", "--seed", seed]
+        launch("audit", *words)
+        found.append(json.loads((tmp_path / "out" / "audit.json").read_text())["pixels"])
+        others = draw_heldout(heldout, 40, seed).pixels
+        likeness = np.corrcoef(torch.cat([starts, others, shown * 255]).flatten(1))[: -len(shown), -len(shown) :].max(
+            1
+        )
+        expected = roc_auc_score(np.arange(len(likeness)) < len(starts), likeness)
+        assert found[-1]["auc_starts"][0] == pytest.approx(expected, abs=1e-3) and expected > 0.65
+        assert found[-1]["members"] == found[-1]["heldout"] == 40
+    assert found[0]["auc"] != found[1]["auc"]
+    another = ["--source.max-images", "50", "--teacher.backbone", "none"]
+    asked = ["the images that the set was made of", "got 50 others", "leave out --source.max-images, or give"]
+    refuse(asked, "audit", "--set", run / "distilled", "--output", tmp_path / "none", *another)
+    assert not (tmp_path / "none").exists()
 
 
 def test_references_at_equal_bytes_take_no_more_than_the_set_which_is_tested_against_the_best(

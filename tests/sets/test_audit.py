@@ -8,6 +8,8 @@ from torch.nn import functional
 from ssdd_hub.sets.audit import auc_with_interval, audit, directions, draw_closest, start_places, tell_audit
 from ssdd_hub.sets.similarity import nearest, standardise
 
+KNOWN = {"source": {"name": "digits", "fingerprint": "a" * 64}}
+
 
 def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -96,13 +98,15 @@ def test_an_audit_is_told_in_sentences_and_a_strange_record_in_none():
 
 def test_places_that_a_set_started_from_are_read_from_an_untrusted_record():
     def read(indices):
-        places = start_places({"start": {"init": "random", "indices": indices}}, 10)
+        places = start_places({**KNOWN, "start": {"init": "random", "indices": indices}}, 10)
         return None if places is None else places.tolist()
 
     assert read([3, 1, 3]) == [1, 3] and read([[3, 1], [9, 0]]) == [0, 1, 3, 9]
     for strange in (None, [], [10], [-1], ["a"], [[1], [True]], [1.5], "12", {"a": 1}, [[[1]]]):
         assert read(strange) is None
-    assert start_places({"start": 3}, 10) is None
+    assert start_places({**KNOWN, "start": 3}, 10) is None
+    # Of images that nothing identifies.
+    assert start_places({"start": {"init": "random", "indices": [3]}}, 10) is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])

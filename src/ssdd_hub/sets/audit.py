@@ -5,8 +5,8 @@ their similarity to the images of the set. Where the two cannot be told apart, t
 source; this is a measurement with one simple attack, and no proof of privacy.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -14,8 +14,12 @@ from scipy.stats import binomtest, norm
 from torch import Tensor
 from torch.nn import functional
 
+from ssdd_hub.errors import InputError
 from ssdd_hub.record import section
 from ssdd_hub.sets.preview import to_grid, to_picture
+
+if TYPE_CHECKING:
+    from ssdd_hub.data.bank import ImageBank
 
 _CHUNK = 2**26  # similarities at once
 _LEVEL = 0.95
@@ -108,10 +112,33 @@ def draw_closest(images: Tensor, source: Tensor, similarity: Tensor, place: Tens
     return picture
 
 
+def require_source(provenance: Mapping[str, Any], source: "ImageBank", given: Collection[str]) -> None:
+    """Refuses images that are not those that a set was made of: an audit would take others for these.
+
+    Args:
+        provenance: That of the set; where it records no fingerprint, nothing is compared.
+        source: The images.
+        given: Names of the settings that a user gave, such as `source.max_images`.
+    """
+    recorded = section(provenance, "source").get("fingerprint")
+    if recorded in (None, source.fingerprint):
+        return
+    others = sorted(name for name in given if name.startswith("source.") and name != "source.name")
+    leave = f"leave out --{' and --'.join(others).replace('_', '-')}, or " if others else ""
+    raise InputError(
+        f"an audit must have the images that the set was made of, of fingerprint {str(recorded)[:12]}..., and got "
+        f"{len(source)} others, of {source.fingerprint[:12]}...: {leave}give them by --source.name"
+    )
+
+
 def start_places(provenance: Mapping[str, Any], size: int) -> Tensor | None:
-    """Returns which of `size` images of the source a set started from, `(m,)`; None where its record tells none."""
+    """Returns which of `size` images of the source a set started from, `(m,)`; None where its record tells none.
+
+    Nor are places told of images that the record does not identify, since these may be others.
+    """
     stated = section(provenance, "start").get("indices")
-    rows = stated if isinstance(stated, list) else []
+    known = section(provenance, "source").get("fingerprint")
+    rows = stated if known and isinstance(stated, list) else []
     places = [place for row in rows for place in (row if isinstance(row, list) else [row])]
     fits = all(type(place) is int and 0 <= place < size for place in places)
     return torch.tensor(sorted(set(places))) if places and fits else None
