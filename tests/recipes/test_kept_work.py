@@ -46,6 +46,13 @@ def test_a_set_is_saved_before_it_is_scored_and_the_same_command_only_scores_it(
     scored = DistilledSet.load(folder)
     assert torch.equal(scored.images, kept.images) and scored.provenance["scores"]
     assert "probe" in (folder / "README.md").read_text()
+    # What was recorded since is kept, and told on the card.
+    audit = {"pixels": {"auc": [0.75, 0.7, 0.8]}}
+    scored.provenance["audit"] = audit
+    scored.save(folder)
+    distil()
+    assert DistilledSet.load(folder).provenance["audit"] == audit
+    assert "AUC 0.75" in (folder / "README.md").read_text(encoding="utf-8")
     # Nor does a later failure take the scores away.
     monkeypatch.setattr("distill.evaluate", fail)
     distil([hint])

@@ -17,7 +17,7 @@ from torch import Tensor
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import InputError
 from ssdd_hub.hub.markdown import escape
-from ssdd_hub.record import read_metadata
+from ssdd_hub.record import read_metadata, section
 from ssdd_hub.results.charts import save_figures
 from ssdd_hub.results.compare import NOT_RANKED, compare, compare_at_bytes, console_table, markdown_table
 from ssdd_hub.results.equal_worth import bytes_for_worth
@@ -66,11 +66,17 @@ def time_report(images: ImageBank, size: int) -> Stage:
 
 
 def keep_set(run: RunFolder, distilled: DistilledSet, machine: Mapping[str, Any]) -> None:
-    """Writes `distilled/` before the set is scored, unless the same pairs are there, which may have scores."""
+    """Writes `distilled/` before the set is scored, unless the same pairs are there, which may have scores.
+
+    An audit that is recorded there joins the provenance of the set.
+    """
     folder = run.path / "distilled"
     pairs = {name: describe_tensor(tensor) for name, tensor in distilled.stored().items()}
     with suppress(InputError):
-        if read_metadata(folder).get("tensors") == pairs:
+        stated = read_metadata(folder)
+        if stated.get("tensors") == pairs:
+            audited = section(stated, "provenance").get("audit")
+            distilled.provenance |= {} if audited is None else {"audit": audited}
             return
     unscored = {**distilled.provenance, "hardware": machine}
     replace(distilled, provenance=unscored).save(folder)
