@@ -8,6 +8,7 @@ import torch
 from ssdd_hub import DistilledSet
 from ssdd_hub.distill import Distiller
 from ssdd_hub.errors import InputError
+from ssdd_hub.record import read_metadata
 from ssdd_hub.runs.launch import keeping
 
 SMOKE = Path(__file__).parents[2] / "recipes" / "configs" / "smoke.yaml"
@@ -22,8 +23,8 @@ def fail(*_, **__):
 def distil(launch, refuse, tmp_path):
     """Distils in one folder, well or to an error that holds some words."""
 
-    def distil(words=None):
-        arguments = ["distill", "--config", SMOKE, "--output", tmp_path / "run", *SHORT]
+    def distil(words=None, *more):
+        arguments = ["distill", "--config", SMOKE, "--output", tmp_path / "run", *SHORT, *more]
         return refuse(words, *arguments) if words else launch(*arguments)
 
     return distil
@@ -57,6 +58,24 @@ def test_a_set_is_saved_before_it_is_scored_and_the_same_command_only_scores_it(
     monkeypatch.setattr("distill.evaluate", fail)
     distil([hint])
     assert DistilledSet.load(folder).provenance["scores"] == scored.provenance["scores"]
+
+
+def test_a_set_that_float16_does_not_hold_is_stored_in_float32_without_a_further_step(distil, tmp_path, monkeypatch):
+    monkeypatch.setattr("ssdd_hub.sets.storage._LARGEST_HALF", 0.1)
+    distil(["--storage.targets float32"], "--storage.targets", "float16")
+    monkeypatch.setattr(Distiller, "step", fail)
+    distil()
+    made = DistilledSet.load(tmp_path / "run" / "distilled")
+    assert made.targets.abs().max() > 0.1 and made.provenance["settings"]["storage"]["targets"] == "float32"
+    assert "storage" not in read_metadata(made.folder) and made.provenance["scores"]
+    # And as fewer bytes.
+    distil(None, "--storage.targets", "int8")
+    small = DistilledSet.load(made.folder)
+    assert read_metadata(made.folder)["tensors"]["targets"]["dtype"] == "int8"
+    assert (small.targets - made.targets).abs().max() <= made.targets.abs().max() / 127 * 0.501
+    assert small.provenance["settings"]["storage"]["targets"] == "int8"
+    first = small.provenance["scores"][0]
+    assert first["bytes"] == sum(small.num_bytes().values()) < made.provenance["scores"][0]["bytes"]
 
 
 def test_a_teacher_outlives_its_card_and_its_scores(launch, refuse, tmp_path, monkeypatch):

@@ -112,6 +112,22 @@ def test_a_run_goes_on_with_the_same_labels_only(run, photos, tmp_path, launch, 
     refuse(["source images: labels", "restore"], "distill", *arguments(folder, output))
 
 
+def test_a_run_with_another_recipe_of_accuracy_is_scored_anew_and_not_distilled(run, photos, tmp_path, launch):
+    recipe = ("--accuracy.epochs", 3, "--accuracy.learning-rate", 1e-6)
+    again = Path(shutil.copytree(run, tmp_path / "again"))
+    launch("distill", *arguments(photos, again, *recipe))
+    words = ("--set", run / "distilled", "--protocol", "accuracy", "--evaluate.seeds", 2, *recipe)
+    launch("evaluate", *words, "--references", "none", "--output", tmp_path / "scores")
+
+    def scored(folder):
+        records = json.loads((folder / "scores.json").read_text())["records"]
+        return next(each["values"] for each in records if (each["set"], each["protocol"]) == ("distilled", "accuracy"))
+
+    assert scored(again) == scored(tmp_path / "scores") != scored(run)
+    assert DistilledSet.load(again / "distilled").provenance["settings"]["accuracy"]["epochs"] == 3
+    assert (again / "log.jsonl").read_bytes() == (run / "log.jsonl").read_bytes()
+
+
 def test_an_evaluation_has_references_of_the_same_classes(run, photos, launch, refuse, tmp_path):
     assert stated_settings(str(run / "distilled"))["protocols"] == ["accuracy", "probe"]
     words = (

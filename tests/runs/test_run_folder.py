@@ -121,6 +121,7 @@ FREE = (
     changed(evaluate={"seeds": 9, "new": 1}),
     changed(student_training={"epochs": 9}),
     changed(probe={"labels": [20], "draws": 3}),
+    changed(storage={"targets": "float16"}, accuracy={"epochs": 9}, backbone_probe={"views": 9}),
 )
 
 

@@ -24,9 +24,10 @@ from ssdd_hub.runs.own_runs import LARGEST_CONFIG, is_own_run, remember_run
 
 _LOG = logging.getLogger(__name__)
 
-# What may differ when a run goes on: it decides neither the teacher nor the distilled set.
+# What may differ when a run goes on: it decides neither the teacher nor what is distilled, only how that is rounded at
+# the end and scored.
 FREE = (
-    *("output", "evaluate", "student_training", "probe"),
+    *("output", "storage", "evaluate", "student_training", "accuracy", "probe", "backbone_probe"),
     *("run.checkpoint_every", "run.log_every", "run.cache", "run.trackers", "run.threads"),
     "run.estimate",
     *("data.memory_budget_gb", "data.cache", "data.follow_links", "targets.refresh"),

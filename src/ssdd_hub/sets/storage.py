@@ -267,7 +267,10 @@ def pack(
             levels[name] = Levels.of_step(max(target_step, values.abs().max().item() / 127) or 1.0)
         elif dtype == torch.float16 and values.abs().max() > _LARGEST_HALF:
             most = values.abs().max()
-            raise InputError(f"float16 holds values up to {_LARGEST_HALF:g}, and the {name} have {most:g}")
+            raise InputError(
+                f"float16 holds values up to {_LARGEST_HALF:g}, and the {name} have {most:g}: store targets as "
+                "float32 (--storage.targets float32, with which a run goes on)"
+            )
         stored[name] = levels[name].encode(values, dtype) if name in levels else values.to(dtype)
     shared = {name: stored.pop(name) for name in shared}
     return Packed(stored, Decoder(pixel_space, kind, args, levels, shared))
