@@ -11,6 +11,7 @@ from test_entries import SETTINGS, make_source
 
 from ssdd_hub.data.tiles import enlarge
 from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations import build_parameterisation
 from ssdd_hub.distill.parameterisations.dct import Dct, DctSettings
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.entries import Baselines, select, size_of
@@ -112,6 +113,30 @@ def test_real_images_in_dct_are_what_such_a_set_starts_from(selected, targets):
     assert stored.num_bytes() == mine.num_bytes()
     assert sizes.sum() == pytest.approx(mine.num_bytes()["images"] + mine.num_bytes()["targets"])
     assert len(set(sizes.tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "inner", "more"),
+    [
+        ("quantised", {"step": 0.0}, {}),
+        ("quantised", {"step": 0.0}, {"bits": 8, "target_bits": 3}),
+        ("views", {"step": 0.5}, {"shift": "predicted"}),
+        ("views", {"step": 0.0}, {}),
+    ],
+)
+def test_dct_beside_a_wrapper_of_dct_has_its_settings(selected, name, inner, more):
+    pairs = Pairs(selected.images, selected.targets)
+    args = {"of": "dct", "of_args": {"luma": 40, "chroma": 0, **inner}, **more}
+    mine = DistilledSet.of(pack(build_parameterisation(name, pairs, args), selected.pixel_space, StorageSettings()))
+    form = Form.of("dct", mine)
+    stored, _ = form.store(selected)
+    levels = mine.packed.decoder.levels.get("coefficients")
+    theirs, ours = (each.packed.tensors["coefficients"] for each in (mine, stored))
+    assert f"luma 40, chroma 0, step {levels.scale[0] if levels else 0:g}" in form.detail
+    assert theirs.dtype == ours.dtype
+    # Nothing was learned: coefficients are those of the set, which fewer levels than 256 clip.
+    assert (theirs == ours.clamp(theirs.min(), theirs.max())).float().mean() > 0.99
+    torch.testing.assert_close(stored.images.mean(), mine.images.mean(), rtol=0, atol=0.02)
 
 
 def test_dct_beside_other_sets_has_the_default_settings_and_their_targets(selected):

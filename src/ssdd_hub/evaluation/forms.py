@@ -12,13 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.distill.parameterisations.base import Parameterisation
 from ssdd_hub.distill.parameterisations.dct import Dct, DctSettings
 from ssdd_hub.distill.parameterisations.factor import Factor, FactorSettings
+from ssdd_hub.distill.parameterisations.levels import STEPS, Levels
+from ssdd_hub.distill.parameterisations.quantised import Quantised, QuantisedSettings
+from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.record_schema import COLUMNS
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.preview import to_exact_picture, to_png
-from ssdd_hub.sets.storage import Packed, StorageSettings, pack
+from ssdd_hub.sets.storage import Decoder, Packed, StorageSettings, pack
 
 _FORM = re.compile(r"(png|dct)|jpeg-([0-9]{1,2})|factor-([0-9]{1,2})(?:-jpeg-([0-9]{1,2}))?")
 
@@ -35,6 +39,7 @@ class Form:
         target_step: The step of `int8` targets, that of the same set; 0 for the finest.
         quality: Of small images of `factor`, which are JPEG files then; None for PNG files.
         dct: Settings of `dct`, those of the same set, where it is one, or the default ones; None for other kinds.
+        levels: Of the coefficients, those of the same set, where it is `quantised`; None for the steps of `dct`.
     """
 
     kind: str
@@ -43,6 +48,7 @@ class Form:
     target_step: float = 0.0
     quality: int | None = None
     dct: DctSettings | None = None
+    levels: Levels | None = None
 
     @classmethod
     def of(cls, text: str, beside: DistilledSet | None = None) -> "Form":
@@ -64,8 +70,8 @@ class Form:
         )
         decoder = beside.packed.decoder if beside and beside.packed else None
         if form.kind == Dct.name:
-            args = decoder.args if decoder and decoder.kind is Dct else {}
-            form = replace(form, dct=DctSettings(**{name: value for name, value in args.items() if name != "shape"}))
+            dct, coefficients = _dct_of(decoder)
+            form = replace(form, dct=dct, levels=coefficients)
         if not beside:
             return form
         levels = decoder.levels.get("targets") if decoder else None
@@ -89,7 +95,10 @@ class Form:
     def detail(self) -> str:
         """What tells forms of one name apart: how targets are stored and, of `dct`, images."""
         step = f", step {self.target_step:g}" if self.target_step else ""
-        dct = f"luma {self.dct.luma}, chroma {self.dct.chroma}, step {self.dct.step:g}; " if self.dct else ""
+        dct = ""
+        if self.dct:
+            coarse = self.levels.scale[0] if self.levels else self.dct.step
+            dct = f"luma {self.dct.luma}, chroma {self.dct.chroma}, step {coarse:g}; "
         return f"({dct}{self.targets} targets{step})"
 
     @property
@@ -104,7 +113,7 @@ class Form:
         """
         factor, quality = (1, self.number) if self.kind == "jpeg" else (self.number, self.quality)
         pairs = Pairs(selected.images.cpu(), selected.targets.cpu())
-        learned = Dct.start(pairs, self.dct) if self.dct else Factor.start(pairs, FactorSettings(factor=factor))
+        learned = self._as_dct(pairs, self.dct) if self.dct else Factor.start(pairs, FactorSettings(factor=factor))
         settings = StorageSettings("uint8", self.targets)
         packed = pack(learned, selected.pixel_space, settings, selected.view_targets, self.target_step)
         small, files = packed.tensors.get("images"), list[bytes]()
@@ -118,6 +127,15 @@ class Form:
         counted, count = stored.num_bytes(), len(stored.images)
         images: list[float] = [len(file) for file in files] or [counted["images"] / count] * count
         return stored, torch.tensor(images, dtype=torch.float64) + counted["targets"] / count
+
+    def _as_dct(self, pairs: Pairs, settings: DctSettings) -> Parameterisation:
+        started = Dct.start(pairs, settings)
+        if not self.levels:
+            return started
+        # Of all 8 bits: what lies outside them is clipped, as in the set.
+        scale, offset = (torch.tensor(part[0], dtype=torch.float64) for part in self.levels)
+        ranges = {"coefficients": (scale, offset + STEPS[0] * scale)}
+        return Quantised(QuantisedSettings(of=Dct.name, bits=8), started, ranges)
 
     def fit(self, selected: DistilledSet, budget: int) -> tuple[DistilledSet, int]:
         """Returns the first of the images that take `budget` bytes at most in this form, at least one, and the bytes.
@@ -149,6 +167,17 @@ def count_for(form: Form, sample: DistilledSet, budget: int) -> int:
     """Returns about how many images fit, and some more, going by a sample of them."""
     _, sizes = form.store(sample)
     return int(budget / float(sizes.mean()) * 1.05) + 2
+
+
+def _dct_of(decoder: Decoder | None) -> tuple[DctSettings, Levels | None]:
+    """Returns the settings of a set that is stored as `dct`, also in `views`, and the levels that replace its step."""
+    kind, args = (decoder.kind.name, decoder.args) if decoder else ("", {})
+    if kind == Views.name:
+        kind, args = args["of"], args["of_args"]
+    if not decoder or kind != Dct.name:
+        return DctSettings(), None
+    settings = DctSettings(**{name: value for name, value in args.items() if name != "shape"})
+    return settings, None if settings.step else decoder.levels.get("coefficients")
 
 
 def _to_jpeg(image: Tensor, quality: int) -> bytes:
