@@ -21,7 +21,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import derive_seed
 from ssdd_hub.selection.methods import CHOICES, SelectionSettings
 from ssdd_hub.sets.distilled import DistilledSet
-from ssdd_hub.sets.storage import StorageSettings, pack
+from ssdd_hub.sets.storage import StorageSettings, num_bytes, pack
 from ssdd_hub.text import show_bytes
 
 DCT = DctSettings(luma=40, step=0.5)
@@ -263,6 +263,54 @@ def test_targets_of_references_are_rounded_as_those_of_the_set(selected):
     assert torch.equal(stored.targets, coarse.targets)
     fine, _ = Form("png", targets="int8").store(selected)
     assert stored.num_bytes()["targets"] < fine.num_bytes()["targets"]
+
+
+IN_BASES = [
+    ("bases", {"target_bases": 3, "target_step": 0.25}, "int8"),
+    ("bases", {"target_bases": 3}, "int8"),
+    ("bases", {"target_bases": 3}, "float16"),
+    ("quantised", {"of": "bases", "of_args": {"target_bases": 3}, "target_bits": 5}, "float32"),
+    ("views", {"of": "bases", "of_args": {"target_bases": 3}, "views": 2}, "int8"),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "targets"), IN_BASES)
+@pytest.mark.parametrize("text", ["png", "factor-2-jpeg-30", "dct"])
+def test_targets_of_references_have_as_many_bases_as_those_of_the_set(selected, name, args, targets, text):
+    pairs, settings = Pairs(selected.images, selected.targets), StorageSettings("uint8", targets)
+    mine = DistilledSet.of(pack(build_parameterisation(name, pairs, args), selected.pixel_space, settings))
+    views = {name: getattr(mine, name) for name in ("views", "view_targets")}
+    form = Form.of(text, mine)
+    stored, sizes = form.store(replace(selected, **views))
+    # By numpy: what three directions beside the mean leave out of targets and views, and the steps.
+    every = torch.cat([selected.targets[:, None], *([] if name != "views" else [mine.view_targets])], 1)
+    centred = every.flatten(0, 1).numpy().astype(np.float64)
+    left_out = np.square(np.linalg.svd(centred - centred.mean(0), compute_uv=False)[3:]).sum()
+    got = torch.cat([stored.targets[:, None], *([] if name != "views" else [stored.view_targets])], 1)
+    error, rounding = (got - every).square().sum().item(), got[..., :4].numel() * (form.target_step + 0.01) ** 2
+    assert left_out * 0.99 - 1e-6 < error < left_out + rounding
+    assert f"in 3 {str(mine.packed.decoder.shared['target_bases'].dtype).removeprefix('torch.')} bases" in form.detail
+    # The bytes: those of the set, which has the same images and targets.
+    if name == "bases":
+        plain, less = Form(form.kind, form.number, quality=form.quality, dct=form.dct).store(selected)
+        theirs = mine.packed.decoder
+        shared = {"targets": theirs.shared["target_bases"]}
+        levels = {name: each for name, each in theirs.levels.items() if "target" in name}
+        expected = mine.num_bytes()["targets"] + num_bytes(shared)["targets"] + 8 * len(levels)
+        assert sizes.sum() - less.sum() + plain.num_bytes()["targets"] == pytest.approx(expected)
+
+
+def test_references_with_bases_of_targets_fill_the_bytes_and_are_kept(tmp_path, source, selected):
+    pairs, args = Pairs(selected.images, selected.targets), {"bases": 4, "target_bases": 2, "target_step": 0.25}
+    packed = pack(build_parameterisation("bases", pairs, args), selected.pixel_space, StorageSettings("uint8", "int8"))
+    form, references = Form.of("png", DistilledSet.of(packed)), Baselines(tmp_path, source, SETTINGS, 7)
+    stored, sizes = form.store(selected)
+    budget = stored.num_bytes()["decoder"] + round(sizes.sum().item())
+    references.prepare(["random"], [], 1, False, {budget: [form]})
+    (entry,) = references.set_entries_at_bytes(["random"], {budget: [form]})
+    assert 0.8 * budget < entry.size(0)["bytes"] <= budget
+    kept = entry.pairs(0).distilled
+    assert kept.targets.shape[1] == selected.targets.shape[1] and np.linalg.matrix_rank(kept.targets.numpy()) == 3
 
 
 def test_the_size_of_a_set_is_what_it_stores(selected):

@@ -13,18 +13,57 @@ from torch import Tensor
 
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import Parameterisation
+from ssdd_hub.distill.parameterisations.bases import components
 from ssdd_hub.distill.parameterisations.dct import Dct, DctSettings
 from ssdd_hub.distill.parameterisations.factor import Factor, FactorSettings
 from ssdd_hub.distill.parameterisations.levels import STEPS, Levels
 from ssdd_hub.distill.parameterisations.quantised import Quantised, QuantisedSettings
 from ssdd_hub.distill.parameterisations.views import Views
 from ssdd_hub.errors import Check, InputError
+from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.record_schema import COLUMNS
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.preview import to_exact_picture, to_png
-from ssdd_hub.sets.storage import Decoder, Packed, StorageSettings, pack
+from ssdd_hub.sets.storage import Decoder, Packed, StorageSettings, num_bytes, pack
 
 _FORM = re.compile(r"(png|dct)|jpeg-([0-9]{1,2})|factor-([0-9]{1,2})(?:-jpeg-([0-9]{1,2}))?")
+
+
+@dataclass(frozen=True)
+class TargetBases:
+    """How targets are stored as coefficients in vectors that all share, as those of a set of `bases` are.
+
+    Attributes:
+        count: Principal components of the targets beside their mean; fewer, where there are fewer.
+        stored: `float32`, `float16` or `int8`, as the vectors of the set.
+        step: The step of `int8` vectors, at least.
+    """
+
+    count: int
+    stored: str
+    step: float = 0.0
+
+    @classmethod
+    def of(cls, decoder: Decoder | None) -> "TargetBases | None":
+        """Returns how a set stores its targets; None where they have no bases."""
+        bases = decoder.shared.get("target_bases") if decoder else None
+        if decoder is None or bases is None:
+            return None
+        levels = decoder.levels.get("target_bases")
+        return cls(len(bases) - 1, str(bases.dtype).removeprefix("torch."), levels.scale[0] if levels else 0.0)
+
+    def encode(self, targets: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Returns coefficients `(M, V, 1 + W)` of targets `(M, V, D)`, the rounded vectors, and the bytes of these."""
+        rows = targets.flatten(0, 1)
+        codes, vectors = components(rows, rows, min(self.count, *rows.shape))
+        values, levels = vectors.float(), dict[str, Levels]()
+        stored = values.to(getattr(torch, self.stored))
+        if self.stored == "int8":
+            levels["targets"] = Levels.of_step(max(self.step, values.abs().max().item() / STEPS[1]) or 1.0)
+            stored = levels["targets"].encode(values, torch.int8)
+        packed = Packed({"targets": stored}, Decoder(PixelSpace.raw(1), levels=levels))
+        size = sum(num_bytes(*packed).values())
+        return codes.float().view(*targets.shape[:2], -1), packed.decode()["targets"], size
 
 
 @dataclass(frozen=True)
@@ -36,10 +75,11 @@ class Form:
             `number` times shorter, enlarged bilinearly when they are used; `dct`: as a set of that parameterisation.
         number: Quality of a JPEG, or the factor.
         targets: `float32`, `float16` or `int8`, as the targets of the set that they are compared with.
-        target_step: The step of `int8` targets, that of the same set; 0 for the finest.
+        target_step: The step of `int8` targets or of their coefficients, that of the same set; 0 for the finest.
         quality: Of small images of `factor`, which are JPEG files then; None for PNG files.
         dct: Settings of `dct`, those of the same set, where it is one, or the default ones; None for other kinds.
         levels: Of the coefficients, those of the same set, where it is `quantised`; None for the steps of `dct`.
+        bases: Of targets, like those of the same set, where it has them; None where targets are stored as they are.
     """
 
     kind: str
@@ -49,6 +89,7 @@ class Form:
     quality: int | None = None
     dct: DctSettings | None = None
     levels: Levels | None = None
+    bases: TargetBases | None = None
 
     @classmethod
     def of(cls, text: str, beside: DistilledSet | None = None) -> "Form":
@@ -76,7 +117,8 @@ class Form:
             return form
         levels = decoder.levels.get("targets") if decoder else None
         targets = str(beside.stored()["targets"].dtype).removeprefix("torch.")
-        return replace(form, targets=targets, target_step=levels.scale[0] if levels else 0.0)
+        step = levels.scale[0] if levels else 0.0
+        return replace(form, targets=targets, target_step=step, bases=TargetBases.of(decoder))
 
     @classmethod
     def check(cls, text: str) -> Check:
@@ -99,7 +141,8 @@ class Form:
         if self.dct:
             coarse = self.levels.scale[0] if self.levels else self.dct.step
             dct = f"luma {self.dct.luma}, chroma {self.dct.chroma}, step {coarse:g}; "
-        return f"({dct}{self.targets} targets{step})"
+        bases = f" in {self.bases.count} {self.bases.stored} bases" if self.bases else ""
+        return f"({dct}{self.targets} targets{bases}{step})"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -112,10 +155,16 @@ class Form:
         The coefficients of `dct` are compressed together: each image has its share of them.
         """
         factor, quality = (1, self.number) if self.kind == "jpeg" else (self.number, self.quality)
-        pairs = Pairs(selected.images.cpu(), selected.targets.cpu())
+        targets, views = selected.targets.cpu(), selected.view_targets
+        vectors, shared = None, 0
+        if self.bases:
+            seen = targets[:, None] if views is None else torch.cat([targets[:, None], views.cpu()], 1)
+            codes, vectors, shared = self.bases.encode(seen)
+            targets, views = codes[:, 0], None if views is None else codes[:, 1:]
+        pairs = Pairs(selected.images.cpu(), targets)
         learned = self._as_dct(pairs, self.dct) if self.dct else Factor.start(pairs, FactorSettings(factor=factor))
         settings = StorageSettings("uint8", self.targets)
-        packed = pack(learned, selected.pixel_space, settings, selected.view_targets, self.target_step)
+        packed = pack(learned, selected.pixel_space, settings, views, self.target_step)
         small, files = packed.tensors.get("images"), list[bytes]()
         if small is not None and quality is None:
             files = [to_png(to_exact_picture(image)) for image in small]
@@ -123,10 +172,14 @@ class Form:
             files = [_to_jpeg(image, quality) for image in small]
             shown = torch.stack([_to_pixels(file, small.shape[1]) for file in files])
             packed = Packed({**packed.tensors, "images": shown}, packed.decoder)
-        stored = replace(selected, **packed.decode(), packed=packed)
-        counted, count = stored.num_bytes(), len(stored.images)
+        fixed = {} if selected.views is None else {"views": selected.views}
+        counted, count = num_bytes({**packed.tensors, **fixed}, packed.decoder), len(targets)
+        if vectors is not None:
+            packed = _without_bases(packed, vectors)
+            shared += counted["decoder"] - packed.decoder.num_bytes()
         images: list[float] = [len(file) for file in files] or [counted["images"] / count] * count
-        return stored, torch.tensor(images, dtype=torch.float64) + counted["targets"] / count
+        sizes = torch.tensor(images, dtype=torch.float64) + (counted["targets"] + shared) / count
+        return replace(selected, **packed.decode(), packed=packed), sizes
 
     def _as_dct(self, pairs: Pairs, settings: DctSettings) -> Parameterisation:
         started = Dct.start(pairs, settings)
@@ -178,6 +231,15 @@ def _dct_of(decoder: Decoder | None) -> tuple[DctSettings, Levels | None]:
         return DctSettings(), None
     settings = DctSettings(**{name: value for name, value in args.items() if name != "shape"})
     return settings, None if settings.step else decoder.levels.get("coefficients")
+
+
+def _without_bases(packed: Packed, vectors: Tensor) -> Packed:
+    """Returns the same with the targets that coefficients in these vectors stand for."""
+    decoder, names = packed.decoder, ("targets", "view_targets")
+    decoded = packed.decode()
+    targets = {name: decoded[name] @ vectors for name in names if name in decoded}
+    levels = {name: each for name, each in decoder.levels.items() if name not in names}
+    return Packed({**packed.tensors, **targets}, replace(decoder, levels=levels))
 
 
 def _to_jpeg(image: Tensor, quality: int) -> bytes:

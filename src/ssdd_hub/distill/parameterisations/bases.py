@@ -84,11 +84,11 @@ class Bases(Parameterisation):
         images, values = (shrink(part.images, factor) for part in (pairs, of))
         count = min(settings.bases, len(values), values[0].numel())
         _check((1 + count, *images.shape[1:]))
-        coefficients, bases = _components(images, values, count)
+        coefficients, bases = components(images, values, count)
         parts = {"coefficients": coefficients, "bases": bases, "targets": pairs.targets}
         if settings.target_bases:
             count = min(settings.target_bases, *of.targets.shape)
-            parts["targets"], parts["target_bases"] = _components(pairs.targets, of.targets, count)
+            parts["targets"], parts["target_bases"] = components(pairs.targets, of.targets, count)
         require_in_steps(coefficients, settings.step, "step")
         require_in_steps(parts["targets"], settings.target_step, "target_step")
         return cls(settings, **{name: part.to(pairs.images) for name, part in parts.items()})
@@ -162,8 +162,11 @@ class Bases(Parameterisation):
         return shown
 
 
-def _components(values: Tensor, of: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Returns coefficients of values, and the mean and `count` principal components of others, each of length 1."""
+def components(values: Tensor, of: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns coefficients of values, and the mean and `count` principal components of others, each of length 1.
+
+    Both are float64, on the CPU.
+    """
     # In full precision on the CPU, so that machines differ in the last bits of the type alone.
     own, others = (part.detach().to("cpu", torch.float64).flatten(1) for part in (values, of))
     mean = others.mean(0)
