@@ -215,6 +215,20 @@ def test_the_verdict_names_the_best_of_real_images_at_equal_bytes():
     )
 
 
+def test_real_images_that_do_not_fill_the_bytes_are_told_with_theirs(tmp_path):
+    """As where the source has no more: 93,480 bytes are 95 % of those of the set."""
+    nearly = [{**each, "bytes": 93_480} for each in OTHERS]
+    assert verdict([*MINE, *nearly]) == verdict([*MINE, *OTHERS])
+    short = [{**each, "bytes": 93_479} if each["set"] == "random png" else each for each in OTHERS]
+    sentence = verdict([*MINE, *short])[0]
+    assert sentence.startswith("At no more bytes (98.4 kB, of which random png fills 93.5 kB) better than the best")
+    assert [result.get("filled") for result in compare_at_bytes([*MINE, *short])] == [None, 93_479]
+    for text in (markdown_table([*MINE, *short]), report(tmp_path, [*MINE, *short])):
+        assert "against random png, of 93.5 kB" in text and "against random jpeg-50, of" not in text
+    many = [{**each, "labels": labels} for labels in (0.01, 0.05, 0.1) for each in [*MINE[:1], *short[:1]]]
+    assert verdict(many)[0].startswith("At no more bytes (98.4 kB, of which random png fills 93.5 kB) against real")
+
+
 def test_the_verdict_at_equal_bytes_claims_no_more_than_the_test():
     close = scored("distilled", 0.5302, 0.3, 400, 98_400, noise=9)
     told = " ".join(verdict([*close, *OTHERS]))

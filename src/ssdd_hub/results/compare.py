@@ -23,7 +23,7 @@ from ssdd_hub.results.tables import (
     training_note,
     usual_n,
 )
-from ssdd_hub.text import is_size
+from ssdd_hub.text import is_size, show_bytes
 
 KEY = ("protocol", "target", "student", "use", "labels", "metric")
 UPPER_BOUNDS = ("full", "teacher")  # upper bounds, which no distilled set is expected to beat
@@ -40,9 +40,11 @@ DIFFERENCE_NOTE = (
 EQUAL_BYTES_NOTE = (
     "The baseline, which each cell names, is the best by its mean of the references that fill as many bytes as the "
     "set. It was chosen by the scores that it is tested with, which flatters it and makes the comparison harder for "
-    "the set: what is better is so by more than it seems, what is worse by less."
+    "the set: what is better is so by more than it seems, what is worse by less. Where real images take well below as "
+    "many bytes, as where the source has no more of them, the cell says how many."
 )
 _ROUNDING = 1e-12
+_FILLED = 0.95  # of the bytes of a set: real images that take less do not fill them
 
 
 def compare(records: list[Record], baseline: str) -> list[Record]:
@@ -79,7 +81,8 @@ def compare_at_bytes(records: list[Record]) -> list[Record]:
 
     Returns:
         Records as those of `compare`, with the `bytes` of the set, and `among`: the names of the references of which
-        the best, the `baseline`, was chosen. None for costs, and where it is not known what is better.
+        the best, the `baseline`, was chosen. Where this takes well below as many bytes, these are `filled`. None for
+        costs, and where it is not known what is better.
 
     Raises:
         ValueError: Two records score the same set in the same way.
@@ -96,7 +99,9 @@ def compare_at_bytes(records: list[Record]) -> list[Record]:
                 best = (max if direction == "higher" else min)(beside, key=lambda record: record["mean"])
                 result = difference(first, best)
                 among = {"bytes": own[name], "among": [record["set"] for record in beside]}
-                results += [{**result, **among}] if result else []
+                filled = sizes.get(best["set"], own[name])
+                short = {"filled": filled} if filled < _FILLED * own[name] else {}
+                results += [{**result, **among, **short}] if result else []
     return results
 
 
@@ -223,6 +228,7 @@ def difference_tables(
         else:
             change = f"{100 * result['relative']:+.1f} %"
         best = f" against {name(result['baseline'])}" if "among" in result else ""
+        best += f", of {show_bytes(result['filled'])}" if "filled" in result else ""
         lines = [f"{change}{p}{_mark(result)}{best}"]
         if intervals and result["interval"]:
             ends = (number(end, result, result["difference"], "+") for end in result["interval"])

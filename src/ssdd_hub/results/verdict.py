@@ -97,7 +97,13 @@ def _bytes_sentence(results: list[Record]) -> list[str]:
     """Returns how a set stands beside the best real images of as many bytes: accuracies first, then errors."""
     kinds = group(results, "metric")
     told = [_phrase(kinds[(metric,)]) for metric in ("accuracy", "mse") if (metric,) in kinds]
-    return [f"At equal bytes ({show_bytes(results[0]['bytes'])}) {'; '.join(told)}."] if told else []
+    if not told:
+        return []
+    size = show_bytes(results[0]["bytes"])
+    short = {result["baseline"]: show_bytes(result["filled"]) for result in results if "filled" in result}
+    fills = ", ".join(f"{name} fills {filled}" for name, filled in short.items())
+    beside = f"At no more bytes ({size}, of which {fills})" if short else f"At equal bytes ({size})"
+    return [f"{beside} {'; '.join(told)}."]
 
 
 def _worth_sentence(results: list[Record]) -> list[str]:
