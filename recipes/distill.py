@@ -197,8 +197,9 @@ def evaluate(
     Returns the scores, and the random images of the first student.
     """
     seeds, student, folder = config.evaluate.seeds, config.student, Path(config.output)
-    views = SetPairs(distilled).num_views if config.student_training.augment == "views" else 0
-    references = Baselines(folder / "references", source, SelectionSettings(), config.seed, views)
+    pairs = SetPairs(distilled)
+    views = (pairs.num_views, pairs.view_kind) if config.student_training.augment == "views" else ()
+    references = Baselines(folder / "references", source, SelectionSettings(), config.seed, *views)
     # A start from `mixed` or `noise` may be of more images than there are.
     count = min(len(distilled.images), len(source.bank))
     beside = prepare_references(references, ["random", "none"], [count], seeds, accelerator)

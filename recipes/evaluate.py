@@ -274,8 +274,9 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     set_entries = loader.set_entries(sets, source)
     if source:
         use = config.use_of_references()
-        views = SetPairs(first).num_views if use.augment == "views" else 0
-        references = Baselines(run.path / "references", source, config.selection, config.seed, views)
+        pairs = SetPairs(first)
+        views = (pairs.num_views, pairs.view_kind) if use.augment == "views" else ()
+        references = Baselines(run.path / "references", source, config.selection, config.seed, *views)
         sizes = sizes if config.at_equal != "bytes" else []
         made = prepare_references(references, wanted, sizes, config.evaluate.seeds, accelerator, budgets)
         set_entries += [entry if entry.name in (NONE, TEACHER) else replace(entry, use=use) for entry in made]

@@ -21,6 +21,7 @@ from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.seeds import derive_seed
 from ssdd_hub.selection.methods import CHOICES, SelectionSettings
 from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.pretrain import SetPairs
 from ssdd_hub.sets.storage import StorageSettings, num_bytes, pack
 from ssdd_hub.text import show_bytes
 
@@ -311,6 +312,28 @@ def test_references_with_bases_of_targets_fill_the_bytes_and_are_kept(tmp_path, 
     assert 0.8 * budget < entry.size(0)["bytes"] <= budget
     kept = entry.pairs(0).distilled
     assert kept.targets.shape[1] == selected.targets.shape[1] and np.linalg.matrix_rank(kept.targets.numpy()) == 3
+
+
+@pytest.mark.parametrize("kind", ["crops", "rotations"])
+def test_references_have_views_like_those_of_the_set_for_the_same_bytes(tmp_path, source, selected, kind):
+    """Views that a set draws again take no bytes, nor do those of its references."""
+    args = {"views": 2, "kind": kind}
+    packed = pack(
+        build_parameterisation("views", Pairs(selected.images, selected.targets), args),
+        selected.pixel_space,
+        StorageSettings("uint8"),
+    )
+    mine = DistilledSet.of(packed)
+    pairs, form, budget = SetPairs(mine), Form.of("png", mine), size_of(mine)["bytes"]
+    references = Baselines(tmp_path, source, SETTINGS, 7, pairs.num_views, pairs.view_kind)
+    references.prepare(["random"], [3], 1, False, {budget: [form]})
+    entries = references.set_entries(["random"], [3]) + references.set_entries_at_bytes(["random"], {budget: [form]})
+    kept = [SetPairs(entry.pairs(0).distilled) for entry in entries]
+    assert [(each.num_views, each.view_kind) for each in kept] == [(2, kind)] * 2
+    viewed = replace(selected, views=mine.views, view_targets=mine.view_targets)
+    assert form.store(viewed)[1].sum() + mine.num_bytes()["decoder"] == budget
+    paid = Form.of("png", viewed).store(viewed)[1].sum() - form.store(viewed)[1].sum()
+    assert paid == viewed.num_bytes()["targets"] - mine.num_bytes()["targets"] > 0
 
 
 def test_the_size_of_a_set_is_what_it_stores(selected):

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -104,6 +105,20 @@ def test_the_target_of_a_real_view_is_the_teachers(real, kind, dim, space):
         assert (found - made.targets).abs().max() > 1e-2
     assert torch.equal(viewed.images, made.images) and torch.equal(viewed.targets, made.targets)
     assert made.views is None
+
+
+def test_views_may_be_rotations(real):
+    made, teacher, transform, pixels = real()
+    viewed = add_views(made, teacher, transform, 3, 5, "rotations")
+    for view in range(3):
+        turned = torch.from_numpy(np.rot90(pixels.numpy(), view + 1, (2, 3)).copy())
+        torch.testing.assert_close(viewed.view_targets[:, view], transform(teacher(turned)), rtol=1e-4, atol=1e-4)
+        shown, _ = SetPairs(viewed).view(torch.arange(7), torch.full((7,), view + 1))
+        assert torch.equal(shown, turned)
+    assert (SetPairs(viewed).view_kind, viewed.provenance["views"]["kind"]) == ("rotations", "rotations")
+    assert SetPairs(add_views(made, teacher, transform, 3, 5)).view_kind == SetPairs(made).view_kind == "crops"
+    with pytest.raises(InputError, match="must be at most 3 rotations, got 4"):
+        add_views(made, teacher, transform, 4, 5, "rotations")
 
 
 def test_a_learned_target_is_shifted_by_what_the_view_changes(real):

@@ -162,6 +162,7 @@ class Baselines:
     settings: SelectionSettings
     seed: int
     num_views: int = 0  # views `K` stored with each image of a selection
+    view_kind: str = "crops"  # or `rotations`
 
     def set_entry(self, method: str, count: int, name: str | None = None, form: Form | None = None) -> SetEntry:
         """Returns one of `REFERENCES`, under its own name or another.
@@ -256,7 +257,8 @@ class Baselines:
             return selected
         if self.source.teacher is None:
             raise InputError("class labels are the targets, and views are made by a teacher: choose another augment")
-        return add_views(selected, self.source.teacher, self.source.transform, self.num_views, seed)
+        parts = (self.source.teacher, self.source.transform, self.num_views, seed, self.view_kind)
+        return add_views(selected, *parts)
 
     def _fill(self, method: str, budget: int, seed: int, form: Form) -> DistilledSet:
         """Selects as many images as take so many bytes in a form, or all that there are to select from."""
@@ -301,6 +303,7 @@ class Baselines:
 
     def _path(self, method: str, count: int, k: int, form: Form | None = None) -> Path:
         key = [self._origin, method, count, asdict(self.settings), self.seed, k, self.num_views]
+        key += [] if self.view_kind == "crops" else [self.view_kind]
         words = [method, *([str(form)] if form else []), str(count), str(k)]
         return self.folder / "-".join([*words, hash_json([*key, *([form.identity] if form else [])])[:8]])
 

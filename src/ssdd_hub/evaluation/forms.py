@@ -80,6 +80,7 @@ class Form:
         dct: Settings of `dct`, those of the same set, where it is one, or the default ones; None for other kinds.
         levels: Of the coefficients, those of the same set, where it is `quantised`; None for the steps of `dct`.
         bases: Of targets, like those of the same set, where it has them; None where targets are stored as they are.
+        drawn_views: Whether which views there are takes no bytes, as of a set that draws its views from a seed.
     """
 
     kind: str
@@ -90,6 +91,7 @@ class Form:
     dct: DctSettings | None = None
     levels: Levels | None = None
     bases: TargetBases | None = None
+    drawn_views: bool = False
 
     @classmethod
     def of(cls, text: str, beside: DistilledSet | None = None) -> "Form":
@@ -118,7 +120,8 @@ class Form:
         levels = decoder.levels.get("targets") if decoder else None
         targets = str(beside.stored()["targets"].dtype).removeprefix("torch.")
         step = levels.scale[0] if levels else 0.0
-        return replace(form, targets=targets, target_step=step, bases=TargetBases.of(decoder))
+        drawn = decoder is not None and decoder.kind is Views
+        return replace(form, targets=targets, target_step=step, bases=TargetBases.of(decoder), drawn_views=drawn)
 
     @classmethod
     def check(cls, text: str) -> Check:
@@ -147,7 +150,7 @@ class Form:
     @property
     def identity(self) -> dict[str, Any]:
         """What it is, as JSON."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None and value is not False}
 
     def store(self, selected: DistilledSet) -> tuple[DistilledSet, Tensor]:
         """Returns real images in this form, and the bytes of each, `(M,)`, with its share of those of the targets.
@@ -172,8 +175,8 @@ class Form:
             files = [_to_jpeg(image, quality) for image in small]
             shown = torch.stack([_to_pixels(file, small.shape[1]) for file in files])
             packed = Packed({**packed.tensors, "images": shown}, packed.decoder)
-        fixed = {} if selected.views is None else {"views": selected.views}
-        counted, count = num_bytes({**packed.tensors, **fixed}, packed.decoder), len(targets)
+        told = {} if selected.views is None or self.drawn_views else {"views": selected.views}
+        counted, count = num_bytes({**packed.tensors, **told}, packed.decoder), len(targets)
         if vectors is not None:
             packed = _without_bases(packed, vectors)
             shared += counted["decoder"] - packed.decoder.num_bytes()

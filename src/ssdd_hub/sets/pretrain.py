@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdd_hub.data.augment import show_views
+from ssdd_hub.distill.parameterisations.views import kind_of_views
 from ssdd_hub.errors import InputError
 from ssdd_hub.models.pretraining import Pair, StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import black_pixel
@@ -41,6 +42,11 @@ class SetPairs:
     def num_views(self) -> int:
         """Stored views `K` of each image."""
         return 0 if self.distilled.views is None else self.distilled.views.shape[1]
+
+    @property
+    def view_kind(self) -> str:
+        """Of which kind they are: `crops` or `rotations`, as of the parameterisation `views`."""
+        return "crops" if self.distilled.views is None else kind_of_views(self.distilled.views.cpu())
 
     def batch(self, indices: Tensor) -> Pair:
         """Returns images `(n, C, H, W)` and targets `(n, D)`."""

@@ -1,11 +1,12 @@
-"""Stored views of a set: fixed crops and flips of its images, each with a target of its own."""
+"""Stored views of a set: fixed crops and flips of its images, or rotations, each with a target of its own."""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ssdd_hub.data.augment import crop_flip
+from ssdd_hub.data.augment import show_views
+from ssdd_hub.distill.parameterisations.views import ViewsSettings, fixed_views_of
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.seeds import derive_seed
 from ssdd_hub.sets.distilled import DistilledSet
@@ -19,7 +20,12 @@ _BATCH = 256  # views per forward pass of the teacher
 
 @torch.no_grad()
 def add_views(
-    distilled: DistilledSet, teacher: Teacher, transform: TargetTransform, count: int, seed: int
+    distilled: DistilledSet,
+    teacher: Teacher,
+    transform: TargetTransform,
+    count: int,
+    seed: int,
+    kind: str = "crops",
 ) -> DistilledSet:
     """Returns the set with `count` fixed views of each image, and a target for each view.
 
@@ -34,9 +40,11 @@ def add_views(
         transform: The map of the teacher's features to its targets.
         count: Views `K` of each image, at least 1. Fewer of the same seed are the first of these.
         seed: Seed of the views.
+        kind: `crops`: crops and flips, other ones for each image. `rotations`: the first `count` of those by 90, 180
+            and 270 degrees anticlockwise, of all images, which must be square.
 
     Raises:
-        InputError: `count` is below 1, or teacher and transform are not those of the set.
+        InputError: `count` is below 1 or above what there is, or teacher and transform are not those of the set.
     """
     width = distilled.targets.shape[1]
     require(
@@ -52,15 +60,18 @@ def add_views(
             "give the teacher that the set was made with"
         )
     size = len(distilled.images)
-    drawn = [fixed_views(range(size), view, derive_seed(seed, "views of a set")) for view in range(count)]
-    views = torch.stack(drawn, 1)
+    if kind == "crops":
+        drawn = [fixed_views(range(size), view, derive_seed(seed, "views of a set")) for view in range(count)]
+        views = torch.stack(drawn, 1)
+    else:
+        views = fixed_views_of(ViewsSettings(kind=kind, views=count), size)
     pixels = distilled.pixel_space.denormalise(distilled.images.cpu()).clamp(0, 1)
     before = _targets(teacher, transform, pixels)
+    seen = (show_views(pixels, each, torch.zeros(()), kind == "rotations") for each in views.unbind(1))
     # In float64, so that what cancels does so without a trace.
-    shifted = [
-        distilled.targets.cpu().double() + (_targets(teacher, transform, crop_flip(pixels, v)) - before) for v in drawn
-    ]
+    shifted = [distilled.targets.cpu().double() + (_targets(teacher, transform, each) - before) for each in seen]
     made = {"count": count, "seed": seed, "teacher": teacher.weights_sha256()}
+    made |= {} if kind == "crops" else {"kind": kind}
     return replace(
         distilled,
         views=views,

@@ -304,6 +304,13 @@ def fixed_views_of(settings: ViewsSettings, count: int) -> Tensor:
     return turns.repeat(count, 1, 1)
 
 
+def kind_of_views(views: Tensor) -> str:
+    """Returns of which kind the views `(M, K, 3)` of a set are: `rotations` where they are the first of these."""
+    size, count, _ = views.shape
+    turned = count <= MOST_TURNS and fixed_views_of(ViewsSettings(kind="rotations", views=count), size).equal(views)
+    return "rotations" if turned else "crops"
+
+
 def _first_targets(pairs: Pairs, views: Tensor, settings: ViewsSettings) -> Tensor:
     """Returns the first targets `(M, K, D)` of views."""
     if settings.first == "image":
