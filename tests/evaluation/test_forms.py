@@ -250,7 +250,7 @@ def test_sets_share_the_smallest_budget_that_holds_them_and_the_forms_of_the_fir
 
 
 def test_a_form_that_the_images_do_not_fit_is_refused_before_anything_is_selected(selected):
-    with pytest.raises(InputError, match="must divide the 16 x 16 pixels"):
+    with pytest.raises(InputError, match="^--forms factor-5 does not fit mine: factor must divide the 16 x 16 pixels"):
         budgets_of({"mine": selected}, ["png", "factor-5"])
 
 

@@ -62,12 +62,14 @@ Kind = TypeVar("Kind", bound=Named)
 class Registry(Generic[Kind]):
     """Subclasses of `base` by name, called `noun` in messages; packages offer more as entry points of `group`.
 
+    `missing` says in messages what is wrong with other names.
+
     Attributes:
         known: Those of this package by name; a script may add its own.
     """
 
-    def __init__(self, noun: str, base: type[Any], group: str, *ours: type[Kind]) -> None:
-        self.noun, self.base, self.group = noun, base, group
+    def __init__(self, noun: str, base: type[Any], group: str, *ours: type[Kind], missing: str = "is unknown") -> None:
+        self.noun, self.base, self.group, self.missing = noun, base, group, missing
         self.known: dict[str, type[Kind]] = {each.name: each for each in ours}
 
     def names(self) -> list[str]:
@@ -84,7 +86,7 @@ class Registry(Generic[Kind]):
             return self.known[name]
         for point in entry_points(group=self.group, name=name):
             return self._load(point)
-        raise InputError(f"{self.noun} {name!r} is unknown: {_known(name, self.names())}")
+        raise InputError(f"{self.noun} {name!r} {self.missing}: {_known(name, self.names())}")
 
     def settings(self, name: str, args: Mapping[str, Any], shared: Mapping[str, Any]) -> Any:
         """Returns the settings of a class, of `args` and, where it has a field of the name, of `shared`.

@@ -259,6 +259,9 @@ def budgets_of(
             raise InputError(f"{name} takes {size} bytes, more than all --budgets, {max(budgets)} at most: add one")
         one = DistilledSet(distilled.images[:1], distilled.targets[:1], distilled.pixel_space)
         for form in (Form.of(text, distilled) for text in forms):
-            form.store(one)
+            try:
+                form.store(one)
+            except InputError as error:
+                raise InputError(f"--forms {form} does not fit {name}: {error}; choose another form") from error
             found.setdefault(size, {})[form] = None
     return {size: [*each] for size, each in found.items()}

@@ -16,7 +16,7 @@ from ssdd_hub.bounds import at_least, at_most
 from ssdd_hub.data.tiles import enlarge, shrink
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisation
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import require
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,8 @@ class Factor(Parameterisation):
     def start(cls, pairs: Pairs, settings: FactorSettings) -> Self:
         """Shrinks the images by the mean of each square."""
         height, width = pairs.images.shape[-2:]
-        if height % settings.factor or width % settings.factor:
-            raise InputError(
-                f"--parameterisation.args factor must divide the {height} x {width} pixels of the images, got "
-                f"{settings.factor}"
-            )
+        fits = height % settings.factor == 0 == width % settings.factor
+        require((fits, f"factor must divide the {height} x {width} pixels of the images, got {settings.factor}"))
         return cls(settings, images=shrink(pairs.images, settings.factor), targets=pairs.targets)
 
     def forward(self, rows: Tensor | None = None) -> Pairs:

@@ -8,4 +8,6 @@ from ssdd_hub.distill.parameterisations.pixels import Pixels
 from ssdd_hub.distill.registry import Registry
 
 GROUP = "ssdd_hub.parameterisations"
-PLAIN: Registry[Parameterisation] = Registry("parameterisation", Parameterisation, GROUP, Pixels, Factor, Dct, Bases)
+PLAIN: Registry[Parameterisation] = Registry(
+    "parameterisation", Parameterisation, GROUP, Pixels, Factor, Dct, Bases, missing="is unknown or cannot be wrapped"
+)
