@@ -102,7 +102,9 @@ def test_references_at_equal_bytes_take_no_more_than_the_set_which_is_tested_aga
     errors = {each["set"]: each["mean"] for each in records if each["protocol"] == "teacher_error"}
     assert compared["baseline"] == min(filling, key=errors.get) and set(compared["among"]) == filling.keys()
     size, output = show_bytes(sizes["distilled"]), capsys.readouterr().out
-    told = f"At equal bytes ({size})"
+    fills = sizes[compared["baseline"]]
+    told = f"At no more bytes ({size}, of which {compared['baseline']} fills {show_bytes(fills)})"
+    assert fills < 0.95 * sizes["distilled"] and compared["filled"] == fills
     assert told in " ".join(output.split())
     assert any(line.split()[:1] == ["distilled"] and size in line for line in output.splitlines())
     for name in ("scores.md", "report.html", "gallery.html"):
