@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.protocols.logistic import fit_logistic
 from ssdd_hub.seeds import generator
 
@@ -71,6 +72,11 @@ def test_a_start_changes_the_way_and_not_the_end():
 def test_one_class_is_always_predicted():
     weight, bias = fit_logistic(torch.randn(4, 3), torch.full((4,), 2), 1e-2, 4)
     assert weight.eq(0).all() and bias.argmax() == 2 and bias.isfinite().sum() == 1
+
+
+def test_features_whose_squares_overflow_are_those_of_a_student_that_diverged():
+    with pytest.raises(InputError, match="diverges"):
+        fit_logistic(torch.randn(8, 4) * 1e25, torch.arange(8) % 2, 1e-3, 2)
 
 
 def test_equal_features_leave_the_shares_of_the_classes():

@@ -7,6 +7,8 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from ssdd_hub.evaluation.protocols.base import require_finite
+
 CHUNK = 4096  # rows multiplied at a time, which bounds the memory beside the features
 Linear = tuple[Tensor, Tensor]
 """Weight `(C, F)` and bias `(C,)`."""
@@ -32,7 +34,8 @@ class Frame(NamedTuple):
         for part in torch.split(features, CHUNK):
             rows = part - centre if span is None else (part - centre) @ span
             covariance.addmm_(rows.T, rows, alpha=1 / len(features))
-        variances, directions = _principal(covariance)
+        # Features may be finite, and their squares not.
+        variances, directions = _principal(require_finite(covariance))
         return cls(centre, directions if span is None else span @ directions, variances.clamp_min(0))
 
     def coordinates(self, features: Tensor) -> Tensor:
