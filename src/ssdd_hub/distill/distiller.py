@@ -265,9 +265,13 @@ class Distiller:
 
     def _backward(self, gradients: list[Tensor], rows: Tensor | None) -> None:
         """Takes gradients in images and targets on to the parameters."""
-        pairs = zip(self.rendered(rows), gradients, strict=True)
-        # What a parameterisation does not learn has no graph.
-        learned = [(part, gradient.contiguous()) for part, gradient in pairs if part.requires_grad]
+        pairs, moved = self.rendered(rows), (True, self.method.moves_targets)
+        # What a parameterisation does not learn has no graph. Optimisers leave what has no gradient alone.
+        learned = [
+            (part, gradient.contiguous())
+            for part, gradient, moves in zip(pairs, gradients, moved, strict=True)
+            if part.requires_grad and moves
+        ]
         torch.autograd.backward([part for part, _ in learned], [gradient for _, gradient in learned])
 
     def _build_optimizer(self) -> None:

@@ -96,6 +96,7 @@ class Method:
         stage: The name of `prepare` in the log.
         has_own_networks: Whether it can have others on each process.
         long_steps: Whether an outer step takes as long as tens of training steps, so that few are worth an estimate.
+        moves_targets: Whether the last `gradients` are to move the targets; by gradients of zero, momentum would.
     """
 
     name: ClassVar[str]
@@ -104,6 +105,7 @@ class Method:
     stage: ClassVar[str] = "prepare"
     has_own_networks: ClassVar[bool] = False
     long_steps: ClassVar[bool] = False
+    moves_targets = True
 
     def __init__(self, settings: Any, problem: Problem) -> None:
         require(self.own_networks_check(problem.own_networks))

@@ -198,9 +198,16 @@ class Mkdt(Method):
                     upstream = upstream + back[0]
                 else:
                     weights = weights - rate * descent.detach()
-        if self._leaves_targets(loss):
+        leaves = self._leaves_targets(loss)
+        if leaves:
             found[1].zero_()
-        self._slope = slope if self.problem.world == 1 else reduce(slope, "mean")
+        moving = torch.full_like(slope, not leaves)
+        if self.problem.world > 1:
+            slope, moving = reduce(torch.stack([slope, moving]), "mean").unbind()
+        self._slope = slope
+        if self.settings.learn_targets_below is not None:
+            # Of several processes with own networks, one is enough.
+            self.moves_targets = bool(moving)
         return (loss, *found)
 
     def after_step(self, pairs: Pairs, step: int) -> dict[str, Any]:
