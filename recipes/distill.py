@@ -77,7 +77,7 @@ from ssdd_hub.settings import parse_config, to_dict
 from ssdd_hub.statements import CLASS_LABELS
 from ssdd_hub.targets import FeatureCache, Targets, TargetSettings
 from ssdd_hub.targets.compute import StandInCache, compute_targets
-from ssdd_hub.targets.labels import LABELS, LabelCache, with_classes
+from ssdd_hub.targets.labels import LABELS, LabelCache, check_classes, with_classes
 from ssdd_hub.teachers import Teacher, TeacherSettings, TeacherTrainingSettings, build_teacher
 from ssdd_hub.teachers.loading import load_or_train_teacher
 
@@ -269,6 +269,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
     labelled = config.targets.of == LABELS
     if labelled:
         images, heldout = with_classes(images, config.data), with_classes(heldout, config.data)
+        check_classes(images.labels)
     least = real_images(config.init, settings.num_images, config.selection)
     if least > len(images) and config.init not in (MIXED, NOISE):
         raise InputError(

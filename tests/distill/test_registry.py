@@ -1,10 +1,11 @@
 """Methods and parameterisations by name, those of other packages too."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 
 import pytest
-from reference.contract_cases import build, make_pairs
+import torch
+from reference.contract_cases import build, make_pairs, make_source
 from reference.warm import Running
 from toy_method import MeanMatch
 
@@ -59,6 +60,16 @@ def test_a_method_of_another_package_is_built_like_ours(offer, problem):
     assert isinstance(built, MeanMatch) and built.settings.weight == 0.5
     # Ours come first.
     assert type(build_method("krr_st", problem)) is KrrSt
+
+
+@pytest.mark.parametrize("name", ["frepo", "lgm", "mtt"])
+def test_class_labels_of_one_class_are_refused(problem, name):
+    source = make_source(labels=torch.ones(21, dtype=torch.int64))
+    with pytest.raises(InputError, match="need images of two classes or more, and all 21 images are of one: use"):
+        build_method(name, replace(problem, source=source))
+    # Without labels, clusters of the targets are what a random head is to tell apart.
+    with pytest.raises(InputError, match="num_groups must be at least 2, got 1"):
+        METHODS.settings("lgm", {"num_groups": 1}, {})
 
 
 def test_a_package_that_cannot_be_used_is_named(offer):

@@ -46,6 +46,15 @@ def with_classes(images: ImageBank, settings: DataSettings) -> ImageBank:
     return replace(images, provenance={**images.provenance, "labels": fingerprint_labels(images.labels)})
 
 
+def check_classes(labels: Tensor) -> None:
+    """Raises an `InputError` where all images, of labels `(N,)`, are of one class, which no method can tell apart."""
+    if bool((labels == labels[:1]).all()):
+        raise InputError(
+            f"class labels as targets need images of two classes or more, and all {len(labels)} images are of one: "
+            "use images of more classes, or leave out --targets.of labels: a teacher's features are then the targets"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class OneHot:
     """One-hot vectors `(N, C)`, float32, of which only the rows that are indexed are made."""

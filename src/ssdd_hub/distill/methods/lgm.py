@@ -24,7 +24,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from ssdd_hub.bounds import Count, Positive
+from ssdd_hub.bounds import Count, Positive, Several
 from ssdd_hub.distill.backbone import build_backbone
 from ssdd_hub.distill.engine.memory import plan_micro_batches
 from ssdd_hub.distill.groups import Groups, require_source
@@ -44,7 +44,7 @@ class LgmSettings(FrozenSettings):
         weight_std: Of the weights of the head, which each step draws anew.
     """
 
-    num_groups: Count = 10
+    num_groups: Several = 10
     real_images: Count = 100
     weight_std: Positive = 0.01
 

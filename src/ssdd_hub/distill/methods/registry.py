@@ -17,6 +17,7 @@ from ssdd_hub.distill.methods.mtt import Datm, Mtt, Tesla
 from ssdd_hub.distill.methods.rfad import Rfad
 from ssdd_hub.distill.registry import Registry
 from ssdd_hub.errors import Check, InputError
+from ssdd_hub.targets.labels import check_classes
 
 _OURS = (KrrSt, Mkdt, Frepo, Rfad, ClpDd, Lgm, Dm, Idm, Dc, Idc, Mtt, Tesla, Datm)
 METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", *_OURS)
@@ -42,6 +43,8 @@ def build_method(
     """Returns a method with settings `args`, and those of `shared`, such as `ridge`, that it knows.
 
     Raises:
-        InputError: The name or a setting is unknown, or a value is out of range.
+        InputError: The name or a setting is unknown, or a value is out of range; or targets are labels of one class.
     """
+    if problem.source is not None and problem.source.classes is not None:
+        check_classes(problem.source.classes)
     return METHODS.find(name)(METHODS.settings(name, args or {}, shared or {}), problem)
