@@ -16,6 +16,7 @@ from ssdd_hub.distill.methods.registry import METHODS, build_method, list_method
 from ssdd_hub.distill.parameterisations.registry import build_parameterisation
 from ssdd_hub.distill.pool import PoolSettings
 from ssdd_hub.errors import InputError
+from ssdd_hub.method_list import describe_methods
 
 NO_CLASS = "not a class"
 
@@ -84,6 +85,24 @@ def test_a_package_that_cannot_be_used_is_named(offer):
             InputError, match=f"'{name}' of the package .* must be a subclass of ssdd_hub.distill.method"
         ):
             METHODS.find(name)
+
+
+class NoCitation(MeanMatch):
+    citation = None
+
+
+class NoSettings(MeanMatch):
+    Settings = None
+
+
+def test_a_class_without_what_a_list_needs_is_named_in_the_list(offer):
+    offer(uncited=f"{__name__}:NoCitation", bare=f"{__name__}:NoSettings", whole="toy_method:MeanMatch")
+    for name, missing in (("uncited", "'citation', a text"), ("bare", "'Settings', a frozen dataclass")):
+        with pytest.raises(InputError, match=f"method {name!r} of the package .* needs a class attribute {missing}"):
+            METHODS.find(name)
+        place = (lines := describe_methods()).index(f"  {name}")
+        assert f"status: cannot be used: method {name!r}" in lines[place + 1] and missing in lines[place + 1]
+    assert "    settings: weight=1.0" in lines
 
 
 def test_an_installed_package_is_listed_without_being_imported(tmp_path):

@@ -50,9 +50,10 @@ class ParameterisationSettings(_Choice, section="parameterisation"):
 
 
 class Named(Protocol):
-    """A class with a name and a dataclass of settings, as registries hold."""
+    """A class with a name, its paper and a dataclass of settings, as registries hold."""
 
     name: ClassVar[str]
+    citation: ClassVar[str]
     Settings: ClassVar[type]
 
 
@@ -145,7 +146,19 @@ class Registry(Generic[Kind]):
         if not (isinstance(found, type) and issubclass(found, self.base)):
             required = f"{self.base.__module__}.{self.base.__name__}"
             raise InputError(f"{about} must be a subclass of {required}, got {found!r} {advice}")
+        if problem := _incomplete(found):
+            raise InputError(f"{about} needs {problem} {advice}")
         return found
+
+
+def _incomplete(found: type[Any]) -> str | None:
+    """Returns which of the attributes that a class must have is missing or of another kind; None where none is."""
+    for name in ("name", "citation"):
+        if not isinstance(getattr(found, name, None), str):
+            return f"a class attribute {name!r}, a text"
+    settings = getattr(found, "Settings", None)
+    frozen = isinstance(settings, type) and dataclasses.is_dataclass(settings)
+    return None if frozen else "a class attribute 'Settings', a frozen dataclass"
 
 
 def _problem(value: Any, kind: Any) -> str | None:
