@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reference import contract_cases
 from test_distiller import build_distiller
 
 from ssdd_hub.distill.loop import distil
@@ -89,7 +90,8 @@ class TracedBatches:
         self.batches, self.broken = batches, broken
 
     def rows(self, step):
-        return torch.tensor([90, 4, *range(10, 12 + 5 * step)])
+        # An image that is drawn twice is told once.
+        return torch.tensor([90, 4, 90, *range(10, 12 + 5 * step)])
 
     def __call__(self, step, rank, world):
         images, targets = self.batches(step, rank, world)
@@ -118,7 +120,7 @@ def test_a_step_that_is_not_finite_ends_the_run_and_is_told_with_its_student_and
     unbroken, whole = start(tmp_path / "whole")
     distil(unbroken, whole, SETTINGS, progress=False)
     met = next(each for each in whole.log.read() if each["stage"] == "distill" and each["step"] == 7)
-    rows = "4, " + ", ".join(map(str, range(10, 41))) + ", ... (34 in all, by RealBatches.rows)"
+    rows = "4, " + ", ".join(map(str, range(10, 41))) + ", ... (34 in all, by Method.real_rows)"
     assert met["generation"] > 0
     told = (
         f"student {met['student']} of the pool (generation {met['generation']}, age {met['age']}) and the real images"
@@ -130,6 +132,32 @@ def test_a_step_that_is_not_finite_ends_the_run_and_is_told_with_its_student_and
     assert saved["outer_step"] == 4
     assert all(part.isfinite().all() for part in saved["parameterisation"].values())
     assert all(math.isfinite(record["loss"]) for record in run.log.read())
+
+
+@pytest.mark.parametrize(
+    ("name", "network"),
+    [
+        *(("dm", "network 3"), ("dc", "network 0"), ("lgm_labels", ""), ("clp_dd", ""), ("rfad", "")),
+        ("datm", "a student from expert 1 after epoch 0"),
+    ],
+)
+def test_the_images_and_the_network_that_are_told_are_those_of_the_step(accelerator, monkeypatch, name, network):
+    distiller, drawn = contract_cases.build(name, "pixels", accelerator), list[int]()
+    method, traced = distiller.method, TracedBatches(distiller.method.problem.batches, False)
+    method.problem = replace(method.problem, batches=traced)
+    list(distiller.warm_up())
+    if name in ("dm", "dc", "lgm_labels"):
+        # What networks begin with is drawn before.
+        method.gradients(distiller.rendered().detached(), 3)
+        place = (method._kept, "draw") if name == "lgm_labels" else (method.groups, "at")
+        known = getattr(*place)
+        monkeypatch.setattr(*place, lambda rows, *step: drawn.extend(rows.tolist()) or known(rows, *step))
+        method.gradients(distiller.rendered().detached(), 3)
+    elif name != "datm":
+        drawn += traced.rows(3).tolist()
+    found = method.real_rows(3)
+    assert drawn == ([] if found is None else found.tolist())
+    assert method.network_of({"stage": "distill", "step": 4, "expert": 1, "epoch": 0}) == network
 
 
 def test_a_student_that_diverges_ends_the_run_after_its_step(tmp_path):

@@ -48,7 +48,7 @@ class Groups:
             raise InputError(
                 f"the set has images of groups {missing}, and there is no real image of these: start from real images"
             )
-        self._members = {number: (of_source == number).nonzero()[:, 0] for number in self.present}
+        self._members: dict[int, Tensor] = {number: (of_source == number).nonzero()[:, 0] for number in self.present}
         self._own: dict[int, Tensor] = {number: (of_set == number).nonzero()[:, 0] for number in self.present}
         place: dict[str, Any] = {"seed": problem.seed, "device": engine.device, "dtype": engine.dtype}
         shown: dict[str, Any] = {
@@ -78,18 +78,18 @@ class Groups:
         """Returns the images of the set in a group, as indices `(m,)`, on the CPU."""
         return self._own[number]
 
-    def real(self, number: int, count: int, step: int) -> Pairs:
-        """Returns at most `count` different real images of a group, drawn by the seed and the step."""
-        real, members = self._real, self._members[number]
+    def real_rows(self, number: int, count: int, step: int) -> Tensor:
+        """Returns the indices of at most `count` different real images of a group, drawn by the seed and the step."""
+        members = self._members[number]
         size = min(count, len(members))
+        return members[draw_batch(len(members), size, self.seed, f"real images of group {number}", step)]
 
-        def rows(step: int) -> Tensor:
-            drawn: Tensor = members[draw_batch(len(members), size, self.seed, f"real images of group {number}", step)]
-            return drawn
-
+    def real(self, number: int, count: int, step: int) -> Pairs:
+        """Returns the real images at `real_rows`."""
+        real = self._real
         if real.ahead:
-            real.ahead(lambda: real.read_at(rows(step + 1)))
-        return self.at(rows(step))
+            real.ahead(lambda: real.read_at(self.real_rows(number, count, step + 1)))
+        return self.at(self.real_rows(number, count, step))
 
     def any_real(self, count: int, purpose: str, step: int) -> tuple[Pairs, Tensor]:
         """Returns at most `count` real images of any group, with the group of each."""

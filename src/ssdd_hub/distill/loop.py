@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssdd_hub.distill.distiller import Distiller
 from ssdd_hub.distill.heldout import STAGE, HeldoutError
+from ssdd_hub.distill.method import Method
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.progress import StepBar
@@ -131,7 +132,7 @@ def _require_finite(record: dict[str, Any], run: RunFolder, distiller: Distiller
         what = f"loss is {loss:.4g} and the inner loss {inner}"
     else:
         return
-    of = [each for each in (method.network_of(record), _rows(record, distiller)) if each]
+    of = [each for each in (method.network_of(record), _rows(record, method)) if each]
     saved = run.checkpoints.newest_step()
     kept = "" if saved is None else f"; the checkpoint of step {saved} is whole"
     raise InputError(
@@ -143,13 +144,13 @@ def _require_finite(record: dict[str, Any], run: RunFolder, distiller: Distiller
     )
 
 
-def _rows(record: dict[str, Any], distiller: Distiller) -> str:
-    """Returns the rows of the real batch of a step in words; empty where a record is of none."""
-    rows = getattr(distiller.method.problem.batches, "rows", None)
-    if rows is None or record["stage"] != "distill":
+def _rows(record: dict[str, Any], method: Method) -> str:
+    """Returns the rows of the real images of a step in words; empty where a record is of none, or none are known."""
+    rows = method.real_rows(record["step"] - 1) if record["stage"] == "distill" else None
+    if rows is None:
         return ""
-    found = sorted(rows(record["step"] - 1).tolist())
-    more = f", ... ({len(found)} in all, by RealBatches.rows)" if len(found) > _SHOWN else ""
+    found = sorted({*rows.tolist()})
+    more = f", ... ({len(found)} in all, by Method.real_rows)" if len(found) > _SHOWN else ""
     return f"the real images in rows {', '.join(map(str, found[:_SHOWN]))}{more}"
 
 

@@ -72,6 +72,11 @@ class Problem:
         with self.engine.watch.part("data"):
             return Pairs(*self.batches(step, rank, world))
 
+    def batch_rows(self, step: int) -> Tensor | None:
+        """Returns the indices `(B,)` of the real images of a whole batch; None where they are not known."""
+        rows: Callable[[int], Tensor] | None = getattr(self.batches, "rows", None)
+        return rows(step) if rows else None
+
     def share(self, batch: Pairs) -> float:
         """Returns the factor of a mean over this slice, 1 for equal slices, for the right mean over processes."""
         return len(batch.images) * self.world / self.batch_size
@@ -180,6 +185,13 @@ class Method:
     def network_of(self, record: Mapping[str, Any]) -> str:
         """Returns the network that a record of the log is about, in words; empty where it is not known."""
         return ""
+
+    def real_rows(self, step: int) -> Tensor | None:
+        """Returns the indices of the real images that an outer step draws, for messages; None where it has none.
+
+        A method that takes `problem.batch` or `problem.whole_batch` of the step returns `problem.batch_rows(step)`.
+        """
+        return None
 
     def judge(self) -> nn.Module:
         """Returns the network through which the held-out error of the set is measured; it is not changed.

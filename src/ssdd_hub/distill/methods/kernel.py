@@ -64,5 +64,9 @@ class KernelMethod(Method):
         self.found = found[3:]
         return found[:3]
 
+    def real_rows(self, step: int) -> Tensor | None:
+        """Returns the rows of the batch."""
+        return self.problem.batch_rows(step)
+
     def _ridge(self, pairs: Pairs) -> Ridge:
         return Ridge(self.settings.penalty / len(pairs.images), detached=False)

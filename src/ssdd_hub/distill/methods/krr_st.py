@@ -96,6 +96,10 @@ class KrrSt(Method):
             record = {"student": slot, "age": ages[slot] - 1 - last + record["step"], "generation": 0}
         return "student {student} of the pool (generation {generation}, age {age})".format_map(record)
 
+    def real_rows(self, step: int) -> Tensor | None:
+        """Returns the rows of the batch."""
+        return self.problem.batch_rows(step)
+
     def judge(self) -> nn.Module:
         """Returns the oldest student of the pool: young ones fit less well, whatever the set is."""
         return max(self.pool.students, key=lambda student: student.age).module

@@ -127,6 +127,13 @@ class Lgm(Method):
                     total += torch.autograd.grad(kept, images, of_part)[0]
         return loss.detach(), self.problem.world * total, torch.zeros_like(pairs.targets)
 
+    def real_rows(self, step: int) -> Tensor:
+        """Returns the rows that a step draws."""
+        total = len(self.groups.of_source)
+        return draw_batch(
+            total, min(self.settings.real_images, total), self.problem.seed, "real images of a head", step
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the groups; features are computed again."""
         return {"groups": self.groups.state_dict()}
@@ -171,8 +178,7 @@ class Lgm(Method):
 
     @torch.no_grad()
     def _real_gradient(self, head: Tensor, step: int) -> Tensor:
-        settings, total, seed = self.settings, len(self.groups.of_source), self.problem.seed
-        rows = draw_batch(total, min(settings.real_images, total), seed, "real images of a head", step)
+        settings, seed, rows = self.settings, self.problem.seed, self.real_rows(step)
         mine = self._mine(len(rows))
         if self._kept is None:
             seen = augment_real(self.groups.at(rows).images, settings.augment, seed, step)

@@ -88,6 +88,16 @@ class Matching(Method):
         with self.problem.engine.watch.part("inner step"):
             return {"inner_loss": self.networks.train(pairs, step)}
 
+    def network_of(self, record: Mapping[str, Any]) -> str:
+        """Returns the number of the network that a step matches in."""
+        return f"network {self.networks.draw(record['step'] - 1)}"
+
+    def real_rows(self, step: int) -> Tensor:
+        """Returns the rows that a step draws, of all groups."""
+        return torch.cat(
+            [self.groups.real_rows(group, self.settings.real_images, step) for group in self.groups.present]
+        )
+
     def judge(self) -> nn.Module:
         """Returns the network that has been trained longest; an untrained one where none has been."""
         return self.networks.oldest() or super().judge()

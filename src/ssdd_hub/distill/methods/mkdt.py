@@ -198,10 +198,10 @@ class Mkdt(Method):
                     upstream = upstream + back[0]
                 else:
                     weights = weights - rate * descent.detach()
-        leaves = self._leaves_targets(loss)
-        if leaves:
+        still = self._leaves_targets(loss)
+        if still:
             found[1].zero_()
-        moving = torch.full_like(slope, not leaves)
+        moving = torch.full_like(slope, not still)
         if self.problem.world > 1:
             slope, moving = reduce(torch.stack([slope, moving]), "mean").unbind()
         self._slope = slope
@@ -216,6 +216,12 @@ class Mkdt(Method):
         self._momentum = self.settings.momentum_step_size * self._momentum + self._slope
         self.step_size = self.step_size - self.settings.lr_step_size * self._momentum
         return {"step_size": self.step_size, "expert": expert, "epoch": epoch}
+
+    def network_of(self, record: Mapping[str, Any]) -> str:
+        """Returns the expert of a step, and where it started; or which one was trained."""
+        if record["stage"] == self.stage:
+            return f"expert {(record['step'] - 1) // (self.experts.num_steps // self.settings.experts)}"
+        return f"a student from expert {record['expert']} after epoch {record['epoch']}"
 
     def learned(self) -> dict[str, float]:
         """Returns the step size, as the learning rate of students, where it is learned."""
