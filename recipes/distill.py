@@ -295,11 +295,13 @@ def make_set(config: DistillConfig) -> DistilledSet:
     # Images that the parameterisation does not take are refused before the work.
     trial, chosen = Pairs(torch.zeros(1, *images.pixels.shape[1:]), torch.zeros(1, 1)), config.parameterisation
     given = {"real": Real(lambda count: trial, lambda seen: seen.new_zeros(len(seen), 1))}
-    build_parameterisation(chosen.name, trial, chosen.args, {**shared, **given})
+    trial_set = build_parameterisation(chosen.name, trial, chosen.args, {**shared, **given})
     copy = partial(build_distiller, config, accelerator)
     stages = partial(time_distilling, config, images, heldout, space, run, accelerator, copy)
     config, estimated = estimate(config, run, accelerator, started, stages)
     settings = config.distiller
+    if settings.steps:
+        require(trial_set.steps_check(settings.steps))
 
     if labelled:
         teacher = None

@@ -1,11 +1,14 @@
 """Pyramids against sums written out, how they start and grow, and what is stored of them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from reference.contract_cases import M, build, make_pairs, run
 from torch.nn import functional
 
+from ssdd_hub.distill.distiller import Distiller
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations import build_parameterisation
 from ssdd_hub.distill.parameterisations.pixels import Pixels
@@ -101,6 +104,26 @@ def test_a_run_resumes_exactly_across_a_layer_and_optimises_it_anew(accelerator,
     resumed.load_state_dict(load_tree(tmp_path / "state.safetensors"))
     assert torch.equal(run(resumed, 7 - stop), losses[stop:])
     assert torch.equal(resumed.images, unbroken.images) and int(resumed.parameterisation.count) == 3
+
+
+@pytest.mark.parametrize("every", [3, 4])
+def test_too_few_steps_for_all_layers_are_refused(every):
+    made = build_parameterisation("pyramid", make_photos(), {"every": every})
+    least = next(steps for steps in range(99) if made.grow(steps) and int(made.count) == 5) + 1
+    assert least == 4 * every + 1 and made.steps_check(least)[0]
+    holds, problem = made.steps_check(3 * every)
+    assert (
+        not holds and f"at least {least}, got {3 * every}, which end at 4 px" in problem and "12 px have 5" in problem
+    )
+    assert build_parameterisation("pyramid", make_photos(), {"every": 0}).steps_check(1)[0]
+
+
+def test_a_distiller_needs_steps_for_all_layers(accelerator):
+    whole = build("mean_match", "pyramid", accelerator)
+    parts = whole.parameterisation, whole.method
+    with pytest.raises(InputError, match="8 px have 4: distiller.steps must be at least 10, got 9, ending at 4 px"):
+        Distiller(*parts, replace(whole.settings, steps=9), accelerator)
+    assert Distiller(*parts, replace(whole.settings, steps=0), accelerator).outer_step == 0
 
 
 def test_what_is_stored_is_what_it_shows():

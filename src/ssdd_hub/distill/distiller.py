@@ -151,7 +151,8 @@ class Distiller:
         # A pool that is given is the same on all processes.
         other = "distiller.own_networks needs a method that has them: build it for a Problem(..., own_networks=True)"
         own = method.problem.own_networks or not settings.own_networks
-        require((size >= processes, problem), (own, other))
+        whole = parameterisation.steps_check(settings.steps) if settings.steps else (True, "")
+        require((size >= processes, problem), (own, other), whole)
         self.parameterisation, self.method = parameterisation, method
         self.settings, self.accelerator = settings, accelerator
 

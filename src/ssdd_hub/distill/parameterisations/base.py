@@ -11,7 +11,7 @@ from typing_extensions import Self
 from ssdd_hub.bounds import Settings, Weight
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.levels import Levels
-from ssdd_hub.errors import InputError
+from ssdd_hub.errors import Check, InputError
 
 
 class Real(NamedTuple):
@@ -122,6 +122,10 @@ class Parameterisation(nn.Module):
     def grow(self, step: int) -> bool:
         """Adds parameters before a step where it is time for it: True, and the optimiser is built anew."""
         return False
+
+    def steps_check(self, steps: int) -> Check:
+        """Returns whether so many outer steps, which are not 0, add all that `grow` is to add."""
+        return True, ""
 
     def stored(self) -> "Parameterisation":
         """Returns the parameterisation that is stored: this one; of a wrapper what it wraps, of the same images."""

@@ -21,7 +21,7 @@ from ssdd_hub.data.tiles import sample
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import GIVEN, LearningRates, Parameterisation
 from ssdd_hub.distill.parameterisations.pixels import Pixels
-from ssdd_hub.errors import require
+from ssdd_hub.errors import Check, require
 from ssdd_hub.seeds import generator
 
 # Principal directions of the colours of CIFAR-100's 50,000 images, in columns, each as long as its std; the first, of
@@ -110,6 +110,16 @@ class Pyramid(Parameterisation):
         added.copy_(noise / (count + 1))
         self.count += 1
         return True
+
+    def steps_check(self, steps: int) -> Check:
+        """Returns whether at least one step sees all layers."""
+        every, layers = self.settings.every, len(_sizes(*self.size))
+        least, reached = 1 + every * (layers - 1), 2 ** ((steps - 1) // every) if every else max(self.size)
+        grows = f"pyramid adds a layer every {every} steps, and images of {max(self.size)} px have {layers}"
+        return steps >= least, (
+            f"{grows}: distiller.steps must be at least {least}, got {steps}, ending at {reached} px: raise them, or "
+            "lower every in parameterisation.args (0: all layers from the start)"
+        )
 
     def stored(self) -> Parameterisation:
         """Returns the pixels of the images that the layers show."""
