@@ -204,7 +204,8 @@ def evaluate(
     count = min(len(distilled.images), len(source.bank))
     beside = prepare_references(references, ["random", "none"], [count], seeds, accelerator)
     set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
-    first = Accuracy(config.accuracy, config.student_training) if config.targets.of == LABELS else TeacherError()
+    accuracy = config.accuracy.of_sets({"distilled": distilled.provenance})
+    first = Accuracy(accuracy, config.student_training) if config.targets.of == LABELS else TeacherError()
     protocols = BackboneProbe.of_each(config.backbone_probe) or [first, LinearProbe(config.probe)]
     candidates = [StudentEntry.of(student.name, student.building(), protocols, **distilled.student_shape)]
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
@@ -325,6 +326,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
     estimated.done("start")
     pairs = Pairs(own.normalise(before), first)
     distiller = build_distiller(config, accelerator, source, cache, pairs, run.path / "checkpoints" / "method")
+    config.accuracy.of_sets({"distilled": {"learned": distiller.method.learned()}})
     # Of views, where there are any.
     estimated.done("features")
     planned = plan_memory(distiller, config.student_training)

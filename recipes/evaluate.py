@@ -232,6 +232,7 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     accelerator, run = begin(config, same_settings=False)
     sets = load_sets(config.sets, config.foreign)
     first, counts = next(iter(sets.values())), [len(each.images) for each in sets.values()]
+    config = replace(config, accuracy=config.accuracy.of_sets({name: each.provenance for name, each in sets.items()}))
     loader = Loader(first, given, config.seed, config.evaluate.max_heldout, accelerator)
     own = loader.source(config.source)
     teacher = loader.teacher(config.teacher) if own else None

@@ -316,7 +316,7 @@ _PROVENANCE = _fields(
         "student": _STUDENT,
         "student_pixel_space": _space,
         "use": _fields(USE),
-        "learned": _fields({"learning_rate": number}),
+        "learned": _fields({"learning_rate": number, "label_scale": number}),
         "scores": partial(_list, each=_SCORE, most=10_000),
         "sets": partial(_list, each=_text),
         "settings": _fields(

@@ -209,6 +209,7 @@ def test_the_step_size_is_learned_by_sgd(trained):
         assert logged["step_size"].item() == pytest.approx(rate, rel=1e-12)
     assert rate != 0.1 and method.learned() == {"learning_rate": pytest.approx(rate, rel=1e-12)}
     assert trained(lr_step_size=0.0).learned() == {}
+    assert trained(lr_step_size=0.0, task="soft-labels", label_scale=4.0).learned() == {"label_scale": 4.0}
 
 
 # What a step draws

@@ -154,6 +154,39 @@ def test_sets_without_labels_and_targets_of_no_classes_are_refused():
         AccuracySettings(temperature=2.0)
 
 
+def test_soft_labels_and_the_learning_rate_are_those_that_the_record_states():
+    def states(**learned):
+        return {"learned": learned}
+
+    datm, own = states(label_scale=10.0, learning_rate=0.03), AccuracySettings(loss="soft", learned_rate=True)
+    found = own.of_sets({"mine": datm})
+    assert (found.temperature, found.learning_rate, found.learned_rate) == (0.1, 0.03, False)
+    # DATM trains on the softmax of 10 times its labels: of ten classes, first labels give the class e^10 / (e^10 + 9).
+    labels = torch.eye(10, dtype=torch.float64) - 0.1
+    outputs = torch.zeros(10, 10, dtype=torch.float64)
+    outputs[:, 0] = 1.0
+    loss = classification_loss(outputs[:1], labels[:1], torch.tensor([0]), found)
+    share = np.exp(10) / (np.exp(10) + 9)
+    assert loss.item() == pytest.approx(np.log(np.e + 9) - share, rel=1e-12) and share == pytest.approx(
+        0.9996, abs=5e-5
+    )
+    given = AccuracySettings(loss="soft", temperature=1.0).of_sets({"mine": datm})
+    assert (given.temperature, given.learning_rate) == (1.0, 0.01)
+    assert AccuracySettings(loss="soft").of_sets({"mine": {}}).temperature == 1
+    assert AccuracySettings().of_sets({"mine": datm}) == AccuracySettings()
+    # Scores that were stored before are those of the same settings.
+    key = Accuracy(AccuracySettings(), USE).key(bright_data())
+    assert key["temperature"] == 1.0 and "learned_rate" not in key
+    for wrong in (None, -0.1, 0, float("inf"), float("nan"), 1e9, "0.1", True, [0.1]):
+        record = states(**({} if wrong is None else {"learning_rate": wrong}))
+        told = "must state learned.learning_rate, a number from 1e-06 to 10000, and that of mine states"
+        with pytest.raises(InputError, match=f"{told} .*: give --accuracy.learned-rate false --accuracy"):
+            AccuracySettings(learned_rate=True).of_sets({"mine": record})
+    both = {"mine": datm, "yours": states(label_scale=5)}
+    with pytest.raises(InputError, match=r"different numbers as learned.label_scale \(mine 10, yours 5\)"):
+        AccuracySettings(loss="soft").of_sets(both)
+
+
 def test_a_training_that_diverges_is_named():
     protocol = Accuracy(AccuracySettings(epochs=80, learning_rate=1e30), USE)
     with pytest.raises(InputError, match="diverges at step .* lower --accuracy.learning-rate"):

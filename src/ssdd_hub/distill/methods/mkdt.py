@@ -224,8 +224,9 @@ class Mkdt(Method):
         return f"a student from expert {record['expert']} after epoch {record['epoch']}"
 
     def learned(self) -> dict[str, float]:
-        """Returns the step size, as the learning rate of students, where it is learned."""
-        return {"learning_rate": self.step_size.item()} if self.settings.lr_step_size else {}
+        """Returns the step size, the learning rate of students, where it is learned, and the scale of soft labels."""
+        rate = {"learning_rate": self.step_size.item()} if self.settings.lr_step_size else {}
+        return {**rate, **({"label_scale": self.settings.label_scale} if self.settings.task == "soft-labels" else {})}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the step size with its momentum, and the experts where they are in no file."""

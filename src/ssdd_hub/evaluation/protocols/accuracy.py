@@ -3,13 +3,14 @@
 This is the table that papers on labelled sets print.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import Self
 
 from ssdd_hub.bounds import Count, Fraction, Positive, Settings, Weight, one_of
 from ssdd_hub.errors import Check, InputError
@@ -17,16 +18,19 @@ from ssdd_hub.evaluation.protocols.base import LabelledProtocol, Measure, Pretra
 from ssdd_hub.evaluation.protocols.finetune import score, with_new_head
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import AUGMENTATIONS, Pairs, StudentTrainingSettings, augmented_pairs
+from ssdd_hub.record import section
 from ssdd_hub.seeds import draw_batch, generator
 from ssdd_hub.selection.source import SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.pretrain import SetPairs
+from ssdd_hub.text import show
 
 Recipe = TypeVar("Recipe", bound=Any)
 NAME = "accuracy"
 LOSSES = ("hard", "soft", "mse")
 SCHEDULES = ("step", "constant", "cosine")
 OWN = "own"
+_LEAST, _MOST = 1e-6, 1e4  # of numbers that a record states
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,14 @@ class AccuracySettings(Settings, section="accuracy"):
         loss: `hard`: cross-entropy to the class of an image; `soft`: to the probabilities that its target stands for,
             the softmax of target / `temperature`, as of learned soft labels (TESLA, DATM); `mse`: mean squared error
             to the target, as in kernel methods (KIP, FRePo).
-        temperature: That the targets are divided by for `soft`.
+        temperature: That the targets are divided by for `soft`; None for what the record of the sets states of labels
+            that their method learned (DATM), and 1 where it states none.
         epochs: Passes over the set. DC takes 300, DSA, DM and MTT take 1,000.
         max_steps: Steps at most, whatever the epochs.
         batch_size: Images per step; all of them where there are fewer.
         learning_rate: SGD's.
+        learned_rate: Take the learning rate that the record of the sets states, which MTT, DATM and MKDT learn, in
+            place of `learning_rate`.
         schedule: Of the learning rate: `step`, a tenth of it after half of the steps; `constant`; or `cosine`, to 0.
         momentum: SGD's.
         weight_decay: SGD's.
@@ -50,11 +57,12 @@ class AccuracySettings(Settings, section="accuracy"):
     """
 
     loss: Annotated[str, one_of(LOSSES)] = "hard"
-    temperature: Positive = 1.0
+    temperature: Positive | None = None
     epochs: Count = 300
     max_steps: Count | None = None
     batch_size: Count = 256
     learning_rate: Positive = 0.01
+    learned_rate: bool = False
     schedule: Annotated[str, one_of(SCHEDULES)] = "step"
     momentum: Fraction = 0.9
     weight_decay: Weight = 5e-4
@@ -63,9 +71,26 @@ class AccuracySettings(Settings, section="accuracy"):
     def conflicts(self) -> Iterator[Check]:
         """Yields that a temperature is of soft labels."""
         yield (
-            self.temperature == 1 or self.loss not in ("hard", "mse"),
+            self.temperature in (1, None) or self.loss not in ("hard", "mse"),
             f"accuracy.temperature is for --accuracy.loss soft, got {self.loss}",
         )
+
+    def of_sets(self, records: Mapping[str, Mapping[str, Any]]) -> Self:
+        """Returns the settings with what the records of the sets, by name, state that their methods learned.
+
+        Whatever is compared with the sets is then trained alike.
+
+        Raises:
+            InputError: The learning rate is to be learned, and a set states none, or sets state different ones; or
+                what is stated is out of range.
+        """
+        learned, made = {name: section(record, "learned") for name, record in records.items()}, self
+        if made.loss == "soft" and made.temperature is None:
+            made = replace(made, temperature=1 / _agreed(learned, "label_scale", "temperature NUMBER", 1.0))
+        if made.learned_rate:
+            rate = _agreed(learned, "learning_rate", "learned-rate false --accuracy.learning-rate NUMBER")
+            made = replace(made, learning_rate=rate, learned_rate=False)
+        return made
 
     def num_steps(self, size: int) -> int:
         """Returns the steps on a set of `size` images."""
@@ -77,6 +102,28 @@ class AccuracySettings(Settings, section="accuracy"):
         if self.schedule == "cosine":
             return self.learning_rate * (1 + torch.cos(torch.tensor(torch.pi * step / steps)).item()) / 2
         return self.learning_rate * (0.1 if self.schedule == "step" and step > steps // 2 else 1.0)
+
+
+def _agreed(learned: Mapping[str, Any], name: str, remedy: str, usual: float | None = None) -> float:
+    """Returns the number that all sets state; raises an `InputError` where there is none, or it is out of range."""
+    stated = {place: values.get(name, usual) for place, values in learned.items()}
+    wrong = next((place for place, value in stated.items() if not _is_usable(value)), None)
+    needed = f"the record of a set must state learned.{name}, a number from {_LEAST:g} to {_MOST:g}"
+    if wrong is not None:
+        told = "states none" if stated[wrong] is None else f"states {show(stated[wrong])}"
+        raise InputError(f"{needed}, and that of {wrong} {told}: give --accuracy.{remedy}")
+    if len({*stated.values()}) > 1:
+        told = ", ".join(f"{place} {value:g}" for place, value in stated.items())
+        raise InputError(
+            f"sets are trained on alike, and they state different numbers as learned.{name} ({told}): evaluate each "
+            f"alone, or give --accuracy.{remedy}"
+        )
+    return float(next(iter(stated.values())))
+
+
+def _is_usable(value: Any) -> bool:
+    # Records may be untrusted.
+    return isinstance(value, int | float) and not isinstance(value, bool) and _LEAST <= value <= _MOST
 
 
 class OfSetsWithLabels(LabelledProtocol[Recipe]):
@@ -108,8 +155,11 @@ class Accuracy(OfSetsWithLabels[AccuracySettings]):
         self.name, self.augment = name, use.augment if settings.augment == OWN else settings.augment
 
     def key(self, data: RealData) -> dict[str, Any]:
-        """Returns all settings, with the augmentation that is meant."""
-        return {**super().key(data), "augment": self.augment}
+        """Returns all settings, with the augmentation and the temperature that are meant."""
+        found = {**super().key(data), "augment": self.augment, "temperature": self.settings.temperature or 1.0}
+        # What `of_sets` has replaced.
+        del found["learned_rate"]
+        return found
 
     def batches(self, size: int) -> dict[str, int]:
         """See `LabelledProtocol.batches`."""
@@ -165,7 +215,7 @@ def classification_loss(outputs: Tensor, targets: Tensor, labels: Tensor, settin
         return functional.mse_loss(outputs, targets)
     if settings.loss == "hard":
         return functional.cross_entropy(outputs, labels)
-    return functional.cross_entropy(outputs, (targets / settings.temperature).softmax(1))
+    return functional.cross_entropy(outputs, (targets / (settings.temperature or 1.0)).softmax(1))
 
 
 def check_labels(name: str, distilled: DistilledSet) -> None:

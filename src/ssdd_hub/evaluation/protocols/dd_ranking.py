@@ -77,7 +77,7 @@ def accuracy_variants(
     made = {wanted["own"]: own}
     for loss, augment in wanted.values():
         if (loss, augment) not in made:
-            temperature = settings.temperature if loss == settings.loss else 1.0
+            temperature = settings.temperature if loss == settings.loss else None
             changed = replace(settings, loss=loss, temperature=temperature, augment=augment)
             made[loss, augment] = Accuracy(changed, use, f"{own.name} {loss} {augment}")
     return {kind: made[variant] for kind, variant in wanted.items()}
