@@ -9,11 +9,20 @@ from reference.contract_cases import SHARED, SIDE, B, D, M, batches, make_pairs
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.engine import EngineSettings, build_engine
 from ssdd_hub.distill.method import Problem
+from ssdd_hub.distill.methods.mtt import DatmSettings, MttSettings, TeslaSettings
 from ssdd_hub.distill.methods.registry import build_method
 from ssdd_hub.distill.parameterisations.base import LearningRates
 from ssdd_hub.distill.parameterisations.pixels import Pixels
 from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.runs.checkpoints import load_tree, save_tree
+
+
+def test_defaults_are_those_of_the_released_settings():
+    assert (MttSettings().lr_step_size, MttSettings().unroll, TeslaSettings().lr_step_size) == (1e-5, 20, 1e-5)
+    # configs/CIFAR-100/ConvIN/IPC10.yaml of DATM.
+    found, names = DatmSettings(), "unroll match_epochs step_size lr_step_size min_start first_max_start max_start"
+    assert [getattr(found, name) for name in names.split()] == [80, 2, 0.01, 1e-5, 0, 30, 50]
+    assert (found.growth_steps, found.learn_targets_below, found.unroll_batch) == (2000, 1.0, 1000)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lamb"])

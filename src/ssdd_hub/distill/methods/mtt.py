@@ -13,7 +13,10 @@ from ssdd_hub.distill.methods.mkdt import TASKS, Mkdt, MkdtSettings
 
 @dataclass(frozen=True)
 class MttSettings(MkdtSettings, section="method.args"):
-    """Settings of `MkdtSettings`; experts, starts and `unroll` are MTT's for 10 images a class of CIFAR-100."""
+    """Settings of `MkdtSettings`, for 10 images a class of CIFAR-100.
+
+    Starts and `unroll` are those with which the released code of FreD runs MTT; learning rates are MTT's defaults.
+    """
 
     expert_epochs: Count = 41
     expert_learning_rate: Positive = 0.01
@@ -23,6 +26,7 @@ class MttSettings(MkdtSettings, section="method.args"):
     unroll: Count = 20
     unroll_batch: Count = 1000
     step_size: Positive = 0.01
+    lr_step_size: Weight = 1e-5
     task: Annotated[str, one_of(TASKS)] = "hard-labels"
     dsa: bool = True
 
@@ -36,13 +40,14 @@ class TeslaSettings(MttSettings, section="method.args"):
 
 @dataclass(frozen=True)
 class DatmSettings(MttSettings, section="method.args"):
-    """Settings of `MttSettings`; starts are DATM's for 10 images a class of CIFAR-100."""
+    """Settings of `MttSettings`; what differs is of DATM's released settings for 10 images a class of CIFAR-100."""
 
     expert_epochs: Count = 51
     min_start: Natural = 0
     first_max_start: Count | None = 30
     max_start: Count = 50
     growth_steps: Count = 2000
+    unroll: Count = 80
     task: Annotated[str, one_of(TASKS)] = "soft-labels"
     learn_targets_below: Positive | None = 1.0
 
@@ -77,7 +82,8 @@ class Datm(Mkdt):
 
     The released code starts soft labels from the outputs of an expert, and the set from images that it classifies
     rightly; here labels start from `label_scale` times the targets, and images from the recipe's `init`. Its experts
-    are trained for flat minima, these by plain SGD.
+    are trained for flat minima, these by plain SGD. It moves labels by SGD at 10 with momentum 0.9; here
+    `Distiller` does.
     """
 
     name = "datm"
