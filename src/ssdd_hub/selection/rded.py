@@ -3,7 +3,7 @@
 Source: Sun et al., "On the Diversity and Realism of Distilled Dataset: An Efficient Dataset Distillation Paradigm",
 CVPR 2024. There 5 crops of each of 300 images of a class are drawn, those of the lowest cross-entropy to the class, as
 a teacher sees it, are kept, and tiled 2 x 2 to an image, with soft labels of the teacher; at 32 pixels images are
-single crops, `tile_factor: 1`.
+single crops, `tile_factor: 1`. The released code shows the teacher crops amid zeros; here they are enlarged.
 
 With class labels, the network is trained on all images as other experts are, its outputs are taken for logits, and the
 class is the target. Without, it is the teacher, and a crop is the better the less its target differs from that of its

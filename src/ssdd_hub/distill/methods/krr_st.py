@@ -1,7 +1,8 @@
 """KRR-ST: a kernel ridge regression on the features of online students predicts the teacher's features.
 
 Source: Lee et al., "Self-Supervised Dataset Distillation for Transfer Learning", ICLR 2024, arXiv 2310.06511,
-algorithm 1.
+algorithm 1. Where the released code differs from it, as in the pool's renewal (`distill/pool.py`) and in the space of
+the pixels, each difference is a setting: `recipes/released_code.md`.
 """
 
 from collections.abc import Iterator, Mapping
