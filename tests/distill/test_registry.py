@@ -7,11 +7,13 @@ import pytest
 import torch
 from reference.contract_cases import build, make_pairs, make_source
 from reference.warm import Running
-from toy_method import MeanMatch
+from toy_method import MeanMatch, MeanMatchSettings
 
 import ssdd_hub
 from ssdd_hub.distill import registry
+from ssdd_hub.distill.methods.dm import Dm, DmSettings
 from ssdd_hub.distill.methods.krr_st import KrrSt, KrrStSettings
+from ssdd_hub.distill.methods.matching import Matching
 from ssdd_hub.distill.methods.registry import METHODS, build_method, list_methods
 from ssdd_hub.distill.parameterisations.registry import build_parameterisation
 from ssdd_hub.distill.pool import PoolSettings
@@ -85,6 +87,38 @@ def test_a_package_that_cannot_be_used_is_named(offer):
             InputError, match=f"'{name}' of the package .* must be a subclass of ssdd_hub.distill.method"
         ):
             METHODS.find(name)
+
+
+def test_names_that_people_look_for_lead_to_what_does_the_same(problem):
+    with pytest.raises(InputError, match=r"'dsa' is unknown: use dc with --method.args '\{augment: dsa, training_aug"):
+        build_method("dsa", problem)
+
+
+class Plain(Matching):
+    name, citation, Settings = "plain", "none", MeanMatchSettings
+
+
+class Vector(MeanMatch):
+    def loss(self, pairs, step):
+        return pairs.images.mean((1, 2, 3))
+
+
+class VectorMatch(Dm):
+    def match(self, network, group, own, real):
+        return own.images.mean((1, 2, 3))
+
+
+def test_mistakes_of_authors_are_told_in_their_words(offer, problem, accelerator):
+    offer(plain=f"{__name__}:Plain", vector=f"{__name__}:Vector")
+    with pytest.raises(InputError, match="Settings of the method plain must extend .*MatchingSettings, got Mean"):
+        build_method("plain", problem)
+    pairs = make_pairs(6, 99)
+    with pytest.raises(InputError, match=r"loss of the method mean_match must return .*, got .* shape \(6,\): t"):
+        build_method("vector", problem).gradients(pairs, 0)
+    method = VectorMatch(DmSettings(num_groups=2), problem)
+    list(method.prepare(pairs))
+    with pytest.raises(InputError, match="match of the method dm must return a tensor of no dimensions, got a tensor"):
+        method.gradients(pairs, 0)
 
 
 class NoCitation(MeanMatch):

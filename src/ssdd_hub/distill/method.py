@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssdd_hub.distill.batches import Batches
 from ssdd_hub.distill.engine.base import Engine
 from ssdd_hub.distill.pairs import Pairs
-from ssdd_hub.errors import Check, require
+from ssdd_hub.errors import Check, InputError, require
 from ssdd_hub.seeds import derive_seed, draw_distinct, seeded
 from ssdd_hub.selection.source import Source
 from ssdd_hub.teachers.teacher import Teacher
@@ -161,7 +161,7 @@ class Method:
         Override it to spend less time or memory. The pairs have no graph.
         """
         leaves = pairs.leaves()
-        loss = self.loss(leaves, step)
+        loss = require_scalar(self.loss(leaves, step), self, "loss")
         # Not every loss depends on the targets.
         found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         return (loss.detach(), *found)
@@ -208,3 +208,14 @@ class Method:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned from a method of the same settings."""
+
+
+def require_scalar(loss: Tensor, method: Method, function: str) -> Tensor:
+    """Returns a loss; raises an `InputError` where it is no scalar, of which autograd says nothing that helps."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise InputError(
+            f"{function} of the method {method.name} must return a tensor of no dimensions, got {found}: take its "
+            "mean or its sum"
+        )
+    return loss

@@ -67,11 +67,13 @@ class Registry(Generic[Kind]):
 
     Attributes:
         known: Those of this package by name; a script may add its own.
+        elsewhere: What to use for other names that people look for, by name.
     """
 
     def __init__(self, noun: str, base: type[Any], group: str, *ours: type[Kind], missing: str = "is unknown") -> None:
         self.noun, self.base, self.group, self.missing = noun, base, group, missing
         self.known: dict[str, type[Kind]] = {each.name: each for each in ours}
+        self.elsewhere: dict[str, str] = {}
 
     def names(self) -> list[str]:
         """Returns all names; no other package is imported for it."""
@@ -87,7 +89,8 @@ class Registry(Generic[Kind]):
             return self.known[name]
         for point in entry_points(group=self.group, name=name):
             return self._load(point)
-        raise InputError(f"{self.noun} {name!r} {self.missing}: {_known(name, self.names())}")
+        hint = f"use {self.elsewhere[name]}" if name in self.elsewhere else _known(name, self.names())
+        raise InputError(f"{self.noun} {name!r} {self.missing}: {hint}")
 
     def settings(self, name: str, args: Mapping[str, Any], shared: Mapping[str, Any]) -> Any:
         """Returns the settings of a class, of `args` and, where it has a field of the name, of `shared`.

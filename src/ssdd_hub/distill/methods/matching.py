@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ssdd_hub.bounds import Count
 from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.distill.groups import Groups
-from ssdd_hub.distill.method import Method
+from ssdd_hub.distill.method import Method, Problem, require_scalar
 from ssdd_hub.distill.networks import Augmented, Networks, NetworkSettings
 from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.errors import require
 from ssdd_hub.seeds import draw_distinct, generator
 
 
@@ -47,6 +48,11 @@ class Matching(Method):
     settings: MatchingSettings
     groups: Groups
     networks: Networks
+
+    def __init__(self, settings: MatchingSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
+        needed = f"Settings of the method {self.name} must extend ssdd_hub.distill.methods.matching.MatchingSettings"
+        require((isinstance(settings, MatchingSettings), f"{needed}, got {type(settings).__name__}"))
 
     def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
         """Finds the groups, at once."""
@@ -131,6 +137,7 @@ class Matching(Method):
             real = self._augmented(self.groups.real(group, self.settings.real_images, step), group, step)
         with watch.part("distilled features"):
             loss = self.match(self.networks.draw(step), group, self._augmented(own, group, step), real)
+            require_scalar(loss, self, "match")
         return loss if self.problem.own_networks else self.problem.world * loss
 
     def _augmented(self, pairs: Pairs, group: int, step: int) -> Pairs:

@@ -21,6 +21,10 @@ from ssdd_hub.targets.labels import check_classes
 
 _OURS = (KrrSt, Mkdt, Frepo, Rfad, ClpDd, Lgm, Dm, Idm, Dc, Idc, Mtt, Tesla, Datm)
 METHODS: Registry[Method] = Registry("method", Method, "ssdd_hub.methods", *_OURS)
+METHODS.elsewhere |= {
+    "dsa": "dc with --method.args '{augment: dsa, training_augment: dsa}'",
+    "kip": "rfad with --method.args '{penalty: 1e-6}'",
+}
 
 
 def list_methods() -> list[str]:
