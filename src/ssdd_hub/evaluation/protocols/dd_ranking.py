@@ -1,6 +1,10 @@
 """DD-Ranking's label-robust and augmentation-robust scores, from the accuracies of a set and of real images.
 
 Li et al. (2025), "DD-Ranking: Rethinking the Evaluation of Dataset Distillation", arXiv 2505.13300.
+
+The released package, `ddranking` 0.2.0, searches a learning rate for each set and for random images, and with soft
+labels lets a teacher of the classes label the random images too. Here all are trained at one rate, and random images
+keep the one-hot labels of their classes, so that the teacher's part in a set counts as the set's.
 """
 
 import math
@@ -43,8 +47,8 @@ def label_robust_score(
 ) -> float:
     """Returns the label-robust score of four accuracies in `[0, 1]`.
 
-    It grows with the improvement over random images, both with labels as the method has them, and falls with what is
-    lost against the whole source where both have hard labels. Accuracies are fractions here, which keep scores in
+    It grows with the improvement over random images, the set with labels as the method has them, and falls with what
+    is lost against the whole source where both have hard labels. Accuracies are fractions here, which keep scores in
     `[0, 1]`; `ddranking` 0.2.0 puts percentages into the exponential.
     """
     return normalise(weight * (set_own - random_own) - (1 - weight) * (full_hard - set_hard))
