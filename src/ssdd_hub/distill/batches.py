@@ -112,7 +112,7 @@ class RealBatches:
                 self.pixels.index_select(0, row)
 
     def _pixels(self, indices: Tensor) -> Tensor:
-        return gather(self.pixels, indices, self.device).to(self.dtype) / 255
+        return gather(self.pixels, indices, self.device).to(self.dtype).div_(255)
 
 
 @dataclass(kw_only=True)
