@@ -120,7 +120,7 @@ def test_values_all_alike_have_levels_too():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"of": "quantised"}, "parameterisation 'quantised' is unknown: use one of bases, dct, factor, pixels"),
+        ({"of": "quantised"}, "'quantised' is unknown or cannot be wrapped: use one of bases, dct, factor, pixels"),
         ({"bits": 1}, "bits must be at least 2, got 1"),
         ({"bits": 9}, "bits must be at most 8, got 9"),
         ({"target_bits": 1}, "target_bits must be 0 or at least 2, got 1"),

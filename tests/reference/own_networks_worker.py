@@ -1,7 +1,6 @@
 """Every method with networks of its own on each process: some steps, and the same by way of a checkpoint."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +24,11 @@ def main(folder):
         for _ in unbroken.warm_up():
             pass
         learned, gradients = list(unbroken.parameterisation.parameters()), []
-        note = partial(lambda found, of, *_: found.extend(part.grad.clone() for part in of), gradients, learned)
+
+        def note(*_, found=gradients, of=learned):
+            # Targets that stay in a step have no gradient in it.
+            found.extend(torch.zeros_like(part) if part.grad is None else part.grad.clone() for part in of)
+
         unbroken.optimizer.register_step_pre_hook(note)
         losses = run(unbroken, STOP)
         state = unbroken.state_dict()
