@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from reference.compact_numpy import best_approximation, gradients_of_sums, round_with_gradients
+from reference.compact_numpy import best_approximation, bits_with_gradients, gradients_of_sums, round_with_gradients
 from reference.contract_cases import make_pairs
 
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations import build_parameterisation
 from ssdd_hub.distill.parameterisations.bases import Bases, BasesSettings, principal_directions
 from ssdd_hub.distill.parameterisations.dct import Dct, DctSettings
+from ssdd_hub.distill.parameterisations.levels import bits_of_steps
 from ssdd_hub.distill.parameterisations.quantised import best_range, round_to_levels
 from ssdd_hub.errors import InputError
 
@@ -66,6 +67,45 @@ def test_gradients_of_rounding_are_those_of_the_papers(most, scale):
     close(rounded.detach(), expected)
     for ours, theirs in zip(found, gradients, strict=True):
         close(ours, theirs)
+
+
+@pytest.mark.parametrize("step", [0.1, 0.7])
+def test_bits_and_their_gradients_are_those_of_the_entropies_of_the_columns(step):
+    values = 3 * make_pairs(9, 5).targets
+    values[:, 0] = 0.02  # of no bits
+    values.requires_grad_()
+    bits = bits_of_steps(values, step)
+    bits.backward()
+    expected, gradients = bits_with_gradients(values.tolist(), step)
+    close(bits.detach(), expected)
+    torch.testing.assert_close(values.grad, torch.from_numpy(gradients), rtol=1e-6, atol=1e-9)
+    assert not values.grad[:, 0].any() and values.grad[:, 1:].any()
+    # Numbers without steps take the bits of a float.
+    assert bits_of_steps(values, 0.0) == 32 * values.shape[1]
+
+
+def test_the_price_of_bits_is_that_of_images_and_targets_of_some_rows_alone():
+    pairs, rows = make_pairs(6, 3), torch.tensor([4, 1])
+    settings = {"step": 0.2, "target_step": 0.3}
+    made = build_parameterisation("dct", pairs, {**settings, "rate": 0.5})
+    penalty = made.penalty(rows)
+    penalty.backward()
+    parts = (made.coefficients, 0.2), (made.targets, 0.3)
+    found = [bits_with_gradients(part[rows].tolist(), step) for part, step in parts]
+    bits = sum(each for each, _ in found)
+    close(penalty.detach(), 0.5 * np.log(bits))
+    for (part, _), (_, gradients) in zip(parts, found, strict=True):
+        expected = torch.zeros_like(part)
+        expected[rows] = 0.5 / bits * torch.from_numpy(gradients)
+        torch.testing.assert_close(part.grad, expected, rtol=1e-6, atol=1e-9)
+    # Targets that a method leaves alone stay where they are.
+    made.zero_grad()
+    made.penalty(rows, moves_targets=False).backward()
+    assert made.targets.grad is None and made.coefficients.grad.any()
+    assert build_parameterisation("dct", pairs, settings).penalty() is None
+    # Rows of views are those of their images.
+    views = build_parameterisation("views", pairs, {"of": "dct", "of_args": {**settings, "rate": 0.5}})
+    assert torch.equal(views.penalty(torch.tensor([4, 7, 10])), penalty.detach())
 
 
 @pytest.mark.parametrize("per", ["channel", "set"])
@@ -127,6 +167,10 @@ def test_values_all_alike_have_levels_too():
         ({"range": "wide"}, "range must be learned or fixed, got 'wide'"),
         ({"of_args": {"facto": 2}}, "parameterisation 'factor' has no setting 'facto'.*the nearest is factor"),
         ({"of": "dct"}, "coefficients would be rounded twice: set the step of dct to 0 in of_args"),
+        (
+            {"of": "dct", "of_args": {"step": 0, "rate": 1}},
+            "rate needs a step or a target_step above 0, and both are 0",
+        ),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(args, message):

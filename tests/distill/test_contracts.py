@@ -12,9 +12,12 @@ from torch import nn
 
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import LearningRates
+from ssdd_hub.distill.parameterisations.dct import Dct, DctSettings
 from ssdd_hub.distill.parameterisations.pixels import Pixels
 from ssdd_hub.distill.parameterisations.registry import PARAMETERISATIONS
+from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import load_tree, save_tree
+from ssdd_hub.sets.storage import StorageSettings, num_bytes, pack
 
 # Not every loss depends on the targets.
 UNUSED = {"allow_unused": True, "materialize_grads": True}
@@ -52,7 +55,9 @@ def test_gradients_are_those_of_the_loss(prepared, method, parameterisation, kin
 def test_a_step_follows_the_gradient_of_the_loss_in_what_is_learned(prepared, method, parameterisation):
     distiller = prepared(method, parameterisation)
     learned = list(distiller.parameterisation.parameters())
-    expected = torch.autograd.grad(distiller.method.loss(distiller.parameterisation(), 0), learned, **UNUSED)
+    loss = distiller.method.loss(distiller.parameterisation(), 0)
+    penalty = distiller.parameterisation.penalty(distiller.method.rows(M, 0), distiller.method.moves_targets)
+    expected = torch.autograd.grad(loss if penalty is None else loss + penalty, learned, **UNUSED)
     seen = []
     distiller.optimizer.register_step_pre_hook(lambda *given: seen.extend(deepcopy(part.grad) for part in learned))
     distiller.step()
@@ -116,6 +121,21 @@ def test_a_parameterisation_renders_rows_and_comes_back_from_its_columns(paramet
     assert all(len(column) == M for column in stored.columns().values())
     learned = [parameter for group in made.groups() for parameter in group["params"]]
     assert len(learned) == len(list(made.parameters()))
+
+
+def test_a_price_of_bits_makes_a_set_smaller(accelerator):
+    pairs, found = make_pairs(40, 99), {}
+    for rate in (0.0, 10.0):
+        distiller = build("krr_st", "dct", accelerator)
+        settings = {"step": 0.5, "target_step": 0.25, "lr_images": 0.2, "lr_targets": 0.2, "rate": rate}
+        distiller.parameterisation = Dct.start(pairs, DctSettings(**settings))
+        distiller._build_optimizer()
+        logged = [distiller.step() for _ in range(STEPS)]
+        assert ("penalty" in logged[-1]) == bool(rate)
+        packed = pack(distiller.parameterisation, PixelSpace.raw(1), StorageSettings("uint8", "int8"))
+        found[rate] = num_bytes(packed.tensors)
+    assert found[10.0]["images"] < found[0.0]["images"] and found[10.0]["targets"] < found[0.0]["targets"]
+    assert logged[-1]["penalty"] < logged[0]["penalty"]
 
 
 def test_pixels_hold_copies_of_what_they_start_from():

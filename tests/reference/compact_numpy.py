@@ -24,6 +24,32 @@ def round_with_gradients(values, scale, offset, most, upstream):
     return rounded, in_values, in_scale, in_offset
 
 
+def bits_with_gradients(values, step):
+    """The bits of a row of numbers of steps by the entropies of their columns, and the gradients in the values.
+
+    `values` is a list of rows. The entropy of each column is a sum over the whole numbers of both signs with the
+    probabilities `p(0) = 1 / (1 + m)` and `p(n) = p(-n) = r ** abs(n) / (1 + m) / 2`, where `r = m / (1 + m)` and `m`
+    is the mean magnitude; the gradient is by central differences in `m`, times what a value changes of `m`.
+    """
+    numbers = [[round(value / step) for value in row] for row in values]
+    bits, gradients = 0.0, np.zeros((len(values), len(values[0])))
+    for column in range(len(values[0])):
+        mean = sum(abs(row[column]) for row in numbers) / len(numbers)
+        bits += _entropy(mean)
+        slope = (_entropy(mean + 1e-5) - _entropy(mean - 1e-5)) / 2e-5 if mean else 0.0
+        for place, row in enumerate(numbers):
+            gradients[place, column] = slope * np.sign(row[column]) / step / len(numbers)
+    return bits, gradients
+
+
+def _entropy(mean):
+    if mean == 0:
+        return 0.0
+    ratio = mean / (1 + mean)
+    halves = [ratio**number / (1 + mean) / 2 for number in range(1, 4000)]
+    return -np.log2(1 / (1 + mean)) / (1 + mean) - 2 * sum(part * np.log2(part) for part in halves if part > 0)
+
+
 def best_approximation(images, count):
     """The images as their mean plus the `count` principal directions of largest variance, from the covariance."""
     flat = images.reshape(len(images), -1)

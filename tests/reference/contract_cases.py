@@ -112,7 +112,12 @@ def build(method, parameterisation, accelerator, kind="fast", source=None, place
 
 def settings_of(kind, **changed):
     known = kind.Settings.__dataclass_fields__
-    own = {"rfad": {"networks": 2}, "lgm": {"backbone": "student", "views": 3}}.get(kind.name, {})
+    own = {
+        "rfad": {"networks": 2},
+        "lgm": {"backbone": "student", "views": 3},
+        # In steps that leave some bits to lower.
+        "dct": {"step": 0.5, "target_step": 0.25, "rate": 1e-2},
+    }.get(kind.name, {})
     return kind.Settings(**{name: value for name, value in SHARED.items() if name in known} | own | changed)
 
 

@@ -203,8 +203,9 @@ class Distiller:
         """Does one outer step: the set moves along the method's gradients, and the method follows.
 
         Returns:
-            `loss`, a scalar tensor, what the method logs of the step, the learning rate `lr` of the images, and
-            `finite`, a scalar tensor: the sum of loss and gradients, which is finite where these are.
+            `loss`, a scalar tensor, what the method logs of the step, the `penalty` of the parameterisation, where it
+            has one, the learning rate `lr` of the images, and `finite`, a scalar tensor: the sum of loss and
+            gradients, which is finite where these are.
         """
         step = self.outer_step
         if self.parameterisation.grow(step):
@@ -217,11 +218,13 @@ class Distiller:
         with self.watch.part("update"):
             # Read by the loop when it writes its log, so that no step waits for a GPU.
             finite = sum((part.sum() for part in gradients), start=loss)
-            self._backward(gradients, rows)
+            penalty = self._backward(gradients, rows)
             self.optimizer.step()
             self.optimizer.zero_grad()
         logged = self.method.after_step(self._pairs(rows), step)
         self.outer_step += 1
+        if penalty is not None:
+            logged = {**logged, "penalty": penalty}
         return {"loss": loss, **logged, "lr": self._rates[0] * decay, "finite": finite}
 
     def state_dict(self) -> dict[str, Any]:
@@ -264,8 +267,8 @@ class Distiller:
             return list(found)
         return [self.accelerator.reduce(tensor, "mean") for tensor in found]
 
-    def _backward(self, gradients: list[Tensor], rows: Tensor | None) -> None:
-        """Takes gradients in images and targets on to the parameters."""
+    def _backward(self, gradients: list[Tensor], rows: Tensor | None) -> Tensor | None:
+        """Takes gradients in images and targets on to the parameters, with those of the penalty, which it returns."""
         pairs, moved = self.rendered(rows), (True, self.method.moves_targets)
         # What a parameterisation does not learn has no graph. Optimisers leave what has no gradient alone.
         learned = [
@@ -273,7 +276,12 @@ class Distiller:
             for part, gradient, moves in zip(pairs, gradients, moved, strict=True)
             if part.requires_grad and moves
         ]
-        torch.autograd.backward([part for part, _ in learned], [gradient for _, gradient in learned])
+        roots, given = [part for part, _ in learned], [gradient for _, gradient in learned]
+        penalty = self.parameterisation.penalty(rows, self.method.moves_targets)
+        if penalty is not None:
+            roots, given = [*roots, penalty], [*given, torch.ones_like(penalty)]
+        torch.autograd.backward(roots, given)
+        return None if penalty is None else penalty.detach()
 
     def _build_optimizer(self) -> None:
         groups = self.parameterisation.groups()

@@ -119,6 +119,14 @@ class Parameterisation(nn.Module):
         groups = [(list(named.values()), self.settings.lr_images), (targets, self.settings.lr_targets)]
         return [{"params": parameters, "lr": rate} for parameters, rate in groups if parameters]
 
+    def penalty(self, rows: Tensor | None = None, moves_targets: bool = True) -> Tensor | None:
+        """Returns what is added to the loss of the pairs at indices `(n,)`, all for None: a scalar; None for nothing.
+
+        It is of the parameters alone, the same on all processes, and differentiable in those of the images, and of the
+        targets where the method moves these.
+        """
+        return None
+
     def grow(self, step: int) -> bool:
         """Adds parameters before a step where it is time for it: True, and the optimiser is built anew."""
         return False

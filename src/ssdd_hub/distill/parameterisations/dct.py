@@ -3,11 +3,11 @@
 Source: Shin et al., "Frequency Domain-based Dataset Distillation", NeurIPS 2023, arXiv 2311.08819 (FreD): what is
 learned are coefficients of the discrete cosine transform. There they are those of largest variance; here those of
 lowest frequency, which need no list, with fewer for colour, as in JPEG, and one step for all, so that those that are
-nearly 0 everywhere take nearly no bytes once they are compressed.
+nearly 0 everywhere take nearly no bytes once they are compressed. A `rate` makes them so where that costs little.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -19,8 +19,8 @@ from typing_extensions import Self
 from ssdd_hub.bounds import Count, Natural, Weight
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.parameterisations.base import LearningRates, Parameterisation
-from ssdd_hub.distill.parameterisations.levels import Levels, require_in_steps, round_to_steps
-from ssdd_hub.errors import require
+from ssdd_hub.distill.parameterisations.levels import Levels, bits_of_steps, require_in_steps, round_to_steps
+from ssdd_hub.errors import Check, require
 from ssdd_hub.text import show
 
 _MOST_VALUES = 2**26
@@ -37,12 +37,21 @@ class DctSettings(LearningRates):
         step: Coefficients are rounded to its multiples, -128 to 127 of them, in the loop as they are when stored;
             gradients pass as if they were not. In units of the students' pixel space. 0 leaves them as they are.
         target_step: The same of targets.
+        rate: Added to the loss is this times the logarithm of the bits that a pair takes, as `bits_of_steps` estimates
+            them: what the loss would fall by if there were e times as many pairs, which a set of given bytes has where
+            each takes so much less. 0 for none.
     """
 
     luma: Count = 256
     chroma: Natural = 64
     step: Weight = 1.5
     target_step: Weight = 0.0
+    rate: Weight = 0.0
+
+    def conflicts(self) -> Iterable[Check]:
+        """Returns the check that there are steps whose number the rate can lower."""
+        steps = self.step > 0 or self.target_step > 0
+        yield not self.rate or steps, f"{self.option('rate')} needs a step or a target_step above 0, and both are 0"
 
 
 class Dct(Parameterisation):
@@ -79,6 +88,15 @@ class Dct(Parameterisation):
         waves = _waves(self.shape, self.settings.luma, self.settings.chroma).to(coefficients)
         images = round_to_steps(coefficients, self.settings.step) @ waves
         return Pairs(images.view(-1, *self.shape), round_to_steps(targets, self.settings.target_step))
+
+    def penalty(self, rows: Tensor | None = None, moves_targets: bool = True) -> Tensor | None:
+        """Returns the price of the bits of coefficients and targets, where they have one."""
+        if not self.settings.rate:
+            return None
+        parts = (self.coefficients, self.targets if moves_targets else self.targets.detach())
+        coefficients, targets = (part if rows is None else part[rows] for part in parts)
+        bits = bits_of_steps(coefficients, self.settings.step) + bits_of_steps(targets, self.settings.target_step)
+        return self.settings.rate * bits.log()
 
     def __len__(self) -> int:
         """Returns `M`."""

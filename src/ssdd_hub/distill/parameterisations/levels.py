@@ -1,5 +1,6 @@
 """Affine quantisation: levels, steps, and straight-through rounding to them."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -73,6 +74,21 @@ def require_in_steps(values: Tensor, step: float, setting: str) -> None:
             f"take a {setting} of at least {1.01 * most / (STEPS[1] + 0.5):.3g}, or 0 for none",
         )
     )
+
+
+def bits_of_steps(values: Tensor, step: float) -> Tensor:
+    """Returns about how many bits a row of values `(n, K)` takes in steps, a scalar; 32 a value where step is 0.
+
+    Those of column `k` are the entropy of the geometric distribution of both signs whose mean magnitude is that of
+    the column, `m`: `(1 + m) log2(1 + m) - m log2(m) + m / (1 + m)`. Gradients pass the rounding as if it were not,
+    and are 0 for values that are rounded to 0, which cannot take less.
+    """
+    if not step:
+        return values.new_tensor(32.0 * values.shape[1])
+    mean = (round_to_steps(values, step) / step).abs().mean(0)
+    # A column of zeros takes nothing: the least number keeps its gradient, of 0 times a logarithm, finite.
+    magnitude = (1 + mean) * mean.log1p() - mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
+    return (magnitude / math.log(2) + mean / (1 + mean)).sum()
 
 
 def round_to_steps(values: Tensor, step: float) -> Tensor:

@@ -129,6 +129,10 @@ class Quantised(Parameterisation):
         own = [part for name, part in self.named_parameters() if not name.startswith("of.")]
         return [*self.of.groups(), *([{"params": own, "lr": self.settings.lr_range}] if own else [])]
 
+    def penalty(self, rows: Tensor | None = None, moves_targets: bool = True) -> Tensor | None:
+        """Returns that of what is wrapped."""
+        return self.of.penalty(rows, moves_targets)
+
     def grow(self, step: int) -> bool:
         """Grows what is wrapped."""
         return self.of.grow(step)

@@ -167,6 +167,10 @@ class Views(Parameterisation):
         rate = self.settings.lr_shift if self.settings.shift == "predicted" else self.settings.lr_targets
         return [*self.of.groups(), {"params": list(self.parameters(recurse=False)), "lr": rate}]
 
+    def penalty(self, rows: Tensor | None = None, moves_targets: bool = True) -> Tensor | None:
+        """Returns that of the images which the rows show."""
+        return self.of.penalty(None if rows is None else torch.unique(rows % self.size), moves_targets)
+
     def grow(self, step: int) -> bool:
         """Adds parameters of the images."""
         return self.of.grow(step)
