@@ -103,6 +103,9 @@ def test_the_price_of_bits_is_that_of_images_and_targets_of_some_rows_alone():
     made.penalty(rows, moves_targets=False).backward()
     assert made.targets.grad is None and made.coefficients.grad.any()
     assert build_parameterisation("dct", pairs, settings).penalty() is None
+    # Nothing costs nothing.
+    empty = build_parameterisation("dct", Pairs(*(0 * part for part in pairs)), {**settings, "rate": 0.5})
+    assert empty.penalty() == 0 and not torch.autograd.grad(empty.penalty(), empty.coefficients)[0].any()
     # Rows of views are those of their images.
     views = build_parameterisation("views", pairs, {"of": "dct", "of_args": {**settings, "rate": 0.5}})
     assert torch.equal(views.penalty(torch.tensor([4, 7, 10])), penalty.detach())

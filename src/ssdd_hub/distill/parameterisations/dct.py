@@ -96,7 +96,8 @@ class Dct(Parameterisation):
         parts = (self.coefficients, self.targets if moves_targets else self.targets.detach())
         coefficients, targets = (part if rows is None else part[rows] for part in parts)
         bits = bits_of_steps(coefficients, self.settings.step) + bits_of_steps(targets, self.settings.target_step)
-        return self.settings.rate * bits.log()
+        # Of a set of zeros the logarithm has no gradient.
+        return self.settings.rate * bits.clamp_min(1.0).log()
 
     def __len__(self) -> int:
         """Returns `M`."""
