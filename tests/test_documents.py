@@ -181,7 +181,7 @@ def test_the_checks_of_what_somebody_else_may_decide_exist():
 def test_the_scores_of_the_readme_are_those_of_the_page_on_compact_sets():
     scores = re.findall(r"\d[\d.]* ± [\d.]+", read("README.md").split("## Does it help?")[1])
     assert len(scores) == 12
-    assert set(scores) <= set(re.findall(r"\d[\d.]* ± [\d.]+", read("recipes/compact.md")))
+    assert set(scores) <= set(re.findall(r"\d[\d.]* ± [\d.]+", read("recipes/compact_results.md")))
 
 
 def run_alone(code, folder, **environment):
