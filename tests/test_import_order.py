@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "ssdd_hub"
 ORDER = """
     lazy timm_registration errors text bounds arguments plain_files plain_yaml seeds setting_values setting_files
-    settings pixel_space record_schema record files statements
+    settings pixel_space precision record_schema record files statements
     data models hub runs teachers results targets selection distill sets evaluation
     estimates procedures calls method_list cli
 """.split()

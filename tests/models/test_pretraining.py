@@ -8,6 +8,7 @@ from torch import nn
 from ssdd_hub.data.augment import draw_views
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.models import pretraining
 from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.models.pretraining import StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import PixelSpace
@@ -180,19 +181,21 @@ def test_other_optimizers_lower_the_error_and_depend_on_the_seed_alone(optimizer
     assert errors[0] < 0.7 * made.targets.square().mean() and torch.equal(*weights)
 
 
-def test_brain_floats_are_for_the_network_alone():
+def test_brain_floats_are_for_the_network_alone_and_for_devices_that_are_quick_in_them(monkeypatch):
     made, seen, students = make_set(), [], []
-    for precision in ("float32", "bf16"):
+    for precision, quick in (("float32", True), ("bf16", True), ("bf16", False)):
+        monkeypatch.setattr(pretraining, "is_quick_in_bf16", lambda device, quick=quick: quick)
         torch.manual_seed(0)
         student = ConvNet((4, 5), "batch", 3, 5, 2)
         student.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
         students.append(fit_student(student, SetPairs(made), replace(FAST, precision=precision), 0))
-    assert len(seen) % 2 == 0
-    assert seen == [torch.float32] * (len(seen) // 2) + [torch.bfloat16] * (len(seen) // 2)
+    steps = len(seen) // 3
+    assert seen == [torch.float32] * steps + [torch.bfloat16] * steps + [torch.float32] * steps
     for exact, rounded in zip(students[0].state_dict().values(), students[1].state_dict().values(), strict=True):
         assert exact.dtype == rounded.dtype
         torch.testing.assert_close(exact, rounded, rtol=0.05, atol=0.05)
     assert not torch.equal(students[0].head.weight, students[1].head.weight)
+    assert torch.equal(students[0].head.weight, students[2].head.weight)
 
 
 def test_averaged_weights_come_with_averaged_batch_statistics():

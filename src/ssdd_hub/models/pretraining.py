@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Share, Weight, at_most, one_of
 from ssdd_hub.data.augment import PADDING, augment_dsa, crop_flip, draw_views
 from ssdd_hub.errors import InputError
+from ssdd_hub.precision import is_quick_in_bf16
 from ssdd_hub.seeds import draw_batch, generator
 from ssdd_hub.text import first_line
 
@@ -43,8 +44,8 @@ class StudentTrainingSettings(Settings, section="student_training"):
         mixup: Share of the images that are mixed with another one of the batch, by a weight uniform in [0, 1]; their
             targets are mixed alike (Zhang et al., ICLR 2018, arXiv 1710.09412).
         average: Decay of the running mean of the weights that is kept in the end; 0 keeps the last weights.
-        precision: Of the network's operations where that is safe: `float32`, or `bf16`, quicker on GPUs and on some
-            newer CPUs; weights and loss are float32.
+        precision: Of the network's operations where that is safe: `float32`, or `bf16` on GPUs and CPUs that have
+            operations for it, float32 on others; weights and loss are float32.
         augment: `none`; `flip`: each image is mirrored half of the time; `crop-flip`: it is also shifted by at most 4
             pixels; both keep the target. `dsa`: one of DSA's six operations, colours and cutout among them, on each
             batch. `views`: the image as it is or one of the views stored with it, each with the
@@ -170,13 +171,14 @@ def fit_student(
         named = f"--student-training.batch-size {settings.batch_size} on {size} image(s)"
         check_batches(student, {named: 1}, in_chans=channels, image_size=side)
     student.train()
+    narrow = settings.precision == "bf16" and is_quick_in_bf16(next(student.parameters()).device)
     for step in tqdm(range(steps), "pre-training", unit="step", disable=not progress):
         indices = draw_batch(size, min(settings.batch_size, size), seed, "use of the set", step)
         drawn = generator(seed, "augmentation of use", step)
         images, targets = augmented_pairs(pairs, indices, settings.augment, drawn)
         if settings.mixup:
             images, targets = mix(images, targets, settings.mixup, generator(seed, "mixup of use", step))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=narrow):
             outputs = student(images)
         loss = functional.mse_loss(outputs.to(targets.dtype), targets)
         optimizer.zero_grad()

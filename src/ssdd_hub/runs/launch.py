@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 
 from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.precision import is_quick_in_bf16
 from ssdd_hub.runs.folder import require_folder
 from ssdd_hub.runs.lock import locks_released
 from ssdd_hub.runs.machine import count_cpus, local_processes
-from ssdd_hub.runs.restarts import process_group_settings
+from ssdd_hub.runs.restarts import MACHINES, process_group_settings
 from ssdd_hub.runs.run_settings import LaunchSettings
 from ssdd_hub.runs.trackers import require_trackers
 from ssdd_hub.text import printable, show
@@ -86,8 +88,9 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     require_folder("--output", folder)
     try:
         local = local_processes()
+        emulated = settings.mixed_precision == "bf16" and _emulates_bf16()
         accelerator = Accelerator(
-            mixed_precision=settings.mixed_precision,
+            mixed_precision="no" if emulated else settings.mixed_precision,
             log_with=settings.trackers or None,
             project_dir=folder / "trackers",
             kwargs_handlers=[process_group_settings(_TIMEOUT)],
@@ -95,6 +98,8 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
     except (ValueError, ImportError) as error:
         given = f"--run.mixed-precision {settings.mixed_precision}"
         raise InputError(f"{given}, or a setting of the launcher, cannot be used: {error}") from error
+    if emulated:
+        accelerator.print("float32 in place of bf16, which this processor has no operations for and is slow in")
     if accelerator.gradient_accumulation_steps != 1:
         raise InputError(
             "every step uses its whole batch, which --distiller.micro-batch splits where memory is short: launch "
@@ -107,6 +112,14 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
         torch.set_num_threads(settings.threads or max(1, count_cpus() // local))
         keep_freed_memory()
     return accelerator
+
+
+def _emulates_bf16() -> bool:
+    # Several machines compute alike, whatever the processor of each: their students must not differ.
+    if int(os.environ.get(MACHINES, "1")) > 1:
+        return False
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return on_cpu and not is_quick_in_bf16(torch.device("cpu"))
 
 
 def end_with_launcher() -> None:

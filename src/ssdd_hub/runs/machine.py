@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ssdd_hub.errors import InputError
+from ssdd_hub.precision import is_quick_in_bf16
 
 PACKAGES = ("ssdd-hub", "torch", "timm", "lightly", "accelerate", "datasets")
 
@@ -38,6 +39,7 @@ def describe_machine(device: torch.device, processes: int) -> dict[str, Any]:
         "processes": processes,
         "threads_per_process": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "bf16": is_quick_in_bf16(device),
         "peak_memory_gib": round(peak_memory() / 2**30, 2),
         "peak_device_memory_gib": round(torch.cuda.max_memory_allocated(device) / 2**30, 2) if cuda else None,
     }

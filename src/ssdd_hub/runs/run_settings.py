@@ -22,7 +22,8 @@ class LaunchSettings(Settings, section="run"):
 
     Attributes:
         mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision. When not
-            given, what `accelerate launch` says, by `--mixed_precision` or its config file.
+            given, what `accelerate launch` says, by `--mixed_precision` or its config file. On one machine whose CPU
+            has no operations for bf16, networks compute in float32 all the same.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
         trackers: Accelerate's trackers, such as `tensorboard`, of trainings and scores; the JSONL log is always
@@ -68,7 +69,8 @@ class EstimatedSettings(LaunchSettings):
 
     Attributes:
         mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision. When not
-            given, what `accelerate launch` says, by `--mixed_precision` or its config file.
+            given, what `accelerate launch` says, by `--mixed_precision` or its config file. On one machine whose CPU
+            has no operations for bf16, networks compute in float32 all the same.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
         trackers: Accelerate's trackers, such as `tensorboard`; the JSONL log is always written.
@@ -84,7 +86,8 @@ class RunSettings(EstimatedSettings):
 
     Attributes:
         mixed_precision: `no` or `bf16`, for the networks; the kernel is never built in reduced precision. When not
-            given, what `accelerate launch` says, by `--mixed_precision` or its config file.
+            given, what `accelerate launch` says, by `--mixed_precision` or its config file. On one machine whose CPU
+            has no operations for bf16, networks compute in float32 all the same.
         threads: CPU threads of each process. When not given, the processes of a machine share its cores, where
             `accelerate launch` would leave each process with one.
         trackers: Accelerate's trackers, such as `tensorboard`, of trainings and scores; the JSONL log is always
