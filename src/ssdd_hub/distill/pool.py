@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ssdd_hub.bounds import Count, Fraction, Positive, Repeats, Settings, Weight, one_of
 from ssdd_hub.distill.pairs import Pairs
+from ssdd_hub.models.layout import quick_layout
 from ssdd_hub.runs.machine import require_memory
 from ssdd_hub.seeds import draw_distinct, generator, seeded
 
@@ -190,8 +191,7 @@ class StudentPool:
     def _fresh(self, slot: int, generation: int, age: int = 0) -> PooledStudent:
         with seeded(self.seed, "student", slot, generation):
             module = self.build()
-        # Channels last: quicker on the CPU.
-        module = module.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = module.to(device=self.device, dtype=self.dtype, memory_format=quick_layout(module))  # type: ignore[call-overload]
         optimizer = self.settings.build_optimizer(module, fused=torch.device(self.device).type == "cuda")
         return PooledStudent(module, optimizer, age, generation)
 

@@ -8,6 +8,7 @@ from heapq import heapify, heappop, heappush
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 
 from ssdd_hub.evaluation.entries import StudentEntry
 from ssdd_hub.evaluation.evaluation import Evaluation, Pretraining, run_side_by_side
@@ -15,6 +16,7 @@ from ssdd_hub.evaluation.protocols.base import Pretrained
 from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
 from ssdd_hub.evaluation.real_data import RealData
+from ssdd_hub.models.layout import quick_layout
 from ssdd_hub.models.pretraining import Pairs, StudentTrainingSettings, fit_student
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.estimate import FEWEST_STEPS, Stage
@@ -41,7 +43,7 @@ class _Trial:
         steps = self.use.num_steps(len(self.pairs))
         each = _step_seconds(self.candidate, self.pairs, self.use, steps, self.data.device)
         # Not the trained one, which may have diverged.
-        fresh = self.candidate.build().to(self.data.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        fresh = _fresh(self.candidate, self.data.device).eval()
         pretrained = Pretrained(fresh, self.candidate.build, self.pairs, 0)
         self.seconds = [steps * each, self._scoring(pretrained)]
 
@@ -65,11 +67,16 @@ class _Trial:
         return image * (2 * count + seen) + max(0.0, fit) * self.probe.draws * whole / part
 
 
+def _fresh(candidate: StudentEntry, device: torch.device) -> nn.Module:
+    student = candidate.build()
+    return student.to(device, memory_format=quick_layout(student))  # type: ignore[call-overload, no-any-return]
+
+
 def _step_seconds(
     candidate: StudentEntry, pairs: Pairs, use: StudentTrainingSettings, steps: int, device: torch.device
 ) -> float:
     """Returns the seconds of a step of a pre-training of so many; 0 of none."""
-    student = candidate.build().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    student = _fresh(candidate, device)
 
     def fit(count: int) -> float:
         return _timed(lambda: fit_student(student, pairs, replace(use, max_steps=count), 0)) / count

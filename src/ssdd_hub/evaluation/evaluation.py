@@ -27,6 +27,7 @@ from ssdd_hub.evaluation.entries import SetEntry, StudentEntry
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, Measure, Pretrained
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.evaluation.store import ScoreStore
+from ssdd_hub.models.layout import quick_layout
 from ssdd_hub.models.pretraining import Pairs, StudentTrainingSettings, fit_student
 from ssdd_hub.seeds import derive_seed, seeded
 
@@ -267,7 +268,7 @@ class _Job:
         with seeded(self.evaluation.seed, "evaluated student", self.k):
             student = (self.set_entry.network or self.candidate.build)()
         device = self.evaluation.datasets[0].device
-        return student.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
+        return student.to(device, memory_format=quick_layout(student)).eval()  # type: ignore[call-overload, no-any-return]
 
     def measured(self) -> _Measured:
         """Returns all that is stored."""

@@ -31,6 +31,7 @@ from ssdd_hub.bounds import (
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import Check, InputError
 from ssdd_hub.models.features import create_backbone, input_args, measure_width
+from ssdd_hub.models.layout import quick_layout
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.checkpoints import Checkpoints
 from ssdd_hub.runs.estimate import time_steps
@@ -144,8 +145,9 @@ class Pretraining:
                 settings.objective, backbone, in_chans=channels, image_size=size, **settings.objective_args
             )
         _check_batch(settings, objective.min_batch, len(pixels), accelerator.num_processes)
-        # Convolutions, pooling and their gradients are faster in this layout.
-        self.objective = objective.to(accelerator.device).to(memory_format=torch.channels_last)
+        # Convolutions, pooling and their gradients are faster in channels last.
+        self.layout = quick_layout(objective)
+        self.objective = objective.to(accelerator.device).to(memory_format=self.layout)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             # torch's own conversion would drop the activations that timm keeps in its norms.
             self.objective = convert_sync_batchnorm(self.objective)
@@ -234,7 +236,7 @@ class Pretraining:
         # Masks, shuffles and dropped paths are drawn from global generators.
         with seeded(self.seed, "objective step", step, self.accelerator.process_index):
             device = self.accelerator.device
-            loss = model([view.to(device, non_blocking=True, memory_format=torch.channels_last) for view in views])
+            loss = model([view.to(device, non_blocking=True, memory_format=self.layout) for view in views])
             self.optimizer.zero_grad()
             self.accelerator.backward(loss)
         self.objective.after_backward()
