@@ -97,7 +97,7 @@ def test_the_blocks_on_making_a_set_and_on_comparing_two_run(place, capsys):
     (compare,) = (block for title, block in answers("Look at sets").items() if "compare" in title)
     assert main(shlex.split(compare)[1:]) == 0
     assert (place / "runs" / "two" / "report.html").is_file()
-    assert re.search(r"(?m)^photos\b", capsys.readouterr().out)
+    assert re.search(r"(?m)^mine\b", capsys.readouterr().out)
 
 
 def test_the_commands_on_looking_at_a_set_run(place, capsys):
