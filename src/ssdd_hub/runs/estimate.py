@@ -229,8 +229,8 @@ class Estimate:
             yield f"memory: at least {size / 2**30:.2g} GiB for each process, of {total / 2**30:.3g} ({name})"
             if size > _FULL * total:
                 yield (
-                    "it may not fit: lower --teacher-training.batch-size, --distiller.batch-size, --pool.size where there is "
-                    "a pool, or the sizes in --method.args"
+                    "it may not fit: lower --teacher-training.batch-size, --distiller.batch-size, --pool.size where "
+                    "there is a pool, or the sizes in --method.args"
                 )
         if self.sizes:
             options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.sizes[1].items())
