@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ssdd_hub.bounds import Count, Fraction, Positive, Repeats, Settings, Weight, one_of
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.models.layout import quick_layout
+from ssdd_hub.models.muon import build_muon
 from ssdd_hub.runs.machine import require_memory
 from ssdd_hub.seeds import draw_distinct, generator, seeded
 
@@ -51,8 +51,7 @@ class PoolSettings(Settings, section="pool"):
         """Returns a fresh optimiser of a student; the fused form is for GPUs."""
         rates: dict[str, Any] = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
         if self.optimizer == "muon":
-            built: torch.optim.Optimizer = create_optimizer_v2(student, opt="muon", momentum=self.momentum, **rates)
-            return built
+            return build_muon(student, self.momentum, **rates)
         rest = {**rates, "fused": fused}
         if self.optimizer == "adam":
             return torch.optim.Adam(student.parameters(), betas=(self.momentum, 0.999), **rest)

@@ -212,9 +212,12 @@ def _build_optimizer(student: nn.Module, settings: StudentTrainingSettings) -> t
         return torch.optim.SGD(student.parameters(), momentum=settings.momentum, **rates)
     from timm.optim import create_optimizer_v2
 
-    # AdamW's first moment has timm's usual decay.
-    own = {"momentum": settings.momentum} if settings.optimizer == "muon" else {}
-    built: torch.optim.Optimizer = create_optimizer_v2(student, opt=settings.optimizer, **rates, **own)
+    from ssdd_hub.models.muon import build_muon
+
+    if settings.optimizer == "muon":
+        return build_muon(student, settings.momentum, **rates)
+    # Its first moment has timm's usual decay.
+    built: torch.optim.Optimizer = create_optimizer_v2(student, opt="adamw", **rates)
     return built
 
 
