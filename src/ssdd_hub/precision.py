@@ -4,7 +4,7 @@ import torch
 
 
 def is_quick_in_bf16(device: torch.device) -> bool:
-    """Whether bf16 is at least as quick as float32: some GPUs and most laptops emulate it, several times slower."""
+    """Whether PyTorch is quick in bf16 there: some GPUs and most laptops emulate it, several times slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":

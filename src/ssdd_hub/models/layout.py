@@ -11,7 +11,7 @@ def quick_layout(network: nn.Module) -> torch.memory_format:
     """Returns channels last, which is quicker, and the usual layout where that is not safe on the CPU.
 
     There, the gradient of a strided 1x1 convolution of few input channels in channels last is wrong, and is written
-    where other memory is: oneDNN 3.14 does it still (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    where other memory is: the oneDNN of torch 2.14 does it (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     unsafe = any(
