@@ -4,7 +4,7 @@ import torch
 
 
 def is_quick_in_bf16(device: torch.device) -> bool:
-    """Whether PyTorch is quick in bf16 there: some GPUs and most laptops emulate it, several times slower than float32."""
+    """Whether PyTorch is quick in bf16 there; where it emulates it, as on most laptops, float32 is several times quicker."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
