@@ -4,7 +4,7 @@ import torch
 
 
 def is_quick_in_bf16(device: torch.device) -> bool:
-    """Whether PyTorch is quick in bf16 there; where it emulates it, as on most laptops, float32 is several times quicker."""
+    """Whether PyTorch is quick in bf16 there; most laptops emulate it, and are several times quicker in float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
