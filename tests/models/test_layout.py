@@ -25,6 +25,7 @@ def test_channels_last_is_for_networks_that_are_safe_in_it(layer, safe):
 
 @pytest.mark.parametrize("channels", [[4, 8, 8, 8], [16, 16, 16, 16]])
 def test_gradients_in_that_layout_are_those_of_double_precision(channels):
+    torch.manual_seed(0)
     exact = (
         build_student("ssdd_resnet10", num_targets=3, in_chans=3, image_size=16, channels=channels).double().train()
     )

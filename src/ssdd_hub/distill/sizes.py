@@ -17,7 +17,6 @@ from ssdd_hub.distill.engine.memory import CPU_PART, SHARE
 from ssdd_hub.distill.pool import PoolSettings, StudentPool, require_room
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.models.pretraining import StudentTrainingSettings
-from ssdd_hub.precision import is_quick_in_bf16
 from ssdd_hub.runs.machine import free_memory, kept_bytes, local_processes, require_memory, total_memory
 from ssdd_hub.seeds import generators_kept
 
@@ -133,8 +132,7 @@ def plan_memory(distiller: Distiller, training: StudentTrainingSettings | None =
             outer, inner = _for_each(partial(pre_logits, frozen), images), _for_each(trained, images)
             width = pre_logits(frozen, images[:1]).shape[1]
         if training:
-            narrow = training.precision == "bf16" and is_quick_in_bf16(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+            with training.autocast(device):
                 scored = _for_each(trained, images) * min(training.batch_size, size)
     budget = free_memory(device) * SHARE if settings.memory_budget is None else settings.memory_budget * 2**30
     part = min(seen, settings.micro_batch or (CPU_PART if device.type == "cpu" else seen))

@@ -22,7 +22,7 @@ def _choose_precision() -> None:
     """Lets timm's Newton-Schulz iteration compute in float32 on devices that emulate bf16.
 
     timm has no option for that. There, the matrix products of a small ConvNet take as long in bf16 as all else of a
-    training step; in float32 a hundredth of it. Devices that are quick in bf16 compute as before.
+    training step; in float32 they hardly count. Devices that are quick in bf16 compute as before.
     """
     iterate = muon.zeropower_via_newtonschulz
 

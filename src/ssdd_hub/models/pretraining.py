@@ -72,6 +72,12 @@ class StudentTrainingSettings(Settings, section="student_training"):
         steps = self.steps or self.epochs * size // min(self.batch_size, size)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Returns the context in which the network computes on a device: bf16 where asked for, and quick there."""
+        return torch.autocast(
+            device.type, torch.bfloat16, enabled=self.precision == "bf16" and is_quick_in_bf16(device)
+        )
+
     def describe(self) -> dict[str, Any]:
         """Returns the recipe for using a set, for its card."""
         numbers = {name: getattr(self, name) for name in _NUMBERS if getattr(self, name) is not None}
@@ -171,14 +177,13 @@ def fit_student(
         named = f"--student-training.batch-size {settings.batch_size} on {size} image(s)"
         check_batches(student, {named: 1}, in_chans=channels, image_size=side)
     student.train()
-    narrow = settings.precision == "bf16" and is_quick_in_bf16(next(student.parameters()).device)
     for step in tqdm(range(steps), "pre-training", unit="step", disable=not progress):
         indices = draw_batch(size, min(settings.batch_size, size), seed, "use of the set", step)
         drawn = generator(seed, "augmentation of use", step)
         images, targets = augmented_pairs(pairs, indices, settings.augment, drawn)
         if settings.mixup:
             images, targets = mix(images, targets, settings.mixup, generator(seed, "mixup of use", step))
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=narrow):
+        with settings.autocast(images.device):
             outputs = student(images)
         loss = functional.mse_loss(outputs.to(targets.dtype), targets)
         optimizer.zero_grad()

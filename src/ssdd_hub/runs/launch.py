@@ -99,7 +99,9 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
         given = f"--run.mixed-precision {settings.mixed_precision}"
         raise InputError(f"{given}, or a setting of the launcher, cannot be used: {error}") from error
     if emulated:
-        accelerator.print("float32 in place of bf16, for which this processor has no operations: it would be slower")
+        accelerator.print(
+            "computes in float32 in place of bf16, for which this processor has no operations: it would be slower"
+        )
     if accelerator.gradient_accumulation_steps != 1:
         raise InputError(
             "every step uses its whole batch, which --distiller.micro-batch splits where memory is short: launch "
