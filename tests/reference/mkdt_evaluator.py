@@ -17,11 +17,11 @@ def build_network(widths, num_targets, image_size=32):
     return nn.Sequential(*layers, nn.Flatten()), nn.Linear(before * image_size**2, num_targets)
 
 
-def pretrain(body, head, images, targets, rate, seed, epochs=20, batch=256):
-    parameters, drawn = [*body.parameters(), *head.parameters()], torch.Generator().manual_seed(seed)
+def pretrain(body, head, images, targets, rate, orders, batch=256):
+    parameters = [*body.parameters(), *head.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=1e-4)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(images), generator=drawn).split(batch):
+    for order in orders:
+        for rows in order.split(batch):
             loss = ((head(body(images[rows])) - targets[rows]) ** 2).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -43,17 +43,18 @@ def accuracy_of_layer(features, labels, test, truth, num_classes, calls=20):
     return (layer(test).argmax(1) == truth).double().mean().item()
 
 
-def evaluate(folder, weights, widths, train, labels, test, truth, num_classes, seed):
+def evaluate(folder, weights, widths, train, labels, test, truth, num_classes, orders):
     """Scores the `images_1000.pt` and `labels_1000.pt` of a folder, from given first weights, in layer order.
 
-    Real images, `(n, 3, 32, 32)`, are normalised; `train` are the labelled ones.
+    Real images, `(n, 3, 32, 32)`, are normalised; `train` are the labelled ones. `orders` holds the shuffled rows of
+    the set for each of the epochs.
     """
     images, targets = (torch.load(folder / f"{name}_1000.pt", weights_only=True) for name in ("images", "labels"))
     body, head = build_network(widths, targets.shape[1], images.shape[-1])
     with torch.no_grad():
         for own, given in zip([*body.parameters(), *head.parameters()], weights, strict=True):
             own.copy_(given)
-    pretrain(body, head, images, targets, 0.1, seed)
+    pretrain(body, head, images, targets, 0.1, orders)
     with torch.no_grad():
         features, scored = (torch.cat([body(part) for part in bank.split(500)]) for bank in (train, test))
     return accuracy_of_layer(features, labels, scored, truth, num_classes)
