@@ -1,19 +1,21 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from test_distiller import build_distiller
+from test_distiller import D, build_distiller
 
 from ssdd_hub.distill import sizes
-from ssdd_hub.distill.distiller import DistillerSettings
-from ssdd_hub.distill.pool import PoolSettings
+from ssdd_hub.distill.distiller import Distiller, DistillerSettings
+from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.distill.sizes import MemoryPlan, check_sizes, plan_memory
 from ssdd_hub.errors import InputError
 from ssdd_hub.models.build import build_student
+from ssdd_hub.models.convnet import ConvNet
 from ssdd_hub.models.pretraining import StudentTrainingSettings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -36,7 +38,9 @@ def test_parts_are_those_of_the_settings_and_the_network():
         assert large.parts[name] == pytest.approx(2 * small.parts[name])
     weights = sum(8 * part.numel() for part in distiller.pool.student(0).parameters())
     assert small.parts["students"] == weights * (2 * 2 + 2) == large.parts["students"]
-    assert small.needed == pytest.approx(sum(small.parts.values()) - small.parts["outer step"], rel=1e-12)
+    assert small.needed == pytest.approx(sum(small.parts.values()), rel=1e-12)
+    gpu = MemoryPlan(small.parts, small.total, "cuda")
+    assert gpu.needed == pytest.approx(small.needed - small.parts["outer step"], rel=1e-12)
 
 
 def test_processes_of_a_machine_share_its_memory(monkeypatch):
@@ -58,13 +62,32 @@ def test_students_of_the_scores_count_where_their_batches_are_the_most():
     usual, few, many = (
         plan_memory(distiller, each and StudentTrainingSettings(batch_size=each)) for each in (None, 1, 256)
     )
-    assert "scores" not in usual.parts and few.needed == pytest.approx(usual.needed, rel=1e-3)
+    assert "scores" not in usual.parts
+    few, many = (MemoryPlan(plan.parts, plan.total, "cuda") for plan in (few, many))
+    halves = [usual.parts[name] for name in ("outer step", "inner step")]
+    assert sum(few.parts.values()) - few.needed == pytest.approx(halves[0] + few.parts["scores"], rel=1e-3)
     # No more than there are images.
     assert many.parts["scores"] == pytest.approx(12 * few.parts["scores"])
-    halves = [usual.parts[name] for name in ("outer step", "inner step")]
     assert sum(many.parts.values()) - many.needed == pytest.approx(sum(halves), rel=1e-3)
     # A step of theirs is an inner step.
     assert many.parts["scores"] == usual.parts["inner step"]
+
+
+def test_filters_that_winograd_transforms_count_in_float32_on_the_cpu():
+    pool = StudentPool(partial(ConvNet, (128, 128), "batch", 1, 8, D), PoolSettings(size=1), 0)
+    settings = {"precision": "float32", "steps": 1, "batch_size": 1, "lr_images": 1e-2, "lr_targets": 1e-2}
+
+    def plan(**more):
+        chosen = DistillerSettings(num_images=2, **settings, **more)
+        pairs = torch.zeros(2, 1, 8, 8), torch.zeros(2, D)
+        return plan_memory(Distiller(*pairs, pool, None, chosen, Accelerator(cpu=True))).parts
+
+    # 36 numbers of a filter of 9, of the second layer alone: the first has one channel.
+    filters = 36 * 128 * 128 * 4
+    usual, plain, again = plan(), plan(winograd=False), plan(checkpointing=True)
+    assert usual["outer step"] - plain["outer step"] == pytest.approx(2 * filters)
+    assert usual["inner step"] - plain["inner step"] == pytest.approx(3 * filters)
+    assert again["inner step"] == pytest.approx(plain["inner step"] / 2)
 
 
 def test_a_budget_bounds_the_activations_of_the_outer_step():
@@ -79,7 +102,7 @@ def test_what_does_not_fit_is_told_with_what_to_lower():
         MemoryPlan({name: size * 2**30 for name, size in parts.items()} | {"real images": 0}, 70 * 2**30, "cpu")
     )
     first, second = told.splitlines()
-    assert first.startswith("memory: about 65.00 GiB of 70 (cpu): process 1.00, set 2.00, students 1.00, outer step")
+    assert first.startswith("memory: about 68.00 GiB of 70 (cpu): process 1.00, set 2.00, students 1.00, outer step")
     assert second == "it may not fit: lower --distiller.set-batch (or pass --distiller.checkpointing true)"
     assert len(str(MemoryPlan(dict.fromkeys(parts, 1.0), 10 * 2**30, "cuda")).splitlines()) == 1
 

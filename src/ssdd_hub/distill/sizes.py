@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.engine.checkpointing import check_checkpointing
 from ssdd_hub.distill.engine.memory import CPU_PART, SHARE
+from ssdd_hub.distill.engine.winograd import transformed_bytes
 from ssdd_hub.distill.pool import PoolSettings, StudentPool, require_room
 from ssdd_hub.models.features import pre_logits
 from ssdd_hub.models.pretraining import StudentTrainingSettings
@@ -78,9 +79,9 @@ class MemoryPlan:
     """What a distillation will hold, in bytes for each process, and what there is in all.
 
     Attributes:
-        parts: By name. `process` is what is held already; of the activations in the two halves of a step, `outer step`
-            and `inner step`, and in the pre-training of the students of the scores, which follow one another, the most
-            count.
+        parts: By name. `process` is what is held already. The two halves of a step, `outer step` and `inner step`, and
+            `scores`, the pre-training of their students, follow one another: of their activations the most count on a
+            GPU, and all on the CPU.
         total: Bytes of the device; those of the main memory for each of the machine's processes.
         device: Its kind.
     """
@@ -93,7 +94,9 @@ class MemoryPlan:
     def needed(self) -> float:
         """Bytes in all."""
         always = sum(size for name, size in self.parts.items() if name not in _IN_TURN)
-        return always + max(self.parts.get(name, 0) for name in _IN_TURN)
+        in_turn = [self.parts.get(name, 0) for name in _IN_TURN]
+        # On the CPU, where freed memory is kept, large tensors rarely fit in between what another part has left.
+        return always + (sum(in_turn) if self.device == "cpu" else max(in_turn))
 
     def __str__(self) -> str:
         shown = {name: f"{size / 2**30:.2f}" for name, size in self.parts.items()}
@@ -131,10 +134,15 @@ def plan_memory(distiller: Distiller, training: StudentTrainingSettings | None =
         with distiller.accelerator.autocast():
             outer, inner = _for_each(partial(pre_logits, frozen), images), _for_each(trained, images)
             width = pre_logits(frozen, images[:1]).shape[1]
+            # So that what libraries load and keep for a backward pass is part of the process.
+            with torch.enable_grad():
+                (trained(images).sum() + pre_logits(frozen, images.clone().requires_grad_()).sum()).backward()
         if training:
             with training.autocast(device):
                 scored = _for_each(trained, images) * min(training.batch_size, size)
     budget = free_memory(device) * SHARE if settings.memory_budget is None else settings.memory_budget * 2**30
+    # Filters and their adjoints; in the inner step their gradients too, but the second pass of checkpoints has none.
+    filters = transformed_bytes(student) if getattr(distiller.engine, "winograd", False) else 0
     part = min(seen, settings.micro_batch or (CPU_PART if device.type == "cpu" else seen))
     activations = outer * seen if outer * seen <= budget else max(outer, min(outer * part, budget))
     number = distiller.engine.kernel_dtype.itemsize
@@ -145,8 +153,10 @@ def plan_memory(distiller: Distiller, training: StudentTrainingSettings | None =
         "set": learned * (2 if settings.optimizer == "sgd" else 3) + 2 * seen * image,
         # Gradient and moments of each, and copies that the engine computes with.
         "students": weights * (pool.settings.size * (3 if pool.settings.optimizer == "adam" else 2) + 2),
-        "outer step": _BACKWARD * activations,
-        "inner step": _BACKWARD * inner * seen * (_KEPT if settings.checkpointing else 1),
+        "outer step": _BACKWARD * activations + 2 * filters,
+        "inner step": _BACKWARD * inner * seen * _KEPT
+        if settings.checkpointing
+        else _BACKWARD * inner * seen + 3 * filters,
         # Features and their gradients; the system, its factors and its gradient; the kernel of real images.
         "kernel": number * (2 * (seen + real) * width + 4 * side**2 + 2 * real * side + 2 * seen * side),
         "real images": 2 * real * image,

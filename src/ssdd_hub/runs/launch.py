@@ -32,7 +32,7 @@ from ssdd_hub.text import printable, show
 # Other processes wait while one decodes, scores or saves, which takes hours on a large source.
 _TIMEOUT = timedelta(days=7)
 # Of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 * 1024, 65536
 _NEVER = -1
 # Of Linux' prctl.h.
@@ -231,13 +231,15 @@ def keep_freed_memory(keep: bool = True) -> bool:
     """Makes this process reuse freed memory for the next tensors, or no longer; returns whether the C library can.
 
     By itself, glibc gives each large block back to the system, which then clears every page anew: on the CPU this
-    costs more than some layers.
+    costs more than some layers. And it gives threads memory of their own, so that students side by side would not
+    reuse what the main thread has freed.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)
     trim, blocks = (_NEVER, 0) if keep else (_DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX)
     told = library.mallopt(_M_TRIM_THRESHOLD, trim) and library.mallopt(_M_MMAP_MAX, blocks)
+    told = told and library.mallopt(_M_ARENA_MAX, 1)
     if not keep:
         library.malloc_trim(0)
     return bool(told)

@@ -56,7 +56,7 @@ class FastEngine(Engine):
         self.watch = Stopwatch()
         self.parts: MicroBatches | None = None
         self._settings, self._accelerator = settings, accelerator
-        self._winograd = settings.winograd and use_winograd(accelerator.device, accelerator.mixed_precision)
+        self.winograd = settings.winograd and use_winograd(accelerator.device, accelerator.mixed_precision)
         # Inner steps, and outer gradients, each until one cannot be recorded.
         self._recording = self._recording_gradients = settings.compile and accelerator.device.type == "cuda"
         self._recorded: Recorded[tuple[Tensor, ...]] | None = None
@@ -178,6 +178,6 @@ class FastEngine(Engine):
             key = (type(student), str(student), shapes)
             if key not in self._architectures:
                 step = self._step if self._recording else None
-                self._architectures[key] = _Architecture(student, self._settings.compile, self._winograd, step)
+                self._architectures[key] = _Architecture(student, self._settings.compile, self.winograd, step)
             found = self._known[student] = self._architectures[key]
         return found

@@ -28,7 +28,8 @@ class FoldedFeatures(SharedForward):
             model.set_submodule(norm, nn.Identity())
         self._transformed = [name for name, layer in model.named_modules() if winograd and is_supported(layer)]
         for name in self._transformed:
-            model.set_submodule(name, FrozenConvolution(cast(nn.Conv2d, model.get_submodule(name))))
+            # Every call brings its own filters, 8 times as large as weights: those of the copy have no values.
+            model.set_submodule(name, FrozenConvolution(cast(nn.Conv2d, model.get_submodule(name))).to("meta"))
         self._names = weights_of(model).keys()
         super().__init__(FeatureReader(model), compiled)
 

@@ -6,7 +6,7 @@ is quicker than a direct convolution of many channels; in float32 it rounds by s
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308, section 4.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,12 @@ def is_supported(layer: nn.Module) -> bool:
         and layer.groups == 1
         and min(layer.in_channels, layer.out_channels) >= MANY_CHANNELS
     )
+
+
+def transformed_bytes(module: nn.Module) -> int:
+    """Returns the bytes that the filters of a module's convolutions that suit take once they are transformed."""
+    weights = [cast(Tensor, layer.weight) for layer in module.modules() if is_supported(layer)]
+    return sum(weight.nbytes for weight in weights) * 36 // 9
 
 
 class FrozenConvolution(nn.Module):
