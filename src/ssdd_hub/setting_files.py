@@ -13,12 +13,17 @@ from ssdd_hub.text import show
 
 
 def find_file(name: str, folder: Path | None) -> Path:
-    """Returns a file of settings: this one, or the one in the folder that is called so, as `photos`."""
+    """Returns a file of settings: this one, or the one in the folder that is called so, as `photos` (`.yaml`)."""
     path = Path(name)
     # A name that the system does not take, such as a very long one, is no file.
-    if not folder or path.name != name or os.path.exists(path) or path.suffix:
+    if not folder or path.name != name or os.path.exists(path):
         return path
     known = sorted(file.stem for file in folder.glob("*.yaml"))
+    # Commands in records have file names without their folders.
+    if path.suffix == ".yaml" and path.stem in known:
+        return folder / name
+    if path.suffix:
+        return path
     if name not in known:
         named = f"or of one of {', '.join(known)}, got {show(name)}{nearest(name, known)}"
         raise InputError(f"--config must be the path of a YAML file, {named}")

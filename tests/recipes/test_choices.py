@@ -95,9 +95,10 @@ def test_a_misspelt_name_of_settings_is_refused_with_the_nearest(refuse, recipe,
     )
 
 
-def test_settings_of_an_evaluation_are_known_by_name_also_for_named_sets(refuse):
+@pytest.mark.parametrize("name", ["cifar100_small_evaluation", "cifar100_small_evaluation.yaml"])
+def test_settings_of_an_evaluation_are_known_by_name_also_for_named_sets(refuse, name):
     # The set is looked for, so the file was found.
-    told = refuse(["no_such"], "evaluate", "--set", "./no_such/set", "--config", "cifar100_small_evaluation")
+    told = refuse(["no_such"], "evaluate", "--set", "./no_such/set", "--config", name)
     assert "--config" not in told
 
 
