@@ -329,7 +329,9 @@ def make_set(config: DistillConfig) -> DistilledSet:
     config.accuracy.of_sets({"distilled": {"learned": distiller.method.learned()}})
     # Of views, where there are any.
     estimated.done("features")
-    planned = plan_memory(distiller, config.student_training)
+    # On the CPU each thread trains one: on the set, or on random images.
+    at_once = 1 if accelerator.device.type != "cpu" else min(torch.get_num_threads(), 2 * config.evaluate.seeds)
+    planned = plan_memory(distiller, config.student_training, at_once)
     if planned:
         accelerator.print(planned)
     heldout_error = HeldoutError.plan(distiller, heldout, heldout_targets, space)

@@ -102,6 +102,9 @@ def test_the_price_of_bits_is_that_of_images_and_targets_of_some_rows_alone():
     made.zero_grad()
     made.penalty(rows, moves_targets=False).backward()
     assert made.targets.grad is None and made.coefficients.grad.any()
+    # Of coefficients without steps, nothing that moves has a price.
+    steps = build_parameterisation("dct", pairs, {"step": 0.0, "target_step": 0.3, "rate": 0.5})
+    assert not steps.penalty(moves_targets=False).requires_grad
     assert build_parameterisation("dct", pairs, settings).penalty() is None
     # Nothing costs nothing.
     empty = build_parameterisation("dct", Pairs(*(0 * part for part in pairs)), {**settings, "rate": 0.5})

@@ -8,6 +8,7 @@ from ssdd_hub.distill.distiller import Distiller, DistillerSettings
 from ssdd_hub.distill.engine import memory
 from ssdd_hub.distill.engine.memory import MicroBatches
 from ssdd_hub.distill.krr import Regression
+from ssdd_hub.distill.parameterisations import build_parameterisation
 from ssdd_hub.distill.pool import PoolSettings, StudentPool
 from ssdd_hub.errors import InputError, SettingsError
 from ssdd_hub.models.convnet import ConvNet
@@ -40,6 +41,17 @@ def test_krr_st_on_pixels_is_built_from_its_parts_by_name_too():
     again = Distiller(theirs.parameterisation, theirs.method, settings=theirs.settings, accelerator=theirs.accelerator)
     assert run(ours, 3) == run(again, 3)
     assert torch.equal(ours.images, theirs.images)
+
+
+def test_a_price_of_targets_alone_costs_nothing_where_these_stay():
+    distiller, twin = build_distiller(), build_distiller()
+    for each, rate in ((distiller, 0.5), (twin, 0.0)):
+        given = {"step": 0.0, "target_step": 0.3, "rate": rate, "lr_images": 1e-2, "lr_targets": 1e-3}
+        each.parameterisation = build_parameterisation("dct", make_pairs(M, 99), given)
+        each._build_optimizer()
+        each.method.moves_targets = False
+    assert run(distiller, 2) == run(twin, 2)
+    assert torch.equal(distiller.images, twin.images)
 
 
 def test_a_full_memory_is_answered_by_smaller_parts_and_the_step_is_done_again(caplog):

@@ -69,6 +69,9 @@ def test_students_of_the_scores_count_where_their_batches_are_the_most():
     # No more than there are images.
     assert many.parts["scores"] == pytest.approx(12 * few.parts["scores"])
     assert sum(many.parts.values()) - many.needed == pytest.approx(sum(halves), rel=1e-3)
+    # Students side by side, each with its own activations.
+    three = plan_memory(distiller, StudentTrainingSettings(batch_size=256), students=3)
+    assert three.parts["scores"] == pytest.approx(3 * many.parts["scores"])
     # A step of theirs is an inner step.
     assert many.parts["scores"] == usual.parts["inner step"]
 

@@ -20,7 +20,8 @@ from ssdd_hub.models.layout import quick_layout
 )
 def test_channels_last_is_for_networks_that_are_safe_in_it(layer, safe):
     network = nn.Sequential(nn.Flatten(0), nn.Sequential(layer))
-    assert quick_layout(network) is (torch.channels_last if safe else torch.contiguous_format)
+    assert quick_layout(network, "cpu") is (torch.channels_last if safe else torch.contiguous_format)
+    assert quick_layout(network, torch.device("cuda", 1)) is torch.channels_last
 
 
 @pytest.mark.parametrize("channels", [[4, 8, 8, 8], [16, 16, 16, 16]])
@@ -31,7 +32,7 @@ def test_gradients_in_that_layout_are_those_of_double_precision(channels):
     )
     quick = build_student("ssdd_resnet10", num_targets=3, in_chans=3, image_size=16, channels=channels).train()
     quick.load_state_dict(exact.state_dict())
-    layout = quick_layout(quick)
+    layout = quick_layout(quick, "cpu")
     quick.to(memory_format=layout)
     images, targets = torch.randn(8, 3, 16, 16), torch.randn(8, 3)
     functional.mse_loss(exact(images.double()), targets.double()).backward()

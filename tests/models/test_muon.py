@@ -35,5 +35,26 @@ def test_gradients_are_made_orthogonal_in_float32_where_bf16_is_emulated(monkeyp
                 values = a * values + b * values**3 + c * values**5
             step, expected = (old - parameter).detach().flatten(1).double(), left @ values.diag() @ right
             scale = (step * expected).sum() / expected.square().sum()
+            # timm's rate, by which steps are as large as those of AdamW.
+            assert scale == pytest.approx(0.1 * 0.2 * max(step.shape) ** 0.5, rel=0.05)
             difference = (step - scale * expected).abs().max() / step.abs().max()
             assert difference < (0.3 if quick else 1e-3)
+
+
+def test_optimisers_that_others_build_are_left_alone(monkeypatch):
+    monkeypatch.setattr(own, "is_quick_in_bf16", lambda device: False)
+    weights = [torch.nn.Parameter(torch.randn(4, 6, generator=torch.Generator().manual_seed(0))) for _ in range(2)]
+    ours = build_muon(torch.nn.ParameterList(weights[:1]), 0.0, lr=0.1, weight_decay=0.0)
+    theirs, seen, plain = muon.Muon(weights[1:], lr=0.1), [], torch.addmm
+
+    def watched(first, *rest, **options):
+        seen.append(first.dtype)
+        return plain(first, *rest, **options)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight).triu()
+    for optimizer, dtype in ((ours, torch.float32), (theirs, torch.bfloat16)):
+        seen.clear()
+        optimizer.step()
+        assert seen and set(seen) == {dtype}

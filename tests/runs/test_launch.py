@@ -247,21 +247,18 @@ def test_the_precision_of_the_launcher_is_the_default_and_a_conflict_is_refused(
         RunSettings()
 
 
-@pytest.mark.parametrize(
-    ("quick", "machines", "precision"), [(True, "1", "bf16"), (False, "1", "no"), (False, "2", "bf16")]
-)
+@pytest.mark.parametrize(("quick", "precision"), [(True, "bf16"), (False, "no")])
 def test_a_processor_that_emulates_bf16_computes_in_float32_and_says_so(
-    monkeypatch, tmp_path, capsys, quick, machines, precision
+    monkeypatch, tmp_path, capsys, quick, precision
 ):
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
     monkeypatch.setattr(launch, "is_quick_in_bf16", lambda device: quick)
     try:
         assert build_accelerator(RunSettings(threads=1, mixed_precision="bf16"), tmp_path).mixed_precision == precision
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    assert ("float32 in place of bf16" in capsys.readouterr().out) == (precision == "no")
+    assert ("float32 in place of --run.mixed-precision bf16" in capsys.readouterr().out) == (precision == "no")
 
 
 def test_gradients_that_the_launcher_accumulates_are_refused(monkeypatch, tmp_path):

@@ -119,7 +119,8 @@ def shift(images: Tensor, offsets: Tensor) -> Tensor:
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None]
     # Indices outside are clamped to the border, and masked afterwards.
     seen = images.movedim(1, -1)[image, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None]]
-    return seen.movedim(-1, 1) * inside[:, None].to(images.dtype)
+    # Not in channels last, which some networks cannot be trained in: `models.layout`.
+    return seen.movedim(-1, 1).contiguous() * inside[:, None].to(images.dtype)
 
 
 def cut_out(images: Tensor, centres: Tensor) -> Tensor:

@@ -278,7 +278,8 @@ class Distiller:
         ]
         roots, given = [part for part, _ in learned], [gradient for _, gradient in learned]
         penalty = self.parameterisation.penalty(rows, self.method.moves_targets)
-        if penalty is not None:
+        # Without steps of the coefficients it is that of the targets alone.
+        if penalty is not None and penalty.requires_grad:
             roots, given = [*roots, penalty], [*given, torch.ones_like(penalty)]
         torch.autograd.backward(roots, given)
         return None if penalty is None else penalty.detach()

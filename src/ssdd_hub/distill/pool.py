@@ -190,7 +190,8 @@ class StudentPool:
     def _fresh(self, slot: int, generation: int, age: int = 0) -> PooledStudent:
         with seeded(self.seed, "student", slot, generation):
             module = self.build()
-        module = module.to(device=self.device, dtype=self.dtype, memory_format=quick_layout(module))  # type: ignore[call-overload]
+        layout = quick_layout(module, self.device)
+        module = module.to(device=self.device, dtype=self.dtype, memory_format=layout)  # type: ignore[call-overload]
         optimizer = self.settings.build_optimizer(module, fused=torch.device(self.device).type == "cuda")
         return PooledStudent(module, optimizer, age, generation)
 

@@ -31,7 +31,7 @@ _LOWER = {
     "inner step": "--distiller.set-batch (or pass --distiller.checkpointing true)",
     "kernel": "--distiller.set-batch",
     "real images": "--distiller.batch-size",
-    "scores": "--student-training.batch-size",
+    "scores": "--student-training.batch-size or --run.threads",
 }
 _IN_TURN = ("outer step", "inner step", "scores")
 
@@ -108,7 +108,9 @@ class MemoryPlan:
         return f"{line}\nit may not fit: lower {_LOWER[largest]}"
 
 
-def plan_memory(distiller: Distiller, training: StudentTrainingSettings | None = None) -> MemoryPlan | None:
+def plan_memory(
+    distiller: Distiller, training: StudentTrainingSettings | None = None, students: int = 1
+) -> MemoryPlan | None:
     """Returns what a distiller that has done no step will hold; None of methods without online students.
 
     A few images pass copies of a student. No state changes, that of generators included.
@@ -116,6 +118,7 @@ def plan_memory(distiller: Distiller, training: StudentTrainingSettings | None =
     Args:
         distiller: With all that it needs.
         training: How students are pre-trained on the set for its scores; None for no scores.
+        students: How many of them at the same time.
     """
     pool = getattr(distiller.method, "pool", None)
     if not isinstance(pool, StudentPool):
@@ -162,7 +165,7 @@ def plan_memory(distiller: Distiller, training: StudentTrainingSettings | None =
         "real images": 2 * real * image,
     }
     if training:
-        parts["scores"] = _BACKWARD * scored
+        parts["scores"] = students * _BACKWARD * scored
     total = total_memory(device) // (local_processes() if device.type == "cpu" else 1)
     return MemoryPlan(parts, total, device.type)
 

@@ -69,7 +69,7 @@ class _Trial:
 
 def _fresh(candidate: StudentEntry, device: torch.device) -> nn.Module:
     student = candidate.build()
-    return student.to(device, memory_format=quick_layout(student))  # type: ignore[call-overload, no-any-return]
+    return student.to(device, memory_format=quick_layout(student, device))  # type: ignore[call-overload, no-any-return]
 
 
 def _step_seconds(

@@ -268,7 +268,7 @@ class _Job:
         with seeded(self.evaluation.seed, "evaluated student", self.k):
             student = (self.set_entry.network or self.candidate.build)()
         device = self.evaluation.datasets[0].device
-        return student.to(device, memory_format=quick_layout(student)).eval()  # type: ignore[call-overload, no-any-return]
+        return student.to(device, memory_format=quick_layout(student, device)).eval()  # type: ignore[call-overload, no-any-return]
 
     def measured(self) -> _Measured:
         """Returns all that is stored."""

@@ -1,5 +1,6 @@
 """timm's Muon, quick on devices that emulate bf16 too."""
 
+import threading
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,21 @@ def build_muon(network: nn.Module, momentum: float, **rates: Any) -> torch.optim
     """Returns timm's Muon for a network, with its AdamW for what has no matrix."""
     _choose_precision()
     built: torch.optim.Optimizer = create_optimizer_v2(network, opt="muon", momentum=momentum, **rates)
+    built.register_step_pre_hook(_enter)
+    built.register_step_post_hook(_leave)
     return built
+
+
+# Whether this thread is in a step of an optimiser that was built here: those of others are left as they are.
+_step = threading.local()
+
+
+def _enter(*_: Any) -> None:
+    _step.ours = True
+
+
+def _leave(*_: Any) -> None:
+    _step.ours = False
 
 
 @cache
@@ -27,7 +42,7 @@ def _choose_precision() -> None:
     iterate = muon.zeropower_via_newtonschulz
 
     def _orthogonalise(gradient: Tensor, *args: Any, **options: Any) -> Tensor:
-        if not is_quick_in_bf16(gradient.device):
+        if getattr(_step, "ours", False) and not is_quick_in_bf16(gradient.device):
             options = {"dtype": torch.float32, **options}
         orthogonal: Tensor = iterate(gradient, *args, **options)
         return orthogonal

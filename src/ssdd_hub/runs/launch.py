@@ -24,7 +24,7 @@ from ssdd_hub.precision import is_quick_in_bf16
 from ssdd_hub.runs.folder import require_folder
 from ssdd_hub.runs.lock import locks_released
 from ssdd_hub.runs.machine import count_cpus, local_processes
-from ssdd_hub.runs.restarts import MACHINES, process_group_settings
+from ssdd_hub.runs.restarts import process_group_settings
 from ssdd_hub.runs.run_settings import LaunchSettings
 from ssdd_hub.runs.trackers import require_trackers
 from ssdd_hub.text import printable, show
@@ -100,7 +100,8 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
         raise InputError(f"{given}, or a setting of the launcher, cannot be used: {error}") from error
     if emulated:
         accelerator.print(
-            "computes in float32 in place of bf16, for which this processor has no operations: it would be slower"
+            "computes in float32 in place of --run.mixed-precision bf16, which would be slower: this processor has no "
+            "operations for it"
         )
     if accelerator.gradient_accumulation_steps != 1:
         raise InputError(
@@ -117,9 +118,6 @@ def build_accelerator(settings: LaunchSettings, folder: Path) -> Accelerator:
 
 
 def _emulates_bf16() -> bool:
-    # Several machines compute alike, whatever the processor of each: their students must not differ.
-    if int(os.environ.get(MACHINES, "1")) > 1:
-        return False
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     return on_cpu and not is_quick_in_bf16(torch.device("cpu"))
 
@@ -232,14 +230,15 @@ def keep_freed_memory(keep: bool = True) -> bool:
 
     By itself, glibc gives each large block back to the system, which then clears every page anew: on the CPU this
     costs more than some layers. And it gives threads memory of their own, so that students side by side would not
-    reuse what the main thread has freed.
+    reuse what the main thread has freed; that it no longer does, from the first call on.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     library = ctypes.CDLL(None)
     trim, blocks = (_NEVER, 0) if keep else (_DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX)
     told = library.mallopt(_M_TRIM_THRESHOLD, trim) and library.mallopt(_M_MMAP_MAX, blocks)
-    told = told and library.mallopt(_M_ARENA_MAX, 1)
-    if not keep:
+    if keep:
+        told = told and library.mallopt(_M_ARENA_MAX, 1)
+    else:
         library.malloc_trim(0)
     return bool(told)

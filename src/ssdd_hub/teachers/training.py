@@ -146,7 +146,7 @@ class Pretraining:
             )
         _check_batch(settings, objective.min_batch, len(pixels), accelerator.num_processes)
         # Convolutions, pooling and their gradients are faster in channels last.
-        self.layout = quick_layout(objective)
+        self.layout = quick_layout(objective, accelerator.device)
         self.objective = objective.to(accelerator.device).to(memory_format=self.layout)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             # torch's own conversion would drop the activations that timm keeps in its norms.
