@@ -16,14 +16,16 @@ from ssdd_hub.distill.engine.checkpointing import check_checkpointing
 from ssdd_hub.distill.engine.memory import CPU_PART, SHARE
 from ssdd_hub.distill.engine.winograd import transformed_bytes
 from ssdd_hub.distill.pool import PoolSettings, StudentPool, require_room
-from ssdd_hub.models.features import pre_logits
+from ssdd_hub.models.features import in_parts, pre_logits
 from ssdd_hub.models.pretraining import StudentTrainingSettings
 from ssdd_hub.runs.machine import free_memory, kept_bytes, local_processes, require_memory, total_memory
 from ssdd_hub.seeds import generators_kept
 
 _FULL = 0.9  # of the memory, from which on a run may end by the lack of it
 _BACKWARD = 1.3  # of the activations: the gradients on their way through them
-_KEPT = 0.5  # of these, at most, where they are computed a second time
+_KEPT = 0.5  # of these, at most, where they are computed a second time, on a GPU
+_SHOWN = 0.5  # of these, where none is kept for a backward pass
+_READ = 512  # images that an evaluation reads at a time
 _LOWER = {
     "set": "--distiller.num-images",
     "students": "--pool.size",
@@ -80,8 +82,8 @@ class MemoryPlan:
 
     Attributes:
         parts: By name. `process` is what is held already. The two halves of a step, `outer step` and `inner step`, and
-            `scores`, the pre-training of their students, follow one another: of their activations the most count on a
-            GPU, and all on the CPU.
+            `scores`, the pre-training and the evaluation of their students, follow one another: of their activations
+            the most count on a GPU, and all on the CPU.
         total: Bytes of the device; those of the main memory for each of the machine's processes.
         device: Its kind.
     """
@@ -157,15 +159,15 @@ def plan_memory(
         # Gradient and moments of each, and copies that the engine computes with.
         "students": weights * (pool.settings.size * (3 if pool.settings.optimizer == "adam" else 2) + 2),
         "outer step": _BACKWARD * activations + 2 * filters,
-        "inner step": _BACKWARD * inner * seen * _KEPT
-        if settings.checkpointing
-        else _BACKWARD * inner * seen + 3 * filters,
+        "inner step": _BACKWARD * inner * seen * (_KEPT if settings.checkpointing and device.type != "cpu" else 1)
+        + (0 if settings.checkpointing else 3 * filters),
         # Features and their gradients; the system, its factors and its gradient; the kernel of real images.
         "kernel": number * (2 * (seen + real) * width + 4 * side**2 + 2 * real * side + 2 * seen * side),
         "real images": 2 * real * image,
     }
     if training:
-        parts["scores"] = students * _BACKWARD * scored
+        shown = len(in_parts(some.images.expand(_READ, -1, -1, -1))[0])
+        parts["scores"] = students * (_BACKWARD * scored + _SHOWN * outer * shown)
     total = total_memory(device) // (local_processes() if device.type == "cpu" else 1)
     return MemoryPlan(parts, total, device.type)
 
