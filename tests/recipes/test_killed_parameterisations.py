@@ -14,7 +14,7 @@ SETTINGS = [
     *("--config", RECIPES / "configs" / "smoke.yaml", "--distiller.steps", STEPS, "--run.checkpoint-every", EVERY),
     *("--teacher-training.max-steps", "2", "--student-training.epochs", "2", "--evaluate.seeds", "1"),
 ]
-# Steps so small that learning changes what is stored; layers that are added before and after the end.
+# Steps so small that learning changes what is stored; layers that are added within the steps.
 ARGS = {"dct": "{step: 0.5, target_step: 0.1}", "bases": "{bases: 8, step: 0.25, target_step: 0.1}"}
 ARGS |= {"pyramid": "{every: 10}"}
 CASES = {
