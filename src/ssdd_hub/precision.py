@@ -25,5 +25,5 @@ def _has_operations() -> bool:
     # PyTorch's own compiler asks this before it uses oneDNN in bf16. It is true of all of AVX-512, which emulates bf16
     # but in its latest versions.
     known = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # type: ignore[no-untyped-call]
-    of_intel = platform.machine().lower() in ("x86_64", "amd64")
-    return bool(known and (not of_intel or torch.cpu._is_avx512_bf16_supported()))
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return bool(known and (not x86 or torch.cpu._is_avx512_bf16_supported()))

@@ -13,7 +13,7 @@ from ssdd_hub.text import show
 
 
 def find_file(name: str, folder: Path | None) -> Path:
-    """Returns a file of settings: this one, or the one in the folder that is called so, as `photos` (`.yaml`)."""
+    """Returns this file of settings, or the one of that name in the folder: `photos` or `photos.yaml`."""
     path = Path(name)
     # A name that the system does not take, such as a very long one, is no file.
     if not folder or path.name != name or os.path.exists(path):

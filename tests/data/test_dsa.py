@@ -29,7 +29,7 @@ def make_images(count=4, channels=3, height=9, width=9, seed=0, dtype=torch.floa
 
 @pytest.mark.parametrize("name", [*AUGMENTATIONS, *OPERATIONS, *FURTHER])
 def test_images_keep_the_usual_layout(name):
-    """In channels last, which some networks are not in, gradients of these would be written anywhere."""
+    """Not channels last: from such images oneDNN corrupts weight gradients of networks in the usual layout."""
     operation = {**AUGMENTATIONS, **OPERATIONS, **FURTHER}[name]
     given = make_images(height=8, width=8)
     assert operation(given, torch.Generator().manual_seed(0), False).is_contiguous()

@@ -30,7 +30,7 @@ _LOWER = {
     "set": "--distiller.num-images",
     "students": "--pool.size",
     "outer step": "--distiller.micro-batch, --distiller.memory-budget or --distiller.set-batch",
-    "inner step": "--distiller.set-batch (or pass --distiller.checkpointing true)",
+    "inner step": "--distiller.set-batch",
     "kernel": "--distiller.set-batch",
     "real images": "--distiller.batch-size",
     "scores": "--student-training.batch-size or --run.threads",
@@ -107,7 +107,9 @@ class MemoryPlan:
         if self.needed <= _FULL * self.total:
             return line
         largest = max(_LOWER, key=lambda name: self.parts.get(name, 0))
-        return f"{line}\nit may not fit: lower {_LOWER[largest]}"
+        # On the CPU checkpoints save nothing, see `_KEPT`.
+        more = " (or pass --distiller.checkpointing true)" if (largest, self.device) == ("inner step", "cuda") else ""
+        return f"{line}\nit may not fit: lower {_LOWER[largest]}{more}"
 
 
 def plan_memory(

@@ -229,8 +229,8 @@ def keep_freed_memory(keep: bool = True) -> bool:
     """Makes this process reuse freed memory for the next tensors, or no longer; returns whether the C library can.
 
     By itself, glibc gives each large block back to the system, which then clears every page anew: on the CPU this
-    costs more than some layers. And it gives threads memory of their own, so that students side by side would not
-    reuse what the main thread has freed; that it no longer does, from the first call on.
+    costs more than some layers. It also gives each thread an arena of its own, in which students side by side would
+    not reuse what the main thread has freed: `keep` makes new threads share one, for the rest of the process.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

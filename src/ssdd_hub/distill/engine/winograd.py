@@ -56,7 +56,7 @@ def is_supported(layer: nn.Module) -> bool:
 
 
 def transformed_bytes(module: nn.Module) -> int:
-    """Returns the bytes that the filters of a module's convolutions that suit take once they are transformed."""
+    """Returns the bytes of the transformed filters of all supported convolutions of a module."""
     weights = [cast(Tensor, layer.weight) for layer in module.modules() if is_supported(layer)]
     return sum(weight.nbytes for weight in weights) * 36 // 9
 
