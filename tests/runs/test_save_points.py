@@ -9,6 +9,14 @@ from ssdd_hub.runs import save_points
 from ssdd_hub.runs.save_points import SavePoints
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C as a terminal sends it: where the tests run in the background, it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def loop(points, steps, ask=None):
     """Returns the steps that are saved; the signal arrives in the middle of step 3."""
     saved = []
@@ -75,6 +83,8 @@ def test_an_interrupt_after_the_last_save_is_not_lost():
 def test_a_signal_ends_the_process_as_it_would_have_after_a_save(name):
     code = (
         "import signal; from ssdd_hub.runs.save_points import SavePoints\n"
+        # Where the tests run under nohup, it would be ignored.
+        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"
         "with SavePoints(100, alone=True) as points:\n"
         f"    signal.raise_signal(signal.{name})\n"
         "    assert points.due(1); print('saved', flush=True); points.end_if_asked(); print('not reached')"
