@@ -57,7 +57,7 @@ class AuditConfig:
     record: bool = False
     run: LaunchSettings = field(default_factory=LaunchSettings)
     seed: int = 0
-    output: str | None = None
+    output: str = ""
 
     def __post_init__(self) -> None:
         require(

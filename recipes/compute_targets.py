@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssdd_hub import InputError
-from ssdd_hub.data import DataSettings, ImageStream, load_images
+from ssdd_hub.data import DataSettings, ImageBank, ImageStream, load_images
 from ssdd_hub.errors import require
 from ssdd_hub.files import atomic_path
 from ssdd_hub.runs import UntrackedSettings, build_accelerator, report_errors
@@ -48,7 +48,7 @@ class ComputeTargetsConfig:
     targets: TargetSettings = field(default_factory=TargetSettings)
     run: UntrackedSettings = field(default_factory=UntrackedSettings)
     seed: int = 0
-    output: str | None = None
+    output: str = ""
 
     def __post_init__(self) -> None:
         require(
@@ -76,6 +76,7 @@ def main() -> None:
             "local-dir:FOLDER of a teacher that recipes/train_teacher.py has trained"
         )
 
+    images: ImageBank | ImageStream
     if config.data.streaming:
         images = ImageStream(config.data, accelerator.is_main_process)
     else:

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -50,6 +50,7 @@ from ssdd_hub.evaluation.protocols import (
     AccuracySettings,
     BackboneProbe,
     BackboneProbeSettings,
+    EvaluationProtocol,
     LinearProbe,
     ProbeSettings,
     TeacherError,
@@ -137,7 +138,7 @@ class DistillConfig:
     run: RunSettings = field(default_factory=RunSettings)
     seed: int = 0
     minutes: float | None = None
-    output: str | None = None
+    output: str = ""
 
     def __post_init__(self) -> None:
         shared = {**self.distiller.shared(), "pool": self.pool}
@@ -206,7 +207,8 @@ def evaluate(
     set_entries = [entry_of_set("distilled", distilled, accelerator.device), *beside]
     accuracy = config.accuracy.of_sets({"distilled": distilled.provenance})
     first = Accuracy(accuracy, config.student_training) if config.targets.of == LABELS else TeacherError()
-    protocols = BackboneProbe.of_each(config.backbone_probe) or [first, LinearProbe(config.probe)]
+    protocols: list[EvaluationProtocol] = [*BackboneProbe.of_each(config.backbone_probe)]
+    protocols = protocols or [first, LinearProbe(config.probe)]
     candidates = [StudentEntry.of(student.name, student.building(), protocols, **distilled.student_shape)]
     store, facts = ScoreStore(folder / "scores"), {"source": real.name}
     parts = (set_entries, candidates, [real], config.student_training, seeds, config.seed, store, facts)
@@ -238,8 +240,9 @@ def build_distiller(
     shared, engine = {**settings.shared(), "pool": config.pool}, build_engine(settings.computing(), accelerator)
     # Every process chose them, and what was trained for that may differ in its last bits.
     pairs = Pairs(*(broadcast(part.contiguous()) for part in pairs.to(engine.device, engine.dtype)))
-    drawn = {"batch_size": settings.batch_size, "seed": config.seed, "augment": settings.augment}
-    images, targets = source.bank, source.targets
+    drawn: dict[str, Any] = {"batch_size": settings.batch_size, "seed": config.seed, "augment": settings.augment}
+    # A selection may hold them as a tensor; a run does not.
+    images, targets = source.bank, cast(Targets, source.targets)
     batches = build_batches(images, cache, targets, source.pixel_space, **drawn, views=config.targets.views)
     batches = engine.prefetch(batches, settings.steps)
     shape = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": targets.width}
@@ -264,13 +267,13 @@ def make_set(config: DistillConfig) -> DistilledSet:
     accelerator, run = begin(config, defaults=DistillConfig())
     settings, dtype = config.distiller, getattr(torch, config.distiller.precision)
     if settings.batch_size < accelerator.num_processes:
-        least = f"{accelerator.num_processes}, one image for each process"
-        raise InputError(f"--distiller.batch-size must be at least {least}, got {settings.batch_size}: raise it")
+        needed = f"{accelerator.num_processes}, one image for each process"
+        raise InputError(f"--distiller.batch-size must be at least {needed}, got {settings.batch_size}: raise it")
     images, heldout = load_images(config.data, config.seed, accelerator.is_main_process)
     labelled = config.targets.of == LABELS
     if labelled:
         images, heldout = with_classes(images, config.data), with_classes(heldout, config.data)
-        check_classes(images.labels)
+        check_classes(cast(Tensor, images.labels))
     least = real_images(config.init, settings.num_images, config.selection)
     if least > len(images) and config.init not in (MIXED, NOISE):
         raise InputError(
@@ -285,8 +288,9 @@ def make_set(config: DistillConfig) -> DistilledSet:
     if config.student.pretrained:
         inputs["student"] = students.weights()
     batches = {"--distiller.num-images": settings.num_images}
-    for name, training in {"student-training": config.student_training, "accuracy": config.accuracy}.items():
-        batches[f"--{name}.batch-size"] = min(training.batch_size, settings.num_images)
+    sizes = {"student-training": config.student_training.batch_size, "accuracy": config.accuracy.batch_size}
+    for name, size in sizes.items():
+        batches[f"--{name}.batch-size"] = min(size, settings.num_images)
     check_batches(student, batches, **shape)
     if needs_expert(config.init, labelled):
         check_experts(config.selection, len(images), **shape)
@@ -309,8 +313,8 @@ def make_set(config: DistillConfig) -> DistilledSet:
         run.start(inputs)
         start_trackers(accelerator, run)
     else:
-        about = {"seed": config.seed, "provenance": describe_training(to_dict(config), images.provenance)}
-        about |= {"least": config.targets.dim or 1, "accelerator": accelerator, "inputs": inputs}
+        about: dict[str, Any] = {"seed": config.seed, "least": config.targets.dim or 1, "accelerator": accelerator}
+        about |= {"provenance": describe_training(to_dict(config), images.provenance), "inputs": inputs}
         teacher = load_or_train_teacher(config.teacher, config.teacher_training, images, run, **about)
         teacher = teacher.to(accelerator.device, dtype)
     estimated.done("teacher")
@@ -341,7 +345,7 @@ def make_set(config: DistillConfig) -> DistilledSet:
 
     about_students = students.describe()
     provenance = describe_run(to_dict(config), images.provenance, teacher, transform, space, about_students)
-    provenance |= {"method": config.method.name.replace("_", "-"), "target_features": features.describe()}
+    provenance |= {"method": config.method.name.replace("_", "-"), "target_features": targets.describe()}
     provenance |= {"use": config.student_training.describe(), "seconds": seconds, "heldout": inputs["heldout"]}
     if learned := distiller.method.learned():
         provenance["learned"] = learned

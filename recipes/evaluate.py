@@ -55,8 +55,10 @@ from ssdd_hub.text import show
 DEFAULT = Path(__file__).parent / "configs" / "evaluate.yaml"
 EQUAL = ("images", "bytes", "both")
 RECIPE = {each.name for each in fields(StudentTrainingSettings)} - {"epochs", "max_steps", "steps", "batch_size"}
-PROTOCOLS = ("accuracy", "teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd", RANK, DD_RANKING)
-PROTOCOLS += (BACKBONE_PROBE,)
+PROTOCOLS = (
+    *("accuracy", "teacher_error", "probe", "probe_mkdt", "finetune", "knn", "krr", "kd"),
+    *(RANK, DD_RANKING, BACKBONE_PROBE),
+)
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class EvaluateConfig:
     run: EstimatedSettings = field(default_factory=EstimatedSettings)
     cache: str | None = None
     seed: int = 0
-    output: str | None = None
+    output: str = ""
 
     def __post_init__(self) -> None:
         # YAML has a word for nothing, which is a reference here.
@@ -222,8 +224,8 @@ def read_settings() -> tuple[EvaluateConfig, dict[str, Any]]:
         given.update(values)
         return stated_settings(values["sets"][0], values) if values.get("sets") else {}
 
-    default, how = None if named else DEFAULT, {"description": __doc__, "stated": stated, "folder": DEFAULT.parent}
-    return parse_config(EvaluateConfig, default, **how), given
+    default, place = None if named else DEFAULT, DEFAULT.parent
+    return parse_config(EvaluateConfig, default, description=__doc__, stated=stated, folder=place), given
 
 
 def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
@@ -250,8 +252,7 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     scoring = [build[name]() for name in config.protocols if name in build]
     variants = kinds.accuracy_variants(config.accuracy, config.student_training, config.dd_ranking)
     if robust:
-        known = {protocol.name: protocol for protocol in [*scoring, *variants.values()]}
-        scoring = list(known.values())
+        scoring = [*{protocol.name: protocol for protocol in [*scoring, *variants.values()]}.values()]
     if BACKBONE_PROBE in config.protocols:
         scoring += kinds.BackboneProbe.of_each(config.backbone_probe)
     if robust or {"accuracy", BACKBONE_PROBE} & {*config.protocols}:
@@ -305,8 +306,8 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
             machine = describe_machine(accelerator.device, accelerator.num_processes)
             seconds = time.perf_counter() - started
             beside = [entry for entry in set_entries if entry.name.startswith("random")]
-            references = {entry.name: first_images(entry) for entry in beside}
-            print(save_evaluation(run, config, sets, records, machine, seconds, results.by_class, references))
+            images = {entry.name: first_images(entry) for entry in beside}
+            print(save_evaluation(run, config, sets, records, machine, seconds, results.by_class, images))
             files = "report.html, gallery.html, scores.md, scores.json"
             files += ", worth.png" if (run.path / "worth.png").is_file() else ""
             print(f"\nIn {run.path} after {seconds:.0f} s: {files}")

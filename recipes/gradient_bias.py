@@ -72,10 +72,10 @@ def main() -> None:
     records = []
     for name, problem in problems.items():
         sampled = sample_gradients(problem, pixels, config.bias.draws, config.seed, name)
-        record = {"loss": name, "learning_rate": problem.learning_rate}
-        records.append(record | measure_bias(problem.exact_gradient(pixels), sampled))
+        found = measure_bias(problem.exact_gradient(pixels), sampled)
+        records.append({"loss": name, "learning_rate": problem.learning_rate, **found})
         run.log.rewind(name, 0)
-        run.log.write({"stage": name, "step": number, "error": error} for number, error in records[-1]["curve"])
+        run.log.write({"stage": name, "step": number, "error": error} for number, error in found["curve"])
 
     machine, seconds = describe_machine(accelerator.device, 1), time.perf_counter() - started
     facts = {"machine": machine, "versions": describe_versions(), "command": describe_command()}

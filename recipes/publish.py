@@ -77,7 +77,7 @@ class PublishConfig:
     dry_run: bool = False
     run: UntrackedSettings = field(default_factory=UntrackedSettings)
     seed: int = 0
-    output: str | None = None
+    output: str = ""
 
     def __post_init__(self) -> None:
         idle = ", ".join(str(name) for name in self.student_args if name not in self.students)
@@ -96,7 +96,8 @@ def plan_run(config: PublishConfig, repo_id: str) -> tuple[Plan, Plan | None]:
     teacher_id = f"{repo_id}-teacher"
     scores = {} if config.scores is None else read_scores(Path(config.scores))
     additions = CardOverrides(config.license, config.license_reason, teacher_id if config.teacher else None, **scores)
-    place = {"private": config.private, "revision": config.revision, "create_pr": config.create_pr, "tag": config.tag}
+    place: dict[str, Any] = {"private": config.private, "revision": config.revision}
+    place |= {"create_pr": config.create_pr, "tag": config.tag}
     plan = plan_set(config.set, repo_id, **place, additions=additions, dry_run=config.dry_run)
     if config.teacher is None:
         return plan, None
@@ -110,7 +111,7 @@ def plan_run(config: PublishConfig, repo_id: str) -> tuple[Plan, Plan | None]:
 def main() -> None:
     """Plans, teacher, set, students, collection; the record grows with each."""
     config = parse_config(PublishConfig, None, description=__doc__)
-    output = Path(str(config.output))
+    output = Path(config.output)
     accelerator = build_accelerator(config.run, output)
     if not accelerator.is_main_process:
         return

@@ -14,7 +14,7 @@ computed before the clock starts.
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -104,7 +104,7 @@ def main() -> None:
     if outer.num_images > len(bank):
         raise InputError(f"{outer.num_images} images are distilled from {len(bank)}: lower --distiller.num-images")
     teacher, student = load_teacher(config.teacher, bank).to(device), config.student
-    shape = {"in_chans": bank.num_channels, "image_size": bank.image_size}
+    shape: dict[str, Any] = {"in_chans": bank.num_channels, "image_size": bank.image_size}
     batches = {"--distiller.num-images": outer.num_images}
     batches["--student-training.batch-size"] = min(config.student_training.batch_size, outer.num_images)
     smallest = StudentBuilder(student.name, num_targets=1, **shape, **student.building())()
@@ -123,15 +123,15 @@ def main() -> None:
 
     def ours() -> Distiller:
         """Returns our distiller, with targets from the cache."""
-        drawn = {"batch_size": outer.batch_size, "seed": seed, "augment": outer.augment, "views": 0}
+        drawn: dict[str, Any] = {"batch_size": outer.batch_size, "seed": seed, "augment": outer.augment, "views": 0}
         batches = build_batches(bank, cache, targets, space, **drawn)
         return Distiller(*first, StudentPool(build, pool, seed, device=device), batches, outer, accelerator)
 
     def plain() -> PlainDistiller:
         """Returns the plain distiller, which runs the teacher on every batch."""
         batches = real_batches(bank.pixels, space, outer, seed, device)
-        images = (part.to(device) for part in first)
-        return PlainDistiller(*images, build, batches, lambda seen: transform(teacher(seen)), outer, pool, seed)
+        parts = first[0].to(device), first[1].to(device)
+        return PlainDistiller(*parts, build, batches, lambda seen: transform(teacher(seen)), outer, pool, seed)
 
     builders = {"ours": ours, "plain": plain}
     snapshots = {

@@ -62,7 +62,7 @@ class TrainTeacherConfig:
     run: EstimatedSettings = field(default_factory=EstimatedSettings)
     seed: int = 0
     minutes: float | None = None
-    output: str | None = None
+    output: str = ""
 
     def __post_init__(self) -> None:
         require(

@@ -41,7 +41,8 @@ def estimate(
         where it fails; `scores`, the seconds of the evaluations.
     """
     loaded = dict[str, Banks]()
-    rows, scores, kinds = list[dict[str, Any]](), 0.0, {(plan.method, plan.budget): plan for plan in reversed(plans)}
+    rows, scores = list[dict[str, Any]](), 0.0
+    kinds = {(plan.method, plan.budget): plan for plan in reversed([*plans])}
     for method, budget in dict.fromkeys((plan.method, plan.budget) for plan in plans):
         left = [plan for plan in plans if (plan.method, plan.budget) == (method, budget) and not jobs.is_made(plan)]
         seconds: float | None = 0.0
@@ -99,7 +100,7 @@ def _scoring(
     """Returns the seconds of one evaluation of so many sets beside its references."""
     images, heldout = _load(settings, loaded)
     heldout = draw_heldout(heldout, asked.evaluate.max_heldout, settings.seed)
-    shape = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": _WIDTH}
+    shape: dict[str, Any] = {"in_chans": images.num_channels, "image_size": images.image_size, "num_targets": _WIDTH}
     candidate = StudentEntry.of(settings.student.name, settings.student.model_args, [], **shape)
     data = RealData("source", images, heldout, PixelSpace.of(images.pixels), accelerator.device, None)
     size, use = settings.distiller.num_images, asked.student_training

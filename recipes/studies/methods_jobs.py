@@ -35,7 +35,7 @@ from ssdd_hub.targets.labels import LABELS
 from ssdd_hub.text import show_bytes
 
 # Read as their recipes read theirs.
-read_distill, read_evaluate = (partial(parse_config, kind, None) for kind in (DistillConfig, EvaluateConfig))
+read_distill, read_evaluate = partial(parse_config, DistillConfig, None), partial(parse_config, EvaluateConfig, None)
 RECIPES = Path(__file__).parents[1]
 CONFIGS = Path("configs") / "methods"
 _ABOVE = 1.1  # times its budget that a set may take

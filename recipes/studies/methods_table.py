@@ -41,7 +41,7 @@ def join_scores(scored: Mapping[int, Sequence[Record]]) -> list[Record]:
         first, known = next(iter(mine.values())), [record for record in mine.values() if record["n"]]
         values = [mine[seed]["mean"] if seed in mine else None for seed in scored]
         within = [record["std"] for record in known if record["n"] > 1]
-        sizes = {
+        sizes: Record = {
             size: round(np.mean([record[size] for record in mine.values()]))
             for size in ("images", "bytes")
             if size in first

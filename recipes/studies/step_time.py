@@ -108,7 +108,7 @@ class Benchmark:
         batches = real_batches(self.pixels, SPACE, replace(self.outer, augment=True), self.seed, self.device)
         return PlainDistiller(*first, self._student, batches, teacher, self.outer, POOL, self.seed, watch.part)
 
-    def _shape(self) -> dict[str, int]:
+    def _shape(self) -> dict[str, Any]:
         settings = self.settings
         return {"num_targets": settings.num_targets, "in_chans": 3, "image_size": settings.image_size}
 

@@ -96,6 +96,10 @@ class Targets:
         """Whether each access reads the features from the disk."""
         return isinstance(self.features, FeatureBank) and self.features.num_bytes > MOST_IN_MEMORY
 
+    def describe(self) -> dict[str, Any]:
+        """Returns what provenance records of the features; of a tensor, nothing."""
+        return {} if isinstance(self.features, Tensor) else self.features.describe()
+
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
         """Returns targets `(n, D')`, on the CPU, of a slice, or at indices `(n,)` in `[0, N)`, which may repeat."""
         return self._ready(self.features[rows].to("cpu", self.dtype))
