@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from ssdd_hub import DistilledSet, InputError
 from ssdd_hub.data import DataSettings
@@ -30,7 +31,7 @@ from ssdd_hub.seeds import generator
 from ssdd_hub.sets.audit import audit, directions, draw_closest, require_source, start_places, tell_audit
 from ssdd_hub.sets.similarity import nearest, standardise
 from ssdd_hub.settings import parse_config, to_yaml
-from ssdd_hub.teachers import TeacherSettings
+from ssdd_hub.teachers import Teacher, TeacherSettings
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,10 @@ def measure(config: AuditConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     require_source(distilled.provenance, source.train, given)
     teacher = loader.teacher(config.teacher)
     pixels = distilled.pixel_space.denormalise(distilled.images)
-    heldout = draw_heldout(source.heldout, config.most, config.seed).pixels
-    rows = torch.randperm(len(source.train), generator=generator(config.seed, "audit"))[: len(heldout)]
+    # As many of either: among more of one, the nearest is nearer by chance.
+    most = min(config.most, len(source.train), len(source.heldout))
+    heldout = draw_heldout(source.heldout, most, config.seed).pixels
+    rows = torch.randperm(len(source.train), generator=generator(config.seed, "audit"))[:most]
     places = start_places(distilled.provenance, len(source.train))
     parts = [source.train.pixels[rows], heldout]
     parts += [] if places is None else [source.train.pixels[places]]
@@ -93,7 +96,7 @@ def measure(config: AuditConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     if teacher is not None:
         with torch.no_grad():
             seen = [pixels.clamp(0, 1), *(part / 255 for part in parts)]
-            features = [torch.cat([teacher(chunk) for chunk in part.split(256)]).float() for part in seen]
+            features = [_features(teacher, part, accelerator.device) for part in seen]
         found["teacher"] = audit(*directions(*features))
     if accelerator.is_main_process:
         output = Path(config.output)
@@ -110,6 +113,11 @@ def measure(config: AuditConfig, given: Mapping[str, Any]) -> dict[str, Any]:
             print(f"the record and the card of {config.set} state it")
     accelerator.end_training()
     return found
+
+
+def _features(teacher: Teacher, pixels: Tensor, device: torch.device) -> Tensor:
+    """Returns the teacher's features `(n, D)`, on the CPU, of pixels `(n, C, H, W)`."""
+    return torch.cat([teacher(chunk.to(device)).float().cpu() for chunk in pixels.split(256)])
 
 
 @report_errors

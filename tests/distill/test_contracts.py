@@ -6,7 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from reference import contract_cases
-from reference.contract_cases import PARAMETERISATION_CLASSES, STEPS, M, build, every_case, make_pairs, run
+from reference.contract_cases import (
+    PARAMETERISATION_CLASSES,
+    STEPS,
+    D,
+    M,
+    build,
+    every_case,
+    make_pairs,
+    make_source,
+    run,
+)
 from reference.warm import Running, start_two
 from torch import nn
 
@@ -136,6 +146,20 @@ def test_a_price_of_bits_makes_a_set_smaller(accelerator):
         found[rate] = num_bytes(packed.tensors)
     assert found[10.0]["images"] < found[0.0]["images"] and found[10.0]["targets"] < found[0.0]["targets"]
     assert logged[-1]["penalty"] < logged[0]["penalty"]
+
+
+@pytest.mark.parametrize("method", ["lgm", "mtt", "dm", "idc"])
+def test_a_price_of_bits_leaves_class_labels_alone(accelerator, method):
+    labels = torch.arange(21) % D
+    distiller = build(method, "dct", accelerator, source=make_source(labels=labels))
+    first = make_pairs(M, 99, labelled=True)
+    settings = {"step": 0.5, "target_step": 0.25, "lr_images": 0.2, "lr_targets": 0.2, "rate": 10.0}
+    distiller.parameterisation = Dct.start(first, DctSettings(**settings))
+    distiller._build_optimizer()
+    list(distiller.warm_up())
+    before = distiller.targets.clone()
+    assert all(distiller.step()["penalty"].isfinite() for _ in range(4))
+    assert torch.equal(distiller.targets, before) and torch.equal(before.argmax(1), first.targets.argmax(1))
 
 
 def test_pixels_hold_copies_of_what_they_start_from():

@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from ssdd_hub.evaluation.entries import REFERENCES
 from ssdd_hub.results.charts import own_sets
 from ssdd_hub.results.verdict import verdict, verdicts
 
@@ -70,6 +71,7 @@ def test_every_set_that_is_no_reference_has_a_paragraph():
     assert "Farther" in told[1]
     sized = [dict(each, set="random-50") for each in scores(0.1, 0.9) if each["set"] == "random"]
     assert own_sets([*scores(0.1, 0.9), *sized, *others]) == ["distilled", "mine"]
+    assert own_sets([{"set": name} for name in REFERENCES]) == []
 
 
 def test_measurements_of_one_outcome_are_told_together():

@@ -84,6 +84,7 @@ class HeldoutError:
     def _error(self, judge: nn.Module, distiller: Distiller) -> float:
         # As many pairs as the steps see, always the same.
         rows, dtype = distiller.method.rows(len(distiller.parameterisation), 0), distiller.engine.kernel_dtype
+        rows = None if rows is None else rows.to(distiller.engine.device)
         images, targets = distiller.rendered(rows)
         ridge = getattr(distiller.method.settings, "ridge", 1e-6)
 

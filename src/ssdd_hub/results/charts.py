@@ -45,13 +45,14 @@ STYLES = {
     "kcenter": Style("#cc79a7", "D"),
     "herding": Style("#e69f00", "P"),
     "high_loss": Style("#882255", "X"),
+    "rded": Style("#aa4499", "H"),
     "gaussian": Style("#999933", "<"),
     "none": Style("#a3a3a3", "x", "--"),
     "full": Style("#555555", "d", "--"),
     "teacher": Style("#222222", "*", ":"),
 }
 DPI = 110
-_SPARE = [Style("#332288", "p"), Style("#6b4c2a", ">"), Style("#117733", "h"), Style("#aa4499", "H")]
+_SPARE = [Style("#332288", "p"), Style("#6b4c2a", ">"), Style("#117733", "h")]
 _MARKERS = "s^DvPX<>phd*"  # of the forms in which real images are stored
 
 

@@ -60,6 +60,8 @@ class Lgm(Method):
     Settings = LgmSettings
     stage = "real features"
     long_steps = True
+    # They name the groups.
+    moves_targets = False
     settings: LgmSettings
     groups: Groups
 

@@ -51,6 +51,8 @@ class Matching(Method):
 
     def __init__(self, settings: MatchingSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
+        # Class labels say which images are matched, and have no gradient.
+        self.moves_targets = not problem.has_classes
         needed = f"Settings of the method {self.name} must extend ssdd_hub.distill.methods.matching.MatchingSettings"
         require((isinstance(settings, MatchingSettings), f"{needed}, got {type(settings).__name__}"))
 

@@ -131,6 +131,8 @@ class Mkdt(Method):
         self.step_size = torch.tensor(settings.step_size, dtype=engine.dtype, device=engine.device)
         self._momentum = torch.zeros_like(self.step_size)
         self._slope = torch.zeros_like(self.step_size)
+        # Classes have no gradient.
+        self.moves_targets = settings.task != "hard-labels"
 
     def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
         """Trains the experts.
