@@ -97,10 +97,14 @@ def test_a_set_is_known_by_all_that_training_on_it_depends_on():
         replace(made, views=made.views * 0),
         replace(made, view_targets=-made.view_targets),
         replace(made, pixel_space=PixelSpace((0.4,), (0.25,))),
+        # Protocols may train on them.
+        replace(made, labels=torch.arange(3), label_names=["a", "b", "c"]),
+        replace(made, labels=torch.arange(3).flip(0), label_names=["a", "b", "c"]),
+        replace(made, labels=torch.arange(3), label_names=["a", "b", "d"]),
     ]
     kinds = [describe_pairs(found) for found in (made, *others)]
     assert all(a != b for i, a in enumerate(kinds) for b in kinds[:i])
-    told = replace(made, provenance={"method": "x"}, labels=torch.arange(3), label_names=["a", "b", "c"])
+    told = replace(made, provenance={"method": "x"})
     assert describe_pairs(told) == describe_pairs(made)
     first, second = (entry_of_set(name, made, "cpu") for name in ("a", "b"))
     assert first.identity(0) == second.identity(1)
@@ -119,6 +123,19 @@ def test_a_reference_is_the_selection_of_its_student(references, source, method)
         assert same(all_pairs(set_entry, k), (made.images, made.targets))
         assert set_entry.identity(k) == describe_pairs(made)
     assert set_entry.identity(0) != set_entry.identity(1)
+
+
+@pytest.mark.parametrize("changed", [{"labels": torch.zeros(20).long()}, {"label_names": ["a", "other"]}])
+def test_other_labels_are_selected_anew(references, selected, source, changed):
+    references.prepare(["random"], [5], 1, progress=False)
+    relabelled = replace(source, bank=replace(source.bank, **changed))
+    again = replace(references, source=relabelled)
+    again.prepare(["random"], [5], 1, progress=False)
+    assert selected == [("random", 5)] * 2
+    found = again.set_entry("random", 5).pairs(0).distilled
+    assert found.label_names == relabelled.bank.label_names
+    assert set(found.labels.tolist()) <= set(relabelled.bank.labels.tolist())
+    assert again.set_entry("full", 5).identity(0) != references.set_entry("full", 5).identity(0)
 
 
 def test_what_was_selected_is_kept(references, selected, source):

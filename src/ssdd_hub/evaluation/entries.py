@@ -14,6 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ssdd_hub.bounds import among
+from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import InputError, require
 from ssdd_hub.evaluation.forms import Form, count_for
 from ssdd_hub.evaluation.protocols.base import EvaluationProtocol, WholeNetwork
@@ -137,9 +138,16 @@ def _no_pairs(k: int) -> Pairs | None:
 
 
 def describe_pairs(distilled: DistilledSet) -> dict[str, Any]:
-    """Returns JSON that names the pairs of a set by their content."""
+    """Returns JSON that names the pairs of a set, and the labels that it may have, by their content."""
     hashes = _hash_tensors(distilled, "images", "targets", "views", "view_targets")
-    return {**hashes, "pixel_space": distilled.pixel_space.to_dict()}
+    return {**hashes, "pixel_space": distilled.pixel_space.to_dict(), **_describe_labels(distilled)}
+
+
+def _describe_labels(owner: DistilledSet | ImageBank) -> dict[str, Any]:
+    """Returns what identifies the labels of images and their names; nothing where there are none."""
+    if owner.labels is None:
+        return {}
+    return {"labels": fingerprint_labels(owner.labels), "label_names": owner.label_names}
 
 
 def describe_matrix(transform: TargetTransform) -> list[str]:
@@ -178,7 +186,8 @@ class Baselines:
             return SetEntry(name, _no_pairs, lambda k: about, network=self._teacher, protocols=protocols)
         if method == FULL:
             pairs = SourcePairs(source.bank, source.targets, source.pixel_space, source.device)
-            return SetEntry(name, lambda k: pairs, lambda k: {"full": self._origin})
+            about = {"full": self._origin, **_describe_labels(source.bank)}
+            return SetEntry(name, lambda k: pairs, lambda k: about)
         if method not in SELECTIONS:
             require(among("a reference", method, REFERENCES))
 
@@ -304,6 +313,8 @@ class Baselines:
     def _path(self, method: str, count: int, k: int, form: Form | None = None) -> Path:
         key = [self._origin, method, count, asdict(self.settings), self.seed, k, self.num_views]
         key += [] if self.view_kind == "crops" else [self.view_kind]
+        # A selection holds those of its images.
+        key += [_describe_labels(self.source.bank)]
         words = [method, *([str(form)] if form else []), str(count), str(k)]
         return self.folder / "-".join([*words, hash_json([*key, *([form.identity] if form else [])])[:8]])
 
