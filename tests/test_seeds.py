@@ -1,10 +1,11 @@
 import itertools
+import threading
 from collections import Counter
 
 import pytest
 import torch
 
-from ssdd_hub.seeds import derive_seed, draw_batch, generator, seeded
+from ssdd_hub.seeds import derive_seed, draw_batch, generator, seeded, seeded_training
 
 
 def test_a_derived_seed_never_changes():
@@ -67,3 +68,59 @@ def test_every_item_is_drawn_first_about_equally_often():
     firsts = Counter(draw_batch(5, 5, 0, "batch", step)[0].item() for step in range(1000))
     # 200, and five standard deviations of a binomial.
     assert all(abs(firsts[item] - 200) < 64 for item in range(5))
+
+
+class Noisy(torch.nn.Module):
+    """A layer with dropout; `share` 0 draws nothing."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.layer, self.dropout = torch.nn.Linear(64, 64), torch.nn.Dropout(share)
+
+    def forward(self, x):
+        return self.dropout(self.layer(x))
+
+
+def test_what_a_student_draws_in_training_is_a_function_of_seed_purpose_and_counters():
+    student, x = Noisy(0.5), torch.ones(8, 64)
+
+    def mask(*key):
+        torch.rand(int(torch.randint(1, 9, ())))
+        with seeded_training(student, *key):
+            return student(x) == 0
+
+    first = mask(1, "dropout", 2)
+    state = torch.get_rng_state()
+    assert torch.equal(mask(1, "dropout", 2), first) and 0.3 < first.double().mean() < 0.7
+    for other in ((2, "dropout", 2), (1, "x", 2), (1, "dropout", 3)):
+        assert not torch.equal(mask(*other), first)
+    torch.set_rng_state(state)
+    expected = torch.rand(3)
+    torch.set_rng_state(state)
+    with seeded_training(student, 1, "dropout"):
+        student(x)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_students_that_draw_nothing_are_not_kept_waiting_and_others_take_turns():
+    quiet, noisy, x = Noisy(0.0), Noisy(0.5), torch.ones(2, 64)
+    for student in (quiet, noisy):
+        with seeded_training(student, 0, "dropout"):
+            student(x)
+    running, entered = threading.Event(), {name: threading.Event() for name in ("quiet", "noisy")}
+
+    def train(name, student):
+        running.wait(10)
+        with seeded_training(student, 0, "dropout"):
+            entered[name].set()
+
+    threads = [threading.Thread(target=train, args=each) for each in (("quiet", quiet), ("noisy", noisy))]
+    for thread in threads:
+        thread.start()
+    with seeded(0, "a network is built"):
+        running.set()
+        assert entered["quiet"].wait(10)
+        assert not entered["noisy"].wait(0.2)
+    for thread in threads:
+        thread.join()
+    assert entered["noisy"].is_set()

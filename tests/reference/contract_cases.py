@@ -90,7 +90,7 @@ def make_source(count=21, labels=None):
     return Source(ImageBank(pixels, labels, None, {}), targets, teacher, None, space)
 
 
-def build(method, parameterisation, accelerator, kind="fast", source=None, place=None, **changed):
+def build(method, parameterisation, accelerator, kind="fast", source=None, place=None, student=ConvNet, **changed):
     """Returns a distiller of the problem; `place` are fields of it, and changed are settings of the method."""
     engine = build_engine(EngineSettings(kind=kind, precision="float64"), accelerator)
     labelled = method in LABELLED
@@ -98,7 +98,7 @@ def build(method, parameterisation, accelerator, kind="fast", source=None, place
     place = {"rank": accelerator.process_index, "world": accelerator.num_processes, **(place or {})}
     problem = Problem(
         partial(batches, labelled=labelled),
-        lambda: ConvNet((4, 5), "batch", 1, SIDE, D),
+        lambda: student((4, 5), "batch", 1, SIDE, D),
         engine,
         B,
         source=source or make_source(labels=torch.arange(21) % D if labelled else None),

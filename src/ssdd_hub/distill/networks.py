@@ -20,7 +20,7 @@ from ssdd_hub.distill.method import Problem
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.distill.pool import PooledStudent, PoolSettings, StudentPool
 from ssdd_hub.errors import Check, InputError
-from ssdd_hub.seeds import derive_seed, draw_batch, generator
+from ssdd_hub.seeds import derive_seed, draw_batch, generator, seeded_training
 
 FRESH, ON_SET, ON_REAL = "fresh", "set", "real"
 Kind = Annotated[str, one_of((FRESH, ON_SET, ON_REAL))]
@@ -137,8 +137,9 @@ class Networks:
 
     def oldest(self) -> nn.Module | None:
         """Returns the network that has been trained for most steps; None where none has been."""
-        oldest = max(self._held.values(), key=lambda held: held.ages[0], default=None)
-        return oldest.student(0) if oldest and oldest.ages[0] else None
+        # Of several, the first one, whatever the order in which they were made or loaded.
+        oldest = max(self._held.items(), key=lambda item: (item[1].ages[0], -item[0]), default=None)
+        return oldest[1].student(0) if oldest and oldest[1].ages[0] else None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state of those that were trained; the others are functions of their numbers."""
@@ -176,15 +177,17 @@ class Networks:
         if not any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules()):
             return
         images = self.groups.any_real(self.settings.training_batch, purpose, counter)[0].images
-        update_bn([images], module.train())
+        with seeded_training(module, self.problem.network_seed, f"dropout of {purpose}", counter):
+            update_bn([images], module.train())
         # The engine may have a copy of it.
         self.problem.engine.forget()
 
     def _visit(self, number: int, pairs: Pairs, step: int, place: int) -> float:
         student, settings, found = self._student(number), self.settings, list[Tensor]()
         for batch in self._batches(pairs, step * settings.visits + place):
-            found.append(torch.stack(self._step(student, batch)))
             student.age += 1
+            with seeded_training(student.module, self.problem.network_seed, "dropout", number, student.age):
+                found.append(torch.stack(self._step(student, batch)))
         # Once a visit, since a GPU is waited for.
         loss, self.skill[number] = torch.stack(found).mean(0).tolist()
         if settings.networks == ON_SET:

@@ -17,7 +17,7 @@ from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.models.layout import quick_layout
 from ssdd_hub.models.muon import build_muon
 from ssdd_hub.runs.machine import require_memory
-from ssdd_hub.seeds import draw_distinct, generator, seeded
+from ssdd_hub.seeds import draw_distinct, generator, seeded, seeded_training
 
 InnerStep = Callable[[nn.Module, torch.optim.Optimizer, Pairs], Tensor]
 
@@ -83,7 +83,7 @@ class PooledStudent:
 class StudentPool:
     """`P` students of different ages.
 
-    Everything random in it (first weights, first ages, draws) is a function of the seed and of counters.
+    Everything random in it (first weights, first ages, draws, dropout) is a function of the seed and of counters.
 
     Args:
         build: Returns a fresh student on the CPU; it is called under a seeded global generator.
@@ -131,13 +131,13 @@ class StudentPool:
         `batch_size` is the number of images of a step, drawn anew for each; None for all.
         """
         step = 0
-        for student, age in zip(self.students, self.first_ages(), strict=True):
+        for slot, (student, age) in enumerate(zip(self.students, self.first_ages(), strict=True)):
             while student.age < age:
                 if batch_size is None or batch_size >= len(images):
-                    yield self._inner_step(student, images, targets)
+                    yield self._inner_step(slot, images, targets)
                 else:
                     rows = draw_distinct(len(images), batch_size, self.seed, "warm-up batch", step).to(images.device)
-                    yield self._inner_step(student, images[rows], targets[rows])
+                    yield self._inner_step(slot, images[rows], targets[rows])
                 step += 1
 
     def draw(self, step: int) -> int:
@@ -157,7 +157,7 @@ class StudentPool:
         if settings.renewal == "never-train" and student.age >= settings.max_age:
             self.students[slot] = self._fresh(slot, student.generation + 1, age=student.age)
             return None
-        loss = self._inner_step(student, images, targets)
+        loss = self._inner_step(slot, images, targets)
         if settings.renewal == "train" and student.age >= settings.max_age:
             self.students[slot] = self._fresh(slot, student.generation + 1)
         return loss
@@ -195,9 +195,11 @@ class StudentPool:
         optimizer = self.settings.build_optimizer(module, fused=torch.device(self.device).type == "cuda")
         return PooledStudent(module, optimizer, age, generation)
 
-    def _inner_step(self, student: PooledStudent, images: Tensor, targets: Tensor) -> Tensor:
+    def _inner_step(self, slot: int, images: Tensor, targets: Tensor) -> Tensor:
+        student = self.students[slot]
         student.age += 1
-        return self.step(student.module, student.optimizer, Pairs(images, targets))
+        with seeded_training(student.module, self.seed, "dropout", slot, student.generation, student.age):
+            return self.step(student.module, student.optimizer, Pairs(images, targets))
 
 
 def regression_step(

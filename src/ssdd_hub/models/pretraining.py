@@ -16,7 +16,7 @@ from ssdd_hub.bounds import Count, Fraction, Natural, Positive, Settings, Share,
 from ssdd_hub.data.augment import PADDING, augment_dsa, crop_flip, draw_views
 from ssdd_hub.errors import InputError
 from ssdd_hub.precision import is_quick_in_bf16
-from ssdd_hub.seeds import draw_batch, generator
+from ssdd_hub.seeds import draw_batch, generator, seeded, seeded_training
 from ssdd_hub.text import first_line
 
 AUGMENTATIONS = ("none", "flip", "crop-flip", "dsa", "views")
@@ -141,7 +141,7 @@ def check_batches(student: nn.Module, batches: Mapping[str, int], *, in_chans: i
         # More than two are no different.
         images = torch.zeros(min(size, 2), in_chans, image_size, image_size, dtype=like.dtype, device=like.device)
         try:
-            with torch.random.fork_rng(devices=[]):
+            with seeded(0, "tried batch"):
                 tried(images).sum().backward()
         except Exception as error:  # networks may raise anything
             raise InputError(
@@ -156,7 +156,8 @@ def fit_student(
 ) -> nn.Module:
     """Pre-trains a student by SGD on the mean squared error of its head to the targets; returns it in eval mode.
 
-    The student is fresh and on the device of the pairs; the seed decides the order and the augmentation of images.
+    The student is fresh and on the device of the pairs; the seed decides the order and the augmentation of images, and
+    what the student itself draws.
 
     Raises:
         InputError: `augment` is `views`, and the pairs hold none; or the student cannot be trained on single images.
@@ -183,7 +184,7 @@ def fit_student(
         images, targets = augmented_pairs(pairs, indices, settings.augment, drawn)
         if settings.mixup:
             images, targets = mix(images, targets, settings.mixup, generator(seed, "mixup of use", step))
-        with settings.autocast(images.device):
+        with seeded_training(student, seed, "dropout of use", step), settings.autocast(images.device):
             outputs = student(images)
         loss = functional.mse_loss(outputs.to(targets.dtype), targets)
         optimizer.zero_grad()

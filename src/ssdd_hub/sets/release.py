@@ -80,8 +80,7 @@ def save_student(
     size, side = len(distilled.images), distilled.student_shape["image_size"]
     with seeded(seed, "published student"):
         student = build_student(name, **distilled.student_shape, **model_args)
-        # Within the seed for the sake of dropout, which draws from the global generator.
-        pretrain_student(student.to(device), distilled, seed)
+    pretrain_student(student.to(device), distilled, seed)
     student.cpu()
     licence = str(distilled.provenance.get("license") or "unknown")
     title = f"{name} pre-trained on {source['name']}"

@@ -24,7 +24,7 @@ from ssdd_hub.distill.methods.classes import require_classes
 from ssdd_hub.distill.methods.trajectories import Experts, ExpertSettings
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.errors import Check
-from ssdd_hub.seeds import draw_batch, generator, seeded
+from ssdd_hub.seeds import draw_batch, generator, seeded, seeded_training
 
 TASKS = ("regression", "hard-labels", "soft-labels")
 
@@ -293,7 +293,9 @@ class Mkdt(Method):
         }
         # Copies, because running statistics would move; nothing in train mode reads them.
         state |= {name: buffer.clone() for name, buffer in self._student.named_buffers()}
-        outputs = functional_call(self._student, state, (images,))
+        # A walk back through the unroll must meet the same draws.
+        with seeded_training(self._student, self.problem.network_seed, "dropout of the unroll", step, inner):
+            outputs = functional_call(self._student, state, (images,))
         if self.settings.task == "regression":
             return functional.mse_loss(outputs, targets)
         if self.settings.task == "hard-labels":

@@ -19,7 +19,7 @@ from ssdd_hub.evaluation.protocols.finetune import score, with_new_head
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.models.pretraining import AUGMENTATIONS, Pairs, StudentTrainingSettings, augmented_pairs
 from ssdd_hub.record import section
-from ssdd_hub.seeds import draw_batch, generator
+from ssdd_hub.seeds import draw_batch, generator, seeded_training
 from ssdd_hub.selection.source import SourcePairs
 from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.pretrain import SetPairs
@@ -199,7 +199,9 @@ def learn(
         indices = draw_batch(size, min(settings.batch_size, size), seed, "labels of the set", step)
         drawn = generator(seed, "augmentation of labels", step)
         images, targets = augmented_pairs(pairs, indices, augment, drawn)
-        loss = classification_loss(student(images), targets, labels[indices].to(images.device), settings)
+        with seeded_training(student, seed, "dropout on labels", step):
+            outputs = student(images)
+        loss = classification_loss(outputs, targets, labels[indices].to(images.device), settings)
         require_finite(loss.detach(), f"a network diverges at step {step} on the set: lower --accuracy.learning-rate")
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step, steps)

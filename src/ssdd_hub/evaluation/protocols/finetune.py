@@ -23,7 +23,7 @@ from ssdd_hub.evaluation.protocols.base import (
 )
 from ssdd_hub.evaluation.protocols.linear_probe import LABELS, draw_order, take_labelled
 from ssdd_hub.evaluation.real_data import RealData
-from ssdd_hub.seeds import draw_batch, generator, seeded
+from ssdd_hub.seeds import draw_batch, generator, seeded, seeded_training
 
 AUGMENTATIONS = ("none", "flip", "crop-flip")
 
@@ -110,7 +110,7 @@ def fine_tune(student: nn.Module, data: RealData, indices: Tensor, settings: Fin
     optimizer = torch.optim.SGD(
         student.parameters(), lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
-    return descend(student, optimizer, _loss, settings.steps, "finetune")
+    return descend(student, optimizer, _loss, settings.steps, "finetune", seed)
 
 
 def augmented(images: Tensor, kind: str, drawn: torch.Generator) -> Tensor:
@@ -124,17 +124,24 @@ def augmented(images: Tensor, kind: str, drawn: torch.Generator) -> Tensor:
 
 
 def descend(
-    student: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[int], Tensor], steps: int, section: str
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[int], Tensor],
+    steps: int,
+    section: str,
+    seed: int,
 ) -> nn.Module:
     """Trains a student at a learning rate that falls to 0 along a cosine; returns it in eval mode.
 
-    `loss` maps the number of a step to its loss; `section` holds the learning rate that is too high where it diverges.
+    `loss` maps the number of a step to its loss; `section` holds the learning rate that is too high where it diverges;
+    `seed` decides what the student itself draws.
     """
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     student.train()
     for step in range(steps):
         problem = f"the student diverges at step {step} on the target: lower --{section}.learning-rate"
-        value = require_finite(loss(step), problem)
+        with seeded_training(student, seed, f"dropout of {section}", step):
+            value = require_finite(loss(step), problem)
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -175,7 +175,7 @@ def teach(
         return soft_cross_entropy(student(images), taught, settings.temperature)
 
     optimizer = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return descend(student, optimizer, _loss, settings.num_steps(size), "kd")
+    return descend(student, optimizer, _loss, settings.num_steps(size), "kd", seed)
 
 
 def soft_cross_entropy(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
