@@ -1,11 +1,16 @@
+import json
 import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from data_folders import (
+    IMAGE_CARD,
     IMAGES,
+    STRUCTURE,
     banks_of,
     encode,
     flat,
@@ -16,12 +21,14 @@ from data_folders import (
     save_as,
     save_folder,
     stream_of as stream,
+    write,
 )
 from datasets import Dataset
 from PIL import Image
 
 from ssdd_hub.data.bank import DataSettings
 from ssdd_hub.data.decode import CorruptImageError
+from ssdd_hub.data.stream import named_in
 from ssdd_hub.errors import SettingsError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -164,6 +171,48 @@ def test_a_changed_file_changes_the_fingerprint_and_a_moved_folder_does_not(tmp_
         assert (stream(moved).fingerprint == before) == (later == 0)
     save_parquet(moved, COLOURS[:3], split="extra")
     assert stream(moved).fingerprint == before
+
+
+@pytest.mark.parametrize("layout", ["parquet", "texts", "mixed", "csv", "jsonl"])
+def test_a_changed_file_that_a_row_names_changes_the_fingerprint(tmp_path, layout):
+    folder = tmp_path / "set"
+    files = [write(folder / "pictures" / f"{index}.png", picture(index)) for index in range(4)]
+    names = [f"pictures/{file.name}" for file in files]
+    rows = [
+        {"bytes": picture(9) if layout == "mixed" and index < 2 else None, "path": name}
+        for index, name in enumerate(names)
+    ]
+    if layout in ("parquet", "mixed"):
+        pq.write_table(pa.table({"image": pa.array(rows, STRUCTURE)}), folder / "train.parquet", row_group_size=3)
+    elif layout == "texts":
+        pq.write_table(pa.table({"image": names}), folder / "train.parquet")
+    else:
+        texts = ["image", *names] if layout == "csv" else [json.dumps({"image": name}) for name in names]
+        write(folder / f"train.{layout}", "\n".join(texts))
+    write(folder / "README.md", IMAGE_CARD)
+    before, cache = stream(folder).fingerprint, tmp_path / "cache"
+    assert stream(folder).fingerprint == before
+    first = reds(stream(folder, cache=str(cache)))
+    assert first == ([9, 9, 2, 3] if layout == "mixed" else [0, 1, 2, 3])
+    write(files[3], picture(77))
+    assert stream(folder).fingerprint != before
+    assert reds(stream(folder, cache=str(cache))) == [*first[:3], 77]
+    changed = stream(folder).fingerprint
+    # Of a row that holds its image, the file does not count.
+    write(files[0], picture(55))
+    assert (stream(folder).fingerprint == changed) == (layout == "mixed")
+
+
+def test_contents_of_a_table_are_not_read_to_find_the_files_that_its_rows_name(tmp_path, monkeypatch):
+    folder, asked = save_parquet(tmp_path / "set", COLOURS[:9]), []
+    iterate = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *a, **k: asked.append(k) or iterate(*a, **k))
+    assert list(named_in(str(folder / "data" / "train-0.parquet"), "image")) == [] and not asked
+    pq.write_table(
+        pa.table({"image": pa.array([{"bytes": None, "path": "a.png"}], STRUCTURE)}), tmp_path / "b.parquet"
+    )
+    assert list(named_in(str(tmp_path / "b.parquet"), "image")) == ["a.png"]
+    assert [each["columns"] for each in asked] == [["image.path"]]
 
 
 def test_a_saved_dataset_has_a_fingerprint_of_its_files(tmp_path):

@@ -29,6 +29,9 @@ from ssdd_hub.errors import InputError
 MISTAKES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError, *BROKEN_ARCHIVE)
 """What `datasets` raises, beside its own errors, for tables with unexpected metadata."""
 
+NO_FILES = hashlib.sha256().hexdigest()
+"""What `DatasetSource.versions_of_rows` returns where all rows hold their images."""
+
 # Formats that read nothing but their files, and `cache`, what `datasets` has prepared of these before. HDF5 files hold
 # links to other files, and a Lance dataset states where its files are.
 _FORMATS = "arrow audiofolder cache csv imagefolder json parquet text videofolder webdataset".split()
@@ -77,7 +80,7 @@ class DatasetSource:
             self.splits = [str(split) for split in self._builder.info.splits or self._builder.config.data_files]
             if self.splits == ["train"] and not self._home.patterns:
                 check_split_names(self._home)
-            if isinstance(self._home, LocalHome) and _kind(self._builder) in ("imagefolder", "webdataset"):
+            if isinstance(self._home, LocalHome) and kind_of(self._builder) in ("imagefolder", "webdataset"):
                 check_archives(self._home, _data_files(self._builder), label_column != "none")
             if self._builder.info.features:
                 self._image_column(self._builder.info)
@@ -113,7 +116,7 @@ class DatasetSource:
     def left_out(self) -> list[str]:
         """A text for each image file of a folder of images that no split holds; see `find_left_out`."""
         files = [] if self._builder is None else _data_files(self._builder)
-        if not files or _kind(self._builder) != "imagefolder":
+        if not files or kind_of(self._builder) != "imagefolder":
             return []
         return find_left_out(self._home, files, self._paths(), self.splits)
 
@@ -135,7 +138,7 @@ class DatasetSource:
         try:
             return find_image_column(table.features or {}, self._wanted[0])
         except InputError as error:
-            kind = "imagefolder" if self._builder is None else _kind(self._builder)
+            kind = "imagefolder" if self._builder is None else kind_of(self._builder)
             raise InputError(f"{error}{_beside(self._home, kind)}") from error
 
     def num_rows(self, split: str) -> int:
@@ -183,19 +186,23 @@ class DatasetSource:
 
     def versions_of_rows(self, split: str) -> str:
         """Returns a hash of the files, each with its size and time, that rows name instead of holding an image."""
+        digest = hashlib.sha256()
+        for path in self._named_files(split):
+            place = self._home.find(path) if path and not path.startswith("data:") else None
+            digest.update(json.dumps(self._version(place.file, ()) if place else [path]).encode())
+        return digest.hexdigest()
+
+    def _named_files(self, split: str) -> Iterator[str | None]:
+        """Yields the path of each row of a split that holds no image."""
         import datasets
         import pyarrow.compute as pc
 
-        table, digest = self._tables[split], hashlib.sha256()
+        table = self._tables[split]
         column = self._image_column(table)
         parts = table.select_columns([column]).cast_column(column, datasets.Image(decode=False)).flatten()
         # Of Arrow tables, whose contents are not read.
         for batch in parts.with_format("arrow").iter(1000):
-            named = batch[f"{column}.path"].filter(pc.is_null(batch[f"{column}.bytes"]))
-            for path in named.to_pylist():
-                place = self._home.find(path) if path and not path.startswith("data:") else None
-                digest.update(json.dumps(self._version(place.file, ()) if place else [path]).encode())
-        return digest.hexdigest()
+            yield from batch[f"{column}.path"].filter(pc.is_null(batch[f"{column}.bytes"])).to_pylist()
 
     def check_apart(self, split: str, heldout_split: str) -> None:
         """Refuses data files that are in both splits."""
@@ -213,12 +220,12 @@ class DatasetSource:
 
     def labels(self, *splits: str) -> dict[str, Labels | None]:
         """Returns the labels of splits as `read_labels` does; the first is the one that is trained on."""
-        if self._builder is not None and _kind(self._builder) == "imagefolder":
+        if self._builder is not None and kind_of(self._builder) == "imagefolder":
             for split in splits:
                 if len(self._tables[split].features) == 1 and not has_index(self._files(split)):
                     check_class_folders(self._home, self._files(split), _data_files(self._builder))
         # `datasets` gives all splits the names of all their folders.
-        declared = self._builder is None or _kind(self._builder) != "imagefolder"
+        declared = self._builder is None or kind_of(self._builder) != "imagefolder"
         return read_labels({split: self._tables[split] for split in splits}, self._wanted[1], declared)
 
     def describe(self, split: str) -> dict[str, Any]:
@@ -234,7 +241,8 @@ class DatasetSource:
         return {**values, "license": licence or "unknown"}
 
 
-def _kind(builder: Any) -> str:
+def kind_of(builder: Any) -> str:
+    """Returns the format of a dataset, by the name that `datasets` has for it."""
     return str(builder.__module__.split(".")[-1])
 
 
@@ -291,7 +299,7 @@ def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str |
     home.check_cards()
     home.check_linked_folders()
     builder = _open_builder(home, config, revision)
-    kind, files = _kind(builder), _data_files(builder)
+    kind, files = kind_of(builder), _data_files(builder)
     if kind not in _FORMATS:
         raise InputError(
             f"'{home.name}' must hold image files, or tables in Parquet, Arrow, CSV, JSON or WebDataset, and its "

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,7 +16,8 @@ from ssdd_hub.data.bank import DataSettings, cache_of, decode_row, none_decoded
 from ssdd_hub.data.columns import require_split
 from ssdd_hub.data.decode import CHANNELS, CorruptImageError, PixelStore, to_pixels
 from ssdd_hub.data.left_out import refuse_left_out
-from ssdd_hub.data.sources import MISTAKES, DatasetSource
+from ssdd_hub.data.local_home import LocalHome
+from ssdd_hub.data.sources import MISTAKES, NO_FILES, DatasetSource, kind_of
 from ssdd_hub.data.stream_files import StreamFiles
 from ssdd_hub.errors import InputError
 from ssdd_hub.record import hash_json, shareable_name
@@ -27,8 +29,9 @@ class ImageStream:
     """The images of one split, decoded on the way to one size and mode.
 
     Size and mode are those of the settings, or of the first image that can be decoded. The fingerprint is a hash of
-    all that the pixels depend on: the name, commit, ETag, or size and time of each file, the split, the column, and
-    how images are decoded. `num_rows` is None where the dataset does not state it.
+    all that the pixels depend on: the name, commit, ETag, or size and time of each file, also of those that rows of a
+    folder's tables name, the split, the column, and how images are decoded. `num_rows` is None where the dataset does
+    not state it.
     """
 
     def __init__(self, settings: DataSettings, progress: bool = True) -> None:
@@ -46,6 +49,7 @@ class ImageStream:
         self.num_rows = min(known) if self._source.length else None
         decided_by = {
             "files": self._source.versions(settings.split),
+            **self._source.rows_beside(settings.split),
             **{name: self._source.describe(settings.split)[name] for name in ("config", "image_column")},
             **{name: getattr(settings, name) for name in ("split", "max_images", "on_corrupt", "image_size")},
             "mode": self.mode,
@@ -149,6 +153,30 @@ class _StreamedSource(DatasetSource):
         except (datasets.exceptions.DatasetsError, pa.ArrowException, *MISTAKES) as error:
             raise self._unreadable(error) from error
 
+    def rows_beside(self, split: str) -> dict[str, str]:
+        """Returns `versions_of_rows` where rows name files; not of those that are files of the split themselves."""
+        tables = self._builder is None or kind_of(self._builder) in ("arrow", "cache", "csv", "json", "parquet")
+        # What is on the Hub has the commit of the other files.
+        rows = self.versions_of_rows(split) if tables and isinstance(self._home, LocalHome) else NO_FILES
+        return {} if rows == NO_FILES else {"rows": rows}
+
+    def _named_files(self, split: str) -> Iterator[str | None]:
+        if self._builder is None:
+            return super()._named_files(split)
+        if kind_of(self._builder) == "parquet":
+            column = self._image_column(self._streamed)
+            return self._readable(lambda: (path for file in self._files(split) for path in named_in(file, column)))
+        return self._readable(self._named_by_rows)
+
+    def _named_by_rows(self) -> Iterator[str | None]:
+        import datasets
+
+        column = self._image_column(self._streamed)
+        rows = self._streamed.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        for value in (row[column] for row in rows):
+            if not value or value["bytes"] is None:
+                yield value and value["path"]
+
     @property
     def length(self) -> int | None:
         """The number of rows where it is known without reading them."""
@@ -156,3 +184,28 @@ class _StreamedSource(DatasetSource):
             return len(self._streamed)
         stated = (self._builder.info.splits or {}).get(self._split)
         return stated.num_examples or None if stated else None
+
+
+def named_in(file: str, column: str) -> Iterator[str | None]:
+    """Yields the paths of the rows of a Parquet file that hold no image; images are not read where it can be told."""
+    opened = pq.ParquetFile(file)
+    kind = opened.schema_arrow.field(column).type
+    if not pa.types.is_struct(kind):
+        # Texts are paths, and bytes are images.
+        texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        for batch in opened.iter_batches(columns=[column]) if texts else ():
+            yield from batch[column].to_pylist()
+        return
+    for number in range(opened.num_row_groups):
+        group = opened.metadata.row_group(number)
+        parts = {group.column(place).path_in_schema: group.column(place) for place in range(group.num_columns)}
+        contents = parts.get(f"{column}.bytes")
+        counts: Any = contents.statistics if contents is not None and contents.is_stats_set else None
+        missing = counts.null_count if counts is not None and counts.has_null_count else None
+        if missing == 0:
+            continue
+        wanted = [f"{column}.path", *([] if missing == group.num_rows or contents is None else [f"{column}.bytes"])]
+        for batch in opened.iter_batches(row_groups=[number], columns=wanted):
+            for value in batch[column].to_pylist():
+                if not value or value.get("bytes") is None:
+                    yield value and value.get("path")
