@@ -31,6 +31,7 @@ from ssdd_hub.evaluation.loading import (
     budgets_of,
     check_references,
     check_students,
+    check_views,
     load_sets,
     prepare_references,
 )
@@ -46,6 +47,7 @@ from ssdd_hub.runs.launch import keeping
 from ssdd_hub.runs.trackers import start_trackers, track_scores
 from ssdd_hub.seeds import generators_kept
 from ssdd_hub.selection import SelectionSettings
+from ssdd_hub.selection.methods import OF_REAL
 from ssdd_hub.sets import SetPairs
 from ssdd_hub.sets.report import save_evaluation
 from ssdd_hub.settings import parse_config
@@ -188,7 +190,15 @@ class EvaluateConfig:
                 "another --student-training.augment",
             ),
         )
-        self.use_of_references()
+        own = {self.accuracy.augment} & {"own"} and {"accuracy", DD_RANKING} & {*self.protocols}
+        views, others = self.student_training.augment == "views", self.use_of_references().augment != "views"
+        require(
+            (
+                not (own and views and others and {*references} - {NONE, TEACHER}),
+                "accuracy.augment own is that of the sets, views, and references that are trained by another "
+                "reference_training.augment hold none: give --accuracy.augment none, flip, crop-flip or dsa",
+            )
+        )
         if not self.output:
             place = Path(self.sets[0])
             name = place.parent.name if place.name == "distilled" else place.name
@@ -234,6 +244,10 @@ def measure(config: EvaluateConfig, given: Mapping[str, Any]) -> list[Record]:
     accelerator, run = begin(config, same_settings=False)
     sets = load_sets(config.sets, config.foreign)
     first, counts = next(iter(sets.values())), [len(each.images) for each in sets.values()]
+    check_views(sets, config.student_training)
+    if {*config.references} & {*OF_REAL}:
+        # References have as many views as the first set.
+        check_views({next(iter(sets)): first}, config.use_of_references())
     config = replace(config, accuracy=config.accuracy.of_sets({name: each.provenance for name, each in sets.items()}))
     loader = Loader(first, given, config.seed, config.evaluate.max_heldout, accelerator)
     own = loader.source(config.source)

@@ -68,6 +68,13 @@ def test_views_are_fewer_of_large_sets_and_those_without_labels_are_left_out():
     assert not probe.applies(given(SetPairs(replace(make_set(), labels=None))), data)
 
 
+def test_a_set_may_have_classes_that_the_data_lack():
+    """The class 2 of the set is not among the two of the data; no image can be told to be of it."""
+    distilled, data = make_set(), bright_data([0, 1] * 20, [0, 1] * 10)
+    [measure] = protocol()(given(SetPairs(distilled)), data)
+    assert data.num_classes == 2 and len(measure.by_class) == 2 and measure.value > 0.5
+
+
 def test_the_key_names_the_network_by_its_weights_and_not_by_its_folder():
     probe = protocol(input_sizes=[32])
     assert probe.name == "backbone_probe cifar100-barlow-twins" and probe.trains_itself

@@ -116,6 +116,10 @@ def test_records_are_of_each_seed_beside_random_images_of_the_same_number():
     assert found[0]["values"] == [label_robust_score(0.9, 0.5, 0.6, 0.4, 0.3), None] and found[0]["n"] == 1
     assert found[1]["values"] == [augmentation_robust_score(0.6, 0.4, 0.5, 0.3, 0.3), None]
     assert found[3]["values"] == [normalise(0.0)] * 2 and found[3]["protocol"] == "dd_ranking"
+    # Images of another number are no such reference, whatever their name.
+    renamed = [{**r, "set": "random"} if r["set"] == "random-20" else r for r in records]
+    renamed = [{**r, "images": 20} if r["set"] == "random" else r for r in renamed if r["set"] != "random-10"]
+    assert robustness_records(renamed, variants, DdRankingSettings()) == []
     # Without the whole source there is no label-robust score.
     few = robustness_records([r for r in records if r["set"] != "full"], variants, DdRankingSettings())
     assert {r["metric"] for r in few} == {"ars"}

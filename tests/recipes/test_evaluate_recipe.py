@@ -323,6 +323,23 @@ CASES = {
         ["--datasets", "shapes", "--dataset-args.shapes", "{{name: {made}/shapes, colour: red}}"],
         ["colour"],
     ),
+    "two datasets of one name": (
+        ["--datasets", "{made}/shapes,other/shapes"],
+        ["last part of their names", "shapes is there twice", "--dataset-args.OTHER.name"],
+    ),
+    "views of a set without": (
+        ["--student-training.augment", "views", "--references", "none", "--protocol", "probe"],
+        ["distilled has none", "ssdd_hub.add_views", "--student-training.augment"],
+    ),
+    "references in views beside a set without": (
+        ["--reference-training.augment", "views", "--references", "random", "--protocol", "probe"],
+        ["distilled has none", "ssdd_hub.add_views"],
+    ),
+    "labels in views that references lack": (
+        ["--student-training.augment", "views", "--reference-training.augment", "flip", "--references", "random"]
+        + ["--protocol", "accuracy"],
+        ["accuracy.augment own is that of the sets, views", "--accuracy.augment"],
+    ),
     "no data": (["--source.name", "none", "--references", "none"], ["nothing to measure on", "--datasets"]),
     "too few architectures": (["--rank.variants", "[]"], ["rank.variants must be at least 3"]),
     "several mistakes at once": (

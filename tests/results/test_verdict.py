@@ -51,6 +51,14 @@ def test_a_set_that_did_not_help_says_so_and_what_to_try(error, accuracy, said, 
     assert sentences[-1].startswith("To try: ") and advised in sentences[-1]
 
 
+def test_another_number_of_random_images_is_told():
+    told = [{**each, "images": {"random": 50, "distilled": 100}.get(each["set"])} for each in scores(0.1, 0.9)]
+    sentences = verdict(told)
+    assert sentences[0].startswith("Nearer to the teacher than 50 random real images (-5")
+    assert "better than 50 random real images by probe" in sentences[1]
+    assert "better than no pre-training" in sentences[1]
+
+
 def test_one_seed_proves_nothing():
     sentences = verdict(scores(0.1, 0.9, n=1))
     assert "Not tested against random real images" in sentences[0] and "seeds" in sentences[-1]

@@ -29,6 +29,7 @@ from ssdd_hub.record import section
 from ssdd_hub.selection.methods import OF_REAL, SELECTIONS, SelectionSettings, check_experts, needs_expert, real_images
 from ssdd_hub.selection.source import Source
 from ssdd_hub.sets.distilled import DistilledSet
+from ssdd_hub.sets.pretrain import SetPairs
 from ssdd_hub.statements import of_labels, stated_student
 from ssdd_hub.targets.bank import FeatureBank
 from ssdd_hub.targets.cache import FeatureCache
@@ -108,6 +109,14 @@ class Loader:
     def datasets(self, names: Sequence[str], args: Mapping[str, Any], own: RealData | None) -> list[RealData]:
         """Returns what is measured on; `source`, the images that the sets were made of, comes first."""
         device = self.accelerator.device
+        names = list(dict.fromkeys(names))
+        titles = [own.name if name == "source" and own else Path(name).name for name in names]
+        if twice := sorted({title for title in titles if titles.count(title) > 1}):
+            raise InputError(
+                f"--datasets must differ in the last part of their names, by which their scores are told apart, and "
+                f"{' and '.join(twice)} is there twice: call one by a name of its own, --datasets OTHER "
+                "--dataset-args.OTHER.name FOLDER"
+            )
         found = [own] if own is not None and "source" in names else []
         for name in names:
             if name != "source":
@@ -210,6 +219,16 @@ def check_students(students: Sequence[StudentEntry], use: StudentTrainingSetting
             check_batches(student.build(), batches, **shape)
         except InputError as error:
             raise InputError(f"{student.name}: {error}") from error
+
+
+def check_views(sets: Mapping[str, DistilledSet], use: StudentTrainingSettings) -> None:
+    """Refuses sets without stored views where students are to be trained on views."""
+    without = [name for name, distilled in sets.items() if not SetPairs(distilled).num_views]
+    if use.augment == "views" and without:
+        raise InputError(
+            f"student_training.augment is views, and {', '.join(without)} has none: make some with "
+            "ssdd_hub.add_views, or give --student-training.augment none, flip or crop-flip"
+        )
 
 
 def prepare_references(

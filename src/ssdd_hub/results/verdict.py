@@ -36,11 +36,12 @@ def verdicts(records: Sequence[Record]) -> list[str]:
 def verdict(records: Sequence[Record], name: str = "distilled") -> list[str]:
     """Returns whether a set helped, as sentences; none where nothing was measured.
 
-    The first sentence is about the error to the teacher, the next one about the classes, against `random` (as many
-    real images) and `none` (no pre-training), by two-sided paired t-tests over the seeds at p < 0.05, uncorrected;
-    with the chance level, where the records state it. Where references fill as many bytes as the set, a further one
-    is against the best of them; where some fill others, one says how many bytes they need for as much; and one names
-    sets of more bytes that are no better. The last one says what to try where the set did not help.
+    The first sentence is about the error to the teacher, the next one about the classes, against `random` (real
+    images, with their number where the set has another) and `none` (no pre-training), by two-sided paired t-tests over
+    the seeds at p < 0.05, uncorrected; with the chance level, where the records state it. Where references fill as
+    many bytes as the set, a further one is against the best of them; where some fill others, one says how many bytes
+    they need for as much; and one names sets of more bytes that are no better. The last one says what to try where the
+    set did not help.
 
     Args:
         records: The records of `scores.json`.
@@ -55,10 +56,13 @@ def verdict(records: Sequence[Record], name: str = "distilled") -> list[str]:
         for reference in ("random", "none")
     }
     errors = {reference: _errors(found) for reference, found in results.items()}
+    sizes = {record["set"]: record.get("images") for record in records}
+    for result in results["random"] if sizes.get("random") != sizes.get(name) else ():
+        result["of"] = sizes["random"]
     classes = {
         reference: [each for each in found if each["metric"] == "accuracy"] for reference, found in results.items()
     }
-    sentences = [f"{_teacher_sentence(reference, found)}." for reference, found in errors.items() if found][:1]
+    sentences = [f"{_teacher_sentence(found)}." for found in errors.values() if found][:1]
     told = [_phrase(found) for found in classes.values() if found]
     if told:
         sentences.append(f"On these classes {'; '.join(told)}{_chance_level(records)}.")
@@ -82,8 +86,8 @@ def _outcome(result: Record) -> str:
     return "better" if result["improves"] else "worse"
 
 
-def _teacher_sentence(reference: str, results: list[Record]) -> str:
-    beside = _BESIDE[reference]
+def _teacher_sentence(results: list[Record]) -> str:
+    beside = _beside(results[0])
     words = {
         "better": f"Nearer to the teacher than {beside}",
         "worse": f"Farther from the teacher than {beside}",
@@ -143,8 +147,9 @@ def _fewer_sentences(results: list[Record]) -> list[str]:
 
 def _beside(result: Record, named: bool = True) -> str:
     """Returns what a set was compared with, in words."""
+    words = _BESIDE.get(result["baseline"], "")
     if "among" not in result:
-        return _BESIDE[result["baseline"]]
+        return f"{result['of']:,} {words}" if result.get("of") else words
     best = "the best of real images" if len(result["among"]) > 1 else "real images"
     return f"{best} ({result['baseline']})" if named else best
 

@@ -174,8 +174,7 @@ class Accuracy(OfSetsWithLabels[AccuracySettings]):
             raise ValueError("a network is trained on a set with labels, and this one has none: check applies first")
         student = pretrained.build()
         if self.settings.loss == "hard":
-            classes = max(len(_names(pairs) or ()), data.num_classes, int(labels.max()) + 1)
-            student = with_new_head(student, classes, pretrained.seed)
+            student = with_new_head(student, count_classes(pairs, labels, data), pretrained.seed)
         elif pairs.batch(torch.zeros(1, dtype=torch.int64))[1].shape[1] < data.num_classes:
             raise InputError(f"targets of this set are not of the classes of {data.name}: give --accuracy.loss hard")
         learn(student, pairs, labels, self.settings, self.augment, pretrained.seed)
@@ -240,6 +239,11 @@ def labels_of(pairs: Pairs) -> Tensor | None:
     kept = pairs.distilled if isinstance(pairs, SetPairs) else pairs.source if isinstance(pairs, SourcePairs) else None
     labels = None if kept is None else kept.labels
     return None if labels is None or bool((labels < 0).any()) else labels
+
+
+def count_classes(pairs: Pairs | None, labels: Tensor, data: RealData) -> int:
+    """Returns the number of classes of a set and a dataset, each of which may lack some of the other's."""
+    return max(len(_names(pairs) or ()), data.num_classes, int(labels.max()) + 1)
 
 
 def _names(pairs: Pairs | None) -> list[str] | None:

@@ -14,7 +14,7 @@ from ssdd_hub.bounds import Count, Positive, Repeats, Settings, one_of
 from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.data.bank import ImageBank
 from ssdd_hub.errors import Check
-from ssdd_hub.evaluation.protocols.accuracy import OfSetsWithLabels, labels_of
+from ssdd_hub.evaluation.protocols.accuracy import OfSetsWithLabels, count_classes, labels_of
 from ssdd_hub.evaluation.protocols.base import Measure, Pretrained, measure_accuracy, require_finite
 from ssdd_hub.evaluation.protocols.kd import space_of
 from ssdd_hub.evaluation.protocols.linear_probe import ProbeSettings, fit_probe
@@ -93,8 +93,9 @@ class BackboneProbe(OfSetsWithLabels[BackboneProbeSettings]):
     def __call__(self, pretrained: Pretrained, data: RealData) -> list[Measure]:
         """Fits the regression and measures its accuracy."""
         features, classes = self._learned(pretrained.pairs, pretrained.seed)
+        count = count_classes(pretrained.pairs, classes, data)
         probe = ProbeSettings(ridges=[self.settings.ridge])
-        (weight, bias), _ = fit_probe(features.to(data.device), classes, data.num_classes, probe)
+        (weight, bias), _ = fit_probe(features.to(data.device), classes, count, probe)
         truth = data.labels(data.heldout)[data.known(data.heldout)].to(data.device)
         hits = torch.addmm(bias, self._tested(data), weight.T).argmax(1) == truth
         return [measure_accuracy(hits, truth, data.num_classes)]

@@ -105,7 +105,9 @@ def _scores(
 ) -> Iterator[Record]:
     own, place = record["set"], (record["target"], record["student"])
     beside = (RANDOM, f"{RANDOM}-{record.get('images')}")
-    random = next((name for name in beside if (name, names["own"], *place) in found), None)
+    others = {name: found.get((name, names["own"], *place)) for name in beside}
+    size = record.get("images")
+    random = next((name for name, other in others.items() if other and other.get("images") == size), None)
     if record["protocol"] != names["own"] or own in (NONE, FULL) or random is None:
         return
 
