@@ -42,6 +42,8 @@ DECODED = {
     "floating 8 bits": (array([[0, 51.4, 255]], np.float32), "TIFF", {}, "L", [[0, 51, 255]], 0),
     "palette": (PALETTE, "PNG", {}, "RGB", OF_PALETTE, 0),
     "transparent PNG": (PALETTE, "PNG", {"transparency": 0}, "RGB", OVER_WHITE, 0),
+    "transparent grey": (array([[9, 8]]), "PNG", {"transparency": 9}, "L", [[255, 8]], 0),
+    "transparent 16 bits": (WIDE, "PNG", {"transparency": 300}, "L", [[0, 1, 255], [100, 254, 255]], 0),
     "transparent GIF": (PALETTE, "GIF", {"transparency": 0}, "RGB", OVER_WHITE, 0),
     "RGBA": (
         array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 100, 200, 51]]]),

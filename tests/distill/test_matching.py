@@ -1,5 +1,7 @@
 """Matching methods: losses and gradients against a second implementation, networks, augmentation, class labels."""
 
+from collections import deque
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,28 @@ def test_a_set_of_all_real_images_matches_them_however_both_are_augmented(prepar
         for step in range(6):
             assert abs(method.loss(same, step)) < 1e-12
             assert method.loss(Pairs(other.images, same.targets), step) > 1e-6
+
+
+def test_real_images_of_a_step_differ_and_come_equally_often(prepared):
+    groups = prepared("dm", labelled=True).groups
+    for group in groups.present:
+        members, counts = (groups.of_source == group).nonzero()[:, 0], torch.zeros(21)
+        for step in range(200):
+            rows = groups.real_rows(group, 5, step)
+            assert len(rows) == len({*rows.tolist()}) == 5 and torch.isin(rows, members).all()
+            counts[rows] += 1
+        # Five standard deviations of 200 draws of 5 of 7.
+        assert (counts[members] - 200 * 5 / 7).abs().max() < 5 * (200 * 5 / 7 * 2 / 7) ** 0.5
+
+
+def test_targets_without_weight_stay_where_they_start_whatever_a_bit_costs(accelerator):
+    for weight, moves in ((0.0, False), (1.0, True)):
+        distiller = build("dm", "dct", accelerator, target_weight=weight)
+        deque(distiller.warm_up(), maxlen=0)
+        before = distiller.parameterisation.targets.detach().clone()
+        for _ in range(4):
+            distiller.step()
+        assert torch.equal(distiller.parameterisation.targets, before) != moves
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

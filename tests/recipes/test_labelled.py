@@ -171,6 +171,13 @@ def test_images_without_classes_are_no_source_of_labels(photos, refuse, tmp_path
     refuse(["1 of 30 images", "no class"], "distill", *given, "--data.on-corrupt", "refuse")
 
 
+def test_labels_that_are_stored_too_coarsely_to_be_told_apart_are_refused(refuse, tmp_path):
+    few = ["--distiller.num-images", 20, "--parameterisation", "bases", "--parameterisation.args.bases", 4]
+    words = ["bases keeps too little of class labels", "10 classes", "target_bases"]
+    where = ["--config", SMOKE, "--targets.of", "labels", "--output", tmp_path / "run"]
+    refuse(words, "distill", *where, *few, "--parameterisation.args.target_bases", 2)
+
+
 def test_a_set_for_a_frozen_backbone_names_it_and_is_scored_by_probes_on_it(photos, launch, refuse, tmp_path):
     place = Path(__file__).parents[2] / "model_cards" / "cifar100-barlow-twins"
     frozen, probed = f"local-dir:{place}", f"backbone_probe {place.name}"

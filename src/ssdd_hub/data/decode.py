@@ -274,4 +274,6 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         top = 1.0 if high <= 1 else 255.0
     if not 0 <= low <= high <= top:
         raise ValueError(f"values of mode {image.mode} must lie in [0, {top:g}]; they span [{low:g}, {high:g}]")
-    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+    # Pillow knows no transparency of these modes: a PNG of 16 bits may call one value transparent.
+    clear = values == image.info.get("transparency")
+    return Image.fromarray(np.where(clear, 255, np.rint(values * (255 / top))).astype(np.uint8))

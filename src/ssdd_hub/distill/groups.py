@@ -11,7 +11,7 @@ from ssdd_hub.distill.batches import CachedBatches
 from ssdd_hub.distill.method import Problem
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.errors import InputError
-from ssdd_hub.seeds import draw_batch
+from ssdd_hub.seeds import draw_batch, draw_distinct
 from ssdd_hub.selection.clusters import Clusters
 from ssdd_hub.selection.source import Source
 
@@ -82,7 +82,10 @@ class Groups:
         """Returns the indices of at most `count` different real images of a group, drawn by the seed and the step."""
         members = self._members[number]
         size = min(count, len(members))
-        return members[draw_batch(len(members), size, self.seed, f"real images of group {number}", step)]
+        # Whole batches of a shuffle; the next one begins where fewer are left, so that none holds an image twice.
+        shuffle, place = divmod(step, len(members) // size)
+        order = draw_distinct(len(members), len(members), self.seed, f"real images of group {number}", shuffle)
+        return members[order[place * size : (place + 1) * size]]
 
     def real(self, number: int, count: int, step: int) -> Pairs:
         """Returns the real images at `real_rows`."""

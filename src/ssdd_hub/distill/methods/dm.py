@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ssdd_hub.bounds import Weight
+from ssdd_hub.distill.method import Problem
 from ssdd_hub.distill.methods.matching import Matching, MatchingSettings
 from ssdd_hub.distill.pairs import Pairs
 
@@ -36,6 +37,10 @@ class Dm(Matching):
     citation = "Zhao and Bilen, WACV 2023, arXiv 2110.04181"
     Settings = DmSettings
     settings: DmSettings
+
+    def __init__(self, settings: DmSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
+        self.moves_targets = self.moves_targets and settings.target_weight > 0
 
     def match(self, network: int, group: int, own: Pairs, real: Pairs) -> Tensor:
         """Returns the squared distances of the mean features and, weighted, of the mean targets."""

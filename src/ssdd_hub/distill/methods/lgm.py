@@ -137,12 +137,12 @@ class Lgm(Method):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the groups; features are computed again."""
-        return {"groups": self.groups.state_dict()}
+        """Returns the groups, and whether activations are made twice, which rounds otherwise; not the features."""
+        return {"groups": self.groups.state_dict(), "recompute": self._recompute}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
-        self.groups = Groups.load(self.problem, state["groups"])
+        self.groups, self._recompute = Groups.load(self.problem, state["groups"]), state.get("recompute")
 
     def _keep(self) -> KeptViews:
         count = len(require_source(self.problem).bank)
