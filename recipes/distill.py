@@ -296,12 +296,13 @@ def make_set(config: DistillConfig) -> DistilledSet:
     sizes = {"student-training": config.student_training.batch_size, "accuracy": config.accuracy.batch_size}
     for name, size in sizes.items():
         batches[f"--{name}.batch-size"] = min(size, settings.num_images)
+    shared = {**settings.shared(), "pool": config.pool}
+    of_method = METHODS.settings(config.method.name, config.method.args, shared)
+    batches |= METHODS.find(config.method.name).batches(of_method, settings.num_images)
     check_batches(student, batches, **shape)
     if needs_expert(config.init, labelled):
         check_experts(config.selection, len(images), **shape)
-    shared = {**settings.shared(), "pool": config.pool}
-    pool = getattr(METHODS.settings(config.method.name, config.method.args, shared), "pool", None)
-    check_sizes(settings, pool, student, accelerator, **shape)
+    check_sizes(settings, getattr(of_method, "pool", None), student, accelerator, **shape)
     # Images that the parameterisation does not take are refused before the work.
     trial, chosen = Pairs(torch.zeros(1, *images.pixels.shape[1:]), torch.zeros(1, 1)), config.parameterisation
     given = {"real": Real(lambda count: trial, lambda seen: seen.new_zeros(len(seen), 1))}

@@ -31,6 +31,15 @@ def make_set(count):
     [
         (["--distiller.num-images", "1"], ["batches of 1 image(s)", "--distiller.num-images", "norm instance"]),
         (["--student-training.batch-size", "1"], ["batches of 1 image(s)", "--student-training.batch-size"]),
+        (["--distiller.set-batch", "1"], ["batches of 1 image(s)", "--distiller.set-batch"]),
+        (
+            ["--method", "mkdt", "--distiller.num-images", "5", "--method.args.unroll_batch", "2"],
+            ["batches of 1 image(s)", "--method.args.unroll_batch"],
+        ),
+        (
+            ["--method", "dc", "--method.args.training_batch", "1"],
+            ["batches of 1 image(s)", "--method.args.training_batch"],
+        ),
     ],
 )
 def test_a_distillation_refuses_batches_of_one_before_it_starts(refuse, tmp_path, given, words):

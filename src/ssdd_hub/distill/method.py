@@ -123,6 +123,14 @@ class Method:
         problem = f"the method {cls.name} has none, or says nothing of it: leave it at false"
         return cls.has_own_networks or not wanted, f"distiller.own_networks gives each process networks, and {problem}"
 
+    @classmethod
+    def batches(cls, settings: Any, count: int) -> dict[str, int]:
+        """Returns how many images the smallest training steps of students see, by the option that decides each.
+
+        Other than steps on the whole set, which is of `count` images; by default there are none.
+        """
+        return {}
+
     def prepare(self, pairs: Pairs) -> Iterator[Tensor | None]:
         """Does what precedes the first step, given the first set without a graph.
 

@@ -59,6 +59,11 @@ class KrrSt(Method):
         self.pool = pool
         self._drawn: tuple[int, int] | None = None
 
+    @classmethod
+    def batches(cls, settings: KrrStSettings, count: int) -> dict[str, int]:
+        """See `Method.batches`."""
+        return {} if settings.set_batch is None else {"--distiller.set-batch": min(settings.set_batch, count)}
+
     def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
         """Trains the first students to their first ages."""
         return self.pool.warm_up(*pairs, self.settings.set_batch)

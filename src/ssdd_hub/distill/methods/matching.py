@@ -11,7 +11,7 @@ from ssdd_hub.bounds import Count
 from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.distill.groups import Groups
 from ssdd_hub.distill.method import Method, Problem, require_scalar
-from ssdd_hub.distill.networks import Augmented, Networks, NetworkSettings
+from ssdd_hub.distill.networks import FRESH, ON_SET, Augmented, Networks, NetworkSettings
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.errors import require
 from ssdd_hub.seeds import draw_distinct, generator
@@ -55,6 +55,14 @@ class Matching(Method):
         self.moves_targets = not problem.has_classes
         needed = f"Settings of the method {self.name} must extend ssdd_hub.distill.methods.matching.MatchingSettings"
         require((isinstance(settings, MatchingSettings), f"{needed}, got {type(settings).__name__}"))
+
+    @classmethod
+    def batches(cls, settings: MatchingSettings, count: int) -> dict[str, int]:
+        """See `Method.batches`; real images are as many as is asked for."""
+        if settings.networks == FRESH or not settings.training_steps:
+            return {}
+        size = min(settings.training_batch, count) if settings.networks == ON_SET else settings.training_batch
+        return {"--method.args.training_batch": size}
 
     def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
         """Finds the groups, at once."""

@@ -134,6 +134,11 @@ class Mkdt(Method):
         # Classes have no gradient.
         self.moves_targets = settings.task != "hard-labels"
 
+    @classmethod
+    def batches(cls, settings: MkdtSettings, count: int) -> dict[str, int]:
+        """See `Method.batches`; the last part of the set may be smaller."""
+        return {"--method.args.unroll_batch": count % settings.unroll_batch or min(settings.unroll_batch, count)}
+
     def prepare(self, pairs: Pairs) -> Iterator[Tensor]:
         """Trains the experts.
 
