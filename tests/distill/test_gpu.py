@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from reference import contract_cases
 from test_step_counts import cached_distiller
 
 from ssdd_hub.distill.distiller import DistillerSettings
@@ -14,6 +15,7 @@ from ssdd_hub.distill.engine.ridge_solve import solve_ridge
 from ssdd_hub.distill.krr import Regression, linear_kernel
 from ssdd_hub.distill.pool import PoolSettings
 from ssdd_hub.runs.checkpoints import load_tree, save_tree
+from ssdd_hub.seeds import seeded_training
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),
 ]
 M, B, D = 24, 40, 16
+DEVICE = "cuda"
 
 
 @pytest.fixture(params=["no", "bf16"])
@@ -111,6 +114,31 @@ def test_the_regression_and_its_gradients_are_those_of_the_cpu(m, f):
         loss = Regression(*ours[:2], 1e-3, solve_ridge, kernel).loss(*ours[2:])
         for mine, theirs in zip([loss, *torch.autograd.grad(loss, ours[:2])], expected, strict=True):
             assert ((mine.double().cpu() - theirs).norm() / theirs.norm()).item() < 2e-4
+
+
+@pytest.mark.parametrize("name", contract_cases.PARAMETERISATION_CLASSES)
+def test_what_is_learned_gives_the_pairs_of_the_cpu_also_for_rows_that_the_cpu_drew(name):
+    kind, pairs = contract_cases.PARAMETERISATION_CLASSES[name], contract_cases.make_pairs(contract_cases.M, 99)
+    settings = contract_cases.settings_of(kind)
+    theirs, ours = (kind.start(pairs.to(device, torch.float64), settings) for device in ("cpu", DEVICE))
+    for rows in (None, torch.tensor([3, 0, 4])):
+        for mine, wanted in zip(ours(rows), theirs(rows), strict=True):
+            assert mine.device.type == DEVICE
+            torch.testing.assert_close(mine.cpu(), wanted, rtol=1e-8, atol=1e-8)
+        penalty = ours.penalty(rows)
+        assert penalty is None or penalty.device.type == DEVICE
+    for key, wanted in theirs.as_set().items():
+        torch.testing.assert_close(ours.as_set()[key].cpu(), wanted, rtol=1e-8, atol=1e-8, msg=key)
+
+
+def test_what_a_student_drops_follows_from_the_seed():
+    student, images = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Dropout(0.5)).to(DEVICE), torch.ones(8, 64)
+    masks = []
+    for step in (1, 1, 2):
+        torch.rand(9, device=DEVICE)
+        with seeded_training(student, 0, "dropout", step):
+            masks.append(student(images.to(DEVICE)) == 0)
+    assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
 def test_a_kernel_that_cannot_be_factorised_gives_nan_and_not_a_wrong_solution():

@@ -85,7 +85,8 @@ class Dct(Parameterisation):
     def forward(self, rows: Tensor | None = None) -> Pairs:
         """Returns the sum of each image's waves, with its target."""
         coefficients, targets = (part if rows is None else part[rows] for part in (self.coefficients, self.targets))
-        waves = _waves(self.shape, self.settings.luma, self.settings.chroma).to(coefficients)
+        kind = (self.settings.luma, self.settings.chroma, coefficients.device, coefficients.dtype)
+        waves = _waves_on(self.shape, *kind)
         images = round_to_steps(coefficients, self.settings.step) @ waves
         return Pairs(images.view(-1, *self.shape), round_to_steps(targets, self.settings.target_step))
 
@@ -167,6 +168,14 @@ def _waves(shape: tuple[int, int, int], luma: int, chroma: int) -> Tensor:
         planes = across[0][chosen // width][:, :, None] * across[1][chosen % width][:, None]  # (count, H, W)
         waves.append((colour[None, :, None, None] * planes[:, None]).flatten(1))
     return torch.cat(waves)
+
+
+@lru_cache(maxsize=8)
+def _waves_on(
+    shape: tuple[int, int, int], luma: int, chroma: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    # Kept, since every step needs them.
+    return _waves(shape, luma, chroma).to(device, dtype)
 
 
 def _cosines(size: int) -> Tensor:

@@ -141,7 +141,9 @@ class Views(Parameterisation):
 
     def forward(self, rows: Tensor | None = None) -> Pairs:
         """Returns images and views, each with its target."""
-        rows = rows if rows is not None else torch.arange(len(self), device=self.crops.device)
+        device = self.crops.device
+        # Steps draw their rows on the CPU.
+        rows = torch.arange(len(self), device=device) if rows is None else rows.to(device)
         image, view = rows % self.size, rows // self.size
         # Each image is rendered once where all are wanted.
         whole = len(rows) >= len(self)
@@ -158,7 +160,8 @@ class Views(Parameterisation):
     def as_set(self) -> dict[str, Tensor]:
         """Returns the images with their targets, and the views with theirs."""
         made, count = self.of.as_set(), self.settings.views
-        image, view = torch.arange(self.size)[:, None], torch.arange(count)
+        image, view = (torch.arange(many, device=self.crops.device) for many in (self.size, count))
+        image = image[:, None]
         found = self._codes(image, view, self.of.coded().targets[:, None].expand(-1, count, -1))
         return {**made, "views": self.crops, "view_targets": self.of.decoded(found).detach()}
 
