@@ -191,9 +191,9 @@ def named_in(file: str, column: str) -> Iterator[str | None]:
     opened = pq.ParquetFile(file)
     kind = opened.schema_arrow.field(column).type
     if not pa.types.is_struct(kind):
-        # Texts are paths, and bytes are images.
-        texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        for batch in opened.iter_batches(columns=[column]) if texts else ():
+        # Bytes are images, and texts are paths.
+        images = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        for batch in () if images else opened.iter_batches(columns=[column]):
             yield from batch[column].to_pylist()
         return
     for number in range(opened.num_row_groups):
@@ -202,7 +202,7 @@ def named_in(file: str, column: str) -> Iterator[str | None]:
         contents = parts.get(f"{column}.bytes")
         counts: Any = contents.statistics if contents is not None and contents.is_stats_set else None
         missing = counts.null_count if counts is not None and counts.has_null_count else None
-        if missing == 0:
+        if missing == 0 or f"{column}.path" not in parts:
             continue
         wanted = [f"{column}.path", *([] if missing == group.num_rows or contents is None else [f"{column}.bytes"])]
         for batch in opened.iter_batches(row_groups=[number], columns=wanted):
