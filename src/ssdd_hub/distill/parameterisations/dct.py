@@ -171,9 +171,7 @@ def _waves(shape: tuple[int, int, int], luma: int, chroma: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _waves_on(
-    shape: tuple[int, int, int], luma: int, chroma: int, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def _waves_on(shape: tuple[int, int, int], luma: int, chroma: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     # Kept, since every step needs them.
     return _waves(shape, luma, chroma).to(device, dtype)
 
