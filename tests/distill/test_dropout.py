@@ -11,6 +11,9 @@ from ssdd_hub.runs.checkpoints import load_tree, save_tree
 # Those that train students.
 METHODS = [name for name in METHOD_CLASSES if name not in ("clp_dd", "clp_dd_views", "lgm", "lgm_labels")]
 
+# Each trains them in a way of its own: a pool, networks of matching, an unroll.
+FIRST = ("krr_st", "dc", "mkdt")
+
 
 class Noisy(ConvNet):
     """A ConvNet that drops pixels in train mode."""
@@ -37,7 +40,9 @@ def make(accelerator):
     return make
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_a_resumed_run_is_the_unbroken_one_whatever_else_is_drawn(make, name, tmp_path):
     unbroken, stopped = make(name, 0), make(name, 1)
     losses = run(unbroken, STEPS)
