@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,7 +13,7 @@ from ssdd_hub.distill.estimate import time_distillation
 from ssdd_hub.distill.methods import METHODS
 from ssdd_hub.distill.pairs import Pairs
 from ssdd_hub.evaluation.entries import StudentEntry
-from ssdd_hub.evaluation.estimate import time_evaluation
+from ssdd_hub.evaluation.estimate import time_backbone_probes, time_evaluation
 from ssdd_hub.evaluation.real_data import RealData
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs.estimate import Stage, is_worth_it
@@ -74,20 +74,35 @@ def time_distilling(
         if teacher:
             yield time_features(teacher, images, heldout, config.targets, accelerator)
         yield time_start(config.init, source, settings.num_images, config.selection)
-    rows = torch.arange(settings.num_images) % len(images)
+    # Spread over the source, which may be in the order of its classes.
+    rows = torch.arange(settings.num_images) * len(images) // settings.num_images
     yield from time_distillation(build(source, cache, Pairs(images.pixels[rows] / 255, targets[rows])), run)
-    shape: dict[str, Any] = {"in_chans": images.num_channels, "image_size": images.image_size}
-    shape["num_targets"] = targets.width
-    candidate = StudentEntry.of(config.student.name, config.student.building(), [], **shape)
-    real = RealData("source", images, heldout, space, device, heldout_targets)
-    use = config.student_training
-    if labelled:
-        # A step of either training takes about as long.
-        own, further = (each.num_steps(settings.num_images) for each in (use, config.accuracy))
-        use = replace(use, steps=own + further, max_steps=None)
-    much = (use, config.probe, config.evaluate.seeds)
-    yield time_evaluation(candidate, settings.num_images, real, *much, accelerator)
+    yield _time_scores(config, images, heldout, source, heldout_targets, accelerator)
     yield time_report(images, settings.num_images)
+
+
+def _time_scores(
+    config: Any,
+    images: ImageBank,
+    heldout: ImageBank,
+    source: Source,
+    heldout_targets: Targets | None,
+    accelerator: Accelerator,
+) -> Stage:
+    """Times the first evaluation, by students or by probes of frozen networks."""
+    size, seeds = config.distiller.num_images, config.evaluate.seeds
+    real = RealData("source", images, heldout, source.pixel_space, accelerator.device, heldout_targets)
+    if config.backbone_probe.backbones:
+        return time_backbone_probes(config.backbone_probe, size, real, seeds, accelerator)
+    shape: dict[str, Any] = {"in_chans": images.num_channels, "image_size": images.image_size}
+    shape["num_targets"] = cast(Targets, source.targets).width
+    candidate = StudentEntry.of(config.student.name, config.student.building(), [], **shape)
+    use = config.student_training
+    if config.targets.of == LABELS:
+        # A step of either training takes about as long.
+        own, further = (each.num_steps(size) for each in (use, config.accuracy))
+        use = replace(use, steps=own + further, max_steps=None)
+    return time_evaluation(candidate, size, real, use, config.probe, seeds, accelerator)
 
 
 def time_training_alone(

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from evaluation_cases import CPU, SPACE, bright_bank, bright_data, make_network
 
 from ssdd_hub.data.augment import AUGMENTATIONS
 from ssdd_hub.errors import InputError, SettingsError
+from ssdd_hub.evaluation import estimate
+from ssdd_hub.evaluation.protocols import backbone_probe
 from ssdd_hub.evaluation.protocols.backbone_probe import BackboneProbe, BackboneProbeSettings
 from ssdd_hub.evaluation.protocols.base import Pretrained
 from ssdd_hub.evaluation.protocols.linear_probe import ProbeSettings, fit_probe
@@ -95,3 +98,26 @@ def test_names_and_sizes_are_checked(settings, told):
         BackboneProbeSettings(**settings)
     with pytest.raises(InputError):
         BackboneProbe(BackboneProbeSettings(backbones=["no_such_network"]))
+
+
+def test_an_estimate_counts_held_out_images_once_and_views_of_set_and_random_images_by_seed(monkeypatch):
+    """By a clock that ticks once for each image that the network reads."""
+    read = 0
+
+    def built(*args, **kwargs):
+        def tick(module, given):
+            nonlocal read
+            read += len(given[0])
+
+        network = build_teacher(*args, **kwargs)
+        network.register_forward_pre_hook(tick)
+        return network
+
+    monkeypatch.setattr(backbone_probe, "build_teacher", built)
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: read)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    settings = BackboneProbeSettings(backbones=[BACKBONE], views=4)
+    stage = estimate.time_backbone_probes(settings, 6, bright_data(), 3, Accelerator(cpu=True))
+    assert (stage.steps, stage.seconds) == (6, 30 + 3 * 2 * 24)
+    unlabelled = bright_data([0] * 60)
+    assert estimate.time_backbone_probes(settings, 6, unlabelled, 3, Accelerator(cpu=True)).seconds == 0

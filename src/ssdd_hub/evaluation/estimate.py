@@ -12,6 +12,7 @@ from torch import nn
 
 from ssdd_hub.evaluation.entries import StudentEntry
 from ssdd_hub.evaluation.evaluation import Evaluation, Pretraining, run_side_by_side
+from ssdd_hub.evaluation.protocols.backbone_probe import BackboneProbe, BackboneProbeSettings
 from ssdd_hub.evaluation.protocols.base import Pretrained
 from ssdd_hub.evaluation.protocols.linear_probe import LinearProbe, ProbeSettings
 from ssdd_hub.evaluation.protocols.teacher_error import TeacherError
@@ -24,6 +25,7 @@ from ssdd_hub.sets.distilled import DistilledSet
 from ssdd_hub.sets.pretrain import SetPairs
 
 _IMAGES, _LABELS = 512, 1000  # of a trial, at most: held-out images, and labelled ones of a probe
+_FEW = 32  # held-out images, and images of a set, that a frozen network reads in a trial, at most
 _SECONDS, _STEPS = 0.5, 20  # that training is timed for, at most
 
 
@@ -122,6 +124,53 @@ def time_evaluation(
     for number in range(jobs):
         heappush(free, heappop(free) + scoring + (training if number % 3 < 2 else 0.0))
     return Stage("evaluation", 3 * seeds, max(free))
+
+
+@dataclass
+class _ProbeTrial:
+    """A probe of a frozen network on one view of few images; `seconds` of a held-out image, and of a view of an image.
+
+    `least` is the number of images, one of each class at most.
+    """
+
+    probe: BackboneProbe
+    data: RealData
+    least: int
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self, done: Callable[[], object]) -> None:
+        """Measures both, as they are done in an evaluation."""
+        data = replace(self.data, heldout=self.data.heldout.subset(torch.arange(min(len(self.data.heldout), _FEW))))
+        side, chans = data.heldout.image_size, data.heldout.num_channels
+        images, labels = torch.rand(self.least, chans, side, side), torch.arange(self.least)
+        names = data.heldout.label_names
+        made = DistilledSet(images, torch.eye(self.least), PixelSpace.raw(chans), labels=labels, label_names=names)
+        pretrained = Pretrained(nn.Identity(), nn.Identity, SetPairs(made, data.device), 0)
+        first, again = (_timed(lambda: self.probe(pretrained, data)) for _ in range(2))
+        self.seconds = [max(0.0, first - again) / len(data.heldout), again / self.least]
+
+
+def time_backbone_probes(
+    settings: BackboneProbeSettings, size: int, data: RealData, seeds: int, accelerator: Accelerator
+) -> Stage:
+    """Times probes of frozen networks on a set of `size` images beside as many random ones.
+
+    Probes run side by side, as they will: each core does a trial. Without classes there are none.
+    """
+    if not data.labelled:
+        return Stage("evaluation", 0, 0.0)
+    jobs = -(-2 * seeds * len(settings.backbones) // accelerator.num_processes)
+    cores = min(torch.get_num_threads(), jobs) if data.device.type == "cpu" else 1
+    seconds = 0.0
+    least = min(size, _FEW, data.num_classes)
+    for number in range(len(settings.backbones)):
+        few = replace(settings, views=1)
+        trials = [_ProbeTrial(BackboneProbe(few, number), data, least) for _ in range(cores)]
+        run_side_by_side([[trial] for trial in trials], lambda: None, data.device)
+        heldout, view = (sum(times) / cores for times in zip(*(trial.seconds for trial in trials), strict=True))
+        views = seeds * 2 * size * settings.num_views(size)
+        seconds += heldout * len(data.heldout) + views * view / cores / accelerator.num_processes
+    return Stage("evaluation", jobs, seconds)
 
 
 @dataclass

@@ -55,6 +55,10 @@ class BackboneProbeSettings(Settings, section="backbone_probe"):
         fits = not sizes or len(sizes) == len(names) and min(sizes) > 0
         yield fits, f"{self.option('input_sizes')} must be one above 0 for each of {len(names)} backbones, got {sizes}"
 
+    def num_views(self, size: int) -> int:
+        """Returns the views of each image of a set of `size`."""
+        return max(1, min(self.views, self.max_views // size))
+
 
 def short_name(backbone: str) -> str:
     """Returns the last part of a name."""
@@ -105,7 +109,7 @@ class BackboneProbe(OfSetsWithLabels[BackboneProbeSettings]):
         labels = None if pairs is None else labels_of(pairs)
         if pairs is None or labels is None:
             raise ValueError("a probe learns from a set with labels, and this one has none: check applies first")
-        space, views = space_of(pairs), max(1, min(self.settings.views, self.settings.max_views // len(pairs)))
+        space, views = space_of(pairs), self.settings.num_views(len(pairs))
         found = []
         for view in range(views):
             for place, rows in enumerate(torch.split(torch.arange(len(pairs)), CHUNK)):
