@@ -1,12 +1,14 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from reference import contract_cases
 from test_distiller import build_distiller
 
-from ssdd_hub.distill.loop import distil
+from ssdd_hub.distill.loop import _advice, distil
+from ssdd_hub.distill.methods import METHODS
 from ssdd_hub.errors import InputError
 from ssdd_hub.runs.folder import RunFolder
 from ssdd_hub.runs.run_settings import RunSettings
@@ -186,3 +188,25 @@ def test_the_first_training_of_a_student_that_diverges_is_told_with_its_slot_and
     told = rf"the pool loss is nan at step {ages[0] + 1}, of student 1 of the pool \(generation 0, age 0\)\. Lower"
     with pytest.raises(InputError, match=told):
         distil(distiller, run, SETTINGS, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("krr_st", "or --pool.learning-rate"),
+        ("mtt", "expert_learning_rate, --method.args.lr_step_size or --method.args.step_size"),
+        ("dm", "--distiller.lr-images or --distiller.lr-targets"),
+    ],
+)
+@pytest.mark.parametrize("teacher", [None, "a teacher"])
+def test_advice_names_what_a_method_has(name, rates, teacher):
+    method = SimpleNamespace(settings=METHODS.settings(name, {}, {}))
+    method.problem = SimpleNamespace(source=SimpleNamespace(teacher=teacher))
+    told = _advice(method)
+    assert rates in told
+    assert ("pool" in told, "step_size" in told, "ridge" in told) == (
+        name == "krr_st",
+        name == "mtt",
+        name == "krr_st",
+    )
+    assert ("teacher" in told) == ("standardise" in told) == bool(teacher)

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
@@ -137,10 +138,25 @@ def _require_finite(record: dict[str, Any], run: RunFolder, distiller: Distiller
     kept = "" if saved is None else f"; the checkpoint of step {saved} is whole"
     raise InputError(
         f"the {record['stage']} {what} at step {record['step']}{', of ' if of else ''}{' and '.join(of)}{kept}. "
-        "Lower --distiller.lr-images, --distiller.lr-targets or --pool.learning-rate, or standardise the targets, in "
-        "another --output (where the regression cannot be solved, raise --distiller.ridge or take "
-        "--distiller.kernel-precision float64; in mixed precision try --run.mixed-precision no); the teacher can be "
-        "used again by --teacher.backbone local-dir:OUTPUT/teacher --teacher.pretrained"
+        f"{_advice(method)}"
+    )
+
+
+def _advice(method: Method) -> str:
+    """Returns what to do about a run of a method that diverged, by options that it has."""
+    known = {entry.name for entry in fields(method.settings)}
+    own = [f"--method.args.{name}" for name in sorted(known) if name.endswith(("learning_rate", "step_size"))]
+    rates = ["--distiller.lr-images", "--distiller.lr-targets", *own, *(["--pool.learning-rate"] * ("pool" in known))]
+    solved = (
+        "where the regression cannot be solved, raise --distiller.ridge or take --distiller.kernel-precision float64"
+    )
+    source = method.problem.source
+    taught = source is not None and source.teacher is not None
+    again = "; the teacher can be used again by --teacher.backbone local-dir:OUTPUT/teacher --teacher.pretrained"
+    return (
+        f"Lower {', '.join(rates[:-1])} or {rates[-1]}{', or standardise the targets' if taught else ''}, in another "
+        f"--output ({f'{solved}; ' if 'ridge' in known else ''}in mixed precision try --run.mixed-precision no)"
+        f"{again if taught else ''}"
     )
 
 
