@@ -194,8 +194,8 @@ def test_the_first_training_of_a_student_that_diverges_is_told_with_its_slot_and
     ("name", "rates"),
     [
         ("krr_st", "or --pool.learning-rate"),
-        ("mtt", "expert_learning_rate, --method.args.lr_step_size or --method.args.step_size"),
-        ("dm", "--distiller.lr-images or --distiller.lr-targets"),
+        ("mtt", "expert_learning_rate, --method.args.step_size or --method.args.lr_step_size"),
+        ("lgm", "--distiller.lr-images or --distiller.lr-targets"),
     ],
 )
 @pytest.mark.parametrize("teacher", [None, "a teacher"])

@@ -18,6 +18,7 @@ from ssdd_hub.runs.run_settings import RunSettings
 from ssdd_hub.runs.save_points import SavePoints
 
 _SHOWN = 32  # rows of a batch, in an error
+_RATES = ("expert_learning_rate", "learning_rate", "step_size", "lr_step_size")  # of networks, in methods' settings
 
 
 def distil(
@@ -145,7 +146,7 @@ def _require_finite(record: dict[str, Any], run: RunFolder, distiller: Distiller
 def _advice(method: Method) -> str:
     """Returns what to do about a run of a method that diverged, by options that it has."""
     known = {entry.name for entry in fields(method.settings)}
-    own = [f"--method.args.{name}" for name in sorted(known) if name.endswith(("learning_rate", "step_size"))]
+    own = [f"--method.args.{name}" for name in _RATES if name in known]
     rates = ["--distiller.lr-images", "--distiller.lr-targets", *own, *(["--pool.learning-rate"] * ("pool" in known))]
     solved = (
         "where the regression cannot be solved, raise --distiller.ridge or take --distiller.kernel-precision float64"
