@@ -15,8 +15,8 @@ from ssdd_hub.text import show
 def find_file(name: str, folder: Path | None) -> Path:
     """Returns this file of settings, or the one of that name in the folder: `photos` or `photos.yaml`."""
     path = Path(name)
-    # A name that the system does not take, such as a very long one, is no file.
-    if not folder or path.name != name or os.path.exists(path):
+    # A name that the system does not take, such as a very long one, is no file; nor are the photographs in `photos`.
+    if not folder or path.name != name or os.path.exists(path) and not os.path.isdir(path):
         return path
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     # Commands in records have file names without their folders.
