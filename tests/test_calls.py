@@ -125,6 +125,28 @@ def test_images_of_any_kind_in_memory_are_stored_alike():
         assert _store_images(same, "runs/x") == place
 
 
+def test_pictures_are_stored_as_they_are_and_not_as_the_files_that_they_were_opened_from(tmp_path):
+    from ssdd_hub.calls import _store_images
+
+    drawn, exif = np.random.default_rng(0).integers(1, 256, (6, 4, 3), dtype=np.uint8), Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.fromarray(drawn).save(tmp_path / "painted.png")
+    Image.fromarray(drawn).save(tmp_path / "turned.png", exif=exif)
+    painted, turned = (Image.open(tmp_path / f"{name}.png") for name in ("painted", "turned"))
+    painted.paste(0, (0, 0, 4, 3))
+    clear = Image.fromarray(drawn).quantize(8)
+    clear.info["transparency"] = 0
+    deep = Image.fromarray(np.full((6, 4), 1.5, np.float32))
+    wide = Image.fromarray(np.full((6, 4), 70000, np.int32))
+    odd = Image.fromarray(drawn).convert("HSV")
+    stored = datasets.load_from_disk(_store_images([painted, turned, clear, deep, wide, odd], "runs/x"))["image"]
+    assert not np.asarray(stored[0])[:3].any() and np.array_equal(np.asarray(stored[0])[3:], drawn[3:])
+    assert np.array_equal(stored[1], np.rot90(drawn, -1)) and np.array_equal(turned, drawn)
+    assert stored[2].convert("RGBA").getextrema()[3] == (0, 255)
+    assert np.array_equal(stored[3], deep) and np.array_equal(stored[4], wide)
+    assert np.array_equal(stored[5], odd.convert("RGB"))
+
+
 def test_a_network_trained_elsewhere_is_a_teacher_as_an_object_or_as_its_weights(tmp_path):
     space = {"mean": [0.4] * 3, "std": [0.2] * 3}
     network = timm.create_model("ssdd_convnet3", widths=[4, 6, 8], num_classes=0, img_size=16).eval()

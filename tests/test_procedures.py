@@ -33,6 +33,13 @@ def test_a_word_runs_the_recipe_of_the_clone_with_its_options(name, monkeypatch,
     assert sys.argv == before
 
 
+def test_a_folder_that_is_called_like_settings_is_none(monkeypatch, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["distill", "photos", "--print-config"]) == 0
+    assert "name: photos\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "resolved"),
     [

@@ -1,6 +1,7 @@
 """The recipes as calls: images to a set, its scores, a teacher; each is the recipe of its command line."""
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ssdd_hub.errors import InputError
@@ -28,6 +29,9 @@ _TAKEN = (
     "a folder, a Hub id, a datasets.Dataset or DatasetDict, a list of PIL images, or a uint8 tensor or array "
     "(N, C, H, W) with C of 1 or 3"
 )
+
+# PNG would cut the values of the mode I to 16 bits.
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def distill(
@@ -227,7 +231,22 @@ def _as_dataset(pictures: Sequence[Image.Image]) -> Any:
     import datasets
 
     features = datasets.Features({"image": datasets.Image()})
-    return datasets.Dataset.from_dict({"image": list(pictures)}, features=features)
+    rows = [{"bytes": _encode(picture), "path": None} for picture in pictures]
+    return datasets.Dataset.from_dict({"image": rows}, features=features)
+
+
+def _encode(picture: Image.Image) -> bytes:
+    """Returns a file of an image as it is now, without loss.
+
+    `datasets` would read the file again that it was opened from, without what was painted over since.
+    """
+    file, upright = io.BytesIO(), ImageOps.exif_transpose(picture)
+    try:
+        upright.save(file, "PNG" if upright.mode in _PNG_MODES else "TIFF")
+    except (OSError, KeyError):  # of modes that neither has, such as HSV
+        file = io.BytesIO()
+        upright.convert("RGBA" if upright.has_transparency_data else "RGB").save(file, "PNG")
+    return file.getvalue()
 
 
 def _pictures(images: Tensor | np.ndarray) -> list[Image.Image]:

@@ -207,6 +207,16 @@ def test_a_network_that_timm_cannot_build_is_not_saved(small_teacher, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_network_that_timm_would_build_otherwise_is_not_saved(tmp_path):
+    """Neither its config nor its weights tell of layers without weights that were replaced."""
+    network = timm.create_model("resnet10t", num_classes=0).eval()
+    network.maxpool = nn.Identity()
+    teacher = build_teacher(network, input_size=32)
+    with pytest.raises(InputError, match="ResNet cannot be saved for timm: what timm builds .* has other features"):
+        teacher.save(tmp_path / "teacher")
+    assert os.listdir(tmp_path) == []
+
+
 PROVENANCE = {
     "objective": {"name": "barlow_twins", "citation": "Zbontar et al.", "lambda_param": 0.005},
     "source": {"name": "digits", "license": "cc-by-4.0", "num_images": 1000},

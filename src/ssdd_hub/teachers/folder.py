@@ -1,7 +1,7 @@
 """The folder of a teacher: weights in timm's layout, a record of how it was made, and a model card."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,13 @@ def write_folder(
     data_config: Mapping[str, Any],
     license: str,
     metadata: Mapping[str, Any] | None = None,
+    check: Callable[[Path], None] = lambda new: None,
 ) -> None:
     """Writes a new folder that timm reads, which appears at once and whole, by renaming.
 
     `data_config` holds `mean`, `std`, `input_size` and `interpolation`; `metadata` holds `architecture`, `teacher`
     (`Teacher.identity()`) and `provenance`, for `ssdd_hub.json` and the card, neither of which is written without it.
+    What `check` raises about the weights, in a place of their own, leaves no folder.
     """
     refuse_tokens({"the name of the folder, which the card names,": folder.name})
     # safetensors refuses channels-last weights.
@@ -64,6 +66,7 @@ def write_folder(
             data_config={**data_config, "crop_pct": 1.0, "crop_mode": "squash"},
             model_config={"pretrained_cfg": {**dict.fromkeys(_STATED), "license": license}},
         )
+        check(new)
         if metadata is not None:
             write_metadata(new, {"format_version": FORMAT_VERSION, **metadata})
             (new / CARD_FILE).write_text(render_teacher_card(metadata, place_in_card(folder)), encoding="utf-8")

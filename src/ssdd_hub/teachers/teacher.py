@@ -26,6 +26,7 @@ from ssdd_hub.models.features import (
 )
 from ssdd_hub.models.stored_models import normalised_name
 from ssdd_hub.pixel_space import PixelSpace
+from ssdd_hub.seeds import generator
 from ssdd_hub.teachers.checkpoints import load_checkpoint
 from ssdd_hub.teachers.folder import check_facts, read_record, write_folder
 
@@ -33,6 +34,7 @@ from ssdd_hub.teachers.folder import check_facts, read_record, write_folder
 RESERVED_ARGS = ("name", "pretrained", "num_classes", "image_size", "img_size", "seed", *OTHER_WEIGHTS)
 # The part of a teacher's provenance that a set distilled from it records.
 _ORIGIN = ("objective", "source", "seed", "checkpoint")
+_ALIKE = 0.02  # share of the features by which two types and layouts may differ
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ class Teacher(nn.Module):
         The folder appears at once and whole, by renaming; an existing one is kept.
 
         Raises:
-            InputError: The backbone is not one of timm's, so that timm could not build it again.
+            InputError: The backbone is not one of timm's, so that timm could not build it again; or it was changed in
+                what weights do not tell, as by another `maxpool`, so that timm builds another one.
         """
         folder = Path(folder)
         if folder.exists():
@@ -212,7 +215,26 @@ class Teacher(nn.Module):
             "input_size": (self.pixel_space.channels, self.input_size, self.input_size),
             "interpolation": self.interpolation,
         }
-        write_folder(folder, self.backbone, data_config, self.license, metadata if facts else None)
+        write_folder(folder, self.backbone, data_config, self.license, metadata if facts else None, self._check_same)
+
+    @torch.no_grad()
+    def _check_same(self, folder: Path) -> None:
+        """Refuses a folder whose network has other features of noise: configs and weights do not tell all changes."""
+        again = create_backbone(f"local-dir:{folder}", pretrained=True, input_size=self.input_size)
+        like, shape = (
+            next(self.backbone.parameters()),
+            (2, self.pixel_space.channels, self.input_size, self.input_size),
+        )
+        noise = torch.randn(shape, generator=generator(0, "noise for a stored teacher")).to(like)
+        own, other = (read_features(each, noise, self.features) for each in (self.backbone, again.eval().to(like)))
+        if own.shape != other.shape or not torch.linalg.vector_norm(own - other) <= _ALIKE * torch.linalg.vector_norm(
+            own
+        ):
+            raise InputError(
+                f"the teacher {self.name} cannot be saved for timm: what timm builds from its config and its weights "
+                "has other features. It was changed in layers without weights, such as maxpool or a stride: build it "
+                "with timm's arguments for that, or register it by timm.models.register_model"
+            )
 
 
 def build_teacher(
