@@ -510,6 +510,25 @@ def test_view_writes_the_gallery_of_a_folder_and_of_a_repository_alike(ann, fold
 def test_view_writes_a_space(folder, ssdd, tmp_path):
     assert "hf upload OWNER/NAME space --repo-type space" in ssdd("view", "set", "--space", "space")
     assert sorted(path.name for path in (tmp_path / "space").iterdir()) == ["README.md", "index.html"]
+    ssdd("view", "set", "--space", "space")
+
+
+@pytest.mark.parametrize("name", ["README.md", "index.html"])
+def test_a_space_replaces_no_page_of_somebody_else(folder, refusal, tmp_path, name):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / name).write_text("mine")
+    assert "site holds a README.md or an index.html of its own" in refusal("view", "set", "--space", "site")
+    assert [(path.name, path.read_text()) for path in (tmp_path / "site").iterdir()] == [(name, "mine")]
+
+
+def test_a_place_that_cannot_be_written_is_a_message(folder, capsys, tmp_path):
+    (tmp_path / "site").mkdir()
+    assert main(["view", "set", "--output", "site"]) == 2
+    assert "site is no file that could be replaced: choose another place" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["view", "set", "--output", "file/page.html"]) == 1
+    assert "error: the system refused it (" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == ""
 
 
 @pytest.fixture

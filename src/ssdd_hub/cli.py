@@ -38,6 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         sys.stderr.write(f"error: {printable(redact_tokens(str(error)))}\n")
         return 2
+    except OSError as error:
+        # Others than the system's own have no number, and are faults of ours.
+        if error.errno is None:
+            raise
+        place = "" if error.filename is None else f", {error.filename}"
+        sys.stderr.write(
+            f"error: the system refused it ({printable(f'{error.strerror}{place}')}): choose another place\n"
+        )
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("error: interrupted; nothing was left half-written\n")
         return 130

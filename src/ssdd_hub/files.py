@@ -15,7 +15,7 @@ from ssdd_hub.errors import InputError
 from ssdd_hub.record import CARD_FILE, METADATA_FILE, PREVIEW_FILE, SHARED_FILE, TRANSFORM_FILE
 
 _OWN_ENTRIES = {METADATA_FILE, CARD_FILE, PREVIEW_FILE, TRANSFORM_FILE, SHARED_FILE, "data"}
-
+_SHARD = re.compile(r"train-\d{5}-of-\d{5}\.parquet", re.ASCII)
 
 # What is being written says whose it is: `.NAME.PROCESS-NUMBER@HOST.tmp`, and a set that is being replaced
 # `.NAME.PROCESS-NUMBER@HOST.old.tmp`. safetensors writes a file of its own first, which says nothing.
@@ -38,7 +38,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     A reader therefore sees the old file or the whole new one, also after a kill or on a full disk. Who may read it is
     decided by the umask alone, whatever the writer does.
+
+    Raises:
+        InputError: The place is that of a folder, a device or a pipe.
     """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no file that could be replaced: choose another place")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     try:
@@ -189,9 +194,13 @@ def _put_back(old: Path, folder: Path) -> None:
 def _check_replaceable(folder: Path) -> None:
     try:
         entries = _entries(folder)
+        inside = _entries(folder / "data") if "data" in entries else set()
     except NotADirectoryError as error:
-        raise InputError(f"a distilled set is a folder, and {folder} is a file: choose another place") from error
+        raise InputError(
+            f"a distilled set is a folder, and {error.filename} is a file: choose another place"
+        ) from error
     foreign = sorted(entries - _OWN_ENTRIES) if METADATA_FILE in entries else sorted(entries)
+    foreign += sorted(f"data/{name}" for name in inside if not _SHARD.fullmatch(name))
     if foreign:
         raise InputError(
             f"{folder} holds files that are no part of a distilled set ({', '.join(foreign[:3])}), and saving would "

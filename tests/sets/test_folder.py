@@ -34,6 +34,15 @@ def test_saving_replaces_a_set_or_an_empty_folder_and_leaves_nothing_beside_it(t
     assert os.listdir(tmp_path) == ["set"]
 
 
+def test_other_files_beside_the_shards_are_kept_too(tmp_path):
+    make_set().save(tmp_path / "set")
+    (tmp_path / "set" / "data" / "notes.txt").write_text("dear")
+    before = contents(tmp_path / "set")
+    with pytest.raises(InputError, match=r"no part of a distilled set \(data/notes\.txt\)"):
+        make_set().save(tmp_path / "set")
+    assert contents(tmp_path / "set") == before
+
+
 @pytest.mark.parametrize("with_set", [False, True])
 def test_a_folder_with_other_files_is_refused_and_kept(tmp_path, with_set):
     folder = tmp_path / "photos"

@@ -68,6 +68,15 @@ def test_a_large_set_is_shown_in_part_and_says_so(tmp_path, monkeypatch):
     assert "3 shown" in page and page.count("<figure") == 3
 
 
+def test_neighbours_are_those_of_all_pairs_compared_at_once(monkeypatch):
+    monkeypatch.setattr(gallery, "_ROWS", 4)
+    targets = torch.randn(11, 3, generator=torch.Generator().manual_seed(2))
+    distances = (targets[:10, None] - targets[None, :10]).norm(dim=2)
+    order = [[other for other in row if other != index] for index, row in enumerate(distances.argsort(1).tolist())]
+    assert gallery._nearest(targets, 10) == [row[:3] for row in order]
+    assert gallery._nearest(targets, 2) == [[1], [0]] and gallery._nearest(targets, 1) == [[]]
+
+
 def test_the_map_holds_the_principal_components():
     generator = torch.Generator().manual_seed(1)
     plane = torch.randn(50, 2, generator=generator) * torch.tensor([5.0, 1.0])

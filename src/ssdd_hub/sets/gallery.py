@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssdd_hub.errors import InputError
 from ssdd_hub.files import atomic_path
 from ssdd_hub.record import section
 from ssdd_hub.results.compare import compare, score_note, score_tables
@@ -28,8 +29,12 @@ STARTS_FILE = "starts.safetensors"
 """What the images started from, in a run folder alone: never a part of a set."""
 MOST_PIXELS = 2**24
 """Pixels of one page at most, so that it stays a few tens of megabytes; further images are left out and counted."""
+MOST_IMAGES = 10_000
+"""Images of one page at most: each is compared with all others."""
 _NEIGHBOURS = 3
+_ROWS = 1000  # images that are compared at a time
 _TILE = 72  # pixels of the page that an image is wide
+_WRITTEN = "written by `ssdd-hub view --space`"
 _SPACE_CARD = """---
 title: {title}
 sdk: static
@@ -37,7 +42,7 @@ app_file: index.html
 pinned: false
 ---
 
-The gallery of a distilled set, written by `ssdd-hub view --space`. Its images may show persons or things that the
+The gallery of a distilled set, {written}. Its images may show persons or things that the
 source shows: the set's card tells where they come from.
 """
 
@@ -60,7 +65,7 @@ def render_gallery(
         records: Records of `scores.json`, in place of those of the set.
     """
     pixels = distilled.pixel_space.denormalise(distilled.images)
-    shown = max(1, min(len(pixels), MOST_PIXELS // pixels[0, 0].numel()))
+    shown = max(1, min(len(pixels), MOST_IMAGES, MOST_PIXELS // pixels[0, 0].numel()))
     columns = math.ceil(math.sqrt(shown))
     places = target_map(distilled.targets)[:shown]
     nearest = _nearest(distilled.targets, shown)
@@ -123,15 +128,24 @@ def write_space(distilled: "DistilledSet", folder: Path, title: str) -> Path:
     """Writes the gallery as a static Space of the Hub: `index.html` and the `README.md` that declares it.
 
     It shows nothing that the set itself does not hold, so never what the images started from.
+
+    Raises:
+        InputError: The folder holds a page or a `README.md` that was not written here.
     """
+    card = folder / "README.md"
+    own = card.is_file() and _WRITTEN in card.read_text(encoding="utf-8", errors="replace")
+    if not own and (card.exists() or (folder / "index.html").exists()):
+        raise InputError(
+            f"{folder} holds a README.md or an index.html of its own, which a Space would replace: choose another place"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     render_gallery(distilled, folder / "index.html", title)
     # The title comes from a record: one line of plain text, quoted as YAML.
     from ssdd_hub.hub.markdown import one_line, to_yaml
 
     line = to_yaml(one_line(title)[:100]).strip().removesuffix("...").strip()
-    with atomic_path(folder / "README.md") as temporary:
-        temporary.write_text(_SPACE_CARD.format(title=line), encoding="utf-8")
+    with atomic_path(card) as temporary:
+        temporary.write_text(_SPACE_CARD.format(title=line, written=_WRITTEN), encoding="utf-8")
     return folder
 
 
@@ -149,9 +163,12 @@ def target_map(targets: Tensor) -> Tensor:
 
 def _nearest(targets: Tensor, shown: int) -> list[list[int]]:
     """Returns the images whose targets are nearest to those of each image shown."""
-    distances = torch.cdist(targets[:shown], targets[:shown])
-    distances.fill_diagonal_(math.inf)
-    return distances.topk(min(_NEIGHBOURS, shown - 1), largest=False).indices.tolist() if shown > 1 else [[]]
+    found: list[list[int]] = []
+    for first in range(0, shown, _ROWS):
+        distances = torch.cdist(targets[first : min(first + _ROWS, shown)], targets[:shown])
+        distances.diagonal(first).fill_(math.inf)
+        found += distances.topk(min(_NEIGHBOURS, shown - 1), largest=False).indices.tolist()
+    return found
 
 
 def _sprite(pixels: Tensor, columns: int) -> str:
