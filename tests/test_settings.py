@@ -227,3 +227,11 @@ def test_a_pipe_without_a_writer_and_a_name_of_any_length_are_no_files_of_settin
     for name in (str(tmp_path / "pipe"), "a" * 5000, str(tmp_path)):
         with pytest.raises(InputError, match="--config .* cannot be read as YAML|--config must be the path of a YAML"):
             parse_config(Config, tmp_path / "a.yaml", ["--config", name])
+
+
+def test_a_tilde_that_begins_a_place_is_the_home(parse, monkeypatch):
+    """Shells leave that of `--output=~/x` as it is, and YAML that of any."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    given = ["~/x", "~", "local-dir:~/t", "~ann/x", "a~", "~x", "hf-hub:~/t"]
+    config, _ = parse("--datasets", ",".join(given))
+    assert config["datasets"] == ["/home/ann/x", "/home/ann", "local-dir:/home/ann/t", *given[3:]]

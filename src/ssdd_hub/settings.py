@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import sys
 import warnings
@@ -29,6 +30,7 @@ from ssdd_hub.text import refuse_tokens, show
 Config = TypeVar("Config")
 _NAME = re.compile("--?[A-Za-z]")  # a number may be negative, so a dash alone does not make a name
 _NUMBERS = re.compile(r"[-+.0-9eE]+( *, *[-+.0-9eE]+)+")  # a list of them
+_HOME = re.compile("(?<=^local-dir:)~(?=/|$)|^~(?=/|$)")
 _MOST_HINTS = 20  # problems after which no nearest name is searched, which takes long
 _SWITCHES = ("help", "h", "print_config")
 Given = tuple[str, Any]  # a dotted name, and text of the command line or what a YAML file holds
@@ -103,6 +105,13 @@ def parse_config(
         sys.stdout.write(to_yaml(config))
         raise SystemExit(0)
     return config
+
+
+def _at_home(value: Any) -> Any:
+    """Returns a value with the user's home in place of a `~` that begins it: shells leave that of `--output=~/x`."""
+    if isinstance(value, list):
+        return list(map(_at_home, value))
+    return _HOME.sub(lambda found: os.path.expanduser("~"), value) if isinstance(value, str) else value
 
 
 def list_options(config_class: Any) -> list[str]:
@@ -308,7 +317,8 @@ class _Reader:
                 if isinstance(value, str) and kind == dict[str, Any]:
                     value = f"[{value}]" if entry and _NUMBERS.fullmatch(value) else value
                     value = yaml.load(value, SettingsLoader)
-                values[setting] = _with_entry(values.get(setting), entry, value) if entry else read_value(value, kind)
+                value = _with_entry(values.get(setting), entry, value) if entry else read_value(value, kind)
+                values[setting] = _at_home(value)
             except (ArgumentError, *MISTAKES) as error:
                 hint = f": {error}" if type(error) is ValueError else ""
                 self.problems.append(f"{name} must be of type {formatannotation(kind)}, got {show(value)}{hint}")

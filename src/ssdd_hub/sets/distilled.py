@@ -268,10 +268,11 @@ class DistilledSet:
         Raises:
             InputError: There is neither such a folder nor such a repository, or the set is damaged.
         """
-        if Path(repo_id_or_folder).is_dir():
+        folder = Path(os.path.expanduser(repo_id_or_folder))
+        if folder.is_dir():
             if revision is not None:
                 raise InputError(f"{repo_id_or_folder} is a folder, which has no revision {revision!r}: leave it out")
-            return cls.load(repo_id_or_folder)
+            return cls.load(folder)
         return fetch_set(str(repo_id_or_folder), cls.load, revision, token)
 
 

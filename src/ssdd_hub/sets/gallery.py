@@ -136,7 +136,7 @@ def write_space(distilled: "DistilledSet", folder: Path, title: str) -> Path:
     own = card.is_file() and _WRITTEN in card.read_text(encoding="utf-8", errors="replace")
     if not own and (card.exists() or (folder / "index.html").exists()):
         raise InputError(
-            f"{folder} holds a README.md or an index.html of its own, which a Space would replace: choose another place"
+            f"{folder} holds a README.md or an index.html of its own, which this would replace: choose another place"
         )
     folder.mkdir(parents=True, exist_ok=True)
     render_gallery(distilled, folder / "index.html", title)
