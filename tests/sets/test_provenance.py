@@ -124,6 +124,24 @@ def test_the_command_is_what_was_typed_but_for_absolute_paths_and_tokens(monkeyp
     ]
 
 
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("--set=a,/home/me/b,~/runs/c", "--set=a,b,c"),
+        ("--set=/home/me/a, b/c,/home/me/d", "--set=c,d"),
+        (r"--data.name=C:\Users\me\photos", "--data.name=photos"),
+        ("D:/me/photos", "photos"),
+        (r"\\server\me\photos", "photos"),
+        ("--x=[/home/me/a,/home/me/b]", "--x=[a,b]"),
+        ("--x=https://a/b/c", "--x=https://a/b/c"),
+        ("--set=ann/x,runs/a/b", "--set=ann/x,runs/a/b"),
+    ],
+)
+def test_absolute_paths_are_cut_wherever_an_option_has_them(monkeypatch, typed, told):
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", typed])
+    assert shlex.split(describe_command())[3:] == [told]
+
+
 @pytest.fixture
 def selected(small_teacher):
     def selected(chosen=(4, 2), **source):

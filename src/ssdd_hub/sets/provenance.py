@@ -19,8 +19,10 @@ from ssdd_hub.text import redact_tokens
 Facts = Mapping[str, Any]
 # Settings that are no part of what a set is; of `minutes` the steps that it gave are.
 _NOT_STATED = ("output", "run", "evaluate", "backbone_probe", "minutes")
-# At the start of a word of the command line, after `=` or `local-dir:`, or in quotes as in JSON.
-_ABSOLUTE_FOLDER = re.compile(r"""(^|[=:"'])~?/(?!/)(?:[^"']*/)?(?=[^/"'])""")
+# At the start of a word of the command line or of an entry of its lists, after `=` or `local-dir:`, or in quotes as in
+# JSON; also of Windows. A comma may be part of a name, but not before another absolute path.
+_ROOT = r"(?:~?/(?!/)|[A-Za-z]:[\\/](?!/)|\\\\)"
+_ABSOLUTE_FOLDER = re.compile(rf"""(^|[=:"',\[]){_ROOT}(?:(?:(?!,\s*{_ROOT})[^"'])*[/\\])?(?=[^/\\"'])""")
 
 
 def describe_run(
