@@ -1,11 +1,25 @@
 """Classes, splits and images that `datasets` loses without a word are refused by name; what is found is told."""
 
 import gc
+import gzip
 import zipfile
 
 import numpy as np
 import pytest
-from data_folders import banks_of, encode, flat, load, picture, pictures, refused, refuses, stream, write, write_card
+from data_folders import (
+    banks_of,
+    encode,
+    flat,
+    load,
+    picture,
+    pictures,
+    refused,
+    refuses,
+    save_as,
+    stream,
+    write,
+    write_card,
+)
 
 # `datasets` leaves the files of metadata open.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file")
@@ -245,3 +259,59 @@ def test_what_is_in_place_of_an_image_is_told(tmp_path, content, reason):
     refuses(
         load, rf"row 3 \(9.png\) of the split 'train' .* cannot be decoded \({reason}", folder, heldout_fraction=0.1
     )
+
+
+# Parts of files
+
+
+def damage(content, kind):
+    """Returns a tar file of 6 small images, of which each has a header and a block of data, with one fault."""
+    second = 2 * 1024
+    return {
+        "a header": content[:second] + b"\xff" * 512 + content[second + 512 :],
+        "cut after a member": content[:second],
+        "cut in a header": content[: second + 256],
+        "cut in data": content[: second + 600],
+        "joined": content + content,
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["a header", "cut after a member", "cut in a header", "cut in data", "joined"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_tar_file_that_is_damaged_is_refused_and_not_read_in_part(tmp_path, kind, packed):
+    whole = save_as(tmp_path / "set", "tar", {f"{index}.png": picture(index) for index in range(6)})
+    assert load(whole, label_column="none") == stream(whole) == [*range(6)]
+    file = whole / "images.tar"
+    content = damage(file.read_bytes(), kind)
+    file.unlink()
+    write(whole / ("images.tar.gz" if packed else "images.tar"), gzip.compress(content) if packed else content)
+    told = r"the archive 'images.tar(.gz)?' of '.*set' cannot be read \(.*\): write it or fetch it again"
+    for read in (load, stream):
+        refuses(read, told, whole)
+        refuses(read, told, whole, label_column="none")
+
+
+def test_tar_files_with_one_block_or_many_at_their_end_are_whole(tmp_path):
+    folder = save_as(tmp_path / "set", "tar", {f"{index}.png": picture(index) for index in range(3)})
+    content = (folder / "images.tar").read_bytes().rstrip(b"\0")
+    content += bytes(-len(content) % 512)
+    for blocks in (1, 2, 100):
+        write(folder / "images.tar", content + bytes(512 * blocks))
+        assert stream(folder) == [0, 1, 2]
+
+
+def test_files_that_are_called_parts_of_a_whole_are_all_there(tmp_path):
+    folder = tmp_path / "set"
+    for number in range(3):
+        save_as(folder, "parquet", {f"{number}.png": picture(number)})
+        (folder / "train.parquet").rename(folder / f"train-{number:05}-of-00003.parquet")
+    assert load(folder) == stream(folder) == [0, 1, 2]
+    moved = (folder / "train-00001-of-00003.parquet").rename(tmp_path / "elsewhere")
+    refused(folder, "1 of 3 files of '.*set' are missing: 'train-00001-of-00003.parquet'; fetch them")
+    write_card(folder, [{"config_name": "default", "data_files": "train-*.parquet"}])
+    assert load(folder) == [0, 2]
+    (folder / "README.md").unlink()
+    # As some count.
+    moved.rename(folder / "train-00003-of-00003.parquet")
+    (folder / "train-00000-of-00003.parquet").rename(folder / "train-00001-of-00003.parquet")
+    assert sorted(load(folder)) == [0, 1, 2]

@@ -173,6 +173,20 @@ def test_a_changed_file_changes_the_fingerprint_and_a_moved_folder_does_not(tmp_
     assert stream(moved).fingerprint == before
 
 
+def test_other_files_of_the_same_names_sizes_and_times_are_others(tmp_path):
+    """As bitmaps of one size have them, from archives of which all times are fixed."""
+    found = []
+    for shade in (1, 2):
+        folder = tmp_path / str(shade) / "set"
+        for index in range(3):
+            Image.new("RGB", (8, 8), (shade, index, 0)).save(write(folder / f"{index}.bmp", b""))
+            os.utime(folder / f"{index}.bmp", (0, 0))
+        found.append(
+            (stream(folder).fingerprint, banks_of(folder, cache=str(tmp_path / "kept"))[0].pixels[0, 0, 0, 0])
+        )
+    assert found[0][0] != found[1][0] and (found[0][1], found[1][1]) == (1, 2)
+
+
 @pytest.mark.parametrize("layout", ["parquet", "texts", "mixed", "csv", "jsonl"])
 def test_a_changed_file_that_a_row_names_changes_the_fingerprint(tmp_path, layout):
     folder = tmp_path / "set"

@@ -5,6 +5,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 from zipfile import ZipFile
 
 from ssdd_hub.data.dataset_home import Home, printable
@@ -26,6 +27,7 @@ _START = re.compile(
 _ARCHIVE = re.compile(r"\.(zip|tar|tgz|tbz2?|txz|rar|7z|tar\.\w+)$", re.IGNORECASE)
 _WITH_LABELS = re.compile(r"\.(cls|json|txt)$")
 _HIDDEN = re.compile(r"(^|/)(\.|__MACOSX/|__pycache__/|lost\+found$)")
+_SHARD = re.compile(r"(?P<start>.*)-(?P<number>\d{5})-of-(?P<total>\d{5})(-[0-9a-f]{16})?(?P<end>\.\w+)")
 _UNLISTED = "no file of metadata lists it"
 _INDEX = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
@@ -148,32 +150,76 @@ def refuse_left_out(dataset: str, texts: Sequence[str]) -> InputError:
 
 
 def check_archives(home: LocalHome, files: Iterable[str], with_labels: bool) -> None:
-    """Refuses archives of a folder of images where the names of folders, in them or beside, would tell classes."""
+    """Refuses archives of a folder of images that are damaged, or of which the names of folders would tell classes.
+
+    In a damaged tar file those that read it take a header that is none for the end, without a word.
+    """
     names = [name for file in files if (name := home.inside(file)) is not None]
     beside = {os.path.dirname(name) for name in names if _IMAGE.search(name)}
     for name in filter(_ARCHIVE.search, names):
         is_zip = name.lower().endswith(".zip")
-        if not is_zip and not with_labels:  # reading the names in a tar file takes as long as reading the images
-            continue
         try:
             members = _members(str(home.folder / name), is_zip)
         except (OSError, ValueError, *BROKEN_ARCHIVE) as error:
-            raise _unpack(home, name, f"cannot be read ({first_line(error)})") from error
+            raise InputError(
+                f"the archive '{printable(name)}' of '{home.name}' cannot be read ({first_line(error)}): write it or "
+                "fetch it again, or unpack what is whole into the folder"
+            ) from error
         folders = {
             os.path.dirname(member) for member in members if _IMAGE.search(member) and not _HIDDEN.search(member)
         }
         # WebDataset has labels of its own.
         labelled = not is_zip and any(map(_WITH_LABELS.search, members))
-        if not labelled and (len(folders) > 1 or folders and len(beside) > 1):
+        if (is_zip or with_labels) and not labelled and (len(folders) > 1 or folders and len(beside) > 1):
             raise _unpack(home, name, "holds class folders, or lies beside some, and their names would be lost")
 
 
+def check_shards(home: LocalHome, files: Iterable[str]) -> None:
+    """Refuses files that are called like parts of a whole, `train-00000-of-00003.parquet`, where others are missing.
+
+    A card that states which files belong to the dataset leaves others out on purpose.
+    """
+    parts: dict[tuple[str, int, str], set[int]] = {}
+    for name in () if home.patterns else filter(None, map(home.inside, files)):
+        if match := _SHARD.fullmatch(name):
+            parts.setdefault((match["start"], int(match["total"]), match["end"]), set()).add(int(match["number"]))
+    for (start, total, end), found in parts.items():
+        first = int(total in found)
+        missing = sorted({*range(first, first + total)} - found)
+        if missing:
+            named = ", ".join(f"'{printable(start)}-{number:05}-of-{total:05}{end}'" for number in missing[:5])
+            more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise InputError(
+                f"{len(missing)} of {total} files of '{home.name}' are missing: {named}{more}; fetch them, or name "
+                "the files that are to be read in a card"
+            )
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar file, which notes the header at which the file ends."""
+
+    @classmethod
+    def fromtarfile(cls, archive: Any) -> "_Member":
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            archive.ended = type(error).__name__
+            raise
+
+
 def _members(file: str, is_zip: bool) -> list[str]:
+    """Returns the names in an archive; raises a `TarError` for a tar file that does not end as tar files do."""
     if is_zip:
         with ZipFile(file) as archive:
             return archive.namelist()
-    with tarfile.open(file) as archive:
-        return archive.getnames()
+    with tarfile.open(file, tarinfo=_Member) as members:
+        names = members.getnames()
+        if vars(members).get("ended") != "EOFHeaderError":
+            raise tarfile.ReadError(f"it is cut or damaged after member {len(names)}, where a header should be")
+        tail: Any = members.fileobj
+        if any(part.strip(b"\0") for part in iter(lambda: tail.read(2**20), b"")):
+            raise tarfile.ReadError(f"it goes on after its end, which comes after member {len(names)}")
+    return names
 
 
 def _unpack(home: LocalHome, name: str, problem: str) -> InputError:

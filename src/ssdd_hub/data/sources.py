@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from ssdd_hub.data.labels import Labels, read_labels
 from ssdd_hub.data.left_out import (
     check_archives,
     check_class_folders,
+    check_shards,
     check_split_names,
     describe_files,
     find_left_out,
@@ -31,6 +33,8 @@ MISTAKES = (AttributeError, LookupError, OSError, RuntimeError, TypeError, Value
 
 NO_FILES = hashlib.sha256().hexdigest()
 """What `DatasetSource.versions_of_rows` returns where all rows hold their images."""
+
+_HASHED, _END = 64, 2**16  # files, at least where there are as many, and bytes of each end
 
 # Formats that read nothing but their files, and `cache`, what `datasets` has prepared of these before. HDF5 files hold
 # links to other files, and a Lance dataset states where its files are.
@@ -165,9 +169,10 @@ class DatasetSource:
                 yield where, partial(read_row, self._home, where, content, path)
 
     def versions(self, split: str) -> list[list[str]]:
-        """Returns the files of a split, each with its commit, its ETag, or its size and time."""
+        """Returns the files of a split, each with its commit, its ETag, or its size and time, and a hash of ends."""
         if self._builder is None:
-            return [self._version(str(path), ()) for path in sorted(Path(self._home.opened).rglob("*.arrow"))]
+            paths = sorted(map(str, Path(self._home.opened).rglob("*.arrow")))
+            return [*(self._version(path, ()) for path in paths), [_hash_ends(paths)]]
         by_split = self._builder.config.data_files or {}
         if not by_split:  # prepared before, from what its hash tells
             return [[str(self._builder.hash)]]
@@ -176,7 +181,7 @@ class DatasetSource:
         # `datasets` does not drop the metadata of files that it leaves out, but it has metadata of files on the Hub
         # only, all of which have the same commit.
         files = [pair for part in parts for pair in zip(part, part.origin_metadata, strict=False)]
-        return [self._version(file, origin) for file, origin in files]
+        return [*(self._version(file, origin) for file, origin in files), [_hash_ends([file for file, _ in files])]]
 
     def _version(self, file: str, origin: Sequence[str]) -> list[str]:
         path = Path(file)
@@ -186,10 +191,13 @@ class DatasetSource:
 
     def versions_of_rows(self, split: str) -> str:
         """Returns a hash of the files, each with its size and time, that rows name instead of holding an image."""
-        digest = hashlib.sha256()
+        digest, files = hashlib.sha256(), list[str]()
         for path in self._named_files(split):
             place = self._home.find(path) if path and not path.startswith("data:") else None
             digest.update(json.dumps(self._version(place.file, ()) if place else [path]).encode())
+            files += [place.file] if place else []
+        if files:
+            digest.update(_hash_ends(files).encode())
         return digest.hexdigest()
 
     def _named_files(self, split: str) -> Iterator[str | None]:
@@ -295,6 +303,21 @@ def _find_home(name: str, revision: str | None, follow_links: bool) -> LocalHome
     raise InputError(f"{problem}; --data.name takes a Hub id or the folder that holds the images, or 'digits'")
 
 
+def _hash_ends(files: Sequence[str]) -> str:
+    """Returns a hash of the first and last bytes of some of the files that are here, spread over all.
+
+    Names, sizes and times may be those of another dataset: of bitmaps of one size, unpacked with times that are fixed.
+    """
+    digest = hashlib.sha256()
+    for file in files[:: max(1, len(files) // _HASHED)]:
+        if os.path.isfile(file):
+            with open(file, "rb") as opened:
+                digest.update(opened.read(_END))
+                opened.seek(max(0, os.path.getsize(file) - _END))
+                digest.update(opened.read(_END))
+    return digest.hexdigest()[:16]
+
+
 def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str | None) -> Any:
     home.check_cards()
     home.check_linked_folders()
@@ -318,6 +341,8 @@ def _find_builder(home: LocalHome | HubHome, config: str | None, revision: str |
                 f"'{home.name}' is no folder here, and what the cache holds under this name is not known to come from "
                 "the Hub; pass the folder's path as --data.name, or restore the connection"
             )
+    else:
+        check_shards(home, files)
     home.check_files(files)
     return builder
 
