@@ -221,15 +221,12 @@ class Teacher(nn.Module):
     def _check_same(self, folder: Path) -> None:
         """Refuses a folder whose network has other features of noise: configs and weights do not tell all changes."""
         again = create_backbone(f"local-dir:{folder}", pretrained=True, input_size=self.input_size)
-        like, shape = (
-            next(self.backbone.parameters()),
-            (2, self.pixel_space.channels, self.input_size, self.input_size),
+        like, size = next(self.backbone.parameters()), (self.input_size, self.input_size)
+        noise = torch.randn(2, self.pixel_space.channels, *size, generator=generator(0, "noise for a stored teacher"))
+        own, other = (
+            read_features(each, noise.to(like), self.features) for each in (self.backbone, again.eval().to(like))
         )
-        noise = torch.randn(shape, generator=generator(0, "noise for a stored teacher")).to(like)
-        own, other = (read_features(each, noise, self.features) for each in (self.backbone, again.eval().to(like)))
-        if own.shape != other.shape or not torch.linalg.vector_norm(own - other) <= _ALIKE * torch.linalg.vector_norm(
-            own
-        ):
+        if own.shape != other.shape or (own - other).norm() > _ALIKE * own.norm():
             raise InputError(
                 f"the teacher {self.name} cannot be saved for timm: what timm builds from its config and its weights "
                 "has other features. It was changed in layers without weights, such as maxpool or a stride: build it "
