@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -522,13 +523,15 @@ def test_a_space_replaces_no_page_of_somebody_else(folder, refusal, tmp_path, na
 
 
 def test_a_place_that_cannot_be_written_is_a_message(folder, capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["view", "set", "--output", "pipe"]) == 2
+    assert "pipe is no file that could be replaced: choose another place" in capsys.readouterr().err
     (tmp_path / "site").mkdir()
-    assert main(["view", "set", "--output", "site"]) == 2
-    assert "site is no file that could be replaced: choose another place" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    assert main(["view", "set", "--output", "file/page.html"]) == 1
-    assert "error: the system refused it (" in capsys.readouterr().err
-    assert (tmp_path / "file").read_text() == ""
+    for place in ("site", "file/page.html"):
+        assert main(["view", "set", "--output", place]) == 1
+        assert re.match(r"error: the system refused it \(.*: choose another place", capsys.readouterr().err)
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "file").read_text() == ""
 
 
 @pytest.fixture

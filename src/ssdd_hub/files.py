@@ -40,9 +40,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     decided by the umask alone, whatever the writer does.
 
     Raises:
-        InputError: The place is that of a folder, a device or a pipe.
+        InputError: The place is that of a device or a pipe.
+        IsADirectoryError: It is that of a folder.
     """
-    if path.exists() and not path.is_file():
+    if path.exists() and not (path.is_file() or path.is_dir()):
         raise InputError(f"{path} is no file that could be replaced: choose another place")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)

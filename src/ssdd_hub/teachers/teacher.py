@@ -26,7 +26,7 @@ from ssdd_hub.models.features import (
 )
 from ssdd_hub.models.stored_models import normalised_name
 from ssdd_hub.pixel_space import PixelSpace
-from ssdd_hub.seeds import generator
+from ssdd_hub.seeds import generator, seeded
 from ssdd_hub.teachers.checkpoints import load_checkpoint
 from ssdd_hub.teachers.folder import check_facts, read_record, write_folder
 
@@ -220,7 +220,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def _check_same(self, folder: Path) -> None:
         """Refuses a folder whose network has other features of noise: configs and weights do not tell all changes."""
-        again = create_backbone(f"local-dir:{folder}", pretrained=True, input_size=self.input_size)
+        with seeded(0, "network to compare"):
+            again = create_backbone(f"local-dir:{folder}", pretrained=True, input_size=self.input_size)
         like, size = next(self.backbone.parameters()), (self.input_size, self.input_size)
         noise = torch.randn(2, self.pixel_space.channels, *size, generator=generator(0, "noise for a stored teacher"))
         own, other = (
