@@ -1,6 +1,7 @@
 """The calls: three lines to a set, from a folder, a Dataset or a tensor, by the very recipe."""
 
 import re
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -123,6 +124,15 @@ def test_images_of_any_kind_in_memory_are_stored_alike():
     spread = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     for same in (images.numpy(), read_only, spread, pictures, tuple(pictures)):
         assert _store_images(same, "runs/x") == place
+
+
+def test_what_a_killed_call_was_storing_goes_with_the_next(tmp_path):
+    from ssdd_hub.calls import _store_images
+
+    left = tmp_path / "runs" / "sources" / ".images.999999999-0.tmp" / "new"
+    left.mkdir(parents=True)
+    place = _store_images(pixels(count=2), "runs/x")
+    assert [path.name for path in (tmp_path / "runs" / "sources").iterdir()] == [Path(place).name]
 
 
 def test_pictures_are_stored_as_they_are_and_not_as_the_files_that_they_were_opened_from(tmp_path):

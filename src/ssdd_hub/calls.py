@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ssdd_hub.errors import InputError
 from ssdd_hub.evaluation.evaluation import Record
+from ssdd_hub.files import hidden_folder, remove_abandoned
 from ssdd_hub.procedures import command_line, load_recipe, spell_out
 from ssdd_hub.record import hash_json, read_metadata
 from ssdd_hub.sets.distilled import DistilledSet
@@ -210,9 +210,10 @@ def _store_images(images: Any, output: str | Path | None) -> str:
     if not any(table.num_rows for table in tables):
         raise InputError("images must be at least two; got a dataset without rows")
     sources = _sources(output)
-    sources.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".images-", dir=sources) as scratch:
-        new, digest = Path(scratch, "new"), hashlib.sha256()
+    # What killed calls were writing.
+    remove_abandoned(sources)
+    with hidden_folder(sources / "images") as new:
+        digest = hashlib.sha256()
         # What is stored is the data, and not how it is shown.
         images.with_format(None).save_to_disk(str(new))
         for file in sorted(new.rglob("*.arrow")):
