@@ -12,13 +12,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssdd_hub.distill import DistillerSettings
+from ssdd_hub.distill import DistillerSettings, PoolSettings
 from ssdd_hub.errors import require
 from ssdd_hub.models import StudentSettings
 from ssdd_hub.runs import UntrackedSettings, describe_machine, describe_versions, report_errors
 from ssdd_hub.runs.begin import begin
 from ssdd_hub.sets.provenance import describe_command
 from ssdd_hub.settings import parse_config, to_dict
+from studies.plain import plain_checks
 from studies.step_time import Benchmark, BenchmarkSettings, benchmark_table, render_benchmark
 
 DEFAULT = Path(__file__).parent / "configs" / "benchmark.yaml"
@@ -46,7 +47,8 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         require(
-            (self.distiller.precision == "float32", "networks are timed in float32: leave out --distiller.precision")
+            (self.distiller.precision == "float32", "networks are timed in float32: leave out --distiller.precision"),
+            *(plain_checks(self.distiller, PoolSettings()) if self.benchmark.plain else ()),
         )
 
 

@@ -254,7 +254,9 @@ def build_distiller(
     black, white = (space.normalise(torch.full((space.channels, 1, 1), end)).flatten().tolist() for end in (0.0, 1.0))
     given = {"black": black, "white": white, "real": real_of(source, space, pairs)}
     synthetic = build_parameterisation(chosen.name, pairs, chosen.args, {**shared, **given})
-    if config.targets.of == LABELS and not torch.equal(synthetic().targets.argmax(1), pairs.targets.argmax(1)):
+    # Of views, where there are any, too.
+    shown = synthetic().targets.view(-1, *pairs.targets.shape).argmax(2)
+    if config.targets.of == LABELS and not bool((shown == pairs.targets.argmax(1)).all()):
         raise InputError(
             f"{chosen.name} keeps too little of class labels to tell the {pairs.targets.shape[1]} classes apart: "
             "raise, or leave out, those of --parameterisation.args that make targets smaller, such as target_bases"

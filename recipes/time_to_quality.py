@@ -37,7 +37,7 @@ from ssdd_hub.targets.compute import compute_targets
 from ssdd_hub.targets.labels import LABELS
 from ssdd_hub.teachers import TeacherSettings
 from ssdd_hub.teachers.loading import load_teacher
-from studies.plain import PlainDistiller, explain_renewal, real_batches
+from studies.plain import PlainDistiller, plain_checks, real_batches
 from studies.time_to_quality import START, QualitySettings, curves, label, quality_table, render_quality, train
 
 DEFAULT = Path(__file__).parent / "configs" / "time_to_quality.yaml"
@@ -88,7 +88,7 @@ class TimeToQualityConfig:
                 "a set has no views on its way: choose another --student-training.augment",
             ),
             (self.distiller.precision == "float32", "networks are timed in float32: leave out --distiller.precision"),
-            (not plain or self.pool.renewal == "train", explain_renewal(self.pool.renewal)),
+            *(plain_checks(self.distiller, self.pool) if plain else ()),
         )
 
 
@@ -138,9 +138,11 @@ def main() -> None:
         name: train(name, builders[name], outer.steps, config.quality.seconds, device)
         for name in config.quality.implementations
     }
-    sets = {START: DistilledSet(*first, own_space)}
+    # Students see real images in their own space, whichever the set is learned in.
+    place: dict[str, Any] = {"pixel_space": own_space, "provenance": {"student_pixel_space": space.to_dict()}}
+    sets = {START: DistilledSet(*first, **place)}
     for name, taken in snapshots.items():
-        sets |= {label(name, copy): DistilledSet(copy.images, copy.targets, own_space) for copy in taken}
+        sets |= {label(name, copy): DistilledSet(copy.images, copy.targets, **place) for copy in taken}
     set_entries = [entry_of_set(*entry, device) for entry in sets.items()]
     candidate = StudentEntry.of(student.name, student.building(), [TeacherError()], **shape)
     heldout_targets = Targets(cache.features(heldout), targets.transform)[:]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from krr_st_minimal import Pool, regression_error
 from ssdd_hub.data import crop_flip, draw_views
 from ssdd_hub.distill import DistillerSettings, PoolSettings
-from ssdd_hub.errors import require
+from ssdd_hub.errors import Check, require
 from ssdd_hub.models import pre_logits
 from ssdd_hub.pixel_space import PixelSpace
 from ssdd_hub.runs import keep_freed_memory
@@ -54,7 +54,7 @@ class PlainDistiller:
         seed: int,
         part: Part = lambda name: nullcontext(),
     ) -> None:
-        require((pool.renewal == "train", explain_renewal(pool.renewal)))
+        require(*plain_checks(settings, pool))
         self.images, self.targets = nn.Parameter(images.clone()), nn.Parameter(targets.clone())
         self.batches, self.teacher, self.settings, self.seed, self.part = batches, teacher, settings, seed, part
         self.warms_up, self.outer_step = pool.warm_up and pool.max_age > 1, 0
@@ -116,9 +116,15 @@ class PlainDistiller:
         return {"loss": loss.detach(), "inner_loss": inner_loss, "student": slot, "age": age}
 
 
-def explain_renewal(renewal: str) -> str:
-    """Returns the message for a renewal of students that there is no plain implementation of."""
-    return f"pool.renewal must be train in the plain implementation, got {renewal!r}"
+def plain_checks(settings: DistillerSettings, pool: PoolSettings) -> Iterator[Check]:
+    """Yields that settings are those of which there is a plain implementation."""
+    for name, given, kept in (
+        ("pool.renewal", pool.renewal, "train"),
+        ("pool.optimizer", pool.optimizer, "sgd"),
+        ("distiller.optimizer", settings.optimizer, "adamw"),
+        ("distiller.set_batch", settings.set_batch, None),
+    ):
+        yield given == kept, f"{name} must be {kept or 'left out'} in the plain implementation, got {given!r}"
 
 
 def real_batches(

@@ -76,7 +76,9 @@ def time_distilling(
         yield time_start(config.init, source, settings.num_images, config.selection)
     # Spread over the source, which may be in the order of its classes.
     rows = torch.arange(settings.num_images) * len(images) // settings.num_images
-    yield from time_distillation(build(source, cache, Pairs(images.pixels[rows] / 255, targets[rows])), run)
+    own = space if settings.pixel_space == "normalised" else PixelSpace.raw(space.channels)
+    pairs = Pairs(own.normalise(images.pixels[rows] / 255), targets[rows])
+    yield from time_distillation(build(source, cache, pairs), run)
     yield _time_scores(config, images, heldout, source, heldout_targets, accelerator)
     yield time_report(images, settings.num_images)
 

@@ -248,3 +248,12 @@ def test_a_folder_that_another_process_uses_is_refused_by_every_recipe(refuse, h
     words = [f"{folder} is in use by process {process} on", "wait until it ends"]
     refuse(words, recipe, "--output", folder, "--run.mixed-precision", "no")
     assert sorted(path.name for path in folder.iterdir()) == [".lock", ".owner.json"]
+
+
+def test_steps_too_small_for_the_images_are_refused_before_a_teacher_is_trained(refuse, tmp_path):
+    """The rehearsal sees them in the space that they are learned in."""
+    words = ("--distiller.steps", 100, "--parameterisation", "dct", "--parameterisation.args", "{step: 0.06}")
+    refuse(
+        ["step 0.06 stores values up to", "take a step of at least"], "distill", "--config", SMOKE, *words, "--output", tmp_path / "run"
+    )
+    assert not (tmp_path / "run").exists()

@@ -160,6 +160,15 @@ def test_parts_of_both_are_counted_also_one_that_fails():
     assert watch.seconds["data"] > 0
 
 
-def test_a_renewal_as_in_the_released_code_is_refused():
-    with pytest.raises(SettingsError, match="pool.renewal must be train in the plain implementation, got 'never-tr"):
-        build_both(PoolSettings(renewal="never-train"), steps=1)
+@pytest.mark.parametrize(
+    ("pool", "settings", "told"),
+    [
+        ({"renewal": "never-train"}, {}, "pool.renewal must be train in the plain implementation, got 'never-tr"),
+        ({"optimizer": "adam"}, {}, "pool.optimizer must be sgd"),
+        ({}, {"optimizer": "lamb"}, "distiller.optimizer must be adamw"),
+        ({}, {"set_batch": 3}, "distiller.set_batch must be left out"),
+    ],
+)
+def test_what_has_no_plain_implementation_is_refused(pool, settings, told):
+    with pytest.raises(SettingsError, match=told):
+        build_both(PoolSettings(**pool), steps=1, **settings)

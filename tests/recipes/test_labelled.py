@@ -178,6 +178,14 @@ def test_labels_that_are_stored_too_coarsely_to_be_told_apart_are_refused(refuse
     refuse(words, "distill", *where, *few, "--parameterisation.args.target_bases", 2)
 
 
+def test_views_of_labelled_images_have_their_labels(photos, launch, tmp_path):
+    words = ("--method", "dm", "--parameterisation", "views", "--parameterisation.args", "{of: pixels, views: 2}")
+    launch("distill", *arguments(photos, tmp_path / "run", *words))
+    made = DistilledSet.load(tmp_path / "run" / "distilled")
+    assert made.view_targets.shape[1] == 2
+    assert (made.view_targets.argmax(2) == made.labels[:, None]).all()
+
+
 def test_a_set_for_a_frozen_backbone_names_it_and_is_scored_by_probes_on_it(photos, launch, refuse, tmp_path):
     place = Path(__file__).parents[2] / "model_cards" / "cifar100-barlow-twins"
     frozen, probed = f"local-dir:{place}", f"backbone_probe {place.name}"
