@@ -309,6 +309,9 @@ def test_files_that_are_called_parts_of_a_whole_are_all_there(tmp_path):
     moved = (folder / "train-00001-of-00003.parquet").rename(tmp_path / "elsewhere")
     refused(folder, "1 of 3 files of '.*set' are missing: 'train-00001-of-00003.parquet'; fetch them")
     write_card(folder, [{"config_name": "default", "data_files": "train-*.parquet"}])
+    refused(folder, "1 of 3 files of '.*set' are missing: 'train-00001-of-00003.parquet'; fetch them")
+    here = [path.name for path in sorted(folder.glob("*.parquet"))]
+    write_card(folder, [{"config_name": "default", "data_files": here}])
     assert load(folder) == [0, 2]
     (folder / "README.md").unlink()
     # As some count.

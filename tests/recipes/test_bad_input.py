@@ -254,6 +254,12 @@ def test_steps_too_small_for_the_images_are_refused_before_a_teacher_is_trained(
     """The rehearsal sees them in the space that they are learned in."""
     words = ("--distiller.steps", 100, "--parameterisation", "dct", "--parameterisation.args", "{step: 0.06}")
     refuse(
-        ["step 0.06 stores values up to", "take a step of at least"], "distill", "--config", SMOKE, *words, "--output", tmp_path / "run"
+        ["step 0.06 stores values up to", "take a step of at least"],
+        "distill",
+        "--config",
+        SMOKE,
+        *words,
+        "--output",
+        tmp_path / "run",
     )
     assert not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from typing import Any
 from zipfile import ZipFile
 
@@ -177,21 +178,25 @@ def check_archives(home: LocalHome, files: Iterable[str], with_labels: bool) -> 
 def check_shards(home: LocalHome, files: Iterable[str]) -> None:
     """Refuses files that are called like parts of a whole, `train-00000-of-00003.parquet`, where others are missing.
 
-    A card that states which files belong to the dataset leaves others out on purpose.
+    A card that names files one by one leaves others out on purpose; one with a pattern, as on the Hub, wants them all.
     """
     parts: dict[tuple[str, int, str], set[int]] = {}
-    for name in () if home.patterns else filter(None, map(home.inside, files)):
+    for name in filter(None, map(home.inside, files)):
         if match := _SHARD.fullmatch(name):
             parts.setdefault((match["start"], int(match["total"]), match["end"]), set()).add(int(match["number"]))
     for (start, total, end), found in parts.items():
         first = int(total in found)
-        missing = sorted({*range(first, first + total)} - found)
+        absent = [f"{start}-{n:05}-of-{total:05}{end}" for n in range(first, first + total) if n not in found]
+        wanted = [pattern.removeprefix("./").removesuffix("/") for pattern in home.patterns] or ["*"]
+        missing = [
+            name for name in absent if any(fnmatch(name, f"{each}{more}") for each in wanted for more in ("", "/*"))
+        ]
         if missing:
-            named = ", ".join(f"'{printable(start)}-{number:05}-of-{total:05}{end}'" for number in missing[:5])
+            named = ", ".join(f"'{printable(name)}'" for name in missing[:5])
             more = f", and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise InputError(
                 f"{len(missing)} of {total} files of '{home.name}' are missing: {named}{more}; fetch them, or name "
-                "the files that are to be read in a card"
+                "the files that are to be read in a card, one by one"
             )
 
 
